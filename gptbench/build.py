@@ -1,0 +1,123 @@
+"""Build: made on `meta`, quantised, checked against the memory there is, allocated, filled with seeded weights."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gptbench.config import Config, ModelConfig
+from gptbench.device import Device
+from gptbench.errors import DoesNotFitError
+from gptbench.model import Transformer, Weight
+from gptbench.model.transformer import RMSNorm
+from gptbench.quant import Quantisation
+from gptbench.targets import instantiate
+
+CACHE_MULTIPLE = 8
+"""The KV cache holds a multiple of so many positions, as in the seed."""
+
+
+def cache_length(config: Config) -> int:
+    """S, cached positions that the run needs: prompt and new tokens, rounded up."""
+    length = len(config.workload.prompt) + config.workload.new_tokens
+    return -(-length // CACHE_MULTIPLE) * CACHE_MULTIPLE
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a run needs on its device."""
+
+    weights: int
+    """Every weight, each storage once."""
+    kv_cache: int
+    """Keys and values of all layers, batch rows and cached positions."""
+    workspace: int
+    """Largest unquantised matrix while the weights are filled, and activations of the prefill."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.workspace
+
+    def __str__(self) -> str:
+        parts = f"weights {gb(self.weights)}, KV cache {gb(self.kv_cache)}, workspace {gb(self.workspace)}"
+        return f"{gb(self.total)} ({parts})"
+
+
+def gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def on_meta(config: ModelConfig, quant: Quantisation, dtype: torch.dtype) -> Transformer:
+    """The quantised model without any memory."""
+    with torch.device("meta"):
+        model: Transformer = instantiate(config, dtype)
+    return quant.convert(model).eval()
+
+
+def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
+    """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
+    config, itemsize = model.config, model.dtype.itemsize
+    kv = 2 * config.n_layers * batch * config.n_kv_heads * length * config.head_dim * itemsize
+    matrices = [w.float_shape[-2] * w.float_shape[-1] for w in model.modules() if isinstance(w, Weight)]
+    filling = max(matrices) * (4 + itemsize + 4)  # as drawn, as float32, and the quotient
+    tokens = batch * prompt
+    widest = max(config.dim, 2 * config.ffn_dim) * max(1, config.n_active_experts)
+    running = 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
+    return MemoryNeed(nbytes(model), kv, max(filling, running))
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of the parameters, each storage once."""
+    return sum(p.nbytes for p in model.parameters())  # `parameters` gives a shared one once
+
+
+def require_fit(config: Config, model: Transformer, device: Device, alternatives: Iterator[tuple[str, int]]) -> None:
+    """Refuses a run that needs more than the device has, before anything is allocated.
+
+    Args:
+        alternatives: what else the user could ask for, and the bytes that it needs.
+
+    Raises:
+        DoesNotFitError: with the numbers, and with the alternatives that fit.
+    """
+    work = config.workload
+    need = memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
+    free = device.free_memory()
+    if need.total <= free:
+        return
+    fitting = [f"  {what}: {gb(total)}" for what, total in alternatives if total <= free]
+    raise DoesNotFitError(
+        f"model={config.model.name} quant={config.quant.name} workload.batch_size={work.batch_size} needs {need}, "
+        f"and {device.torch} ({device.name}) has {gb(free)} free.\n"
+        + ("What would fit:\n" + "\n".join(fitting) if fitting else "Nothing that gptbench knows would fit.")
+    )
+
+
+def build(config: Config, model: Transformer, device: Device) -> Transformer:
+    """Gives a model on `meta` its memory, seeded weights and a KV cache for the workload."""
+    model.to_empty(device=device.torch)
+    fill(model, config.workload.seed)
+    model.allocate(config.workload.batch_size, cache_length(config), device.torch)
+    return model
+
+
+def fill(model: Transformer, seed: int) -> None:
+    """Seeded random weights, scaled so that activations stay of order one (see `Weight.std`).
+
+    Each matrix has a generator of its own, seeded with its name, so that it does not depend on what else is filled,
+    nor on the quantisation. CPU and GPU generators differ.
+    """
+    device = model.norm.weight.device
+    for name, module in model.named_modules():
+        if isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, Weight):
+            for index in module.matrices():
+                digest = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()
+                generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+                weight = torch.randn(
+                    module.float_shape[-2:], generator=generator, device=device, dtype=torch.float32
+                ).mul_(module.std)
+                module.assign(weight.to(model.dtype), *index)

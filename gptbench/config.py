@@ -1,0 +1,389 @@
+"""Every field a user can set: its meaning, its unit, and what it may hold.
+
+The YAML files in ``conf/`` hold values only. Hydra composes them, `load` turns the result into the tree of
+dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigError`, before anything is built.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from gptbench.errors import ConfigError
+
+
+class DeviceKind(Enum):
+    """`auto` takes the GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(Enum):
+    """Type of activations, KV cache and unquantised weights; `auto` is bfloat16 on a GPU, float32 on a CPU."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Scope(Enum):
+    """What one compiled graph holds: the whole model, or one block that all layers share."""
+
+    model = "model"
+    block = "block"
+
+
+class CudaGraph(Enum):
+    """`step`: one graph of our own for the whole step; `trees`: torch's cudagraph trees; `none`: kernel launches."""
+
+    step = "step"
+    trees = "trees"
+    none = "none"
+
+
+@dataclass(kw_only=True)
+class Section:
+    """One configuration group. `_target_` names the class that the section builds; only `TARGETS` are accepted."""
+
+    GROUP: ClassVar[str] = ""
+    TARGETS: ClassVar[tuple[str, ...]] = ()
+
+    _target_: str = MISSING
+    name: str = MISSING
+    """Short name, used in tables, run names and baselines."""
+
+    def __post_init__(self) -> None:
+        if self._target_ not in self.TARGETS:
+            raise self.error("_target_", self.TARGETS)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError where a value is out of range."""
+
+    def error(self, name: str, expected: Any) -> ConfigError:
+        return ConfigError(f"{self.GROUP}.{name}", getattr(self, name), expected)
+
+    def at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= low:  # `not >=` also refuses NaN
+                raise self.error(name, f"a number of at least {low}")
+
+
+@dataclass(kw_only=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary wavelengths (see `gptbench.model.rope`)."""
+
+    factor: float = MISSING
+    """How far the long wavelengths are stretched."""
+    low_freq_factor: float = 1.0
+    """Wavelengths over original_context / low_freq_factor are stretched in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths under original_context / high_freq_factor stay as they are."""
+    original_context: int = 8192
+    """Context the model was first trained with, in tokens."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig(Section):
+    """Shape of a decoder-only transformer. Capitals as in the whole code: see `gptbench.model.transformer`."""
+
+    GROUP: ClassVar[str] = "model"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.model.Transformer",)
+
+    vocab_size: int = MISSING
+    """V, tokens."""
+    dim: int = MISSING
+    """D, width of the residual stream."""
+    n_layers: int = MISSING
+    """Number of blocks."""
+    n_heads: int = MISSING
+    """H, query heads."""
+    n_kv_heads: int = MISSING
+    """G, key and value heads; divides n_heads."""
+    ffn_dim: int = MISSING
+    """F, inner width of the feed-forward network (of one expert, in a mixture)."""
+    context: int = MISSING
+    """Longest sequence the model was made for, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3's stretching of the wavelengths, or null."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    tied: bool = False
+    """Whether the output head is the embedding."""
+    n_experts: int = 0
+    """E, experts of a mixture; 0 is a dense model."""
+    n_active_experts: int = 0
+    """A, experts that each token goes through."""
+
+    @property
+    def head_dim(self) -> int:
+        """K, width of one head."""
+        return self.dim // self.n_heads
+
+    def check(self) -> None:
+        self.at_least(1, "vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "context")
+        self.at_least(0, "n_experts", "n_active_experts")
+        if not self.rope_theta > 0:
+            raise self.error("rope_theta", "a number over 0")
+        if not self.norm_eps > 0:
+            raise self.error("norm_eps", "a number over 0")
+        if self.dim % (2 * self.n_heads):
+            raise self.error("n_heads", f"a number that divides dim={self.dim} into heads of even width")
+        if self.n_heads % self.n_kv_heads:
+            raise self.error("n_kv_heads", f"a divisor of n_heads={self.n_heads}")
+        if self.n_experts and not 1 <= self.n_active_experts <= self.n_experts:
+            raise self.error("n_active_experts", f"a number from 1 to n_experts={self.n_experts}")
+        if not self.n_experts and self.n_active_experts:
+            raise self.error("n_active_experts", "0 where n_experts=0")
+        if (scaling := self.rope_scaling) is not None:
+            for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+                if not getattr(scaling, name) > 0:
+                    raise ConfigError(f"model.rope_scaling.{name}", getattr(scaling, name), "a number over 0")
+            if not scaling.high_freq_factor > scaling.low_freq_factor:
+                raise ConfigError(
+                    "model.rope_scaling.high_freq_factor",
+                    scaling.high_freq_factor,
+                    f"a number over low_freq_factor={scaling.low_freq_factor}",
+                )
+
+
+@dataclass(kw_only=True)
+class QuantConfig(Section):
+    """How the weights are stored. The class behind `_target_` has no options of its own."""
+
+    GROUP: ClassVar[str] = "quant"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.quant.Unquantised", "gptbench.quant.Int8")
+
+
+@dataclass(kw_only=True)
+class SamplingConfig(Section):
+    """How the next token is drawn: temperature first, then top_k, then top_p of what top_k left."""
+
+    GROUP: ClassVar[str] = "sampling"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sampling.Sampler",)
+
+    temperature: float = 1.0
+    """The logits are divided by it; 0 takes the most likely token."""
+    top_k: int | None = None
+    """Only the k most likely tokens, or null for all."""
+    top_p: float | None = None
+    """Only the smallest set of most likely tokens whose probability reaches p, or null for all."""
+
+    def check(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise self.error("temperature", "a finite number of at least 0 (0 is greedy)")
+        if self.top_k is not None and self.top_k < 1:
+            raise self.error("top_k", "a number of at least 1, or null for the whole vocabulary")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise self.error("top_p", "a number over 0 and at most 1, or null for no limit")
+
+
+@dataclass(kw_only=True)
+class DeviceConfig(Section):
+    """Where it runs."""
+
+    GROUP: ClassVar[str] = "device"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.device.Device",)
+
+    kind: DeviceKind = DeviceKind.auto
+    """auto, cpu or cuda."""
+    index: int = 0
+    """Which GPU, counted from 0."""
+    dtype: Dtype = Dtype.auto
+    """Type of activations, KV cache and unquantised weights."""
+    threads: int | None = None
+    """CPU threads for one operation, or null for one a core."""
+    measure_roof: bool = False
+    """Measure the read roof again, although outputs/roofs holds one for this device."""
+
+    def check(self) -> None:
+        self.at_least(0, "index")
+        self.at_least(1, "threads")
+
+
+@dataclass(kw_only=True)
+class EngineConfig(Section):
+    """What turns the model into something that prefills and decodes."""
+
+    GROUP: ClassVar[str] = "engine"
+
+    fresh_cache: bool = False
+    """Start from an empty compile cache, so that compile time is cold; else torch's usual cache is used."""
+    measure_warm_start: bool = False
+    """After the samples, start a second process on the same cache and measure its compile time, warm."""
+
+
+@dataclass(kw_only=True)
+class EagerConfig(EngineConfig):
+    """The reference: the model's own code, one operation after the other."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Eager",)
+
+
+@dataclass(kw_only=True)
+class InductorConfig(EngineConfig):
+    """Prefill and decode step compiled by TorchInductor."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Inductor",)
+
+    scope: Scope = Scope.block
+    """What is compiled as one graph: model or block."""
+    cuda_graph: CudaGraph = CudaGraph.step
+    """How a step is launched on a GPU: step, trees or none. Without meaning on a CPU."""
+    graph_prefill: bool = True
+    """Whether prefill, too, is launched as a CUDA graph."""
+    coordinate_descent_tuning: bool = True
+    """Inductor's search for block sizes by measuring, for every kernel."""
+
+
+@dataclass(kw_only=True)
+class WorkloadConfig(Section):
+    """What is run, and how often."""
+
+    GROUP: ClassVar[str] = "workload"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.generate.Workload",)
+
+    prompt: list[int] = MISSING
+    """Token ids of the prompt; every row of the batch gets the same."""
+    new_tokens: int = MISSING
+    """Tokens generated for each row; the first comes from the prefill, the others from decode steps."""
+    samples: int = MISSING
+    """Timed repetitions, after the warm-up."""
+    batch_size: int = 1
+    """B, sequences decoded at once."""
+    seed: int = 1234
+    """Seeds the random weights, and with the sample's number added the drawing of tokens."""
+
+    def check(self) -> None:
+        if not self.prompt:
+            raise self.error("prompt", "at least one token id")
+        self.at_least(2, "new_tokens")
+        self.at_least(1, "samples", "batch_size")
+        if not 0 <= self.seed < 2**31:
+            raise self.error("seed", "a number from 0 to 2147483647")
+
+
+@dataclass(kw_only=True)
+class TrackingConfig(Section):
+    """Where results are logged, beside result.json."""
+
+    GROUP: ClassVar[str] = "tracking"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.record.NoTracker",)
+
+
+@dataclass(kw_only=True)
+class MLflowConfig(TrackingConfig):
+    """MLflow: an embedded SQLite store, or any tracking server."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.record.MLflowTracker",)
+
+    uri: str | None = None
+    """Tracking server or store; null is sqlite in the outputs folder."""
+    experiment: str = "gptbench"
+    """MLflow experiment that the run belongs to."""
+    run_name: str | None = None
+    """Name of the run, or null for one made of model, quantisation and engine."""
+    timeout_s: float = 10.0
+    """Seconds a request to a tracking server may take."""
+    retries: int = 2
+    """How often a failed request is tried again."""
+
+    def check(self) -> None:
+        if not self.experiment:
+            raise self.error("experiment", "a name")
+        if not self.timeout_s > 0:
+            raise self.error("timeout_s", "a number of seconds over 0")
+        self.at_least(0, "retries")
+
+
+@dataclass(kw_only=True)
+class BaselineConfig(Section):
+    """Recorded targets, shown beside what is measured. Never compared as if from the same device."""
+
+    GROUP: ClassVar[str] = "baseline"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.compare.Baseline",)
+
+    device: str = MISSING
+    """Device that the targets were recorded on."""
+    targets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`model/weights` (``llama2_7b/int8``) to metric name to target, in the metric's unit."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = MISSING
+    quant: QuantConfig = MISSING
+    sampling: SamplingConfig = MISSING
+    device: DeviceConfig = MISSING
+    engine: EngineConfig = MISSING
+    workload: WorkloadConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    baseline: BaselineConfig = MISSING
+    outputs: str = "outputs"
+    """Folder for results, the MLflow store and measured roofs."""
+    commit: str | None = None
+    """Commit of the code where git cannot tell, as in a container."""
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ConfigError("outputs", self.outputs, "a folder")
+        length = len(self.workload.prompt) + self.workload.new_tokens
+        if length > self.model.context:
+            raise ConfigError(
+                "workload.new_tokens",
+                self.workload.new_tokens,
+                f"at most {self.model.context - len(self.workload.prompt)}: the prompt has "
+                f"{len(self.workload.prompt)} tokens and the context of {self.model.name} is {self.model.context}",
+            )
+        for token in self.workload.prompt:
+            if not 0 <= token < self.model.vocab_size:
+                raise ConfigError(
+                    "workload.prompt", token, f"token ids from 0 to {self.model.vocab_size - 1} for {self.model.name}"
+                )
+        if self.sampling.top_k is not None and self.sampling.top_k > self.model.vocab_size:
+            raise ConfigError(
+                "sampling.top_k", self.sampling.top_k, f"at most vocab_size={self.model.vocab_size} of {self.model.name}"
+            )
+
+
+def register() -> None:
+    """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="schema/engine", name="eager", node=EagerConfig)
+    store.store(group="schema/engine", name="inductor", node=InductorConfig)
+    store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
+
+
+def refuse_unknown(node: DictConfig, path: str = "") -> None:
+    """Raises ConfigError for a key that no dataclass has: Hydra's `+key=value` adds such keys past the schema."""
+    known = OmegaConf.get_type(node)
+    if not is_dataclass(known):
+        return
+    names = [entry.name for entry in fields(known)]
+    for key in node:
+        if key not in names:
+            raise ConfigError(f"{path}{key}", OmegaConf.select(node, str(key)), ["no such field; the fields are", *names])
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            refuse_unknown(node[key], f"{path}{key}.")
+
+
+def load(composed: DictConfig) -> Config:
+    """The validated tree for what Hydra composed. Raises ConfigError."""
+    refuse_unknown(composed)
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(missing[0], "???", "a value")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config

@@ -1,0 +1,113 @@
+"""The device that a run uses, and what differs between a GPU and a CPU."""
+
+import ctypes
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from gptbench.config import DeviceConfig, DeviceKind, Dtype
+from gptbench.errors import ConfigError
+
+
+class Device:
+    """One GPU, or the CPU.
+
+    Attributes:
+        torch: the torch device.
+        dtype: type of activations, KV cache and unquantised weights.
+        name: the vendor's name of the processor.
+
+    Raises:
+        ConfigError: the device that the configuration names is not there.
+    """
+
+    def __init__(self, config: DeviceConfig) -> None:
+        kind = config.kind
+        if kind is DeviceKind.auto:
+            kind = DeviceKind.cuda if torch.cuda.is_available() else DeviceKind.cpu
+        self.is_cuda = kind is DeviceKind.cuda
+        if self.is_cuda:
+            count = torch.cuda.device_count()
+            if count == 0:
+                raise ConfigError("device.kind", "cuda", "cpu or auto: torch sees no GPU here")
+            if config.index >= count:
+                raise ConfigError("device.index", config.index, range(count))
+            self.torch = torch.device("cuda", config.index)
+            torch.cuda.set_device(self.torch)
+            self.name = torch.cuda.get_device_name(self.torch)
+        else:
+            if config.index != 0:
+                raise ConfigError("device.index", config.index, "0 on a CPU")
+            self.torch = torch.device("cpu")
+            self.name = cpu_name()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
+        if config.dtype is not Dtype.auto:
+            self.dtype = getattr(torch, config.dtype.value)
+
+    @property
+    def key(self) -> str:
+        """Name for files about this device; a CPU's roof depends on the number of threads."""
+        name = self.name if self.is_cuda else f"{self.name} {torch.get_num_threads()} threads"
+        return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated."""
+        if self.is_cuda:
+            return torch.cuda.mem_get_info(self.torch)[0]
+        return min(psutil.virtual_memory().available, cgroup_free_memory())
+
+    def synchronize(self) -> None:
+        """Waits until all work given to the device is done."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.torch)
+
+    def release_memory(self) -> None:
+        """Gives back what torch's allocator keeps, so that another process can have it."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+        elif platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
+
+    def reset_peak_memory(self) -> None:
+        """Starts the peak again from what is in use now."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.torch)
+        elif CLEAR_REFS.exists():
+            CLEAR_REFS.write_text("5")  # resets VmHWM: proc(5)
+
+    def peak_memory(self) -> int:
+        """Bytes: the allocator's peak on a GPU, the process's resident peak on a CPU (of the process where the
+        kernel cannot reset it)."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated(self.torch)
+        status = Path("/proc/self/status")
+        if status.exists():
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            if "VmHWM" in fields:
+                return int(fields["VmHWM"].split()[0]) * 1024
+        return psutil.Process().memory_info().rss
+
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def cpu_name() -> str:
+    """The processor's name, as the kernel tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cgroup_free_memory() -> int:
+    """Bytes left under the memory limit of the control group (version 2) that this process is in."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return 2**63
+    return max(0, int(limit.read_text()) - int(used.read_text()))

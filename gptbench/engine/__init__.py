@@ -1,0 +1,7 @@
+"""Prepare: what turns a model into something that prefills and decodes. One file for each engine."""
+
+from gptbench.engine.base import Engine
+from gptbench.engine.eager import Eager
+from gptbench.engine.inductor import Inductor
+
+__all__ = ["Eager", "Engine", "Inductor"]

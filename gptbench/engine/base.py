@@ -1,0 +1,117 @@
+"""What every engine is: a state on the device, a prefill and a decode step that advance it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptbench.config import EngineConfig
+from gptbench.device import Device
+from gptbench.model import Transformer
+from gptbench.sampling import Sampler, sample
+
+
+@dataclass
+class State:
+    """Tensors that live as long as the engine, at fixed addresses, and are only ever changed in place."""
+
+    tokens: Tensor
+    """int64 [B, S + 1]: the prompt, then each new token at its position; the last one is never fed."""
+    token: Tensor
+    """int64 [B, 1]: the token that the next step is fed."""
+    position: Tensor
+    """int64 [1]: its position."""
+    logits: Tensor
+    """float32 [B, V]: what the last token was drawn from."""
+    uniform: Tensor
+    """float32 [B, 1]: the random numbers of this step."""
+
+
+class Engine:
+    """Prefills and decodes one batch. Nothing here waits for the device.
+
+    Args:
+        config: the engine's section.
+        model: with its weights and its KV cache.
+        sampler: settings of the drawing, read at every step.
+        device: where the model is.
+        prompt_length: T, tokens of every prompt.
+
+    Attributes:
+        state: see `State`.
+        filled: cached positions that are filled.
+        length: S, cached positions that there are.
+        generator: where the random numbers come from; reseed it with `seed`.
+    """
+
+    def __init__(
+        self, config: EngineConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+    ) -> None:
+        self.config, self.model, self.sampler, self.device = config, model, sampler, device
+        self.prompt_length = prompt_length
+        self.batch, _, self.length, _ = model.blocks[0].attention.k_cache.shape
+        self.state = State(
+            tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
+            token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
+            position=torch.zeros(1, dtype=torch.int64, device=device.torch),
+            logits=torch.zeros(self.batch, model.config.vocab_size, device=device.torch),
+            uniform=torch.zeros(self.batch, 1, device=device.torch),
+        )
+        self.prompt = torch.zeros(self.batch, prompt_length, dtype=torch.int64, device=device.torch)
+        self.prompt_positions = torch.arange(prompt_length, device=device.torch)
+        self.generator = torch.Generator(device.torch)
+        self.filled = 0
+
+    def prepare(self) -> None:
+        """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
+
+    def seed(self, seed: int) -> None:
+        """Makes the tokens drawn from here on depend on `seed` alone."""
+        self.generator.manual_seed(seed)
+
+    @torch.no_grad()
+    def prefill(self, prompt: Tensor) -> None:
+        """Starts anew with prompt, int64 [B, T] on the device; draws the first new token of each row."""
+        self.prompt.copy_(prompt)
+        self.filled = self.prompt_length
+        self.run_prefill()
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Feeds each row's last token and draws the next one.
+
+        Raises:
+            IndexError: the cache is full.
+        """
+        if self.filled >= self.length:
+            raise IndexError(f"the KV cache holds {self.length} positions, and all are filled")
+        self.filled += 1
+        self.run_decode()
+
+    def run_prefill(self) -> None:
+        """Reads `prompt`, changes the state."""
+        raise NotImplementedError
+
+    def run_decode(self) -> None:
+        """Reads and changes the state."""
+        raise NotImplementedError
+
+    def positions_read(self, position: int) -> int:
+        """Cached positions that the step at `position` reads, whether they are filled or padding."""
+        raise NotImplementedError
+
+    def rewind(self) -> None:
+        """Sets the state to the end of the prompt."""
+        state = self.state
+        state.tokens[:, : self.prompt_length].copy_(self.prompt)
+        state.position.fill_(self.prompt_length - 1)
+
+    def advance(self, hidden: Tensor) -> None:
+        """Draws the next token from the residual stream [B, D] of the last fed position; it is the next to be fed."""
+        state = self.state
+        logits = self.model.logits(hidden)
+        token = sample(logits, state.uniform, *self.sampler.settings).unsqueeze(-1)
+        state.logits.copy_(logits)
+        state.position.add_(1)
+        state.tokens.index_copy_(1, state.position, token)
+        state.token.copy_(token)

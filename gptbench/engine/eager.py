@@ -1,0 +1,21 @@
+"""The reference: the model's own code, one operation after the other. Every engine is tested against it."""
+
+from gptbench.engine.base import Engine
+
+
+class Eager(Engine):
+    """Reads only the filled part of the cache: the host knows how far it is filled."""
+
+    def run_prefill(self) -> None:
+        self.rewind()
+        self.state.uniform.uniform_(generator=self.generator)
+        hidden = self.model.hidden(self.prompt, self.prompt_positions, self.filled)
+        self.advance(hidden[:, -1])
+
+    def run_decode(self) -> None:
+        self.state.uniform.uniform_(generator=self.generator)
+        hidden = self.model.hidden(self.state.token, self.state.position, self.filled)
+        self.advance(hidden[:, -1])
+
+    def positions_read(self, position: int) -> int:
+        return position + 1

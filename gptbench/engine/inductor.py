@@ -1,0 +1,94 @@
+"""Prefill and decode step compiled by TorchInductor, launched on a GPU as CUDA graphs.
+
+Where the seed lets torch's cudagraph trees launch each step, here a whole step, drawing and bookkeeping included, is
+captured once into a CUDA graph of our own: a replay needs no guards, no copies of inputs, and nothing from the host
+but the launch. On a CPU the compiled C++ is called directly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptbench.config import CudaGraph, InductorConfig, Scope
+from gptbench.device import Device
+from gptbench.engine.base import Engine
+from gptbench.model import Transformer
+from gptbench.sampling import Sampler
+
+WARM_UP_CALLS = 3
+"""Before a capture. torch's trees record at the second call, and replay from the third on."""
+
+
+class Inductor(Engine):
+    """Reads the whole cache at every step, its padding included: how much is read is fixed when it is compiled."""
+
+    config: InductorConfig
+
+    def __init__(
+        self, config: InductorConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+    ) -> None:
+        super().__init__(config, model, sampler, device, prompt_length)
+        trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
+        self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
+        self.options: dict[str, Any] = {"coordinate_descent_tuning": config.coordinate_descent_tuning}
+        self.finish = self.compile(self.advance, cudagraphs=trees)
+        if config.scope is Scope.block:
+            for block in model.blocks:
+                block.compile(fullgraph=True, dynamic=False, options=self.options | {"triton.cudagraphs": trees})
+            self.prefill_hidden = self.decode_hidden = model.hidden
+        else:
+            self.prefill_hidden = self.compile(model.hidden, cudagraphs=trees and config.graph_prefill)
+            self.decode_hidden = self.compile(model.hidden, cudagraphs=trees)
+        if trees:
+            for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings):
+                torch._dynamo.mark_static_address(tensor)
+        self.launch_prefill: Callable[[], None] = self.prefill_step
+        self.launch_decode: Callable[[], None] = self.decode_step
+
+    def compile(self, function: Callable, cudagraphs: bool) -> Callable:
+        options = self.options | {"triton.cudagraphs": cudagraphs}
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        self.filled = self.prompt_length
+        for _ in range(WARM_UP_CALLS):
+            self.prefill_step()
+            self.decode_step()
+        if self.captures:
+            if self.config.graph_prefill:
+                self.launch_prefill = self.capture(self.prefill_step)
+            self.launch_decode = self.capture(self.decode_step)
+        self.device.synchronize()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Records what a step launches; the result launches it again, with the generator's next random numbers."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def run_prefill(self) -> None:
+        self.launch_prefill()
+
+    def run_decode(self) -> None:
+        self.launch_decode()
+
+    def prefill_step(self) -> None:
+        self.rewind()
+        self.state.uniform.uniform_(generator=self.generator)
+        self.finish_with(self.prefill_hidden(self.prompt, self.prompt_positions, self.length))
+
+    def decode_step(self) -> None:
+        self.state.uniform.uniform_(generator=self.generator)
+        self.finish_with(self.decode_hidden(self.state.token, self.state.position, self.length))
+
+    def finish_with(self, hidden: Tensor) -> None:
+        # A copy, so that prefill and decode give the compiler the same strides and share one graph.
+        self.finish(hidden[:, -1].clone(memory_format=torch.contiguous_format))
+
+    def positions_read(self, position: int) -> int:
+        return self.length

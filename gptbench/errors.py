@@ -1,0 +1,31 @@
+"""The errors that a user can cause. Each names the field, the value and the choices."""
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can put right: shown without a traceback, the exit code is 2."""
+
+
+class ConfigError(UserError):
+    """A configuration field that holds a value it cannot have.
+
+    Args:
+        field: dotted path of the field, as it is written on the command line (``sampling.top_k``).
+        value: what it holds.
+        expected: what it could hold; joined by commas where it is a list of choices.
+    """
+
+    def __init__(self, field: str, value: object, expected: str | Iterable[object]) -> None:
+        if not isinstance(expected, str):
+            expected = "one of " + ", ".join(str(choice) for choice in expected)
+        super().__init__(f"{field}={value}: expected {expected}")
+        self.field, self.value, self.expected = field, value, expected
+
+
+class DoesNotFitError(UserError):
+    """A run that needs more memory than the device has."""
+
+
+class TrackingError(UserError):
+    """A tracking server that cannot be reached, or refuses what it is sent."""

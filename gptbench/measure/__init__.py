@@ -1,0 +1,1 @@
+"""Measure: raw samples with units, compile time, bytes per step, and the device's own limit."""

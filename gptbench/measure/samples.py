@@ -1,0 +1,123 @@
+"""Samples: repeated generations, each with the time of every step, after a warm-up until nothing compiles any more."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gptbench.engine import Engine
+from gptbench.generate import Workload, generate
+from gptbench.measure.compilation import CompileWatch
+
+MOST_WARM_UPS = 10
+
+
+@dataclass
+class Sample:
+    """One generation of the whole workload, raw."""
+
+    ttft_s: float
+    """Time to first token: seconds of the prefill, the drawing of its token included."""
+    step_s: list[float]
+    """Seconds of each decode step."""
+    call_s: float
+    """Seconds of the whole call by the host's clock, waiting for the device included: what the seed measures."""
+    compiles: int
+    """Graphs and kernels compiled or recorded meanwhile; a sample with any is left out of the statistics."""
+    allocations: int | None
+    """Requests to the GPU's allocator meanwhile; None on a CPU."""
+    peak_memory_bytes: int
+    """Most memory in use so far in this run: the allocator's on a GPU, the process's on a CPU."""
+    finite: bool
+    """Whether the last logits and all that was cached are finite; checked after the timed region."""
+    tokens: list[list[int]]
+    """New tokens of each row."""
+
+
+@dataclass
+class WarmUp:
+    """A generation before the samples."""
+
+    call_s: float
+    """Seconds by the host's clock."""
+    compiles: int
+    """Graphs and kernels compiled or recorded meanwhile."""
+
+
+class StillCompilingError(RuntimeError):
+    """Every warm-up generation compiled something."""
+
+
+def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWatch) -> Sample:
+    """Runs and checks one generation."""
+    device = engine.device
+    engine.seed(seed)
+    compiled = watch.count
+    gc.collect()
+    gc.disable()  # a collection in the midst of it would be counted as decoding
+    try:
+        allocated = allocations(engine)
+        device.synchronize()
+        start = time.perf_counter()
+        generate(engine, workload)
+        device.synchronize()
+        call_s = time.perf_counter() - start
+        allocated_after = allocations(engine)
+    finally:
+        gc.enable()
+    ttft_s, *step_s = workload.clock.intervals()
+    first = engine.prompt_length
+    return Sample(
+        ttft_s=ttft_s,
+        step_s=step_s,
+        call_s=call_s,
+        compiles=watch.count - compiled,
+        allocations=None if allocated is None or allocated_after is None else allocated_after - allocated,
+        peak_memory_bytes=device.peak_memory(),
+        finite=all_finite(engine),
+        tokens=engine.state.tokens[:, first : first + workload.new_tokens].tolist(),
+    )
+
+
+def warm_up(engine: Engine, workload: Workload, watch: CompileWatch) -> list[WarmUp]:
+    """Generates until a whole generation compiles nothing.
+
+    Raises:
+        StillCompilingError: after `MOST_WARM_UPS` generations.
+    """
+    calls: list[WarmUp] = []
+    while not calls or calls[-1].compiles:
+        if len(calls) == MOST_WARM_UPS:
+            raise StillCompilingError(f"{MOST_WARM_UPS} generations each compiled something; the last: {calls[-1]}")
+        sample = take_sample(engine, workload, workload.config.seed, watch)
+        calls.append(WarmUp(sample.call_s, sample.compiles))
+    return calls
+
+
+def take_samples(
+    engine: Engine, workload: Workload, watch: CompileWatch, done: Callable[[Sample], None]
+) -> list[Sample]:
+    """The workload's samples; `done` is told of each, outside the timed region."""
+    samples = []
+    for index in range(workload.config.samples):
+        samples.append(take_sample(engine, workload, workload.config.seed + index, watch))
+        done(samples[-1])
+    return samples
+
+
+def allocations(engine: Engine) -> int | None:
+    """Blocks asked of the GPU's allocator so far."""
+    if not engine.device.is_cuda:
+        return None
+    return torch.cuda.memory_stats(engine.device.torch).get("allocation.all.allocated", 0)
+
+
+def all_finite(engine: Engine) -> bool:
+    """Whether the last logits and the whole KV cache are finite. A NaN or infinity of an earlier step stays in the
+    cache; that of the padding is 0."""
+    tensors = [engine.state.logits]
+    for block in engine.model.blocks:
+        tensors += [block.attention.k_cache, block.attention.v_cache]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -1,0 +1,212 @@
+"""A decoder-only transformer, dense or mixture of experts, over a static KV cache.
+
+Shapes: B batch, T tokens fed at once, S cached positions, D model width, H heads, G key-value heads, K head width,
+F feed-forward width, E experts, A active experts, V vocabulary, P token-expert pairs.
+
+Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXiv:2401.04088.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptbench.config import ModelConfig
+from gptbench.model.linear import Embedding, ExpertLinear, Linear, Router
+from gptbench.model.rope import rotate, rotation_table
+
+LOGIT_SPREAD = 2.0
+"""Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
+
+
+class RMSNorm(nn.Module):
+    """x [..., D] over its root mean square, times weight [D]. Zhang and Sennrich, 2019, arXiv:1910.07467."""
+
+    def __init__(self, dim: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return (x32 * scale).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention. Ainslie et al., 2023, arXiv:2305.13245."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        self.wqkv = Linear(rows, config.dim, std=config.dim**-0.5, dtype=dtype)
+        self.wo = Linear(config.dim, config.dim, std=residual_std(config, config.dim), dtype=dtype)
+
+    def allocate(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Makes the cache, zeroed: masked positions are multiplied by 0, and 0 times garbage may be NaN."""
+        shape = (batch, self.kv_heads, length, self.head_dim)
+        self.register_buffer("k_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
+        self.register_buffer("v_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, read: int) -> Tensor:
+        """x [B, T, D] at positions [T]; appends to the cache, and attends to its first `read` positions."""
+        batch, tokens, _ = x.shape
+        qkv = self.wqkv(x).view(batch, tokens, self.heads + 2 * self.kv_heads, self.head_dim)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+        self.k_cache.index_copy_(2, positions, k)
+        self.v_cache.index_copy_(2, positions, v)
+        if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        else:
+            y = self.attend_to_cache(q, positions, read)
+        return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def attend_to_cache(self, q: Tensor, positions: Tensor, read: int) -> Tensor:
+        """One query for each head, q [B, H, 1, K], over the cache: [B, H, 1, K]. Softmax in float32."""
+        k, v = self.k_cache[:, :, :read], self.v_cache[:, :, :read]
+        grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)  # [B, G, H/G, K]
+        scores = torch.matmul(grouped, k.transpose(-1, -2)).float() * self.head_dim**-0.5
+        future = torch.arange(read, device=q.device) > positions
+        probabilities = scores.masked_fill(future, -torch.inf).softmax(-1).to(q.dtype)
+        return torch.matmul(probabilities, v).view_as(q)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU. Shazeer, 2020, arXiv:2002.05202. The gate's and the other input's matrices lie one below the other."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w13 = Linear(2 * config.ffn_dim, config.dim, std=config.dim**-0.5, dtype=dtype)
+        self.w2 = Linear(config.dim, config.ffn_dim, std=residual_std(config, config.ffn_dim), dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] to [B, T, D]."""
+        gate, value = self.w13(x).chunk(2, dim=-1)
+        return self.w2(F.silu(gate) * value)
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes through the A experts that the router likes best, weighted by their renormalised softmax."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.experts, self.active = config.n_experts, config.n_active_experts
+        self.router = Router(config.n_experts, config.dim, std=config.dim**-0.5, dtype=dtype)
+        self.w13 = ExpertLinear(config.n_experts, 2 * config.ffn_dim, config.dim, std=config.dim**-0.5, dtype=dtype)
+        std = residual_std(config, config.ffn_dim)
+        self.w2 = ExpertLinear(config.n_experts, config.dim, config.ffn_dim, std=std, dtype=dtype)
+
+    def experts_read(self, tokens: int) -> int:
+        """How many experts' matrices are read for so many tokens: one for each pair, or all once where that is less."""
+        return min(tokens * self.active, self.experts)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, D] to the weights (float32) and the numbers of the chosen experts, each [N, A]."""
+        probabilities = self.router(x).float().softmax(-1)
+        weights, chosen = probabilities.topk(self.active, dim=-1)
+        return weights / weights.sum(-1, keepdim=True), chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] to [B, T, D]."""
+        flat = x.flatten(0, 1)
+        weights, chosen = self.route(flat)
+        if flat.shape[0] * self.active < self.experts:
+            y = self.each_pair(flat, weights, chosen)
+        else:
+            y = self.each_expert(flat, weights, chosen)
+        return y.view_as(x)
+
+    def each_pair(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Reads one expert for each of the P = N·A pairs: fewest bytes for a token or two."""
+        gate, value = self.w13(x.repeat_interleave(self.active, dim=0), chosen.flatten()).chunk(2, dim=-1)
+        y = self.w2(F.silu(gate) * value, chosen.flatten()).view(*weights.shape, -1)
+        return (y.float() * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+
+    def each_expert(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Reads every expert once and feeds it every token, with weight 0 where it was not chosen: no dynamic shape."""
+        y = torch.zeros_like(x, dtype=torch.float32)
+        for expert in range(self.experts):
+            weight = torch.where(chosen == expert, weights, 0.0).sum(-1, keepdim=True)
+            gate, value = self.w13.dense(x, expert).chunk(2, dim=-1)
+            y = y + weight * self.w2.dense(F.silu(gate) * value, expert).float()
+        return y.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm: attention, then the feed-forward network, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps, dtype)
+        self.attention = Attention(config, dtype)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps, dtype)
+        self.ffn = MixtureOfExperts(config, dtype) if config.n_experts else FeedForward(config, dtype)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, read: int) -> Tensor:
+        """x [B, T, D] to [B, T, D]."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, positions, read)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """Tokens to logits. Make it under ``torch.device("meta")``: the weights come later, by `gptbench.build`.
+
+    Args:
+        config: shape of the model.
+        dtype: type of weights, activations and KV cache.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        head_std = LOGIT_SPREAD * config.dim**-0.5
+        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
+        self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
+        # A tied embedding stays small, as the head's: else each token would above all predict itself.
+        self.embedding = (
+            self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
+        )
+
+    def allocate(self, batch: int, length: int, device: torch.device) -> None:
+        """Makes the KV caches [B, G, length, K] of every block, and the table of rotations."""
+        for block in self.blocks:
+            block.attention.allocate(batch, length, self.dtype, device)
+        cos, sin = rotation_table(self.config, length, device)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, read: int) -> Tensor:
+        """tokens [B, T] at positions [T] to the residual stream after the last block, [B, T, D].
+
+        T > 1 starts an empty cache at position 0. T = 1 attends to the first `read` cached positions, of which those
+        after its own are masked.
+        """
+        x = self.embedding.rows(tokens)
+        cos, sin = self.cos[positions], self.sin[positions]
+        for block in self.blocks:
+            x = block(x, cos, sin, positions, read)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Residual stream [..., D] to logits: float32 [..., V]."""
+        return self.head(self.norm(hidden)).float()
+
+    def forward(self, tokens: Tensor, positions: Tensor, read: int) -> Tensor:
+        """As `hidden`, then the logits after the last token: float32 [B, V]."""
+        return self.logits(self.hidden(tokens, positions, read)[:, -1])
+
+
+def residual_std(config: ModelConfig, fan_in: int) -> float:
+    """Of the two matrices in each layer that write to the residual stream: all layers together add about one.
+
+    The 2 makes up for what comes in: SwiGLU halves what it is given, and attention averages it.
+    """
+    return 2 * (fan_in * 2 * config.n_layers) ** -0.5

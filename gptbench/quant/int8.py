@@ -1,0 +1,85 @@
+"""int8, weight only: symmetric, one scale for each output row (and expert). Activations keep their type.
+
+The stored integer is round(w / scale) with scale = max|row| / 127. Products are formed with the integers and scaled
+afterwards, once for each output.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptbench.config import ModelConfig
+from gptbench.model.linear import ExpertLinear, Linear, Weight, reduces, reduction
+from gptbench.quant.base import Quantisation
+
+ALIGNMENT = 16
+"""Bytes of the widest load: a row of int8 must be a whole number of them."""
+
+
+def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """weight [N, D] to int8 [N, D] from -127 to 127 and scale [N]. A row of zeros gets scale 1.
+
+    The integers belong to the scale as it is stored, so that rounding the scale adds no error of its own.
+    """
+    weight = weight.float()
+    largest = weight.abs().amax(-1)
+    scale = torch.where(largest > 0, largest / 127, 1.0).to(scale_dtype)
+    integers = (weight / scale.float().unsqueeze(-1)).round().clamp(-127, 127)
+    return integers.to(torch.int8), scale
+
+
+class Int8Weight(Weight):
+    """weight int8 [..., N, D] and scale [..., N]."""
+
+    def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
+        super().__init__(*shape, std=std, dtype=torch.int8)
+        self.scale = nn.Parameter(torch.empty(shape[:-1], dtype=dtype), requires_grad=False)
+
+    def assign(self, weight: Tensor, *expert: int) -> None:
+        integers, scale = quantise_rows(weight, self.scale.dtype)
+        super().assign(integers, *expert)
+        self.scale[expert].copy_(scale) if expert else self.scale.copy_(scale)
+
+
+class Int8Linear(Int8Weight):
+    """`gptbench.model.Linear` with int8 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] to [..., N]."""
+        if reduces(x.numel() // x.shape[-1]):
+            return (reduction(x, self.weight) * self.scale.float()).to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Dequantised rows, as an embedding looks them up: index [...] to [..., D]."""
+        return self.weight[index].to(self.scale.dtype) * self.scale[index].unsqueeze(-1)
+
+
+class Int8ExpertLinear(Int8Weight):
+    """`gptbench.model.ExpertLinear` with int8 weights."""
+
+    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
+        """Each row of x [P, D] times the matrix of its own expert [P]: [P, N]."""
+        if torch.compiler.is_compiling():
+            return (reduction(x, self.weight[expert]) * self.scale[expert].float()).to(x.dtype)
+        return torch.bmm(self.weight[expert].to(x.dtype), x.unsqueeze(-1)).squeeze(-1) * self.scale[expert]
+
+    def dense(self, x: Tensor, expert: int) -> Tensor:
+        """All of x [P, D] times the matrix of one expert: [P, N]."""
+        return F.linear(x, self.weight[expert].to(x.dtype)) * self.scale[expert]
+
+
+class Int8(Quantisation):
+    """int8 for every matrix but the router's and an untied embedding; norms are left alone."""
+
+    replacements: ClassVar[dict[type[Weight], type[Weight]]] = {Linear: Int8Linear, ExpertLinear: Int8ExpertLinear}
+
+    def refuse(self, model: ModelConfig, dtype: torch.dtype) -> str | None:
+        if dtype == torch.float16:
+            return "device.dtype=bfloat16 or float32: sums of unscaled products may pass float16's 65504"
+        for name in ("dim", "ffn_dim"):
+            if getattr(model, name) % ALIGNMENT:
+                return f"a model whose {name} is a multiple of {ALIGNMENT} (it is {getattr(model, name)})"
+        return None

@@ -1,0 +1,85 @@
+"""The whole record of a run, as `result.json` holds it: raw samples with units; statistics are computed when read.
+
+The file is one JSON object with the fields of `Result`, nested as the dataclasses are; names end in their unit
+(`_s` seconds, `_bytes`, `_w` watts, GB = 1e9 bytes). A change that an older reader would misread raises
+`SCHEMA_VERSION`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gptbench.errors import UserError
+from gptbench.measure.compilation import Compilation
+from gptbench.measure.environment import Environment
+from gptbench.measure.roof import Roof
+from gptbench.measure.samples import Sample, WarmUp
+from gptbench.measure.traffic import Traffic
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Result:
+    """One run."""
+
+    started: str
+    """When, ISO 8601."""
+    command: list[str]
+    """Command line that repeats it."""
+    sweep: str | None
+    """Folder of the sweep that it belongs to."""
+    config: dict[str, Any]
+    """The whole configuration, as the groups in conf/ have it, resolved."""
+    environment: Environment
+    dtype: str
+    """Type of activations, KV cache and unquantised weights."""
+    roof: Roof
+    """Of the device, as used for MBU."""
+    load_s: float
+    """Seconds to make and fill the weights."""
+    memory_need_bytes: dict[str, int]
+    """What the run was expected to need before it was started: weights, kv_cache, workspace."""
+    traffic: Traffic
+    compilations: list[Compilation]
+    """First the one before the samples, then, if measured, that of a second process."""
+    warm_ups: list[WarmUp]
+    samples: list[Sample]
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: Path) -> Path:
+        """Writes `result.json` to the folder; never over another one: a second one becomes `result-2.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = folder / ("result.json" if number == 1 else f"result-{number}.json")
+            try:
+                with path.open("x") as file:
+                    json.dump(asdict(self), file, indent=1)
+                return path
+            except FileExistsError:
+                number += 1
+
+    @classmethod
+    def load(cls, path: Path) -> "Result":
+        """Reads a file that `save` wrote.
+
+        Raises:
+            UserError: the file is not there, or no such result, or of another schema version.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            if raw["schema_version"] != SCHEMA_VERSION:
+                raise UserError(
+                    f"{path}: schema_version={raw['schema_version']}, and this gptbench reads {SCHEMA_VERSION}"
+                )
+            raw["environment"] = Environment(**raw["environment"])
+            raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
+            raw["traffic"] = Traffic(**raw["traffic"])
+            raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
+            raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
+            raw["samples"] = [Sample(**entry) for entry in raw["samples"]]
+            return cls(**raw)
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a result of gptbench: {error!r}") from error

@@ -1,0 +1,87 @@
+"""Statistics of a result, computed from its raw samples whenever they are read."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptbench.measure.samples import Sample
+from gptbench.record.result import Result
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of each sample. What is reported of a run is the median over its samples."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS = (
+    Metric("decode_tokens_per_s", "tokens/s", "decode: tokens of all decode steps over the time of all of them"),
+    Metric("tpot_p50_s", "s", "time per output token: median decode step"),
+    Metric("tpot_p90_s", "s", "time per output token: 90th percentile of the decode steps"),
+    Metric("tpot_p99_s", "s", "time per output token: 99th percentile of the decode steps"),
+    Metric("ttft_s", "s", "time to first token: prefill and the drawing of its token"),
+    Metric("decode_gb_per_s", "GB/s", "decode: bytes per step over the time of a step"),
+    Metric("mbu", "", "memory bandwidth utilisation: decode_gb_per_s over the read roof"),
+    Metric("seed_tokens_per_s", "tokens/s", "the seed's figure: all new tokens over the whole call, prefill included"),
+    Metric("seed_gb_per_s", "GB/s", "the seed's figure: weights times seed_tokens_per_s"),
+    Metric("peak_memory_bytes", "B", "most memory in use"),
+)
+
+
+def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
+    """Every one of `METRICS` for one sample."""
+    batch = len(sample.tokens)
+    decode_s = sum(sample.step_s)
+    p50, p90, p99 = np.percentile(sample.step_s, [50, 90, 99])
+    gb_per_s = sum(result.traffic.steps) / decode_s / 1e9
+    seed_tokens_per_s = batch * len(sample.tokens[0]) / sample.call_s
+    return {
+        "decode_tokens_per_s": batch * len(sample.step_s) / decode_s,
+        "tpot_p50_s": float(p50),
+        "tpot_p90_s": float(p90),
+        "tpot_p99_s": float(p99),
+        "ttft_s": sample.ttft_s,
+        "decode_gb_per_s": gb_per_s,
+        "mbu": gb_per_s / result.roof.gb_per_s,
+        "seed_tokens_per_s": seed_tokens_per_s,
+        "seed_gb_per_s": result.traffic.weights * seed_tokens_per_s / batch / 1e9,
+        "peak_memory_bytes": float(sample.peak_memory_bytes),
+    }
+
+
+def valid_samples(result: Result) -> list[Sample]:
+    """Samples during which nothing was compiled."""
+    return [sample for sample in result.samples if not sample.compiles]
+
+
+def compile_metrics(result: Result) -> dict[str, float]:
+    """Compile times under the state of the cache they met: compile_cold_s, compile_warm_s, ..., and the seed's."""
+    metrics: dict[str, float] = {}
+    for compilation in result.compilations:
+        metrics[f"compile_{compilation.cache}_s"] = compilation.total_s
+        if compilation.seed_s is not None:
+            metrics["seed_compile_s"] = compilation.seed_s
+    return metrics
+
+
+def summary(result: Result) -> dict[str, float]:
+    """Median of each metric over the valid samples, then compile times, bytes and the roof. Without a valid sample,
+    the medians are missing."""
+    rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
+    medians = {m.name: float(np.median([row[m.name] for row in rows])) for m in METRICS} if rows else {}
+    return (
+        medians
+        | compile_metrics(result)
+        | {
+            "load_s": result.load_s,
+            "weight_gb_per_step": result.traffic.weights / 1e9,
+            "gb_per_step": float(np.mean(result.traffic.steps)) / 1e9,
+            "read_roof_gb_per_s": result.roof.gb_per_s,
+            "samples_valid": float(len(rows)),
+            "samples_all": float(len(result.samples)),
+            "finite": float(all(sample.finite for sample in result.samples)),
+        }
+    )
