@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptbench.config import Config, ModelConfig
+from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
 from gptbench.model import Transformer, Weight
@@ -68,6 +68,34 @@ def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> Mem
     return MemoryNeed(nbytes(model), kv, max(filling, running))
 
 
+def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:
+    """`memory_need` for the workload of a configuration."""
+    work = config.workload
+    return memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
+
+
+def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
+    """What a user could ask for instead, and the bytes that it needs: other weights, fewer sequences, other models."""
+    work = config.workload
+
+    def need(model: ModelConfig, quant: QuantConfig, batch: int) -> int | None:
+        quantisation: Quantisation = instantiate(quant)
+        if quantisation.refuse(model, device.dtype) or len(work.prompt) + work.new_tokens > model.context:
+            return None
+        meta = on_meta(model, quantisation, device.dtype)
+        return memory_need(meta, batch, len(work.prompt), cache_length(config)).total
+
+    for quant in options("quant", QuantConfig):
+        batch = work.batch_size
+        while batch:
+            if (total := need(config.model, quant, batch)) is not None:
+                yield f"quant={quant.name} workload.batch_size={batch}", total
+            batch //= 2
+    for model in options("model", ModelConfig):
+        if model.name != config.model.name and (total := need(model, config.quant, work.batch_size)) is not None:
+            yield f"model={model.name}", total
+
+
 def nbytes(model: nn.Module) -> int:
     """Bytes of the parameters, each storage once."""
     return sum(p.nbytes for p in model.parameters())  # `parameters` gives a shared one once
@@ -82,15 +110,14 @@ def require_fit(config: Config, model: Transformer, device: Device, alternatives
     Raises:
         DoesNotFitError: with the numbers, and with the alternatives that fit.
     """
-    work = config.workload
-    need = memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
+    need = memory_need_of(config, model)
     free = device.free_memory()
     if need.total <= free:
         return
     fitting = [f"  {what}: {gb(total)}" for what, total in alternatives if total <= free]
     raise DoesNotFitError(
-        f"model={config.model.name} quant={config.quant.name} workload.batch_size={work.batch_size} needs {need}, "
-        f"and {device.torch} ({device.name}) has {gb(free)} free.\n"
+        f"model={config.model.name} quant={config.quant.name} workload.batch_size={config.workload.batch_size} "
+        f"needs {need}, and {device.torch} ({device.name}) has {gb(free)} free.\n"
         + ("What would fit:\n" + "\n".join(fitting) if fitting else "Nothing that gptbench knows would fit.")
     )
 

@@ -6,12 +6,14 @@ dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigE
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from gptbench.errors import ConfigError
+from gptbench.errors import ConfigError, UserError
+from gptbench.paths import conf_folder
 
 
 class DeviceKind(Enum):
@@ -73,6 +75,9 @@ class Section:
             value = getattr(self, name)
             if value is not None and not value >= low:  # `not >=` also refuses NaN
                 raise self.error(name, f"a number of at least {low}")
+
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(kw_only=True)
@@ -352,7 +357,9 @@ class Config:
                 )
         if self.sampling.top_k is not None and self.sampling.top_k > self.model.vocab_size:
             raise ConfigError(
-                "sampling.top_k", self.sampling.top_k, f"at most vocab_size={self.model.vocab_size} of {self.model.name}"
+                "sampling.top_k",
+                self.sampling.top_k,
+                f"at most vocab_size={self.model.vocab_size} of {self.model.name}",
             )
 
 
@@ -370,10 +377,9 @@ def refuse_unknown(node: DictConfig, path: str = "") -> None:
     known = OmegaConf.get_type(node)
     if not is_dataclass(known):
         return
-    names = [entry.name for entry in fields(known)]
-    for key in node:
-        if key not in names:
-            raise ConfigError(f"{path}{key}", OmegaConf.select(node, str(key)), ["no such field; the fields are", *names])
+    for key in map(str, node):
+        if key not in {entry.name for entry in fields(known)}:
+            raise UserError(no_such_field(f"{path}{key}", known))
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             refuse_unknown(node[key], f"{path}{key}.")
 
@@ -387,3 +393,29 @@ def load(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
+
+
+def options(group: str, schema: type[S]) -> list[S]:
+    """Every option of a group that gptbench ships, by name."""
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    return [
+        cast(S, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file))))
+        for file in files
+    ]
+
+
+def explain(error: Exception) -> str:
+    """What a composing error means, in the words of `ConfigError`: field, value, choices."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is None or not cause.full_key:
+        return str(error)
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and is_dataclass(cause.object_type):
+        return no_such_field(cause.full_key, cause.object_type)
+    return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}"
+
+
+def no_such_field(path: str, schema: Any) -> str:
+    """Message for a key that a dataclass does not have."""
+    return f"{path}: no such field; the fields are {', '.join(entry.name for entry in fields(schema))}"

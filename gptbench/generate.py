@@ -1,5 +1,6 @@
 """Generate: one prefill and the decode steps after it, with a tick of a clock after each."""
 
+import itertools
 import time
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class CudaClock:
         self.events[index].record()
 
     def intervals(self) -> list[float]:
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(self.events, self.events[1:], strict=False)]
+        return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self.events)]
 
 
 class HostClock:
@@ -44,7 +45,7 @@ class HostClock:
         self.times[index] = time.perf_counter()
 
     def intervals(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(self.times)]
 
 
 class Workload:

@@ -1,4 +1,4 @@
-"""Drawing the next token. Every setting is a tensor on the device: changing one compiles nothing, reads nothing back."""
+"""Drawing the next token. Every setting is a tensor on the device: a change compiles nothing and waits for nothing."""
 
 import torch
 from torch import Tensor

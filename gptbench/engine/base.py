@@ -49,7 +49,7 @@ class Engine:
     ) -> None:
         self.config, self.model, self.sampler, self.device = config, model, sampler, device
         self.prompt_length = prompt_length
-        self.batch, _, self.length, _ = model.blocks[0].attention.k_cache.shape
+        self.batch, _, self.length, _ = model.layers[0].attention.k_cache.shape
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
             token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),

@@ -35,7 +35,7 @@ class Inductor(Engine):
         self.options: dict[str, Any] = {"coordinate_descent_tuning": config.coordinate_descent_tuning}
         self.finish = self.compile(self.advance, cudagraphs=trees)
         if config.scope is Scope.block:
-            for block in model.blocks:
+            for block in model.layers:
                 block.compile(fullgraph=True, dynamic=False, options=self.options | {"triton.cudagraphs": trees})
             self.prefill_hidden = self.decode_hidden = model.hidden
         else:

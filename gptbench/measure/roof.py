@@ -1,6 +1,7 @@
 """The read roof: the highest rate at which this device was seen to read its memory."""
 
 import datetime
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -77,7 +78,7 @@ def cuda_reads(buffer: torch.Tensor) -> list[float]:
         read_reduce(buffer, out)
         event.record()
     torch.cuda.synchronize(buffer.device)
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
 
 def cpu_reads(buffer: torch.Tensor) -> list[float]:

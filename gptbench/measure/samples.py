@@ -118,6 +118,6 @@ def all_finite(engine: Engine) -> bool:
     """Whether the last logits and the whole KV cache are finite. A NaN or infinity of an earlier step stays in the
     cache; that of the padding is 0."""
     tensors = [engine.state.logits]
-    for block in engine.model.blocks:
+    for block in engine.model.layers:
         tensors += [block.attention.k_cache, block.attention.v_cache]
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -64,5 +64,3 @@ def traffic(engine: Engine, new_tokens: int) -> Traffic:
         positions_read=[engine.positions_read(position) for position in positions],
         positions_filled=[position + 1 for position in positions],
     )
-
-

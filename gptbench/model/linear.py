@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._inductor.inductor_prims import force_stride_order
 
 
 def reduces(rows: int) -> bool:
@@ -19,7 +20,12 @@ def reduces(rows: int) -> bool:
 
 
 def reduction(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., D] times weight [..., N, D] in float32: [..., N]."""
+    """x [..., D] times weight [..., N, D] in float32: [..., N]. Only for compiled code.
+
+    x is made to exist in memory first. Left to itself, the compiler would work out what x comes from, a norm or a
+    SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see LOG.md).
+    """
+    x = force_stride_order(x, x.stride())
     return (weight.float() * x.float().unsqueeze(-2)).sum(-1)
 
 

@@ -6,6 +6,8 @@ F feed-forward width, E experts, A active experts, V vocabulary, P token-expert 
 Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXiv:2401.04088.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -171,13 +173,16 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
         # A tied embedding stays small, as the head's: else each token would above all predict itself.
-        self.embedding = (
-            self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
-        )
+        self.embedding = self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast(list[Block], list(self.blocks))
 
     def allocate(self, batch: int, length: int, device: torch.device) -> None:
         """Makes the KV caches [B, G, length, K] of every block, and the table of rotations."""
-        for block in self.blocks:
+        for block in self.layers:
             block.attention.allocate(batch, length, self.dtype, device)
         cos, sin = rotation_table(self.config, length, device)
         self.register_buffer("cos", cos, persistent=False)

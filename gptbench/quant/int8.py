@@ -30,6 +30,15 @@ def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Ten
     return integers.to(torch.int8), scale
 
 
+def scaled(product: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """product times scale, multiplied in float32.
+
+    In the activations' type TorchInductor would take it for a pattern that it hands to `_weight_int8pack_mm`, whose
+    CUDA kernel took a hundred times as long as reading the weight does (see LOG.md).
+    """
+    return (product.float() * scale.float()).to(dtype)
+
+
 class Int8Weight(Weight):
     """weight int8 [..., N, D] and scale [..., N]."""
 
@@ -49,8 +58,8 @@ class Int8Linear(Int8Weight):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] to [..., N]."""
         if reduces(x.numel() // x.shape[-1]):
-            return (reduction(x, self.weight) * self.scale.float()).to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale
+            return scaled(reduction(x, self.weight), self.scale, x.dtype)
+        return scaled(F.linear(x, self.weight.to(x.dtype)), self.scale, x.dtype)
 
     def rows(self, index: Tensor) -> Tensor:
         """Dequantised rows, as an embedding looks them up: index [...] to [..., D]."""
@@ -63,12 +72,13 @@ class Int8ExpertLinear(Int8Weight):
     def forward(self, x: Tensor, expert: Tensor) -> Tensor:
         """Each row of x [P, D] times the matrix of its own expert [P]: [P, N]."""
         if torch.compiler.is_compiling():
-            return (reduction(x, self.weight[expert]) * self.scale[expert].float()).to(x.dtype)
-        return torch.bmm(self.weight[expert].to(x.dtype), x.unsqueeze(-1)).squeeze(-1) * self.scale[expert]
+            return scaled(reduction(x, self.weight[expert]), self.scale[expert], x.dtype)
+        product = torch.bmm(self.weight[expert].to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
+        return scaled(product, self.scale[expert], x.dtype)
 
     def dense(self, x: Tensor, expert: int) -> Tensor:
         """All of x [P, D] times the matrix of one expert: [P, N]."""
-        return F.linear(x, self.weight[expert].to(x.dtype)) * self.scale[expert]
+        return scaled(F.linear(x, self.weight[expert].to(x.dtype)), self.scale[expert], x.dtype)
 
 
 class Int8(Quantisation):

@@ -1,0 +1,70 @@
+"""The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptbench.config import explain, load, register
+from gptbench.errors import UserError
+from gptbench.paths import conf_folder
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+def job(composed: DictConfig) -> None:
+    """One job of Hydra's: validates what it composed, and runs it."""
+    config = load(composed)
+    from gptbench.run import run  # after validation: importing torch takes seconds
+
+    hydra_config = HydraConfig.get()
+    resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    run(
+        config,
+        {str(group): values for group, values in resolved.items()},
+        ["python", "-m", "gptbench", *hydra_config.overrides.task],
+        Path(hydra_config.runtime.output_dir),
+        Path(hydra_config.sweep.dir).resolve() if hydra_config.mode is RunMode.MULTIRUN else None,
+    )
+
+
+def log(arguments: list[str]) -> int:
+    """Logs recorded results to a tracking server."""
+    from gptbench.record.tracking import log_command
+
+    return log_command(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log}
+
+
+def main() -> int:
+    """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
+    tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+            return COMMANDS[sys.argv[1]](sys.argv[2:])
+        register()
+        job()
+        return 0
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if tracebacks:
+            raise
+        print(f"gptbench: {explain(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gptbench: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""Where a result is logged beside its `result.json`: nowhere, or to MLflow.
+
+A result is logged as a whole and after the measurement, from nothing but what `result.json` holds; so `gptbench log`
+can do the same at any later time. MLflow is imported only then: it takes seconds, and runs nothing while a run is
+timed.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from gptbench.config import MLflowConfig, TrackingConfig
+from gptbench.errors import TrackingError
+from gptbench.record.result import Result
+from gptbench.record.statistics import sample_metrics, summary
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RESULT_TAG = "gptbench.result"
+"""sha256 of `result.json`: by it a result is known again."""
+SWEEP_TAG = "gptbench.sweep"
+"""Folder of the sweep, on its parent run."""
+PARENT_TAG = "mlflow.parentRunId"
+PARENT_FILE = "mlflow_parent.json"
+"""In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
+MOST_CHARACTERS = 6000
+"""Of a param; MLflow takes more of a tag, but not much."""
+MOST_STAGES = 10
+"""Stages of compiling that are logged; MLflow draws a chart for each."""
+
+
+class Tracker:
+    """Logs results.
+
+    Args:
+        config: the tracking section.
+        outputs: folder for what the tracker keeps on disk.
+    """
+
+    def __init__(self, config: TrackingConfig, outputs: Path) -> None:
+        self.config, self.outputs = config, outputs.absolute()
+
+    def log(self, result: Result, result_path: Path) -> str | None:
+        """Logs a result that was saved, and says where; None where there is nothing to say.
+
+        Raises:
+            TrackingError: the result is not, or not wholly, logged; it is still there as a file.
+        """
+        raise NotImplementedError
+
+
+class NoTracker(Tracker):
+    """Logs nothing."""
+
+    def log(self, result: Result, result_path: Path) -> None:
+        return None
+
+
+@dataclass
+class Record:
+    """What is logged of one result, in MLflow's terms."""
+
+    name: str
+    """Of the run."""
+    start_ms: int
+    end_ms: int
+    """Milliseconds since 1970."""
+    status: str
+    """FINISHED, or FAILED where something was not finite."""
+    params: list[tuple[str, str]]
+    metrics: list[tuple[str, float, int]]
+    """Name, value and step."""
+    tags: dict[str, str]
+
+
+class MLflowTracker(Tracker):
+    """Logs to the embedded SQLite store in the outputs folder, or to any MLflow store or server.
+
+    A metric of a sample is a series ``sample/<metric>`` whose step is the sample's number; what is compared between
+    runs, the medians, has the plain name.
+    """
+
+    config: MLflowConfig
+
+    def __init__(self, config: MLflowConfig, outputs: Path) -> None:
+        super().__init__(config, outputs)
+        self.uri = config.uri or f"sqlite:///{self.outputs / 'mlflow.db'}"
+        # Several processes that open a new SQLite store at once break its migrations, and would each make the
+        # experiment, or the sweep's parent.
+        self.lock = FileLock(self.outputs / "mlflow.lock")
+
+    def log(self, result: Result, result_path: Path) -> str:
+        record = make_record(result, result_path, self.config.run_name)
+        try:
+            with environment_variables(mlflow_settings(self.config)):
+                return self.send(record, result, result_path)
+        except Exception as error:  # stores, servers and plugins raise whatever they like
+            raise TrackingError(
+                f"tracking.uri={shown(self.uri)}: {reason(error)}\n"
+                f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"
+            ) from error
+
+    def send(self, record: Record, result: Result, result_path: Path) -> str:
+        """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
+        import mlflow.store.db.utils
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        # Otherwise it tries to open a database ten times, which takes 100 s.
+        mlflow.store.db.utils.MAX_RETRY_COUNT = self.config.retries + 1
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        with self.lock:
+            client = MlflowClient(self.uri)
+            experiment = self.experiment(client)
+            run = first_run(client, experiment, f"tags.`{RESULT_TAG}` = '{record.tags[RESULT_TAG]}'")
+            if run is not None and run.info.status != "RUNNING":
+                return f"already logged: {self.describe(run)}"
+            parent = self.parent(client, experiment, result.sweep, record) if result.sweep else None
+            if run is None:
+                tags = record.tags | ({PARENT_TAG: parent} if parent else {})
+                run = client.create_run(experiment, record.start_ms, tags, record.name)
+
+        run_id = run.info.run_id
+        params = [Param(key, value) for key, value in record.params]
+        metrics = [Metric(key, value, record.end_ms, step) for key, value, step in record.metrics]
+        client.log_batch(run_id, metrics, params, synchronous=True)  # splits what is too much for one request
+        with tempfile.TemporaryDirectory() as folder:
+            write_artifacts(result, result_path, Path(folder))
+            client.log_artifacts(run_id, folder)
+        if parent:
+            self.end_parent(client, parent, record)
+        client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
+        return self.describe(run)
+
+    def describe(self, run: "Run") -> str:
+        return f"MLflow run {run.info.run_name} {run.info.run_id} in {shown(self.uri)}"
+
+    def experiment(self, client: "MlflowClient") -> str:
+        """Id of the experiment, which is made if it is not there."""
+        found = client.get_experiment_by_name(self.config.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server knows where its artifacts go. A bare SQLite store would put them into the working directory.
+        artifacts = str(self.outputs / "mlartifacts") if self.uri.startswith("sqlite:") else None
+        return client.create_experiment(self.config.experiment, artifacts)
+
+    def parent(self, client: "MlflowClient", experiment: str, sweep: str, record: Record) -> str:
+        """Id of the run that all jobs of a sweep belong to; the first job makes it.
+
+        The file in the sweep's folder tells which one it is. The tag does where the folder was moved to another
+        machine, or the sweep is logged to a second store.
+        """
+        path = Path(sweep) / PARENT_FILE
+        run = None
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if (kept["uri"], kept["experiment_id"]) == (shown(self.uri), experiment):
+                run = first_run(client, experiment, f"attributes.run_id = '{kept['run_id']}'")
+        run = run or first_run(client, experiment, f'tags.`{SWEEP_TAG}` = "{sweep}"')
+        if run is None:
+            name = "sweep " + "/".join(Path(sweep).parts[-2:])
+            tags = {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}
+            run = client.create_run(experiment, record.start_ms, tags, name)
+        if path.parent.is_dir():
+            kept = {"uri": shown(self.uri), "experiment_id": experiment, "run_id": run.info.run_id}
+            path.write_text(json.dumps(kept, indent=1))
+        return str(run.info.run_id)
+
+    def end_parent(self, client: "MlflowClient", parent: str, record: Record) -> None:
+        """Moves the end of a sweep's parent on to that of the job; one that failed marks it for good."""
+        with self.lock:
+            info = client.get_run(parent).info
+            status = "FAILED" if "FAILED" in (info.status, record.status) else "FINISHED"
+            client.set_terminated(parent, status, max(info.end_time or 0, record.end_ms))
+
+
+def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run | None":
+    """The run of the experiment for which the condition holds, unless it was deleted."""
+    return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
+
+
+def make_record(result: Result, result_path: Path, name: str | None) -> Record:
+    """What is logged of a result; `name` is the run's, or None for one made of what was run."""
+    names = {group: result.config[group]["name"] for group in ("model", "quant", "engine", "sampling")}
+    weights = result.dtype if names["quant"] == "none" else names["quant"]
+    start = datetime.datetime.fromisoformat(result.started).timestamp()
+    seconds = result.load_s + sum(compilation.prepare_s for compilation in result.compilations)
+    seconds += sum(warm_up.call_s for warm_up in result.warm_ups) + sum(sample.call_s for sample in result.samples)
+    here = result.environment
+    tags: dict[str, str | None] = {
+        RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
+        "gptbench.command": shlex.join(result.command),
+        "mlflow.source.name": "gptbench",
+        **names,
+        "dtype": result.dtype,
+        "sweep": result.sweep,
+        "compile_cache": result.compilations[0].cache if result.compilations else None,
+        "commit": here.commit,
+        "device": here.device,
+        "driver": here.driver,
+        "power_limit_w": None if here.power_limit_w is None else f"{here.power_limit_w:g}",
+        **{library: here.libraries[library] for library in ("torch", "triton") if library in here.libraries},
+    }
+    return Record(
+        name=name or f"{names['model']}-{weights}-{names['engine']}-b{result.config['workload']['batch_size']}",
+        start_ms=round(start * 1000),
+        end_ms=round((start + seconds) * 1000),
+        status="FINISHED" if all(sample.finite for sample in result.samples) else "FAILED",
+        params=[(clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)],
+        metrics=list(metrics(result)),
+        tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
+    )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a nested dict but None, as text under its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of every number that is logged."""
+    for step, sample in enumerate(result.samples):
+        yield "sample_compiles", float(sample.compiles), step
+        if not sample.compiles:
+            for name, value in sample_metrics(result, sample).items():
+                yield f"sample/{name}", value, step
+    for name, value in summary(result).items():
+        yield name, value, 0
+    stages = result.compilations[0].stages_s if result.compilations else {}
+    for name in sorted(stages, key=stages.__getitem__, reverse=True)[:MOST_STAGES]:
+        yield f"compile_stage/{clean(name)}", stages[name], 0
+
+
+def clean(key: str) -> str:
+    """The key with only such characters as MLflow takes in a name. It takes a slash, too, but reads it as a path."""
+    return re.sub(r"[^\w.\- ]", "_", key)
+
+
+def write_artifacts(result: Result, result_path: Path, folder: Path) -> None:
+    """The record itself, its configuration to run it again, and every decode step as a table."""
+    shutil.copyfile(result_path, folder / "result.json")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(result.config)))
+    with (folder / "steps.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample", "step", "seconds", "bytes", "positions_read"])
+        for number, sample in enumerate(result.samples):
+            moved = zip(sample.step_s, result.traffic.steps, result.traffic.positions_read, strict=True)
+            writer.writerows((number, step, *values) for step, values in enumerate(moved))
+
+
+def mlflow_settings(config: MLflowConfig) -> dict[str, str | None]:
+    """Environment variables, which is where MLflow reads these from; None is for one that must not be there."""
+    seconds = str(math.ceil(config.timeout_s))  # MLflow refuses fractions
+    return {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": seconds,
+        "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": seconds,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(config.retries),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_ACTIVE_MODEL_ID": None,  # each metric would be tied to that model, too
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # our last line there is JSON
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # what goes wrong is in our own error
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # its threads would run on while a sweep's next job is timed
+    }
+
+
+@contextlib.contextmanager
+def environment_variables(values: dict[str, str | None]) -> Iterator[None]:
+    """Sets environment variables for a while, and removes those that are to be None."""
+    before = {name: os.environ.get(name) for name in values}
+    set_environment(values)
+    try:
+        yield
+    finally:
+        set_environment(before)
+
+
+def set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line. What the operating system said explains more than what was made of it on the way up."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    system = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
+    return system[-1] if system else (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def shown(uri: str) -> str:
+    """A URI without user and password, which a database's holds."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+def log_command(arguments: list[str]) -> int:
+    """`gptbench log`: logs recorded results. Returns the exit code.
+
+    Raises:
+        UserError: a file is not a result (then nothing is logged), or the store refuses one.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench log",
+        description="Logs recorded results to MLflow; what is there already is left as it is.",
+        epilog="Without options, a result goes where its own configuration says; one that was recorded with "
+        "tracking=none goes to the store in the outputs folder.",
+    )
+    parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="a result.json")
+    parser.add_argument("--uri", help="MLflow tracking server or store")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
+    parser.add_argument("--outputs", metavar="DIR", type=Path, help="outputs folder, with the embedded store")
+    options = parser.parse_args(arguments)
+    changes = {"uri": options.uri, "experiment": options.experiment}
+    results = [(path, Result.load(path)) for path in options.results]
+    for path, result in results:
+        section = result.config["tracking"]
+        if section["_target_"] not in MLflowConfig.TARGETS:
+            section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
+        config = replace(MLflowConfig(**section), **{key: value for key, value in changes.items() if value is not None})
+        print(MLflowTracker(config, options.outputs or Path(result.config["outputs"])).log(result, path))
+    return 0

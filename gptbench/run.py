@@ -1,0 +1,147 @@
+"""One run: configured, built, prepared, generated, measured, recorded, compared."""
+
+import datetime
+import gc
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptbench.build import alternatives, build, memory_need_of, on_meta, require_fit
+from gptbench.config import Config
+from gptbench.device import Device
+from gptbench.engine import Engine
+from gptbench.errors import TrackingError
+from gptbench.generate import Workload
+from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
+from gptbench.measure.environment import environment
+from gptbench.measure.roof import Roof, read_roof
+from gptbench.measure.samples import take_samples, warm_up
+from gptbench.measure.traffic import traffic
+from gptbench.model import Transformer
+from gptbench.quant import Quantisation
+from gptbench.record import Result, Tracker
+from gptbench.targets import instantiate
+from gptbench.terminal import Stages, console, print_json, progress, show_limit, show_plan, show_result
+
+
+def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Path, sweep: Path | None) -> None:
+    """Measures what `config` asks for, writes it to `folder`, logs it, shows it.
+
+    Args:
+        config: validated.
+        resolved: the same as plain data, for the record.
+        command: command line that repeats the run.
+        folder: for `result.json`.
+        sweep: folder of the sweep that the run belongs to.
+
+    Raises:
+        UserError: the configuration asks for what this machine cannot do; nothing was allocated.
+    """
+    device: Device = instantiate(config.device)
+    tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
+    model = plan(config, device)
+    need = memory_need_of(config, model)
+    show_plan(config, device, need)
+    with progress(config.workload.samples) as stages:
+        measured = measure(config, device, model, stages)
+    result = Result(
+        started=measured.pop("started"),
+        command=command,
+        sweep=str(sweep) if sweep else None,
+        config=resolved,
+        dtype=str(device.dtype).removeprefix("torch."),
+        memory_need_bytes=asdict(need),
+        **measured,
+    )
+    path = result.save(folder)
+    show_result(result, instantiate(config.baseline))
+    try:
+        logged = tracker.log(result, path)
+    except TrackingError as error:
+        console.print(f"[yellow]Not tracked: {error}[/]")
+        logged = None
+    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), soft_wrap=True)
+    print_json(result, path, logged)
+
+
+def plan(config: Config, device: Device) -> Transformer:
+    """The model on `meta`, once it is sure that it can be built and fits."""
+    quant: Quantisation = instantiate(config.quant)
+    quant.check(config, device.dtype)
+    model = on_meta(config.model, quant, device.dtype)
+    require_fit(config, model, device, alternatives(config, device))
+    return model
+
+
+def measure(config: Config, device: Device, model: Transformer, stages: Stages) -> dict[str, Any]:
+    """Everything that takes time: fields of `Result`, by name."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stages.start("measuring the read roof")
+    surroundings = environment(device, config.commit)
+    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", config.device.measure_roof)
+    device.release_memory()
+    device.reset_peak_memory()
+    stages.done()
+    with compile_cache(config.engine.fresh_cache):
+        measured = measure_engine(config, device, model, roof, stages)
+        if config.engine.measure_warm_start:
+            stages.start("compiling again in a second process")
+            torch.compiler.reset()  # lets go of the weights, so that they can be made again
+            gc.collect()
+            device.release_memory()
+            measured["compilations"].append(in_second_process(prepare_alone, config))
+    return {"started": started, "environment": surroundings, "roof": roof} | measured
+
+
+def measure_engine(config: Config, device: Device, model: Transformer, roof: Roof, stages: Stages) -> dict[str, Any]:
+    """Makes, prepares, warms up and samples one engine, and lets it go."""
+    with CompileWatch() as watch:
+        stages.start("making the weights")
+        workload: Workload = instantiate(config.workload, device)
+        start = time.perf_counter()
+        engine = make_engine(config, device, model)
+        device.synchronize()
+        load_s = time.perf_counter() - start
+        stages.done()
+        moved = traffic(engine, config.workload.new_tokens)
+        show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
+        stages.start("compiling")
+        compilation = prepare(engine, watch, "first")
+        stages.done()
+        stages.start("warming up")
+        warm_ups = warm_up(engine, workload, watch)
+        compilation.first_generation_s = warm_ups[0].call_s
+        compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
+        stages.done()
+        samples = take_samples(engine, workload, watch, stages.sample_done)
+    return {
+        "load_s": load_s,
+        "traffic": moved,
+        "compilations": [compilation],
+        "warm_ups": warm_ups,
+        "samples": samples,
+    }
+
+
+def make_engine(config: Config, device: Device, model: Transformer) -> Engine:
+    """The engine over a model that is still on `meta`; nothing compiled yet."""
+    with torch.no_grad():
+        build(config, model, device)
+        sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
+        engine: Engine = instantiate(config.engine, model, sampler, device, len(config.workload.prompt))
+    return engine
+
+
+def prepare_alone(config: Config) -> Compilation:
+    """Builds and prepares, for a process of its own."""
+    device: Device = instantiate(config.device)
+    with CompileWatch() as watch:
+        engine = make_engine(config, device, plan(config, device))
+        workload: Workload = instantiate(config.workload, device)
+        compilation = prepare(engine, watch, "second")
+        warm_ups = warm_up(engine, workload, watch)
+        compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
+        return compilation

@@ -1,0 +1,146 @@
+"""What a person sees, on stderr; and the one JSON object for programs, the last line of stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gptbench.build import MemoryNeed
+from gptbench.compare import Baseline
+from gptbench.config import Config
+from gptbench.device import Device
+from gptbench.measure.roof import Roof
+from gptbench.record import Result
+from gptbench.record.statistics import METRICS, compile_metrics, sample_metrics, summary, valid_samples
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SHOWN = {
+    "tpot_p50_s": (1e3, "ms"),
+    "tpot_p90_s": (1e3, "ms"),
+    "tpot_p99_s": (1e3, "ms"),
+    "ttft_s": (1e3, "ms"),
+    "mbu": (100.0, "%"),
+    "peak_memory_bytes": (1e-9, "GB"),
+}
+"""Metric to the factor and the unit in which a person reads it; all others are shown as they are."""
+
+
+def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
+    """Says what will be run."""
+    work, drawing = config.workload, config.sampling
+    how = "greedy" if drawing.temperature == 0 else f"temperature {drawing.temperature:g}"
+    how += "".join(
+        f", {name} {value:g}"
+        for name, value in (("top_k", drawing.top_k), ("top_p", drawing.top_p))
+        if value is not None and drawing.temperature > 0
+    )
+    console.print(
+        f"[bold]{config.model.name}[/], quant {config.quant.name}, {str(device.dtype).removeprefix('torch.')}, "
+        f"engine {config.engine.name}, on {device.name}"
+    )
+    console.print(
+        f"  {work.samples} samples of {len(work.prompt)} prompt + {work.new_tokens} new tokens, "
+        f"batch {work.batch_size}, {how}, seed {work.seed}"
+    )
+    console.print(f"  needs {need}")
+
+
+def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
+    """Says what the device's memory allows at best."""
+    fastest = step_bytes / roof.gb_per_s / 1e9
+    console.print(
+        f"  a decode step moves {step_bytes / 1e9:.3f} GB; at the read roof of {roof.gb_per_s:.4g} GB/s that takes "
+        f"{fastest * 1e3:.3g} ms: at most {batch / fastest:.4g} tokens/s"
+    )
+
+
+@contextmanager
+def progress(samples: int) -> Iterator["Stages"]:
+    """A bar over the stages of a run; nothing is drawn inside a timed region."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # No thread that redraws: it would take turns with the thread that is measured.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        yield Stages(bar, samples)
+
+
+class Stages:
+    """Steps of the bar: roof, weights, compile, warm-up, each sample."""
+
+    def __init__(self, bar: Progress, samples: int) -> None:
+        self.bar, self.samples, self.sampled = bar, samples, 0
+        self.task = bar.add_task("starting", total=4 + samples)
+
+    def start(self, what: str) -> None:
+        """Shows what is being done now; all before it is done."""
+        self.bar.update(self.task, description=what, refresh=True)
+
+    def done(self) -> None:
+        """Moves the bar on by one."""
+        self.bar.update(self.task, advance=1, refresh=True)
+
+    def sample_done(self, *_: object) -> None:
+        """Moves the bar on by a sample."""
+        self.sampled += 1
+        self.bar.update(self.task, advance=1, description=f"sample {self.sampled}/{self.samples}", refresh=True)
+
+
+def show_result(result: Result, baseline: Baseline) -> None:
+    """The table: each metric, its spread over the samples, and a target where there is one."""
+    targets = baseline.targets(result)
+    valid = valid_samples(result)
+    table = Table(title=f"{result.config['model']['name']} on {result.environment.device}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("median", justify="right")
+    table.add_column("min … max", justify="right")
+    table.add_column("unit")
+    if targets:
+        table.add_column(f"target ({baseline.device})", justify="right")
+    rows = [sample_metrics(result, sample) for sample in valid]
+    medians = summary(result)
+    for metric in METRICS if rows else ():
+        factor, unit = SHOWN.get(metric.name, (1.0, metric.unit))
+        values = [row[metric.name] * factor for row in rows]
+        cells = [metric.name, number(medians[metric.name] * factor), f"{number(min(values))} … {number(max(values))}"]
+        table.add_row(*cells, unit, *([number(targets[metric.name])] if metric.name in targets else []))
+    for name, seconds in compile_metrics(result).items():
+        table.add_row(name, number(seconds), "", "s", *([number(targets[name])] if name in targets else []))
+    console.print(table)
+    if len(valid) < len(result.samples):
+        console.print(
+            f"[yellow]{len(result.samples) - len(valid)} of {len(result.samples)} samples compiled something and are "
+            "left out.[/]"
+        )
+    if not all(sample.finite for sample in result.samples):
+        console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def print_json(result: Result, path: Path, logged: str | None) -> None:
+    """One line of JSON on stdout."""
+    config = result.config
+    line = {
+        "model": config["model"]["name"],
+        "quant": config["quant"]["name"],
+        "engine": config["engine"]["name"],
+        "sampling": config["sampling"]["name"],
+        "dtype": result.dtype,
+        "batch_size": config["workload"]["batch_size"],
+        "device": result.environment.device,
+        "commit": result.environment.commit,
+        **summary(result),
+        "result": str(path),
+        "tracking": logged,
+    }
+    console.file.flush()
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,39 @@
+"""Where there is no GPU: Triton kernels run in Triton's interpreter, and what is marked `gpu` is skipped."""
+
+import os
+
+import torch
+
+# Triton reads this when it is imported, and again for each kernel. Importing torch does not import Triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked `gpu` where torch sees none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a GPU, and torch sees none here")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """As every engine runs the model."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread only waits, and on a busy machine four times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

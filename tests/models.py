@@ -1,0 +1,202 @@
+"""Tiny models that many tests share, and how to make one with weights and a KV cache."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from gptbench.build import fill, on_meta
+from gptbench.config import (
+    BaselineConfig,
+    Config,
+    DeviceConfig,
+    EagerConfig,
+    ModelConfig,
+    QuantConfig,
+    SamplingConfig,
+    TrackingConfig,
+    WorkloadConfig,
+)
+from gptbench.model import Transformer, Weight
+from gptbench.model.transformer import MixtureOfExperts, RMSNorm
+from gptbench.quant import Quantisation
+from gptbench.targets import instantiate
+
+CPU = torch.device("cpu")
+CONF = Path(__file__).resolve().parent.parent / "conf"
+"""The configuration that is shipped."""
+
+
+def model_config(name: str) -> ModelConfig:
+    """``conf/model/NAME.yaml``, typed and checked as a run would have it."""
+    typed = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    config = OmegaConf.to_object(typed)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def tiny(name: str, **shape: Any) -> ModelConfig:
+    """A config made here. Widths are multiples of 16 (as int8 wants them), the vocabulary is a prime."""
+    return ModelConfig(_target_="gptbench.model.Transformer", name=name, **shape)
+
+
+DENSE = tiny("dense", vocab_size=211, dim=48, n_layers=3, n_heads=3, n_kv_heads=3, ffn_dim=112, context=64)
+"""Multi-head, untied."""
+
+GQA = tiny("gqa", vocab_size=331, dim=96, n_layers=2, n_heads=6, n_kv_heads=2, ffn_dim=176, context=64, tied=True)
+"""Six heads over two key-value heads, tied."""
+
+MOE = model_config("mixtral_tiny")
+"""Eight experts, two of them active; four heads over two key-value heads."""
+
+TINY = [DENSE, GQA, MOE]
+
+QUANTISATIONS = {"none": "gptbench.quant.Unquantised", "int8": "gptbench.quant.Int8"}
+
+
+def model_name(value: Any) -> str | None:
+    """For ``parametrize(..., ids=model_name)``."""
+    return value.name if isinstance(value, ModelConfig) else None
+
+
+def quantisation(name: str) -> Quantisation:
+    """The quantisation that ``conf/quant/NAME.yaml`` stands for."""
+    return instantiate(QuantConfig(_target_=QUANTISATIONS[name], name=name))
+
+
+def make_model(
+    config: ModelConfig,
+    quant: str = "none",
+    batch: int = 1,
+    length: int = 24,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 1234,
+    device: torch.device = CPU,
+) -> Transformer:
+    """A model with seeded weights and an empty KV cache of `length` positions, as `gptbench.build.build` makes it."""
+    model = on_meta(config, quantisation(quant), dtype)
+    model.to_empty(device=device)
+    fill(model, seed)
+    model.allocate(batch, length, device)
+    return model
+
+
+def run_config(
+    model: ModelConfig,
+    quant: str = "none",
+    prompt: Sequence[int] = (1, 2, 3),
+    new_tokens: int = 6,
+    batch: int = 1,
+) -> Config:
+    """A whole run of a model, with the eager engine and nothing tracked."""
+    workload = WorkloadConfig(
+        _target_="gptbench.generate.Workload",
+        name="test",
+        prompt=list(prompt),
+        new_tokens=new_tokens,
+        samples=1,
+        batch_size=batch,
+    )
+    return Config(
+        model=model,
+        quant=QuantConfig(_target_=QUANTISATIONS[quant], name=quant),
+        sampling=SamplingConfig(_target_="gptbench.sampling.Sampler", name="default"),
+        device=DeviceConfig(_target_="gptbench.device.Device", name="auto"),
+        engine=EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
+        workload=workload,
+        tracking=TrackingConfig(_target_="gptbench.record.NoTracker", name="none"),
+        baseline=BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"),
+    )
+
+
+def random_tokens(config: ModelConfig, batch: int, tokens: int, seed: int = 7) -> Tensor:
+    """int64 [batch, tokens]."""
+    return torch.randint(config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def prefill(model: Transformer, tokens: Tensor) -> Tensor:
+    """Logits after the last of tokens [B, T], which start the cache anew."""
+    count = tokens.shape[1]
+    return model(tokens, torch.arange(count), count)
+
+
+def step(model: Transformer, tokens: Tensor, position: int, read: int) -> Tensor:
+    """Logits after one more token [B, 1] at `position`, with the first `read` cached positions attended to."""
+    return model(tokens, torch.tensor([position]), read)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected magnitude; NaN where anything is NaN."""
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+def dequantised(module: Weight) -> Tensor:
+    """The weight that a module stands for, float64."""
+    weight = module.weight.double()
+    return weight * module.scale.double().unsqueeze(-1) if hasattr(module, "scale") else weight
+
+
+def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
+    """Logits after every one of `tokens`, float64 [T, V]: the weights of `model`, and none of its code.
+
+    Deliberately plain: one sequence, no cache, complex rotations, a loop over heads, positions and experts.
+    """
+    config = model.config
+    assert config.rope_scaling is None
+    heads, kv_heads, width = config.n_heads, config.n_kv_heads, config.dim // config.n_heads
+
+    def norm(x: Tensor, module: RMSNorm) -> Tensor:
+        return torch.stack([row / math.sqrt(row.square().mean().item() + config.norm_eps) for row in x]) * (
+            module.weight.double()
+        )
+
+    def turned(x: Tensor) -> Tensor:
+        """x [T, K]: component i and i + K/2 make one complex number, turned by t radians over its wavelength."""
+        pairs = torch.complex(x[:, : width // 2], x[:, width // 2 :])
+        for t in range(len(x)):
+            for i in range(width // 2):
+                angle = t * config.rope_theta ** (-2 * i / width)
+                pairs[t, i] *= complex(math.cos(angle), math.sin(angle))
+        return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+    def swiglu(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+        w1, w3 = w13[: config.ffn_dim], w13[config.ffn_dim :]
+        gate = x @ w1.T
+        return (gate / (1 + torch.exp(-gate)) * (x @ w3.T)) @ w2.T
+
+    def mixture(x: Tensor, ffn: MixtureOfExperts) -> Tensor:
+        w13, w2 = dequantised(ffn.w13), dequantised(ffn.w2)
+        rows = []
+        for row, scores in zip(x, x @ ffn.router.weight.double().T, strict=True):
+            best = sorted(range(config.n_experts), key=lambda e: -scores[e])[: config.n_active_experts]
+            odds = [math.exp(scores[e]) for e in best]
+            rows.append(sum(o / sum(odds) * swiglu(row, w13[e], w2[e]) for o, e in zip(odds, best, strict=True)))
+        return torch.stack(rows)
+
+    x = dequantised(model.embedding)[list(tokens)]
+    for block in model.blocks:
+        h = norm(x, block.attention_norm)
+        wqkv = dequantised(block.attention.wqkv).split(width)  # H queries, G keys, G values, each [K, D]
+        attended = []
+        for head in range(heads):
+            shared = head // (heads // kv_heads)
+            q = turned(h @ wqkv[head].T)
+            k = turned(h @ wqkv[heads + shared].T)
+            v = h @ wqkv[heads + kv_heads + shared].T
+            rows = []
+            for t in range(len(tokens)):
+                odds = torch.exp(k[: t + 1] @ q[t] / math.sqrt(width))
+                rows.append(odds / odds.sum() @ v[: t + 1])
+            attended.append(torch.stack(rows))
+        x = x + torch.cat(attended, dim=-1) @ dequantised(block.attention.wo).T
+        h = norm(x, block.ffn_norm)
+        if config.n_experts:
+            x = x + mixture(h, block.ffn)
+        else:
+            x = x + swiglu(h, dequantised(block.ffn.w13), dequantised(block.ffn.w2))
+    return norm(x, model.norm) @ dequantised(model.head).T

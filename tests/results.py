@@ -1,0 +1,181 @@
+"""Results that look as if they had been measured."""
+
+from typing import Any
+
+from gptbench.measure.compilation import Compilation
+from gptbench.measure.environment import Environment
+from gptbench.measure.roof import Roof
+from gptbench.measure.samples import Sample, WarmUp
+from gptbench.measure.traffic import Traffic
+from gptbench.record.result import Result
+
+PROMPT, NEW_TOKENS = [1, 15043, 29892], 5
+STEPS = NEW_TOKENS - 1
+
+
+def made_result(
+    *,
+    step_s: float = 0.01,
+    quant: str = "none",
+    compiles: tuple[int, ...] = (0, 1, 0),
+    finite: bool = True,
+    device: str = "Processor X",
+    commit: str = "1234567",
+    started: str = "2026-11-22T12:00:00+00:00",
+    sweep: str | None = None,
+    outputs: str = "outputs",
+    tracking: dict[str, Any] | None = None,
+) -> Result:
+    """A run of stories15m in bfloat16 or int8, compiled by Inductor, on one GPU.
+
+    Args:
+        step_s: seconds of the first decode step of the first sample; each step takes 1% longer than the one before,
+            each sample 10%.
+        compiles: what was compiled during each sample; by default there are three samples, and the second is invalid.
+        finite: whether the last sample's numbers are.
+        tracking: fields of `MLflowConfig` that differ from its defaults; None is no tracking.
+    """
+    environment = Environment(
+        commit=commit,
+        device=device,
+        cpu="Processor Y",
+        cores=2,
+        threads=2,
+        driver="570.1",
+        power_limit_w=700.0,
+        cuda="13.0",
+        python="3.11.7",
+        platform="Linux",
+        libraries={"gptbench": "0.1.0", "torch": "2.13.0", "triton": "3.7.0", "mlflow": "3.17.2"},
+    )
+    samples = []
+    for index, count in enumerate(compiles):
+        steps = [step_s * (1 + index / 10) * (1 + step / 100) for step in range(STEPS)]
+        ttft_s = 0.05 + index / 100
+        samples.append(
+            Sample(
+                ttft_s=ttft_s,
+                step_s=steps,
+                call_s=ttft_s + sum(steps) + 0.001,
+                compiles=count,
+                allocations=0,
+                peak_memory_bytes=10**8 + index,
+                finite=finite or index < len(compiles) - 1,
+                tokens=[[7 + index] * NEW_TOKENS],
+            )
+        )
+    first = len(PROMPT)
+    return Result(
+        started=started,
+        command=["python", "-m", "gptbench", "model=stories15m", f"quant={quant}"],
+        sweep=sweep,
+        config=made_config(quant, outputs, tracking),
+        environment=environment,
+        dtype="bfloat16",
+        roof=Roof(device, 4000.0, "gptbench.kernels.read_reduce", 2**32, [0.0011, 0.00107], started, environment),
+        load_s=0.5,
+        memory_need_bytes={"weights": 48_600_000, "kv_cache": 55_296, "workspace": 50_000_000},
+        traffic=Traffic(
+            weights=30_000_000 if quant == "none" else 15_000_000,
+            kv_per_position=6912,
+            positions_read=[first + 1 + step for step in range(STEPS)],
+            positions_filled=[first + 1 + step for step in range(STEPS)],
+        ),
+        compilations=[
+            Compilation(
+                cache="cold",
+                process="first",
+                prepare_s=20.0,
+                first_generation_s=0.1,
+                compiles=12,
+                stages_s={"_compile.compile_inner": 19.0, "backend <fx/graph>": 18.0}
+                | {f"stage_{number:02}": number / 100 for number in range(20)},
+                cache_counts={"fxgraph_cache_hit": 0, "fxgraph_cache_miss": 2, "fxgraph_cache_bypass": 0},
+            ),
+            Compilation(cache="warm", process="second", prepare_s=3.0),
+        ],
+        warm_ups=[WarmUp(0.12, 0)],
+        samples=samples,
+    )
+
+
+def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> dict[str, Any]:
+    """The resolved configuration of `made_result`, as groups of plain values."""
+    mlflow = {
+        "_target_": "gptbench.record.MLflowTracker",
+        "name": "mlflow",
+        "uri": None,
+        "experiment": "gptbench",
+        "run_name": None,
+        "timeout_s": 10.0,
+        "retries": 2,
+    }
+    return {
+        "model": {
+            "_target_": "gptbench.model.Transformer",
+            "name": "stories15m",
+            "vocab_size": 32000,
+            "dim": 288,
+            "n_layers": 6,
+            "n_heads": 6,
+            "n_kv_heads": 6,
+            "ffn_dim": 768,
+            "context": 256,
+            "rope_theta": 10000.0,
+            "rope_scaling": None,
+            "norm_eps": 1e-5,
+            "tied": True,
+            "n_experts": 0,
+            "n_active_experts": 0,
+        },
+        "quant": {
+            "_target_": "gptbench.quant.Unquantised" if quant == "none" else f"gptbench.quant.{quant.capitalize()}",
+            "name": quant,
+        },
+        "sampling": {
+            "_target_": "gptbench.sampling.Sampler",
+            "name": "default",
+            "temperature": 0.8,
+            "top_k": 200,
+            "top_p": None,
+        },
+        "device": {
+            "_target_": "gptbench.device.Device",
+            "name": "cuda",
+            "kind": "cuda",
+            "index": 0,
+            "dtype": "auto",
+            "threads": None,
+            "measure_roof": False,
+        },
+        "engine": {
+            "_target_": "gptbench.engine.Inductor",
+            "name": "inductor",
+            "fresh_cache": True,
+            "measure_warm_start": True,
+            "scope": "block",
+            "cuda_graph": "step",
+            "graph_prefill": True,
+            "coordinate_descent_tuning": True,
+        },
+        "workload": {
+            "_target_": "gptbench.generate.Workload",
+            "name": "short",
+            "prompt": PROMPT,
+            "new_tokens": NEW_TOKENS,
+            "samples": 3,
+            "batch_size": 1,
+            "seed": 1234,
+        },
+        "tracking": {"_target_": "gptbench.record.NoTracker", "name": "none"}
+        if tracking is None
+        else mlflow | tracking,
+        "baseline": {
+            "_target_": "gptbench.compare.Baseline",
+            "name": "processor_z",
+            "device": "Processor Z",
+            "targets": {"stories15m/bfloat16": {"seed_tokens_per_s": 100.0}},
+        },
+        "outputs": outputs,
+        "commit": None,
+    }

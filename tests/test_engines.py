@@ -1,0 +1,210 @@
+"""Every engine gives the reference's logits within a tolerance and, greedy, the reference's tokens."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from gptbench.config import (
+    CudaGraph,
+    DeviceConfig,
+    DeviceKind,
+    EagerConfig,
+    EngineConfig,
+    InductorConfig,
+    ModelConfig,
+    SamplingConfig,
+    Scope,
+)
+from gptbench.device import Device
+from gptbench.engine import Engine, Inductor
+from gptbench.sampling import Sampler
+from gptbench.targets import instantiate
+from tests.models import DENSE, GQA, MOE, TINY, make_model, model_name, random_tokens
+
+PROMPT, STEPS, LENGTH = 5, 12, 24
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""Largest ‖logits - reference‖ / ‖reference‖. In bfloat16 compiled code rounds less often than the reference."""
+
+GREEDY = SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy", temperature=0.0)
+DRAWN = SamplingConfig(_target_="gptbench.sampling.Sampler", name="drawn", temperature=0.9, top_k=50, top_p=0.95)
+EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
+
+
+def inductor(**options: Any) -> InductorConfig:
+    options = {"scope": Scope.block, "coordinate_descent_tuning": False} | options
+    return InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """Each test compiles for itself: torch keeps at most 8 shapes of the same code."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def device(kind: str) -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind)))
+
+
+def make_engine(
+    config: EngineConfig,
+    model: ModelConfig,
+    quant: str,
+    batch: int,
+    dtype: torch.dtype,
+    on: Device,
+    sampling: SamplingConfig = GREEDY,
+) -> Engine:
+    built = make_model(model, quant, batch, LENGTH, dtype, device=on.torch)
+    engine: Engine = instantiate(config, built, Sampler(sampling, model.vocab_size, on.torch), on, PROMPT)
+    engine.prepare()
+    return engine
+
+
+def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype) -> None:
+    """Prefill and greedy steps over the reference's own tokens: logits close, tokens equal but for near ties."""
+    prompt = random_tokens(reference.model.config, reference.batch, PROMPT).to(reference.device.torch)
+    for each in (engine, reference):
+        each.prefill(prompt)
+    for step in range(STEPS):
+        if step:
+            for each in (engine, reference):
+                each.decode()
+        expected, got = reference.state.logits, engine.state.logits
+        assert torch.isfinite(got).all()
+        error = (got - expected).norm() / expected.norm()
+        assert error < TOLERANCE[dtype], f"step {step}: logits differ by {error:.2e}"
+        chosen, preferred = engine.state.token, reference.state.token
+        gap = expected.gather(1, preferred) - expected.gather(1, chosen)
+        limit = 0.0 if dtype is torch.float32 else 4 * TOLERANCE[dtype] * expected.std()
+        assert (gap <= limit).all(), f"step {step}: {chosen.tolist()} instead of {preferred.tolist()}, gap {gap}"
+        engine.state.token.copy_(preferred)
+    assert torch.equal(engine.state.position, reference.state.position)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("model", TINY, ids=model_name)
+def test_inductor_agrees_with_eager(model: ModelConfig, quant: str, batch: int) -> None:
+    on, dtype = device("cpu"), torch.float32
+    reference = make_engine(EAGER, model, quant, batch, dtype, on)
+    assert_agrees(make_engine(inductor(), model, quant, batch, dtype, on), reference, dtype)
+
+
+@pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (MOE, "int8")], ids=model_name)
+def test_inductor_agrees_with_eager_in_bfloat16(model: ModelConfig, quant: str) -> None:
+    on, dtype = device("cpu"), torch.bfloat16
+    reference = make_engine(EAGER, model, quant, 1, dtype, on)
+    assert_agrees(make_engine(inductor(), model, quant, 1, dtype, on), reference, dtype)
+
+
+def test_whole_model_scope_agrees_with_eager() -> None:
+    on, dtype = device("cpu"), torch.float32
+    reference = make_engine(EAGER, GQA, "none", 1, dtype, on)
+    assert_agrees(make_engine(inductor(scope=Scope.model), GQA, "none", 1, dtype, on), reference, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("model", TINY, ids=model_name)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scope": Scope.model, "cuda_graph": CudaGraph.trees, "graph_prefill": False}],
+    ids=["own", "seed"],
+)
+def test_inductor_agrees_with_eager_on_gpu(options: dict, model: ModelConfig, quant: str, batch: int) -> None:
+    on, dtype = device("cuda"), torch.bfloat16
+    reference = make_engine(EAGER, model, quant, batch, dtype, on)
+    assert_agrees(make_engine(inductor(**options), model, quant, batch, dtype, on), reference, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", TINY, ids=model_name)
+def test_graph_replays_draw_the_references_tokens(model: ModelConfig) -> None:
+    on = device("cuda")
+    tokens = []
+    for config in (EAGER, inductor()):
+        engine = make_engine(config, model, "none", 3, torch.float32, on, DRAWN)
+        tokens.append(drawn_tokens(engine, seed=5))
+        assert torch.equal(tokens[-1], drawn_tokens(engine, seed=5)), "the same seed draws the same tokens"
+        assert not torch.equal(tokens[-1], drawn_tokens(engine, seed=6))
+    assert torch.equal(*tokens)
+
+
+def drawn_tokens(engine: Engine, seed: int) -> torch.Tensor:
+    prompt = random_tokens(engine.model.config, engine.batch, PROMPT).to(engine.device.torch)
+    engine.seed(seed)
+    engine.prefill(prompt)
+    for _ in range(STEPS):
+        engine.decode()
+    assert torch.equal(engine.state.tokens[:, :PROMPT], prompt)
+    return engine.state.tokens[:, PROMPT : PROMPT + STEPS + 1].clone()
+
+
+def test_drawn_tokens_depend_on_the_seed_alone_and_are_the_references() -> None:
+    on = device("cpu")
+    tokens = []
+    for config in (EAGER, inductor()):
+        engine = make_engine(config, GQA, "none", 3, torch.float32, on, DRAWN)
+        tokens.append(drawn_tokens(engine, seed=5))
+        assert torch.equal(tokens[-1], drawn_tokens(engine, seed=5))
+        assert not torch.equal(tokens[-1], drawn_tokens(engine, seed=6))
+        rows = tokens[-1].tolist()
+        assert rows[0] != rows[1], "each row draws for itself"
+    assert torch.equal(*tokens)
+
+
+def test_sampling_settings_change_without_compiling_again() -> None:
+    from gptbench.measure.compilation import CompileWatch
+
+    engine = make_engine(inductor(), DENSE, "none", 1, torch.float32, device("cpu"), DRAWN)
+    drawn_tokens(engine, seed=1)
+    with CompileWatch() as watch:
+        greedy = []
+        for temperature in (0.0, 0.5, 2.0):
+            for top_k in (None, 1, 7):
+                for top_p in (None, 0.5):
+                    engine.sampler.set(
+                        SamplingConfig(
+                            _target_="gptbench.sampling.Sampler",
+                            name="changed",
+                            temperature=temperature,
+                            top_k=top_k,
+                            top_p=top_p,
+                        )
+                    )
+                    drawn = drawn_tokens(engine, seed=1)
+                    if temperature == 0 or top_k == 1:
+                        greedy.append(drawn)
+        assert all(torch.equal(greedy[0], other) for other in greedy[1:])
+        assert watch.count == 0
+
+
+def test_one_compiled_block_serves_all_layers() -> None:
+    from gptbench.measure.compilation import CompileWatch
+
+    with CompileWatch() as watch:
+        make_engine(inductor(), DENSE, "none", 1, torch.float32, device("cpu"))
+    assert watch.count == 3, "prefill's block, decode's block, and the end of both"
+
+
+def test_full_cache_is_an_error() -> None:
+    engine = make_engine(EAGER, DENSE, "none", 1, torch.float32, device("cpu"))
+    engine.prefill(random_tokens(DENSE, 1, PROMPT))
+    for _ in range(LENGTH - PROMPT):
+        engine.decode()
+    with pytest.raises(IndexError, match=f"holds {LENGTH} positions"):
+        engine.decode()
+
+
+def test_positions_read() -> None:
+    on = device("cpu")
+    eager = make_engine(EAGER, DENSE, "none", 1, torch.float32, on)
+    assert [eager.positions_read(position) for position in (5, 6, 20)] == [6, 7, 21]
+    model = make_model(DENSE, length=LENGTH)
+    padded = Inductor(inductor(), model, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
+    assert [padded.positions_read(position) for position in (5, 6, 20)] == [LENGTH] * 3

@@ -1,0 +1,273 @@
+"""Measuring: what is timed, what is not, what is marked."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, WorkloadConfig
+from gptbench.device import Device
+from gptbench.engine import Engine
+from gptbench.generate import HostClock, Workload, generate
+from gptbench.measure import samples as samples_module
+from gptbench.measure.compilation import Compilation, CompileWatch, cache_state, compile_cache, prepare
+from gptbench.measure.environment import environment
+from gptbench.measure.roof import read_roof
+from gptbench.measure.samples import StillCompilingError, all_finite, take_sample, take_samples, warm_up
+from gptbench.sampling import Sampler
+from gptbench.targets import instantiate
+from tests.models import DENSE, make_model
+from tests.test_engines import DRAWN
+
+EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=False)
+PROMPT, NEW = [1, 2, 3], 9
+
+
+def device(kind: str = "cpu") -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind)))
+
+
+def make_workload(on: Device, samples: int = 3, batch: int = 1) -> Workload:
+    config = WorkloadConfig(
+        _target_="gptbench.generate.Workload",
+        name="test",
+        prompt=PROMPT,
+        new_tokens=NEW,
+        samples=samples,
+        batch_size=batch,
+    )
+    return Workload(config, on)
+
+
+def make_engine(config: EagerConfig | InductorConfig, on: Device, batch: int = 1) -> Engine:
+    model = make_model(DENSE, batch=batch, length=16, dtype=torch.float32, device=on.torch)
+    engine: Engine = instantiate(config, model, Sampler(DRAWN, DENSE.vocab_size, on.torch), on, len(PROMPT))
+    return engine
+
+
+class FakeEngine:
+    """Takes a known time for each call, and counts them."""
+
+    def __init__(self, prefill_s: float, decode_s: float, clock: "FakeTime") -> None:
+        self.prefill_s, self.decode_s, self.clock, self.calls = prefill_s, decode_s, clock, []
+
+    def prefill(self, prompt: torch.Tensor) -> None:
+        self.calls.append("prefill")
+        self.clock.now += self.prefill_s
+
+    def decode(self) -> None:
+        self.calls.append("decode")
+        self.clock.now += self.decode_s
+
+
+class FakeTime:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_prefill_and_each_step_have_an_interval_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr("gptbench.generate.time", clock)
+    workload = make_workload(device())
+    engine = FakeEngine(prefill_s=5.0, decode_s=0.25, clock=clock)
+    generate(engine, workload)  # type: ignore[arg-type]
+    assert engine.calls == ["prefill"] + ["decode"] * (NEW - 1)
+    ttft, *steps = workload.clock.intervals()
+    assert ttft == 5.0
+    assert steps == [0.25] * (NEW - 1)
+
+
+def test_sample_holds_what_the_engine_did() -> None:
+    on = device()
+    engine, workload = make_engine(EAGER, on, batch=2), make_workload(on, batch=2)
+    with CompileWatch() as watch:
+        first, second, other = (take_sample(engine, workload, seed, watch) for seed in (1, 1, 2))
+    assert len(first.step_s) == NEW - 1
+    assert all(seconds > 0 for seconds in first.step_s)
+    assert first.ttft_s + sum(first.step_s) <= first.call_s
+    assert [len(row) for row in first.tokens] == [NEW, NEW]
+    assert first.tokens == second.tokens != other.tokens
+    assert first.finite
+    assert first.compiles == 0
+    assert first.allocations is None
+    assert first.peak_memory_bytes > 50e6
+
+
+def test_a_sample_that_compiles_is_marked() -> None:
+    on = device()
+    engine, workload = make_engine(EAGER, on), make_workload(on)
+    decode = engine.run_decode
+
+    def decode_and_compile() -> None:
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+        decode()
+
+    with CompileWatch() as watch:
+        engine.run_decode = decode_and_compile  # type: ignore[method-assign]
+        assert take_sample(engine, workload, 1, watch).compiles > 0
+        engine.run_decode = decode  # type: ignore[method-assign]
+        assert take_sample(engine, workload, 1, watch).compiles == 0
+
+
+def test_warm_up_lasts_until_nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = device()
+    engine, workload = make_engine(EAGER, on), make_workload(on)
+    torch.compiler.reset()
+    with CompileWatch() as watch:
+        compiling = iter([2, 1, 0])
+        run_prefill = engine.run_prefill
+
+        def prefill() -> None:
+            watch.count += next(compiling)
+            run_prefill()
+
+        engine.run_prefill = prefill  # type: ignore[method-assign]
+        calls = warm_up(engine, workload, watch)
+        assert [call.compiles for call in calls] == [2, 1, 0]
+        compiling = iter([1] * 20)
+        with pytest.raises(StillCompilingError):
+            warm_up(engine, workload, watch)
+
+
+def test_nothing_compiles_in_samples_after_the_warm_up() -> None:
+    on = device()
+    torch.compiler.reset()
+    engine, workload = make_engine(INDUCTOR, on), make_workload(on)
+    with CompileWatch() as watch:
+        compilation = prepare(engine, watch, "first")
+        assert compilation.compiles == 3
+        assert compilation.prepare_s > 0
+        assert compilation.stages_s["_compile.compile_inner"] > 0
+        assert [call.compiles for call in warm_up(engine, workload, watch)] == [0]
+        taken = take_samples(engine, workload, watch, lambda sample: None)
+    assert [sample.compiles for sample in taken] == [0, 0, 0]
+
+
+def test_fresh_cache_is_cold_and_the_next_start_on_it_is_warm() -> None:
+    on = device()
+    with compile_cache(fresh=True):
+        states = []
+        for _ in range(2):
+            torch.compiler.reset()
+            engine = make_engine(INDUCTOR, on)
+            with CompileWatch() as watch:
+                states.append(prepare(engine, watch, "first").cache)
+    assert states == ["cold", "warm"]
+
+
+def test_cache_states() -> None:
+    counts = [(0, 0, 0), (0, 3, 0), (0, 0, 1), (2, 0, 0), (2, 1, 0), (2, 0, 1)]
+    assert [cache_state(*count) for count in counts] == ["none", "cold", "cold", "warm", "mixed", "mixed"]
+
+
+def test_compile_time_takes_in_what_compiled_later() -> None:
+    compilation = Compilation(cache="cold", process="first", prepare_s=3.0, later_s=2.0, first_generation_s=4.0)
+    assert (compilation.total_s, compilation.seed_s) == (5.0, 7.0)
+
+
+def test_values_that_are_not_finite_are_found_wherever_they_are() -> None:
+    on = device()
+    engine, workload = make_engine(EAGER, on), make_workload(on)
+    generate(engine, workload)
+    assert all_finite(engine)
+    for tensor in (engine.state.logits, *(b.attention.k_cache for b in engine.model.blocks)):
+        kept = tensor.flatten()[3].clone()
+        tensor.view(-1)[3] = float("nan")
+        assert not all_finite(engine)
+        tensor.view(-1)[3] = kept
+    assert all_finite(engine)
+
+
+def test_the_timed_region_calls_nothing_but_the_engine_and_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace of every Python call between the first and the last tick: no tracker, no printing, no collection."""
+    on = device()
+    engine, workload = make_engine(EAGER, on), make_workload(on)
+    generate(engine, workload)
+    rooms: set[str] = set()
+
+    def trace(frame: object, event: str, argument: object) -> None:
+        if event == "call":
+            rooms.add(frame.f_globals.get("__name__", "").split(".")[0])  # type: ignore[attr-defined]
+
+    sys.setprofile(trace)
+    try:
+        generate(engine, workload)
+    finally:
+        sys.setprofile(None)
+    assert rooms <= {"gptbench", "torch", "tests"}, rooms
+    used = {name for name in sys.modules if name.startswith("gptbench.record")}
+    assert not any(name in vars(samples_module) for name in used)
+
+
+def test_host_clock() -> None:
+    clock = HostClock(3)
+    for index in range(3):
+        clock.tick(index)
+    assert len(clock.intervals()) == 2
+    assert all(seconds >= 0 for seconds in clock.intervals())
+
+
+def test_roof_is_measured_once_kept_and_measured_again_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = device()
+    monkeypatch.setattr("gptbench.measure.roof.CPU_BUFFER_BYTES", 2**26)
+    monkeypatch.setattr("gptbench.measure.roof.LAUNCHES", 3)
+    surroundings = environment(on, None)
+    first = read_roof(on, surroundings, tmp_path, again=False)
+    assert first.buffer_bytes == 2**26
+    assert first.gb_per_s == pytest.approx(2**26 / min(first.seconds) / 1e9)
+    assert 0.5 < first.gb_per_s < 5000
+    assert read_roof(on, surroundings, tmp_path, again=False) == first
+    again = read_roof(on, surroundings, tmp_path, again=True)
+    assert again.seconds != first.seconds
+    assert read_roof(on, surroundings, tmp_path, again=False) == again
+
+
+def test_environment_tells_commit_and_versions() -> None:
+    found = environment(device(), "given")
+    assert found.commit
+    assert found.libraries["torch"] == torch.__version__
+    assert found.cores >= 1
+    assert found.driver is None
+
+
+@pytest.mark.gpu
+def test_roof_of_a_gpu(tmp_path: Path) -> None:
+    on = device("cuda")
+    roof = read_roof(on, environment(on, None), tmp_path, again=True)
+    assert roof.environment.driver
+    assert roof.environment.power_limit_w
+    if "H200" in on.name:
+        assert 4500 < roof.gb_per_s < 4800
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [EAGER, INDUCTOR], ids=["eager", "inductor"])
+def test_the_timed_region_never_waits_for_the_gpu(config: EagerConfig | InductorConfig) -> None:
+    on = device("cuda")
+    torch.compiler.reset()
+    engine, workload = make_engine(config, on), make_workload(on)
+    engine.prepare()
+    generate(engine, workload)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        generate(engine, workload)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_timed_region_allocates_nothing_on_the_gpu() -> None:
+    on = device("cuda")
+    torch.compiler.reset()
+    engine, workload = make_engine(INDUCTOR, on), make_workload(on)
+    with CompileWatch() as watch:
+        prepare(engine, watch, "first")
+        warm_up(engine, workload, watch)
+        assert take_sample(engine, workload, 1, watch).allocations == 0

@@ -1,0 +1,250 @@
+"""Drawing: the exact distribution, the exact set of tokens kept, and one compiled form for all settings."""
+
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from gptbench.config import SamplingConfig
+from gptbench.sampling import Sampler, sample
+from tests.models import CPU
+
+BELOW_ONE = 1 - 2**-24
+"""The largest float32 that a uniform number from [0, 1) can be."""
+
+SETTINGS = {
+    "plain": {},
+    "temperature=0.5": {"temperature": 0.5},
+    "temperature=3": {"temperature": 3.0},
+    "top_k=1": {"top_k": 1},
+    "top_k=5": {"top_k": 5},
+    "top_k=all": {"top_k": 37},
+    "top_p=0.9": {"top_p": 0.9},
+    "top_p=0.3": {"top_p": 0.3},
+    "top_p=1e-6": {"top_p": 1e-6},
+    "top_p=0.999": {"top_p": 0.999},
+    "top_p=1": {"top_p": 1.0},
+    "top_k=7,top_p=0.8": {"top_k": 7, "top_p": 0.8},
+    "all-three": {"temperature": 0.7, "top_k": 20, "top_p": 0.95},
+    "hot-and-cut": {"temperature": 10.0, "top_k": 30, "top_p": 0.5},
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def config(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> SamplingConfig:
+    return SamplingConfig(
+        _target_="gptbench.sampling.Sampler", name="test", temperature=temperature, top_k=top_k, top_p=top_p
+    )
+
+
+def settings(vocab: int, **chosen: float) -> tuple[Tensor, Tensor, Tensor]:
+    return Sampler(config(**chosen), vocab, CPU).settings
+
+
+def normal_logits(*shape: int, spread: float = 2.0, seed: int = 9) -> Tensor:
+    return spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def analytic(
+    logits: list[float], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> dict[int, float]:
+    """Tokens that are kept, most likely first, and their probabilities; plain Python, float64."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:top_k]
+    odds = [math.exp((logits[token] - logits[order[0]]) / temperature) for token in order]
+    probability = [o / sum(odds) for o in odds]
+    if top_p is not None and top_p < 1:
+        # As many as it takes to reach p: all whose predecessors have not reached it.
+        before = [0.0, *accumulate(probability)][:-1]
+        probability = [p for p, reached in zip(probability, before, strict=True) if reached < top_p]
+    total = sum(probability)
+    return {token: p / total for token, p in zip(order, probability, strict=False)}
+
+
+def draw(logits: Tensor, uniform: list[float] | Tensor, **chosen: float) -> Tensor:
+    """A token from logits [V] for each uniform number."""
+    uniform = torch.as_tensor(uniform, dtype=torch.float32).view(-1, 1)
+    return sample(logits.expand(len(uniform), -1), uniform, *settings(logits.shape[-1], **chosen))
+
+
+@pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
+def test_distribution_is_the_exact_one(chosen: dict[str, float]) -> None:
+    """Chi-square over 40,000 draws with a fixed seed; what is expected fewer than 5 times counts as one bin."""
+    logits, count = normal_logits(37), 40_000
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(21))
+    drawn = draw(logits, uniform, **chosen).bincount(minlength=37).tolist()
+    expected = {token: p * count for token, p in analytic(logits.tolist(), **chosen).items()}
+    assert sum(drawn[token] for token in expected) == count, "a token outside the kept set was drawn"
+    rare = [token for token, times in expected.items() if times < 5]
+    common = [token for token in expected if token not in rare]
+    observed_bins = [drawn[token] for token in common]
+    expected_bins = [expected[token] for token in common]
+    if rare:
+        observed_bins.append(sum(drawn[token] for token in rare))
+        expected_bins.append(sum(expected[token] for token in rare))
+    if len(expected_bins) > 1:
+        assert chisquare(observed_bins, expected_bins).pvalue > 1e-3
+    else:
+        assert observed_bins == [count]
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 37, 1009], ids="V={}".format)
+@pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
+def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float], vocab: int) -> None:
+    """A uniform number from the middle of each kept token's share draws that token; no number draws another."""
+    if "top_k" in chosen:  # the configuration refuses one over the vocabulary
+        chosen = chosen | {"top_k": min(chosen["top_k"], vocab)}
+    logits = normal_logits(vocab)
+    kept = analytic(logits.tolist(), **chosen)
+    ends = list(accumulate(kept.values()))
+    # What is rarer than 1e-5 lies within rounding of its neighbours.
+    middles = {token: end - p / 2 for (token, p), end in zip(kept.items(), ends, strict=True) if p > 1e-5}
+    assert draw(logits, list(middles.values()), **chosen).tolist() == list(middles)
+    grid = draw(logits, torch.linspace(0, BELOW_ONE, 4999), **chosen)
+    assert set(grid.tolist()) <= set(kept)
+
+
+@pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
+def test_ends_of_the_uniform_range_draw_the_first_and_the_last_kept_token(chosen: dict[str, float]) -> None:
+    logits = normal_logits(37, spread=1.0)
+    kept = list(analytic(logits.tolist(), **chosen))
+    assert draw(logits, [0.0, BELOW_ONE, 1.0], **chosen).tolist() == [kept[0], kept[-1], kept[-1]]
+
+
+def test_equal_tokens_are_kept_in_the_order_of_their_numbers() -> None:
+    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    ends = [1 / 6, 3 / 6, 5 / 6]
+    assert draw(logits, ends, top_k=3).tolist() == [1, 3, 4]
+    assert draw(logits, [0.1, 0.9], top_k=2).tolist() == [1, 3]
+    assert draw(torch.zeros(101), [0.0, 0.5, BELOW_ONE], top_k=3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1e-30, 1), (0.499, 1), (0.501, 2), (0.749, 2), (0.751, 3), (0.876, 4), (1.0, 4)], ids=str
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: int) -> None:
+    logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).log()
+    tokens = draw(logits, torch.linspace(0, BELOW_ONE, 1001), top_p=top_p)
+    assert set(tokens.tolist()) == set([1, 3, 0, 2][:kept])
+
+
+def test_top_p_counts_from_what_top_k_left() -> None:
+    """Of 0.4, 0.3, 0.2, 0.1 top_k=2 leaves 4/7 and 3/7: p=0.5 then keeps one; of all four it would keep two."""
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    uniform = torch.linspace(0, BELOW_ONE, 101)
+    assert set(draw(logits, uniform, top_k=2, top_p=0.5).tolist()) == {0}
+    assert set(draw(logits, uniform, top_p=0.5).tolist()) == {0, 1}
+    assert set(draw(logits, uniform, top_k=2, top_p=0.6).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.5, 3.0], ids="spread={}".format)
+@pytest.mark.parametrize("top_p", [None, 1.0], ids="top_p={}".format)
+def test_without_top_p_all_of_a_large_vocabulary_is_kept(top_p: float | None, spread: float) -> None:
+    """Whatever way 32,000 summands round: where the sum reaches 1 early, no token after that lies under p=1."""
+    vocab = 32_000
+    logits = normal_logits(vocab, spread=spread)
+    order = logits.double().sort(descending=True, stable=True).indices
+    end = logits.double().softmax(-1)[order].cumsum(-1)
+    # 1 is no number from [0, 1), but it draws the last token that is kept.
+    uniform = torch.cat((torch.rand(60, generator=torch.Generator().manual_seed(2)), torch.tensor([0.0, 1.0])))
+    drawn = draw(logits, uniform, top_p=top_p)
+    rank = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab))[drawn]
+    assert rank[-2:].tolist() == [0, vocab - 1]
+    start = torch.cat((torch.zeros(1, dtype=torch.float64), end))[rank]
+    assert (start <= uniform.double() + 1e-5).all()
+    assert (uniform.double() - 1e-5 <= end[rank]).all()
+
+
+def test_a_long_tail_of_rare_tokens_can_be_drawn() -> None:
+    """31,997 tokens of 2^-26 each, 4.8e-4 together: added one by one to 1 in float32, they would all be lost."""
+    logits = torch.full((32_000,), math.log(2**-26))
+    logits[:3] = torch.tensor([0.5, 0.25, 0.25]).log()
+    tail = (torch.arange(200) + 0.5) / 200
+    drawn = draw(logits, (1 + tail * 31_997 * 2**-26) / (1 + 31_997 * 2**-26))
+    expected = 3 + tail * 31_997
+    assert (drawn - expected).abs().max() < 20  # 2^-24 is four tokens
+
+
+@pytest.mark.parametrize("chosen", [{}, {"top_k": 3}, {"top_p": 0.1}, {"top_k": 2, "top_p": 0.9}], ids=str)
+def test_greedy_takes_the_first_of_the_largest(chosen: dict[str, float]) -> None:
+    logits = normal_logits(64, 41)
+    logits[5] = 0.0  # all equal
+    logits[6, [7, 30, 40]] = 50.0
+    logits[7, [40, 3]] = 50.0
+    uniform = torch.rand(64, 1, generator=torch.Generator().manual_seed(3))
+    uniform[:2] = torch.tensor([[0.0], [BELOW_ONE]])
+    tokens = sample(logits, uniform, *settings(41, temperature=0.0, **chosen))
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert tokens[5:8].tolist() == [0, 7, 3]
+
+
+def test_rows_of_a_batch_are_drawn_independently() -> None:
+    logits = normal_logits(6, 53)
+    uniform = torch.rand(6, 1, generator=torch.Generator().manual_seed(5))
+    chosen = {"temperature": 0.9, "top_k": 40, "top_p": 0.97}
+    together = sample(logits, uniform, *settings(53, **chosen)).tolist()
+    assert together == [draw(row, u, **chosen).item() for row, u in zip(logits, uniform, strict=True)]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-37], ids="temperature={}".format)
+def test_a_very_low_temperature_is_greedy(temperature: float) -> None:
+    logits = normal_logits(4, 33)
+    uniform = torch.tensor([[0.0], [0.3], [0.9], [BELOW_ONE]])
+    assert torch.equal(sample(logits, uniform, *settings(33, temperature=temperature)), logits.argmax(-1))
+
+
+@pytest.mark.xfail(
+    raises=RuntimeError, reason="logits / temperature overflows to inf, its softmax is NaN, and the index -1"
+)
+@pytest.mark.parametrize("temperature", [1e-38, 1e-44], ids="temperature={}".format)
+def test_the_lowest_temperatures_are_greedy_too(temperature: float) -> None:
+    logits = normal_logits(4, 33)
+    uniform = torch.tensor([[0.0], [0.3], [0.9], [BELOW_ONE]])
+    assert torch.equal(sample(logits, uniform, *settings(33, temperature=temperature)), logits.argmax(-1))
+
+
+def test_a_very_high_temperature_is_uniform() -> None:
+    drawn = draw(normal_logits(8), (torch.arange(8) + 0.5) / 8, temperature=1e30)
+    assert sorted(drawn.tolist()) == list(range(8))
+
+
+def test_setting_changes_the_same_tensors_in_place() -> None:
+    sampler = Sampler(config(temperature=0.8, top_k=5, top_p=0.9), 100, CPU)
+    before = sampler.settings
+    addresses = [tensor.data_ptr() for tensor in before]
+    assert [t.item() for t in before] == pytest.approx([0.8, 5, 0.9])
+    sampler.set(config(temperature=0.0))
+    assert all(now is then for now, then in zip(sampler.settings, before, strict=True))
+    assert [tensor.data_ptr() for tensor in sampler.settings] == addresses
+    assert [t.item() for t in before] == [0, 100, 1]  # null is the whole vocabulary, and p=1
+    assert [(t.dtype, t.shape) for t in before] == [(torch.float32, ()), (torch.int64, ()), (torch.float32, ())]
+
+
+def test_one_compiled_form_serves_all_settings() -> None:
+    """fullgraph refuses whatever the host would have to wait for."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(sample, backend=counter, fullgraph=True, dynamic=False)
+    logits, uniform = normal_logits(3, 37), torch.tensor([[0.1], [0.5], [0.9]])
+    sampler = Sampler(config(), 37, CPU)
+    for chosen in [*SETTINGS.values(), {"temperature": 0.0}]:
+        sampler.set(config(**chosen))
+        expected = sample(logits, uniform, *sampler.settings)
+        assert torch.equal(compiled(logits, uniform, *sampler.settings), expected), chosen
+    # Another sampler, too: its tensors are inputs, not constants.
+    compiled(logits, uniform, *settings(37, temperature=0.3, top_k=2))
+    assert counter.frame_count == 1
+
+
+def test_nothing_is_read_back_to_the_host() -> None:
+    """Tensors on `meta` hold nothing that could be read."""
+    meta = torch.device("meta")
+    sampler = Sampler(config(top_k=3, top_p=0.5), 37, meta)
+    tokens = sample(torch.empty(3, 37, device=meta), torch.empty(3, 1, device=meta), *sampler.settings)
+    assert tokens.shape == (3,)
+    assert tokens.dtype == torch.int64

@@ -1,0 +1,474 @@
+"""Logging: into a real SQLite store and through a real server; what breaks on the way loses nothing."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from omegaconf import OmegaConf
+from results import NEW_TOKENS, made_result
+
+from gptbench.config import MLflowConfig, TrackingConfig
+from gptbench.errors import TrackingError, UserError
+from gptbench.record import MLflowTracker, NoTracker, Result
+from gptbench.record.statistics import METRICS, sample_metrics, summary
+from gptbench.record.tracking import log_command
+
+START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
+DEAD = "http://127.0.0.1:1"
+
+
+def config(**values: Any) -> MLflowConfig:
+    return MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", **values)
+
+
+@dataclass
+class Store:
+    """An outputs folder with its SQLite store, and a look inside."""
+
+    outputs: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def log(self, result: Result, path: Path, **values: Any) -> str:
+        return MLflowTracker(config(**values), self.outputs).log(result, path)
+
+    def runs(self, experiment: str) -> list[Run]:
+        """In the order of their start."""
+        found = self.client.get_experiment_by_name(experiment)
+        assert found is not None
+        return list(self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))
+
+    def series(self, run: Run, key: str) -> list[tuple[int, float]]:
+        return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, key)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One for the whole file, since making one takes seconds; each test has an experiment of its own."""
+    return Store(tmp_path_factory.mktemp("out puts"))
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return made_result()
+
+
+@pytest.fixture(scope="module")
+def path(result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return result.save(tmp_path_factory.mktemp("result"))
+
+
+@pytest.fixture(scope="module")
+def run(store: Store, result: Result, path: Path) -> Run:
+    """What `result` looks like in the store."""
+    line = store.log(result, path)
+    (logged,) = store.runs("gptbench")
+    assert line == f"MLflow run stories15m-bfloat16-inductor-b1 {logged.info.run_id} in {store.uri}"
+    return logged
+
+
+def test_run_has_name_times_and_status(run: Run, result: Result) -> None:
+    assert run.info.run_name == "stories15m-bfloat16-inductor-b1"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == START_MS
+    samples_s = sum(sample.call_s for sample in result.samples)
+    loading_compiling_and_warm_up_s = 0.5 + 20.0 + 3.0 + 0.12
+    assert run.info.end_time == START_MS + round(1000 * (loading_compiling_and_warm_up_s + samples_s))
+
+
+def test_params_are_the_configuration_without_nulls(run: Run) -> None:
+    params = run.data.params
+    assert params["model.dim"] == "288"
+    assert params["model.name"] == "stories15m"
+    assert params["model.norm_eps"] == "1e-05"
+    assert params["workload.prompt"] == "[1, 15043, 29892]"
+    assert params["engine.graph_prefill"] == "true"
+    assert params["baseline.targets.stories15m_bfloat16.seed_tokens_per_s"] == "100.0"
+    assert params["outputs"] == "outputs"
+    assert not {"sampling.top_p", "model.rope_scaling", "device.threads", "commit"} & params.keys()
+
+
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS])
+def test_series_has_each_valid_sample_at_its_own_step(store: Store, run: Run, result: Result, name: str) -> None:
+    expected = [(step, sample_metrics(result, result.samples[step])[name]) for step in (0, 2)]
+    assert store.series(run, f"sample/{name}") == expected
+
+
+def test_invalid_sample_is_only_seen_in_its_compiles(store: Store, run: Run) -> None:
+    assert store.series(run, "sample_compiles") == [(0, 0.0), (1, 1.0), (2, 0.0)]
+
+
+def test_scalars_are_the_summary(run: Run, result: Result) -> None:
+    expected = summary(result)
+    assert {name: run.data.metrics[name] for name in expected} == pytest.approx(expected)
+    assert run.data.metrics["compile_cold_s"] == 20.0
+    assert run.data.metrics["compile_warm_s"] == 3.0
+    assert run.data.metrics["samples_valid"] == 2.0
+
+
+def test_only_the_largest_stages_of_compiling_are_logged(run: Run) -> None:
+    prefix = "compile_stage/"
+    stages = {key.removeprefix(prefix): value for key, value in run.data.metrics.items() if key.startswith(prefix)}
+    smaller = {f"stage_{number}": number / 100 for number in range(12, 20)}
+    assert stages == {"_compile.compile_inner": 19.0, "backend _fx_graph_": 18.0} | smaller
+
+
+def test_tags(run: Run, path: Path) -> None:
+    expected = {
+        "gptbench.result": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "gptbench.command": "python -m gptbench model=stories15m quant=none",
+        "mlflow.source.name": "gptbench",
+        "mlflow.runName": "stories15m-bfloat16-inductor-b1",
+        "model": "stories15m",
+        "quant": "none",
+        "engine": "inductor",
+        "sampling": "default",
+        "dtype": "bfloat16",
+        "compile_cache": "cold",
+        "commit": "1234567",
+        "device": "Processor X",
+        "driver": "570.1",
+        "power_limit_w": "700",
+        "torch": "2.13.0",
+        "triton": "3.7.0",
+    }
+    assert run.data.tags == expected
+
+
+def check_artifacts(folder: Path, result: Result, path: Path) -> None:
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "result.json", "steps.csv"]
+    assert (folder / "result.json").read_bytes() == path.read_bytes()
+    assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == result.config
+    with (folder / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(result.samples) * (NEW_TOKENS - 1)
+    last = rows[-1]
+    assert (last["sample"], last["step"]) == ("2", str(NEW_TOKENS - 2))
+    assert float(last["seconds"]) == result.samples[2].step_s[-1]
+    assert int(last["bytes"]) == result.traffic.steps[-1]
+    assert int(last["positions_read"]) == result.traffic.positions_read[-1]
+
+
+def test_artifacts_lie_in_the_outputs_folder(store: Store, run: Run, result: Result, path: Path) -> None:
+    assert Path(run.info.artifact_uri).is_relative_to(store.outputs / "mlartifacts")
+    check_artifacts(Path(run.info.artifact_uri), result, path)
+
+
+def test_more_than_mlflow_takes_at_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")  # then it refuses them
+    big = made_result(compiles=(0,) * 120)
+    big.config["model"] |= {f"extra_{number}": number for number in range(250)}
+    big.config["workload"]["prompt"] = list(range(3000))
+    big.command += [str(list(range(3000)))]
+    store.log(big, big.save(tmp_path), experiment="big")
+    (logged,) = store.runs("big")
+    assert {logged.data.params[f"model.extra_{number}"] for number in range(250)} == {str(n) for n in range(250)}
+    assert logged.data.params["workload.prompt"] == json.dumps(list(range(3000)))[:6000]
+    assert logged.data.tags["gptbench.command"].startswith("python -m gptbench")
+    for metric in METRICS:
+        assert [step for step, _ in store.series(logged, f"sample/{metric.name}")] == list(range(120))
+
+
+def test_quantised_and_named(store: Store, tmp_path: Path) -> None:
+    results = [made_result(quant="int8"), made_result(started="2026-11-22T13:00:00+00:00")]
+    paths = [entry.save(tmp_path) for entry in results]
+    store.log(results[0], paths[0], experiment="names")
+    store.log(results[1], paths[1], experiment="names", run_name="mine")
+    assert [entry.info.run_name for entry in store.runs("names")] == ["stories15m-int8-inductor-b1", "mine"]
+    assert paths[1].name == "result-2.json"
+    assert (Path(store.runs("names")[1].info.artifact_uri) / "result.json").read_bytes() == paths[1].read_bytes()
+
+
+def test_not_finite_is_failed_and_without_valid_samples_there_are_no_medians(store: Store, tmp_path: Path) -> None:
+    broken = made_result(finite=False, compiles=(2, 1))
+    store.log(broken, broken.save(tmp_path), experiment="broken")
+    (logged,) = store.runs("broken")
+    assert logged.info.status == "FAILED"
+    assert logged.data.metrics["finite"] == 0.0
+    assert "decode_tokens_per_s" not in logged.data.metrics
+    assert not [key for key in logged.data.metrics if key.startswith("sample/")]
+
+
+def test_the_same_result_is_logged_once(store: Store, run: Run, result: Result, path: Path) -> None:
+    line = store.log(result, path)
+    assert line == f"already logged: MLflow run {run.info.run_name} {run.info.run_id} in {store.uri}"
+    assert len(store.runs("gptbench")) == 1
+
+
+def test_half_logged_run_is_completed(
+    store: Store, result: Result, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", fail)
+        with pytest.raises(TrackingError, match="No space left on device"):
+            store.log(result, path, experiment="half")
+    (half,) = store.runs("half")
+    assert half.info.status == "RUNNING"
+    store.log(result, path, experiment="half")
+    (whole,) = store.runs("half")
+    assert whole.info.run_id == half.info.run_id
+    assert whole.info.status == "FINISHED"
+    assert [step for step, _ in store.series(whole, "sample/ttft_s")] == [0, 2]
+    assert store.series(whole, "ttft_s") == [(0, summary(result)["ttft_s"])]
+    check_artifacts(Path(whole.info.artifact_uri), result, path)
+
+
+def sweep_job(sweep: Path, hour: int, **values: Any) -> tuple[Result, Path]:
+    job = made_result(started=f"2026-11-22T{hour}:00:00+00:00", sweep=str(sweep), **values)
+    return job, job.save(sweep / str(hour))
+
+
+def test_jobs_of_a_sweep_share_a_parent(store: Store, tmp_path: Path) -> None:
+    sweep = tmp_path / "2026-11-22" / "12-00-00"
+    store.log(*sweep_job(sweep, 12), experiment="sweep")
+    parent, child = sorted(store.runs("sweep"), key=lambda entry: "mlflow.parentRunId" in entry.data.tags)
+    assert parent.info.run_name == "sweep 2026-11-22/12-00-00"
+    assert parent.data.tags["gptbench.sweep"] == str(sweep)
+    assert (parent.info.status, parent.info.end_time) == ("FINISHED", child.info.end_time)
+    kept = json.loads((sweep / "mlflow_parent.json").read_text())
+    assert kept == {
+        "uri": store.uri,
+        "experiment_id": parent.info.experiment_id,
+        "run_id": parent.info.run_id,
+    }
+
+    store.log(*sweep_job(sweep, 13, finite=False), experiment="sweep")
+    (sweep / "mlflow_parent.json").unlink()  # as where the results were moved to another machine
+    store.log(*sweep_job(sweep, 14), experiment="sweep")
+    store.log(*sweep_job(sweep, 11), experiment="sweep")
+    runs = {entry.info.run_id: entry for entry in store.runs("sweep")}
+    parent = runs.pop(parent.info.run_id)
+    assert [entry.data.tags["mlflow.parentRunId"] for entry in runs.values()] == [parent.info.run_id] * 4
+    assert [entry.data.tags["sweep"] for entry in runs.values()] == [str(sweep)] * 4
+    assert parent.info.status == "FAILED"
+    assert parent.info.end_time == max(entry.info.end_time for entry in runs.values())
+
+
+def test_deleted_parent_is_made_again(store: Store, tmp_path: Path) -> None:
+    store.log(*sweep_job(tmp_path, 12), experiment="deleted")
+    first = json.loads((tmp_path / "mlflow_parent.json").read_text())["run_id"]
+    store.client.delete_run(first)
+    store.log(*sweep_job(tmp_path, 13), experiment="deleted")
+    second = json.loads((tmp_path / "mlflow_parent.json").read_text())["run_id"]
+    assert second != first
+    assert store.client.get_run(second).info.status == "FINISHED"
+
+
+def log_at_once(barrier: Barrier, outputs: Path, sweep: Path, hour: int) -> None:
+    job, path = sweep_job(sweep, hour)
+    barrier.wait()
+    MLflowTracker(config(), outputs).log(job, path)
+
+
+def test_first_use_by_four_processes_at_once_loses_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")  # imports once, so that all four really are there at once
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "gptbench.record.tracking"])
+    barrier = context.Barrier(4)
+    outputs, sweep = tmp_path / "outputs", tmp_path / "sweep"
+    processes = [context.Process(target=log_at_once, args=(barrier, outputs, sweep, hour)) for hour in range(10, 14)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    runs = Store(outputs).runs("gptbench")
+    parents = [entry for entry in runs if "gptbench.sweep" in entry.data.tags]
+    assert len(parents) == 1
+    assert [entry.info.status for entry in runs] == ["FINISHED"] * 5
+    assert len({entry.data.tags["gptbench.result"] for entry in runs if entry not in parents}) == 4
+
+
+def test_dead_server_is_a_tracking_error_and_the_result_is_logged_later(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    tracking = {"uri": DEAD, "experiment": "later", "run_name": "late"}
+    lost = made_result(tracking=tracking, outputs=str(store.outputs))
+    path = lost.save(tmp_path / "a folder")
+    start = time.perf_counter()
+    with pytest.raises(TrackingError) as caught:
+        store.log(lost, path, **tracking)
+    assert time.perf_counter() - start < 15
+    first, second = str(caught.value).splitlines()
+    assert first == f"tracking.uri={DEAD}: Connection refused"
+    assert second.endswith(f"gptbench log '{path}'")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+    assert log_command([str(path), "--uri", store.uri]) == 0
+    (logged,) = store.runs("later")
+    assert logged.info.run_name == "late"
+    assert Path(logged.info.artifact_uri).is_relative_to(store.outputs / "mlartifacts")
+    assert capsys.readouterr().out == f"MLflow run late {logged.info.run_id} in {store.uri}\n"
+
+
+def test_errors_do_not_show_passwords(tmp_path: Path, result: Result, path: Path) -> None:
+    with pytest.raises(TrackingError) as caught:
+        MLflowTracker(config(uri="http://me:secret@127.0.0.1:1", retries=0), tmp_path).log(result, path)
+    assert str(caught.value).startswith(f"tracking.uri={DEAD}: ")
+    assert "secret" not in str(caught.value)
+
+
+def test_database_that_cannot_be_opened_fails_soon(tmp_path: Path, result: Result, path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    start = time.perf_counter()
+    with pytest.raises(TrackingError, match="unable to open database file"):
+        MLflowTracker(config(), tmp_path).log(result, path)
+    assert time.perf_counter() - start < 5
+
+
+def test_log_command_without_options_uses_the_outputs_folder(
+    store: Store, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untracked = made_result(outputs=str(store.outputs), commit="7654321")
+    path = untracked.save(tmp_path)
+    assert log_command([str(path), str(path), "--experiment", "untracked"]) == 0
+    (logged,) = store.runs("untracked")
+    assert logged.data.tags["commit"] == "7654321"
+    line = f"MLflow run {run.info.run_name} {logged.info.run_id} in {store.uri}\n"
+    assert capsys.readouterr().out == f"{line}already logged: {line}"
+
+
+def test_log_command_reads_all_before_it_logs_any(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(UserError, match="not a result"):
+        log_command([str(path), str(tmp_path / "missing.json"), "--outputs", str(tmp_path / "outputs")])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_variables_of_mlflow_do_not_interfere(
+    store: Store, run: Run, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.client.get_run(run.info.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    other = dataclasses.replace(result, load_s=77.0)
+    store.log(other, other.save(tmp_path), experiment="variables")
+    (logged,) = store.runs("variables")
+    assert logged.info.run_id != run.info.run_id
+    assert logged.data.metrics["load_s"] == 77.0
+    assert store.client.get_run(run.info.run_id).to_dictionary() == before.to_dictionary()
+
+
+def test_nothing_of_mlflow_runs_before_or_after_logging(tmp_path: Path, path: Path) -> None:
+    script = f"""
+import json, sys, threading
+from pathlib import Path
+from gptbench.config import MLflowConfig
+from gptbench.record import MLflowTracker, Result
+result = Result.load(Path({str(path)!r}))
+config = MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", experiment="threads")
+tracker = MLflowTracker(config, Path({str(tmp_path)!r}))
+before = [name for name in sys.modules if name.split(".")[0] in ("mlflow", "sqlalchemy")]
+started, start = [], threading.Thread.start
+threading.Thread.start = lambda thread: (started.append(thread.name), start(thread))
+tracker.log(result, Path({str(path)!r}))
+print(json.dumps([before, started]))
+"""
+    # MLflow would switch its telemetry off by itself where it sees a test or CI.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    environment |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_ACTIVE_MODEL_ID": "m-123"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [[], []]
+    (logged,) = Store(tmp_path).runs("threads")
+    assert logged.data.metrics["load_s"] == 0.5
+
+
+def test_no_tracker_does_nothing(tmp_path: Path, result: Result, path: Path) -> None:
+    tracker = NoTracker(TrackingConfig(_target_="gptbench.record.NoTracker", name="none"), tmp_path)
+    assert tracker.log(result, path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def server(store: Store, run: Run, tmp_path: Path) -> Iterator[str]:
+    """URL of a server with a copy of the store, so that it has not to make one."""
+    with sqlite3.connect(store.outputs / "mlflow.db") as old, sqlite3.connect(tmp_path / "server.db") as new:
+        old.backup(new)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
+        *("--artifacts-destination", str(tmp_path / "served")),
+    ]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 90
+        while not healthy(url):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < end, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the group: the server's workers are processes of their own
+        process.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            return response.read() == b"OK"
+    except OSError:
+        return False
+
+
+def test_server(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    job, path = sweep_job(sweep, 12)
+    tracker = MLflowTracker(config(uri=server, experiment="served"), tmp_path / "outputs")
+    line = tracker.log(job, path)
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("served")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)
+    parent, child = sorted(runs, key=lambda entry: "mlflow.parentRunId" in entry.data.tags)
+    assert line == f"MLflow run stories15m-bfloat16-inductor-b1 {child.info.run_id} in {server}"
+    assert capsys.readouterr().out == ""
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {entry.info.status for entry in runs} == {"FINISHED"}
+    assert {name: child.data.metrics[name] for name in summary(job)} == pytest.approx(summary(job))
+    history = client.get_metric_history(child.info.run_id, "sample/ttft_s")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.05), (2, 0.07)]
+    assert child.info.artifact_uri.startswith("mlflow-artifacts:")
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    client.download_artifacts(child.info.run_id, "", str(folder))
+    check_artifacts(folder, job, path)
+    assert tracker.log(job, path) == f"already logged: {line}"

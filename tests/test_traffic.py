@@ -1,0 +1,228 @@
+"""Bytes per step, worked out by hand from the shapes of the models. Nothing here is allocated: all is on `meta`."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from gptbench.build import nbytes, on_meta
+from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
+from gptbench.device import Device
+from gptbench.engine import Eager, Engine, Inductor
+from gptbench.measure.traffic import kv_bytes_per_position, traffic, weight_bytes
+from gptbench.model import Transformer
+from gptbench.sampling import Sampler
+from tests.models import CONF, DENSE, GQA, MOE, make_model, model_config, model_name, quantisation
+
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+PARAMETERS = {
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
+    "mistral_7b": 7_241_732_096,
+    "mixtral": 46_702_792_704,
+    "stories15m": 15_191_712,
+    "stories110m": 109_529_856,
+}
+"""As published, with every expert, a tied embedding once."""
+
+GIGABYTES = {
+    "llama2_7b": 13.215,
+    "llama2_13b": 25.704,
+    "llama2_70b": 137.43,
+    "llama3_1_8b": 15.010,
+    "llama3_2_1b": 2.472,
+    "mistral_7b": 14.221,
+    "mixtral": 25.50,
+    "stories15m": 0.030,
+    "stories110m": 0.219,
+}
+"""bfloat16 weights read for one token, with the head, without an untied embedding."""
+
+
+def meta(config: ModelConfig, quant: str = "none", dtype: torch.dtype = torch.bfloat16) -> Transformer:
+    return on_meta(config, quantisation(quant), dtype)
+
+
+def matrix(rows: int, columns: int, quant: str, itemsize: int) -> int:
+    """Bytes of a matrix; int8 has one scale of the activations' type for each row."""
+    return rows * columns + rows * itemsize if quant == "int8" else rows * columns * itemsize
+
+
+def bytes_by_hand(config: ModelConfig, quant: str, itemsize: int, experts: int, embedding_rows: int) -> int:
+    """Bytes of one layer's matrices and norms, of all layers, of head, last norm and embedding rows."""
+    d, f, k = config.dim, config.ffn_dim, config.dim // config.n_heads
+    attention = sum(
+        matrix(rows, d, quant, itemsize) for rows in (d, config.n_kv_heads * k, config.n_kv_heads * k, d)
+    )  # q, k, v, output
+    ffn = 2 * matrix(f, d, quant, itemsize) + matrix(d, f, quant, itemsize)
+    if config.n_experts:
+        ffn = experts * ffn + config.n_experts * d * itemsize  # the router is not quantised
+    layers = config.n_layers * (attention + ffn + 2 * d * itemsize)
+    embedding = 0 if config.tied else embedding_rows * d * itemsize
+    return layers + d * itemsize + matrix(config.vocab_size, d, quant, itemsize) + embedding
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_number_of_parameters(name: str) -> None:
+    config = model_config(name)
+    model = meta(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == bytes_by_hand(config, "none", 1, config.n_experts, config.vocab_size)
+    assert count == PARAMETERS.get(name, count)
+    assert nbytes(model) == 2 * count
+
+
+def test_published_numbers_cover_the_published_models() -> None:
+    """A name in the tables that is no file would never be compared."""
+    assert set(PARAMETERS) == set(GIGABYTES)
+    assert set(PARAMETERS) <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", GIGABYTES)
+def test_gigabytes_per_token(name: str) -> None:
+    config = model_config(name)
+    embedding_row = 0 if config.tied else 2 * config.dim
+    read = weight_bytes(meta(config), 1) - embedding_row
+    assert read / 1e9 == pytest.approx(GIGABYTES[name], rel=5e-4 if GIGABYTES[name] > 1 else 0.02)
+
+
+def test_llama_2_7b_in_bfloat16() -> None:
+    assert weight_bytes(meta(model_config("llama2_7b")), 1) == 13_214_687_232 + 8192
+
+
+def test_llama_2_7b_in_int8() -> None:
+    layer = (
+        3 * (4096 * 4096 + 4096 * 2)  # q, k, v
+        + (4096 * 4096 + 4096 * 2)  # output
+        + 2 * (11008 * 4096 + 11008 * 2)  # gate and input
+        + (4096 * 11008 + 4096 * 2)
+        + 2 * 4096 * 2  # norms
+    )
+    head = 32000 * 4096 + 32000 * 2
+    expected = 32 * layer + head + 4096 * 2 + 4096 * 2  # last norm, embedding row
+    assert expected == 6_610_401_792
+    assert weight_bytes(meta(model_config("llama2_7b"), "int8"), 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "gigabytes"),
+    [("mixtral_16l", 16, 6.443), ("mixtral", 32, 12.755)],
+    ids=["16-layers", "32-layers"],
+)
+def test_mixtral_in_int8(name: str, layers: int, gigabytes: float) -> None:
+    layer = (
+        (4096 * 4096 + 4096 * 2)  # q
+        + 2 * (1024 * 4096 + 1024 * 2)  # k, v: 8 of 32 heads
+        + (4096 * 4096 + 4096 * 2)  # output
+        + 8 * 4096 * 2  # router, bfloat16
+        + 2 * (2 * (14336 * 4096 + 14336 * 2) + (4096 * 14336 + 4096 * 2))  # 2 experts of 8
+        + 2 * 4096 * 2  # norms
+    )
+    head = 32000 * 4096 + 32000 * 2
+    expected = layers * layer + head + 4096 * 2 + 4096 * 2  # last norm, embedding row
+    assert expected / 1e9 == pytest.approx(gigabytes, abs=5e-4)
+    assert weight_bytes(meta(model_config(name), "int8"), 1) == expected
+
+
+def test_a_tied_head_is_counted_once_and_in_full() -> None:
+    model = meta(model_config("llama3_2_1b"))
+    assert weight_bytes(model, 1) == weight_bytes(model, 100) == nbytes(model) == 2 * 1_235_814_400
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 9], ids="B={}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("config", [DENSE, GQA, MOE], ids=model_name)
+def test_weights_of_a_batch(config: ModelConfig, quant: str, dtype: torch.dtype, batch: int) -> None:
+    """Of the experts one for each pair of row and choice, at most all; of the embedding one row each."""
+    experts = min(batch * config.n_active_experts, config.n_experts)
+    expected = bytes_by_hand(config, quant, dtype.itemsize, experts, batch)
+    assert weight_bytes(meta(config, quant, dtype), batch) == expected
+    assert weight_bytes(make_model(config, quant, dtype=dtype), batch) == expected  # with memory as without
+
+
+def test_a_batch_reads_no_more_embedding_rows_than_there_are() -> None:
+    model = meta(DENSE)
+    assert weight_bytes(model, 10 * DENSE.vocab_size) == nbytes(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "dtype", "expected"),
+    [
+        ("llama2_7b", 1, torch.bfloat16, 2 * 32 * 32 * 128 * 2),
+        ("llama2_7b", 3, torch.bfloat16, 3 * 524_288),
+        ("llama2_7b", 1, torch.float32, 2 * 524_288),
+        ("llama3_1_8b", 1, torch.bfloat16, 2 * 32 * 8 * 128 * 2),
+        ("mixtral_16l", 1, torch.bfloat16, 2 * 16 * 8 * 128 * 2),
+        ("stories15m", 1, torch.float32, 2 * 6 * 6 * 48 * 4),
+    ],
+)
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_kv_cache_of_one_position(name: str, batch: int, dtype: torch.dtype, expected: int, quant: str) -> None:
+    """The cache is never quantised: its type is the activations'."""
+    assert kv_bytes_per_position(meta(model_config(name), quant, dtype), batch) == expected
+
+
+def test_kv_cache_of_one_position_is_what_is_allocated() -> None:
+    model = make_model(GQA, batch=3, length=17)
+    caches = [cache for name, cache in model.named_buffers() if name.endswith("_cache")]
+    assert len(caches) == 2 * GQA.n_layers
+    assert sum(cache.nbytes for cache in caches) == 17 * kv_bytes_per_position(model, 3)
+
+
+class FakeEngine:
+    """What `traffic` looks at, without an engine's tensors."""
+
+    def __init__(self, model: Transformer, prompt_length: int, batch: int, length: int, like: type[Engine]) -> None:
+        self.model, self.prompt_length, self.batch, self.length = model, prompt_length, batch, length
+        self.like = like
+
+    def positions_read(self, position: int) -> int:
+        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), position)
+
+
+def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:
+    """Prompt 6, 200 new tokens, 199 steps. Eager reads what is filled, Inductor all of the 208 positions."""
+    model = meta(model_config("llama2_7b"))
+    weights, kv = 13_214_687_232 + 8192, 524_288
+    eager = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Eager)), 200)
+    assert eager.weights == weights
+    assert eager.kv_per_position == kv
+    assert len(eager.steps) == 199
+    assert eager.positions_read == eager.positions_filled == list(range(7, 206))
+    # The first step reads 7 positions, its own included, and writes one; the last reads 205.
+    assert eager.steps[0] == weights + kv * (7 + 1)
+    assert eager.steps[-1] == weights + kv * (205 + 1)
+    assert {b - a for a, b in zip(eager.steps, eager.steps[1:], strict=False)} == {kv}
+
+    inductor = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Inductor)), 200)
+    assert inductor.steps == [weights + kv * (208 + 1)] * 199
+    assert inductor.positions_read == [208] * 199
+    assert inductor.positions_filled == eager.positions_filled
+
+
+@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
+def test_steps_of_real_engines(batch: int) -> None:
+    """The engines' own batch, length and prompt."""
+    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+    sampler = Sampler(SamplingConfig(_target_="gptbench.sampling.Sampler", name="test"), MOE.vocab_size, device.torch)
+    eager_config = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
+    inductor_config = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
+    weights = bytes_by_hand(MOE, "int8", 4, 2 * batch, batch)
+    kv = 2 * 2 * batch * 2 * 16 * 4  # keys and values, layers, rows, kv heads, head width, bytes
+
+    def moved(engine: Engine) -> list[int]:
+        return traffic(engine, new_tokens=4).steps
+
+    def model() -> Transformer:
+        return make_model(MOE, "int8", batch=batch, length=24)
+
+    eager = Eager(eager_config, model(), sampler, device, prompt_length=5)
+    assert moved(eager) == [weights + kv * (read + 1) for read in (6, 7, 8)]
+    inductor = Inductor(inductor_config, model(), sampler, device, prompt_length=5)
+    assert moved(inductor) == [weights + kv * 25] * 3
