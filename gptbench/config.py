@@ -48,6 +48,14 @@ class CudaGraph(Enum):
     none = "none"
 
 
+class Tuning(Enum):
+    """Which kernels Inductor searches the block sizes of, by measuring: those of the decode step, of all, or none."""
+
+    decode = "decode"
+    all = "all"
+    none = "none"
+
+
 @dataclass(kw_only=True)
 class Section:
     """One configuration group. `_target_` names the class that the section builds; only `TARGETS` are accepted."""
@@ -245,8 +253,8 @@ class InductorConfig(EngineConfig):
     """How a step is launched on a GPU: step, trees or none. Without meaning on a CPU."""
     graph_prefill: bool = True
     """Whether prefill, too, is launched as a CUDA graph."""
-    coordinate_descent_tuning: bool = True
-    """Inductor's search for block sizes by measuring, for every kernel."""
+    coordinate_descent_tuning: Tuning = Tuning.decode
+    """What Inductor tunes on a GPU: decode, all or none. It is most of the compile time."""
 
 
 @dataclass(kw_only=True)
@@ -306,7 +314,8 @@ class MLflowConfig(TrackingConfig):
             raise self.error("experiment", "a name")
         if not self.timeout_s > 0:
             raise self.error("timeout_s", "a number of seconds over 0")
-        self.at_least(0, "retries")
+        if not 0 <= self.retries <= 10:
+            raise self.error("retries", "a number from 0 to 10")
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ from gptbench.config import (
     ModelConfig,
     SamplingConfig,
     Scope,
+    Tuning,
 )
 from gptbench.device import Device
 from gptbench.engine import Engine, Inductor
@@ -25,7 +26,7 @@ from tests.models import DENSE, GQA, MOE, TINY, make_model, model_name, random_t
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Largest ‖logits - reference‖ / ‖reference‖ of a row. In bfloat16 compiled code rounds less often than the reference."""
+"""Largest ‖logits - reference‖ / ‖reference‖ of a row. Compiled bfloat16 code rounds less often."""
 
 GREEDY = SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy", temperature=0.0)
 DRAWN = SamplingConfig(_target_="gptbench.sampling.Sampler", name="drawn", temperature=0.9, top_k=50, top_p=0.95)
@@ -33,7 +34,7 @@ EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
 
 
 def inductor(**options: Any) -> InductorConfig:
-    options = {"scope": Scope.block, "coordinate_descent_tuning": False} | options
+    options = {"scope": Scope.block, "coordinate_descent_tuning": Tuning.none} | options
     return InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", **options)
 
 

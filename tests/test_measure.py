@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, WorkloadConfig
+from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, Tuning, WorkloadConfig
 from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.generate import HostClock, Workload, generate
@@ -21,7 +21,7 @@ from tests.models import DENSE, make_model
 from tests.test_engines import DRAWN
 
 EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
-INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=False)
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=Tuning.none)
 PROMPT, NEW = [1, 2, 3], 9
 
 

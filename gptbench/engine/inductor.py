@@ -5,13 +5,14 @@ captured once into a CUDA graph of our own: a replay needs no guards, no copies 
 but the launch. On a CPU the compiled C++ is called directly.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gptbench.config import CudaGraph, InductorConfig, Scope
+from gptbench.config import CudaGraph, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.model import Transformer
@@ -19,6 +20,21 @@ from gptbench.sampling import Sampler
 
 WARM_UP_CALLS = 3
 """Before a capture. torch's trees record at the second call, and replay from the third on."""
+
+
+def options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
+    """Inductor's settings. Kernels are loaded by Triton's own launcher: with Inductor's static one, torch 2.11 tuned
+    all of them again in every process, although the results lay in its cache (28 s instead of 8 s on an H200)."""
+    return {
+        "triton.cudagraphs": cudagraphs,
+        "coordinate_descent_tuning": tuned,
+        "use_static_cuda_launcher": False,
+    }
+
+
+def compiled(function: Callable, how: dict[str, Any]) -> Callable:
+    """One graph for one shape: a change of shape compiles another."""
+    return torch.compile(function, fullgraph=True, dynamic=False, options=how)
 
 
 class Inductor(Engine):
@@ -32,24 +48,23 @@ class Inductor(Engine):
         super().__init__(config, model, sampler, device, prompt_length)
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
-        self.options: dict[str, Any] = {"coordinate_descent_tuning": config.coordinate_descent_tuning}
-        self.finish = self.compile(self.advance, cudagraphs=trees)
-        if config.scope is Scope.block:
-            for block in model.layers:
-                block.compile(fullgraph=True, dynamic=False, options=self.options | {"triton.cudagraphs": trees})
-            self.prefill_hidden = self.decode_hidden = model.hidden
-        else:
-            self.prefill_hidden = self.compile(model.hidden, cudagraphs=trees and config.graph_prefill)
-            self.decode_hidden = self.compile(model.hidden, cudagraphs=trees)
+        tuning = config.coordinate_descent_tuning
+        prefill = options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
+        decode = options(trees, tuned=tuning is not Tuning.none)
+        self.finish = compiled(self.advance, decode)
+        self.prefill_hidden = self.hidden_by(config.scope, prefill)
+        self.decode_hidden = self.hidden_by(config.scope, decode)
         if trees:
             for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings):
                 torch._dynamo.mark_static_address(tensor)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
-    def compile(self, function: Callable, cudagraphs: bool) -> Callable:
-        options = self.options | {"triton.cudagraphs": cudagraphs}
-        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    def hidden_by(self, scope: Scope, how: dict[str, Any]) -> Callable[..., Tensor]:
+        """The model's `hidden`, compiled as a whole, or calling compiled blocks that all share one graph."""
+        if scope is Scope.model:
+            return compiled(self.model.hidden, how)
+        return functools.partial(self.model.hidden, blocks=[compiled(block, how) for block in self.model.layers])
 
     @torch.no_grad()
     def prepare(self) -> None:

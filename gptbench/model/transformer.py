@@ -6,6 +6,7 @@ F feed-forward width, E experts, A active experts, V vocabulary, P token-expert 
 Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXiv:2401.04088.
 """
 
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -188,15 +189,17 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, read: int) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, read: int, blocks: Iterable[Callable[..., Tensor]] | None = None
+    ) -> Tensor:
         """tokens [B, T] at positions [T] to the residual stream after the last block, [B, T, D].
 
         T > 1 starts an empty cache at position 0. T = 1 attends to the first `read` cached positions, of which those
-        after its own are masked.
+        after its own are masked. `blocks` are called in the place of the model's own, if given.
         """
         x = self.embedding.rows(tokens)
         cos, sin = self.cos[positions], self.sin[positions]
-        for block in self.blocks:
+        for block in self.blocks if blocks is None else blocks:
             x = block(x, cos, sin, positions, read)
         return x
 
