@@ -34,7 +34,7 @@ class MemoryNeed:
     kv_cache: int
     """Keys and values of all layers, batch rows and cached positions."""
     workspace: int
-    """Largest unquantised matrix while the weights are filled, and activations of the prefill."""
+    """The larger of two: what filling the largest matrix takes, or activations and copies of weights while running."""
 
     @property
     def total(self) -> int:
@@ -60,12 +60,27 @@ def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> Mem
     """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
     kv = 2 * config.n_layers * batch * config.n_kv_heads * length * config.head_dim * itemsize
-    matrices = [w.float_shape[-2] * w.float_shape[-1] for w in model.modules() if isinstance(w, Weight)]
-    filling = max(matrices) * (4 + itemsize + 4)  # as drawn, as float32, and the quotient
+    weights = [module for module in model.modules() if isinstance(module, Weight)]
+    # As cast, as float32, the quotient, the integers, and something for the scales.
+    filling = max(w.float_shape[-2] * w.float_shape[-1] for w in weights) * (itemsize + 4 + 4 + 2)
     tokens = batch * prompt
+    one_block = [module for module in model.layers[0].modules() if isinstance(module, Weight)]
+    copied = max(sum(copied_bytes(w, count, config, itemsize) for w in one_block) for count in (batch, tokens))
     widest = max(config.dim, 2 * config.ffn_dim) * max(1, config.n_active_experts)
-    running = 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
+    running = copied + 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
     return MemoryNeed(nbytes(model), kv, max(filling, running))
+
+
+def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int) -> int:
+    """Bytes of the copies that an engine may make of a block's weight: gathered experts, and casts of integers."""
+    matrix = weight.float_shape[-2] * weight.float_shape[-1]
+    cast = itemsize if weight.weight.itemsize != itemsize else 0
+    pairs = tokens * config.n_active_experts
+    if len(weight.float_shape) == 2:
+        return matrix * cast
+    if pairs < config.n_experts:
+        return pairs * matrix * (weight.weight.itemsize + cast)
+    return config.n_experts * matrix * cast
 
 
 def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:
@@ -92,6 +107,8 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
                 yield f"quant={quant.name} workload.batch_size={batch}", total
             batch //= 2
     for model in options("model", ModelConfig):
+        if max(work.prompt) >= model.vocab_size or (config.sampling.top_k or 0) > model.vocab_size:
+            continue
         if model.name != config.model.name and (total := need(model, config.quant, work.batch_size)) is not None:
             yield f"model={model.name}", total
 
@@ -147,4 +164,5 @@ def fill(model: Transformer, seed: int) -> None:
                 weight = torch.randn(
                     module.float_shape[-2:], generator=generator, device=device, dtype=torch.float32
                 ).mul_(module.std)
-                module.assign(weight.to(model.dtype), *index)
+                weight = weight.to(model.dtype)  # frees the float32 one where the types differ
+                module.assign(weight, *index)

@@ -42,8 +42,7 @@ class Device:
                 raise ConfigError("device.index", config.index, "0 on a CPU")
             self.torch = torch.device("cpu")
             self.name = cpu_name()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or DEFAULT_THREADS)
         self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
         if config.dtype is not Dtype.auto:
             self.dtype = getattr(torch, config.dtype.value)
@@ -92,6 +91,9 @@ class Device:
         return psutil.Process().memory_info().rss
 
 
+DEFAULT_THREADS = torch.get_num_threads()
+"""As torch chose them when this process began."""
+
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -105,9 +107,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cgroup_free_memory() -> int:
-    """Bytes left under the memory limit of the control group (version 2) that this process is in."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+def cgroup_free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left under the memory limit of the control group (version 2) that a container runs in.
+
+    Cached files count as used there, although the kernel drops them when memory is short.
+    """
+    limit, used, statistics = group / "memory.max", group / "memory.current", group / "memory.stat"
     if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
         return 2**63
-    return max(0, int(limit.read_text()) - int(used.read_text()))
+    cached = 0
+    if statistics.exists():
+        counts = dict(line.split() for line in statistics.read_text().splitlines())
+        cached = int(counts.get("inactive_file", 0))
+    return max(0, int(limit.read_text()) - int(used.read_text()) + cached)

@@ -61,9 +61,9 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     try:
         logged = tracker.log(result, path)
     except TrackingError as error:
-        console.print(f"[yellow]Not tracked: {error}[/]")
+        console.print(f"Not tracked: {error}", style="yellow", markup=False)
         logged = None
-    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), soft_wrap=True)
+    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     print_json(result, path, logged)
 
 

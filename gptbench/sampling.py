@@ -20,17 +20,18 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
         Tokens, int64 [B]. Holtzman et al., 2019, arXiv:1904.09751, for top_p.
     """
     greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)
-    ordered, token = scaled.sort(dim=-1, descending=True, stable=True)
+    ordered, token = logits.sort(dim=-1, descending=True, stable=True)
+    # The largest becomes 0: however low the temperature, nothing overflows but to -inf.
+    scaled = (ordered - ordered[:, :1]) / torch.where(greedy, 1.0, temperature)
     rank = torch.arange(logits.shape[-1], device=logits.device)
-    probability = ordered.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
+    probability = scaled.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
     reached = probability.cumsum(-1)
     kept = torch.where((reached - probability < top_p) | (top_p >= 1), probability, 0.0)
     cumulative = kept.cumsum(-1)
     # The last rank with any probability: rounding may leave uniform * total at the total itself.
     last = (kept > 0).sum(-1, keepdim=True) - 1
     drawn = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True).minimum(last)
-    return torch.where(greedy, logits.argmax(-1), token.gather(-1, drawn).squeeze(-1))
+    return torch.where(greedy, token[:, 0], token.gather(-1, drawn).squeeze(-1))
 
 
 class Sampler:

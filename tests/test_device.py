@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptbench.config import DeviceConfig, DeviceKind, Dtype
-from gptbench.device import CLEAR_REFS, Device
+from gptbench.device import CLEAR_REFS, Device, cgroup_free_memory
 from gptbench.errors import ConfigError
 
 
@@ -94,9 +94,6 @@ def test_threads_are_applied(threads: int) -> None:
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.xfail(
-    reason="null leaves the threads of the job before, so a sweep over device.threads=1,null runs one twice"
-)
 def test_threads_null_is_not_what_an_earlier_device_had() -> None:
     threads = torch.get_num_threads()
     cpu(threads=threads + 1)
@@ -191,3 +188,14 @@ def test_peak_memory_includes_what_is_in_use() -> None:
     device.reset_peak_memory()
     assert device.peak_memory() > SIZE
     assert block[0] == 1
+
+
+def test_cgroup_limit_counts_cached_files_as_free(tmp_path: Path) -> None:
+    assert cgroup_free_memory(tmp_path) == 2**63
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert cgroup_free_memory(tmp_path) == 2**63
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert cgroup_free_memory(tmp_path) == 300
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert cgroup_free_memory(tmp_path) == 450

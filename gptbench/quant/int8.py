@@ -26,7 +26,7 @@ def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Ten
     weight = weight.float()
     largest = weight.abs().amax(-1)
     scale = torch.where(largest > 0, largest / 127, 1.0).to(scale_dtype)
-    integers = (weight / scale.float().unsqueeze(-1)).round().clamp(-127, 127)
+    integers = (weight / scale.float().unsqueeze(-1)).round_().clamp_(-127, 127)
     return integers.to(torch.int8), scale
 
 
