@@ -58,9 +58,12 @@ def valid_samples(result: Result) -> list[Sample]:
 
 
 def compile_metrics(result: Result) -> dict[str, float]:
-    """Compile times under the state of the cache they met: compile_cold_s, compile_warm_s, ..., and the seed's."""
+    """Compile times under the state of the cache they met: compile_cold_s, compile_warm_s or compile_mixed_s; and the
+    seed's. None for an engine that compiles nothing."""
     metrics: dict[str, float] = {}
     for compilation in result.compilations:
+        if compilation.cache == "none":
+            continue
         metrics[f"compile_{compilation.cache}_s"] = compilation.total_s
         if compilation.seed_s is not None:
             metrics["seed_compile_s"] = compilation.seed_s

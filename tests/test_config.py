@@ -1,0 +1,226 @@
+"""Configuration: everything that is shipped composes; every mistake is told with field, value and choices."""
+
+import ast
+import itertools
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from gptbench import config as schemas
+from gptbench.config import Config, Section, explain, load, register
+from gptbench.errors import UserError
+from gptbench.paths import conf_folder
+
+GROUPS = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+OPTIONS = [
+    f"{group}={file.stem}"
+    for group in GROUPS
+    for file in sorted((conf_folder() / group).glob("*.yaml"))
+    if not (group == "model" and file.stem == "mixtral_tiny")  # has no token of the seed's prompt: see below
+]
+
+
+@pytest.fixture(autouse=True)
+def composing() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    return load(compose("config", list(overrides)))
+
+
+def refusal(*overrides: str) -> str:
+    """What the user is told."""
+    with pytest.raises((UserError, HydraException)) as caught:
+        composed(*overrides)
+    return explain(caught.value)
+
+
+def test_groups_are_those_of_the_issue() -> None:
+    assert set(GROUPS) == {
+        *("model", "quant", "sampling", "device", "engine", "workload", "tracking", "experiment", "baseline")
+    }
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_shipped_option_composes(option: str) -> None:
+    new_tokens = "workload.new_tokens=50"  # stories15m has a context of 256
+    group, name = option.split("=")
+    config = composed(option, new_tokens)
+    if group != "experiment":
+        assert getattr(config, group).name == name
+
+
+def test_mixtral_tiny_composes_with_a_prompt_of_its_own() -> None:
+    assert composed("model=mixtral_tiny", "workload.prompt=[1,2]").model.n_experts == 8
+
+
+@pytest.mark.parametrize(
+    "file", sorted(conf_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_yaml_files_hold_values_only_and_few(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (conf_folder() / "experiment").glob("*.yaml")])
+def test_experiments_name_their_command(name: str) -> None:
+    lines = (conf_folder() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[:2] == ["# @package _global_", f"# python -m gptbench experiment={name}"]
+
+
+def test_the_seeds_three_rows() -> None:
+    rows = {
+        "llama2_7b_bf16": ("llama2_7b", "none", 32),
+        "llama2_7b_int8": ("llama2_7b", "int8", 32),
+        "mixtral_8x7b_int8": ("mixtral_16l", "int8", 16),
+    }
+    for experiment, expected in rows.items():
+        config = composed(f"experiment={experiment}")
+        assert (config.model.name, config.quant.name, config.model.n_layers) == expected
+        assert config.engine.fresh_cache
+        assert config.engine.measure_warm_start
+        assert config.workload.prompt == [1, 15043, 29892, 590, 1024, 338]
+        assert (config.workload.new_tokens, config.workload.samples, config.workload.seed) == (200, 5, 1234)
+        assert (config.sampling.temperature, config.sampling.top_k) == (0.8, 200)
+    assert composed("experiment=mixtral_8x7b_int8", "model=mixtral").model.n_layers == 32, "the command line wins"
+
+
+def test_the_seeds_nine_targets() -> None:
+    targets = composed("baseline=a100_40gb").baseline.targets
+    rows = {name: tuple(row.values()) for name, row in targets.items()}
+    assert rows == {
+        "llama2_7b/bfloat16": (94, 1253, 162),
+        "llama2_7b/int8": (144, 957, 172),
+        "mixtral_16l/int8": (175, 1130, 162),
+    }
+
+
+REFUSED = {
+    # what is given: what must be told
+    "quant=int9": ["quant/int9", "int8", "none"],
+    "model=gpt5": ["model/gpt5", "llama2_7b", "mixtral"],
+    "sampling.tmp=3": ["sampling.tmp", "temperature, top_k, top_p"],
+    "engine.foo=1": ["engine.foo", "scope, cuda_graph"],
+    "nothing=1": ["nothing", "model, quant"],
+    "+nothing=1": ["nothing", "no such field", "model, quant"],
+    "+model.depth=3": ["model.depth", "no such field", "n_layers"],
+    "sampling.top_k=many": ["sampling.top_k", "many", "Integer"],
+    "sampling.top_k=1.5": ["sampling.top_k", "1.5", "Integer"],
+    "sampling.top_k=0": ["sampling.top_k=0", "at least 1"],
+    "sampling.top_k=-3": ["sampling.top_k=-3", "at least 1"],
+    "sampling.top_k=32001": ["sampling.top_k=32001", "vocab_size=32000"],
+    "sampling.temperature=-0.1": ["sampling.temperature=-0.1", "at least 0"],
+    "sampling.temperature=nan": ["sampling.temperature=nan", "at least 0"],
+    "sampling.temperature=inf": ["sampling.temperature=inf", "finite"],
+    "sampling.top_p=0": ["sampling.top_p=0.0", "over 0 and at most 1"],
+    "sampling.top_p=1.5": ["sampling.top_p=1.5", "over 0 and at most 1"],
+    "device.dtype=float8": ["device.dtype", "float8", "float32, bfloat16, float16"],
+    "device.kind=tpu": ["device.kind", "tpu", "auto, cpu, cuda"],
+    "device.index=-1": ["device.index=-1", "at least 0"],
+    "device.threads=0": ["device.threads=0", "at least 1"],
+    "engine.scope=layer": ["engine.scope", "layer", "model, block"],
+    "engine.coordinate_descent_tuning=true": ["engine.coordinate_descent_tuning", "decode, all, none"],
+    "workload.batch_size=0": ["workload.batch_size=0", "at least 1"],
+    "workload.samples=0": ["workload.samples=0", "at least 1"],
+    "workload.new_tokens=1": ["workload.new_tokens=1", "at least 2"],
+    "workload.new_tokens=1019": ["workload.new_tokens=1019", "at most 1018", "6 tokens", "1024"],
+    "workload.prompt=[]": ["workload.prompt=[]", "at least one token id"],
+    "workload.prompt=[32000]": ["workload.prompt=32000", "0 to 31999"],
+    "workload.prompt=[-1]": ["workload.prompt=-1", "0 to 31999"],
+    "workload.seed=-1": ["workload.seed=-1", "0 to"],
+    "model.n_heads=7": ["model.n_heads=7", "dim=768"],
+    "model.n_kv_heads=5": ["model.n_kv_heads=5", "n_heads=12"],
+    "model.n_layers=0": ["model.n_layers=0", "at least 1"],
+    "model.n_experts=4": ["model.n_active_experts=0", "1 to n_experts=4"],
+    "model.n_active_experts=2": ["model.n_active_experts=2", "n_experts=0"],
+    "model.rope_theta=0": ["model.rope_theta=0", "over 0"],
+    "model.norm_eps=-1": ["model.norm_eps=-1", "over 0"],
+    "model.dim=???": ["model.dim", "a value"],
+    "tracking.timeout_s=0": ["tracking.timeout_s=0", "over 0"],
+    "tracking.retries=11": ["tracking.retries=11", "0 to 10"],
+    "tracking.experiment=''": ["tracking.experiment=", "a name"],
+    "outputs=''": ["outputs=", "a folder"],
+    **{
+        f"{group}._target_={target}": [f"{group}._target_={target}", "expected one of gptbench."]
+        for group in ("model", "quant", "sampling", "device", "engine", "workload", "tracking", "baseline")
+        for target in ("os.system", "builtins.eval", "gptbench.run.run")
+    },
+    "model._target_=${oc.env:HOME}": ["model._target_=/", "expected one of gptbench."],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_mistakes_are_told_with_field_value_and_choices(override: str) -> None:
+    told = refusal(override)
+    for part in REFUSED[override]:
+        assert part in told, told
+    assert "Traceback" not in told
+
+
+def test_rope_scaling_is_checked() -> None:
+    assert "model.rope_scaling.factor=0" in refusal("model=llama3_2_1b", "model.rope_scaling.factor=0")
+    told = refusal("model=llama3_2_1b", "model.rope_scaling.high_freq_factor=1")
+    assert "low_freq_factor=1.0" in told
+
+
+def sections() -> list[type[Section]]:
+    return [
+        value
+        for value in vars(schemas).values()
+        if isinstance(value, type) and issubclass(value, Section) and value.TARGETS
+    ]
+
+
+def test_every_listed_target_is_a_class_of_ours() -> None:
+    targets = {target for section in sections() for target in section.TARGETS}
+    assert targets
+    for target in targets:
+        assert target.startswith("gptbench.")
+        assert isinstance(get_class(target), type)
+
+
+def test_every_group_has_a_target_of_its_own_list() -> None:
+    config = composed()
+    for entry in fields(Config):
+        section = getattr(config, entry.name)
+        if is_dataclass(section):
+            assert isinstance(section, Section)
+            assert section._target_ in section.TARGETS
+
+
+def test_every_field_has_a_docstring() -> None:
+    """Meaning and unit stand below each field that a group holds."""
+    undocumented = []
+    for node in ast.parse(Path(schemas.__file__).read_text()).body:
+        if not isinstance(node, ast.ClassDef) or node.name == "Config":  # whose fields are the groups
+            continue
+        for statement, following in itertools.pairwise([*node.body, ast.Pass()]):
+            if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
+                is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if not is_text and ast.unparse(statement.target) != "_target_":
+                    undocumented.append(f"{node.name}.{ast.unparse(statement.target)}")
+    assert undocumented == []
+
+
+def test_interpolated_environment_stays_out_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTBENCH_COMMIT", "abc123")
+    assert composed().commit == "abc123"
+    monkeypatch.delenv("GPTBENCH_COMMIT")
+    assert composed().commit is None
+
+
+def test_changing_any_number_of_the_shipped_config_changes_the_tree() -> None:
+    default: dict[str, Any] = {"sampling.top_k": 3, "workload.seed": 5, "model.rope_theta": 7.0, "outputs": "elsewhere"}
+    for name, value in default.items():
+        assert OmegaConf.select(OmegaConf.structured(composed(f"{name}={value}")), name) == value

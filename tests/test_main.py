@@ -1,0 +1,123 @@
+"""The command line as a user meets it: each test is a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptbench.record import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=8", "workload.samples=2"]
+
+
+def gptbench(folder: Path, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "MLFLOW_RUN_ID")
+    }
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "gptbench", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def results(folder: Path) -> list[Path]:
+    """Those beside Hydra's own record of the job: not the copies among MLflow's artifacts."""
+    return sorted(path for path in (folder / "outputs").rglob("result*.json") if (path.parent / ".hydra").is_dir())
+
+
+def test_main_job_end_to_end(tmp_path: Path) -> None:
+    """Compiled generation of a quantised mixture from an empty cache, a second process, MLflow, and the last line."""
+    done = gptbench(tmp_path, *QUICK, "quant=int8", "engine.fresh_cache=true", "engine.measure_warm_start=true")
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    path = Path(line["result"])
+    assert results(tmp_path) == [path]
+    result = Result.load(path)
+    assert [(c.process, c.cache) for c in result.compilations] == [("first", "cold"), ("second", "warm")]
+    assert line["compile_cold_s"] > line["compile_warm_s"] > 0
+    assert result.compilations[0].stages_s
+    assert [sample.compiles for sample in result.samples] == [0, 0]
+    assert all(sample.finite and len(sample.step_s) == 7 for sample in result.samples)
+    assert result.samples[0].tokens != result.samples[1].tokens
+    assert result.config["model"]["_target_"] == "gptbench.model.Transformer"
+    assert line["decode_tokens_per_s"] > 0
+    assert 0 < line["mbu"] < 1.5
+    assert set(result.traffic.positions_read) == {16}, "the padded cache is read: 11 positions rounded up"
+    assert result.traffic.positions_filled == list(range(4, 11))
+    assert "tokens/s" in done.stderr
+    assert "at the read roof" in done.stderr
+    assert (tmp_path / "outputs" / "mlflow.db").exists()
+    assert len(list((tmp_path / "outputs" / "roofs").glob("*.json"))) == 1
+    assert list((tmp_path / "outputs" / "mlartifacts").rglob("steps.csv"))
+
+
+def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    done = gptbench(tmp_path, "-m", *QUICK, "engine=eager", "sampling.top_k=5,50", "sampling.temperature=0.5,1")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(results(tmp_path)) == 4
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    experiment = client.get_experiment_by_name("gptbench")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    drawn = {(run.data.params["sampling.top_k"], run.data.params["sampling.temperature"]) for run in children}
+    assert drawn == {("5", "0.5"), ("5", "1.0"), ("50", "0.5"), ("50", "1.0")}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["quant=int9"], "quant/int9"),
+        (["sampling.top_k=0"], "sampling.top_k=0: expected a number of at least 1"),
+        (["model=llama2_70b", "device=cpu"], "What would fit"),
+        (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=stories110m): expected device.dtype"),
+        (["log", "absent.json"], "absent.json: not a result of gptbench"),
+        (["top_k"], "top_k"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_exit_with_2_and_no_traceback(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = gptbench(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert results(tmp_path) == []
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="for a machine without a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    done = gptbench(tmp_path, "device=cuda")
+    assert done.returncode == 2
+    assert "device.kind=cuda: expected cpu or auto" in done.stderr
+
+
+def test_a_server_that_is_away_loses_nothing(tmp_path: Path) -> None:
+    away = ["tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2", "tracking.retries=0"]
+    done = gptbench(tmp_path, *QUICK, "engine=eager", *away)
+    assert done.returncode == 0, done.stderr
+    (path,) = results(tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["tracking"] is None
+    assert f"gptbench log {path}" in done.stderr
+    store = f"sqlite:///{tmp_path}/later.db"
+    logged = gptbench(tmp_path, "log", str(path), "--uri", store)
+    assert logged.returncode == 0, logged.stderr
+    assert "MLflow run mixtral_tiny-float32-eager-b1" in logged.stdout
+
+
+def test_help_and_composed_config_need_no_torch(tmp_path: Path) -> None:
+    code = "import sys, gptbench.__main__; assert 'torch' not in sys.modules and 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    done = gptbench(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "mixtral_16l" in done.stdout
+    assert "gptbench log RESULT.json" in done.stdout

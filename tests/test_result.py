@@ -1,0 +1,160 @@
+"""The record: nothing lost between memory and file, and statistics that can be worked out by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gptbench.compare import Baseline
+from gptbench.config import BaselineConfig
+from gptbench.errors import UserError
+from gptbench.measure.compilation import Compilation
+from gptbench.measure.samples import Sample
+from gptbench.measure.traffic import Traffic
+from gptbench.record import Result
+from gptbench.record.statistics import METRICS, compile_metrics, sample_metrics, summary, valid_samples
+from gptbench.terminal import number, show_result
+from tests.results import made_result
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    result = made_result()
+    assert Result.load(result.save(tmp_path / "new" / "folder")) == result
+
+
+def test_no_result_is_ever_overwritten(tmp_path: Path) -> None:
+    first, second = made_result(), made_result(device="another")
+    paths = [first.save(tmp_path), second.save(tmp_path), first.save(tmp_path)]
+    assert [path.name for path in paths] == ["result.json", "result-2.json", "result-3.json"]
+    assert Result.load(paths[0]) == first
+    assert Result.load(paths[1]) == second
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", "3", '{"schema_version": 1}', '{"schema_version": 1, "samples": 3}']
+)
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"result\.json: not a result of gptbench"):
+        Result.load(path)
+
+
+def test_missing_file_and_other_schema_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent"):
+        Result.load(tmp_path / "absent.json")
+    path = made_result().save(tmp_path)
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"schema_version": 99}))
+    with pytest.raises(UserError, match="schema_version=99, and this gptbench reads 1"):
+        Result.load(path)
+
+
+def by_hand() -> Result:
+    """Two rows, three new tokens: two decode steps of 10 and 30 ms after a prefill of 50 ms."""
+    sample = Sample(
+        ttft_s=0.05,
+        step_s=[0.01, 0.03],
+        call_s=0.1,
+        compiles=0,
+        allocations=None,
+        peak_memory_bytes=7,
+        finite=True,
+        tokens=[[1, 2, 3], [4, 5, 6]],
+    )
+    traffic = Traffic(weights=1_000_000_000, kv_per_position=1_000_000, positions_read=[9, 19], positions_filled=[4, 5])
+    result = made_result()
+    return replace(result, samples=[sample], traffic=traffic, roof=replace(result.roof, gb_per_s=100.0))
+
+
+def test_metrics_of_a_sample_by_hand() -> None:
+    result = by_hand()
+    assert result.traffic.steps == [1_010_000_000, 1_020_000_000]
+    metrics = sample_metrics(result, result.samples[0])
+    assert metrics == pytest.approx(
+        {
+            "decode_tokens_per_s": 2 * 2 / 0.04,
+            "tpot_p50_s": 0.02,
+            "tpot_p90_s": 0.028,
+            "tpot_p99_s": 0.0298,
+            "ttft_s": 0.05,
+            "decode_gb_per_s": 2.03 / 0.04,
+            "mbu": 2.03 / 0.04 / 100,
+            "seed_tokens_per_s": 2 * 3 / 0.1,
+            "seed_gb_per_s": 1.0 * 3 / 0.1,
+            "peak_memory_bytes": 7.0,
+        }
+    )
+    assert list(metrics) == [metric.name for metric in METRICS]
+
+
+def test_samples_that_compiled_are_kept_but_not_counted() -> None:
+    result = by_hand()
+    slow = replace(result.samples[0], step_s=[5.0, 5.0], compiles=2)
+    mixed = replace(result, samples=[slow, *result.samples])
+    assert valid_samples(mixed) == result.samples
+    assert summary(mixed)["decode_tokens_per_s"] == summary(result)["decode_tokens_per_s"]
+    assert (summary(mixed)["samples_valid"], summary(mixed)["samples_all"]) == (1, 2)
+    none_left = summary(replace(result, samples=[slow]))
+    assert "decode_tokens_per_s" not in none_left
+    assert none_left["samples_valid"] == 0
+
+
+def test_summary_takes_the_median_over_samples() -> None:
+    result = by_hand()
+    samples = [replace(result.samples[0], ttft_s=ttft) for ttft in (0.5, 0.1, 0.2)]
+    assert summary(replace(result, samples=samples))["ttft_s"] == 0.2
+
+
+def test_compile_times_stand_under_the_state_of_the_cache() -> None:
+    first = Compilation(cache="cold", process="first", prepare_s=20.0, later_s=1.0, first_generation_s=2.0)
+    second = Compilation(cache="warm", process="second", prepare_s=4.0)
+    result = replace(made_result(), compilations=[first, second])
+    assert compile_metrics(result) == {"compile_cold_s": 21.0, "seed_compile_s": 22.0, "compile_warm_s": 4.0}
+    nothing = Compilation(cache="none", process="first", prepare_s=0.0, first_generation_s=2.0)
+    assert compile_metrics(replace(result, compilations=[nothing])) == {}
+
+
+BASELINE = Baseline(
+    BaselineConfig(
+        _target_="gptbench.compare.Baseline",
+        name="test",
+        device="an A100",
+        targets={"llama2_7b/bfloat16": {"seed_tokens_per_s": 94.0}, "llama2_7b/int8": {"seed_tokens_per_s": 144.0}},
+    )
+)
+
+
+def with_config(result: Result, **groups: dict) -> Result:
+    config = {
+        name: values | groups.get(name, {}) if isinstance(values, dict) else values
+        for name, values in result.config.items()
+    }
+    return replace(result, config=config)
+
+
+def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.CaptureFixture[str]) -> None:
+    seed = {"name": "seed", "batch_size": 1}
+    result = with_config(
+        replace(made_result(), dtype="bfloat16"), model={"name": "llama2_7b"}, quant={"name": "none"}, workload=seed
+    )
+    assert BASELINE.targets(result) == {"seed_tokens_per_s": 94}
+    assert BASELINE.targets(with_config(result, quant={"name": "int8"})) == {"seed_tokens_per_s": 144}
+    assert BASELINE.targets(replace(result, dtype="float32")) == {}
+    assert BASELINE.targets(with_config(result, model={"name": "other"})) == {}
+    assert BASELINE.targets(with_config(result, workload=seed | {"batch_size": 2})) == {}
+    show_result(result, BASELINE)
+    table = capsys.readouterr().err
+    row = next(line for line in table.splitlines() if "seed_tokens_per_s" in line)
+    assert row.split("│")[-2].strip() == "94"
+    assert "an A100" in table
+
+
+def test_numbers_are_shown_without_exponents() -> None:
+    assert [number(value) for value in (12345.6, 999.96, 1.23456, 0.00012345)] == [
+        "12346",
+        "1000",
+        "1.235",
+        "0.0001234",
+    ]
