@@ -2,18 +2,18 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from gptbench.config import explain, load, register
-from gptbench.errors import UserError
+from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
 
 
@@ -29,10 +29,16 @@ def job(composed: DictConfig) -> None:
     run(
         config,
         {str(group): values for group, values in resolved.items()},
-        ["python", "-m", "gptbench", *hydra_config.overrides.task],
+        ["python", "-m", "gptbench", *own_configs(hydra_config), *hydra_config.overrides.task],
         Path(hydra_config.runtime.output_dir),
         Path(hydra_config.sweep.dir).resolve() if hydra_config.mode is RunMode.MULTIRUN else None,
     )
+
+
+def own_configs(hydra_config: HydraConf) -> list[str]:
+    """The option for a folder of the user's own configurations, as it was given."""
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    return ["--config-dir", folders[0]] if folders else []
 
 
 def log(arguments: list[str]) -> int:
@@ -56,14 +62,24 @@ def main() -> int:
         register()
         job()
         return 0
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if tracebacks:
+    except BadResultError as error:
+        print(f"gptbench: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.
+        if tracebacks or not (isinstance(error, UserError) or is_composing(error)):
             raise
         print(f"gptbench: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gptbench: interrupted", file=sys.stderr)
         return 130
+
+
+def is_composing(error: Exception) -> bool:
+    """Whether Hydra raised it before it called `job`."""
+    names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    return "decorated_main" in names and job.__name__ not in names
 
 
 if __name__ == "__main__":

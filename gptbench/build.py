@@ -131,11 +131,14 @@ def require_fit(config: Config, model: Transformer, device: Device, alternatives
     free = device.free_memory()
     if need.total <= free:
         return
-    fitting = [f"  {what}: {gb(total)}" for what, total in alternatives if total <= free]
+    fitting: dict[str, str] = {}
+    for what, total in alternatives:
+        if total <= free:  # of several batch sizes the first, which is the largest
+            fitting.setdefault(what.partition(" workload.")[0], f"  {what}: {gb(total)}")
     raise DoesNotFitError(
         f"model={config.model.name} quant={config.quant.name} workload.batch_size={config.workload.batch_size} "
         f"needs {need}, and {device.torch} ({device.name}) has {gb(free)} free.\n"
-        + ("What would fit:\n" + "\n".join(fitting) if fitting else "Nothing that gptbench knows would fit.")
+        + ("What would fit:\n" + "\n".join(fitting.values()) if fitting else "Nothing that gptbench knows would fit.")
     )
 
 

@@ -4,6 +4,7 @@ The YAML files in ``conf/`` hold values only. Hydra composes them, `load` turns 
 dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigError`, before anything is built.
 """
 
+import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, ClassVar, TypeVar, cast
@@ -86,6 +87,9 @@ class Section:
 
 
 S = TypeVar("S", bound=Section)
+
+MOST_THREADS_PER_CORE = 4
+"""Far more only wait for each other, and very many crash the process."""
 
 
 @dataclass(kw_only=True)
@@ -191,12 +195,12 @@ class SamplingConfig(Section):
     """Only the smallest set of most likely tokens whose probability reaches p, or null for all."""
 
     def check(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise self.error("temperature", "a finite number of at least 0 (0 is greedy)")
+        if not 0 <= self.temperature <= 1e30:
+            raise self.error("temperature", "a number from 0 (greedy) to 1e30")
         if self.top_k is not None and self.top_k < 1:
             raise self.error("top_k", "a number of at least 1, or null for the whole vocabulary")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise self.error("top_p", "a number over 0 and at most 1, or null for no limit")
+        if self.top_p is not None and not 1e-30 <= self.top_p <= 1:  # in float32 less may be 0, and keep nothing
+            raise self.error("top_p", "a number from 1e-30 to 1, or null for no limit")
 
 
 @dataclass(kw_only=True)
@@ -219,7 +223,9 @@ class DeviceConfig(Section):
 
     def check(self) -> None:
         self.at_least(0, "index")
-        self.at_least(1, "threads")
+        most = MOST_THREADS_PER_CORE * (os.cpu_count() or 1)
+        if self.threads is not None and not 1 <= self.threads <= most:
+            raise self.error("threads", f"a number from 1 to {most}, or null for torch's choice")
 
 
 @dataclass(kw_only=True)
@@ -232,6 +238,13 @@ class EngineConfig(Section):
     """Start from an empty compile cache, so that compile time is cold; else torch's usual cache is used."""
     measure_warm_start: bool = False
     """After the samples, start a second process on the same cache and measure its compile time, warm."""
+
+
+@dataclass(kw_only=True)
+class AutoConfig(EngineConfig):
+    """The fastest engine that runs here; the run says which, and why (see `gptbench.engine.auto`)."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Auto",)
 
 
 @dataclass(kw_only=True)
@@ -376,6 +389,7 @@ def register() -> None:
     """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="schema/engine", name="auto", node=AutoConfig)
     store.store(group="schema/engine", name="eager", node=EagerConfig)
     store.store(group="schema/engine", name="inductor", node=InductorConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
@@ -413,13 +427,21 @@ def options(group: str, schema: type[S]) -> list[S]:
     ]
 
 
+def shipped(group: str, name: str) -> dict[str, Any]:
+    """The values of an option that gptbench ships; empty where it ships no such option."""
+    file = conf_folder() / group / f"{name}.yaml"
+    values = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def explain(error: Exception) -> str:
     """What a composing error means, in the words of `ConfigError`: field, value, choices."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
     if cause is None or not cause.full_key:
-        return str(error)
+        return str(error).partition("\nConfig search path:")[0]
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and is_dataclass(cause.object_type):
         return no_such_field(cause.full_key, cause.object_type)
     return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}"

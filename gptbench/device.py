@@ -1,5 +1,6 @@
 """The device that a run uses, and what differs between a GPU and a CPU."""
 
+import contextlib
 import ctypes
 import platform
 from pathlib import Path
@@ -76,7 +77,8 @@ class Device:
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.torch)
         elif CLEAR_REFS.exists():
-            CLEAR_REFS.write_text("5")  # resets VmHWM: proc(5)
+            with contextlib.suppress(OSError):  # some containers refuse it: then the peak is the process's
+                CLEAR_REFS.write_text("5")  # resets VmHWM: proc(5)
 
     def peak_memory(self) -> int:
         """Bytes: the allocator's peak on a GPU, the process's resident peak on a CPU (of the process where the

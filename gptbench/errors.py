@@ -27,5 +27,9 @@ class DoesNotFitError(UserError):
     """A run that needs more memory than the device has."""
 
 
+class BadResultError(RuntimeError):
+    """A run that ended and was recorded, but whose numbers mean nothing: the exit code is 1."""
+
+
 class TrackingError(UserError):
     """A tracking server that cannot be reached, or refuses what it is sent."""

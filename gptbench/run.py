@@ -3,17 +3,18 @@
 import datetime
 import gc
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from gptbench.build import alternatives, build, memory_need_of, on_meta, require_fit
-from gptbench.config import Config
+from gptbench.config import AutoConfig, Config
 from gptbench.device import Device
-from gptbench.engine import Engine
-from gptbench.errors import TrackingError
+from gptbench.engine import Auto, Engine
+from gptbench.errors import BadResultError, ConfigError, TrackingError
 from gptbench.generate import Workload
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
 from gptbench.measure.environment import environment
@@ -23,7 +24,8 @@ from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
 from gptbench.quant import Quantisation
 from gptbench.record import Result, Tracker
-from gptbench.targets import instantiate
+from gptbench.record.statistics import valid_samples
+from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages, console, print_json, progress, show_limit, show_plan, show_result
 
 
@@ -41,12 +43,16 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         UserError: the configuration asks for what this machine cannot do; nothing was allocated.
     """
     device: Device = instantiate(config.device)
+    config, resolved = with_engine(config, resolved, device)
     tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
     model = plan(config, device)
     need = memory_need_of(config, model)
     show_plan(config, device, need)
-    with progress(config.workload.samples) as stages:
-        measured = measure(config, device, model, stages)
+    try:
+        with progress(config.workload.samples, config.engine.measure_warm_start) as stages:
+            measured = measure(config, device, model, stages)
+    finally:
+        release(model, device)
     result = Result(
         started=measured.pop("started"),
         command=command,
@@ -65,10 +71,34 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         logged = None
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     print_json(result, path, logged)
+    if not all(sample.finite for sample in result.samples):
+        raise BadResultError(f"{path}: logits or cached values are not finite")
+    if not valid_samples(result):
+        raise BadResultError(f"{path}: something was compiled during every sample")
+
+
+def with_engine(config: Config, resolved: dict[str, Any], device: Device) -> tuple[Config, dict[str, Any]]:
+    """The same with the engine that `engine=auto` stands for here."""
+    if not isinstance(config.engine, AutoConfig):
+        return config, resolved
+    auto: Auto = instantiate(config.engine, device)
+    console.print(f"engine=auto takes {auto.section.name}" + "".join(f"; {reason}" for reason in auto.reasons))
+    section = OmegaConf.to_container(OmegaConf.structured(auto.section), enum_to_str=True)
+    return replace(config, engine=auto.section), resolved | {"engine": section}
+
+
+def release(model: Transformer, device: Device) -> None:
+    """Gives back all that a model and what was compiled for it hold, whoever still refers to them."""
+    model.to_empty(device="meta")
+    torch.compiler.reset()
+    gc.collect()  # engines and compiled code refer to each other in circles
+    device.release_memory()
 
 
 def plan(config: Config, device: Device) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits."""
+    if (missing := target(config.engine).missing(device)) is not None:
+        raise ConfigError("engine", config.engine.name, f"eager or auto, or that you install {missing}")
     quant: Quantisation = instantiate(config.quant)
     quant.check(config, device.dtype)
     model = on_meta(config.model, quant, device.dtype)
@@ -85,18 +115,22 @@ def measure(config: Config, device: Device, model: Transformer, stages: Stages) 
     device.release_memory()
     device.reset_peak_memory()
     stages.done()
-    with compile_cache(config.engine.fresh_cache):
-        measured = measure_engine(config, device, model, roof, stages)
+    with compile_cache(config.engine.fresh_cache) as empty_cache:
+        measured = measure_engine(config, device, model, roof, empty_cache, stages)
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
-            torch.compiler.reset()  # lets go of the weights, so that they can be made again
-            gc.collect()
-            device.release_memory()
-            measured["compilations"].append(in_second_process(prepare_alone, config))
+            release(model, device)  # so that the weights can be made again
+            try:
+                measured["compilations"].append(in_second_process(prepare_alone, config))
+            except Exception as error:  # whatever it dies of, the samples are there
+                console.print(f"Warm start not measured: {error!r}", style="yellow", markup=False)
+            stages.done()
     return {"started": started, "environment": surroundings, "roof": roof} | measured
 
 
-def measure_engine(config: Config, device: Device, model: Transformer, roof: Roof, stages: Stages) -> dict[str, Any]:
+def measure_engine(
+    config: Config, device: Device, model: Transformer, roof: Roof, empty_cache: bool, stages: Stages
+) -> dict[str, Any]:
     """Makes, prepares, warms up and samples one engine, and lets it go."""
     with CompileWatch() as watch:
         stages.start("making the weights")
@@ -109,16 +143,18 @@ def measure_engine(config: Config, device: Device, model: Transformer, roof: Roo
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
         stages.start("compiling")
-        compilation = prepare(engine, watch, "first")
+        compilation = prepare(engine, watch, empty_cache)
         stages.done()
         stages.start("warming up")
         warm_ups = warm_up(engine, workload, watch)
         compilation.first_generation_s = warm_ups[0].call_s
         compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
+        prepare_peak = device.peak_memory()
         stages.done()
         samples = take_samples(engine, workload, watch, stages.sample_done)
     return {
         "load_s": load_s,
+        "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,
         "compilations": [compilation],
         "warm_ups": warm_ups,
@@ -141,7 +177,7 @@ def prepare_alone(config: Config) -> Compilation:
     with CompileWatch() as watch:
         engine = make_engine(config, device, plan(config, device))
         workload: Workload = instantiate(config.workload, device)
-        compilation = prepare(engine, watch, "second")
+        compilation = prepare(engine, watch, empty_cache=False, process="second")
         warm_ups = warm_up(engine, workload, watch)
         compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
         return compilation

@@ -30,7 +30,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
     cumulative = kept.cumsum(-1)
     # The last rank with any probability: rounding may leave uniform * total at the total itself.
     last = (kept > 0).sum(-1, keepdim=True) - 1
-    drawn = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True).minimum(last)
+    drawn = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True).minimum(last).clamp(min=0)
     return torch.where(greedy, token[:, 0], token.gather(-1, drawn).squeeze(-1))
 
 

@@ -7,10 +7,15 @@ from hydra.utils import get_class
 from gptbench.config import Section
 
 
-def instantiate(section: Section, *args: Any) -> Any:
-    """Builds the class behind ``section._target_`` from the section and `args`.
+def target(section: Section) -> Any:
+    """The class behind ``section._target_``, which passed the list of its group when it was made."""
+    return get_class(section._target_)
 
-    Hydra's own `instantiate` would run any callable, also one hidden in a nested value; here the section has passed
-    its own list (`Section.TARGETS`) when it was made, and is handed over as data.
+
+def instantiate(section: Section, *args: Any) -> Any:
+    """Builds that class from the section and `args`.
+
+    Hydra's own `instantiate` would run any callable, also one hidden in a nested value; here the section is handed over
+    as data.
     """
-    return get_class(section._target_)(section, *args)
+    return target(section)(section, *args)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -41,8 +42,10 @@ def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
         if value is not None and drawing.temperature > 0
     )
     console.print(
-        f"[bold]{config.model.name}[/], quant {config.quant.name}, {str(device.dtype).removeprefix('torch.')}, "
-        f"engine {config.engine.name}, on {device.name}"
+        f"{config.model.name}, quant {config.quant.name}, {str(device.dtype).removeprefix('torch.')}, "
+        f"engine {config.engine.name}, on {device.name}",
+        style="bold",
+        markup=False,
     )
     console.print(
         f"  {work.samples} samples of {len(work.prompt)} prompt + {work.new_tokens} new tokens, "
@@ -61,20 +64,20 @@ def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
 
 
 @contextmanager
-def progress(samples: int) -> Iterator["Stages"]:
+def progress(samples: int, second_process: bool) -> Iterator["Stages"]:
     """A bar over the stages of a run; nothing is drawn inside a timed region."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # No thread that redraws: it would take turns with the thread that is measured.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        yield Stages(bar, samples)
+        yield Stages(bar, samples, second_process)
 
 
 class Stages:
-    """Steps of the bar: roof, weights, compile, warm-up, each sample."""
+    """Steps of the bar: roof, weights, compile, warm-up, each sample, and the second process."""
 
-    def __init__(self, bar: Progress, samples: int) -> None:
+    def __init__(self, bar: Progress, samples: int, second_process: bool) -> None:
         self.bar, self.samples, self.sampled = bar, samples, 0
-        self.task = bar.add_task("starting", total=4 + samples)
+        self.task = bar.add_task("starting", total=4 + samples + second_process)
 
     def start(self, what: str) -> None:
         """Shows what is being done now; all before it is done."""
@@ -94,13 +97,14 @@ def show_result(result: Result, baseline: Baseline) -> None:
     """The table: each metric, its spread over the samples, and a target where there is one."""
     targets = baseline.targets(result)
     valid = valid_samples(result)
-    table = Table(title=f"{result.config['model']['name']} on {result.environment.device}", title_justify="left")
+    title = f"{result.config['model']['name']} on {result.environment.device}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("metric")
     table.add_column("median", justify="right")
     table.add_column("min … max", justify="right")
     table.add_column("unit")
     if targets:
-        table.add_column(f"target ({baseline.device})", justify="right")
+        table.add_column(escape(f"target ({baseline.device})"), justify="right")
     rows = [sample_metrics(result, sample) for sample in valid]
     medians = summary(result)
     for metric in METRICS if rows else ():
@@ -111,6 +115,8 @@ def show_result(result: Result, baseline: Baseline) -> None:
     for name, seconds in compile_metrics(result).items():
         table.add_row(name, number(seconds), "", "s", *([number(targets[name])] if name in targets else []))
     console.print(table)
+    if medians.get("mbu", 0) > 1:
+        console.print("[yellow]More than the read roof: measure it again, with device.measure_roof=true.[/]")
     if len(valid) < len(result.samples):
         console.print(
             f"[yellow]{len(result.samples) - len(valid)} of {len(result.samples)} samples compiled something and are "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ DENSE = tiny("dense", vocab_size=211, dim=48, n_layers=3, n_heads=3, n_kv_heads=
 GQA = tiny("gqa", vocab_size=331, dim=96, n_layers=2, n_heads=6, n_kv_heads=2, ffn_dim=176, context=64, tied=True)
 """Six heads over two key-value heads, tied."""
 
-MOE = model_config("mixtral_tiny")
+MOE = replace(model_config("mixtral_tiny"), vocab_size=512)
 """Eight experts, two of them active; four heads over two key-value heads."""
 
 TINY = [DENSE, GQA, MOE]

@@ -74,6 +74,7 @@ def made_result(
         dtype="bfloat16",
         roof=Roof(device, 4000.0, "gptbench.kernels.read_reduce", 2**32, [0.0011, 0.00107], started, environment),
         load_s=0.5,
+        prepare_peak_memory_bytes=2 * 10**8,
         memory_need_bytes={"weights": 48_600_000, "kv_cache": 55_296, "workspace": 50_000_000},
         traffic=Traffic(
             weights=30_000_000 if quant == "none" else 15_000_000,

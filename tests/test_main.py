@@ -20,7 +20,7 @@ def gptbench(folder: Path, *arguments: str, timeout: float = 200) -> subprocess.
     }
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-m", "gptbench", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
 
 
 def results(folder: Path) -> list[Path]:
@@ -82,10 +82,16 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> 
         (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=stories110m): expected device.dtype"),
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),
+        (["tracking=null"], "null"),
+        (["--config-dir", "."], "broken.yaml"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_exit_with_2_and_no_traceback(tmp_path: Path, arguments: list[str], told: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("a: [")
+    if arguments[0] == "--config-dir":
+        arguments = [*arguments, "experiment=broken"]
     done = gptbench(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
@@ -99,6 +105,31 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     done = gptbench(tmp_path, "device=cuda")
     assert done.returncode == 2
     assert "device.kind=cuda: expected cpu or auto" in done.stderr
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="for a machine without a GPU")
+def test_a_machine_without_a_compiler_runs_eager_and_says_why(tmp_path: Path) -> None:
+    done = gptbench(tmp_path, *QUICK, "tracking=none", PATH=str(tmp_path), CXX="")
+    assert done.returncode == 0, done.stderr
+    assert "engine=auto takes eager; inductor needs a C++ compiler" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["engine"] == "eager"
+    refused = gptbench(tmp_path, *QUICK, "engine=inductor", PATH=str(tmp_path), CXX="")
+    assert refused.returncode == 2
+    assert "engine=inductor: expected eager or auto, or that you install a C++ compiler" in refused.stderr
+
+
+def test_a_model_of_ones_own_is_one_yaml_and_its_command_repeats_it(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    shape = "vocab_size: 97\ndim: 32\nn_layers: 1\nn_heads: 2\nn_kv_heads: 1\nffn_dim: 64\ncontext: 32\n"
+    (tmp_path / "mine" / "model" / "own.yaml").write_text(f"_target_: gptbench.model.Transformer\nname: own\n{shape}")
+    run = ["--config-dir", "mine", "model=own", *QUICK[1:], "sampling=nucleus", "engine=eager", "tracking=none"]
+    done = gptbench(tmp_path, *run)
+    assert done.returncode == 0, done.stderr
+    (path,) = results(tmp_path)
+    command = Result.load(path).command
+    again = gptbench(tmp_path, *command[3:])
+    assert again.returncode == 0, again.stderr
+    assert len(results(tmp_path)) == 2
 
 
 def test_a_server_that_is_away_loses_nothing(tmp_path: Path) -> None:

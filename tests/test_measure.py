@@ -1,6 +1,8 @@
 """Measuring: what is timed, what is not, what is marked."""
 
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,7 +140,7 @@ def test_nothing_compiles_in_samples_after_the_warm_up() -> None:
     torch.compiler.reset()
     engine, workload = make_engine(INDUCTOR, on), make_workload(on)
     with CompileWatch() as watch:
-        compilation = prepare(engine, watch, "first")
+        compilation = prepare(engine, watch, empty_cache=False)
         assert compilation.compiles == 3
         assert compilation.prepare_s > 0
         assert compilation.stages_s["_compile.compile_inner"] > 0
@@ -149,19 +151,34 @@ def test_nothing_compiles_in_samples_after_the_warm_up() -> None:
 
 def test_fresh_cache_is_cold_and_the_next_start_on_it_is_warm() -> None:
     on = device()
-    with compile_cache(fresh=True):
-        states = []
+    with compile_cache(fresh=True) as empty:
+        assert empty
+        found = []
         for _ in range(2):
             torch.compiler.reset()
             engine = make_engine(INDUCTOR, on)
             with CompileWatch() as watch:
-                states.append(prepare(engine, watch, "first").cache)
-    assert states == ["cold", "warm"]
+                found.append(prepare(engine, watch, empty_cache=empty and not found))
+    assert [compilation.cache for compilation in found] == ["cold", "warm"]
+    assert found[1].process == "later", "this process has started the compiler before"
+    with compile_cache(fresh=False) as empty:
+        assert not empty
 
 
-def test_cache_states() -> None:
-    counts = [(0, 0, 0), (0, 3, 0), (0, 0, 1), (2, 0, 0), (2, 1, 0), (2, 0, 1)]
-    assert [cache_state(*count) for count in counts] == ["none", "cold", "cold", "warm", "mixed", "mixed"]
+@pytest.mark.parametrize(
+    ("empty", "compiled", "counts", "state"),
+    [
+        (True, False, (0, 0, 0), "none"),
+        (False, False, (0, 0, 0), "none"),
+        (True, True, (0, 3, 0), "cold"),
+        (False, True, (3, 0, 0), "warm"),
+        (False, True, (2, 1, 0), "mixed"),
+        (False, True, (2, 0, 1), "mixed"),
+        (False, True, (0, 3, 0), "mixed"),  # something else than whole graphs may have been found
+    ],
+)
+def test_cache_states(empty: bool, compiled: bool, counts: tuple[int, int, int], state: str) -> None:
+    assert cache_state(empty, compiled, *counts) == state
 
 
 def test_compile_time_takes_in_what_compiled_later() -> None:
@@ -226,6 +243,26 @@ def test_roof_is_measured_once_kept_and_measured_again_on_demand(
     again = read_roof(on, surroundings, tmp_path, again=True)
     assert again.seconds != first.seconds
     assert read_roof(on, surroundings, tmp_path, again=False) == again
+    updated = replace(surroundings, libraries=surroundings.libraries | {"torch": "9"})
+    assert read_roof(on, updated, tmp_path, again=False).environment == updated
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text("{}")
+    assert read_roof(on, surroundings, tmp_path, again=False).environment == surroundings
+
+
+def test_two_processes_measure_the_roof_one_after_the_other(tmp_path: Path) -> None:
+    """And the second takes what the first one measured."""
+    code = (
+        "import sys, pathlib, gptbench.measure.roof as roof, tests.test_measure as t;"
+        "roof.CPU_BUFFER_BYTES = 2**24; on = t.device();"
+        "print(roof.read_roof(on, t.environment(on, None), pathlib.Path(sys.argv[1]), again=False).seconds)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    root = Path(__file__).parent.parent
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert told[0] == told[1] != ""
 
 
 def test_environment_tells_commit_and_versions() -> None:
@@ -268,6 +305,6 @@ def test_the_timed_region_allocates_nothing_on_the_gpu() -> None:
     torch.compiler.reset()
     engine, workload = make_engine(INDUCTOR, on), make_workload(on)
     with CompileWatch() as watch:
-        prepare(engine, watch, "first")
+        prepare(engine, watch, empty_cache=False)
         warm_up(engine, workload, watch)
         assert take_sample(engine, workload, 1, watch).allocations == 0

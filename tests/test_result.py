@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptbench.compare import Baseline
-from gptbench.config import BaselineConfig
+from gptbench.config import BaselineConfig, shipped
 from gptbench.errors import UserError
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.samples import Sample
@@ -49,6 +49,15 @@ def test_missing_file_and_other_schema_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(raw | {"schema_version": 99}))
     with pytest.raises(UserError, match="schema_version=99, and this gptbench reads 1"):
         Result.load(path)
+
+
+def test_no_credentials_are_recorded(tmp_path: Path) -> None:
+    uri = "postgresql://bob:hunt@er2@db.example/x"
+    result = made_result(tracking={"uri": uri})
+    result = replace(result, command=["python", "-m", "gptbench", f"tracking.uri={uri}"])
+    text = result.save(tmp_path).read_text()
+    assert "hunt" not in text
+    assert "postgresql://db.example/x" in text
 
 
 def by_hand() -> Result:
@@ -112,6 +121,10 @@ def test_compile_times_stand_under_the_state_of_the_cache() -> None:
     second = Compilation(cache="warm", process="second", prepare_s=4.0)
     result = replace(made_result(), compilations=[first, second])
     assert compile_metrics(result) == {"compile_cold_s": 21.0, "seed_compile_s": 22.0, "compile_warm_s": 4.0}
+    later = Compilation(cache="cold", process="later", prepare_s=9.0, first_generation_s=2.0)
+    assert compile_metrics(replace(result, compilations=[later])) == {"compile_cold_later_s": 9.0}
+    warm = Compilation(cache="warm", process="first", prepare_s=5.0, first_generation_s=2.0)
+    assert compile_metrics(replace(result, compilations=[warm, second])) == {"compile_warm_s": 5.0}, "no seed's figure"
     nothing = Compilation(cache="none", process="first", prepare_s=0.0, first_generation_s=2.0)
     assert compile_metrics(replace(result, compilations=[nothing])) == {}
 
@@ -135,15 +148,21 @@ def with_config(result: Result, **groups: dict) -> Result:
 
 
 def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.CaptureFixture[str]) -> None:
-    seed = {"name": "seed", "batch_size": 1}
+    seed = shipped("workload", "seed")
     result = with_config(
-        replace(made_result(), dtype="bfloat16"), model={"name": "llama2_7b"}, quant={"name": "none"}, workload=seed
+        replace(made_result(), dtype="bfloat16"),
+        model=shipped("model", "llama2_7b"),
+        quant={"name": "none"},
+        workload=seed,
     )
     assert BASELINE.targets(result) == {"seed_tokens_per_s": 94}
     assert BASELINE.targets(with_config(result, quant={"name": "int8"})) == {"seed_tokens_per_s": 144}
     assert BASELINE.targets(replace(result, dtype="float32")) == {}
-    assert BASELINE.targets(with_config(result, model={"name": "other"})) == {}
-    assert BASELINE.targets(with_config(result, workload=seed | {"batch_size": 2})) == {}
+    assert BASELINE.targets(with_config(result, workload=seed | {"samples": 9, "seed": 8})) != {}
+    for model in ({"name": "other"}, {"n_layers": 2}):
+        assert BASELINE.targets(with_config(result, model=model)) == {}
+    for workload in ({"batch_size": 2}, {"new_tokens": 8}, {"prompt": [1]}):
+        assert BASELINE.targets(with_config(result, workload=workload)) == {}
     show_result(result, BASELINE)
     table = capsys.readouterr().err
     row = next(line for line in table.splitlines() if "seed_tokens_per_s" in line)

@@ -1,7 +1,8 @@
 """Prepare: what turns a model into something that prefills and decodes. One file for each engine."""
 
+from gptbench.engine.auto import Auto
 from gptbench.engine.base import Engine
 from gptbench.engine.eager import Eager
 from gptbench.engine.inductor import Inductor
 
-__all__ = ["Eager", "Engine", "Inductor"]
+__all__ = ["Auto", "Eager", "Engine", "Inductor"]

@@ -62,6 +62,11 @@ class Engine:
         self.generator = torch.Generator(device.torch)
         self.filled = 0
 
+    @classmethod
+    def missing(cls, device: Device) -> str | None:
+        """What this machine lacks to run the engine on a device, or None if nothing."""
+        return None
+
     def prepare(self) -> None:
         """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
 

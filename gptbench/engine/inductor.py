@@ -5,12 +5,16 @@ captured once into a CUDA graph of our own: a replay needs no guards, no copies 
 but the launch. On a CPU the compiled C++ is called directly.
 """
 
-import functools
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from gptbench.config import CudaGraph, InductorConfig, Scope, Tuning
 from gptbench.device import Device
@@ -22,7 +26,7 @@ WARM_UP_CALLS = 3
 """Before a capture. torch's trees record at the second call, and replay from the third on."""
 
 
-def options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
+def compile_options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
     """Inductor's settings. Kernels are loaded by Triton's own launcher: with Inductor's static one, torch 2.11 tuned
     all of them again in every process, although the results lay in its cache (28 s instead of 8 s on an H200)."""
     return {
@@ -42,6 +46,18 @@ class Inductor(Engine):
 
     config: InductorConfig
 
+    @classmethod
+    def missing(cls, device: Device) -> str | None:
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            return "the headers of Python (Debian: python3-dev)"
+        if device.is_cuda:
+            return None if any(map(shutil.which, ("gcc", "clang", "cc"))) else "a C compiler (Debian: gcc)"
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "a C++ compiler (Debian: g++)"
+        return None
+
     def __init__(
         self, config: InductorConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
@@ -49,22 +65,35 @@ class Inductor(Engine):
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         tuning = config.coordinate_descent_tuning
-        prefill = options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
-        decode = options(trees, tuned=tuning is not Tuning.none)
-        self.finish = compiled(self.advance, decode)
-        self.prefill_hidden = self.hidden_by(config.scope, prefill)
-        self.decode_hidden = self.hidden_by(config.scope, decode)
+        prefill = compile_options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
+        decode = compile_options(trees, tuned=tuning is not Tuning.none)
+        if config.scope is Scope.model:
+            self.prefill_body = compiled(self.body, prefill)
+            self.decode_body = compiled(self.body, decode)
+        else:
+            finish = compiled(self.advance, decode)
+            self.prefill_body = self.body_by_block(prefill, finish)
+            self.decode_body = self.body_by_block(decode, finish)
         if trees:
             for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings):
                 torch._dynamo.mark_static_address(tensor)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
-    def hidden_by(self, scope: Scope, how: dict[str, Any]) -> Callable[..., Tensor]:
-        """The model's `hidden`, compiled as a whole, or calling compiled blocks that all share one graph."""
-        if scope is Scope.model:
-            return compiled(self.model.hidden, how)
-        return functools.partial(self.model.hidden, blocks=[compiled(block, how) for block in self.model.layers])
+    def body(self, tokens: Tensor, positions: Tensor) -> None:
+        """All of a step but its random numbers: tokens [B, T] at positions [T] to the next state."""
+        self.advance(self.model.hidden(tokens, positions, self.length)[:, -1])
+
+    def body_by_block(self, how: dict[str, Any], finish: Callable[[Tensor], None]) -> Callable[[Tensor, Tensor], None]:
+        """The same, calling compiled blocks that all share one graph, and then `finish`."""
+        blocks = [compiled(block, how) for block in self.model.layers]
+
+        def body(tokens: Tensor, positions: Tensor) -> None:
+            hidden = self.model.hidden(tokens, positions, self.length, blocks)
+            # A copy, so that prefill and decode give the compiler the same strides and share one graph.
+            finish(hidden[:, -1].clone(memory_format=torch.contiguous_format))
+
+        return body
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -95,15 +124,11 @@ class Inductor(Engine):
     def prefill_step(self) -> None:
         self.rewind()
         self.state.uniform.uniform_(generator=self.generator)
-        self.finish_with(self.prefill_hidden(self.prompt, self.prompt_positions, self.length))
+        self.prefill_body(self.prompt, self.prompt_positions)
 
     def decode_step(self) -> None:
         self.state.uniform.uniform_(generator=self.generator)
-        self.finish_with(self.decode_hidden(self.state.token, self.state.position, self.length))
-
-    def finish_with(self, hidden: Tensor) -> None:
-        # A copy, so that prefill and decode give the compiler the same strides and share one graph.
-        self.finish(hidden[:, -1].clone(memory_format=torch.contiguous_format))
+        self.decode_body(self.state.token, self.state.position)
 
     def positions_read(self, position: int) -> int:
         return self.length

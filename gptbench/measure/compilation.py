@@ -4,12 +4,15 @@ import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import compilation_time_metrics, counters
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 
 from gptbench.engine import Engine
@@ -61,13 +64,15 @@ class Compilation:
     """What it took to prepare an engine, in one process."""
 
     cache: str
-    """State of the compile cache that was met: cold (nothing found), warm (all found), mixed, or none (not used)."""
+    """State of the compile cache that was met: cold (an empty folder), warm (every graph found), mixed (some things
+    found), or none (nothing was compiled)."""
     process: str
-    """first: the process that also ran the samples; second: one started for this alone, on the first one's cache."""
+    """first: the process that ran the samples, and had compiled nothing before; later: the same, but after other jobs
+    of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache."""
     prepare_s: float
     """Seconds from the weights being there until prefill and decode had run and been captured."""
     later_s: float = 0.0
-    """Seconds of warm-up generations during which something was compiled after all."""
+    """Seconds of warm-up generations during which something was compiled after all, their decoding included."""
     first_generation_s: float | None = None
     """Seconds of the first whole generation after preparing."""
     compiles: int = 0
@@ -91,8 +96,19 @@ class Compilation:
 CACHE_COUNTERS = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
 
 
-def prepare(engine: Engine, watch: CompileWatch, process: str) -> Compilation:
-    """Prepares an engine, timed."""
+started_compiler = False
+"""Whether this process has prepared an engine before: what that loaded and looked up stays in memory."""
+
+
+def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str = "first") -> Compilation:
+    """Prepares an engine, timed.
+
+    Args:
+        empty_cache: whether the compile cache's folder was empty.
+        process: first or second.
+    """
+    global started_compiler
+    process = "later" if process == "first" and started_compiler else process
     before = {name: counters["inductor"][name] for name in CACHE_COUNTERS}
     stages = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
     compiled = watch.count
@@ -102,8 +118,9 @@ def prepare(engine: Engine, watch: CompileWatch, process: str) -> Compilation:
     engine.device.synchronize()
     elapsed = time.perf_counter() - start
     counts = {name: counters["inductor"][name] - before[name] for name in CACHE_COUNTERS}
+    started_compiler = started_compiler or watch.count > compiled
     return Compilation(
-        cache=cache_state(*counts.values()),
+        cache=cache_state(empty_cache, watch.count > compiled, *counts.values()),
         process=process,
         prepare_s=elapsed,
         compiles=watch.count - compiled,
@@ -112,22 +129,32 @@ def prepare(engine: Engine, watch: CompileWatch, process: str) -> Compilation:
     )
 
 
-def cache_state(hits: int, misses: int, bypasses: int) -> str:
-    """Label for what was found in the compile cache."""
-    if not hits:
-        return "cold" if misses or bypasses else "none"
-    return "mixed" if misses or bypasses else "warm"
+def cache_state(empty: bool, compiled: bool, hits: int, misses: int, bypasses: int) -> str:
+    """Label for the compile cache that was met: see `Compilation.cache`."""
+    if not compiled:
+        return "none"
+    if empty:
+        return "cold"
+    return "warm" if hits and not misses and not bypasses else "mixed"
 
 
 @contextlib.contextmanager
-def compile_cache(fresh: bool) -> Iterator[None]:
-    """Nothing compiled so far in this process is used again; where `fresh`, nothing on disk either."""
+def compile_cache(fresh: bool) -> Iterator[bool]:
+    """Nothing compiled so far in this process is used again; where `fresh`, nothing on disk either.
+
+    Yields whether the cache's folder is empty.
+    """
     torch.compiler.reset()
     with fresh_cache() if fresh else contextlib.nullcontext():
-        yield
+        folder = Path(cache_dir())
+        yield not (folder.is_dir() and any(folder.iterdir()))
 
 
 def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compilation:
-    """Calls `function` in a new process that finds the same caches on disk and nothing in memory."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    """Calls `function` in a new process that finds the same caches on disk and nothing in memory.
+
+    Raises:
+        Exception: what the function raises, or BrokenProcessPool if the process is killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()

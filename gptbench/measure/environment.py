@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gptbench import __version__
 from gptbench.device import Device, cpu_name
 
 LIBRARIES = ("torch", "triton", "hydra-core", "omegaconf", "mlflow", "numpy")
@@ -42,7 +43,7 @@ class Environment:
 def environment(device: Device, commit: str | None) -> Environment:
     """Looks everything up. `commit` stands in where git cannot tell."""
     driver, power_limit = gpu_state(device)
-    versions = {"gptbench": __import__("gptbench").__version__}
+    versions = {"gptbench": __version__}
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)

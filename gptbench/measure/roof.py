@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from gptbench.device import Device
 from gptbench.measure.environment import Environment
@@ -39,17 +40,35 @@ class Roof:
 
 
 def read_roof(device: Device, environment: Environment, folder: Path, again: bool) -> Roof:
-    """The device's roof: the one that `folder` holds, or measured now where it holds none, or `again` is asked for."""
+    """The device's roof: the one that `folder` holds; or measured now, where it holds none that can be read, or one of
+    another driver, power limit or library version, or `again` is asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{device.key}.json"
-    if path.exists() and not again:
+    # Two processes that measured at the same time would share the memory, and keep half of the roof.
+    with FileLock(folder / "lock"):
+        kept = None if again else kept_roof(path)
+        if kept is not None and conditions(kept.environment) == conditions(environment):
+            return kept
+        roof = measure_roof(device, environment)
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(roof), indent=1))
+        new.replace(path)
+        return roof
+
+
+def kept_roof(path: Path) -> Roof | None:
+    """What an earlier run wrote, or None if it cannot be read."""
+    try:
         kept = json.loads(path.read_text())
         return Roof(**(kept | {"environment": Environment(**kept["environment"])}))
-    roof = measure_roof(device, environment)
-    folder.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(asdict(roof), indent=1))
-    new.replace(path)
-    return roof
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def conditions(environment: Environment) -> tuple[object, ...]:
+    """What a roof depends on beside the device."""
+    libraries = environment.libraries
+    return environment.driver, environment.power_limit_w, libraries.get("torch"), libraries.get("triton")
 
 
 def measure_roof(device: Device, environment: Environment) -> Roof:

@@ -29,7 +29,7 @@ class Sample:
     allocations: int | None
     """Requests to the GPU's allocator meanwhile; None on a CPU."""
     peak_memory_bytes: int
-    """Most memory in use so far in this run: the allocator's on a GPU, the process's on a CPU."""
+    """Most memory in use during this sample: the allocator's on a GPU, the process's on a CPU."""
     finite: bool
     """Whether the last logits and all that was cached are finite; checked after the timed region."""
     tokens: list[list[int]]
@@ -56,6 +56,7 @@ def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWat
     engine.seed(seed)
     compiled = watch.count
     gc.collect()
+    device.reset_peak_memory()
     gc.disable()  # a collection in the midst of it would be counted as decoding
     try:
         allocated = allocations(engine)

@@ -6,6 +6,7 @@ The file is one JSON object with the fields of `Result`, nested as the dataclass
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Result:
     """Of the device, as used for MBU."""
     load_s: float
     """Seconds to make and fill the weights."""
+    prepare_peak_memory_bytes: int
+    """Most memory in use while the weights were made, and the engine prepared and warmed up."""
     memory_need_bytes: dict[str, int]
     """What the run was expected to need before it was started: weights, kv_cache, workspace."""
     traffic: Traffic
@@ -47,6 +50,9 @@ class Result:
     warm_ups: list[WarmUp]
     samples: list[Sample]
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        self.command, self.config = redacted(self.command), redacted(self.config)
 
     def save(self, folder: Path) -> Path:
         """Writes `result.json` to the folder; never over another one: a second one becomes `result-2.json`."""
@@ -83,3 +89,12 @@ class Result:
             return cls(**raw)
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a result of gptbench: {error!r}") from error
+
+
+def redacted(value: Any) -> Any:
+    """The same without user and password in any URI; nothing that is recorded may hold them."""
+    if isinstance(value, str):
+        return re.sub(r"(?<=://)[^/\s]*@", "", value)
+    if isinstance(value, dict):
+        return {key: redacted(entry) for key, entry in value.items()}
+    return [redacted(entry) for entry in value] if isinstance(value, list) else value

@@ -58,14 +58,17 @@ def valid_samples(result: Result) -> list[Sample]:
 
 
 def compile_metrics(result: Result) -> dict[str, float]:
-    """Compile times under the state of the cache they met: compile_cold_s, compile_warm_s or compile_mixed_s; and the
-    seed's. None for an engine that compiles nothing."""
+    """Compile times under the state of the cache that they met: compile_cold_s, compile_warm_s or compile_mixed_s.
+
+    They are of processes that had compiled nothing before; of a job that follows others in a sweep they are called
+    compile_cold_later_s and so on. The seed's figure is of a cold cache. An engine that compiles nothing has none.
+    """
     metrics: dict[str, float] = {}
     for compilation in result.compilations:
-        if compilation.cache == "none":
-            continue
-        metrics[f"compile_{compilation.cache}_s"] = compilation.total_s
-        if compilation.seed_s is not None:
+        later = "_later" if compilation.process == "later" else ""
+        if compilation.cache != "none":
+            metrics.setdefault(f"compile_{compilation.cache}{later}_s", compilation.total_s)
+        if compilation.cache == "cold" and not later and compilation.seed_s is not None:
             metrics["seed_compile_s"] = compilation.seed_s
     return metrics
 

@@ -26,8 +26,8 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError
-from gptbench.record.result import Result
+from gptbench.errors import TrackingError, UserError
+from gptbench.record.result import Result, redacted
 from gptbench.record.statistics import sample_metrics, summary
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class MLflowTracker(Tracker):
                 return self.send(record, result, result_path)
         except Exception as error:  # stores, servers and plugins raise whatever they like
             raise TrackingError(
-                f"tracking.uri={shown(self.uri)}: {reason(error)}\n"
+                f"tracking.uri={redacted(self.uri)}: {reason(error)}\n"
                 f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"
             ) from error
 
@@ -151,7 +151,7 @@ class MLflowTracker(Tracker):
         return self.describe(run)
 
     def describe(self, run: "Run") -> str:
-        return f"MLflow run {run.info.run_name} {run.info.run_id} in {shown(self.uri)}"
+        return f"MLflow run {run.info.run_name} {run.info.run_id} in {redacted(self.uri)}"
 
     def experiment(self, client: "MlflowClient") -> str:
         """Id of the experiment, which is made if it is not there."""
@@ -172,7 +172,7 @@ class MLflowTracker(Tracker):
         run = None
         if path.exists():
             kept = json.loads(path.read_text())
-            if (kept["uri"], kept["experiment_id"]) == (shown(self.uri), experiment):
+            if (kept["uri"], kept["experiment_id"]) == (redacted(self.uri), experiment):
                 run = first_run(client, experiment, f"attributes.run_id = '{kept['run_id']}'")
         run = run or first_run(client, experiment, f'tags.`{SWEEP_TAG}` = "{sweep}"')
         if run is None:
@@ -180,7 +180,7 @@ class MLflowTracker(Tracker):
             tags = {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}
             run = client.create_run(experiment, record.start_ms, tags, name)
         if path.parent.is_dir():
-            kept = {"uri": shown(self.uri), "experiment_id": experiment, "run_id": run.info.run_id}
+            kept = {"uri": redacted(self.uri), "experiment_id": experiment, "run_id": run.info.run_id}
             path.write_text(json.dumps(kept, indent=1))
         return str(run.info.run_id)
 
@@ -313,11 +313,6 @@ def reason(error: BaseException) -> str:
     return system[-1] if system else (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def shown(uri: str) -> str:
-    """A URI without user and password, which a database's holds."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
-
-
 def log_command(arguments: list[str]) -> int:
     """`gptbench log`: logs recorded results. Returns the exit code.
 
@@ -338,9 +333,14 @@ def log_command(arguments: list[str]) -> int:
     changes = {"uri": options.uri, "experiment": options.experiment}
     results = [(path, Result.load(path)) for path in options.results]
     for path, result in results:
-        section = result.config["tracking"]
-        if section["_target_"] not in MLflowConfig.TARGETS:
-            section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
-        config = replace(MLflowConfig(**section), **{key: value for key, value in changes.items() if value is not None})
-        print(MLflowTracker(config, options.outputs or Path(result.config["outputs"])).log(result, path))
+        try:
+            section = result.config["tracking"]
+            if section["_target_"] not in MLflowConfig.TARGETS:
+                section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
+            config = MLflowConfig(**section)
+            outputs = options.outputs or Path(result.config["outputs"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
+        config = replace(config, **{key: value for key, value in changes.items() if value is not None})
+        print(MLflowTracker(config, outputs).log(result, path))
     return 0

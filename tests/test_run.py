@@ -1,0 +1,136 @@
+"""A run from end to end, inside this process: what it lets go, and what it keeps when something fails."""
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gptbench import run as run_module
+from gptbench.config import AutoConfig, Config, DeviceConfig, DeviceKind, InductorConfig
+from gptbench.device import Device
+from gptbench.engine import Auto, Eager, Inductor
+from gptbench.errors import BadResultError, ConfigError
+from gptbench.measure import roof
+from gptbench.model import Transformer
+from gptbench.record import Result
+from tests.models import DENSE, run_config
+
+
+@pytest.fixture(autouse=True)
+def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "LAUNCHES", 2)
+
+
+def config(folder: Path) -> Config:
+    cpu = DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu)
+    return replace(run_config(DENSE), outputs=str(folder / "outputs"), device=cpu)
+
+
+def resolved(of: Config) -> dict:
+    groups = ("model", "quant", "sampling", "device", "engine", "workload", "tracking")
+    return {group: dict(vars(getattr(of, group))) | {"kind": None, "dtype": None} for group in groups}
+
+
+def run(of: Config, folder: Path) -> Result:
+    run_module.run(of, resolved(of), ["python", "-m", "gptbench"], folder, None)
+    return Result.load(folder / "result.json")
+
+
+def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[Transformer]] = []
+    plan = run_module.plan
+
+    def watched_plan(of: Config, device: Device) -> Transformer:
+        gc.collect()
+        assert [model for model in models if model() is not None] == [], "the model of the job before is still there"
+        models.append(weakref.ref(model := plan(of, device)))
+        return model
+
+    monkeypatch.setattr(run_module, "plan", watched_plan)
+    for number in range(2):
+        run(config(tmp_path), tmp_path / str(number))
+    assert len(models) == 2
+
+
+def test_a_job_that_fails_lets_its_memory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra keeps the exception, and with it every frame and what it refers to."""
+    models = []
+    build = run_module.build
+
+    def failing_build(*arguments: object) -> None:
+        models.append(build(*arguments))  # type: ignore[arg-type]
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(run_module, "build", failing_build)
+    with pytest.raises(RuntimeError, match="out of something"):
+        run(config(tmp_path), tmp_path)
+    (model,) = models
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("death", ["raises", "is killed"])
+def test_a_second_process_that_dies_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], death: str
+) -> None:
+    monkeypatch.setattr(run_module, "prepare_alone", raises if death == "raises" else is_killed)
+    of = config(tmp_path)
+    of.engine.measure_warm_start = True
+    result = run(of, tmp_path)
+    assert len(result.samples) == 1
+    assert [compilation.process for compilation in result.compilations][1:] == []
+    assert "Warm start not measured" in capsys.readouterr().err
+
+
+def raises(_: Config) -> None:
+    raise ValueError("no memory left")
+
+
+def is_killed(_: Config) -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_numbers_that_mean_nothing_are_recorded_and_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = run_module.build
+
+    def broken_build(*arguments: object) -> Transformer:
+        model = build(*arguments)  # type: ignore[arg-type]
+        model.norm.weight.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(run_module, "build", broken_build)
+    with pytest.raises(BadResultError, match="not finite"):
+        run(config(tmp_path), tmp_path)
+    assert not Result.load(tmp_path / "result.json").samples[0].finite
+
+
+AUTO = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True)
+
+
+def test_auto_takes_inductor_and_records_it(tmp_path: Path) -> None:
+    of, recorded = run_module.with_engine(replace(config(tmp_path), engine=AUTO), {}, Device(config(tmp_path).device))
+    assert of.engine._target_ == recorded["engine"]["_target_"] == "gptbench.engine.Inductor"
+    assert of.engine.fresh_cache
+    assert recorded["engine"]["fresh_cache"]
+    assert recorded["engine"]["scope"] == "block"
+
+
+def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(config(tmp_path).device)
+    assert Inductor.missing(device) is None
+    monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
+    auto = Auto(AUTO, device)
+    assert auto.section._target_ == "gptbench.engine.Eager"
+    assert auto.reasons == ["inductor needs a C++ compiler (Debian: g++)"]
+    assert Eager.missing(device) is None
+    chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
+    with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto, or that you install a C"):
+        run_module.plan(chosen, device)
