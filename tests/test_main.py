@@ -14,11 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=8", "workload.samples=2"]
 
 
-def gptbench(folder: Path, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "MLFLOW_RUN_ID")
-    }
-    environment["PYTHONPATH"] = str(ROOT)
+def gptbench(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    environment.pop("HYDRA_FULL_ERROR", None)
     command = [sys.executable, "-m", "gptbench", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
 
@@ -82,7 +80,7 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> 
         (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=stories110m): expected device.dtype"),
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),
-        (["tracking=null"], "null"),
+        (["tracking=null"], "Config group override must be a string"),
         (["--config-dir", "."], "broken.yaml"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
