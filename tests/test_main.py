@@ -107,11 +107,11 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="for a machine without a GPU")
 def test_a_machine_without_a_compiler_runs_eager_and_says_why(tmp_path: Path) -> None:
-    done = gptbench(tmp_path, *QUICK, "tracking=none", PATH=str(tmp_path), CXX="")
+    done = gptbench(tmp_path, *QUICK, "tracking=none", PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "engine=auto takes eager; inductor needs a C++ compiler" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["engine"] == "eager"
-    refused = gptbench(tmp_path, *QUICK, "engine=inductor", PATH=str(tmp_path), CXX="")
+    refused = gptbench(tmp_path, *QUICK, "engine=inductor", PATH=str(tmp_path))
     assert refused.returncode == 2
     assert "engine=inductor: expected eager or auto, or that you install a C++ compiler" in refused.stderr
 
