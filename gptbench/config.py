@@ -387,6 +387,8 @@ class Config:
 
 def register() -> None:
     """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
+    # Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
+    OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: outputs or "outputs", replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="schema/engine", name="auto", node=AutoConfig)

@@ -80,6 +80,7 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> 
         (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=stories110m): expected device.dtype"),
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),
+        (["outputs="], "outputs=: expected a folder"),
         (["tracking=null"], "Config group override must be a string"),
         (["--config-dir", "."], "broken.yaml"),
     ],
@@ -96,6 +97,7 @@ def test_mistakes_exit_with_2_and_no_traceback(tmp_path: Path, arguments: list[s
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert results(tmp_path) == []
+    assert not list(Path("/").glob("20??-??-??"))
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="for a machine without a GPU")
