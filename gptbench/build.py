@@ -59,7 +59,6 @@ def on_meta(config: ModelConfig, quant: Quantisation, dtype: torch.dtype) -> Tra
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
     """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
-    kv = 2 * config.n_layers * batch * config.n_kv_heads * length * config.head_dim * itemsize
     weights = [module for module in model.modules() if isinstance(module, Weight)]
     # As cast, as float32, the quotient, the integers, and something for the scales.
     filling = max(w.float_shape[-2] * w.float_shape[-1] for w in weights) * (itemsize + 4 + 4 + 2)
@@ -68,7 +67,13 @@ def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> Mem
     copied = max(sum(copied_bytes(w, count, config, itemsize) for w in one_block) for count in (batch, tokens))
     widest = max(config.dim, 2 * config.ffn_dim) * max(1, config.n_active_experts)
     running = copied + 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
-    return MemoryNeed(nbytes(model), kv, max(filling, running))
+    return MemoryNeed(nbytes(model), kv_bytes_per_position(model, batch) * length, max(filling, running))
+
+
+def kv_bytes_per_position(model: Transformer, batch: int) -> int:
+    """Keys and values of one position, in all layers and sequences."""
+    config = model.config
+    return 2 * config.n_layers * batch * config.n_kv_heads * config.head_dim * model.dtype.itemsize
 
 
 def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int) -> int:

@@ -49,9 +49,17 @@ class Device:
             self.dtype = getattr(torch, config.dtype.value)
 
     @property
+    def dtype_name(self) -> str:
+        """As it is written in the configuration."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def key(self) -> str:
-        """Name for files about this device; a CPU's roof depends on the number of threads."""
-        name = self.name if self.is_cuda else f"{self.name} {torch.get_num_threads()} threads"
+        """Name for files about this device: GPUs of one kind differ, and a CPU by its number of threads."""
+        if self.is_cuda:
+            name = f"{self.name} {torch.cuda.get_device_properties(self.torch).uuid}"
+        else:
+            name = f"{self.name} {torch.get_num_threads()} threads"
         return "".join(c if c.isalnum() else "-" for c in name.lower())
 
     def free_memory(self) -> int:

@@ -58,7 +58,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         command=command,
         sweep=str(sweep) if sweep else None,
         config=resolved,
-        dtype=str(device.dtype).removeprefix("torch."),
+        dtype=device.dtype_name,
         memory_need_bytes=asdict(need),
         **measured,
     )

@@ -42,7 +42,7 @@ def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
         if value is not None and drawing.temperature > 0
     )
     console.print(
-        f"{config.model.name}, quant {config.quant.name}, {str(device.dtype).removeprefix('torch.')}, "
+        f"{config.model.name}, quant {config.quant.name}, {device.dtype_name}, "
         f"engine {config.engine.name}, on {device.name}",
         style="bold",
         markup=False,

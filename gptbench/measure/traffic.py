@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gptbench.build import kv_bytes_per_position
 from gptbench.engine import Engine
 from gptbench.model import Embedding, Transformer
 from gptbench.model.transformer import MixtureOfExperts
@@ -46,12 +47,6 @@ def weight_bytes(model: Transformer, batch: int) -> int:
                 read, of = min(batch, parameter.shape[0]), parameter.shape[0]
             total += parameter.nbytes * read // of
     return total
-
-
-def kv_bytes_per_position(model: Transformer, batch: int) -> int:
-    """Keys and values of one position, in all layers and sequences."""
-    config = model.config
-    return 2 * config.n_layers * batch * config.n_kv_heads * config.head_dim * model.dtype.itemsize
 
 
 def traffic(engine: Engine, new_tokens: int) -> Traffic:
