@@ -1,17 +1,18 @@
-"""Build: made on `meta`, quantised, checked against the memory there is, allocated, filled with seeded weights."""
+"""Build: made on `meta`, quantised, checked against the memory there is, allocated, filled: from a checkpoint, or with
+seeded weights."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
-from gptbench.model import Transformer, Weight
-from gptbench.model.transformer import RMSNorm
+from gptbench.model import Bias, RMSNorm, Transformer, Weight
 from gptbench.quant import Quantisation
 from gptbench.targets import instantiate
 
@@ -147,12 +148,28 @@ def require_fit(config: Config, model: Transformer, device: Device, alternatives
     )
 
 
-def build(config: Config, model: Transformer, device: Device) -> Transformer:
-    """Gives a model on `meta` its memory, seeded weights and a KV cache for the workload."""
+def build(
+    config: Config, model: Transformer, device: Device, progress: Callable[[str, float], None] = lambda *_: None
+) -> Loaded | None:
+    """Gives a model on `meta` its memory, its weights and a KV cache for the workload.
+
+    Args:
+        progress: told what is being read, and the share of it that is done.
+
+    Returns:
+        What was read of a checkpoint, or None where the weights are seeded.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is not finite.
+    """
     model.to_empty(device=device.torch)
-    fill(model, config.workload.seed)
+    loaded = None
+    if config.model.reads_checkpoint:
+        loaded = Checkpoint(config.model).load(model, progress)
+    else:
+        fill(model, config.workload.seed)
     model.allocate(config.workload.batch_size, cache_length(config), device.torch)
-    return model
+    return loaded
 
 
 def fill(model: Transformer, seed: int) -> None:
@@ -165,12 +182,17 @@ def fill(model: Transformer, seed: int) -> None:
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
             module.weight.fill_(1.0)
+        elif isinstance(module, Bias):
+            module.weight.copy_(normal(module.weight.shape, module.std, f"{seed} {name}", device))
         elif isinstance(module, Weight):
             for index in module.matrices():
-                digest = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()
-                generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-                weight = torch.randn(
-                    module.float_shape[-2:], generator=generator, device=device, dtype=torch.float32
-                ).mul_(module.std)
+                weight = normal(module.float_shape[-2:], module.std, f"{seed} {name} {index}", device)
                 weight = weight.to(model.dtype)  # frees the float32 one where the types differ
                 module.assign(weight, *index)
+
+
+def normal(shape: tuple[int, ...], std: float, name: str, device: torch.device) -> Tensor:
+    """float32 of standard deviation `std`, from a generator that is seeded with `name`."""
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).mul_(std)

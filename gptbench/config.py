@@ -7,14 +7,30 @@ dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigE
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from gptbench.architecture import CONFIG_FILE, read_shape
 from gptbench.errors import ConfigError, UserError
-from gptbench.paths import conf_folder
+from gptbench.paths import conf_folder, shipped_folder
+
+
+class WeightSource(Enum):
+    """`auto` takes the checkpoint where one is named, and else random weights; `random` never reads one."""
+
+    auto = "auto"
+    random = "random"
+
+
+class CheckpointFormat(Enum):
+    """Of the files that hold the weights. `bin` is PyTorch's pickle, of which nothing but tensors is accepted."""
+
+    safetensors = "safetensors"
+    bin = "bin"
 
 
 class DeviceKind(Enum):
@@ -55,6 +71,13 @@ class Tuning(Enum):
     decode = "decode"
     all = "all"
     none = "none"
+
+
+class Cache(Enum):
+    """The transformers library's own: `static` has a fixed size and is compiled, `dynamic` grows and is not."""
+
+    static = "static"
+    dynamic = "dynamic"
 
 
 @dataclass(kw_only=True)
@@ -139,21 +162,48 @@ class ModelConfig(Section):
     """E, experts of a mixture; 0 is a dense model."""
     n_active_experts: int = 0
     """A, experts that each token goes through."""
+    head_dim: int = 0
+    """K, width of one head; 0 is dim / n_heads, and is replaced by it."""
+    qkv_bias: bool = False
+    """Whether something is added to queries, keys and values, as in Qwen 2."""
+    qk_norm: bool = False
+    """Whether each head's query and key are normalised before they are turned, as in Qwen 3."""
+    sliding_window: int = 0
+    """Positions that a token attends to, its own included, as in Mistral 7B v0.1; 0 is all before it."""
+    checkpoint: str | None = None
+    """Folder of a Hugging Face checkpoint. What the YAML leaves open is taken from its config.json, and what the YAML
+    says must agree with that."""
+    checkpoint_format: CheckpointFormat = CheckpointFormat.safetensors
+    """safetensors, or bin, which must be asked for."""
+    weights: WeightSource = WeightSource.auto
+    """auto or random."""
+    tokenizer: str | None = None
+    """Folder or file of the tokenizer, or null for the checkpoint's."""
 
     @property
-    def head_dim(self) -> int:
-        """K, width of one head."""
-        return self.dim // self.n_heads
+    def reads_checkpoint(self) -> bool:
+        """Whether the weights are a checkpoint's."""
+        return self.checkpoint is not None and self.weights is WeightSource.auto
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Where the tokenizer is; None where there is none."""
+        return self.tokenizer or self.checkpoint
 
     def check(self) -> None:
+        self.at_least(0, "head_dim", "sliding_window")
         self.at_least(1, "vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "context")
         self.at_least(0, "n_experts", "n_active_experts")
         if not self.rope_theta > 0:
             raise self.error("rope_theta", "a number over 0")
         if not self.norm_eps > 0:
             raise self.error("norm_eps", "a number over 0")
-        if self.dim % (2 * self.n_heads):
-            raise self.error("n_heads", f"a number that divides dim={self.dim} into heads of even width")
+        if not self.head_dim:
+            if self.dim % (2 * self.n_heads):
+                raise self.error("n_heads", f"a number that divides dim={self.dim} into heads of even width")
+            self.head_dim = self.dim // self.n_heads
+        if self.head_dim % 2:
+            raise self.error("head_dim", "an even number")
         if self.n_heads % self.n_kv_heads:
             raise self.error("n_kv_heads", f"a divisor of n_heads={self.n_heads}")
         if self.n_experts and not 1 <= self.n_active_experts <= self.n_experts:
@@ -271,14 +321,35 @@ class InductorConfig(EngineConfig):
 
 
 @dataclass(kw_only=True)
+class HuggingFaceConfig(EngineConfig):
+    """The transformers library's model over the same weights, as a peer."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.HuggingFace",)
+
+    cache: Cache = Cache.static
+    """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
+
+
+@dataclass(kw_only=True)
 class WorkloadConfig(Section):
-    """What is run, and how often."""
+    """What is run, and how often.
+
+    At most one of `prompt`, `prompt_text` and `prompt_file` says what the prompt is, the same for every row of the
+    batch. Without any it is the seed's, "Hello, my name is", in the model's own tokens.
+    """
 
     GROUP: ClassVar[str] = "workload"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.generate.Workload",)
 
-    prompt: list[int] = MISSING
-    """Token ids of the prompt; every row of the batch gets the same."""
+    prompt: list[int] = field(default_factory=list)
+    """Token ids of the prompt."""
+    prompt_text: str | None = None
+    """Text of the prompt, for a model with a tokenizer."""
+    prompt_file: str | None = None
+    """File with the text of the prompt, in UTF-8, for a model with a tokenizer."""
+    prompt_length: int | None = None
+    """Tokens of the prompt: so many of the text's or file's first ones, or of a novel's that gptbench ships; of a model
+    without a tokenizer, so many seeded random ones. null is all that there are."""
     new_tokens: int = MISSING
     """Tokens generated for each row; the first comes from the prefill, the others from decode steps."""
     samples: int = MISSING
@@ -289,12 +360,44 @@ class WorkloadConfig(Section):
     """Seeds the random weights, and with the sample's number added the drawing of tokens."""
 
     def check(self) -> None:
-        if not self.prompt:
-            raise self.error("prompt", "at least one token id")
+        given = [name for name in ("prompt", "prompt_text", "prompt_file") if getattr(self, name)]
+        if len(given) > 1:
+            raise self.error(given[1], f"null beside workload.{given[0]}: one of both can be the prompt")
+        if self.prompt and self.prompt_length is not None:
+            raise self.error("prompt_length", "null beside workload.prompt, which has a length of its own")
+        for name in ("prompt_text", "prompt_file"):
+            if getattr(self, name) == "":
+                raise self.error(name, "some text, or null")
+        self.at_least(1, "prompt_length")
         self.at_least(2, "new_tokens")
         self.at_least(1, "samples", "batch_size")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
+
+
+@dataclass(kw_only=True)
+class TaskConfig(Section):
+    """What is measured: speed, and nothing beside it."""
+
+    GROUP: ClassVar[str] = "task"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.measure.Speed",)
+
+
+@dataclass(kw_only=True)
+class QualityConfig(TaskConfig):
+    """Beside speed, how well the engine predicts a text, and how far it is from the reference."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.measure.Quality",)
+
+    text_file: str | None = None
+    """Held-out text, in UTF-8; null is the one that the demo model never saw."""
+    tokens: int = 2048
+    """Tokens of the text that are predicted, rounded down to whole generations of the workload's length."""
+    reference: bool = True
+    """Whether to compare with the unquantised model in bfloat16 under the eager engine."""
+
+    def check(self) -> None:
+        self.at_least(1, "tokens")
 
 
 @dataclass(kw_only=True)
@@ -354,6 +457,7 @@ class Config:
     device: DeviceConfig = MISSING
     engine: EngineConfig = MISSING
     workload: WorkloadConfig = MISSING
+    task: TaskConfig = MISSING
     tracking: TrackingConfig = MISSING
     baseline: BaselineConfig = MISSING
     outputs: str = "outputs"
@@ -364,13 +468,13 @@ class Config:
     def __post_init__(self) -> None:
         if not self.outputs:
             raise ConfigError("outputs", self.outputs, "a folder")
-        length = len(self.workload.prompt) + self.workload.new_tokens
-        if length > self.model.context:
+        prompt = max(1, len(self.workload.prompt), self.workload.prompt_length or 0)
+        if prompt + self.workload.new_tokens > self.model.context:
             raise ConfigError(
                 "workload.new_tokens",
                 self.workload.new_tokens,
-                f"at most {self.model.context - len(self.workload.prompt)}: the prompt has "
-                f"{len(self.workload.prompt)} tokens and the context of {self.model.name} is {self.model.context}",
+                f"at most {self.model.context - prompt}: the prompt has "
+                f"{prompt} tokens and the context of {self.model.name} is {self.model.context}",
             )
         for token in self.workload.prompt:
             if not 0 <= token < self.model.vocab_size:
@@ -385,15 +489,21 @@ class Config:
             )
 
 
+# Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
+OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: outputs or "outputs", replace=True)
+# A checkpoint that comes with gptbench, wherever that is installed.
+OmegaConf.register_new_resolver("gptbench.shipped", lambda name: str(shipped_folder() / name), replace=True)
+
+
 def register() -> None:
     """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
-    # Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
-    OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: outputs or "outputs", replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="schema/engine", name="auto", node=AutoConfig)
     store.store(group="schema/engine", name="eager", node=EagerConfig)
     store.store(group="schema/engine", name="inductor", node=InductorConfig)
+    store.store(group="schema/engine", name="hf", node=HuggingFaceConfig)
+    store.store(group="schema/task", name="quality", node=QualityConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
 
 
@@ -409,9 +519,39 @@ def refuse_unknown(node: DictConfig, path: str = "") -> None:
             refuse_unknown(node[key], f"{path}{key}.")
 
 
+def complete_model(model: DictConfig) -> None:
+    """Takes what the model's section leaves open from its checkpoint's `config.json`, in place.
+
+    Where a field without a default is open, as all are in `model=auto`, so is every field that has its default.
+
+    Raises:
+        UserError: the file cannot be read, is of a model that gptbench does not have, or disagrees with the section.
+    """
+    missing = {str(key) for key in model if OmegaConf.is_missing(model, key)}
+    if model.checkpoint is None:
+        if "name" in missing:
+            raise ConfigError("model.checkpoint", "null", "the folder of a checkpoint, which tells what model it is")
+        return
+    file = Path(model.checkpoint) / CONFIG_FILE
+    defaults = {entry.name: entry.default for entry in fields(ModelConfig)} if missing else {}
+    for key, value in read_shape(file.parent).items():
+        if key in missing or model[key] == defaults.get(key, MISSING):
+            model.merge_with({key: value})  # makes a RopeScaling of a dict, as assigning would not
+        stated = model[key]
+        if key == "head_dim" and not stated:
+            stated = model.dim // max(1, model.n_heads)
+        if key != "name" and stated != value:
+            raise ConfigError(f"model.{key}", stated, f"{value}, as {file} has it (model=auto takes all from it)")
+
+
 def load(composed: DictConfig) -> Config:
-    """The validated tree for what Hydra composed. Raises ConfigError."""
+    """The validated tree for what Hydra composed. What a checkpoint says of its model is filled in there, too.
+
+    Raises:
+        UserError: a field is missing, unknown, or holds what it cannot.
+    """
     refuse_unknown(composed)
+    complete_model(composed.model)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(missing[0], "???", "a value")
@@ -421,12 +561,10 @@ def load(composed: DictConfig) -> Config:
 
 
 def options(group: str, schema: type[S]) -> list[S]:
-    """Every option of a group that gptbench ships, by name."""
+    """Every option of a group that gptbench ships and that needs nothing more, by name."""
     files = sorted((conf_folder() / group).glob("*.yaml"))
-    return [
-        cast(S, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file))))
-        for file in files
-    ]
+    sections = [OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)) for file in files]
+    return [cast(S, OmegaConf.to_object(section)) for section in sections if not OmegaConf.missing_keys(section)]
 
 
 def shipped(group: str, name: str) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class DoesNotFitError(UserError):
     """A run that needs more memory than the device has."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, or does not hold what its model needs. Names the file, and the tensor."""
+
+
 class BadResultError(RuntimeError):
     """A run that ended and was recorded, but whose numbers mean nothing: the exit code is 1."""
 

@@ -3,6 +3,8 @@
 import datetime
 import gc
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,26 @@ import torch
 from omegaconf import OmegaConf
 
 from gptbench.build import alternatives, build, memory_need_of, on_meta, require_fit
-from gptbench.config import AutoConfig, Config
+from gptbench.checkpoint import Checkpoint, Loaded
+from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
 from gptbench.errors import BadResultError, ConfigError, TrackingError
 from gptbench.generate import Workload
+from gptbench.measure import Speed
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
 from gptbench.measure.environment import environment
 from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
+from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.quant import Quantisation
 from gptbench.record import Result, Tracker
 from gptbench.record.statistics import valid_samples
 from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages, console, print_json, progress, show_limit, show_plan, show_result
+from gptbench.tokenizer import Tokenizer
 
 
 def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Path, sweep: Path | None) -> None:
@@ -40,20 +46,26 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         sweep: folder of the sweep that the run belongs to.
 
     Raises:
-        UserError: the configuration asks for what this machine cannot do; nothing was allocated.
+        UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
     """
+    tokenizer = make_tokenizer(config.model)
+    config = with_prompt(config, tokenizer)
     device: Device = instantiate(config.device)
     config, resolved = with_engine(config, resolved, device)
     tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
+    task: Speed = instantiate(config.task, config, tokenizer)
     model = plan(config, device)
+    if task.needs_reference:
+        plan(*reference_of(config))
     need = memory_need_of(config, model)
     show_plan(config, device, need)
     try:
-        with progress(config.workload.samples, config.engine.measure_warm_start) as stages:
-            measured = measure(config, device, model, stages)
+        with progress(config, task) as stages:
+            measured = measure(config, device, model, task, stages)
     finally:
         release(model, device)
     result = Result(
+        prompt=config.workload.prompt,
         started=measured.pop("started"),
         command=command,
         sweep=str(sweep) if sweep else None,
@@ -62,6 +74,8 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         memory_need_bytes=asdict(need),
         **measured,
     )
+    if tokenizer is not None:
+        add_text(result, tokenizer)
     path = result.save(folder)
     show_result(result, instantiate(config.baseline))
     try:
@@ -87,6 +101,13 @@ def with_engine(config: Config, resolved: dict[str, Any], device: Device) -> tup
     return replace(config, engine=auto.section), resolved | {"engine": section}
 
 
+def add_text(result: Result, tokenizer: Tokenizer) -> None:
+    """What the prompt and the generated tokens say."""
+    result.prompt_text = tokenizer.decode(result.prompt)
+    for sample in result.samples:
+        sample.text = [tokenizer.continuation(result.prompt, row) for row in sample.tokens]
+
+
 def release(model: Transformer, device: Device) -> None:
     """Gives back all that a model and what was compiled for it hold, whoever still refers to them."""
     model.to_empty(device="meta")
@@ -97,16 +118,31 @@ def release(model: Transformer, device: Device) -> None:
 
 def plan(config: Config, device: Device) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits."""
-    if (missing := target(config.engine).missing(device)) is not None:
+    engine: type[Engine] = target(config.engine)
+    if (missing := engine.missing(device)) is not None:
         raise ConfigError("engine", config.engine.name, f"eager or auto, or that you install {missing}")
+    engine.check(config, device)
     quant: Quantisation = instantiate(config.quant)
     quant.check(config, device.dtype)
     model = on_meta(config.model, quant, device.dtype)
+    if config.model.reads_checkpoint:
+        Checkpoint(config.model).check(model)
     require_fit(config, model, device, alternatives(config, device))
     return model
 
 
-def measure(config: Config, device: Device, model: Transformer, stages: Stages) -> dict[str, Any]:
+def reference_of(config: Config) -> tuple[Config, Device]:
+    """What quality is compared with: the same model unquantised, in bfloat16, under the eager engine."""
+    config = replace(
+        config,
+        quant=QuantConfig(_target_="gptbench.quant.Unquantised", name="none"),
+        engine=EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
+        device=replace(config.device, dtype=Dtype.bfloat16),
+    )
+    return config, instantiate(config.device)
+
+
+def measure(config: Config, device: Device, model: Transformer, task: Speed, stages: Stages) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stages.start("measuring the read roof")
@@ -116,7 +152,7 @@ def measure(config: Config, device: Device, model: Transformer, stages: Stages) 
     device.reset_peak_memory()
     stages.done()
     with compile_cache(config.engine.fresh_cache) as empty_cache:
-        measured = measure_engine(config, device, model, roof, empty_cache, stages)
+        measured = measure_engine(config, device, model, roof, empty_cache, task, stages)
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
             release(model, device)  # so that the weights can be made again
@@ -129,30 +165,46 @@ def measure(config: Config, device: Device, model: Transformer, stages: Stages) 
 
 
 def measure_engine(
-    config: Config, device: Device, model: Transformer, roof: Roof, empty_cache: bool, stages: Stages
+    config: Config, device: Device, model: Transformer, roof: Roof, empty_cache: bool, task: Speed, stages: Stages
 ) -> dict[str, Any]:
-    """Makes, prepares, warms up and samples one engine, and lets it go."""
-    with CompileWatch() as watch:
+    """Makes, prepares, warms up and samples one engine, sees how good it is, and lets it go."""
+    with ExitStack() as leaving:
         stages.start("making the weights")
         workload: Workload = instantiate(config.workload, device)
         start = time.perf_counter()
-        engine = make_engine(config, device, model)
+        engine, loaded = make_engine(config, device, model, stages.reading)
+        leaving.callback(engine.release)
         device.synchronize()
         load_s = time.perf_counter() - start
         stages.done()
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
-        stages.start("compiling")
-        compilation = prepare(engine, watch, empty_cache)
-        stages.done()
-        stages.start("warming up")
-        warm_ups = warm_up(engine, workload, watch)
-        compilation.first_generation_s = warm_ups[0].call_s
-        compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
-        prepare_peak = device.peak_memory()
-        stages.done()
-        samples = take_samples(engine, workload, watch, stages.sample_done)
+        with CompileWatch() as watch:
+            stages.start("compiling")
+            compilation = prepare(engine, watch, empty_cache)
+            stages.done()
+            stages.start("warming up")
+            warm_ups = warm_up(engine, workload, watch)
+            compilation.first_generation_s = warm_ups[0].call_s
+            compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
+            prepare_peak = device.peak_memory()
+            stages.done()
+            samples = take_samples(engine, workload, watch, stages.sample_done)
+
+        def reference() -> Engine:
+            engine.release()
+            release(model, device)  # so that there is room
+            of, on = reference_of(config)
+            reference_model = plan(of, on)
+            leaving.callback(release, reference_model, on)
+            return make_engine(of, on, reference_model, stages.reading)[0]
+
+        if task.stage is not None:
+            stages.start(task.stage)
+        quality = task.evaluate(engine, reference)
     return {
+        "checkpoint": loaded,
+        "quality": quality,
         "load_s": load_s,
         "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,
@@ -162,20 +214,22 @@ def measure_engine(
     }
 
 
-def make_engine(config: Config, device: Device, model: Transformer) -> Engine:
-    """The engine over a model that is still on `meta`; nothing compiled yet."""
+def make_engine(
+    config: Config, device: Device, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
+) -> tuple[Engine, Loaded | None]:
+    """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
     with torch.no_grad():
-        build(config, model, device)
+        loaded = build(config, model, device, progress)
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         engine: Engine = instantiate(config.engine, model, sampler, device, len(config.workload.prompt))
-    return engine
+    return engine, loaded
 
 
 def prepare_alone(config: Config) -> Compilation:
     """Builds and prepares, for a process of its own."""
     device: Device = instantiate(config.device)
     with CompileWatch() as watch:
-        engine = make_engine(config, device, plan(config, device))
+        engine, _ = make_engine(config, device, plan(config, device))
         workload: Workload = instantiate(config.workload, device)
         compilation = prepare(engine, watch, empty_cache=False, process="second")
         warm_ups = warm_up(engine, workload, watch)

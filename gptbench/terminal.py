@@ -10,14 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from gptbench.build import MemoryNeed
 from gptbench.compare import Baseline
 from gptbench.config import Config
 from gptbench.device import Device
+from gptbench.measure import Speed
 from gptbench.measure.roof import Roof
 from gptbench.record import Result
-from gptbench.record.statistics import METRICS, compile_metrics, sample_metrics, summary, valid_samples
+from gptbench.record.statistics import (
+    METRICS,
+    compile_metrics,
+    quality_metrics,
+    sample_metrics,
+    summary,
+    valid_samples,
+)
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -28,6 +37,9 @@ SHOWN = {
     "ttft_s": (1e3, "ms"),
     "mbu": (100.0, "%"),
     "peak_memory_bytes": (1e-9, "GB"),
+    "kl_divergence": (1.0, "nats"),
+    "bits_per_byte": (1.0, "bits"),
+    "top1_agreement": (100.0, "%"),
 }
 """Metric to the factor and the unit in which a person reads it; all others are shown as they are."""
 
@@ -64,20 +76,20 @@ def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
 
 
 @contextmanager
-def progress(samples: int, second_process: bool) -> Iterator["Stages"]:
+def progress(config: Config, task: Speed) -> Iterator["Stages"]:
     """A bar over the stages of a run; nothing is drawn inside a timed region."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # No thread that redraws: it would take turns with the thread that is measured.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        yield Stages(bar, samples, second_process)
+        yield Stages(bar, config.workload.samples, config.engine.measure_warm_start + (task.stage is not None))
 
 
 class Stages:
-    """Steps of the bar: roof, weights, compile, warm-up, each sample, and the second process."""
+    """Steps of the bar: roof, weights, compile, warm-up, each sample, and what comes after them."""
 
-    def __init__(self, bar: Progress, samples: int, second_process: bool) -> None:
+    def __init__(self, bar: Progress, samples: int, after: int) -> None:
         self.bar, self.samples, self.sampled = bar, samples, 0
-        self.task = bar.add_task("starting", total=4 + samples + second_process)
+        self.task = bar.add_task("starting", total=4 + samples + after)
 
     def start(self, what: str) -> None:
         """Shows what is being done now; all before it is done."""
@@ -86,6 +98,10 @@ class Stages:
     def done(self) -> None:
         """Moves the bar on by one."""
         self.bar.update(self.task, advance=1, refresh=True)
+
+    def reading(self, what: str, share: float) -> None:
+        """Shows how much of a checkpoint is read."""
+        self.bar.update(self.task, description=f"{what}: {share:.0%}", refresh=True)
 
     def sample_done(self, *_: object) -> None:
         """Moves the bar on by a sample."""
@@ -114,7 +130,12 @@ def show_result(result: Result, baseline: Baseline) -> None:
         table.add_row(*cells, unit, *([number(targets[metric.name])] if metric.name in targets else []))
     for name, seconds in compile_metrics(result).items():
         table.add_row(name, number(seconds), "", "s", *([number(targets[name])] if name in targets else []))
+    for name, value in quality_metrics(result).items():
+        factor, unit = SHOWN.get(name, (1.0, ""))
+        table.add_row(name, number(value * factor), "", unit)
     console.print(table)
+    if valid and valid[0].text:
+        show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
         console.print("[yellow]More than the read roof: measure it again, with device.measure_roof=true.[/]")
     if len(valid) < len(result.samples):
@@ -124,6 +145,14 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def show_text(prompt: str, text: str) -> None:
+    """A prompt and what followed it. Whatever could steer the terminal is replaced."""
+    shown = Text()
+    for part, style in ((prompt, "bold"), (text, "")):
+        shown.append("".join(c if c.isprintable() or c in "\n\t" else "�" for c in part), style)
+    console.print(shown, soft_wrap=False)
 
 
 def number(value: float) -> str:

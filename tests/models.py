@@ -18,7 +18,9 @@ from gptbench.config import (
     EagerConfig,
     ModelConfig,
     QuantConfig,
+    RopeScaling,
     SamplingConfig,
+    TaskConfig,
     TrackingConfig,
     WorkloadConfig,
 )
@@ -54,7 +56,33 @@ GQA = tiny("gqa", vocab_size=331, dim=96, n_layers=2, n_heads=6, n_kv_heads=2, f
 MOE = replace(model_config("mixtral_tiny"), vocab_size=512)
 """Eight experts, two of them active; four heads over two key-value heads."""
 
+QWEN = tiny(
+    "qwen",
+    vocab_size=211,
+    dim=48,
+    n_layers=2,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=16,
+    ffn_dim=112,
+    context=64,
+    qkv_bias=True,
+    qk_norm=True,
+)
+"""Heads that together are wider than the model, a bias, normalised queries and keys: Qwen 2 and 3 in one."""
+
+WINDOW = replace(
+    DENSE,
+    name="window",
+    sliding_window=4,
+    rope_theta=100.0,
+    rope_scaling=RopeScaling(factor=3.0, low_freq_factor=1.0, high_freq_factor=3.0, original_context=48),
+)
+"""A window shorter than most sequences, and wavelengths that are stretched, kept, and between."""
+
 TINY = [DENSE, GQA, MOE]
+FAMILY = [*TINY, QWEN, WINDOW]
+"""`TINY` where each one is compiled, which takes long; else all."""
 
 QUANTISATIONS = {"none": "gptbench.quant.Unquantised", "int8": "gptbench.quant.Int8"}
 
@@ -109,6 +137,7 @@ def run_config(
         device=DeviceConfig(_target_="gptbench.device.Device", name="auto"),
         engine=EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         workload=workload,
+        task=TaskConfig(_target_="gptbench.measure.Speed", name="speed"),
         tracking=TrackingConfig(_target_="gptbench.record.NoTracker", name="none"),
         baseline=BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"),
     )
@@ -142,14 +171,31 @@ def dequantised(module: Weight) -> Tensor:
     return weight * module.scale.double().unsqueeze(-1) if hasattr(module, "scale") else weight
 
 
+def frequency(config: ModelConfig, pair: int) -> float:
+    """Radians a position, written as in the paper, and Llama 3's stretching as Meta's code branches."""
+    plain = 1 / config.rope_theta ** (2 * pair / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    wavelength = 2 * math.pi / plain
+    if wavelength < scaling.original_context / scaling.high_freq_factor:
+        return plain
+    if wavelength > scaling.original_context / scaling.low_freq_factor:
+        return plain / scaling.factor
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    return (1 - smooth) * plain / scaling.factor + smooth * plain
+
+
 def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
     """Logits after every one of `tokens`, float64 [T, V]: the weights of `model`, and none of its code.
 
     Deliberately plain: one sequence, no cache, complex rotations, a loop over heads, positions and experts.
     """
     config = model.config
-    assert config.rope_scaling is None
-    heads, kv_heads, width = config.n_heads, config.n_kv_heads, config.dim // config.n_heads
+    heads, kv_heads, width = config.n_heads, config.n_kv_heads, config.head_dim
+    frequencies = [frequency(config, pair) for pair in range(width // 2)]
 
     def norm(x: Tensor, module: RMSNorm) -> Tensor:
         return torch.stack([row / math.sqrt(row.square().mean().item() + config.norm_eps) for row in x]) * (
@@ -161,7 +207,7 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
         pairs = torch.complex(x[:, : width // 2], x[:, width // 2 :])
         for t in range(len(x)):
             for i in range(width // 2):
-                angle = t * config.rope_theta ** (-2 * i / width)
+                angle = t * frequencies[i]
                 pairs[t, i] *= complex(math.cos(angle), math.sin(angle))
         return torch.cat((pairs.real, pairs.imag), dim=-1)
 
@@ -182,19 +228,23 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
     x = dequantised(model.embedding)[list(tokens)]
     for block in model.blocks:
         h = norm(x, block.attention_norm)
-        wqkv = dequantised(block.attention.wqkv).split(width)  # H queries, G keys, G values, each [K, D]
+        attention = block.attention
+        wqkv = dequantised(attention.wqkv).split(width)  # H queries, G keys, G values, each [K, D]
+        bias = attention.qkv_bias.weight.double().split(width) if config.qkv_bias else [0.0] * len(wqkv)
         attended = []
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            q = turned(h @ wqkv[head].T)
-            k = turned(h @ wqkv[heads + shared].T)
-            v = h @ wqkv[heads + kv_heads + shared].T
+            q, k, v = (h @ wqkv[n].T + bias[n] for n in (head, heads + shared, heads + kv_heads + shared))
+            if config.qk_norm:
+                q, k = norm(q, attention.q_norm), norm(k, attention.k_norm)
+            q, k = turned(q), turned(k)
             rows = []
             for t in range(len(tokens)):
-                odds = torch.exp(k[: t + 1] @ q[t] / math.sqrt(width))
-                rows.append(odds / odds.sum() @ v[: t + 1])
+                first = max(0, t + 1 - config.sliding_window) if config.sliding_window else 0
+                odds = torch.exp(k[first : t + 1] @ q[t] / math.sqrt(width))
+                rows.append(odds / odds.sum() @ v[first : t + 1])
             attended.append(torch.stack(rows))
-        x = x + torch.cat(attended, dim=-1) @ dequantised(block.attention.wo).T
+        x = x + torch.cat(attended, dim=-1) @ dequantised(attention.wo).T
         h = norm(x, block.ffn_norm)
         if config.n_experts:
             x = x + mixture(h, block.ffn)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gptbench.checkpoint import Loaded
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.environment import Environment
 from gptbench.measure.roof import Roof
@@ -62,10 +63,14 @@ def made_result(
                 peak_memory_bytes=10**8 + index,
                 finite=finite or index < len(compiles) - 1,
                 tokens=[[7 + index] * NEW_TOKENS],
+                text=[f" upon a time {index}"],
             )
         )
     first = len(PROMPT)
     return Result(
+        prompt=PROMPT,
+        prompt_text="Once",
+        checkpoint=Loaded("/checkpoints/stories", ["model.safetensors"], 30_000_000, "abc"),
         started=started,
         command=["python", "-m", "gptbench", "model=stories15m", f"quant={quant}"],
         sweep=sweep,

@@ -296,7 +296,8 @@ def test_on_meta_nothing_is_allocated(config: ModelConfig) -> None:
 def test_build_gives_weights_and_a_cache_for_the_workload(config: ModelConfig, quant: str) -> None:
     run = run_config(config, quant, new_tokens=6, batch=3)
     device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
-    model = build(run, meta(config, quant, torch.float32), device)
+    model = meta(config, quant, torch.float32)
+    assert build(run, model, device) is None, "no checkpoint"
     expected = make_model(config, quant, batch=3, length=16, seed=run.workload.seed)
     assert {name for name, _ in model.named_buffers()} == {name for name, _ in expected.named_buffers()}
     for (name, tensor), (_, other) in zip(

@@ -44,7 +44,7 @@ def refusal(*overrides: str) -> str:
 
 def test_groups_are_those_of_the_issue() -> None:
     assert set(GROUPS) == {
-        *("model", "quant", "sampling", "device", "engine", "workload", "tracking", "experiment", "baseline")
+        *("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "experiment", "baseline")
     }
 
 
@@ -52,6 +52,11 @@ def test_groups_are_those_of_the_issue() -> None:
 def test_every_shipped_option_composes(option: str) -> None:
     new_tokens = "workload.new_tokens=50"  # stories15m has a context of 256
     group, name = option.split("=")
+    if option == "model=auto":
+        new_tokens = "model.checkpoint=${gptbench.shipped:demo}"
+        name = "demo"
+    if option == "workload=seed":
+        new_tokens = "model=stories15m"  # the demo model has fewer tokens
     config = composed(option, new_tokens)
     if group != "experiment":
         assert getattr(config, group).name == name
@@ -110,7 +115,7 @@ REFUSED = {
     "sampling.top_k=1.5": ["sampling.top_k", "1.5", "Integer"],
     "sampling.top_k=0": ["sampling.top_k=0", "at least 1"],
     "sampling.top_k=-3": ["sampling.top_k=-3", "at least 1"],
-    "sampling.top_k=32001": ["sampling.top_k=32001", "vocab_size=32000"],
+    "model=stories110m sampling.top_k=32001": ["sampling.top_k=32001", "vocab_size=32000"],
     "sampling.temperature=-0.1": ["sampling.temperature=-0.1", "0 (greedy) to 1e30"],
     "sampling.temperature=nan": ["sampling.temperature=nan", "0 (greedy) to 1e30"],
     "sampling.temperature=1e39": ["sampling.temperature=1e+39", "0 (greedy) to 1e30"],
@@ -127,26 +132,46 @@ REFUSED = {
     "workload.batch_size=0": ["workload.batch_size=0", "at least 1"],
     "workload.samples=0": ["workload.samples=0", "at least 1"],
     "workload.new_tokens=1": ["workload.new_tokens=1", "at least 2"],
-    "workload.new_tokens=1019": ["workload.new_tokens=1019", "at most 1018", "6 tokens", "1024"],
-    "workload.prompt=[]": ["workload.prompt=[]", "at least one token id"],
-    "workload.prompt=[32000]": ["workload.prompt=32000", "0 to 31999"],
-    "workload.prompt=[-1]": ["workload.prompt=-1", "0 to 31999"],
+    "model=stories110m workload=seed workload.new_tokens=1019": [
+        "workload.new_tokens=1019",
+        "at most 1018",
+        "6 tokens",
+    ],
+    "workload.prompt_text=''": ["workload.prompt_text=", "some text, or null"],
+    "workload.prompt_file=''": ["workload.prompt_file=", "some text, or null"],
+    "workload.prompt_length=0": ["workload.prompt_length=0", "at least 1"],
+    "workload.prompt_length=400": ["workload.new_tokens=200", "at most 112", "400 tokens", "512"],
+    "workload.prompt=[1] workload.prompt_text=x": ["workload.prompt_text=x", "null beside workload.prompt"],
+    "workload.prompt_text=x workload.prompt_file=y": ["workload.prompt_file=y", "null beside workload.prompt_text"],
+    "workload.prompt=[1] workload.prompt_length=2": ["workload.prompt_length=2", "null beside workload.prompt"],
+    "task=quality task.tokens=0": ["task.tokens=0", "at least 1"],
+    "task=quality task.words=3": ["task.words", "text_file, tokens, reference"],
+    "model.weights=none": ["model.weights", "none", "auto, random"],
+    "model.checkpoint_format=pickle": ["model.checkpoint_format", "safetensors, bin"],
+    "model.head_dim=-2": ["model.head_dim=-2", "32, as"],
+    "model=stories110m model.head_dim=63": ["model.head_dim=63", "an even number"],
+    "model=stories110m model.sliding_window=-1": ["model.sliding_window=-1", "at least 0"],
+    "model=auto": ["model.checkpoint=null", "the folder of a checkpoint"],
+    "model=auto model.checkpoint=/nowhere": ["model.checkpoint=/nowhere", "no such folder"],
+    "engine=hf engine.cache=paged": ["engine.cache", "paged", "static, dynamic"],
+    "model=stories110m workload.prompt=[32000]": ["workload.prompt=32000", "0 to 31999"],
+    "model=stories110m workload.prompt=[-1]": ["workload.prompt=-1", "0 to 31999"],
     "workload.seed=-1": ["workload.seed=-1", "0 to"],
-    "model.n_heads=7": ["model.n_heads=7", "dim=768"],
-    "model.n_kv_heads=5": ["model.n_kv_heads=5", "n_heads=12"],
-    "model.n_layers=0": ["model.n_layers=0", "at least 1"],
-    "model.n_experts=4": ["model.n_active_experts=0", "1 to n_experts=4"],
-    "model.n_active_experts=2": ["model.n_active_experts=2", "n_experts=0"],
-    "model.rope_theta=0": ["model.rope_theta=0", "over 0"],
-    "model.norm_eps=-1": ["model.norm_eps=-1", "over 0"],
-    "model.dim=???": ["model.dim", "a value"],
+    "model=stories110m model.n_heads=7": ["model.n_heads=7", "dim=768"],
+    "model=stories110m model.n_kv_heads=5": ["model.n_kv_heads=5", "n_heads=12"],
+    "model=stories110m model.n_layers=0": ["model.n_layers=0", "at least 1"],
+    "model=stories110m model.n_experts=4": ["model.n_active_experts=0", "1 to n_experts=4"],
+    "model=stories110m model.n_active_experts=2": ["model.n_active_experts=2", "n_experts=0"],
+    "model=stories110m model.rope_theta=0": ["model.rope_theta=0", "over 0"],
+    "model=stories110m model.norm_eps=-1": ["model.norm_eps=-1", "over 0"],
+    "model=stories110m model.dim=???": ["model.dim", "a value"],
     "tracking.timeout_s=0": ["tracking.timeout_s=0", "over 0"],
     "tracking.retries=11": ["tracking.retries=11", "0 to 10"],
     "tracking.experiment=''": ["tracking.experiment=", "a name"],
     "outputs=''": ["outputs=", "a folder"],
     **{
         f"{group}._target_={target}": [f"{group}._target_={target}", "expected one of gptbench."]
-        for group in ("model", "quant", "sampling", "device", "engine", "workload", "tracking", "baseline")
+        for group in ("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "baseline")
         for target in ("os.system", "builtins.eval", "gptbench.run.run")
     },
     "model._target_=${oc.env:HOME}": ["model._target_=/", "expected one of gptbench."],
@@ -216,4 +241,5 @@ def test_interpolated_environment_stays_out_of_the_config(monkeypatch: pytest.Mo
 def test_changing_any_number_of_the_shipped_config_changes_the_tree() -> None:
     default: dict[str, Any] = {"sampling.top_k": 3, "workload.seed": 5, "model.rope_theta": 7.0, "outputs": "elsewhere"}
     for name, value in default.items():
-        assert OmegaConf.select(OmegaConf.structured(composed(f"{name}={value}")), name) == value
+        tree = OmegaConf.structured(composed("model=stories110m", f"{name}={value}"))
+        assert OmegaConf.select(tree, name) == value

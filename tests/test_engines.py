@@ -22,7 +22,7 @@ from gptbench.device import Device
 from gptbench.engine import Engine, Inductor
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate
-from tests.models import DENSE, GQA, MOE, TINY, make_model, model_name, random_tokens
+from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -110,6 +110,13 @@ def test_inductor_agrees_with_eager_in_bfloat16(model: ModelConfig, quant: str) 
     assert_agrees(make_engine(inductor(), model, quant, 1, dtype, on), reference, dtype)
 
 
+@pytest.mark.parametrize("model", [QWEN, WINDOW], ids=model_name)
+def test_inductor_agrees_with_eager_on_other_families(model: ModelConfig) -> None:
+    on, dtype = device("cpu"), torch.float32
+    reference = make_engine(EAGER, model, "int8", 1, dtype, on)
+    assert_agrees(make_engine(inductor(), model, "int8", 1, dtype, on), reference, dtype)
+
+
 def test_whole_model_scope_agrees_with_eager() -> None:
     on, dtype = device("cpu"), torch.float32
     reference = make_engine(EAGER, GQA, "none", 1, dtype, on)
@@ -120,7 +127,7 @@ def test_whole_model_scope_agrees_with_eager() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("model", TINY, ids=model_name)
+@pytest.mark.parametrize("model", FAMILY, ids=model_name)
 def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: int, dtype: torch.dtype) -> None:
     on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)

@@ -52,6 +52,22 @@ def test_main_job_end_to_end(tmp_path: Path) -> None:
     assert list((tmp_path / "outputs" / "mlartifacts").rglob("steps.csv"))
 
 
+def test_the_default_runs_trained_weights_and_shows_what_they_wrote(tmp_path: Path) -> None:
+    short = ["workload.new_tokens=12", "workload.samples=2", "device=cpu", "engine=eager"]
+    done = gptbench(tmp_path, *short, "task=quality", "task.tokens=24", "workload.prompt_text=Emma was")
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    result = Result.load(Path(line["result"]))
+    assert result.checkpoint is not None
+    assert result.prompt_text is not None and result.prompt_text.endswith("Emma was")
+    assert result.samples[0].text[0].split()[0] in done.stderr
+    assert line["decode_tokens_per_s"] > 0, "quality stands beside speed"
+    assert 1 < line["perplexity"] < 500
+    assert 0 <= line["kl_divergence"] < 0.1
+    assert line["top1_agreement"] > 0.8
+    assert list((tmp_path / "outputs" / "mlartifacts").rglob("text.txt"))
+
+
 def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -77,7 +93,7 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> 
         (["quant=int9"], "quant/int9"),
         (["sampling.top_k=0"], "sampling.top_k=0: expected a number of at least 1"),
         (["model=llama2_70b", "device=cpu"], "What would fit"),
-        (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=stories110m): expected device.dtype"),
+        (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=demo): expected device.dtype"),
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),
         (["outputs="], "outputs=: expected a folder"),

@@ -1,6 +1,7 @@
 """The model against a plain float64 one, prefill against decode, and what seeded weights do to the activations."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from gptbench.model.transformer import MixtureOfExperts, RMSNorm
 from tests.models import (
     CPU,
     DENSE,
+    FAMILY,
     GQA,
     MOE,
-    TINY,
+    QWEN,
+    WINDOW,
     make_model,
     model_name,
     prefill,
@@ -45,7 +48,7 @@ def expected_logits(model: Transformer, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("tokens", [1, 2, 11], ids="T={}".format)
 @pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_prefill_gives_the_logits_of_a_plain_model(config: ModelConfig, batch: int, tokens: int) -> None:
     model = make_model(config, batch=batch)
     prompt = random_tokens(config, batch, tokens)
@@ -54,7 +57,7 @@ def test_prefill_gives_the_logits_of_a_plain_model(config: ModelConfig, batch: i
     assert relative_error(logits, expected_logits(model, prompt)) < FLOAT32
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_bfloat16_stays_near_a_plain_model(config: ModelConfig) -> None:
     model = make_model(config, batch=3, dtype=torch.bfloat16)
     prompt = random_tokens(config, 3, 9)
@@ -63,20 +66,21 @@ def test_bfloat16_stays_near_a_plain_model(config: ModelConfig) -> None:
     assert relative_error(logits, expected_logits(model, prompt)) < BFLOAT16
 
 
-def test_norm_weights_and_epsilon_count() -> None:
+@pytest.mark.parametrize("config", [DENSE, QWEN], ids=model_name)
+def test_norm_weights_and_epsilon_count(config: ModelConfig) -> None:
     """Seeded norms are all ones, so they are given other values here, and the epsilon one that matters."""
-    model = make_model(dataclasses.replace(DENSE, norm_eps=0.3), batch=2)
+    model = make_model(dataclasses.replace(config, norm_eps=0.3), batch=2)
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.weight.uniform_(0.5, 2, generator=generator)
-    prompt = random_tokens(DENSE, 2, 7)
+    prompt = random_tokens(config, 2, 7)
     assert relative_error(prefill(model, prompt), expected_logits(model, prompt)) < FLOAT32
 
 
 @pytest.mark.parametrize("first", [1, 5], ids="prompt={}".format)
 @pytest.mark.parametrize("batch", [1, 3, 4], ids="B={}".format)
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_decoding_equals_a_longer_prefill(config: ModelConfig, batch: int, first: int) -> None:
     """B=3 of the mixture reads one expert for each pair, B=4 each expert once."""
     tokens = random_tokens(config, batch, 12)
@@ -87,7 +91,7 @@ def test_decoding_equals_a_longer_prefill(config: ModelConfig, batch: int, first
         assert relative_error(decoded, prefill(other, tokens[:, : position + 1])) < FLOAT32, position
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_a_prefill_starts_anew(config: ModelConfig) -> None:
     """What an earlier, longer sequence left in the cache changes nothing."""
     old, new = random_tokens(config, 2, 20, seed=1), random_tokens(config, 2, 6, seed=2)
@@ -98,7 +102,7 @@ def test_a_prefill_starts_anew(config: ModelConfig) -> None:
         assert torch.equal(step(used, new[:, 5:], 5, read), step(fresh, new[:, 5:], 5, read))
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_rows_of_a_batch_do_not_see_each_other(config: ModelConfig) -> None:
     tokens = random_tokens(config, 3, 7)
     changed = tokens.clone()
@@ -116,7 +120,7 @@ def test_rows_of_a_batch_do_not_see_each_other(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -> None:
     """The whole cache gives what its filled part gives, whatever finite numbers lie behind."""
     tokens = random_tokens(config, batch, 10)
@@ -141,7 +145,7 @@ def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -
     assert torch.equal(run(False, True), filled)
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_only_the_fed_positions_of_the_cache_change(config: ModelConfig) -> None:
     model = make_model(config, batch=2)
     attention = model.blocks[-1].attention
@@ -158,7 +162,7 @@ def test_only_the_fed_positions_of_the_cache_change(config: ModelConfig) -> None
         assert (cache[:, :, 6:] == 1e6).all()
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 @pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
 def test_compiled_form_gives_the_same_logits(config: ModelConfig, batch: int) -> None:
     """Code under a compiler writes products as reductions; without a code generator this checks the form alone."""
@@ -175,6 +179,52 @@ def mixture(quant: str = "none", dtype: torch.dtype = torch.float32) -> MixtureO
     ffn = make_model(MOE, quant, dtype=dtype).blocks[1].ffn
     assert isinstance(ffn, MixtureOfExperts)
     return ffn
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 5, 12], ids="T={}".format)
+def test_a_token_attends_to_the_window_alone(tokens: int) -> None:
+    """One layer, so that nothing reaches further: what is older than four positions does not matter, the rest does."""
+    config = dataclasses.replace(WINDOW, n_layers=1)
+    sequence = random_tokens(config, 1, tokens)
+    model = make_model(config)
+    prefill(model, sequence)
+    decoded = make_model(config)
+    prefill(decoded, sequence[:, :-1])
+    logits = step(decoded, sequence[:, -1:], tokens - 1, read=24)
+    for position in range(tokens):
+        changed = sequence.clone()
+        changed[0, position] = (changed[0, position] + 1) % config.vocab_size
+        seen = position > tokens - 1 - config.sliding_window
+        assert (relative_error(prefill(model, changed), logits) > 1e-3) == seen, position
+        if position < tokens - 1:
+            prefill(decoded, changed[:, :-1])
+            assert (relative_error(step(decoded, sequence[:, -1:], tokens - 1, 24), logits) > 1e-3) == seen, position
+
+
+def test_a_window_longer_than_the_sequence_changes_nothing() -> None:
+    tokens = random_tokens(WINDOW, 2, 9)
+    models = [make_model(dataclasses.replace(WINDOW, sliding_window=window), batch=2) for window in (0, 24, 9)]
+    logits = [prefill(model, tokens) for model in models]
+    assert torch.equal(logits[0], logits[1])
+    assert relative_error(logits[2], logits[0]) < FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (QWEN, {"qkv_bias": False}),
+        (QWEN, {"qk_norm": False}),
+        (WINDOW, {"sliding_window": 5}),
+        (WINDOW, {"rope_scaling": None}),
+        (WINDOW, {"rope_theta": 150.0}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else value.name,
+)
+def test_the_comparison_notices_what_is_left_out(config: ModelConfig, change: dict[str, Any]) -> None:
+    model, prompt = make_model(config), random_tokens(config, 1, 9)
+    logits = prefill(model, prompt)
+    model.config = dataclasses.replace(config, **change)  # which the reference reads
+    assert relative_error(logits, expected_logits(model, prompt)) > 100 * FLOAT32
 
 
 def normal(*shape: int, seed: int = 11) -> Tensor:
@@ -229,7 +279,7 @@ def test_routing_takes_the_best_experts_and_renormalises(active: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids="seed={}".format)
-@pytest.mark.parametrize("config", [*TINY, WIDE, WIDE_TIED, DEEP], ids=model_name)
+@pytest.mark.parametrize("config", [*FAMILY, WIDE, WIDE_TIED, DEEP], ids=model_name)
 def test_seeded_weights_keep_activations_of_order_one(config: ModelConfig, seed: int) -> None:
     model = make_model(config, length=200, seed=seed)
     stream: list[float] = []
@@ -263,7 +313,7 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_fill_writes_every_weight(config: ModelConfig, quant: str) -> None:
     model = make_model(config, quant)
     before = {name: weight.clone() for name, weight in parameters(model).items()}
@@ -276,7 +326,7 @@ def test_fill_writes_every_weight(config: ModelConfig, quant: str) -> None:
         assert weight.is_floating_point() or weight.min() >= -127, name
 
 
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_seeded_weights_have_the_stated_deviation_and_differ(config: ModelConfig) -> None:
     matrices: list[Tensor] = []
     for module in make_model(config).modules():
@@ -292,7 +342,7 @@ def test_seeded_weights_have_the_stated_deviation_and_differ(config: ModelConfig
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_the_seed_decides_the_weights(config: ModelConfig, quant: str) -> None:
     first = make_model(config, quant, seed=5)
     torch.manual_seed(0)  # the global generator has no say
@@ -304,7 +354,7 @@ def test_the_seed_decides_the_weights(config: ModelConfig, quant: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", TINY, ids=model_name)
+@pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_seeded_weights_do_not_depend_on_the_quantisation(config: ModelConfig, dtype: torch.dtype) -> None:
     plain, quantised = make_model(config, dtype=dtype), make_model(config, "int8", dtype=dtype)
     modules = dict(quantised.named_modules())

@@ -10,6 +10,7 @@ from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
 from gptbench.errors import UserError
 from gptbench.measure.compilation import Compilation
+from gptbench.measure.quality import Predictions
 from gptbench.measure.samples import Sample
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Result
@@ -21,6 +22,35 @@ from tests.results import made_result
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     result = made_result()
     assert Result.load(result.save(tmp_path / "new" / "folder")) == result
+
+
+def test_quality_is_saved_and_loaded(tmp_path: Path) -> None:
+    quality = Predictions("text.txt", "abc", 40, [4, 10], [1.5, 2.5], [1.0, 2.0], [0.1, 0.0], [True, False])
+    result = replace(made_result(), quality=quality)
+    assert Result.load(result.save(tmp_path)) == result
+
+
+def test_a_result_from_before_checkpoints_and_quality_is_read(tmp_path: Path) -> None:
+    path = made_result().save(tmp_path)
+    raw = json.loads(path.read_text())
+    for name in ("prompt", "prompt_text", "checkpoint", "quality"):
+        del raw[name]
+    for sample in raw["samples"]:
+        del sample["text"]
+    raw["config"]["workload"]["prompt"] = [5, 6]
+    path.write_text(json.dumps(raw))
+    result = Result.load(path)
+    assert (result.prompt, result.checkpoint, result.quality) == ([5, 6], None, None)
+    assert result.samples[0].text == []
+
+
+def test_what_was_generated_is_shown_and_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    result = made_result()
+    result.samples[0].text = ["\x1b[31m there was\na [bold]cat[/bold]"]
+    show_result(result, BASELINE)
+    shown = capsys.readouterr().err
+    assert "Once�[31m there was" in shown.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert "a [bold]cat[/bold]" in shown
 
 
 def test_no_result_is_ever_overwritten(tmp_path: Path) -> None:
@@ -150,7 +180,7 @@ def with_config(result: Result, **groups: dict) -> Result:
 def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.CaptureFixture[str]) -> None:
     seed = shipped("workload", "seed")
     result = with_config(
-        replace(made_result(), dtype="bfloat16"),
+        replace(made_result(), dtype="bfloat16", prompt=seed["prompt"]),
         model=shipped("model", "llama2_7b"),
         quant={"name": "none"},
         workload=seed,
@@ -161,8 +191,9 @@ def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.C
     assert BASELINE.targets(with_config(result, workload=seed | {"samples": 9, "seed": 8})) != {}
     for model in ({"name": "other"}, {"n_layers": 2}):
         assert BASELINE.targets(with_config(result, model=model)) == {}
-    for workload in ({"batch_size": 2}, {"new_tokens": 8}, {"prompt": [1]}):
+    for workload in ({"batch_size": 2}, {"new_tokens": 8}):
         assert BASELINE.targets(with_config(result, workload=workload)) == {}
+    assert BASELINE.targets(replace(result, prompt=[1])) == {}
     show_result(result, BASELINE)
     table = capsys.readouterr().err
     row = next(line for line in table.splitlines() if "seed_tokens_per_s" in line)

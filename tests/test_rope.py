@@ -8,7 +8,7 @@ import torch
 
 from gptbench.config import ModelConfig, RopeScaling
 from gptbench.model.rope import inverse_frequencies, rotate, rotation_table
-from tests.models import CPU, model_config, model_name, tiny
+from tests.models import CPU, frequency, model_config, model_name, tiny
 
 LLAMA_3 = [model_config("llama3_1_8b"), model_config("llama3_2_1b")]
 
@@ -26,23 +26,6 @@ def one_head(width: int, theta: float = 10000.0, scaling: RopeScaling | None = N
         rope_theta=theta,
         rope_scaling=scaling,
     )
-
-
-def frequency(config: ModelConfig, pair: int) -> float:
-    """Radians a position, written as in the paper, and Llama 3's stretching as Meta's code branches."""
-    plain = 1 / config.rope_theta ** (2 * pair / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return plain
-    wavelength = 2 * math.pi / plain
-    if wavelength < scaling.original_context / scaling.high_freq_factor:
-        return plain
-    if wavelength > scaling.original_context / scaling.low_freq_factor:
-        return plain / scaling.factor
-    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    return (1 - smooth) * plain / scaling.factor + smooth * plain
 
 
 @pytest.mark.parametrize("theta", [10000.0, 5e5, 17.5], ids="theta={:g}".format)

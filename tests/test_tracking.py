@@ -148,6 +148,7 @@ def test_tags(run: Run, path: Path) -> None:
         "engine": "inductor",
         "sampling": "default",
         "dtype": "bfloat16",
+        "weights": "/checkpoints/stories",
         "compile_cache": "cold",
         "commit": "1234567",
         "device": "Processor X",
@@ -160,7 +161,9 @@ def test_tags(run: Run, path: Path) -> None:
 
 
 def check_artifacts(folder: Path, result: Result, path: Path) -> None:
-    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "result.json", "steps.csv"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "result.json", "steps.csv", "text.txt"]
+    text = (folder / "text.txt").read_text(encoding="utf-8")
+    assert text.split("\n\n----\n\n") == [*(f"Once upon a time {n}" for n in (0, 1)), "Once upon a time 2\n"]
     assert (folder / "result.json").read_bytes() == path.read_bytes()
     assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == result.config
     with (folder / "steps.csv").open() as file:

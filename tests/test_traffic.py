@@ -15,33 +15,69 @@ from gptbench.model import Transformer
 from gptbench.sampling import Sampler
 from tests.models import CONF, DENSE, GQA, MOE, make_model, model_config, model_name, quantisation
 
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+OPEN = {"auto", "demo"}
+"""Options whose shape is their checkpoint's."""
+MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - OPEN)
 
-PARAMETERS = {
-    "llama2_7b": 6_738_415_616,
-    "llama2_13b": 13_015_864_320,
-    "llama2_70b": 68_976_648_192,
-    "llama3_1_8b": 8_030_261_248,
-    "llama3_2_1b": 1_235_814_400,
-    "mistral_7b": 7_241_732_096,
-    "mixtral": 46_702_792_704,
-    "stories15m": 15_191_712,
-    "stories110m": 109_529_856,
+PUBLISHED = {
+    # name: parameters, GB
+    "codellama_34b": (33_743_970_304, 66.96),
+    "codellama_7b": (6_738_415_616, 13.215),
+    "llama2_13b": (13_015_864_320, 25.704),
+    "llama2_70b": (68_976_648_192, 137.43),
+    "llama2_7b": (6_738_415_616, 13.215),
+    "llama3_1_405b": (405_853_388_800, 807.5),
+    "llama3_1_70b": (70_553_706_496, 139.0),
+    "llama3_1_8b": (8_030_261_248, 15.010),
+    "llama3_2_1b": (1_235_814_400, 2.472),
+    "llama3_2_3b": (3_212_749_824, 6.425),
+    "llama3_70b": (70_553_706_496, 139.0),
+    "llama3_8b": (8_030_261_248, 15.010),
+    "mistral_7b": (7_241_732_096, 14.221),
+    "mistral_7b_v0_2": (7_241_732_096, 14.221),
+    "mixtral": (46_702_792_704, 25.50),
+    "mixtral_16l": (23_482_470_400, 12.879),  # half of the layers
+    "mixtral_tiny": (4_515_136, 4.3444e-3),  # of nobody: worked out by hand
+    "qwen2_5_0_5b": (494_032_768, 0.988),
+    "qwen2_5_7b": (7_615_616_512, 14.141),
+    "qwen3_0_6b": (596_049_920, 1.192),
+    "qwen3_30b_a3b": (30_532_122_624, 6.084),
+    "qwen3_8b": (8_190_735_360, 15.137),
+    "stories110m": (109_529_856, 0.21906),
+    "stories15m": (15_191_712, 0.030383),
 }
-"""As published, with every expert, a tied embedding once."""
+"""Parameters as published, with every expert, a tied embedding once; and the bfloat16 weights read for one token, with
+the head, without an untied embedding."""
 
-GIGABYTES = {
-    "llama2_7b": 13.215,
-    "llama2_13b": 25.704,
-    "llama2_70b": 137.43,
-    "llama3_1_8b": 15.010,
-    "llama3_2_1b": 2.472,
-    "mistral_7b": 14.221,
-    "mixtral": 25.50,
-    "stories15m": 0.030,
-    "stories110m": 0.219,
+LLAMA_3 = {"rope_theta": 5e5, "context": 131072}
+QWEN = {"rope_theta": 1e6, "norm_eps": 1e-6}
+SETTINGS = {
+    "codellama_34b": {"context": 16384, "rope_theta": 1e6},
+    "codellama_7b": {"context": 16384, "rope_theta": 1e6},
+    "llama2_13b": {"context": 4096},
+    "llama2_70b": {"context": 4096},
+    "llama2_7b": {"context": 4096},
+    "llama3_1_405b": LLAMA_3 | {"factor": 8},
+    "llama3_1_70b": LLAMA_3 | {"factor": 8},
+    "llama3_1_8b": LLAMA_3 | {"factor": 8},
+    "llama3_2_1b": LLAMA_3 | {"factor": 32},
+    "llama3_2_3b": LLAMA_3 | {"factor": 32},
+    "llama3_70b": LLAMA_3 | {"context": 8192},
+    "llama3_8b": LLAMA_3 | {"context": 8192},
+    "mistral_7b": {"context": 32768, "sliding_window": 4096},
+    "mistral_7b_v0_2": {"context": 32768, "rope_theta": 1e6},
+    "mixtral": {"context": 32768, "rope_theta": 1e6},
+    "mixtral_16l": {"context": 32768, "rope_theta": 1e6},
+    "mixtral_tiny": {"context": 512, "rope_theta": 1e6},
+    "qwen2_5_0_5b": QWEN | {"context": 32768},
+    "qwen2_5_7b": QWEN | {"context": 131072},
+    "qwen3_0_6b": QWEN | {"context": 40960},
+    "qwen3_30b_a3b": QWEN | {"context": 40960},
+    "qwen3_8b": QWEN | {"context": 40960},
+    "stories110m": {"context": 1024},
+    "stories15m": {"context": 256},
 }
-"""bfloat16 weights read for one token, with the head, without an untied embedding."""
+"""What no weight's shape tells; else a base of 1e4, an epsilon of 1e-5, no stretching and no window."""
 
 
 def meta(config: ModelConfig, quant: str = "none", dtype: torch.dtype = torch.bfloat16) -> Transformer:
@@ -55,10 +91,12 @@ def matrix(rows: int, columns: int, quant: str, itemsize: int) -> int:
 
 def bytes_by_hand(config: ModelConfig, quant: str, itemsize: int, experts: int, embedding_rows: int) -> int:
     """Bytes of one layer's matrices and norms, of all layers, of head, last norm and embedding rows."""
-    d, f, k = config.dim, config.ffn_dim, config.dim // config.n_heads
-    attention = sum(
-        matrix(rows, d, quant, itemsize) for rows in (d, config.n_kv_heads * k, config.n_kv_heads * k, d)
-    )  # q, k, v, output
+    d, f, k = config.dim, config.ffn_dim, config.head_dim or config.dim // config.n_heads
+    queries, keys = config.n_heads * k, config.n_kv_heads * k
+    attention = sum(matrix(rows, d, quant, itemsize) for rows in (queries, keys, keys))
+    attention += matrix(d, queries, quant, itemsize)  # output
+    attention += (queries + 2 * keys) * itemsize if config.qkv_bias else 0
+    attention += 2 * k * itemsize if config.qk_norm else 0
     ffn = 2 * matrix(f, d, quant, itemsize) + matrix(d, f, quant, itemsize)
     if config.n_experts:
         ffn = experts * ffn + config.n_experts * d * itemsize  # the router is not quantised
@@ -73,22 +111,49 @@ def test_number_of_parameters(name: str) -> None:
     model = meta(config)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == bytes_by_hand(config, "none", 1, config.n_experts, config.vocab_size)
-    assert count == PARAMETERS.get(name, count)
+    assert count == PUBLISHED[name][0]
     assert nbytes(model) == 2 * count
 
 
-def test_published_numbers_cover_the_published_models() -> None:
-    """A name in the tables that is no file would never be compared."""
-    assert set(PARAMETERS) == set(GIGABYTES)
-    assert set(PARAMETERS) <= set(MODELS)
+def test_published_numbers_cover_every_model() -> None:
+    """A name in the tables that is no file would never be compared, nor would a file that is in no table."""
+    assert list(PUBLISHED) == list(SETTINGS) == MODELS
 
 
-@pytest.mark.parametrize("name", GIGABYTES)
+@pytest.mark.parametrize("name", MODELS)
 def test_gigabytes_per_token(name: str) -> None:
     config = model_config(name)
     embedding_row = 0 if config.tied else 2 * config.dim
     read = weight_bytes(meta(config), 1) - embedding_row
-    assert read / 1e9 == pytest.approx(GIGABYTES[name], rel=5e-4 if GIGABYTES[name] > 1 else 0.02)
+    assert read / 1e9 == pytest.approx(PUBLISHED[name][1], rel=5e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_settings_that_no_weight_tells(name: str) -> None:
+    config = model_config(name)
+    expected = {"rope_theta": 1e4, "norm_eps": 1e-5, "factor": None, "sliding_window": 0} | SETTINGS[name]
+    scaling = config.rope_scaling
+    assert expected == {
+        "context": config.context,
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "factor": scaling.factor if scaling else None,
+        "sliding_window": config.sliding_window,
+    }
+    if scaling:  # the same in all of them
+        assert (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context) == (1, 4, 8192)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_in_int8(name: str) -> None:
+    config = model_config(name)
+    assert quantisation("int8").refuse(config, torch.bfloat16) is None
+    assert "float16" in (quantisation("int8").refuse(config, torch.float16) or "")
+    model = meta(config, "int8")
+    expected = bytes_by_hand(config, "int8", 2, config.n_active_experts, 1)
+    assert weight_bytes(model, 1) == expected
+    assert expected < 0.6 * weight_bytes(meta(config), 1)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_llama_2_7b_in_bfloat16() -> None:

@@ -23,13 +23,15 @@ class Baseline:
         model = result.config["model"]["name"]
         if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "seed", COUNTS)):
             return {}
+        if result.prompt != shipped("workload", "seed")["prompt"]:
+            return {}
         quant = result.config["quant"]["name"]
         weights = result.dtype if quant == "none" else quant
         return self.config.targets.get(f"{model}/{weights}", {})
 
 
-COUNTS = ("prompt", "new_tokens", "batch_size")
-"""Of a workload, what a target depends on."""
+COUNTS = ("new_tokens", "batch_size")
+"""Of a workload, what a target depends on beside the prompt."""
 
 
 def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | None = None) -> bool:

@@ -3,6 +3,7 @@
 from gptbench.engine.auto import Auto
 from gptbench.engine.base import Engine
 from gptbench.engine.eager import Eager
+from gptbench.engine.hf import HuggingFace
 from gptbench.engine.inductor import Inductor
 
-__all__ = ["Auto", "Eager", "Engine", "Inductor"]
+__all__ = ["Auto", "Eager", "Engine", "HuggingFace", "Inductor"]

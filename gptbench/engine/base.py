@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptbench.config import EngineConfig
+from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler, sample
@@ -67,6 +67,10 @@ class Engine:
         """What this machine lacks to run the engine on a device, or None if nothing."""
         return None
 
+    @classmethod
+    def check(cls, config: Config, device: Device) -> None:
+        """Raises ConfigError for a run that the engine cannot do."""
+
     def prepare(self) -> None:
         """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
 
@@ -105,16 +109,26 @@ class Engine:
         """Cached positions that the step at `position` reads, whether they are filled or padding."""
         raise NotImplementedError
 
+    def cached(self) -> list[Tensor]:
+        """Keys and values of every layer."""
+        return [cache for block in self.model.layers for cache in (block.attention.k_cache, block.attention.v_cache)]
+
     def rewind(self) -> None:
         """Sets the state to the end of the prompt."""
         state = self.state
         state.tokens[:, : self.prompt_length].copy_(self.prompt)
         state.position.fill_(self.prompt_length - 1)
 
+    def release(self) -> None:
+        """Lets go of what would keep the model's memory from being given back. The engine is of no use after it."""
+
     def advance(self, hidden: Tensor) -> None:
-        """Draws the next token from the residual stream [B, D] of the last fed position; it is the next to be fed."""
+        """`draw` from the residual stream [B, D] of the last fed position."""
+        self.draw(self.model.logits(hidden))
+
+    def draw(self, logits: Tensor) -> None:
+        """Draws the next token from the logits [B, V], float32, of the last fed position; it is the next to be fed."""
         state = self.state
-        logits = self.model.logits(hidden)
         token = sample(logits, state.uniform, *self.sampler.settings).unsqueeze(-1)
         state.logits.copy_(logits)
         state.position.add_(1)

@@ -1,1 +1,5 @@
-"""Measure: raw samples with units, compile time, bytes per step, and the device's own limit."""
+"""Measure: samples, compile time, bytes, the read roof, the machine; and, as a task beside speed, quality."""
+
+from gptbench.measure.quality import Quality, Speed
+
+__all__ = ["Quality", "Speed"]

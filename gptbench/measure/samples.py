@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,8 @@ class Sample:
     """Whether the last logits and all that was cached are finite; checked after the timed region."""
     tokens: list[list[int]]
     """New tokens of each row."""
+    text: list[str] = field(default_factory=list)
+    """The same as text, if the model has a tokenizer."""
 
 
 @dataclass
@@ -119,6 +121,5 @@ def all_finite(engine: Engine) -> bool:
     """Whether the last logits and the whole KV cache are finite. A NaN or infinity of an earlier step stays in the
     cache; that of the padding is 0."""
     tensors = [engine.state.logits]
-    for block in engine.model.layers:
-        tensors += [block.attention.k_cache, block.attention.v_cache]
+    tensors += engine.cached()
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -1,6 +1,6 @@
 """Build: the Transformer, on `meta` first, and its weights."""
 
-from gptbench.model.linear import Embedding, ExpertLinear, Linear, Weight
-from gptbench.model.transformer import Transformer
+from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Weight
+from gptbench.model.transformer import RMSNorm, Transformer
 
-__all__ = ["Embedding", "ExpertLinear", "Linear", "Transformer", "Weight"]
+__all__ = ["Bias", "Embedding", "ExpertLinear", "Linear", "RMSNorm", "Transformer", "Weight"]

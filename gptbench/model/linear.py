@@ -42,9 +42,9 @@ class Weight(nn.Module):
         self.float_shape, self.std = shape, std
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
-    def assign(self, weight: Tensor, *expert: int) -> None:
-        """Takes over a float weight [N, D]; of the given expert, where there are several."""
-        self.weight[expert].copy_(weight) if expert else self.weight.copy_(weight)
+    def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
+        """Takes over a float weight [n, D] as the rows from `row` on; of the given expert, where there are several."""
+        self.weight[expert][row : row + len(weight)].copy_(weight)
 
     def matrices(self) -> Iterator[tuple[int, ...]]:
         """Index of each [N, D] matrix within the weight: (), or (expert,)."""
@@ -62,6 +62,22 @@ class Linear(Weight):
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: index [...] to [..., D]."""
         return self.weight[index]
+
+
+class Bias(nn.Module):
+    """bias [N], added to x [..., N]. Small: never quantised.
+
+    Attributes:
+        std: standard deviation of a seeded random bias.
+    """
+
+    def __init__(self, size: int, std: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
 
 
 class Embedding(Weight):

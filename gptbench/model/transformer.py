@@ -3,7 +3,8 @@
 Shapes: B batch, T tokens fed at once, S cached positions, D model width, H heads, G key-value heads, K head width,
 F feed-forward width, E experts, A active experts, V vocabulary, P token-expert pairs.
 
-Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXiv:2401.04088.
+Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXiv:2401.04088. Mistral's sliding window:
+Jiang et al., 2023, arXiv:2310.06825. Qwen 2 (bias) and Qwen 3 (normalised heads): arXiv:2407.10671, arXiv:2505.09388.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptbench.config import ModelConfig
-from gptbench.model.linear import Embedding, ExpertLinear, Linear, Router
+from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Router
 from gptbench.model.rope import rotate, rotation_table
 
+BIAS_STD = 0.5
+"""Of seeded biases: enough to matter beside projections of order one."""
 LOGIT_SPREAD = 2.0
 """Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
 
@@ -44,9 +47,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.window = config.sliding_window
         rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        columns = config.n_heads * config.head_dim
         self.wqkv = Linear(rows, config.dim, std=config.dim**-0.5, dtype=dtype)
-        self.wo = Linear(config.dim, config.dim, std=residual_std(config, config.dim), dtype=dtype)
+        self.qkv_bias = Bias(rows, BIAS_STD, dtype) if config.qkv_bias else None
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
+        self.wo = Linear(config.dim, columns, std=residual_std(config, columns), dtype=dtype)
 
     def allocate(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         """Makes the cache, zeroed: masked positions are multiplied by 0, and 0 times garbage may be NaN."""
@@ -57,13 +65,23 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, read: int) -> Tensor:
         """x [B, T, D] at positions [T]; appends to the cache, and attends to its first `read` positions."""
         batch, tokens, _ = x.shape
-        qkv = self.wqkv(x).view(batch, tokens, self.heads + 2 * self.kv_heads, self.head_dim)
+        qkv = self.wqkv(x)
+        if self.qkv_bias is not None:
+            qkv = self.qkv_bias(qkv)
+        qkv = qkv.view(batch, tokens, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
         self.k_cache.index_copy_(2, positions, k)
         self.v_cache.index_copy_(2, positions, v)
         if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+            gqa = self.heads != self.kv_heads
+            if self.slides(tokens):
+                mask = self.visible(positions[:, None], positions)
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         else:
             y = self.attend_to_cache(q, positions, read)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
@@ -73,9 +91,18 @@ class Attention(nn.Module):
         k, v = self.k_cache[:, :, :read], self.v_cache[:, :, :read]
         grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)  # [B, G, H/G, K]
         scores = torch.matmul(grouped, k.transpose(-1, -2)).float() * self.head_dim**-0.5
-        future = torch.arange(read, device=q.device) > positions
-        probabilities = scores.masked_fill(future, -torch.inf).softmax(-1).to(q.dtype)
+        visible = self.visible(positions, torch.arange(read, device=q.device))
+        probabilities = scores.where(visible, -torch.inf).softmax(-1).to(q.dtype)
         return torch.matmul(probabilities, v).view_as(q)
+
+    def slides(self, length: int) -> bool:
+        """Whether the window hides anything of a sequence of `length` positions."""
+        return 0 < self.window < length
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the token at position `query` attends to the one at `key`; both broadcast."""
+        seen = key <= query
+        return seen & (key > query - self.window) if self.slides(self.k_cache.shape[2]) else seen
 
 
 class FeedForward(nn.Module):

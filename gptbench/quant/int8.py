@@ -46,10 +46,10 @@ class Int8Weight(Weight):
         super().__init__(*shape, std=std, dtype=torch.int8)
         self.scale = nn.Parameter(torch.empty(shape[:-1], dtype=dtype), requires_grad=False)
 
-    def assign(self, weight: Tensor, *expert: int) -> None:
+    def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
         integers, scale = quantise_rows(weight, self.scale.dtype)
-        super().assign(integers, *expert)
-        self.scale[expert].copy_(scale) if expert else self.scale.copy_(scale)
+        super().assign(integers, *expert, row=row)
+        self.scale[expert][row : row + len(scale)].copy_(scale)
 
 
 class Int8Linear(Int8Weight):
@@ -89,7 +89,8 @@ class Int8(Quantisation):
     def refuse(self, model: ModelConfig, dtype: torch.dtype) -> str | None:
         if dtype == torch.float16:
             return "device.dtype=bfloat16 or float32: sums of unscaled products may pass float16's 65504"
-        for name in ("dim", "ffn_dim"):
-            if getattr(model, name) % ALIGNMENT:
-                return f"a model whose {name} is a multiple of {ALIGNMENT} (it is {getattr(model, name)})"
+        widths = {"dim": model.dim, "ffn_dim": model.ffn_dim, "n_heads·head_dim": model.n_heads * model.head_dim}
+        for name, width in widths.items():
+            if width % ALIGNMENT:
+                return f"a model whose {name} is a multiple of {ALIGNMENT} (it is {width})"
         return None

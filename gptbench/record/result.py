@@ -7,13 +7,15 @@ The file is one JSON object with the fields of `Result`, nested as the dataclass
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptbench.checkpoint import Loaded
 from gptbench.errors import UserError
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.environment import Environment
+from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.traffic import Traffic
@@ -49,6 +51,14 @@ class Result:
     """First the one before the samples, then, if measured, that of a second process."""
     warm_ups: list[WarmUp]
     samples: list[Sample]
+    prompt: list[int] = field(default_factory=list)
+    """Token ids of the prompt that each row got."""
+    prompt_text: str | None = None
+    """The same as text, if the model has a tokenizer."""
+    checkpoint: Loaded | None = None
+    """What the weights were read from; None where they are seeded."""
+    quality: Predictions | None = None
+    """What came of predicting a text, if the task was to."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -86,6 +96,9 @@ class Result:
             raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
             raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
             raw["samples"] = [Sample(**entry) for entry in raw["samples"]]
+            raw.setdefault("prompt", raw["config"]["workload"].get("prompt"))
+            for name, kind in (("checkpoint", Loaded), ("quality", Predictions)):
+                raw[name] = kind(**raw[name]) if raw.get(name) else None
             return cls(**raw)
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a result of gptbench: {error!r}") from error

@@ -73,14 +73,37 @@ def compile_metrics(result: Result) -> dict[str, float]:
     return metrics
 
 
+def quality_metrics(result: Result) -> dict[str, float]:
+    """What `task=quality` is for; empty without it.
+
+    perplexity: exp of the mean negative log-likelihood of the text's tokens; bits_per_byte: their sum over the text's
+    bytes, which compares models of different tokenizers; kl_divergence: mean over tokens, nats; top1_agreement: share
+    of tokens. Of random tokens there is no perplexity.
+    """
+    found = result.quality
+    if found is None:
+        return {}
+    metrics: dict[str, float] = {}
+    if found.text is not None and found.scored_bytes:
+        metrics["perplexity"] = float(np.exp(np.mean(found.nll)))
+        metrics["bits_per_byte"] = float(np.sum(found.nll) / np.log(2) / found.scored_bytes)
+        if found.reference_nll:
+            metrics["reference_perplexity"] = float(np.exp(np.mean(found.reference_nll)))
+    if found.kl:
+        metrics["kl_divergence"] = float(np.mean(found.kl))
+        metrics["top1_agreement"] = float(np.mean(found.same_top))
+    return metrics
+
+
 def summary(result: Result) -> dict[str, float]:
-    """Median of each metric over the valid samples, then compile times, bytes and the roof. Without a valid sample,
-    the medians are missing."""
+    """Median of each metric over the valid samples, then compile times, quality, bytes and the roof. Without a valid
+    sample, the medians are missing."""
     rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
     medians = {m.name: float(np.median([row[m.name] for row in rows])) for m in METRICS} if rows else {}
     return (
         medians
         | compile_metrics(result)
+        | quality_metrics(result)
         | {
             "load_s": result.load_s,
             "weight_gb_per_step": result.traffic.weights / 1e9,

@@ -211,6 +211,8 @@ def make_record(result: Result, result_path: Path, name: str | None) -> Record:
         "mlflow.source.name": "gptbench",
         **names,
         "dtype": result.dtype,
+        "weights": "seeded random" if result.checkpoint is None else result.checkpoint.folder,
+        "task": result.config["task"]["name"] if "task" in result.config else None,
         "sweep": result.sweep,
         "compile_cache": result.compilations[0].cache if result.compilations else None,
         "commit": here.commit,
@@ -259,9 +261,13 @@ def clean(key: str) -> str:
 
 
 def write_artifacts(result: Result, result_path: Path, folder: Path) -> None:
-    """The record itself, its configuration to run it again, and every decode step as a table."""
+    """The record itself, its configuration to run it again, every decode step as a table, and what was generated."""
     shutil.copyfile(result_path, folder / "result.json")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(result.config)))
+    if any(sample.text for sample in result.samples):
+        texts = [text for sample in result.samples for text in sample.text]
+        separated = "\n\n----\n\n".join(f"{result.prompt_text}{text}" for text in texts)
+        (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
     with (folder / "steps.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sample", "step", "seconds", "bytes", "positions_read"])

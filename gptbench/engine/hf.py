@@ -1,0 +1,263 @@
+"""The transformers library's model over the same weights: a peer to compare with.
+
+The library's are the code of the model, its attention (sdpa), its cache, and how `generate` compiles a decode step; a
+prefill it does not compile. Ours are, as in every engine, the weights, the drawing of tokens and the bookkeeping. No
+sequence is padded, so the library is given no mask and makes its own, within what is compiled, as its guide has it.
+https://huggingface.co/docs/transformers/llm_optims and https://huggingface.co/docs/transformers/kv_cache
+"""
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptbench.architecture import ARCHITECTURES
+from gptbench.build import cache_length
+from gptbench.checkpoint import slots
+from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig
+from gptbench.device import Device
+from gptbench.engine.base import Engine
+from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled
+from gptbench.errors import ConfigError
+from gptbench.model import Transformer
+from gptbench.model.transformer import MixtureOfExperts
+from gptbench.quant import Unquantised
+from gptbench.sampling import Sampler
+from gptbench.targets import target
+
+OLDEST = (5, 17)
+"""Version of the library; earlier ones lack some of what is called here."""
+
+FAMILIES: dict[str, set[str]] = {
+    "Llama": set(),
+    "Mistral": {"head_dim", "sliding_window"},
+    "Qwen2": {"head_dim", "qkv_bias"},
+    "Qwen3": {"head_dim", "qk_norm"},
+    "Mixtral": {"head_dim", "sliding_window", "n_experts"},
+    "Qwen3Moe": {"head_dim", "qk_norm", "n_experts"},
+}
+"""The library's models, the simplest first, and the fields of ours that not every one of them has."""
+
+
+def transformers() -> Any:
+    """The library, which takes seconds to import, and need not be installed."""
+    return importlib.import_module("transformers")
+
+
+def slides(config: ModelConfig, length: int) -> bool:
+    """Whether the window hides anything of a cache of `length` positions; else it is left out, and costs nothing."""
+    return 0 < config.sliding_window < length
+
+
+def asked(config: ModelConfig, length: int) -> set[str]:
+    """Fields of a model, by which `FAMILIES` differ, that mean something."""
+    has = {
+        "head_dim": bool(config.dim % config.n_heads),
+        "sliding_window": slides(config, length),
+        "qkv_bias": config.qkv_bias,
+        "qk_norm": config.qk_norm,
+        "n_experts": bool(config.n_experts),
+    }
+    return {name for name, value in has.items() if value}
+
+
+def family(config: ModelConfig, length: int) -> str | None:
+    """The first of `FAMILIES` that can be the model; None if none can."""
+    return next((name for name, has in FAMILIES.items() if asked(config, length) <= has), None)
+
+
+def library_config(config: ModelConfig, length: int) -> Any:
+    """The model's shape in the library's words. A name that its family does not have is kept, and read by nothing."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    return getattr(transformers(), f"{family(config, length)}Config")(
+        vocab_size=config.vocab_size,
+        hidden_size=config.dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.ffn_dim,
+        moe_intermediate_size=config.ffn_dim,
+        num_experts=config.n_experts,
+        num_experts_per_tok=config.n_active_experts,
+        norm_topk_prob=True,
+        max_position_embeddings=config.context,
+        rope_parameters=rope,
+        rms_norm_eps=config.norm_eps,
+        sliding_window=config.sliding_window if slides(config, length) else None,
+        tie_word_embeddings=config.tied,
+        attn_implementation="sdpa",
+    )
+
+
+def weights(model: Transformer) -> dict[str, Tensor]:
+    """Views of the model's own tensors, by the names that they have in the library's model.
+
+    These are the names of a checkpoint but for the experts, of which the library, too, has all in one tensor, and the
+    router, which is called in all its mixtures as in Qwen's.
+    """
+    found = slots(model, ARCHITECTURES["Qwen3MoeForCausalLM"]).items()
+    views = {name: slot.view() for name, slot in found if not slot.expert}
+    for number, block in enumerate(model.layers):
+        if isinstance(block.ffn, MixtureOfExperts):
+            views[f"model.layers.{number}.mlp.experts.gate_up_proj"] = block.ffn.w13.weight
+            views[f"model.layers.{number}.mlp.experts.down_proj"] = block.ffn.w2.weight
+    return views | {"lm_head.weight": model.head.weight}
+
+
+def peer(model: Transformer, length: int, device: torch.device) -> Any:
+    """The library's model with our tensors as its parameters; nothing is copied."""
+    config = library_config(model.config, length)
+    with torch.device("meta"):
+        hf = getattr(transformers(), f"{family(model.config, length)}ForCausalLM")(config)
+    hf.load_state_dict(weights(model), assign=True)
+    hf.tie_weights()
+    # The wavelengths are in no checkpoint, so they are still on `meta`. Made on the CPU, as the library does.
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(config).to(device)
+    return hf.eval().requires_grad_(False)
+
+
+def static_cache(config: Any, length: int) -> Any:
+    """The library's static cache, which can be told that it is empty."""
+    library_cache: Any = transformers().StaticCache
+
+    class StaticCache(library_cache):
+        """`generate` makes a new one for each prefill. This one is emptied, so that compiled code finds it where it
+        was, and says itself that it is empty: else the library would ask the GPU, and wait for the answer."""
+
+        empty = False
+
+        def get_seq_length(self, layer_idx: int = 0) -> Any:
+            return 0 if self.empty else super().get_seq_length(layer_idx)
+
+    return StaticCache(config=config, max_cache_len=length)
+
+
+class HuggingFace(Engine):
+    """Static: the decode step compiled as `generate` compiles it on a GPU (mode="reduce-overhead": torch's cudagraph
+    trees), here on a CPU as well; it reads the whole cache. Dynamic: one operation after the other, over a cache that
+    grows by copying."""
+
+    config: HuggingFaceConfig
+
+    @classmethod
+    def missing(cls, device: Device) -> str | None:
+        if importlib.util.find_spec("transformers") is not None:
+            major, minor = version("transformers").split(".")[:2]
+            if (int(major), int(minor)) >= OLDEST:
+                return None
+        return f"the transformers library, {OLDEST[0]}.{OLDEST[1]} or later (pip install 'gptbench[hf]')"
+
+    @classmethod
+    def check(cls, config: Config, device: Device) -> None:
+        engine, model, length = config.engine, config.model, cache_length(config)
+        assert isinstance(engine, HuggingFaceConfig)
+        if engine.cache is Cache.static and (missing := Inductor.missing(device)) is not None:
+            raise ConfigError("engine.cache", "static", f"dynamic, or that you install {missing}")
+        if target(config.quant) is not Unquantised:
+            raise ConfigError("quant", config.quant.name, "none with engine=hf, which takes the weights as they are")
+        if family(model, length) is None:
+            fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
+            raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")
+
+    def __init__(
+        self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+    ) -> None:
+        super().__init__(config, model, sampler, device, prompt_length)
+        for block in model.layers:  # the library's cache takes their place
+            del block.attention.k_cache, block.attention.v_cache
+        self.hf = peer(model, self.length, device.torch)
+        self.static = config.cache is Cache.static
+        self.slides = slides(model.config, self.length)
+        if self.static:
+            self.cache = static_cache(self.hf.config, self.length)
+        else:
+            self.cache = transformers().DynamicCache(config=self.hf.config)
+        self.cache.early_initialization(
+            batch_size=self.batch,
+            num_heads=model.config.n_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=model.dtype,
+            device=device.torch,
+        )
+        self.empty = self.cache
+        self.decode_forward: Any = self.hf
+        self.finish: Callable[[Tensor], None] = self.draw
+        if self.static:
+            self.decode_forward = self.hf.get_compiled_call(None)
+            self.finish = compiled(self.draw, compile_options(cudagraphs=False, tuned=False))
+        # As in `generate`: on a GPU another product of matrices for the few tokens of a decode step.
+        experts = self.hf.get_experts_implementation()
+        self.switches_experts = device.is_cuda and "grouped_mm" in experts.values()
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        self.filled = self.prompt_length
+        # A static cache with a window counts on the host, where compiled code asks for certain numbers; and the trees
+        # record each number on its own.
+        steps = self.length - self.prompt_length if self.static and self.slides else 1
+        for _ in range(WARM_UP_CALLS):
+            self.run_prefill()
+            for _ in range(steps):
+                self.run_decode()
+        self.device.synchronize()
+
+    def run_prefill(self) -> None:
+        self.rewind()
+        self.state.uniform.uniform_(generator=self.generator)
+        self.use_experts("grouped_mm")
+        if self.static:
+            self.cache.reset()
+            self.cache.empty = True
+            logits = self.logits(self.hf, self.prompt, self.prompt_positions)
+            self.cache.empty = False
+        else:  # shallow copies, as such a cache never changes a tensor; a new one may wait for the GPU
+            self.cache = copy.copy(self.empty)
+            self.cache.layers = [copy.copy(layer) for layer in self.empty.layers]
+            logits = self.logits(self.hf, self.prompt, self.prompt_positions)
+        self.use_experts("batched_mm")
+        self.finish(logits)
+
+    def run_decode(self) -> None:
+        self.state.uniform.uniform_(generator=self.generator)
+        self.finish(self.logits(self.decode_forward, self.state.token, self.state.position))
+
+    def logits(self, forward: Callable[..., Any], tokens: Tensor, positions: Tensor) -> Tensor:
+        """float32 [B, V] after the last of tokens [B, T] at positions [T]; a copy, as the next replay overwrites it."""
+        output = forward(
+            input_ids=tokens,
+            position_ids=positions.unsqueeze(0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+        )
+        return output.logits[:, -1].to(torch.float32, copy=True)
+
+    def use_experts(self, implementation: str) -> None:
+        """Sets how the library multiplies with the experts' matrices, if that changes between prefill and decode."""
+        if self.switches_experts:
+            self.hf.set_experts_implementation(implementation)
+
+    def positions_read(self, position: int) -> int:
+        read = self.length if self.static else position + 1
+        return min(read, self.model.config.sliding_window) if self.slides else read
+
+    def cached(self) -> list[Tensor]:
+        return [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)]
+
+    def release(self) -> None:
+        self.hf = self.cache = self.empty = self.decode_forward = None

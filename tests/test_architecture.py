@@ -1,0 +1,383 @@
+"""What a checkpoint's config.json says of a model: every key that counts, what is refused, and how it meets a YAML."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from transformers import LlamaConfig, PreTrainedConfig
+
+from gptbench.architecture import read_shape
+from gptbench.config import Config, RopeScaling, load, register
+from gptbench.errors import UserError
+from gptbench.paths import conf_folder
+from tests.hf import CASES, LLAMA_3, MODELS, rewrite, rope
+
+ONE_EACH = {type(config): case for case, config in reversed(CASES.items())}
+"""A case for every architecture."""
+
+
+def write(folder: Path, config: PreTrainedConfig, **values: Any) -> Path:
+    """config.json as the library writes it with a model of that configuration, but for the values that are given."""
+    config.save_pretrained(folder)
+    rewrite(folder, architectures=[MODELS[type(config)].__name__], **values)
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    """What the user is told."""
+    with pytest.raises(UserError) as caught:
+        read_shape(folder)
+    return str(caught.value)
+
+
+LLAMA = {
+    "name": "tiny",
+    "vocab_size": 131,
+    "dim": 48,
+    "n_layers": 2,
+    "n_heads": 6,
+    "n_kv_heads": 2,
+    "head_dim": 8,
+    "ffn_dim": 80,
+    "context": 64,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "norm_eps": 0.02,
+    "tied": False,
+    "n_experts": 0,
+    "n_active_experts": 0,
+    "qkv_bias": False,
+    "qk_norm": False,
+    "sliding_window": 0,
+}
+LINEAR = {"factor": 2.5, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 1}
+STRETCHED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 48}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "llama-linear": LLAMA
+    | {"dim": 80, "n_heads": 5, "n_kv_heads": 5, "head_dim": 16, "rope_theta": 500.0, "rope_scaling": LINEAR},
+    "llama-llama3": LLAMA
+    | {"n_heads": 3, "n_kv_heads": 3, "head_dim": 16, "rope_theta": 500.0, "rope_scaling": STRETCHED},
+    "mistral": LLAMA | {"head_dim": 16},
+    "mistral-window": LLAMA | {"sliding_window": 5, "tied": True},
+    "mixtral-window": LLAMA | {"n_experts": 8, "n_active_experts": 3, "sliding_window": 4, "rope_theta": 1e6},
+    "qwen2": LLAMA | {"qkv_bias": True, "rope_theta": 500.0},
+    "qwen3": LLAMA | {"qk_norm": True, "head_dim": 16, "rope_theta": 500.0},
+    "qwen3moe": LLAMA
+    | {"qk_norm": True, "head_dim": 16, "rope_theta": 500.0, "ffn_dim": 32, "n_experts": 7, "n_active_experts": 3},
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_of_every_architecture(case: str, tmp_path: Path) -> None:
+    assert read_shape(write(tmp_path / "tiny", CASES[case])) == SHAPES[case]
+
+
+def of_library(config: PreTrainedConfig) -> dict[str, Any]:
+    """What the library itself takes a config.json for, in our words."""
+    mixture = hasattr(config, "num_experts_per_tok")
+    return {
+        "vocab_size": config.vocab_size,
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "ffn_dim": getattr(config, "moe_intermediate_size", config.intermediate_size),
+        "context": config.max_position_embeddings,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "norm_eps": config.rms_norm_eps,
+        "tied": config.tie_word_embeddings,
+        "n_experts": config.num_local_experts if mixture else 0,
+        "n_active_experts": config.num_experts_per_tok if mixture else 0,
+        "sliding_window": getattr(config, "sliding_window", None) or 0,
+    }
+
+
+@pytest.mark.parametrize("case", ONE_EACH.values())
+def test_a_key_that_is_left_out_is_what_the_library_takes_or_is_refused(case: str, tmp_path: Path) -> None:
+    """The library's defaults are not the same in every architecture."""
+    config, refused = CASES[case], []
+    keys = json.loads((write(tmp_path, config) / "config.json").read_text()).keys() - {"model_type"}
+    for key in sorted(keys):
+        rewrite(write(tmp_path, config), **{key: ...})
+        try:
+            shape = read_shape(tmp_path)
+        except UserError:  # how it is told: see below
+            refused.append(key)
+        else:
+            assert of_library(type(config).from_pretrained(tmp_path)).items() <= shape.items(), key
+    assert not {"num_key_value_heads", "head_dim", "rope_parameters", "sliding_window"} & set(refused)
+
+
+def test_the_name_is_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "Llama-3.2 1B (mine)", CASES["llama"])
+    assert read_shape(folder)["name"] == "Llama-3.2_1B_mine_"
+    monkeypatch.chdir(folder)
+    assert read_shape(Path())["name"] == "Llama-3.2_1B_mine_"
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    # case, what config.json has instead, what must be told of it
+    *[
+        ("llama", {"architectures": names}, f"architectures={json.dumps(names)}: expected one of LlamaForCausalLM, ")
+        for names in (["GPT2LMHeadModel"], ["LlamaModel"], [], None, "LlamaForCausalLM", [["LlamaForCausalLM"]], [{}])
+    ],
+    ("llama", {"architectures": ["LlamaForCausalLM", "LlamaForCausalLM"]}, "architectures="),
+    ("llama", {"architectures": ...}, "architectures=null"),
+    ("llama", {"hidden_act": "gelu"}, 'hidden_act="gelu": expected "silu"'),
+    ("llama", {"attention_bias": True}, "attention_bias=true: expected false"),
+    ("qwen3", {"attention_bias": True}, "attention_bias=true: expected false"),
+    ("llama", {"mlp_bias": True}, "mlp_bias=true: expected false"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: expected 1"),
+    ("llama", rope(rope_type="default", partial_rotary_factor=0.25), "partial_rotary_factor=0.25: expected 1"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config="),
+    ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob=false: expected true"),
+    ("qwen3moe", {"norm_topk_prob": ...}, "norm_topk_prob=false: expected true"),
+    ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2: expected 1"),
+    ("qwen3moe", {"mlp_only_layers": [1]}, "mlp_only_layers=[1]: expected []"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=true: expected false"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=true: expected false"),
+    *[
+        ("llama", change, f'rope_type="{kind}": expected one of default, linear, llama3')
+        for kind in ("yarn", "dynamic", "longrope", "su")
+        for change in (
+            rope(rope_type=kind, factor=2.0),
+            {"rope_parameters": ..., "rope_scaling": {"type": kind, "factor": 2.0}},
+        )
+    ],
+    ("llama", {"rope_parameters": [1]}, "=[1]: expected an object"),
+    ("llama", {"rope_parameters": ..., "rope_scaling": "linear"}, '="linear": expected an object'),
+    ("llama", rope(rope_type=["linear"]), 'rope_type=["linear"]'),
+    ("llama", rope(rope_type="linear"), "factor is missing"),
+    ("llama", rope(rope_type="linear", factor="2"), 'factor="2": expected a number'),
+    ("llama", rope(rope_type="default", rope_theta="1e4"), 'rope_theta="1e4": expected a number'),
+    *[
+        ("llama", {"rope_parameters": {**LLAMA_3["rope_parameters"], key: None}}, key)
+        for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    ],
+    (
+        "llama",
+        rope(**LLAMA_3["rope_parameters"] | {"original_max_position_embeddings": 48.5}),
+        "=48.5: expected a whole",
+    ),
+    *[
+        (case, {key: value}, f"{key}={json.dumps(value)}: expected a whole number")
+        for case, key in (
+            ("llama", "vocab_size"),
+            ("llama", "hidden_size"),
+            ("llama", "num_hidden_layers"),
+            ("llama", "num_attention_heads"),
+            ("llama", "num_key_value_heads"),
+            ("llama", "head_dim"),
+            ("llama", "intermediate_size"),
+            ("llama", "max_position_embeddings"),
+            ("mistral", "sliding_window"),
+            ("mixtral", "num_local_experts"),
+            ("mixtral", "num_experts_per_tok"),
+            ("qwen3moe", "moe_intermediate_size"),
+        )
+        for value in ("48", 48.0, True, [48])
+    ],
+    *[
+        ("llama", {"rms_norm_eps": value}, f"rms_norm_eps={json.dumps(value)}: expected a number")
+        for value in ("1e-5", True, [1], float("nan"), float("inf"), 10**400)
+    ],
+    *[
+        ("llama", {"tie_word_embeddings": value}, f"tie_word_embeddings={json.dumps(value)}: expected true or false")
+        for value in ("false", 0, None)
+    ],
+    *[
+        (case, {key: ...}, f"{key} is missing")
+        for case, key in (
+            ("llama", "vocab_size"),
+            ("llama", "hidden_size"),
+            ("llama", "num_hidden_layers"),
+            ("llama", "num_attention_heads"),
+            ("llama", "intermediate_size"),
+            ("llama", "max_position_embeddings"),
+            ("llama", "rms_norm_eps"),
+            ("mixtral", "num_experts_per_tok"),
+            ("qwen3moe", "moe_intermediate_size"),
+        )
+    ],
+    ("mixtral", {"num_local_experts": ...}, "num_local_experts or num_experts is missing"),
+]
+
+
+@pytest.mark.parametrize(("case", "values", "told"), REFUSED, ids=lambda value: str(value)[:60])
+def test_what_the_transformer_cannot_do_is_refused(
+    case: str, values: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    write(tmp_path, CASES[case])
+    read_shape(tmp_path)  # which is right as it was
+    rewrite(tmp_path, **values)
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'config.json'}: ")
+    assert told in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "values"),
+    [
+        ("qwen2", {"sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28}),
+        ("llama", {"sliding_window": 4}),
+        ("llama", {"attention_bias": None, "mlp_bias": ..., "quantization_config": None}),
+        ("llama", {"head_dim": None, "num_key_value_heads": 2, "pretraining_tp": 2, "model_type": "something"}),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_means_nothing_is_taken(case: str, values: dict[str, Any], tmp_path: Path) -> None:
+    expected = read_shape(write(tmp_path, CASES[case]))
+    rewrite(tmp_path, **values)
+    assert read_shape(tmp_path) == expected
+
+
+@pytest.fixture
+def composing() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    """As from the command line, with a workload that fits the tiny models."""
+    return load(compose("config", ["sampling=greedy", "workload.new_tokens=8", *overrides]))
+
+
+def disagreement(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        composed(*overrides)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("case", CASES)
+def test_auto_takes_all_from_the_checkpoint(case: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiny", CASES[case])
+    model = composed("model=auto", f"model.checkpoint={folder}").model
+    shape = read_shape(folder)
+    assert shape.items() <= dataclasses.asdict(model).items()
+    assert shape["rope_scaling"] is None or isinstance(model.rope_scaling, RopeScaling)
+    assert model.reads_checkpoint
+    assert model.tokenizer_source == model.checkpoint == str(folder)
+
+
+@pytest.mark.usefixtures("composing")
+def test_auto_needs_a_checkpoint() -> None:
+    told = disagreement("model=auto")
+    assert "model.checkpoint" in told
+    assert "folder" in told
+
+
+@pytest.mark.usefixtures("composing")
+def test_what_is_given_beside_auto_must_agree(tmp_path: Path) -> None:
+    checkpoint = f"model.checkpoint={write(tmp_path, CASES['llama-llama3'])}"
+    model = composed("model=auto", checkpoint, "model.name=mine", "model.dim=48", "model.weights=random").model
+    assert (model.name, model.dim, model.reads_checkpoint) == ("mine", 48, False)
+    for given in ("dim=64", "norm_eps=0.5", "sliding_window=7", "tied=true", "head_dim=8"):
+        told = disagreement("model=auto", checkpoint, f"model.{given}")
+        assert told.startswith(f"model.{given}".replace("true", "True"))
+        assert str(tmp_path / "config.json") in told
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_checkpoint_without_a_config_is_a_users_mistake(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for model in ("auto", "stories15m"):
+        assert str(tmp_path / name) in disagreement(f"model={model}", f"model.checkpoint={tmp_path / name}")
+
+
+STORIES = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=288,
+    num_hidden_layers=6,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    intermediate_size=768,
+    max_position_embeddings=256,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+)
+LLAMA_1B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=8192,
+    max_position_embeddings=131072,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    rope_parameters={
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+)
+NAMED = {"stories15m": STORIES, "llama3_2_1b": LLAMA_1B}
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("name", NAMED)
+def test_a_yaml_that_agrees_is_taken(name: str, tmp_path: Path) -> None:
+    plain = composed(f"model={name}").model
+    folder = str(write(tmp_path / "another-name", NAMED[name]))
+    assert composed(f"model={name}", f"model.checkpoint={folder}").model == dataclasses.replace(
+        plain, checkpoint=folder
+    )
+
+
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("stories15m", {"vocab_size": 32001}, "model.vocab_size=32000: expected 32001"),
+        ("stories15m", {"hidden_size": 576}, "model.dim=288: expected 576"),
+        ("stories15m", {"num_hidden_layers": 7}, "model.n_layers=6: expected 7"),
+        ("stories15m", {"num_attention_heads": 12}, "model.n_heads=6: expected 12"),
+        ("stories15m", {"num_key_value_heads": 3}, "model.n_kv_heads=6: expected 3"),
+        ("stories15m", {"head_dim": 64}, "model.head_dim="),
+        ("stories15m", {"intermediate_size": 769}, "model.ffn_dim=768: expected 769"),
+        ("stories15m", {"max_position_embeddings": 1024}, "model.context=256: expected 1024"),
+        ("stories15m", {"rms_norm_eps": 1e-6}, "model.norm_eps=1e-05: expected 1e-06"),
+        ("stories15m", {"tie_word_embeddings": False}, "model.tied=True: expected False"),
+        ("stories15m", rope(rope_type="default"), "model.rope_theta=10000.0: expected 500.0"),
+        ("stories15m", rope(rope_type="linear", factor=2.0, rope_theta=1e4), "model.rope_scaling=None: expected {"),
+        ("stories15m", {"architectures": ["Qwen2ForCausalLM"]}, "model.qkv_bias=False: expected True"),
+        ("stories15m", {"architectures": ["Qwen3ForCausalLM"]}, "model.qk_norm=False: expected True"),
+        (
+            "stories15m",
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 9},
+            "model.sliding_window=0: expected 9",
+        ),
+        (
+            "stories15m",
+            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2},
+            "model.n_experts=0: expected 8",
+        ),
+        ("llama3_2_1b", rope(rope_type="default", rope_theta=5e5), "model.rope_scaling={'factor': 32.0"),
+        (
+            "llama3_2_1b",
+            {"rope_parameters": LLAMA_1B.rope_parameters | {"factor": 8.0}},
+            "model.rope_scaling={'factor': 32.0",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_yaml_that_disagrees_is_refused(name: str, values: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """With field, value and file."""
+    write(tmp_path, NAMED[name])
+    rewrite(tmp_path, **values)
+    message = disagreement(f"model={name}", f"model.checkpoint={tmp_path}")
+    assert message.startswith(told)
+    assert f"as {tmp_path / 'config.json'} has it" in message

@@ -1,0 +1,133 @@
+"""Checkpoints of every architecture: gptbench computes what the transformers library computes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gptbench.config import RopeScaling
+from gptbench.model import Transformer
+from tests.hf import CASES, completed, library_model, loaded, rewrite
+from tests.models import prefill, relative_error, step
+
+STEPS = 9
+TOLERANCE = 2e-5
+"""Relative to the largest logit; measured 4e-6 with three seeds."""
+
+pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
+
+
+def prompts(batch: int, tokens: int, vocabulary: int = 131) -> Tensor:
+    return torch.randint(vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+def greedy_of_library(model: PreTrainedModel, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    """Prefill, then steps through the library's own cache: tokens [B, STEPS] and their logits [B, STEPS, V]."""
+    output, tokens, logits = model(prompt, use_cache=True), [], []
+    for _ in range(STEPS):
+        logits.append(output.logits[:, -1])
+        tokens.append(logits[-1].argmax(-1))
+        output = model(tokens[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
+    return torch.stack(tokens, 1), torch.stack(logits, 1)
+
+
+def greedy(model: Transformer, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of gptbench, which reads its whole cache at every second step, and what is filled at the others."""
+    length = model.layers[0].attention.k_cache.shape[2]
+    logits = [prefill(model, prompt)]
+    tokens = [logits[0].argmax(-1)]
+    for position in range(prompt.shape[1], prompt.shape[1] + STEPS - 1):
+        logits.append(step(model, tokens[-1][:, None], position, length if position % 2 else position + 1))
+        tokens.append(logits[-1].argmax(-1))
+    return torch.stack(tokens, 1), torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_tokens_are_the_librarys(case: str, batch: int, folder: Path) -> None:
+    """Against its cached decode, and against all tokens fed at once; the longer prompt passes the windows."""
+    library = library_model(case)
+    library.save_pretrained(folder)
+    model, _ = loaded(folder, batch=batch)
+    seen: set[int] = set()
+    for length in (1, 7):
+        prompt = prompts(batch, length)
+        expected, expected_logits = greedy_of_library(library, prompt)
+        tokens, logits = greedy(model, prompt)
+        assert torch.equal(tokens, expected)
+        assert relative_error(logits, expected_logits) < TOLERANCE
+        at_once = library(torch.cat((prompt, tokens[:, :-1]), 1), use_cache=False).logits
+        assert relative_error(logits, at_once[:, length - 1 :]) < TOLERANCE
+        seen.update(tokens.flatten().tolist())
+    assert len(seen) > 3, "a model that repeats itself shows little"
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "qwen2", "qwen3moe"])
+def test_shards_hold_the_same_model(case: str, folder: Path) -> None:
+    library, prompt = library_model(case), prompts(2, 7)
+    library.save_pretrained(folder, max_shard_size="30KB")
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    tokens, logits = greedy(loaded(folder, batch=2)[0], prompt)
+    expected, expected_logits = greedy_of_library(library, prompt)
+    assert torch.equal(tokens, expected)
+    assert relative_error(logits, expected_logits) < TOLERANCE
+
+
+def old_style(folder: Path) -> None:
+    """Rewrites config.json as version 4 of the library wrote it; the oldest did not know what follows from others."""
+    values = json.loads((folder / "config.json").read_text())
+    parameters = values["rope_parameters"]
+    theta, kind = parameters.pop("rope_theta"), parameters.pop("rope_type")
+    scaling = None if kind == "default" else parameters | {("type" if kind == "linear" else "rope_type"): kind}
+    rewrite(folder, rope_parameters=..., rope_theta=theta, rope_scaling=scaling, dtype=..., torch_dtype="float32")
+    if values["model_type"] == "qwen3_moe":
+        rewrite(folder, num_local_experts=..., num_experts=values["num_local_experts"])
+    if values.get("head_dim") == values["hidden_size"] // values["num_attention_heads"]:
+        rewrite(folder, head_dim=...)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_old_config_json_is_of_the_same_model(case: str, folder: Path) -> None:
+    library, prompt = library_model(case), prompts(1, 7)
+    library.save_pretrained(folder)
+    new = completed(folder)
+    old_style(folder)
+    assert completed(folder) == new
+    assert torch.equal(greedy(loaded(folder)[0], prompt)[0], greedy_of_library(library, prompt)[0])
+
+
+CHANGES = [
+    ("llama", {"rope_theta": 9000.0}),
+    ("llama", {"norm_eps": 0.021}),
+    ("llama-linear", {"rope_scaling": None}),
+    ("llama-linear", {"rope_scaling": RopeScaling(factor=2.6, original_context=1)}),
+    ("llama-llama3", {"rope_scaling": RopeScaling(factor=4.0, original_context=49)}),
+    ("llama-llama3", {"rope_scaling": RopeScaling(factor=4.0, original_context=48, high_freq_factor=3.9)}),
+    ("mistral-window", {"sliding_window": 6}),
+    ("mixtral-window", {"sliding_window": 0}),
+    ("mixtral", {"n_active_experts": 3}),
+]
+
+
+@pytest.mark.parametrize(("case", "change"), CHANGES, ids="".join)
+def test_the_comparison_notices_another_setting(case: str, change: dict[str, Any], folder: Path) -> None:
+    """The tolerance is tight enough to fail for what no shape of a weight tells."""
+    library, prompt = library_model(case), prompts(1, 7)
+    library.save_pretrained(folder)
+    model, _ = loaded(folder)
+    other = Transformer(dataclasses.replace(model.config, **change), torch.float32)
+    other.load_state_dict(model.state_dict())
+    other.allocate(1, 24, torch.device("cpu"))
+    expected = library(prompt).logits[:, -1]
+    assert relative_error(prefill(model, prompt), expected) < TOLERANCE
+    assert relative_error(prefill(other, prompt), expected) > 10 * TOLERANCE

@@ -1,0 +1,110 @@
+"""The prompt: from text, a file, token ids, a length, or nothing at all."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptbench.config import Config, ModelConfig
+from gptbench.errors import ConfigError
+from gptbench.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, with_prompt
+from gptbench.tokenizer import Tokenizer, TokenizerError
+from tests.models import DENSE, model_config, run_config
+
+DEMO = model_config("demo")
+BIG = replace(DENSE, vocab_size=32000, context=512)
+"""A model without a tokenizer."""
+
+
+def prompted(model: ModelConfig, **workload: Any) -> Config:
+    """The run after its prompt was made."""
+    config = run_config(model, prompt=())
+    config = replace(config, workload=replace(config.workload, **workload))
+    return with_prompt(config, make_tokenizer(model))
+
+
+def tokenizer() -> Tokenizer:
+    made = make_tokenizer(DEMO)
+    assert made is not None
+    return made
+
+
+def test_text_becomes_the_tokens_of_the_models_own_tokenizer() -> None:
+    work = prompted(DEMO, prompt_text="It is a truth").workload
+    assert work.prompt == tokenizer().encode("It is a truth")
+    assert work.prompt[0] == tokenizer().bos
+    assert tokenizer().decode(work.prompt[1:]) == "It is a truth"
+    assert (work.prompt_text, work.prompt_file, work.prompt_length) == (None, None, None)
+
+
+def test_a_file_is_read_as_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("Émile — naïve\n", encoding="utf-8")
+    work = prompted(DEMO, prompt_file=str(file)).workload
+    assert tokenizer().decode(work.prompt[1:]) == "Émile — naïve\n"
+
+
+def test_a_length_cuts_the_text_the_file_or_the_shipped_novel(tmp_path: Path) -> None:
+    text = "She was nobody with either father or sister."
+    every = tokenizer().encode(text)
+    assert prompted(DEMO, prompt_text=text, prompt_length=5).workload.prompt == every[:5]
+    file = tmp_path / "prompt.txt"
+    file.write_text(text)
+    assert prompted(DEMO, prompt_file=str(file), prompt_length=len(every)).workload.prompt == every
+    novel = prompted(DEMO, prompt_length=300).workload.prompt
+    assert len(novel) == 300
+    assert HELD_OUT.read_text(encoding="utf-8").startswith(tokenizer().decode(novel[1:-1]))
+
+
+def test_without_any_it_is_the_seeds() -> None:
+    assert tokenizer().decode(prompted(DEMO).workload.prompt[1:]) == "Hello, my name is"
+    assert prompted(BIG).workload.prompt == SEED_TOKENS
+
+
+def test_token_ids_are_taken_as_they_are() -> None:
+    assert prompted(DEMO, prompt=[5, 6, 7]).workload.prompt == [5, 6, 7]
+
+
+def test_without_a_tokenizer_a_length_gives_seeded_random_tokens() -> None:
+    first = prompted(BIG, prompt_length=100).workload.prompt
+    assert first == prompted(BIG, prompt_length=100).workload.prompt
+    assert first != prompted(BIG, prompt_length=100, seed=8).workload.prompt
+    assert len(first) == 100
+    assert len(set(first)) > 90
+
+
+def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
+    named = replace(BIG, tokenizer=DEMO.checkpoint)
+    assert prompted(named, prompt_text="Emma").workload.prompt == tokenizer().encode("Emma")
+
+
+@pytest.mark.parametrize(
+    ("model", "workload", "told"),
+    [
+        (BIG, {"prompt_text": "a"}, "workload.prompt_text=a: expected null for a model without a tokenizer"),
+        (BIG, {"prompt_file": "b"}, "workload.prompt_file=b: expected null for a model without a tokenizer"),
+        (DEMO, {"prompt_file": "absent"}, "workload.prompt_file=absent: expected a file with text"),
+        (DEMO, {"prompt_text": "a b", "prompt_length": 9}, "workload.prompt_length=9: expected at most the 3 tokens"),
+        (DENSE, {}, "workload.prompt=15043: expected token ids from 0 to 210 for dense"),
+        (DEMO, {"prompt_text": "word " * 510}, "workload.new_tokens=6: expected at most"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes(model: ModelConfig, workload: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        prompted(model, **workload)
+    assert told in str(raised.value)
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"\xff\xfe", "UTF-8"), (b" \n", "not empty")], ids=["binary", "blank"])
+def test_a_file_without_text(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=told):
+        prompted(DEMO, prompt_file=str(file))
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        prompted(replace(BIG, tokenizer=str(tmp_path)))

@@ -1,0 +1,615 @@
+"""Tokenizers: prompts are encoded as transformers does it, and every text comes back, whatever the tokens."""
+
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
+import pytest
+import sentencepiece
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Library
+from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from gptbench.errors import UserError
+from gptbench.tokenizer import KNOWN_RANKS, HuggingFaceTokenizer, Tokenizer, TokenizerError, load_tokenizer
+
+CORPUS = [
+    "Hello world, this is a text. The quick brown fox jumps over the lazy dog; it's 12345 days old.",
+    "def add(a, b):\n    return a + b  # naïve café über 大家好, 你好世界",
+] * 20
+
+TEXTS = [
+    "",
+    " ",
+    "Hello world",
+    " Hello world ",
+    "  two spaces\tand a tab",
+    "\nlines\n\n  of\r\ntext\n",
+    "1234567 3.14 it's WE'LL",
+    "大家好、世界。 你好",
+    "😀👩‍👩‍👧‍👦🏳️‍🌈 flags",
+    "e\u0301a\u0308 \u1e9b\u0323 combined",  # not in normal form C
+    "▁<0xE4>▁ looks like pieces",
+    "\x00\x7f\u200b\ufffd\U0010ffff",
+]
+
+ALPHABET = "aAbz Z09  \n\t.,'<>|/_▁éßñ\u0301漢字한\u200d😀🏽\U0001f9d1"
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    chance = random.Random(seed)
+    return ["".join(chance.choices(ALPHABET, k=chance.randrange(40))) for _ in range(count)]
+
+
+def split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def byte_level_merges() -> list[tuple[str, str]]:
+    """Merges of a byte-level BPE, learned from CORPUS."""
+    library = Library(models.BPE())
+    library.pre_tokenizer = split_then_bytes(LLAMA3_SPLIT)
+    library.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    return [(left, right) for left, right in json.loads(library.to_str())["model"]["merges"]]
+
+
+MERGES = byte_level_merges()
+LETTERS = bytes_to_unicode()
+VOCABULARY = {token: rank for rank, token in enumerate([*LETTERS.values(), *map("".join, MERGES)])}
+
+
+def byte_level(pattern: str, special: Sequence[str]) -> Library:
+    library = Library(models.BPE(vocab=VOCABULARY, merges=MERGES, ignore_merges=True))
+    library.pre_tokenizer = split_then_bytes(pattern)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(list(special))
+    return library
+
+
+def template(library: Library, *around: str) -> processors.PostProcessor:
+    special = [(token, library.token_to_id(token)) for token in around if token != "$A"]
+    return processors.TemplateProcessing(single=" ".join(around), special_tokens=special)
+
+
+def llama3() -> Library:
+    library = byte_level(LLAMA3_SPLIT, KNOWN_RANKS[128000].special)
+    begin = template(library, "<|begin_of_text|>", "$A")
+    library.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
+    return library
+
+
+def qwen() -> Library:
+    library = byte_level(QWEN_SPLIT, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    library.normalizer = normalizers.NFC()
+    library.post_processor = processors.ByteLevel(trim_offsets=False)
+    return library
+
+
+def sentencepiece_model(**options: int) -> bytes:
+    """As Llama 2's: BPE with bytes for what has no piece, and texts as they are."""
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=360,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+MODEL = sentencepiece_model()
+PIECES = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
+
+
+def llama2() -> Library:
+    """The ``tokenizer.json`` that comes with Llama 2: the same as MODEL, in other words."""
+    vocabulary = {PIECES.id_to_piece(index): index for index in range(len(PIECES))}
+    pairs = [
+        (piece[:cut], piece[cut:])
+        for piece in vocabulary
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    library = Library(models.BPE(vocab=vocabulary, merges=pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
+    library.post_processor = template(library, "<s>", "$A")
+    return library
+
+
+def rank_file(count: int, tokens: Sequence[bytes] = ()) -> bytes:
+    """A file of tiktoken: VOCABULARY, and then tokens that no text of this file holds."""
+    byte_of = {letter: byte for byte, letter in LETTERS.items()}
+    own = list(tokens) or [bytes(byte_of[letter] for letter in token) for token in VOCABULARY]
+    filler = (b"\0\1filler%d" % index for index in range(count - len(own)))
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate([*own, *filler]))
+    return b"".join(lines)
+
+
+def write(folder: Path, files: dict[str, Any]) -> Path:
+    """A folder of files: text, bytes, and JSON from anything else."""
+    folder.mkdir(exist_ok=True, parents=True)
+    for name, content in files.items():
+        if isinstance(content, Library):
+            content = content.to_str()
+        if not isinstance(content, (str, bytes)):
+            content = json.dumps(content)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+FILES: dict[str, Callable[[], dict[str, Any]]] = {
+    "llama2 json": lambda: {"tokenizer.json": llama2()},
+    "llama3 json": lambda: {"tokenizer.json": llama3()},
+    "qwen json": lambda: {"tokenizer.json": qwen()},
+    "sentencepiece": lambda: {"tokenizer.model": MODEL},
+    "llama3 tiktoken": lambda: {"tokenizer.model": rank_file(128000)},
+    "qwen tiktoken": lambda: {"qwen.tiktoken": rank_file(151643)},
+}
+"""One folder for each tokenizer there is."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    return {name: load_tokenizer(write(tmp_path_factory.mktemp("tokenizer"), files())) for name, files in FILES.items()}
+
+
+@pytest.fixture(params=FILES)
+def tokenizer(request: pytest.FixtureRequest, loaded: dict[str, Tokenizer]) -> Tokenizer:
+    return loaded[request.param]
+
+
+def normal(name: str, text: str) -> str:
+    """What a tokenizer keeps of a text: Qwen's its normal form C, those of sentencepiece no ▁, which is their space."""
+    return (
+        unicodedata.normalize("NFC", text) if "qwen" in name else text if "llama3" in name else text.replace("▁", " ")
+    )
+
+
+# What a prompt becomes
+
+
+def transformers_ids(folder: Path, text: str) -> list[int]:
+    ids = AutoTokenizer.from_pretrained(str(folder))(text)["input_ids"]
+    return list(ids)
+
+
+@pytest.mark.parametrize("around", [None, ["<s>", "$A"], ["$A", "</s>"], ["<s>", "$A", "</s>"]], ids=str)
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer"])
+def test_the_post_processor_of_a_tokenizer_json_decides_on_begin_of_text(
+    tmp_path: Path, around: list[str] | None, add_bos_token: bool | None, kind: str
+) -> None:
+    library = llama2()
+    library.post_processor = template(library, *(around or ["$A"]))
+    content = json.loads(library.to_str()) | ({} if around else {"post_processor": None})
+    settings = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add_bos_token}
+    if add_bos_token is None:
+        del settings["add_bos_token"]
+    files = {"tokenizer.json": content, "tokenizer_config.json": settings, "config.json": {"model_type": "llama"}}
+    folder = write(tmp_path, files)
+    expected = transformers_ids(folder, "Hello world")
+    if expected[-1] == 2:
+        expected.pop()  # end of text
+
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("Hello world") == expected
+    assert tokenizer.bos == (1 if "<s>" in (around or []) else None)
+    assert (expected[0] == 1) == (tokenizer.bos == 1)
+    assert tokenizer.encode("") == [1] * (tokenizer.bos == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama2 json", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}),
+        ("llama3 json", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>"}),
+        ("qwen json", {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "bos_token": None}),
+        ("sentencepiece", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}),
+        ("sentencepiece", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}),
+        ("sentencepiece", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True}),
+    ],
+)
+def test_ids_are_those_of_transformers(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    """But for a leading space, which its LlamaTokenizer takes for the one that sentencepiece puts before a text."""
+    model_type = "qwen2" if name == "qwen json" else "llama"
+    files = FILES[name]() | {"tokenizer_config.json": settings, "config.json": {"model_type": model_type}}
+    reference = AutoTokenizer.from_pretrained(str(write(tmp_path, files)))
+    tokenizer = load_tokenizer(tmp_path)
+    special = [tokenizer.decode([index]) for index in reference.all_special_ids]
+    assert special
+    texts = [*TEXTS, *random_texts(100, seed=1), *(f"a{token}b {token}{token}c" for token in special)]
+    for text in texts:
+        if name == "sentencepiece" and text.startswith((" ", "▁")):
+            continue
+        assert tokenizer.encode(text) == reference(text)["input_ids"], text
+        ids = tokenizer.encode(text)
+        if name != "sentencepiece":  # where transformers shows a space behind <s>
+            assert tokenizer.decode(ids) == reference.decode(ids), text
+
+
+def test_sentencepiece_and_its_tokenizer_json_agree(loaded: dict[str, Tokenizer]) -> None:
+    for text in [*TEXTS, *random_texts(300, seed=2)]:
+        ids = loaded["sentencepiece"].encode(text)
+        assert ids == [1, *PIECES.encode(text)]
+        assert ids == loaded["llama2 json"].encode(text), text
+
+
+@pytest.mark.parametrize(("ranks", "name", "first"), [("llama3", "llama3", 128000), ("qwen", "qwen", 151643)])
+def test_tiktoken_and_its_tokenizer_json_agree(loaded: dict[str, Tokenizer], ranks: str, name: str, first: int) -> None:
+    """Ids of tokens are the same, those of special tokens start behind all ranks."""
+    for text in [*TEXTS, *random_texts(300, seed=3), "<|im_end|> and <|eot_id|>", "<|im_start|><|end_of_text|>"]:
+        expected = [
+            index if index < len(VOCABULARY) else index - len(VOCABULARY) + first
+            for index in loaded[f"{name} json"].encode(text)
+        ]
+        assert loaded[f"{ranks} tiktoken"].encode(text) == expected, text
+
+
+def test_special_tokens_of_llama_3_are_where_meta_has_them(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["llama3 tiktoken"]
+    assert tokenizer.size == 128256
+    assert tokenizer.bos == 128000
+    assert tokenizer.eos == {128001, 128008, 128009}
+    assert tokenizer.decode([128000, 128001, 128006, 128009]) == (
+        "<|begin_of_text|><|end_of_text|><|start_header_id|><|eot_id|>"
+    )
+    assert tokenizer.decode([128012, 128255]) == "<|reserved_special_token_2|><|reserved_special_token_245|>"
+    assert loaded["qwen tiktoken"].size == 151851
+    assert loaded["qwen tiktoken"].eos == {151643}
+    assert loaded["qwen tiktoken"].bos is None
+
+
+def test_truncation_and_padding_in_a_file_are_left_out(tmp_path: Path) -> None:
+    library = llama3()
+    library.enable_truncation(3)
+    library.enable_padding(length=20)
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": library}))
+    short, long = tokenizer.encode("a"), tokenizer.encode("word " * 50)
+    assert len(short) == 2
+    assert len(long) > 50
+
+
+def test_tokens_added_to_a_sentencepiece_model_are_known(tmp_path: Path) -> None:
+    pad = {"360": {"content": "<pad>", "special": True}}
+    files = {
+        "tokenizer.model": MODEL,
+        "added_tokens.json": {"<|im_end|>": 365, "<pad><pad>": 364},
+        "tokenizer_config.json": {"added_tokens_decoder": pad},
+    }
+    tokenizer = load_tokenizer(write(tmp_path, files))
+    assert tokenizer.size == 366
+    assert tokenizer.encode("Hello<|im_end|><pad><pad><pad>") == [1, *PIECES.encode("Hello"), 365, 364, 360]
+    assert tokenizer.decode([360, 362, 365]) == "<pad><|unused 362|><|im_end|>"
+
+
+# Begin and end of text
+
+
+@pytest.mark.parametrize(
+    ("files", "eos"),
+    [
+        ({}, {2}),
+        ({"tokenizer_config.json": {"eos_token": "<unk>"}}, {0}),
+        ({"special_tokens_map.json": {"eos_token": {"content": "<s>", "lstrip": False}}}, {1}),
+        ({"config.json": {"eos_token_id": 7}, "tokenizer_config.json": {"eos_token": "<unk>"}}, {7}),
+        ({"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": [8, 9]}}, {8, 9}),
+        ({"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": None}}, {7}),
+        ({"tokenizer_config.json": {"eos_token": "<never heard of>"}}, {2}),
+    ],
+)
+def test_the_files_beside_a_tokenizer_name_the_end_of_text(
+    tmp_path: Path, files: dict[str, Any], eos: set[int]
+) -> None:
+    folder = write(tmp_path, {"tokenizer.model": MODEL, **files})
+    assert load_tokenizer(folder).eos == eos
+    assert load_tokenizer(folder / "tokenizer.model").eos == eos
+
+
+def test_a_tokenizer_json_alone_names_no_end_of_text(tmp_path: Path) -> None:
+    assert load_tokenizer(write(tmp_path, {"tokenizer.json": llama2()})).eos == frozenset()
+    write(tmp_path, {"tokenizer_config.json": {"eos_token": {"content": "</s>"}}})
+    assert load_tokenizer(tmp_path).eos == {2}
+
+
+def test_a_sentencepiece_model_can_do_without_begin_of_text(tmp_path: Path) -> None:
+    plain = PIECES.encode("Hello")
+    write(tmp_path, {"tokenizer.model": MODEL, "tokenizer_config.json": {"add_bos_token": False}})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.bos is None
+    assert tokenizer.encode("Hello") == plain
+    write(tmp_path, {"tokenizer_config.json": {"add_bos_token": True, "bos_token": "</s>"}})
+    assert load_tokenizer(tmp_path).encode("Hello") == [2, *plain]
+
+
+def test_a_sentencepiece_model_may_have_neither_begin_nor_end_of_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.model": sentencepiece_model(bos_id=-1, eos_id=-1)}))
+    assert tokenizer.bos is None
+    assert tokenizer.eos == frozenset()
+    assert tokenizer.decode(tokenizer.encode("Hello</s>")) == "Hello</s>"
+
+
+# Back to text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_text_comes_back(loaded: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = loaded[name]
+    begin = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
+    space = " " if name == "llama2 json" else ""  # its decoder drops a space where a text starts with it, not with <s>
+    special = {"sentencepiece": "</s>", "qwen": "<|im_end|>", "llama3": "<|eot_id|>"}.get(name.split()[0])
+    with_special = [f"{special} a", f"a{special}", f"a {special} {special}b {special}"] if special else []
+    for text in [*TEXTS, *random_texts(300, seed=4), *with_special]:
+        expected = begin + space * bool(text) + normal(name, text)
+        assert tokenizer.decode(tokenizer.encode(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        ("llama2 json", ["<s>", "</s>", "<unk>"]),
+        ("sentencepiece", ["<s>", "</s>", "<unk>"]),
+        ("llama3 json", ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]),
+        ("llama3 tiktoken", ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]),
+        ("qwen json", ["<|endoftext|>", "<|im_end|>"]),
+        ("qwen tiktoken", ["<|endoftext|>", "<|im_end|>", "<|extra_204|>"]),
+    ],
+)
+def test_special_tokens_are_tokens_in_a_text_and_shown(
+    loaded: dict[str, Tokenizer], name: str, special: list[str]
+) -> None:
+    tokenizer = loaded[name]
+    for token in special:
+        (index,) = tokenizer.encode(token)[tokenizer.bos is not None :]
+        assert tokenizer.decode([index]) == token
+        ids = tokenizer.encode(f"a{token}b")
+        assert index in ids
+        assert f"a{token}" in tokenizer.decode(ids)
+        assert tokenizer.continuation(tokenizer.encode("a"), [index]) == token
+
+
+def test_any_ids_can_be_decoded(tokenizer: Tokenizer) -> None:
+    chance = random.Random(5)
+    known = [index for index in range(tokenizer.size) if index < 600 or index > tokenizer.size - 300]
+    for _ in range(300):
+        ids = chance.choices(known, k=20)
+        assert "<|unused" not in tokenizer.decode(ids)
+        beyond = [*ids[:10], tokenizer.size, -1, *ids[10:], 10**12]
+        text = tokenizer.decode(beyond)
+        assert f"<|unused {tokenizer.size}|><|unused -1|>" in text
+        assert text.endswith("<|unused 1000000000000|>")
+
+
+def test_a_gap_in_the_ids_is_shown(tmp_path: Path) -> None:
+    content = json.loads(llama2().to_str())
+    content["model"]["vocab"]["gone"] = 999
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": content}))
+    assert tokenizer.size == 1000
+    assert tokenizer.decode([998, 999]) == "<|unused 998|>gone"
+
+
+def test_ids_decode_as_the_library_has_it(loaded: dict[str, Tokenizer]) -> None:
+    chance = random.Random(6)
+    for name in ("llama2 json", "llama3 json", "qwen json"):
+        tokenizer = loaded[name]
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        for _ in range(200):
+            ids = chance.choices(range(tokenizer.size), k=20)
+            expected = tokenizer.tokenizer.decode(ids, skip_special_tokens=False)
+            if name != "llama2 json" or "\ufffd" not in expected:  # see with_broken_bytes_replaced
+                assert tokenizer.decode(ids) == expected
+    for _ in range(200):
+        ids = chance.choices(range(3, len(PIECES)), k=20)
+        assert loaded["sentencepiece"].decode(ids) == PIECES.decode(ids)
+
+
+def test_tokens_stand_apart_where_a_tokenizer_json_has_no_decoder(tmp_path: Path) -> None:
+    library = llama2()
+    library.decoder = None
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": library}))
+    ids = tokenizer.encode("Hello")
+    assert tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=False) != "<s>▁Hello"
+
+
+def test_bytes_that_are_no_character_leave_those_before_them_alone(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("a😀")
+    broken = [*whole, *tokenizer.encode("b😀")[-4:-1]]
+    assert tokenizer.decode(broken).startswith(tokenizer.decode(whole))
+    assert tokenizer.decode(broken).endswith("\ufffd")
+
+
+# What new tokens add
+
+
+def test_what_new_tokens_add_is_exact_wherever_they_start(tokenizer: Tokenizer) -> None:
+    for text in [*TEXTS, *random_texts(100, seed=7)]:
+        if "\ufffd" in text:
+            continue
+        ids = tokenizer.encode(text)
+        for cut in range(len(ids) + 1):
+            whole_characters = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
+            assert whole_characters + tokenizer.continuation(ids[:cut], ids[cut:]) == tokenizer.decode(ids)
+
+
+def test_new_tokens_keep_their_leading_space(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("Hello world")
+    start = next(cut for cut in range(len(ids)) if tokenizer.decode(ids[:cut]).endswith("Hello"))
+    assert tokenizer.continuation(ids[:start], ids[start:]) == " world"
+    assert tokenizer.continuation(ids, []) == ""
+    assert tokenizer.continuation([], ids) == tokenizer.decode(ids)
+
+
+def test_a_character_that_new_tokens_complete_is_theirs(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a😀b")
+    within = [cut for cut in range(len(ids)) if tokenizer.decode(ids[:cut]).endswith("\ufffd")]
+    assert within
+    for cut in within:
+        assert tokenizer.continuation(ids[:cut], ids[cut:]) == "😀b"
+
+
+# Which file
+
+
+def test_a_folder_is_read_in_order(tmp_path: Path) -> None:
+    write(tmp_path, {"b.tiktoken": rank_file(151643), "a.tiktoken": rank_file(151643)})
+    assert load_tokenizer(tmp_path).source == tmp_path / "a.tiktoken"
+    write(tmp_path, {"tokenizer.model": MODEL})
+    assert load_tokenizer(tmp_path).kind == "sentencepiece"
+    write(tmp_path, {"tokenizer.model": rank_file(128000)})
+    assert load_tokenizer(tmp_path).kind == "tiktoken"
+    write(tmp_path, {"tokenizer.json": llama2()})
+    assert load_tokenizer(tmp_path).kind == "tokenizers"
+    assert load_tokenizer(tmp_path).source == tmp_path / "tokenizer.json"
+
+
+def test_a_file_is_known_by_what_is_in_it(tmp_path: Path, loaded: dict[str, Tokenizer]) -> None:
+    for tokenizer in loaded.values():
+        file = tmp_path / "some file"
+        file.write_bytes(tokenizer.source.read_bytes())
+        other = load_tokenizer(file)
+        assert (other.kind, other.size, other.bos) == (tokenizer.kind, tokenizer.size, tokenizer.bos)
+        assert other.encode("Hello world") == tokenizer.encode("Hello world")
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = "import sys, gptbench.tokenizer; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "gptbench.tokenizer" in modules
+    assert not {"torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "numpy"} & set(modules)
+
+
+# Mistakes
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(path)
+    assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_path_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
+    message = refusal(tmp_path)
+    assert all(part in message for part in (str(tmp_path), "tokenizer.json", "tokenizer.model", "*.tiktoken"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", b"", "EOF"),
+        ("tokenizer.json", b"{}", "Model missing"),
+        ("tokenizer.json", llama2().to_str().encode()[:-100], "EOF"),
+        ("tokenizer.model", b"", "INTERNAL"),
+        ("tokenizer.model", MODEL[:1000], "INTERNAL"),
+        ("tokenizer.model", MODEL.replace(b"</s>", b"\xff/s>"), "utf-8"),
+        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "INTERNAL"),
+        ("tokenizer.model", b"AAAA 0\nAAAA\n", "not enough values"),
+        ("tokenizer.model", b"AAAA 0\nAA?A 1\n", "base64"),
+        ("tokenizer.model", rank_file(128000, [b"a", b"b"]), "missing"),
+        ("tokenizer.model", rank_file(128000).replace(b" 127999\n", b" 128001\n"), "missing"),
+        ("some.tiktoken", rank_file(400), "400 tokens"),
+    ],
+)
+def test_a_broken_file_is_told_with_its_name_and_the_reason(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for path in (tmp_path, tmp_path / name):
+        message = refusal(path)
+        assert str(tmp_path / name) in message
+        assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"eos_token_id": "2"}'),
+        ("generation_config.json", b'{"eos_token_id": [2, "3"]}'),
+        ("special_tokens_map.json", b"\xff"),
+        ("tokenizer_config.json", b"nonsense"),
+    ],
+)
+def test_a_broken_file_beside_a_tokenizer_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+    write(tmp_path, {"tokenizer.model": MODEL, name: content})
+    assert str(tmp_path / name) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens.json": {"<pad>": "one"}},
+        {"tokenizer_config.json": {"added_tokens_decoder": {"360": "<pad>"}}},
+        {"tokenizer_config.json": {"added_tokens_decoder": ["<pad>"]}},
+    ],
+)
+def test_broken_added_tokens_are_told(tmp_path: Path, files: dict[str, Any]) -> None:
+    message = refusal(write(tmp_path, {"tokenizer.model": MODEL, **files}))
+    assert str(tmp_path) in message
+    assert "added tokens" in message
+
+
+@pytest.mark.parametrize("name", ["tokenizers", "sentencepiece", "tiktoken"])
+def test_a_missing_library_is_named(loaded: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    for tokenizer in loaded.values():
+        if tokenizer.kind == name:
+            assert f"pip install {name}" in refusal(tokenizer.source)
+        else:
+            load_tokenizer(tokenizer.source)
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"tokenizer.model": MODEL})
+
+    def refuse(file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert "Permission denied" in refusal(tmp_path)
+
+
+def test_a_text_that_is_not_unicode_is_told(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="not Unicode"):
+        tokenizer.encode("a\udcff")
+
+
+def test_a_text_that_tiktoken_refuses_is_told(loaded: dict[str, Tokenizer]) -> None:
+    with pytest.raises(TokenizerError, match="cannot encode the text"):
+        loaded["llama3 tiktoken"].encode(" " * 2_000_000)
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    """tiktoken's own loader would give what it saw first."""
+    write(tmp_path, {"tokenizer.model": rank_file(128000)})
+    load_tokenizer(tmp_path)
+    write(tmp_path, {"tokenizer.model": rank_file(400)})
+    assert "400" in refusal(tmp_path)
