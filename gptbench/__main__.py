@@ -20,10 +20,10 @@ from gptbench.paths import conf_folder
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(composed: DictConfig) -> None:
     """One job of Hydra's: validates what it composed, and runs it."""
-    config = load(composed)
+    hydra_config = HydraConfig.get()
+    config = load(composed, hydra_config.overrides.task)
     from gptbench.run import run  # after validation: importing torch takes seconds
 
-    hydra_config = HydraConfig.get()
     resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     run(

@@ -98,7 +98,7 @@ class ConfigFile:
             self.values = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{self.path}: not there; a Hugging Face checkpoint has one") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
         if not isinstance(self.values, dict):
             raise CheckpointError(f"{self.path}: expected a JSON object")
@@ -106,13 +106,13 @@ class ConfigFile:
     def error(self, key: str, value: Any, expected: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {key}={json.dumps(value)}: expected {expected}")
 
-    def integer(self, *keys: str, default: int | None = None) -> int:
+    def integer(self, *keys: str, default: int | None = None, most: int = 2**24) -> int:
         """Of the first key that is there and not null."""
         value = next((self.values[key] for key in keys if self.values.get(key) is not None), default)
         if value is None:
             raise CheckpointError(f"{self.path}: {' or '.join(keys)} is missing")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(keys[0], value, "a whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise self.error(keys[0], value, f"a whole number from 0 to {most}")
         return value
 
     def number(self, values: dict[str, Any], key: str, default: float | None = None) -> float:
@@ -160,10 +160,10 @@ def read_shape(folder: Path) -> dict[str, Any]:
     heads, dim = file.integer("num_attention_heads"), file.integer("hidden_size")
     experts = bool(architecture.router)
     return {
-        "name": re.sub(r"[^\w.-]+", "_", folder.resolve().name) or "checkpoint",
+        "name": model_name(folder.resolve()),
         "vocab_size": file.integer("vocab_size"),
         "dim": dim,
-        "n_layers": file.integer("num_hidden_layers"),
+        "n_layers": file.integer("num_hidden_layers", most=10_000),
         "n_heads": heads,
         "n_kv_heads": file.integer("num_key_value_heads", default=heads),
         "head_dim": file.integer("head_dim", default=dim // max(heads, 1)),
@@ -181,16 +181,26 @@ def read_shape(folder: Path) -> dict[str, Any]:
     }
 
 
+def model_name(folder: Path) -> str:
+    """A folder's own name, or, in the library's download cache (models--ORGANISATION--NAME/snapshots/COMMIT), the
+    model's."""
+    if folder.parent.name == "snapshots":
+        folder = folder.parent.parent
+    return re.sub(r"[^\w.-]+", "_", folder.name.rpartition("--")[2]) or "checkpoint"
+
+
 def rope(file: ConfigFile) -> tuple[float, dict[str, Any] | None]:
     """Base of the rotary wavelengths, and fields of `RopeScaling` or None."""
     values = file.values
+    if values.get("rope_parameters") and values.get("rope_scaling"):
+        raise file.error("rope_scaling", values["rope_scaling"], "nothing beside rope_parameters, which says the same")
     parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise file.error("rope_scaling", parameters, "an object")
     theta = file.number(parameters if "rope_theta" in parameters else values, "rope_theta", 10000.0)
     if parameters.get("partial_rotary_factor", 1) != 1:
         raise file.error("partial_rotary_factor", parameters["partial_rotary_factor"], "1: gptbench has no other")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise file.error("rope_type", kind, f"one of {', '.join(ROPE_TYPES)}")
     if kind == "default":
@@ -198,9 +208,10 @@ def rope(file: ConfigFile) -> tuple[float, dict[str, Any] | None]:
     scaling = {"factor": file.number(parameters, "factor"), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     if kind == "linear":
         return theta, scaling | {"original_context": 1}  # every wavelength is longer than 1: all are stretched in full
-    original = parameters.get("original_max_position_embeddings")
-    if isinstance(original, bool) or not isinstance(original, int):
-        raise file.error("original_max_position_embeddings", original, "a whole number")
+    key = "original_max_position_embeddings"  # the library prefers it outside of the object
+    original = values.get(key, parameters.get(key))
+    if isinstance(original, bool) or not isinstance(original, int) or not 0 < original <= 2**24:
+        raise file.error(key, original, f"a whole number from 1 to {2**24}")
     return theta, scaling | {
         "low_freq_factor": file.number(parameters, "low_freq_factor"),
         "high_freq_factor": file.number(parameters, "high_freq_factor"),

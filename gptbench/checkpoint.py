@@ -33,6 +33,8 @@ SINGLE = {CheckpointFormat.safetensors: "model.safetensors", CheckpointFormat.bi
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Types that weights may have, as safetensors calls them."""
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """What older versions of the library saved although it follows from config.json."""
 
@@ -65,11 +67,11 @@ def slots(model: Transformer, architecture: Architecture) -> dict[str, Slot]:
     config = model.config
     head, ffn, dim = config.head_dim, config.ffn_dim, config.dim
     result = {
-        "model.embed_tokens.weight": Slot(model.embedding, (config.vocab_size, dim)),
+        EMBEDDING: Slot(model.embedding, (config.vocab_size, dim)),
         "model.norm.weight": Slot(model.norm, (dim,)),
     }
     if not config.tied:
-        result["lm_head.weight"] = Slot(model.head, (config.vocab_size, dim))
+        result[HEAD] = Slot(model.head, (config.vocab_size, dim))
     for number, block in enumerate(model.layers):
         attention = block.attention
         layer = {
@@ -155,9 +157,9 @@ class Checkpoint:
         """The files, in order, and where an index says each tensor is, if there is one."""
         single = self.folder / SINGLE[self.format]
         index = single.with_name(single.name + ".index.json")
+        if single.exists():  # as the library does, whatever an index beside it says
+            return [single], {}
         if not index.exists():
-            if single.exists():
-                return [single], {}
             other = next(kind for kind in CheckpointFormat if kind is not self.format)
             hint = ""
             if any((self.folder / f"{SINGLE[other]}{ending}").exists() for ending in ("", ".index.json")):
@@ -166,14 +168,16 @@ class Checkpoint:
         try:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             indexed = {str(name): self.folder / str(file) for name, file in names.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index}: no index with a weight_map: {error!r}") from error
         if not indexed:
             raise CheckpointError(f"{index}: its weight_map is empty")
         for name, file in indexed.items():
             if file.parent != self.folder or file.name in ("", ".", ".."):
                 raise CheckpointError(f"{index}: tensor {name}: {file} is not in the checkpoint's folder")
-            if not file.exists():
+            with reading(index):  # a name may be too long for the file system
+                exists = file.exists()
+            if not exists:
                 raise CheckpointError(f"{file}: not there, although {index.name} says that it holds {name}")
         return sorted(set(indexed.values())), indexed
 
@@ -190,15 +194,24 @@ class Checkpoint:
                     tensor = opened.get_slice(name)
                     yield name, Stored(file, tuple(tensor.get_shape()), tensor.get_dtype())
 
+    def slots(self, model: Transformer) -> dict[str, Slot]:
+        """`slots` for the tensors of this checkpoint: of a tied model it may have the embedding, the head, or both."""
+        expected = slots(model, self.architecture)
+        if model.config.tied and HEAD in self.stored:
+            expected[HEAD] = expected[EMBEDDING]
+            if EMBEDDING not in self.stored:
+                del expected[EMBEDDING]
+        return expected
+
     def check(self, model: Transformer) -> None:
         """Refuses what does not fit the model, on whatever device that is.
 
         Raises:
             CheckpointError: a tensor is missing, surplus, or of a wrong shape or type.
         """
-        expected = slots(model, self.architecture)
+        expected = self.slots(model)
         for name, tensor in self.stored.items():
-            if self.ignores(name, model):
+            if IGNORED.fullmatch(name):
                 continue
             if name not in expected:
                 raise CheckpointError(f"{tensor.file}: tensor {name} has no place in {model.config.name}")
@@ -214,21 +227,19 @@ class Checkpoint:
                 files = f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if self.files[1:] else "")
                 raise CheckpointError(f"{files}: tensor {name} is missing")
 
-    def ignores(self, name: str, model: Transformer) -> bool:
-        """Whether a tensor adds nothing: what follows from config.json, or the head where it is the embedding."""
-        return bool(IGNORED.fullmatch(name)) or (model.config.tied and name == "lm_head.weight")
-
     def load(self, model: Transformer, progress: Callable[[str, float], None]) -> Loaded:
-        """Fills a model that has its memory, and that `check` accepted.
+        """Fills a model that has its memory.
 
         Args:
             progress: told what is read, and the share of all bytes that is done, before and after each file, and at
                 every hundredth.
 
         Raises:
-            CheckpointError: a file cannot be read, or a tensor holds what is not finite.
+            CheckpointError: what `check` refuses, a file cannot be read, a tensor holds what is not finite, or a head
+                that is said to be the embedding differs from it.
         """
-        device, expected = model.norm.weight.device, slots(model, self.architecture)
+        self.check(model)
+        device, expected = model.norm.weight.device, self.slots(model)
         total = sum(file.stat().st_size for file in self.files)
         done, told = 0, -1.0
         for number, file in enumerate(self.files, 1):
@@ -237,7 +248,11 @@ class Checkpoint:
             end = done + file.stat().st_size
             for name, tensor in self.read(file, device):
                 done = min(done + tensor.nbytes, end)  # tensors of a .bin may share their bytes
-                if self.ignores(name, model):
+                if IGNORED.fullmatch(name):
+                    continue
+                if name == HEAD and EMBEDDING in self.stored and model.config.tied:
+                    if not tensor.equal(self.tensor(EMBEDDING, device)):
+                        raise CheckpointError(f"{file}: tensor {name} differs from {EMBEDDING}: config.json ties them")
                     continue
                 tensor = tensor.to(model.dtype)  # also where it is quantised: as if it had been saved in that type
                 if not tensor.isfinite().all():
@@ -261,6 +276,10 @@ class Checkpoint:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 for name in opened.keys():  # noqa: SIM118 -- not a dict
                     yield name, opened.get_tensor(name)
+
+    def tensor(self, name: str, device: torch.device) -> Tensor:
+        """One tensor, by itself."""
+        return next(tensor for found, tensor in self.read(self.stored[name].file, device) if found == name)
 
     def digest(self) -> str:
         """See `Loaded.headers_sha256`."""

@@ -5,6 +5,7 @@ dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigE
 """
 
 import os
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -178,17 +179,12 @@ class ModelConfig(Section):
     weights: WeightSource = WeightSource.auto
     """auto or random."""
     tokenizer: str | None = None
-    """Folder or file of the tokenizer, or null for the checkpoint's."""
+    """Folder or file of the tokenizer, or null for the checkpoint's, if it has one."""
 
     @property
     def reads_checkpoint(self) -> bool:
         """Whether the weights are a checkpoint's."""
         return self.checkpoint is not None and self.weights is WeightSource.auto
-
-    @property
-    def tokenizer_source(self) -> str | None:
-        """Where the tokenizer is; None where there is none."""
-        return self.tokenizer or self.checkpoint
 
     def check(self) -> None:
         self.at_least(0, "head_dim", "sliding_window")
@@ -519,10 +515,11 @@ def refuse_unknown(node: DictConfig, path: str = "") -> None:
             refuse_unknown(node[key], f"{path}{key}.")
 
 
-def complete_model(model: DictConfig) -> None:
+def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
     """Takes what the model's section leaves open from its checkpoint's `config.json`, in place.
 
-    Where a field without a default is open, as all are in `model=auto`, so is every field that has its default.
+    Where a field without a default is open, as all are in `model=auto`, so is every field that has its default and was
+    not `given` on the command line. The context is the shorter of both: it is no shape of any weight.
 
     Raises:
         UserError: the file cannot be read, is of a model that gptbench does not have, or disagrees with the section.
@@ -532,26 +529,34 @@ def complete_model(model: DictConfig) -> None:
         if "name" in missing:
             raise ConfigError("model.checkpoint", "null", "the folder of a checkpoint, which tells what model it is")
         return
+    if not model.checkpoint:
+        raise ConfigError("model.checkpoint", "", "the folder of a checkpoint, or null")
     file = Path(model.checkpoint) / CONFIG_FILE
     defaults = {entry.name: entry.default for entry in fields(ModelConfig)} if missing else {}
     for key, value in read_shape(file.parent).items():
-        if key in missing or model[key] == defaults.get(key, MISSING):
+        if key in missing or (key not in given and model[key] == defaults.get(key, MISSING)):
             model.merge_with({key: value})  # makes a RopeScaling of a dict, as assigning would not
         stated = model[key]
+        if key == "context":
+            model[key] = stated = value = min(stated, value)
         if key == "head_dim" and not stated:
             stated = model.dim // max(1, model.n_heads)
         if key != "name" and stated != value:
             raise ConfigError(f"model.{key}", stated, f"{value}, as {file} has it (model=auto takes all from it)")
 
 
-def load(composed: DictConfig) -> Config:
+def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     """The validated tree for what Hydra composed. What a checkpoint says of its model is filled in there, too.
+
+    Args:
+        overrides: the command line's, as they were typed.
 
     Raises:
         UserError: a field is missing, unknown, or holds what it cannot.
     """
     refuse_unknown(composed)
-    complete_model(composed.model)
+    given = {override.partition("=")[0].removeprefix("model.") for override in overrides if "model." in override}
+    complete_model(composed.model, given)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(missing[0], "???", "a value")

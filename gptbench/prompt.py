@@ -7,7 +7,7 @@ from pathlib import Path
 from gptbench.config import Config, ModelConfig
 from gptbench.errors import ConfigError
 from gptbench.paths import shipped_folder
-from gptbench.tokenizer import Tokenizer, load_tokenizer
+from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 SEED_TEXT = "Hello, my name is"
 SEED_TOKENS = [1, 15043, 29892, 590, 1024, 338]
@@ -17,12 +17,16 @@ HELD_OUT = shipped_folder() / "demo" / "held_out.txt"
 
 
 def make_tokenizer(model: ModelConfig) -> Tokenizer | None:
-    """The tokenizer of a model, or None where it has none.
+    """The tokenizer of a model, or None where it has none: a checkpoint need not.
 
     Raises:
-        TokenizerError: it cannot be read.
+        TokenizerError: it cannot be read, or is not where `model.tokenizer` says.
     """
-    return None if model.tokenizer_source is None else load_tokenizer(Path(model.tokenizer_source))
+    if model.tokenizer is not None:
+        return load_tokenizer(Path(model.tokenizer))
+    if model.checkpoint is None or not has_tokenizer(Path(model.checkpoint)):
+        return None
+    return load_tokenizer(Path(model.checkpoint))
 
 
 def with_prompt(config: Config, tokenizer: Tokenizer | None) -> Config:
@@ -60,6 +64,9 @@ def prompt_tokens(config: Config, tokenizer: Tokenizer | None) -> list[int]:
     else:
         text = SEED_TEXT
     tokens = tokenizer.encode(text)
+    if not tokens:
+        name = "prompt_text" if work.prompt_file is None else "prompt_file"
+        raise ConfigError(f"workload.{name}", getattr(work, name), f"a text that {tokenizer.source} makes tokens of")
     if work.prompt_length is None:
         return tokens
     if len(tokens) < work.prompt_length:

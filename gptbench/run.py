@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
-from gptbench.errors import BadResultError, ConfigError, TrackingError
+from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, TrackingError
 from gptbench.generate import Workload
 from gptbench.measure import Speed
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
@@ -29,7 +30,7 @@ from gptbench.model import Transformer
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.quant import Quantisation
 from gptbench.record import Result, Tracker
-from gptbench.record.statistics import valid_samples
+from gptbench.record.statistics import quality_metrics, valid_samples
 from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages, console, print_json, progress, show_limit, show_plan, show_result
 from gptbench.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
 
     Raises:
         UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
+        BadResultError: what was measured, and recorded, means nothing, or quality could not be measured.
     """
     tokenizer = make_tokenizer(config.model)
     config = with_prompt(config, tokenizer)
@@ -56,7 +58,11 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     task: Speed = instantiate(config.task, config, tokenizer)
     model = plan(config, device)
     if task.needs_reference:
-        plan(*reference_of(config))
+        try:
+            plan(*reference_of(config))
+        except DoesNotFitError as error:
+            told = "task.reference=true: the unquantised model does not fit; task.reference=false leaves it out"
+            raise DoesNotFitError(f"{told}\n{error}") from error
     need = memory_need_of(config, model)
     show_plan(config, device, need)
     try:
@@ -87,6 +93,8 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     print_json(result, path, logged)
     if not all(sample.finite for sample in result.samples):
         raise BadResultError(f"{path}: logits or cached values are not finite")
+    if task.stage is not None and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
+        raise BadResultError(f"{path}: quality was not measured, or is not finite")
     if not valid_samples(result):
         raise BadResultError(f"{path}: something was compiled during every sample")
 
@@ -103,7 +111,8 @@ def with_engine(config: Config, resolved: dict[str, Any], device: Device) -> tup
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
     """What the prompt and the generated tokens say."""
-    result.prompt_text = tokenizer.decode(result.prompt)
+    begin = int(result.prompt[0] == tokenizer.bos)
+    result.prompt_text = tokenizer.decode(result.prompt[begin:])
     for sample in result.samples:
         sample.text = [tokenizer.continuation(result.prompt, row) for row in sample.tokens]
 
@@ -201,7 +210,11 @@ def measure_engine(
 
         if task.stage is not None:
             stages.start(task.stage)
-        quality = task.evaluate(engine, reference)
+        try:
+            quality = task.evaluate(engine, reference)
+        except Exception as error:  # whatever it dies of, the samples are there
+            quality = None
+            console.print(f"Quality not measured: {error!r}", style="yellow", markup=False)
     return {
         "checkpoint": loaded,
         "quality": quality,

@@ -119,12 +119,14 @@ class HuggingFaceTokenizer(Tokenizer):
         library = imported("tokenizers", file)
         try:
             self.tokenizer = library.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises nothing narrower
+            self.tokenizer.no_truncation()
+            self.tokenizer.no_padding()
+            # What stands before some text, and nothing of what stands behind it, which can be an end-of-text token.
+            probe = self.tokenizer.encode(string.ascii_letters)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises nothing narrower, and lets Rust's panics through
             raise unreadable(file, error) from None
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        # What stands before some text, and nothing of what stands behind it, which can be an end-of-text token.
-        probe = self.tokenizer.encode(string.ascii_letters)
         pairs = zip(probe.ids, probe.special_tokens_mask, strict=True)
         self.prefix = [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
         size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -132,7 +134,10 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(file, size, bos, ends_of_text(file.parent, self.tokenizer.token_to_id))
 
     def ids(self, text: str) -> list[int]:
-        return [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        try:
+            return [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        except Exception as error:  # the library raises nothing narrower: a model without an unknown token, say
+            raise TokenizerError(f"{self.source} cannot encode the text: {one_line(error)}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         tokens = [self.token(index) for index in ids]
@@ -317,6 +322,11 @@ class TiktokenTokenizer(Tokenizer):
         return self.encoding.decode_single_token_bytes(index) if 0 <= index < self.size else unused(index).encode()
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds any of `NAMES`."""
+    return any(file.is_file() for name in NAMES for file in folder.glob(name))
+
+
 def tokenizer_file(path: Path) -> Path:
     """The file that a folder's tokenizer is in, or the file itself. Raises TokenizerError where there is none."""
     if path.is_file():
@@ -374,7 +384,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(contents(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise unreadable(file, error) from None
     if not isinstance(values, dict):
         raise unreadable(file, "it holds no JSON object")

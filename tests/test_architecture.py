@@ -247,7 +247,7 @@ def composing() -> Iterator[None]:
 
 def composed(*overrides: str) -> Config:
     """As from the command line, with a workload that fits the tiny models."""
-    return load(compose("config", ["sampling=greedy", "workload.new_tokens=8", *overrides]))
+    return load(compose("config", ["sampling=greedy", "workload.new_tokens=8", *overrides]), overrides)
 
 
 def disagreement(*overrides: str) -> str:
@@ -265,7 +265,54 @@ def test_auto_takes_all_from_the_checkpoint(case: str, tmp_path: Path) -> None:
     assert shape.items() <= dataclasses.asdict(model).items()
     assert shape["rope_scaling"] is None or isinstance(model.rope_scaling, RopeScaling)
     assert model.reads_checkpoint
-    assert model.tokenizer_source == model.checkpoint == str(folder)
+    assert model.checkpoint == str(folder)
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_default_that_is_given_must_agree_too(tmp_path: Path) -> None:
+    checkpoint = f"model.checkpoint={write(tmp_path, CASES['mistral-window'])}"
+    assert composed("model=auto", checkpoint).model.sliding_window
+    assert "model.sliding_window=0: expected" in disagreement("model=auto", checkpoint, "model.sliding_window=0")
+    assert "model.checkpoint=: expected the folder" in disagreement("model=auto", "model.checkpoint=''")
+
+
+@pytest.mark.usefixtures("composing")
+def test_the_context_is_the_shorter_one(tmp_path: Path) -> None:
+    write(tmp_path, NAMED["stories15m"])
+    for stated, context in ((1024, 256), (230, 230)):
+        rewrite(tmp_path, max_position_embeddings=stated)
+        assert composed("model=stories15m", f"model.checkpoint={tmp_path}").model.context == context
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("Qwen3-8B", "Qwen3-8B"), ("models--Qwen--Qwen3-8B/snapshots/1f2e3d", "Qwen3-8B"), ("a b", "a_b")],
+)
+def test_the_name_is_the_folders_or_the_cached_models(folder: str, name: str, tmp_path: Path) -> None:
+    assert read_shape(write(tmp_path / folder, CASES["llama"]))["name"] == name
+
+
+def test_where_the_library_looks_for_the_original_context(tmp_path: Path) -> None:
+    write(tmp_path, CASES["llama-llama3"])
+    rewrite(tmp_path, original_max_position_embeddings=20)
+    assert read_shape(tmp_path)["rope_scaling"]["original_context"] == 20
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hidden_size": 2**62},
+        {"vocab_size": -1},
+        {"num_hidden_layers": 5 * 10**7},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_numbers_that_no_model_has_and_two_scalings_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, CASES["llama-llama3"])
+    rewrite(tmp_path, **values)
+    with pytest.raises(UserError, match=next(iter(values))):
+        read_shape(tmp_path)
 
 
 @pytest.mark.usefixtures("composing")
@@ -348,7 +395,6 @@ def test_a_yaml_that_agrees_is_taken(name: str, tmp_path: Path) -> None:
         ("stories15m", {"num_key_value_heads": 3}, "model.n_kv_heads=6: expected 3"),
         ("stories15m", {"head_dim": 64}, "model.head_dim="),
         ("stories15m", {"intermediate_size": 769}, "model.ffn_dim=768: expected 769"),
-        ("stories15m", {"max_position_embeddings": 1024}, "model.context=256: expected 1024"),
         ("stories15m", {"rms_norm_eps": 1e-6}, "model.norm_eps=1e-05: expected 1e-06"),
         ("stories15m", {"tie_word_embeddings": False}, "model.tied=True: expected False"),
         ("stories15m", rope(rope_type="default"), "model.rope_theta=10000.0: expected 500.0"),

@@ -32,7 +32,7 @@ def composing() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> Config:
-    return load(compose("config", list(overrides)))
+    return load(compose("config", list(overrides)), overrides)
 
 
 def refusal(*overrides: str) -> str:

@@ -113,7 +113,7 @@ def needed() -> dict[str, Version]:
 def test_constraints_pin_everything() -> None:
     pins = read_constraints()
     # The public part: torch's CPU build is 2.13.0+cpu.
-    installed = {name: Version(version.public) for name, version in needed().items()}
+    installed = {name: Version(version.public) for name, version in needed().items() if name != "gptbench"}
     assert installed == {name: pins.get(name) for name in installed}
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from gptbench import run as run_module
-from gptbench.config import AutoConfig, Config, DeviceConfig, DeviceKind, InductorConfig
+from gptbench.config import AutoConfig, Config, DeviceConfig, DeviceKind, Dtype, InductorConfig, QualityConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Eager, Inductor
-from gptbench.errors import BadResultError, ConfigError
-from gptbench.measure import roof
+from gptbench.errors import BadResultError, ConfigError, DoesNotFitError
+from gptbench.measure import Quality, roof
 from gptbench.model import Transformer
 from gptbench.record import Result
 from tests.models import DENSE, run_config
@@ -111,6 +112,43 @@ def test_numbers_that_mean_nothing_are_recorded_and_fail(tmp_path: Path, monkeyp
     with pytest.raises(BadResultError, match="not finite"):
         run(config(tmp_path), tmp_path)
     assert not Result.load(tmp_path / "result.json").samples[0].finite
+
+
+@pytest.mark.parametrize("fails", ["the reference", "the engine", "nothing"])
+def test_samples_are_kept_when_quality_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    build = run_module.build
+
+    def build_once(*arguments: Any) -> None:
+        build(*arguments)
+        if fails == "the reference" and arguments[0].device.dtype is Dtype.bfloat16:
+            raise RuntimeError("out of something")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(run_module, "build", build_once)
+    if fails == "the engine":
+        monkeypatch.setattr(Quality, "predict", broken)
+    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=6)
+    of = replace(config(tmp_path), task=task)
+    if fails == "nothing":
+        assert len(run(of, tmp_path).quality.kl) == 6  # type: ignore[union-attr]
+        return
+    with pytest.raises(BadResultError, match="quality was not measured"):
+        run(of, tmp_path)
+    result = Result.load(tmp_path / "result.json")
+    assert len(result.samples) == 1
+    assert result.quality is None
+
+
+def test_a_reference_that_does_not_fit_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "free_memory", lambda self: 10**9 if self.dtype != torch.bfloat16 else 10)
+    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=6)
+    with pytest.raises(DoesNotFitError, match=r"task\.reference=false leaves it out"):
+        run(replace(config(tmp_path), task=task), tmp_path)
+    assert not (tmp_path / "result.json").exists()
 
 
 AUTO = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True)

@@ -22,7 +22,7 @@ MODELS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - OPEN)
 PUBLISHED = {
     # name: parameters, GB
     "codellama_34b": (33_743_970_304, 66.96),
-    "codellama_7b": (6_738_415_616, 13.215),
+    "codellama_7b_python": (6_738_415_616, 13.215),
     "llama2_13b": (13_015_864_320, 25.704),
     "llama2_70b": (68_976_648_192, 137.43),
     "llama2_7b": (6_738_415_616, 13.215),
@@ -53,7 +53,7 @@ LLAMA_3 = {"rope_theta": 5e5, "context": 131072}
 QWEN = {"rope_theta": 1e6, "norm_eps": 1e-6}
 SETTINGS = {
     "codellama_34b": {"context": 16384, "rope_theta": 1e6},
-    "codellama_7b": {"context": 16384, "rope_theta": 1e6},
+    "codellama_7b_python": {"context": 16384, "rope_theta": 1e6},
     "llama2_13b": {"context": 4096},
     "llama2_70b": {"context": 4096},
     "llama2_7b": {"context": 4096},

@@ -130,44 +130,43 @@ class Quality(Speed):
             context=[first, first + self.predicted - 1],
             nll=[],
         )
-        kept = [logits.to("cpu", copy=True) for logits in self.predict(engine)]
-        found.nll = self.in_order([self.nll(logits, place) for place, logits in enumerate(kept)])
+        nll, kept = [], []
+        for logits, tokens in self.predict(engine):
+            nll.append(likelihood(logits, tokens))
+            if self.needs_reference:
+                kept.append(logits.to("cpu", copy=True))
+        found.nll = self.in_order(nll)
         if self.needs_reference:
             reference = make_reference()
             compared: list[tuple[Tensor, Tensor, Tensor]] = []
-            for place, expected in enumerate(self.predict(reference)):
-                p, q = expected.double().log_softmax(-1), kept[place].to(expected.device).double().log_softmax(-1)
+            for (expected, tokens), logits in zip(self.predict(reference), kept, strict=True):
+                p, q = expected.double().log_softmax(-1), logits.to(expected.device).double().log_softmax(-1)
                 kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)  # p of no chance adds 0, not NaN
-                same = p.argmax(-1) == q.argmax(-1)
-                compared.append((self.nll(expected, place), kl.cpu(), same.cpu()))
+                compared.append((likelihood(expected, tokens), kl.cpu(), (p.argmax(-1) == q.argmax(-1)).cpu()))
             found.reference_nll = self.in_order([nll for nll, _, _ in compared])
             found.kl = self.in_order([kl for _, kl, _ in compared])
             found.same_top = [bool(same) for same in self.in_order([same for _, _, same in compared])]
         return found
 
-    def predict(self, engine: Engine) -> Iterator[Tensor]:
-        """Logits [B, V] on the device, before each predicted token of B windows; then of the next B."""
-        for rows in self.batches(engine.batch):
-            windows = self.windows[rows].to(engine.device.torch)
-            engine.prefill(windows[:, : self.prefilled])
-            yield engine.state.logits
-            for fed in range(self.prefilled, windows.shape[1] - 1):
-                engine.state.token.copy_(windows[:, fed : fed + 1])
-                engine.decode()
-                yield engine.state.logits
-
-    def batches(self, size: int) -> list[Tensor]:
-        """Numbers of the windows of each batch; the last one is filled up with its last window."""
-        last = len(self.windows) - 1
-        return [torch.arange(start, start + size).clamp(max=last) for start in range(0, last + 1, size)]
-
-    def nll(self, logits: Tensor, place: int) -> Tensor:
-        """Of the token that `predict` predicts with its number `place`: logits [B, V] to float64 [B]."""
-        batch, step = divmod(place, self.predicted)
-        target = self.windows[self.batches(len(logits))[batch], self.prefilled + step].to(logits.device)
-        return -logits.double().log_softmax(-1).gather(1, target.unsqueeze(1)).squeeze(1).cpu()
+    def predict(self, engine: Engine) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [R, V] on the device before each predicted token of a batch of windows, and these tokens [R]; then
+        those of the next batch. R is the batch size, but for the last batch, which the engine gets filled up."""
+        for windows in self.windows.split(engine.batch):
+            fillers = windows[-1:].expand(engine.batch - len(windows), -1)
+            fed = torch.cat((windows, fillers)).to(engine.device.torch)
+            engine.prefill(fed[:, : self.prefilled])
+            for place in range(self.prefilled, self.windows.shape[1]):
+                if place > self.prefilled:
+                    engine.state.token.copy_(fed[:, place - 1 : place])
+                    engine.decode()
+                yield engine.state.logits[: len(windows)], fed[: len(windows), place]
 
     def in_order(self, values: list[Tensor]) -> list[float]:
-        """Values [B] of every place in the text's order, what filled up the last batch left out."""
-        batched = torch.stack(values).unflatten(0, (-1, self.predicted))  # [batches, n, B]
-        return batched.transpose(1, 2).reshape(-1, self.predicted)[: len(self.windows)].flatten().tolist()
+        """What there is for each that `predict` yields, [R], in the text's order."""
+        batches = [values[start : start + self.predicted] for start in range(0, len(values), self.predicted)]
+        return torch.cat([torch.stack(batch, dim=1).flatten() for batch in batches]).tolist()
+
+
+def likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of tokens [R] under logits [R, V], in nats: float64 [R] on the host."""
+    return -logits.double().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()

@@ -54,7 +54,7 @@ class Result:
     prompt: list[int] = field(default_factory=list)
     """Token ids of the prompt that each row got."""
     prompt_text: str | None = None
-    """The same as text, if the model has a tokenizer."""
+    """The same as text, without a begin-of-text token, if the model has a tokenizer."""
     checkpoint: Loaded | None = None
     """What the weights were read from; None where they are seeded."""
     quality: Predictions | None = None

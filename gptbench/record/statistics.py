@@ -76,6 +76,7 @@ def compile_metrics(result: Result) -> dict[str, float]:
 def quality_metrics(result: Result) -> dict[str, float]:
     """What `task=quality` is for; empty without it.
 
+    reference_perplexity: the reference's; it and the divergence are of bfloat16, whatever type the run has.
     perplexity: exp of the mean negative log-likelihood of the text's tokens; bits_per_byte: their sum over the text's
     bytes, which compares models of different tokenizers; kl_divergence: mean over tokens, nats; top1_agreement: share
     of tokens. Of random tokens there is no perplexity.

@@ -226,7 +226,10 @@ def make_record(result: Result, result_path: Path, name: str | None) -> Record:
         start_ms=round(start * 1000),
         end_ms=round((start + seconds) * 1000),
         status="FINISHED" if all(sample.finite for sample in result.samples) else "FAILED",
-        params=[(clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)],
+        params=[
+            *((clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)),
+            ("prompt_tokens", str(len(result.prompt))),
+        ],
         metrics=list(metrics(result)),
         tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
     )
