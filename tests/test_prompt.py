@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from gptbench.config import Config, ModelConfig
 from gptbench.errors import ConfigError
@@ -103,6 +104,23 @@ def test_a_file_without_text(tmp_path: Path, content: bytes, told: str) -> None:
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=told):
         prompted(DEMO, prompt_file=str(file))
+
+
+def test_a_checkpoint_need_not_have_a_tokenizer(tmp_path: Path) -> None:
+    bare = replace(BIG, checkpoint=str(tmp_path))
+    assert make_tokenizer(bare) is None
+    assert prompted(bare, prompt=[5, 6]).workload.prompt == [5, 6]
+    with pytest.raises(ConfigError, match="null for a model without a tokenizer"):
+        prompted(bare, prompt_text="a")
+
+
+def test_a_text_that_gives_no_tokens(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    library.normalizer = tokenizers.normalizers.Strip()
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"workload\.prompt_text=  : expected a text that"):
+        prompted(replace(BIG, tokenizer=str(tmp_path)), prompt_text="  ")
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

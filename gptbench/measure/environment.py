@@ -12,7 +12,17 @@ import torch
 from gptbench import __version__
 from gptbench.device import Device, cpu_name
 
-LIBRARIES = ("torch", "triton", "hydra-core", "omegaconf", "mlflow", "numpy")
+LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "omegaconf",
+    "mlflow",
+    "numpy",
+)
 
 
 @dataclass
