@@ -1,6 +1,7 @@
 """The wheel works outside the checkout; the pins are whole; the scripts can be run."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,17 @@ def test_installed_wheel_works_outside_the_checkout(installed: Path, tmp_path: P
     shown = call(sys.executable, "-m", "gptbench", "--help", cwd=tmp_path, pythonpath=installed)
     for group in {Path(name).parent.name for name in CONF} - {""}:
         assert group in shown
+
+
+@made_by_scripts
+def test_installed_wheel_runs_the_model_that_it_brings(installed: Path, tmp_path: Path) -> None:
+    quick = ["workload.samples=1", "workload.new_tokens=3", "device=cpu", "engine=eager", "tracking=none"]
+    shown = call(sys.executable, "-m", "gptbench", *quick, cwd=tmp_path, pythonpath=installed)
+    result = json.loads(shown.splitlines()[-1])
+    assert result["model"] == "demo"
+    recorded = json.loads(Path(result["result"]).read_text())
+    assert Path(recorded["checkpoint"]["folder"]) == installed / "gptbench" / "demo"
+    assert recorded["samples"][0]["text"][0]
 
 
 def read_constraints() -> dict[str, Version]:
