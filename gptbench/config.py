@@ -555,8 +555,8 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         UserError: a field is missing, unknown, or holds what it cannot.
     """
     refuse_unknown(composed)
-    given = {override.partition("=")[0].removeprefix("model.") for override in overrides if "model." in override}
-    complete_model(composed.model, given)
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    complete_model(composed.model, {name.removeprefix("model.") for name in given if name.startswith("model.")})
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(missing[0], "???", "a value")

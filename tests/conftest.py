@@ -11,6 +11,11 @@ if not torch.cuda.is_available():
 from collections.abc import Iterator
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from gptbench.config import register
+from gptbench.paths import conf_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,3 +42,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def composing() -> Iterator[None]:
+    """Hydra, ready to compose what is shipped."""
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        yield

@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from transformers import LlamaConfig, PreTrainedConfig
 
 from gptbench.architecture import read_shape
-from gptbench.config import Config, RopeScaling, load, register
+from gptbench.config import Config, RopeScaling, load
 from gptbench.errors import UserError
-from gptbench.paths import conf_folder
 from tests.hf import CASES, LLAMA_3, MODELS, rewrite, rope
 
 ONE_EACH = {type(config): case for case, config in reversed(CASES.items())}
@@ -235,14 +232,6 @@ def test_what_means_nothing_is_taken(case: str, values: dict[str, Any], tmp_path
     expected = read_shape(write(tmp_path, CASES[case]))
     rewrite(tmp_path, **values)
     assert read_shape(tmp_path) == expected
-
-
-@pytest.fixture
-def composing() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        yield
 
 
 def composed(*overrides: str) -> Config:

@@ -2,20 +2,18 @@
 
 import ast
 import itertools
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from gptbench import config as schemas
-from gptbench.config import Config, Section, explain, load, register
+from gptbench.config import Config, Section, explain, load
 from gptbench.errors import UserError
 from gptbench.paths import conf_folder
 
@@ -23,12 +21,7 @@ GROUPS = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
 OPTIONS = [f"{group}={file.stem}" for group in GROUPS for file in sorted((conf_folder() / group).glob("*.yaml"))]
 
 
-@pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("composing")
 
 
 def composed(*overrides: str) -> Config:
