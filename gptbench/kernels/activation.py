@@ -1,0 +1,135 @@
+"""What the linear kernels multiply their weights with: x [B, K], plain or in fixed point.
+
+int8 weights go with fixed point: four neighbours share a scale, the largest of them becomes 32767. That keeps 15 bits
+and the sign of each (bfloat16 keeps 8), and lets one integer instruction (`dp2a`: two 16-bit numbers times two 8-bit
+ones, added to a 32-bit sum) do what takes two conversions and two multiply-adds in floating point. The integers are
+laid out for 16-byte loads beside 16 bytes of weights: `low` holds elements 4i and 4i + 1, `high` 4i + 2 and 4i + 3.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gptbench.kernels.launch import INTERPRETED
+
+LARGEST = 32767
+GROUP = 4
+
+ASSEMBLY = tl.constexpr(not INTERPRETED)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """x [B, K]. `plain` alone, or `low`, `high` and `scale` alone, say what it is."""
+
+    plain: Tensor | None = None
+    """[B, K], of the model's type."""
+    low: Tensor | None = None
+    """int32 [B, K/4]: elements 4i (lower half) and 4i + 1 (upper half), in units of the scale."""
+    high: Tensor | None = None
+    """int32 [B, K/4]: elements 4i + 2 and 4i + 3."""
+    scale: Tensor | None = None
+    """float32 [B, K/4]."""
+
+    @classmethod
+    def empty(cls, batch: int, width: int, dtype: torch.dtype, device: torch.device, fixed: bool) -> "Activation":
+        """Memory for x [B, K]; with `fixed`, K must be a multiple of 4."""
+        if not fixed:
+            return cls(plain=torch.empty(batch, width, dtype=dtype, device=device))
+        assert width % GROUP == 0, width
+        words = batch, width // GROUP
+        return cls(
+            low=torch.empty(words, dtype=torch.int32, device=device),
+            high=torch.empty(words, dtype=torch.int32, device=device),
+            scale=torch.empty(words, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def fixed(self) -> bool:
+        return self.plain is None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a kernel takes: low, high and scale; or three times the plain one."""
+        if self.plain is not None:
+            return self.plain, self.plain, self.plain
+        assert self.low is not None and self.high is not None and self.scale is not None
+        return self.low, self.high, self.scale
+
+    @property
+    def batch(self) -> int:
+        return self.tensors[0].shape[0]
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.tensors[0].shape[1] * (GROUP if self.fixed else 1)
+
+    def write(self, x: Tensor) -> None:
+        """Takes over x [B, K]; the twin of `store`."""
+        if self.plain is not None:
+            self.plain.copy_(x)
+            return
+        low, high, scale = self.tensors
+        groups = x.float().unflatten(-1, (-1, GROUP))
+        peak = groups.abs().amax(-1, keepdim=True)
+        scale.copy_(peak.squeeze(-1) / LARGEST)
+        integers = torch.where(peak > 0, groups * (LARGEST / peak), 0.0).round().to(torch.int32)
+        low.copy_(integers[..., 0] & 0xFFFF | integers[..., 1] << 16)
+        high.copy_(integers[..., 2] & 0xFFFF | integers[..., 3] << 16)
+
+    def read(self) -> Tensor:
+        """float32 [B, K]."""
+        if self.plain is not None:
+            return self.plain.float()
+        low, high, scale = self.tensors
+        integers = torch.stack((low << 16 >> 16, low >> 16, high << 16 >> 16, high >> 16), dim=-1)
+        return (integers.float() * scale.unsqueeze(-1)).flatten(-2)
+
+
+@triton.jit
+def store(x, low, high, scale, offset, valid, N: tl.constexpr, FIXED: tl.constexpr):
+    """Writes x, float32 [N], to elements `offset` to offset + N - 1, of which only the first `valid` are there.
+
+    low, high, scale: `Activation.tensors`. With FIXED, N, offset and valid are multiples of 4.
+    """
+    if FIXED:
+        groups = tl.reshape(x, [N // 4, 4])
+        peak = tl.max(tl.abs(groups), 1)
+        units = tl.where(peak > 0, 32767.0 / peak, 0.0)
+        scaled = groups * units[:, None]
+        # Adding 1.5 · 2^23 rounds to the nearest integer, and leaves it in the lowest bits.
+        bits = (scaled + 12582912.0).to(tl.int32, bitcast=True)
+        even, odd = tl.split(tl.reshape(bits, [N // 4, 2, 2]))
+        low_word, high_word = tl.split((even & 0xFFFF) | (odd << 16))
+        index = tl.arange(0, N // 4)
+        to = offset // 4 + index
+        there = index < valid // 4
+        tl.store(low + to, low_word, mask=there)
+        tl.store(high + to, high_word, mask=there)
+        # A NaN or infinity must not get lost: 0 times it is NaN.
+        tl.store(scale + to, peak * (1.0 / 32767.0) + 0.0 * tl.sum(groups, 1), mask=there)
+    else:
+        index = tl.arange(0, N)
+        tl.store(low + offset + index, x.to(low.dtype.element_ty), mask=index < valid)
+
+
+@triton.jit
+def dot4(weight, low, high):
+    """int32: four int8 weights (one word) times four 16-bit activations (two words), added up. Operands broadcast."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 t; dp2a.lo.s32.s32 t, $2, $1, 0; dp2a.hi.s32.s32 $0, $3, $1, t; }",
+            "=r,r,r,r",
+            [weight, low, high],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    total = ((weight << 24) >> 24) * ((low << 16) >> 16)
+    total += ((weight << 16) >> 24) * (low >> 16)
+    total += ((weight << 8) >> 24) * ((high << 16) >> 16)
+    return total + (weight >> 24) * (high >> 16)

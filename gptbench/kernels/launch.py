@@ -1,0 +1,27 @@
+"""How kernels follow one another, and where they run.
+
+Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a kernel
+starts while the one before it still runs, loads what nobody writes (weights), and waits only then. Every kernel waits
+before it lets the next one start: so, when it has waited, not only the kernel before it but all before that are done.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter on the CPU: no inline assembly there, and one program after the other."""
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether kernels on this device can be launched with `overlap=True`: compute capability 9.0 and up."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def follow(OVERLAP: tl.constexpr):
+    """Waits for the kernel before this one, then lets the next one start. To be called before anything is read that a
+    kernel has written, and never inside a loop."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
