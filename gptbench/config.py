@@ -115,6 +115,9 @@ S = TypeVar("S", bound=Section)
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
 
+MOST_STOP_TOKENS = 16
+"""So many places there are for them on the device, whether they are taken or not."""
+
 
 @dataclass(kw_only=True)
 class RopeScaling:
@@ -239,6 +242,9 @@ class SamplingConfig(Section):
     """Only the k most likely tokens, or null for all."""
     top_p: float | None = None
     """Only the smallest set of most likely tokens whose probability reaches p, or null for all."""
+    stop_tokens: list[int] = field(default_factory=list)
+    """Token ids that end an answer, at most 16. A row that has drawn one draws it again at every later step, so that
+    there are as many steps as without; the answer is what comes before, and the stop token."""
 
     def check(self) -> None:
         if not 0 <= self.temperature <= 1e30:
@@ -247,6 +253,8 @@ class SamplingConfig(Section):
             raise self.error("top_k", "a number of at least 1, or null for the whole vocabulary")
         if self.top_p is not None and not 1e-30 <= self.top_p <= 1:  # in float32 less may be 0, and keep nothing
             raise self.error("top_p", "a number from 1e-30 to 1, or null for no limit")
+        if len(self.stop_tokens) > MOST_STOP_TOKENS:
+            raise self.error("stop_tokens", f"at most {MOST_STOP_TOKENS} token ids")
 
 
 @dataclass(kw_only=True)
@@ -317,6 +325,20 @@ class InductorConfig(EngineConfig):
 
 
 @dataclass(kw_only=True)
+class FusedConfig(EngineConfig):
+    """The decode step as a chain of our own kernels."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.fused.Fused",)
+
+    overlap: bool = True
+    """Whether a kernel starts while the one before it still runs, on a GPU that can (compute capability 9.0 and up)."""
+    tune: bool = False
+    """Search the best tiles for the shapes of this model on this device, those that are not kept yet, and keep them."""
+    tiles: str = "outputs/tiles"
+    """Folder with the tiles that were found, a file for each device. Shapes that it lacks get built-in ones."""
+
+
+@dataclass(kw_only=True)
 class HuggingFaceConfig(EngineConfig):
     """The transformers library's model over the same weights, as a peer."""
 
@@ -378,6 +400,9 @@ class TaskConfig(Section):
     GROUP: ClassVar[str] = "task"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.measure.Speed",)
 
+    breakdown: bool = False
+    """Profile a few decode steps after the samples, and tell where the time of one goes, kernel by kernel."""
+
 
 @dataclass(kw_only=True)
 class QualityConfig(TaskConfig):
@@ -394,6 +419,30 @@ class QualityConfig(TaskConfig):
 
     def check(self) -> None:
         self.at_least(1, "tokens")
+
+
+@dataclass(kw_only=True)
+class KernelsConfig(TaskConfig):
+    """Single kernels instead of generations: each at every shape of the model, and the seed's micro-benchmarks.
+
+    No weights are made. Of the workload, the batch size counts, and for the model's kernels prompt and new tokens.
+    """
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.measure.Kernels",)
+
+    only: str | None = None
+    """Measure only what has this in its name, as `gemv` or `gemv/D4096/int8`; null is all."""
+    sizes: list[int] = field(default_factory=lambda: [1024, 4096, 8192, 16384])
+    """D of the micro-benchmarks."""
+    replays: int = 20
+    """Timed repetitions of a round over all sets of inputs; the median counts."""
+
+    def check(self) -> None:
+        if self.breakdown:
+            raise self.error("breakdown", "false with task=kernels, which decodes nothing")
+        if not self.sizes or min(self.sizes) < 1:
+            raise self.error("sizes", "some numbers of at least 1")
+        self.at_least(1, "replays")
 
 
 @dataclass(kw_only=True)
@@ -483,6 +532,13 @@ class Config:
                 self.sampling.top_k,
                 f"at most vocab_size={self.model.vocab_size} of {self.model.name}",
             )
+        for token in self.sampling.stop_tokens:
+            if not 0 <= token < self.model.vocab_size:
+                raise ConfigError(
+                    "sampling.stop_tokens",
+                    token,
+                    f"token ids from 0 to {self.model.vocab_size - 1} for {self.model.name}",
+                )
 
 
 # Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
@@ -498,8 +554,10 @@ def register() -> None:
     store.store(group="schema/engine", name="auto", node=AutoConfig)
     store.store(group="schema/engine", name="eager", node=EagerConfig)
     store.store(group="schema/engine", name="inductor", node=InductorConfig)
+    store.store(group="schema/engine", name="fused", node=FusedConfig)
     store.store(group="schema/engine", name="hf", node=HuggingFaceConfig)
     store.store(group="schema/task", name="quality", node=QualityConfig)
+    store.store(group="schema/task", name="kernels", node=KernelsConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
 
 

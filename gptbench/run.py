@@ -8,32 +8,47 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
 
 from gptbench.build import alternatives, build, memory_need_of, on_meta, require_fit
 from gptbench.checkpoint import Checkpoint, Loaded
-from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig
+from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
 from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, TrackingError
 from gptbench.generate import Workload
-from gptbench.measure import Speed
+from gptbench.measure import Kernels, Speed
+from gptbench.measure.breakdown import break_down
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
-from gptbench.measure.environment import environment
+from gptbench.measure.environment import Environment, environment
+from gptbench.measure.kernels import peak_flops
 from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.quant import Quantisation
-from gptbench.record import Result, Tracker
+from gptbench.record import KernelResult, Recorded, Result, Tracker
 from gptbench.record.statistics import quality_metrics, valid_samples
+from gptbench.record.tracking import write_trace
 from gptbench.targets import instantiate, target
-from gptbench.terminal import Stages, console, print_json, progress, show_limit, show_plan, show_result
+from gptbench.terminal import (
+    Stages,
+    console,
+    print_json,
+    progress,
+    show_kernels,
+    show_limit,
+    show_plan,
+    show_result,
+    stage_bar,
+)
 from gptbench.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Path, sweep: Path | None) -> None:
@@ -53,8 +68,11 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     tokenizer = make_tokenizer(config.model)
     config = with_prompt(config, tokenizer)
     device: Device = instantiate(config.device)
-    config, resolved = with_engine(config, resolved, device)
     tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
+    if isinstance(config.task, KernelsConfig):
+        run_kernels(config, resolved, command, folder, sweep, device, tracker)
+        return
+    config, resolved = with_engine(config, resolved, device)
     task: Speed = instantiate(config.task, config, tokenizer)
     model = plan(config, device)
     if task.needs_reference:
@@ -83,14 +101,10 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     if tokenizer is not None:
         add_text(result, tokenizer)
     path = result.save(folder)
+    if result.breakdown is not None:
+        write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
     show_result(result, instantiate(config.baseline))
-    try:
-        logged = tracker.log(result, path)
-    except TrackingError as error:
-        console.print(f"Not tracked: {error}", style="yellow", markup=False)
-        logged = None
-    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
-    print_json(result, path, logged)
+    publish(result, path, tracker)
     if not all(sample.finite for sample in result.samples):
         raise BadResultError(f"{path}: logits or cached values are not finite")
     if task.stage is not None and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
@@ -99,22 +113,72 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         raise BadResultError(f"{path}: something was compiled during every sample")
 
 
+def run_kernels(
+    config: Config,
+    resolved: dict[str, Any],
+    command: list[str],
+    folder: Path,
+    sweep: Path | None,
+    device: Device,
+    tracker: Tracker,
+) -> None:
+    """What `run` does, for `task=kernels`: there is no model, and no engine.
+
+    Raises:
+        BadResultError: an implementation failed, or is wrong; what was measured is recorded.
+    """
+    task: Kernels = instantiate(config.task, config, device)
+    with stage_bar(1 + len(task.cases)) as stages:
+        started, surroundings, roof = beginning(config, device, stages)
+        begin = time.perf_counter()
+        kernels = task.measure(stages.start, stages.done)
+    result = KernelResult(
+        started=started,
+        command=command,
+        sweep=str(sweep) if sweep else None,
+        config=resolved,
+        environment=surroundings,
+        dtype=device.dtype_name,
+        roof=roof,
+        wall_s=time.perf_counter() - begin,
+        peak_flops=peak_flops(device.name),
+        kernels=kernels,
+    )
+    path = result.save(folder)
+    show_kernels(result, instantiate(config.baseline))
+    publish(result, path, tracker)
+    if failed := [kernel.label for kernel in kernels if kernel.failed]:
+        raise BadResultError(f"{path}: not all of it could be measured, or was right: {', '.join(failed)}")
+
+
+def publish(result: Recorded, path: Path, tracker: Tracker) -> None:
+    """Logs a result that was saved, and says where it is."""
+    try:
+        logged = tracker.log(result, path)
+    except TrackingError as error:
+        console.print(f"Not tracked: {error}", style="yellow", markup=False)
+        logged = None
+    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+    print_json(result, path, logged)
+
+
 def with_engine(config: Config, resolved: dict[str, Any], device: Device) -> tuple[Config, dict[str, Any]]:
     """The same with the engine that `engine=auto` stands for here."""
     if not isinstance(config.engine, AutoConfig):
         return config, resolved
-    auto: Auto = instantiate(config.engine, device)
+    auto: Auto = instantiate(config.engine, config, device)
     console.print(f"engine=auto takes {auto.section.name}" + "".join(f"; {reason}" for reason in auto.reasons))
     section = OmegaConf.to_container(OmegaConf.structured(auto.section), enum_to_str=True)
     return replace(config, engine=auto.section), resolved | {"engine": section}
 
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
-    """What the prompt and the generated tokens say."""
+    """What the prompt and the answers say."""
     begin = int(result.prompt[0] == tokenizer.bos)
     result.prompt_text = tokenizer.decode(result.prompt[begin:])
     for sample in result.samples:
-        sample.text = [tokenizer.continuation(result.prompt, row) for row in sample.tokens]
+        answers = [row[:count] for row, count in zip(sample.tokens, sample.generated, strict=True)]
+        sample.text = [tokenizer.continuation(result.prompt, answer) for answer in answers]
 
 
 def release(model: Transformer, device: Device) -> None:
@@ -153,24 +217,37 @@ def reference_of(config: Config) -> tuple[Config, Device]:
 
 def measure(config: Config, device: Device, model: Transformer, task: Speed, stages: Stages) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name."""
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    stages.start("measuring the read roof")
-    surroundings = environment(device, config.commit)
-    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", config.device.measure_roof)
-    device.release_memory()
+    started, surroundings, roof = beginning(config, device, stages)
     device.reset_peak_memory()
-    stages.done()
     with compile_cache(config.engine.fresh_cache) as empty_cache:
         measured = measure_engine(config, device, model, roof, empty_cache, task, stages)
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
             release(model, device)  # so that the weights can be made again
-            try:
-                measured["compilations"].append(in_second_process(prepare_alone, config))
-            except Exception as error:  # whatever it dies of, the samples are there
-                console.print(f"Warm start not measured: {error!r}", style="yellow", markup=False)
+            if (second := attempt("Warm start", in_second_process, prepare_alone, config)) is not None:
+                measured["compilations"].append(second)
             stages.done()
     return {"started": started, "environment": surroundings, "roof": roof} | measured
+
+
+def beginning(config: Config, device: Device, stages: Stages) -> tuple[str, Environment, Roof]:
+    """What every record begins with: when, where, and what that device's read roof is."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stages.start("measuring the read roof")
+    surroundings = environment(device, config.commit)
+    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", config.device.measure_roof)
+    device.release_memory()
+    stages.done()
+    return started, surroundings, roof
+
+
+def attempt(what: str, measure: Callable[..., T], *args: Any) -> T | None:
+    """What `measure` gives, or None where it fails: whatever it dies of, the samples are there."""
+    try:
+        return measure(*args)
+    except Exception as error:
+        console.print(f"{what} not measured: {error!r}", style="yellow", markup=False)
+        return None
 
 
 def measure_engine(
@@ -208,16 +285,18 @@ def measure_engine(
             leaving.callback(release, reference_model, on)
             return make_engine(of, on, reference_model, stages.reading)[0]
 
+        breakdown = None
+        if config.task.breakdown:
+            stages.start("profiling a step")
+            breakdown = attempt("Breakdown", break_down, engine, workload)
+            stages.done()
         if task.stage is not None:
             stages.start(task.stage)
-        try:
-            quality = task.evaluate(engine, reference)
-        except Exception as error:  # whatever it dies of, the samples are there
-            quality = None
-            console.print(f"Quality not measured: {error!r}", style="yellow", markup=False)
+        quality = attempt("Quality", task.evaluate, engine, reference)
     return {
         "checkpoint": loaded,
         "quality": quality,
+        "breakdown": breakdown,
         "load_s": load_s,
         "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,

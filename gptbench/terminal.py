@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +17,10 @@ from gptbench.compare import Baseline
 from gptbench.config import Config
 from gptbench.device import Device
 from gptbench.measure import Speed
+from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.roof import Roof
-from gptbench.record import Result
+from gptbench.record import KernelResult, Recorded, Result
+from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
     METRICS,
     compile_metrics,
@@ -42,6 +44,11 @@ SHOWN = {
     "top1_agreement": (100.0, "%"),
 }
 """Metric to the factor and the unit in which a person reads it; all others are shown as they are."""
+
+MOST_ROWS = 15
+"""Kernels in the table of a step; what there is beyond is one row."""
+MOST_CHARACTERS = 60
+"""Of a kernel's name there."""
 
 
 def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
@@ -75,21 +82,27 @@ def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
     )
 
 
+def progress(config: Config, task: Speed) -> AbstractContextManager["Stages"]:
+    """A bar over the stages of a run."""
+    after = config.engine.measure_warm_start + config.task.breakdown + (task.stage is not None)
+    return stage_bar(4 + config.workload.samples + after, config.workload.samples)
+
+
 @contextmanager
-def progress(config: Config, task: Speed) -> Iterator["Stages"]:
-    """A bar over the stages of a run; nothing is drawn inside a timed region."""
+def stage_bar(total: int, samples: int = 0) -> Iterator["Stages"]:
+    """A bar over so many stages; nothing is drawn inside a timed region."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # No thread that redraws: it would take turns with the thread that is measured.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        yield Stages(bar, config.workload.samples, config.engine.measure_warm_start + (task.stage is not None))
+        yield Stages(bar, total, samples)
 
 
 class Stages:
-    """Steps of the bar: roof, weights, compile, warm-up, each sample, and what comes after them."""
+    """Steps of the bar. Of a run: roof, weights, compile, warm-up, each sample, and what comes after them."""
 
-    def __init__(self, bar: Progress, samples: int, after: int) -> None:
+    def __init__(self, bar: Progress, total: int, samples: int) -> None:
         self.bar, self.samples, self.sampled = bar, samples, 0
-        self.task = bar.add_task("starting", total=4 + samples + after)
+        self.task = bar.add_task("starting", total=total)
 
     def start(self, what: str) -> None:
         """Shows what is being done now; all before it is done."""
@@ -134,6 +147,8 @@ def show_result(result: Result, baseline: Baseline) -> None:
         factor, unit = SHOWN.get(name, (1.0, ""))
         table.add_row(name, number(value * factor), "", unit)
     console.print(table)
+    if result.breakdown is not None:
+        show_breakdown(result.breakdown, result.roof, medians.get("tpot_p50_s"))
     if valid and valid[0].text:
         show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
@@ -145,6 +160,81 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None:
+    """Where the time of a profiled step goes; `sampled_s` is the median step of the samples."""
+    title = f"decode step at position {step.position}: {number(step.step_s * 1e6)} µs while profiled"
+    title += f", {number(sampled_s * 1e6)} µs in the samples" if sampled_s is not None else ""
+    table = Table(title=title, title_justify="left")
+    table.add_column("kernel", no_wrap=True, overflow="ellipsis", max_width=MOST_CHARACTERS)
+    for name in ("launches", "µs each", "µs of the step", "% of the step", "GB/s", "% of the roof"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, launches: int, total_s: float, exclusive_s: float, gb_per_s: float | None) -> None:
+        counted = [str(launches), number(total_s / launches * 1e6)] if launches else ["", ""]
+        share = [number(exclusive_s * 1e6), number(exclusive_s / step.step_s * 100)]
+        rate = [] if gb_per_s is None else [number(gb_per_s), number(gb_per_s / roof.gb_per_s * 100)]
+        table.add_row(escape(name), *counted, *share, *rate)
+
+    kernels = step.by_kernel()
+    shown = kernels[: MOST_ROWS - (len(kernels) > MOST_ROWS)]
+    others = kernels[len(shown) :]
+    for kernel in shown:
+        add(kernel.name, kernel.launches, kernel.total_s, kernel.exclusive_s, kernel.gb_per_s)
+    if others:
+        add(
+            f"{len(others)} others",
+            sum(kernel.launches for kernel in others),
+            sum(kernel.total_s for kernel in others),
+            sum(kernel.exclusive_s for kernel in others),
+            None,
+        )
+    add("gaps, in which none runs", 0, 0.0, step.gaps_s, None)
+    print_whole(table)
+
+
+def show_kernels(result: KernelResult, baseline: Baseline) -> None:
+    """The table: our kernel, or where there is none what Inductor makes of its twin, and how the others compare."""
+    table = Table(title=escape(f"kernels on {result.environment.device}"), title_justify="left")
+    for name in ("kernel", "shape", "type", "by"):
+        table.add_column(name, no_wrap=True)
+    for name in ("µs", "GB/s", "% of the roof", "% of peak flops", "inductor", "library"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(escape(f"target ({baseline.device})"), justify="right", no_wrap=True)
+    for kernel in result.kernels:
+        rows = kernel_metrics(result, kernel)
+        shape = " ".join(f"{letter}={size}" for letter, size in kernel.shape.items())
+        cells = [kernel.name, shape, kernel.dtype]
+        if rows:
+            first = next(iter(rows.values()))
+            flops = "" if first.flops_utilisation is None else number(first.flops_utilisation * 100)
+            cells += [first.implementation, number(first.seconds * 1e6), number(first.gb_per_s)]
+            cells += [number(first.share_of_roof * 100), flops]
+            for other in ("inductor", "library"):
+                known = other in rows and other != first.implementation
+                cells.append(f"×{number(rows[other].seconds / first.seconds)}" if known else "")
+        table.add_row(*map(escape, cells))
+    targets = seed_targets(result)
+    for name, value in means(result).items():
+        family, implementation, metric = name.rsplit("/", 2)
+        target = targets.get(family, {}).get(metric)
+        kernel_name, dtype = family.split("/")
+        cells = [kernel_name, f"mean {metric}", dtype, implementation]
+        at = ["", number(value)] if metric == "gb_per_s" else [number(value), ""]
+        table.add_row(*map(escape, cells), *at, "", "", "", "", "" if target is None else number(target))
+    print_whole(table)
+    for kernel in result.kernels:
+        failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
+        for name, told in ({"": kernel.note} if kernel.note is not None else failures).items():
+            line = f"{kernel.label}{' ' if name else ''}{name} not measured: {told}"
+            console.print(line, style="yellow", markup=False)
+
+
+def print_whole(table: Table) -> None:
+    """A table with all its columns, wider than the terminal if need be: a number that was cut is worse."""
+    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table)
 
 
 def show_text(prompt: str, text: str) -> None:
@@ -160,19 +250,18 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def print_json(result: Result, path: Path, logged: str | None) -> None:
+def print_json(result: Recorded, path: Path, logged: str | None) -> None:
     """One line of JSON on stdout."""
     config = result.config
+    groups = ("model", "quant", "engine", "sampling") if isinstance(result, Result) else ("task", "model", "quant")
     line = {
-        "model": config["model"]["name"],
-        "quant": config["quant"]["name"],
-        "engine": config["engine"]["name"],
-        "sampling": config["sampling"]["name"],
+        **{group: config[group]["name"] for group in groups},
         "dtype": result.dtype,
         "batch_size": config["workload"]["batch_size"],
         "device": result.environment.device,
         "commit": result.environment.commit,
-        **summary(result),
+        **(summary(result) if isinstance(result, Result) else {}),
+        **(kernel_summary(result) if isinstance(result, KernelResult) else {}),
         "result": str(path),
         "tracking": logged,
     }

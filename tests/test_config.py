@@ -88,10 +88,19 @@ def test_the_seeds_three_rows() -> None:
 def test_the_seeds_nine_targets() -> None:
     targets = composed("baseline=a100_40gb").baseline.targets
     rows = {name: tuple(row.values()) for name, row in targets.items()}
-    assert rows == {
+    kernels = {name: row for name, row in rows.items() if len(row) == 1}
+    assert {name: row for name, row in rows.items() if name not in kernels} == {
         "llama2_7b/bfloat16": (94, 1253, 162),
         "llama2_7b/int8": (144, 957, 172),
         "mixtral_16l/int8": (175, 1130, 162),
+    }
+    assert kernels == {
+        "gemv/int8": (870,),
+        "gemv/bfloat16": (990,),
+        "gather_gemv/int8": (990,),
+        "gather_gemv/bfloat16": (1060,),
+        "layer_norm/bfloat16": (950,),
+        "mlp_layer_norm_gelu/bfloat16": (0.8,),
     }
 
 
@@ -99,7 +108,7 @@ REFUSED = {
     # what is given: what must be told
     "quant=int9": ["quant/int9", "int8", "none"],
     "model=gpt5": ["model/gpt5", "llama2_7b", "mixtral"],
-    "sampling.tmp=3": ["sampling.tmp", "temperature, top_k, top_p"],
+    "sampling.tmp=3": ["sampling.tmp", "temperature, top_k, top_p, stop_tokens"],
     "engine.foo=1": ["engine.foo", "fresh_cache, measure_warm_start"],
     "nothing=1": ["nothing", "model, quant"],
     "+nothing=1": ["nothing", "no such field", "model, quant"],
@@ -115,6 +124,8 @@ REFUSED = {
     "sampling.top_p=0": ["sampling.top_p=0.0", "1e-30 to 1"],
     "sampling.top_p=1e-46": ["sampling.top_p=1e-46", "1e-30 to 1"],
     "sampling.top_p=1.5": ["sampling.top_p=1.5", "1e-30 to 1"],
+    "model=stories110m sampling.stop_tokens=[2,32000]": ["sampling.stop_tokens=32000", "0 to 31999"],
+    "sampling.stop_tokens=[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]": ["sampling.stop_tokens=[1", "at most 16"],
     "device.threads=100000": ["device.threads=100000", "a number from 1 to"],
     "device.dtype=float8": ["device.dtype", "float8", "float32, bfloat16, float16"],
     "device.kind=tpu": ["device.kind", "tpu", "auto, cpu, cuda"],
@@ -138,6 +149,10 @@ REFUSED = {
     "workload.prompt_text=x workload.prompt_file=y": ["workload.prompt_file=y", "null beside workload.prompt_text"],
     "workload.prompt=[1] workload.prompt_length=2": ["workload.prompt_length=2", "null beside workload.prompt"],
     "task=quality task.tokens=0": ["task.tokens=0", "at least 1"],
+    "task=kernels task.sizes=[]": ["task.sizes=[]", "at least 1"],
+    "task=kernels task.sizes=[0]": ["task.sizes=[0]", "at least 1"],
+    "task=kernels task.replays=0": ["task.replays=0", "at least 1"],
+    "task=kernels task.breakdown=true": ["task.breakdown=True", "false with task=kernels"],
     "task=quality task.words=3": ["task.words", "text_file, tokens, reference"],
     "model.weights=none": ["model.weights", "none", "auto, random"],
     "model.checkpoint_format=pickle": ["model.checkpoint_format", "safetensors, bin"],

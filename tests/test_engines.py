@@ -1,10 +1,12 @@
 """Every engine gives the reference's logits within a tolerance and, greedy, the reference's tokens."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import triton
 
 from gptbench.config import (
     CudaGraph,
@@ -12,16 +14,21 @@ from gptbench.config import (
     DeviceKind,
     EagerConfig,
     EngineConfig,
+    FusedConfig,
     InductorConfig,
     ModelConfig,
     SamplingConfig,
     Scope,
     Tuning,
 )
+from gptbench.build import kv_bytes_per_position
 from gptbench.device import Device
 from gptbench.engine import Engine, Inductor
+from gptbench.kernels.linear import Tile
+from gptbench.measure.traffic import weight_bytes
+from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
-from gptbench.targets import instantiate
+from gptbench.targets import instantiate, target
 from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
@@ -30,6 +37,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 GREEDY = SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy", temperature=0.0)
 DRAWN = SamplingConfig(_target_="gptbench.sampling.Sampler", name="drawn", temperature=0.9, top_k=50, top_p=0.95)
+FUSED = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused")
 EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
 
 
@@ -65,7 +73,7 @@ def make_engine(
     return engine
 
 
-def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype) -> None:
+def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype, steps: int = STEPS) -> None:
     """Prefill and greedy steps over the reference's own tokens: logits close, tokens equal but for near ties.
 
     In bfloat16 a mixture's router may prefer another expert for rounding alone, which changes a row's logits as a
@@ -75,7 +83,7 @@ def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype) -> None
     for each in (engine, reference):
         each.prefill(prompt)
     agreeing = []
-    for step in range(STEPS):
+    for step in range(steps):
         if step:
             for each in (engine, reference):
                 each.decode()
@@ -134,6 +142,56 @@ def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch
     assert_agrees(make_engine(inductor(), model, quant, batch, dtype, on), reference, dtype)
 
 
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """The interpreter runs one program after the other: it is faster with larger ones."""
+
+    def tile(self: Any, weight: torch.Tensor, written: int = 1) -> Tile:
+        rows, columns = weight.shape[-2:]
+        return Tile(rows=64 if rows % 128 else 128, block=triton.next_power_of_2(columns) // 2, warps=4, preload=1)
+
+    monkeypatch.setattr(target(FUSED), "tile", tile)
+
+
+# Few steps: the interpreter takes long for each.
+@pytest.mark.parametrize(
+    ("model", "quant", "batch"),
+    [(DENSE, "none", 1), (GQA, "int8", 3), (MOE, "int8", 1), (MOE, "none", 3), (QWEN, "int8", 1), (WINDOW, "none", 1)],
+    ids=model_name,
+)
+def test_fused_agrees_with_eager(model: ModelConfig, quant: str, batch: int, few_programs: None) -> None:
+    on, dtype = device("cpu"), torch.float32
+    small = replace(model, n_layers=2)
+    reference = make_engine(EAGER, small, quant, batch, dtype, on)
+    assert_agrees(make_engine(FUSED, small, quant, batch, dtype, on), reference, dtype, steps=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "apart"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("model", FAMILY, ids=model_name)
+def test_fused_agrees_with_eager_on_gpu(
+    model: ModelConfig, quant: str, batch: int, dtype: torch.dtype, overlap: bool
+) -> None:
+    on = device("cuda")
+    reference = make_engine(EAGER, model, quant, batch, dtype, on)
+    engine = make_engine(replace(FUSED, overlap=overlap), model, quant, batch, dtype, on)
+    assert_agrees(engine, reference, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_fused_repeats_itself_bit_for_bit(quant: str) -> None:
+    """A kernel that reads what another has not written yet would differ now and then."""
+    engine = make_engine(FUSED, MOE, quant, 1, torch.bfloat16, device("cuda"), DRAWN)
+    tokens, logits = drawn_tokens(engine, seed=5), engine.state.logits.clone()
+    for _ in range(50):
+        assert torch.equal(drawn_tokens(engine, seed=5), tokens)
+        assert torch.equal(engine.state.logits, logits)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", TINY, ids=model_name)
 def test_the_seeds_settings_agree_with_eager_on_gpu(model: ModelConfig) -> None:
@@ -148,12 +206,12 @@ def test_the_seeds_settings_agree_with_eager_on_gpu(model: ModelConfig) -> None:
 def test_graph_replays_draw_the_references_tokens(model: ModelConfig) -> None:
     on = device("cuda")
     tokens = []
-    for config in (EAGER, inductor()):
+    for config in (EAGER, inductor(), FUSED):
         engine = make_engine(config, model, "none", 3, torch.float32, on, DRAWN)
         tokens.append(drawn_tokens(engine, seed=5))
         assert torch.equal(tokens[-1], drawn_tokens(engine, seed=5)), "the same seed draws the same tokens"
         assert not torch.equal(tokens[-1], drawn_tokens(engine, seed=6))
-    assert torch.equal(*tokens)
+    assert all(torch.equal(tokens[0], other) for other in tokens[1:])
 
 
 def drawn_tokens(engine: Engine, seed: int) -> torch.Tensor:
@@ -229,3 +287,26 @@ def test_positions_read() -> None:
     model = make_model(DENSE, length=LENGTH)
     padded = Inductor(inductor(), model, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
     assert [padded.positions_read(position) for position in (5, 6, 20)] == [LENGTH] * 3
+    fused: type[Engine] = target(FUSED)
+    filled = fused(FUSED, make_model(DENSE, length=LENGTH), Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
+    assert [filled.positions_read(position) for position in (5, 6, 20)] == [6, 7, 21]
+    windowed = make_model(WINDOW, length=LENGTH)
+    slid = fused(FUSED, windowed, Sampler(GREEDY, WINDOW.vocab_size, on.torch), on, PROMPT)
+    assert [slid.positions_read(position) for position in (1, 3, 20)] == [2, 4, 4]
+
+
+@pytest.mark.parametrize("model", FAMILY, ids=model_name)
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) -> None:
+    """What the kernels say that they read is what a step's traffic is made of: all but the norms and the scratch."""
+    on = device("cpu")
+    built = make_model(replace(model, n_layers=1), quant, length=LENGTH)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, model.vocab_size, on.torch), on, PROMPT)
+    block = engine.model.layers[0]
+    small = [p for m in block.modules() if isinstance(m, (RMSNorm, Bias)) for p in m.parameters()]
+    small += engine.model.norm.parameters()
+    embedded_twice = engine.model.embedding.weight[0].nbytes if model.tied else 0
+    told = sum(launch.weights for launch in engine.launches)
+    assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
+    per_position = sum(launch.positions for launch in engine.launches)
+    assert per_position == kv_bytes_per_position(engine.model, 1)

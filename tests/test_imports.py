@@ -1,6 +1,7 @@
 """The direction of imports: data goes configure, build, prepare, generate, measure, record, compare, never back."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,8 @@ ORDER = (
 )
 """Rooms of gptbench. Each may import itself and what stands before it."""
 
-SIDE_ROOMS = {"kernels": {"torch", "triton"}}
-"""Rooms that may import nothing but themselves and these packages."""
+SIDE_ROOMS = {"kernels": {"torch", "triton", *sys.stdlib_module_names}}
+"""Rooms that may import nothing but themselves, these packages and Python's own."""
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 

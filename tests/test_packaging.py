@@ -129,7 +129,9 @@ def test_constraints_pin_everything() -> None:
     assert installed == {name: pins.get(name) for name in installed}
 
 
-@pytest.mark.parametrize("name", ["scripts/bench", "scripts/env.sh", "scripts/test", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/bench", "scripts/bench_kernels", "scripts/env.sh", "scripts/test", ".ci/run"]
+)
 def test_script_can_be_run(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
     call("bash", "-n", ROOT / name, cwd=ROOT)

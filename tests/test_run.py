@@ -168,9 +168,9 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     device = Device(config(tmp_path).device)
     assert Inductor.missing(device) is None
     monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
-    auto = Auto(AUTO, device)
+    auto = Auto(AUTO, config(tmp_path), device)
     assert auto.section._target_ == "gptbench.engine.Eager"
-    assert auto.reasons == ["inductor needs a C++ compiler (Debian: g++)"]
+    assert auto.reasons == ["fused needs an NVIDIA GPU", "inductor needs a C++ compiler (Debian: g++)"]
     assert Eager.missing(device) is None
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto, or that you install a C"):

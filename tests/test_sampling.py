@@ -2,6 +2,7 @@
 
 import math
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,8 @@ SETTINGS = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def config(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> SamplingConfig:
-    return SamplingConfig(
-        _target_="gptbench.sampling.Sampler", name="test", temperature=temperature, top_k=top_k, top_p=top_p
-    )
+def config(**chosen: Any) -> SamplingConfig:
+    return SamplingConfig(_target_="gptbench.sampling.Sampler", name="test", **chosen)
 
 
 def settings(vocab: int, **chosen: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +52,7 @@ def normal_logits(*shape: int, spread: float = 2.0, seed: int = 9) -> Tensor:
 def analytic(
     logits: list[float], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> dict[int, float]:
-    """Tokens that are kept, most likely first, and their probabilities; plain Python, float64."""
+    """Tokens that are kept, in order of their ids, and their probabilities; plain Python, float64."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:top_k]
     odds = [math.exp((logits[token] - logits[order[0]]) / temperature) for token in order]
     probability = [o / sum(odds) for o in odds]
@@ -62,7 +61,7 @@ def analytic(
         before = [0.0, *accumulate(probability)][:-1]
         probability = [p for p, reached in zip(probability, before, strict=True) if reached < top_p]
     total = sum(probability)
-    return {token: p / total for token, p in zip(order, probability, strict=False)}
+    return {token: p / total for token, p in sorted(zip(order, probability, strict=False))}
 
 
 def draw(logits: Tensor, uniform: list[float] | Tensor, **chosen: float) -> Tensor:
@@ -130,6 +129,37 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: int) ->
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).log()
     tokens = draw(logits, torch.linspace(0, BELOW_ONE, 1001), top_p=top_p)
     assert set(tokens.tolist()) == set([1, 3, 0, 2][:kept])
+    assert tokens.tolist() == sorted(tokens.tolist())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [
+        ({"top_k": 1}, [2]),
+        ({"top_k": 4}, [2, 3, 5, 9]),
+        ({"top_p": 0.24}, [2]),
+        ({"top_p": 0.26}, [2, 3]),
+        ({"top_p": 0.74}, [2, 3, 5]),
+        ({"top_k": 3, "top_p": 0.6}, [2, 3]),
+        ({"top_k": 3, "top_p": 0.7}, [2, 3, 5]),
+    ],
+    ids=str,
+)
+def test_of_equal_tokens_those_with_the_lower_ids_are_kept(chosen: dict[str, float], kept: list[int]) -> None:
+    """Four of probability 1/4 in all but rounding, and nothing to speak of beside them."""
+    logits = torch.full((12,), -200.0)
+    logits[[9, 5, 2, 3]] = 7.0
+    tokens = draw(logits, torch.linspace(0, BELOW_ONE, 101), **chosen)
+    assert sorted(set(tokens.tolist())) == kept
+
+
+@pytest.mark.parametrize("chosen", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.1}], ids=str)
+def test_tokens_without_a_chance_are_never_drawn(chosen: dict[str, float]) -> None:
+    """Impossible ones, and what overflows under the largest there is; at both ends, where rounding would look."""
+    low = torch.tensor([-torch.inf, -3.4e38, 3.4e38, -torch.inf, 3.4e38, -1e38, -torch.inf])
+    uniform = torch.tensor([0.0, 0.49, 0.51, BELOW_ONE, 1.0])
+    assert draw(low, uniform, **chosen).tolist() == [2, 2, 4, 4, 4]
+    assert draw(torch.tensor([-torch.inf, 1.0, -torch.inf]), uniform, **chosen).tolist() == [1] * 5
 
 
 def test_top_p_counts_from_what_top_k_left() -> None:
@@ -147,16 +177,14 @@ def test_without_top_p_all_of_a_large_vocabulary_is_kept(top_p: float | None, sp
     """Whatever way 32,000 summands round: where the sum reaches 1 early, no token after that lies under p=1."""
     vocab = 32_000
     logits = normal_logits(vocab, spread=spread)
-    order = logits.double().sort(descending=True, stable=True).indices
-    end = logits.double().softmax(-1)[order].cumsum(-1)
+    end = logits.double().softmax(-1).cumsum(-1)
     # 1 is no number from [0, 1), but it draws the last token that is kept.
     uniform = torch.cat((torch.rand(60, generator=torch.Generator().manual_seed(2)), torch.tensor([0.0, 1.0])))
     drawn = draw(logits, uniform, top_p=top_p)
-    rank = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab))[drawn]
-    assert rank[-2:].tolist() == [0, vocab - 1]
-    start = torch.cat((torch.zeros(1, dtype=torch.float64), end))[rank]
+    assert drawn[-2:].tolist() == [0, vocab - 1]
+    start = torch.cat((torch.zeros(1, dtype=torch.float64), end))[drawn]
     assert (start <= uniform.double() + 1e-5).all()
-    assert (uniform.double() - 1e-5 <= end[rank]).all()
+    assert (uniform.double() - 1e-5 <= end[drawn]).all()
 
 
 def test_a_long_tail_of_rare_tokens_can_be_drawn() -> None:
@@ -220,6 +248,21 @@ def test_setting_changes_the_same_tensors_in_place() -> None:
     assert [tensor.data_ptr() for tensor in sampler.settings] == addresses
     assert [t.item() for t in before] == [0, 100, 1]  # null is the whole vocabulary, and p=1
     assert [(t.dtype, t.shape) for t in before] == [(torch.float32, ()), (torch.int64, ()), (torch.float32, ())]
+
+
+def test_stop_tokens_are_set_in_place() -> None:
+    sampler = Sampler(config(stop_tokens=[5, 0, 99]), 100, CPU)
+    stops, address = sampler.stops, sampler.stops.data_ptr()
+    assert stops.tolist() == [5, 0, 99] + [-1] * 13
+    sampler.set(config(stop_tokens=[7]))
+    assert stops.tolist() == [7] + [-1] * 15
+    sampler.set(config())
+    assert stops.tolist() == [-1] * 16
+    sampler.set(config(stop_tokens=list(range(16))))
+    assert stops.tolist() == list(range(16))
+    assert sampler.stops is stops
+    assert stops.data_ptr() == address
+    assert stops.dtype == torch.int64
 
 
 def test_one_compiled_form_serves_all_settings() -> None:

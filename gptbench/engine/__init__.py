@@ -1,4 +1,7 @@
-"""Prepare: what turns a model into something that prefills and decodes. One file for each engine."""
+"""Prepare: what turns a model into something that prefills and decodes. One file for each engine.
+
+`gptbench.engine.fused` is imported where it is asked for: it needs Triton, which is not on every platform.
+"""
 
 from gptbench.engine.auto import Auto
 from gptbench.engine.base import Engine

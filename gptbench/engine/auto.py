@@ -1,10 +1,9 @@
-"""`engine=auto`: the fastest engine that runs here."""
+"""`engine=auto`: the fastest engine that supports what is asked for, here."""
 
-from gptbench.config import AutoConfig, EagerConfig, EngineConfig, InductorConfig
+from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
-from gptbench.engine.eager import Eager
-from gptbench.engine.inductor import Inductor
+from gptbench.targets import target
 
 
 class Auto:
@@ -17,15 +16,24 @@ class Auto:
 
     section: EngineConfig
 
-    def __init__(self, config: AutoConfig, device: Device) -> None:
-        fastest_first: list[tuple[type[Engine], EngineConfig]] = [
-            (Inductor, InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")),
-            (Eager, EagerConfig(_target_="gptbench.engine.Eager", name="eager")),
+    def __init__(self, section: AutoConfig, config: Config, device: Device) -> None:
+        fastest_first: list[EngineConfig] = [
+            FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=f"{config.outputs}/tiles"),
+            InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"),
+            EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         ]
         self.reasons: list[str] = []
-        for engine, self.section in fastest_first:
-            if (missing := engine.missing(device)) is None:
-                self.section.fresh_cache = config.fresh_cache
-                self.section.measure_warm_start = config.measure_warm_start
+        for self.section in fastest_first:
+            if (needed := needs(self.section, config, device)) is None:
+                self.section.fresh_cache = section.fresh_cache
+                self.section.measure_warm_start = section.measure_warm_start
                 return
-            self.reasons.append(f"{self.section.name} needs {missing}")
+            self.reasons.append(f"{self.section.name} needs {needed}")
+
+
+def needs(section: EngineConfig, config: Config, device: Device) -> str | None:
+    """What an engine lacks for a run, or None if nothing."""
+    if isinstance(section, FusedConfig) and not device.is_cuda:
+        return "an NVIDIA GPU"  # asked here, as its module needs Triton, which there may not be
+    engine: type[Engine] = target(section)
+    return engine.missing(device) or engine.refuse(config, device)

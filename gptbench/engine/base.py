@@ -1,5 +1,6 @@
 """What every engine is: a state on the device, a prefill and a decode step that advance it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,8 +8,10 @@ from torch import Tensor
 
 from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
+from gptbench.errors import ConfigError
+from gptbench.kernels.sample import draw_reference
 from gptbench.model import Transformer
-from gptbench.sampling import Sampler, sample
+from gptbench.sampling import Sampler
 
 
 @dataclass
@@ -24,7 +27,9 @@ class State:
     logits: Tensor
     """float32 [B, V]: what the last token was drawn from."""
     uniform: Tensor
-    """float32 [B, 1]: the random numbers of this step."""
+    """float32 [B, S + 1]: the random number that each position's token is drawn with, made anew by each prefill."""
+    stopped: Tensor
+    """int64 [B, 1]: the stop token that the row has drawn, and draws from then on; -1 before."""
 
 
 class Engine:
@@ -55,7 +60,8 @@ class Engine:
             token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
             position=torch.zeros(1, dtype=torch.int64, device=device.torch),
             logits=torch.zeros(self.batch, model.config.vocab_size, device=device.torch),
-            uniform=torch.zeros(self.batch, 1, device=device.torch),
+            uniform=torch.zeros(self.batch, self.length + 1, device=device.torch),
+            stopped=torch.full((self.batch, 1), -1, dtype=torch.int64, device=device.torch),
         )
         self.prompt = torch.zeros(self.batch, prompt_length, dtype=torch.int64, device=device.torch)
         self.prompt_positions = torch.arange(prompt_length, device=device.torch)
@@ -68,8 +74,15 @@ class Engine:
         return None
 
     @classmethod
+    def refuse(cls, config: Config, device: Device) -> str | None:
+        """What would have to be different for the engine to do a run, or None if nothing."""
+        return None
+
+    @classmethod
     def check(cls, config: Config, device: Device) -> None:
         """Raises ConfigError for a run that the engine cannot do."""
+        if (expected := cls.refuse(config, device)) is not None:
+            raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
 
     def prepare(self) -> None:
         """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
@@ -97,6 +110,14 @@ class Engine:
         self.filled += 1
         self.run_decode()
 
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Records what a step launches on a GPU; the result launches it again, with the generator's next numbers."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
     def run_prefill(self) -> None:
         """Reads `prompt`, changes the state."""
         raise NotImplementedError
@@ -109,15 +130,21 @@ class Engine:
         """Cached positions that the step at `position` reads, whether they are filled or padding."""
         raise NotImplementedError
 
+    def kernel_bytes(self, position: int) -> dict[str, int]:
+        """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name, where known."""
+        return {}
+
     def cached(self) -> list[Tensor]:
         """Keys and values of every layer."""
         return [cache for block in self.model.layers for cache in (block.attention.k_cache, block.attention.v_cache)]
 
     def rewind(self) -> None:
-        """Sets the state to the end of the prompt."""
+        """Sets the state to the end of the prompt, where no row has stopped, and makes new random numbers."""
         state = self.state
         state.tokens[:, : self.prompt_length].copy_(self.prompt)
         state.position.fill_(self.prompt_length - 1)
+        state.stopped.fill_(-1)
+        state.uniform.uniform_(generator=self.generator)
 
     def release(self) -> None:
         """Lets go of what would keep the model's memory from being given back. The engine is of no use after it."""
@@ -127,10 +154,17 @@ class Engine:
         self.draw(self.model.logits(hidden))
 
     def draw(self, logits: Tensor) -> None:
-        """Draws the next token from the logits [B, V], float32, of the last fed position; it is the next to be fed."""
-        state = self.state
-        token = sample(logits, state.uniform, *self.sampler.settings).unsqueeze(-1)
+        """Draws the next token from the logits [B, V], float32, of the last fed position; it is the next to be fed.
+        A row that has drawn a stop token draws that one again."""
+        state, sampler = self.state, self.sampler
+        draw_reference(
+            logits,
+            state.uniform,
+            *sampler.settings,
+            stops=sampler.stops,
+            stopped=state.stopped,
+            token=state.token,
+            tokens=state.tokens,
+            position=state.position,
+        )
         state.logits.copy_(logits)
-        state.position.add_(1)
-        state.tokens.index_copy_(1, state.position, token)
-        state.token.copy_(token)

@@ -8,12 +8,10 @@ class Eager(Engine):
 
     def run_prefill(self) -> None:
         self.rewind()
-        self.state.uniform.uniform_(generator=self.generator)
         hidden = self.model.hidden(self.prompt, self.prompt_positions, self.filled)
         self.advance(hidden[:, -1])
 
     def run_decode(self) -> None:
-        self.state.uniform.uniform_(generator=self.generator)
         hidden = self.model.hidden(self.state.token, self.state.position, self.filled)
         self.advance(hidden[:, -1])
 

@@ -217,7 +217,6 @@ class HuggingFace(Engine):
 
     def run_prefill(self) -> None:
         self.rewind()
-        self.state.uniform.uniform_(generator=self.generator)
         self.use_experts("grouped_mm")
         if self.static:
             self.cache.reset()
@@ -232,7 +231,6 @@ class HuggingFace(Engine):
         self.finish(logits)
 
     def run_decode(self) -> None:
-        self.state.uniform.uniform_(generator=self.generator)
         self.finish(self.logits(self.decode_forward, self.state.token, self.state.position))
 
     def logits(self, forward: Callable[..., Any], tokens: Tensor, positions: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Inductor(Engine):
             self.prefill_body = self.body_by_block(prefill, finish)
             self.decode_body = self.body_by_block(decode, finish)
         if trees:
-            for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings):
+            for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops):
                 torch._dynamo.mark_static_address(tensor)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
@@ -107,14 +107,6 @@ class Inductor(Engine):
             self.launch_decode = self.capture(self.decode_step)
         self.device.synchronize()
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Records what a step launches; the result launches it again, with the generator's next random numbers."""
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph):
-            step()
-        return graph.replay
-
     def run_prefill(self) -> None:
         self.launch_prefill()
 
@@ -123,11 +115,9 @@ class Inductor(Engine):
 
     def prefill_step(self) -> None:
         self.rewind()
-        self.state.uniform.uniform_(generator=self.generator)
         self.prefill_body(self.prompt, self.prompt_positions)
 
     def decode_step(self) -> None:
-        self.state.uniform.uniform_(generator=self.generator)
         self.decode_body(self.state.token, self.state.position)
 
     def positions_read(self, position: int) -> int:

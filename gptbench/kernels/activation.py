@@ -91,30 +91,66 @@ class Activation:
 
 
 @triton.jit
+def encode(x, N: tl.constexpr):
+    """x, float32 [N], in fixed point: low, high, scale, each [N/4]."""
+    groups = tl.reshape(x, [N // 4, 4])
+    peak = tl.max(tl.abs(groups), 1)
+    units = 32767.0 / tl.where(peak > 0, peak, 32767.0)  # of zeros it does not matter
+    # Adding 1.5 · 2^23 rounds to the nearest integer, and leaves it in the lowest bits.
+    bits = (groups * units[:, None] + 12582912.0).to(tl.int32, bitcast=True)
+    even, odd = tl.split(tl.reshape(bits, [N // 4, 2, 2]))
+    low, high = tl.split((even & 0xFFFF) | (odd << 16))
+    # A NaN or infinity must not get lost: 0 times it is NaN.
+    return low, high, peak * (1.0 / 32767.0) + 0.0 * tl.sum(groups, 1)
+
+
+@triton.jit
 def store(x, low, high, scale, offset, valid, N: tl.constexpr, FIXED: tl.constexpr):
     """Writes x, float32 [N], to elements `offset` to offset + N - 1, of which only the first `valid` are there.
 
     low, high, scale: `Activation.tensors`. With FIXED, N, offset and valid are multiples of 4.
     """
     if FIXED:
-        groups = tl.reshape(x, [N // 4, 4])
-        peak = tl.max(tl.abs(groups), 1)
-        units = tl.where(peak > 0, 32767.0 / peak, 0.0)
-        scaled = groups * units[:, None]
-        # Adding 1.5 · 2^23 rounds to the nearest integer, and leaves it in the lowest bits.
-        bits = (scaled + 12582912.0).to(tl.int32, bitcast=True)
-        even, odd = tl.split(tl.reshape(bits, [N // 4, 2, 2]))
-        low_word, high_word = tl.split((even & 0xFFFF) | (odd << 16))
+        low_word, high_word, group_scale = encode(x, N)
         index = tl.arange(0, N // 4)
         to = offset // 4 + index
         there = index < valid // 4
         tl.store(low + to, low_word, mask=there)
         tl.store(high + to, high_word, mask=there)
-        # A NaN or infinity must not get lost: 0 times it is NaN.
-        tl.store(scale + to, peak * (1.0 / 32767.0) + 0.0 * tl.sum(groups, 1), mask=there)
+        tl.store(scale + to, group_scale, mask=there)
     else:
         index = tl.arange(0, N)
         tl.store(low + offset + index, x.to(low.dtype.element_ty), mask=index < valid)
+
+
+@triton.jit
+def store_rows(
+    x,
+    low,
+    high,
+    scale,
+    first,
+    K: tl.constexpr,
+    BATCH: tl.constexpr,
+    PADDED: tl.constexpr,
+    N: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Writes x, float32 [PADDED, N], to columns `first` to first + N - 1 of an `Activation` [BATCH, K]; rows and columns
+    past its ends are left out. With FIXED, N and first are multiples of 4."""
+    batch = tl.arange(0, PADDED)
+    if FIXED:
+        low_word, high_word, group_scale = encode(tl.reshape(x, [PADDED * N]), PADDED * N)
+        column = first // 4 + tl.arange(0, N // 4)
+        there = (batch < BATCH)[:, None] & (column < K // 4)[None, :]
+        to = batch[:, None] * (K // 4) + column[None, :]
+        tl.store(low + to, tl.reshape(low_word, [PADDED, N // 4]), mask=there)
+        tl.store(high + to, tl.reshape(high_word, [PADDED, N // 4]), mask=there)
+        tl.store(scale + to, tl.reshape(group_scale, [PADDED, N // 4]), mask=there)
+    else:
+        column = first + tl.arange(0, N)
+        there = (batch < BATCH)[:, None] & (column < K)[None, :]
+        tl.store(low + batch[:, None] * K + column[None, :], x.to(low.dtype.element_ty), mask=there)
 
 
 @triton.jit

@@ -5,6 +5,9 @@ starts while the one before it still runs, loads what nobody writes (weights), a
 before it lets the next one start: so, when it has waited, not only the kernel before it but all before that are done.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -25,3 +28,18 @@ def follow(OVERLAP: tl.constexpr):
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+def sized(name: str) -> Callable[[Any], str]:
+    """For `triton.jit(repr=...)`: the name that a profiler shows for a kernel over a weight of a given shape."""
+
+    def name_of(specialization: Any) -> str:
+        constants = specialization.constants
+        return shaped(name, constants["N"], constants["COLUMNS"] * (4 if constants["FIXED"] else 1))
+
+    return name_of
+
+
+def shaped(name: str, rows: int, columns: int) -> str:
+    """Name of a kernel over a weight [rows, columns]."""
+    return f"{name}_{rows}x{columns}"

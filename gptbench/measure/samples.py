@@ -35,7 +35,9 @@ class Sample:
     tokens: list[list[int]]
     """New tokens of each row."""
     text: list[str] = field(default_factory=list)
-    """The same as text, if the model has a tokenizer."""
+    """The answer of each row as text, if the model has a tokenizer."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens of each row's answer: those up to its first stop token, which counts; all where it drew none."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWat
         gc.enable()
     ttft_s, *step_s = workload.clock.intervals()
     first = engine.prompt_length
+    tokens = engine.state.tokens[:, first : first + workload.new_tokens].tolist()
+    stops = set(engine.sampler.stops.tolist())
     return Sample(
         ttft_s=ttft_s,
         step_s=step_s,
@@ -80,8 +84,14 @@ def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWat
         allocations=None if allocated is None or allocated_after is None else allocated_after - allocated,
         peak_memory_bytes=device.peak_memory(),
         finite=all_finite(engine),
-        tokens=engine.state.tokens[:, first : first + workload.new_tokens].tolist(),
+        tokens=tokens,
+        generated=[answer_length(row, stops) for row in tokens],
     )
+
+
+def answer_length(tokens: list[int], stops: set[int]) -> int:
+    """How many tokens there are up to the first stop token, which counts; all where there is none."""
+    return next((count for count, token in enumerate(tokens, 1) if token in stops), len(tokens))
 
 
 def warm_up(engine: Engine, workload: Workload, watch: CompileWatch) -> list[WarmUp]:

@@ -1,6 +1,7 @@
 """Record: the result on disk, and where it is logged."""
 
-from gptbench.record.result import Result
+from gptbench.record.kernels import KernelResult
+from gptbench.record.result import Recorded, Result
 from gptbench.record.tracking import MLflowTracker, NoTracker, Tracker
 
-__all__ = ["MLflowTracker", "NoTracker", "Result", "Tracker"]
+__all__ = ["KernelResult", "MLflowTracker", "NoTracker", "Recorded", "Result", "Tracker"]

@@ -9,10 +9,11 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from gptbench.checkpoint import Loaded
 from gptbench.errors import UserError
+from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.environment import Environment
 from gptbench.measure.quality import Predictions
@@ -24,8 +25,11 @@ SCHEMA_VERSION = 1
 
 
 @dataclass
-class Result:
-    """One run."""
+class Recorded:
+    """What every record of a run begins with, and how it becomes a file."""
+
+    FILE: ClassVar[str]
+    """Name of the file, without `.json`."""
 
     started: str
     """When, ISO 8601."""
@@ -40,6 +44,55 @@ class Result:
     """Type of activations, KV cache and unquantised weights."""
     roof: Roof
     """Of the device, as used for MBU."""
+
+    def __post_init__(self) -> None:
+        self.command, self.config = redacted(self.command), redacted(self.config)
+
+    def save(self, folder: Path) -> Path:
+        """Writes `FILE.json` to the folder; never over another one: a second one becomes `FILE-2.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
+            try:
+                with path.open("x") as file:
+                    json.dump(asdict(self), file, indent=1)
+                return path
+            except FileExistsError:
+                number += 1
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            UserError: the file is not there, or no such result, or of another schema version.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            if raw["schema_version"] != SCHEMA_VERSION:
+                raise UserError(
+                    f"{path}: schema_version={raw['schema_version']}, and this gptbench reads {SCHEMA_VERSION}"
+                )
+            raw["environment"] = Environment(**raw["environment"])
+            raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
+            cls.restore(raw)
+            return cls(**raw)
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a result of gptbench: {error!r}") from error
+
+    @classmethod
+    def restore(cls, raw: dict[str, Any]) -> None:
+        """Makes dataclasses of a record's own fields again, in place."""
+        raise NotImplementedError
+
+
+@dataclass
+class Result(Recorded):
+    """One run."""
+
+    FILE: ClassVar[str] = "result"
+
     load_s: float
     """Seconds to make and fill the weights."""
     prepare_peak_memory_bytes: int
@@ -59,49 +112,22 @@ class Result:
     """What the weights were read from; None where they are seeded."""
     quality: Predictions | None = None
     """What came of predicting a text, if the task was to."""
+    breakdown: Breakdown | None = None
+    """Where the time of one decode step goes, if the task was to tell."""
     schema_version: int = SCHEMA_VERSION
 
-    def __post_init__(self) -> None:
-        self.command, self.config = redacted(self.command), redacted(self.config)
-
-    def save(self, folder: Path) -> Path:
-        """Writes `result.json` to the folder; never over another one: a second one becomes `result-2.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            path = folder / ("result.json" if number == 1 else f"result-{number}.json")
-            try:
-                with path.open("x") as file:
-                    json.dump(asdict(self), file, indent=1)
-                return path
-            except FileExistsError:
-                number += 1
-
     @classmethod
-    def load(cls, path: Path) -> "Result":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: the file is not there, or no such result, or of another schema version.
-        """
-        try:
-            raw = json.loads(path.read_text())
-            if raw["schema_version"] != SCHEMA_VERSION:
-                raise UserError(
-                    f"{path}: schema_version={raw['schema_version']}, and this gptbench reads {SCHEMA_VERSION}"
-                )
-            raw["environment"] = Environment(**raw["environment"])
-            raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
-            raw["traffic"] = Traffic(**raw["traffic"])
-            raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
-            raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
-            raw["samples"] = [Sample(**entry) for entry in raw["samples"]]
-            raw.setdefault("prompt", raw["config"]["workload"].get("prompt"))
-            for name, kind in (("checkpoint", Loaded), ("quality", Predictions)):
-                raw[name] = kind(**raw[name]) if raw.get(name) else None
-            return cls(**raw)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a result of gptbench: {error!r}") from error
+    def restore(cls, raw: dict[str, Any]) -> None:
+        raw["traffic"] = Traffic(**raw["traffic"])
+        raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
+        raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
+        raw["samples"] = [Sample(**entry) for entry in raw["samples"]]
+        raw.setdefault("prompt", raw["config"]["workload"].get("prompt"))
+        for name, kind in (("checkpoint", Loaded), ("quality", Predictions)):
+            raw[name] = kind(**raw[name]) if raw.get(name) else None
+        if raw.get("breakdown"):
+            launches = [Launch(**entry) for entry in raw["breakdown"]["launches"]]
+            raw["breakdown"] = Breakdown(**(raw["breakdown"] | {"launches": launches}))
 
 
 def redacted(value: Any) -> Any:

@@ -96,15 +96,28 @@ def quality_metrics(result: Result) -> dict[str, float]:
     return metrics
 
 
+def breakdown_metrics(result: Result) -> dict[str, float]:
+    """Of the one decode step that was profiled: seconds, those in which nothing ran, and kernels launched."""
+    found = result.breakdown
+    if found is None:
+        return {}
+    return {
+        "breakdown_step_s": found.step_s,
+        "breakdown_gaps_s": found.gaps_s,
+        "breakdown_launches": float(len(found.launches)),
+    }
+
+
 def summary(result: Result) -> dict[str, float]:
-    """Median of each metric over the valid samples, then compile times, quality, bytes and the roof. Without a valid
-    sample, the medians are missing."""
+    """Median of each metric over the valid samples, then compile times, quality, a profiled step, bytes and the roof.
+    Without a valid sample, the medians are missing."""
     rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
     medians = {m.name: float(np.median([row[m.name] for row in rows])) for m in METRICS} if rows else {}
     return (
         medians
         | compile_metrics(result)
         | quality_metrics(result)
+        | breakdown_metrics(result)
         | {
             "load_s": result.load_s,
             "weight_gb_per_step": result.traffic.weights / 1e9,

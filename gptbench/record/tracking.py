@@ -18,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,9 @@ from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
-from gptbench.record.result import Result, redacted
+from gptbench.measure.breakdown import Breakdown, chrome_trace
+from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
+from gptbench.record.result import Recorded, Result, redacted
 from gptbench.record.statistics import sample_metrics, summary
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Tracker:
     def __init__(self, config: TrackingConfig, outputs: Path) -> None:
         self.config, self.outputs = config, outputs.absolute()
 
-    def log(self, result: Result, result_path: Path) -> str | None:
+    def log(self, result: Recorded, result_path: Path) -> str | None:
         """Logs a result that was saved, and says where; None where there is nothing to say.
 
         Raises:
@@ -70,7 +72,7 @@ class Tracker:
 class NoTracker(Tracker):
     """Logs nothing."""
 
-    def log(self, result: Result, result_path: Path) -> None:
+    def log(self, result: Recorded, result_path: Path) -> None:
         return None
 
 
@@ -107,7 +109,7 @@ class MLflowTracker(Tracker):
         # experiment, or the sweep's parent.
         self.lock = FileLock(self.outputs / "mlflow.lock")
 
-    def log(self, result: Result, result_path: Path) -> str:
+    def log(self, result: Recorded, result_path: Path) -> str:
         record = make_record(result, result_path, self.config.run_name)
         try:
             with environment_variables(mlflow_settings(self.config)):
@@ -118,7 +120,7 @@ class MLflowTracker(Tracker):
                 f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"
             ) from error
 
-    def send(self, record: Record, result: Result, result_path: Path) -> str:
+    def send(self, record: Record, result: Recorded, result_path: Path) -> str:
         """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
         import mlflow.store.db.utils
         from mlflow import MlflowClient
@@ -197,13 +199,11 @@ def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run |
     return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
 
 
-def make_record(result: Result, result_path: Path, name: str | None) -> Record:
+def make_record(result: Recorded, result_path: Path, name: str | None) -> Record:
     """What is logged of a result; `name` is the run's, or None for one made of what was run."""
-    names = {group: result.config[group]["name"] for group in ("model", "quant", "engine", "sampling")}
-    weights = result.dtype if names["quant"] == "none" else names["quant"]
     start = datetime.datetime.fromisoformat(result.started).timestamp()
-    seconds = result.load_s + sum(compilation.prepare_s for compilation in result.compilations)
-    seconds += sum(warm_up.call_s for warm_up in result.warm_ups) + sum(sample.call_s for sample in result.samples)
+    own = run_record(result, start) if isinstance(result, Result) else kernel_record(result, start)
+    names = {group: result.config[group]["name"] for group in ("model", "quant")}
     here = result.environment
     tags: dict[str, str | None] = {
         RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
@@ -211,28 +211,63 @@ def make_record(result: Result, result_path: Path, name: str | None) -> Record:
         "mlflow.source.name": "gptbench",
         **names,
         "dtype": result.dtype,
-        "weights": "seeded random" if result.checkpoint is None else result.checkpoint.folder,
         "task": result.config["task"]["name"] if "task" in result.config else None,
         "sweep": result.sweep,
-        "compile_cache": result.compilations[0].cache if result.compilations else None,
         "commit": here.commit,
         "device": here.device,
         "driver": here.driver,
         "power_limit_w": None if here.power_limit_w is None else f"{here.power_limit_w:g}",
         **{library: here.libraries[library] for library in ("torch", "triton") if library in here.libraries},
     }
+    return replace(
+        own,
+        name=name or own.name,
+        params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)), *own.params],
+        tags={key: value[:MOST_CHARACTERS] for key, value in (tags | own.tags).items() if value is not None},
+    )
+
+
+def run_record(result: Result, start: float) -> Record:
+    """What is of a run alone; it began at `start`, in seconds since 1970."""
+    names = {group: result.config[group]["name"] for group in ("model", "engine", "sampling")}
+    seconds = result.load_s + sum(compilation.prepare_s for compilation in result.compilations)
+    seconds += sum(warm_up.call_s for warm_up in result.warm_ups) + sum(sample.call_s for sample in result.samples)
+    tags = {
+        "engine": names["engine"],
+        "sampling": names["sampling"],
+        "weights": "seeded random" if result.checkpoint is None else result.checkpoint.folder,
+    }
+    if result.compilations:
+        tags["compile_cache"] = result.compilations[0].cache
     return Record(
-        name=name or f"{names['model']}-{weights}-{names['engine']}-b{result.config['workload']['batch_size']}",
+        name=f"{names['model']}-{weights_of(result)}-{names['engine']}-b{result.config['workload']['batch_size']}",
         start_ms=round(start * 1000),
         end_ms=round((start + seconds) * 1000),
         status="FINISHED" if all(sample.finite for sample in result.samples) else "FAILED",
-        params=[
-            *((clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)),
-            ("prompt_tokens", str(len(result.prompt))),
-        ],
+        params=[("prompt_tokens", str(len(result.prompt)))],
         metrics=list(metrics(result)),
-        tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
+        tags=tags,
     )
+
+
+def kernel_record(result: Recorded, start: float) -> Record:
+    """What is of `task=kernels` alone."""
+    assert isinstance(result, KernelResult)
+    return Record(
+        name=f"kernels-{result.config['model']['name']}-{weights_of(result)}",
+        start_ms=round(start * 1000),
+        end_ms=round((start + result.wall_s) * 1000),
+        status="FAILED" if any(kernel.failed for kernel in result.kernels) else "FINISHED",
+        params=[],
+        metrics=[(name, value, 0) for name, value in kernel_summary(result).items()],
+        tags={},
+    )
+
+
+def weights_of(result: Recorded) -> str:
+    """How weights are stored: the quantisation, or the type of those that have none."""
+    quant: str = result.config["quant"]["name"]
+    return result.dtype if quant == "none" else quant
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -263,20 +298,44 @@ def clean(key: str) -> str:
     return re.sub(r"[^\w.\- ]", "_", key)
 
 
-def write_artifacts(result: Result, result_path: Path, folder: Path) -> None:
-    """The record itself, its configuration to run it again, every decode step as a table, and what was generated."""
-    shutil.copyfile(result_path, folder / "result.json")
+def write_artifacts(result: Recorded, result_path: Path, folder: Path) -> None:
+    """The record itself, its configuration to run it again, and what is in it as tables, texts and traces."""
+    shutil.copyfile(result_path, folder / f"{result.FILE}.json")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(result.config)))
+    if isinstance(result, Result):
+        write_run(result, folder)
+    if isinstance(result, KernelResult):
+        rows = [asdict(row) for row in all_metrics(result)]
+        write_table(folder / "kernels.csv", list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+
+
+def write_run(result: Result, folder: Path) -> None:
+    """Every decode step as a table, what was generated, and a profiled step."""
     if any(sample.text for sample in result.samples):
         texts = [text for sample in result.samples for text in sample.text]
         separated = "\n\n----\n\n".join(f"{result.prompt_text}{text}" for text in texts)
         (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
-    with (folder / "steps.csv").open("w", newline="") as file:
+    steps: list[list[Any]] = []
+    for number, sample in enumerate(result.samples):
+        moved = zip(sample.step_s, result.traffic.steps, result.traffic.positions_read, strict=True)
+        steps += ([number, step, *values] for step, values in enumerate(moved))
+    write_table(folder / "steps.csv", ["sample", "step", "seconds", "bytes", "positions_read"], steps)
+    if result.breakdown is not None:
+        write_trace(result.breakdown, result.roof.gb_per_s, folder / "trace.json")
+        rows = [asdict(share) | {"gb_per_s": share.gb_per_s} for share in result.breakdown.by_kernel()]
+        write_table(folder / "breakdown.csv", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def write_trace(breakdown: Breakdown, roof_gb_per_s: float, path: Path) -> None:
+    """The profiled step for Perfetto."""
+    path.write_text(json.dumps(chrome_trace(breakdown, roof_gb_per_s)), encoding="utf-8")
+
+
+def write_table(path: Path, head: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", "step", "seconds", "bytes", "positions_read"])
-        for number, sample in enumerate(result.samples):
-            moved = zip(sample.step_s, result.traffic.steps, result.traffic.positions_read, strict=True)
-            writer.writerows((number, step, *values) for step, values in enumerate(moved))
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def mlflow_settings(config: MLflowConfig) -> dict[str, str | None]:
@@ -322,6 +381,19 @@ def reason(error: BaseException) -> str:
     return system[-1] if system else (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def load_record(path: Path) -> Recorded:
+    """A record of either kind.
+
+    Raises:
+        UserError: it is of none.
+    """
+    try:
+        of_kernels = "kernels" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        of_kernels = False  # `load` tells what is wrong
+    return KernelResult.load(path) if of_kernels else Result.load(path)
+
+
 def log_command(arguments: list[str]) -> int:
     """`gptbench log`: logs recorded results. Returns the exit code.
 
@@ -334,13 +406,13 @@ def log_command(arguments: list[str]) -> int:
         epilog="Without options, a result goes where its own configuration says; one that was recorded with "
         "tracking=none goes to the store in the outputs folder.",
     )
-    parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="a result.json")
+    parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="a result.json or kernels.json")
     parser.add_argument("--uri", help="MLflow tracking server or store")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
     parser.add_argument("--outputs", metavar="DIR", type=Path, help="outputs folder, with the embedded store")
     options = parser.parse_args(arguments)
     changes = {"uri": options.uri, "experiment": options.experiment}
-    results = [(path, Result.load(path)) for path in options.results]
+    results = [(path, load_record(path)) for path in options.results]
     for path, result in results:
         try:
             section = result.config["tracking"]

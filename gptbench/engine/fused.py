@@ -1,0 +1,273 @@
+"""Our own kernels: the decode step as a chain of Triton kernels, each of which starts before the one before it is done.
+
+    embed
+    for each layer: linear (norm, queries, keys, values) → attend → add_linear (output projection, residual)
+                    → [route] → swiglu (norm, gate, value) → add_linear (down projection, residual)
+    linear (norm, head) → chunk_maxima → draw
+
+On a GPU the whole step is one CUDA graph, drawing included. The prefill is the model's own code, in a graph of its own:
+nothing is compiled but the kernels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptbench.config import Config, FusedConfig, ModelConfig
+from gptbench.device import Device
+from gptbench.engine.base import Engine
+from gptbench.kernels import attention, draw
+from gptbench.kernels import route as router
+from gptbench.kernels.activation import Activation
+from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.launch import can_overlap, shaped
+from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
+from gptbench.kernels.route import Routing, route, route_reference
+from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.kernels.tiles import default_tile
+from gptbench.model import Transformer, Weight
+from gptbench.model.transformer import Block, FeedForward, MixtureOfExperts
+from gptbench.quant import Int8, Unquantised
+from gptbench.sampling import Sampler
+from gptbench.targets import target
+
+MOST_SEQUENCES = 8
+"""Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of the decode step."""
+
+    name: str
+    """What a profiler shows."""
+    role: str
+    """What it does for the model."""
+    kernel: Callable[..., None]
+    twin: Callable[..., None]
+    arguments: tuple[Any, ...]
+    weights: int
+    """Bytes of the weights that it reads."""
+    positions: int = 0
+    """Bytes that it reads for each cached position."""
+
+
+class Fused(Engine):
+    """Reads each weight once, and of the cache what is filled.
+
+    Attributes:
+        launches: the decode step, in order.
+    """
+
+    config: FusedConfig
+
+    @classmethod
+    def missing(cls, device: Device) -> str | None:
+        return None if device.is_cuda else "an NVIDIA GPU"
+
+    @classmethod
+    def refuse(cls, config: Config, device: Device) -> str | None:
+        batch = config.workload.batch_size
+        if device.dtype == torch.float16:
+            return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
+        if batch > MOST_SEQUENCES:
+            return f"workload.batch_size={MOST_SEQUENCES} at most (it is {batch})"
+        if target(config.quant) not in (Unquantised, Int8):
+            return f"quant=none or int8 (it is {config.quant.name})"
+        return None
+
+    def __init__(
+        self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+    ) -> None:
+        super().__init__(config, model, sampler, device, prompt_length)
+        self.overlap = config.overlap and can_overlap(device.torch)
+        self.launches = self.decode_launches()
+        self.launch_prefill: Callable[[], None] = self.prefill_step
+        self.launch_decode: Callable[[], None] = self.decode_step
+
+    def tile(self, weight: Tensor, written: int = 1) -> Tile:
+        """For a weight [..., N, K] of which each `written` rows become one number of an activation."""
+        multiple = written * 4 if weight.dtype == torch.int8 else written
+        return default_tile(*weight.shape[-2:], weight.dtype, multiple)
+
+    def decode_launches(self) -> list[Launch]:
+        """The kernels of a decode step, with the memory that they hand on to one another."""
+        model, state, on = self.model, self.state, self.device.torch
+        config, batch, dtype = model.config, self.batch, model.dtype
+        residual = torch.empty(batch, config.dim, dtype=dtype, device=on)
+        qkv = torch.empty(batch, model.layers[0].attention.wqkv.float_shape[0], dtype=dtype, device=on)
+        following = self.activation(batch, config.dim, model.head)
+        attended = self.activation(batch, config.n_heads * config.head_dim, model.layers[0].attention.wo)
+        hidden = self.hidden_activation(model.layers[0])
+        mixture = config.n_experts > 0
+        plan = attention.Plan.choose(
+            batch,
+            config.n_kv_heads,
+            config.head_dim,
+            self.length,
+            config.sliding_window,
+            dtype.itemsize,
+            self.processors,
+        )
+        scratch = attention.Scratch.empty(plan, batch, config.n_heads, config.n_kv_heads, config.head_dim, on)
+        votes = router.Scratch.empty(batch, config.n_experts, on)
+
+        launches: list[Launch] = []
+
+        def add(
+            role: str,
+            name: str,
+            kernel: Callable[..., None],
+            twin: Callable[..., None],
+            *arguments: Any,
+            weights: int = 0,
+            positions: int = 0,
+        ) -> None:
+            launches.append(Launch(name, role, kernel, twin, arguments, weights, positions))
+
+        def add_weight(
+            role: str, kernel: Callable[..., None], twin: Callable[..., None], module: Weight, *arguments: Any, share: float = 1
+        ) -> None:
+            name = shaped(kernel.__name__, *module.float_shape[-2:])
+            read = sum(parameter.nbytes for parameter in module.parameters())
+            add(role, name, kernel, twin, *arguments, weights=int(read * share))
+
+        def squares(width: int, tile: Tile) -> Tensor:
+            return torch.empty(batch, -(-width // tile.rows), dtype=torch.float32, device=on)
+
+        gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
+        gains.append(model.norm.weight)
+        sums = torch.empty(batch, 1, dtype=torch.float32, device=on)
+        embedding = (state.token, model.embedding.weight, scale_of(model.embedding), residual, gains[0], following, sums)
+        row = model.embedding.weight[0].nbytes * batch
+        add("embed", "embed_kernel", embed, embed_reference, *embedding, weights=row)
+        for number, block in enumerate(model.layers):
+            core = block.attention
+            norm = Norm(sums, config.dim, config.norm_eps)
+            tile = self.tile(core.wqkv.weight)
+            bias = None if core.qkv_bias is None else core.qkv_bias.weight
+            add_weight(
+                "qkv", linear, linear_reference, core.wqkv,
+                following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, qkv, tile,
+            )  # fmt: skip
+            q_norm = None if core.q_norm is None else core.q_norm.weight
+            k_norm = None if core.k_norm is None else core.k_norm.weight
+            add(
+                "attention", "attend_kernel", attention.attend, attention.attend_reference,
+                qkv, q_norm, k_norm, config.norm_eps, model.cos, model.sin, state.position,
+                core.k_cache, core.v_cache, config.sliding_window, scratch, attended,
+                positions=(core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes),
+            )  # fmt: skip
+            tile = self.tile(core.wo.weight)
+            sums = squares(config.dim, tile)
+            add_weight(
+                "wo", add_linear, add_linear_reference, core.wo,
+                attended, core.wo.weight, scale_of(core.wo), None, residual, gains[2 * number + 1], following, sums, tile,
+            )  # fmt: skip
+            norm = Norm(sums, config.dim, config.norm_eps)
+            ffn, routing, share = block.ffn, None, 1.0
+            assert isinstance(ffn, (FeedForward, MixtureOfExperts))
+            if isinstance(ffn, MixtureOfExperts):
+                # One for each layer: the down projection reads it before it waits.
+                routing = Routing.empty(batch, config.n_experts, config.n_active_experts, on)
+                share = routing.slots.numel() / config.n_experts
+                gate = ffn.router.weight
+                add(
+                    "route", "route_kernel", route, route_reference,
+                    following, norm, gate, config.n_active_experts, routing, votes, weights=gate.nbytes,
+                )  # fmt: skip
+            tile = self.tile(ffn.w13.weight, written=2)
+            add_weight(
+                "w13", swiglu, swiglu_reference, ffn.w13,
+                following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, hidden, tile, share=share,
+            )  # fmt: skip
+            tile = self.tile(ffn.w2.weight)
+            sums = squares(config.dim, tile)
+            add_weight(
+                "w2", add_linear, add_linear_reference, ffn.w2,
+                hidden, ffn.w2.weight, scale_of(ffn.w2), routing, residual, gains[2 * number + 2], following, sums, tile,
+                share=share,
+            )  # fmt: skip
+        norm = Norm(sums, config.dim, config.norm_eps)
+        head = model.head
+        tile = self.tile(head.weight)
+        add_weight(
+            "head", linear, linear_reference, head,
+            following, norm, head.weight, scale_of(head), None, state.logits, tile,
+        )  # fmt: skip
+        chances = draw.Scratch.empty(batch, config.vocab_size, on)
+        add("maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference, state.logits, chances)
+        add(
+            "draw", "draw_kernel", draw.draw, draw.draw_reference,
+            state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
+            state.token, state.tokens, state.position, chances,
+        )  # fmt: skip
+        assert mixture == any(launch.role == "route" for launch in launches)
+        return launches
+
+    @property
+    def processors(self) -> int:
+        """Streaming multiprocessors."""
+        if not self.device.is_cuda:
+            return 1
+        return torch.cuda.get_device_properties(self.device.torch).multi_processor_count
+
+    def activation(self, batch: int, width: int, reader: Weight) -> Activation:
+        """Memory for what a weight is multiplied with: in fixed point for int8."""
+        fixed = reader.weight.dtype == torch.int8
+        return Activation.empty(batch, width, self.model.dtype, self.device.torch, fixed)
+
+    def hidden_activation(self, block: Block) -> Activation:
+        """Memory for what is between the two halves of a feed-forward network."""
+        ffn, config = block.ffn, self.model.config
+        assert isinstance(ffn, (FeedForward, MixtureOfExperts))
+        slots = min(self.batch * config.n_active_experts, config.n_experts) if config.n_experts else 1
+        return self.activation(slots * self.batch, config.ffn_dim, ffn.w2)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        self.filled = self.prompt_length
+        for _ in range(2 if self.device.is_cuda else 1):  # compiles; then libraries may still allocate
+            self.prefill_step()
+            self.decode_step()
+        if self.device.is_cuda:
+            self.launch_prefill = self.capture(self.prefill_step)
+            self.launch_decode = self.capture(self.decode_step)
+        self.device.synchronize()
+
+    def run_prefill(self) -> None:
+        self.launch_prefill()
+
+    def run_decode(self) -> None:
+        self.launch_decode()
+
+    def prefill_step(self) -> None:
+        self.rewind()
+        hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)
+        self.advance(hidden[:, -1])
+
+    def decode_step(self) -> None:
+        for launch in self.launches:
+            launch.kernel(*launch.arguments, overlap=self.overlap)
+
+    def positions_read(self, position: int) -> int:
+        window = self.model.config.sliding_window
+        return min(position + 1, window) if 0 < window < self.length else position + 1
+
+    def kernel_bytes(self, position: int) -> dict[str, int]:
+        read = self.positions_read(position)
+        return {launch.name: launch.weights + launch.positions * read for launch in self.launches}
+
+
+def scale_of(module: Weight) -> Tensor | None:
+    """Scales of an int8 weight's rows."""
+    return getattr(module, "scale", None)
+
+
+def launches_of(config: ModelConfig) -> int:
+    """Kernels of a decode step."""
+    return 4 + config.n_layers * (6 if config.n_experts else 5)

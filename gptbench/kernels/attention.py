@@ -1,0 +1,497 @@
+"""Attention of one decode step of one layer: everything between the QKV projection and the output projection.
+
+Flash-decoding (Dao et al., 2023, https://pytorch.org/blog/flash-decoding): the cached positions of each key-value head
+are split into chunks, one program each, which read keys and values once for all query heads that share them; whichever
+program of a head ends last combines what the others have left. How many programs there are is fixed when the kernel is
+launched (or captured in a CUDA graph), how many of them have a chunk follows from the position, on the device.
+
+The first block of keys and values, the position, and the rotation are loaded before the program waits for the kernel
+that it follows (`launch.follow`), which makes queries, key and value. All kernels before that one are done by then, as
+it has waited for them, and with them whatever wrote the position and the cache before the position. The token's own key
+and value are never read from the cache.
+
+Shapes: B batch, H heads, G key-value heads, K head width, S cached positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gptbench.kernels.activation import Activation, store
+from gptbench.kernels.launch import INTERPRETED, follow
+
+SMALLEST_DOT = 16
+"""Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
+TILE_BYTES = 16384
+"""Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
+LONE_TILE_BYTES = 2 * TILE_BYTES
+"""As before, where each key-value head has one program: as much as registers hold."""
+COMBINED = 4096
+"""Numbers that are loaded at once when chunks are combined."""
+PER_PROCESSOR = 2
+"""Programs with a chunk, in a long context."""
+SHORTEST_CHUNK = 128
+"""Positions. To share shorter ones would take longer, as they have to be combined, than to read on."""
+LONE_CHUNK = 256
+"""Positions that one program reads alone rather than that several do and combine."""
+
+LOG2_E = 1.4426950408889634
+
+WIDEN = tl.constexpr(INTERPRETED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is divided."""
+
+    splits: int
+    """Programs for each key-value head of each sequence."""
+    block: int
+    """Positions that a program loads at once; a power of two, at least 16."""
+    warps: int
+    """Of each program."""
+    stages: int = 3
+    """Depth of the software pipeline: one more than blocks of keys and values that lie in shared memory."""
+
+    def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
+        """Parts of a program that add up by themselves, so that they need not wait for one another: where a key belongs
+        to one query, as many as rows that the threads load at once, 16 bytes each; else its warps.
+
+        Args:
+            sharing: query heads for each key-value head.
+            padded: width of a head, in memory on the chip.
+            itemsize: bytes of a number in the cache.
+        """
+        if sharing == 1:
+            return max(min(self.warps * 32 * 16 // (padded * itemsize), self.block), 1)
+        return max(min(self.warps, self.block // SMALLEST_DOT), 1)
+
+    @classmethod
+    def choose(
+        cls, batch: int, kv_heads: int, width: int, length: int, window: int, itemsize: int, processors: int
+    ) -> "Plan":
+        """For caches [batch, kv_heads, length, width] of so many bytes an element, on a device of so many processors.
+
+        Args:
+            window: positions that a token attends to at most; 0: all.
+        """
+        visible = min(length, window) if window else length
+        groups = batch * kv_heads
+        splits = 1
+        if visible > LONE_CHUNK:
+            splits = max(min(triton.cdiv(PER_PROCESSOR * processors, groups), visible // SHORTEST_CHUNK), 1)
+        tile = TILE_BYTES if splits > 1 else LONE_TILE_BYTES
+        longest = max(tile // (triton.next_power_of_2(width) * itemsize), SMALLEST_DOT)
+        # Without tensor cores float32 needs more registers.
+        warps = 8 if itemsize == 4 or splits == 1 else 4
+        return cls(splits=splits, block=min(longest, 128), warps=warps)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What programs leave for the one that combines. One will do for all layers: they run one after the other."""
+
+    plan: Plan
+    values: Tensor
+    """float32 [B·G, splits, H/G, K], the last two padded to powers of two, K to at least 16: weighted values."""
+    peaks: Tensor
+    """float32 [B·G, splits, H/G], padded: largest scores, in units of log 2."""
+    totals: Tensor
+    """float32 [B·G, splits, H/G], padded: sums of weights."""
+    counters: Tensor
+    """int32 [B·G]: programs that are done. Zero between launches."""
+
+    @classmethod
+    def empty(cls, plan: Plan, batch: int, heads: int, kv_heads: int, width: int, device: torch.device) -> "Scratch":
+        groups, rows = batch * kv_heads, triton.next_power_of_2(heads // kv_heads)
+        chunks = groups, plan.splits, rows
+        padded = max(triton.next_power_of_2(width), SMALLEST_DOT)
+        return cls(
+            plan=plan,
+            values=torch.empty(*chunks, padded, dtype=torch.float32, device=device),
+            peaks=torch.empty(chunks, dtype=torch.float32, device=device),
+            totals=torch.empty(chunks, dtype=torch.float32, device=device),
+            counters=torch.zeros(groups, dtype=torch.int32, device=device),
+        )
+
+
+@triton.jit
+def gains(weight, columns, partners, inside):
+    """Of a norm: the weights of some components and of their partners; anything where there is no norm."""
+    if weight is None:
+        return 0.0, 0.0
+    else:
+        own = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+        return own, tl.load(weight + partners, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def turn(own, partner, gain, partner_gain, eps, cosine, sine, columns, K: tl.constexpr, NORM: tl.constexpr):
+    """Heads [..., PADDED], normalised with NORM, and rotated by cosine and sine: in the type of the heads, 0 beyond K.
+    `partner` holds for each component the one that it is rotated with. Operands broadcast."""
+    DTYPE: tl.constexpr = own.dtype
+    own, partner = own.to(tl.float32), partner.to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(own * own, -1, keep_dims=True) / K + eps)
+        # Rounded twice, as by `RMSNorm`: the product of two numbers of the model's type is exact in float32.
+        own = ((own * scale).to(DTYPE).to(tl.float32) * gain).to(DTYPE).to(tl.float32)
+        partner = ((partner * scale).to(DTYPE).to(tl.float32) * partner_gain).to(DTYPE).to(tl.float32)
+    return (own * cosine + tl.where(columns < K // 2, -partner, partner) * sine).to(DTYPE)
+
+
+@triton.jit
+def block_of(cache, start, end, places, columns, K: tl.constexpr):
+    """Rows start + places [X, Y] of a cache of one head, up to `end`: [X, Y, PADDED], 0 beyond. Past the first-level
+    cache, which may still hold what was there some steps ago."""
+    at = (start + places)[:, :, None]
+    return tl.load(cache + at * K + columns, mask=(at < end) & (columns < K), other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def add_block(q, k, v, there, peak, total, value, TEMPERATURE: tl.constexpr, VECTOR: tl.constexpr):
+    """Online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867) of each lane by itself: goes on with keys and
+    values, where `there`. With VECTOR q, peak, total and value are [1, LANES(, PADDED)], k and v [X, LANES, PADDED];
+    else they are [LANES, DOT_ROWS(, PADDED)], and k and v [LANES, X, PADDED]."""
+    if VECTOR:
+        scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 2) * TEMPERATURE
+        scores = tl.where(there, scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 0, keep_dims=True))
+        weights = tl.exp2(scores - higher)
+        fading = tl.exp2(peak - higher)
+        total = total * fading + tl.sum(weights, 0, keep_dims=True)
+        value = value * fading[:, :, None] + tl.sum(weights[:, :, None] * v.to(tl.float32), 0, keep_dims=True)
+    else:
+        scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
+        scores = tl.where(there[:, None, :], scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 2))
+        weights = tl.exp2(scores - higher[:, :, None])
+        fading = tl.exp2(peak - higher)
+        total = total * fading + tl.sum(weights, 2)
+        value = multiply(weights.to(v.dtype), v, value * fading[:, :, None])
+    return higher, total, value
+
+
+@triton.jit
+def both(peak, total, other_peak, other_total):
+    """Largest score and sum of weights of two parts together."""
+    higher = tl.maximum(peak, other_peak)
+    return higher, total * tl.exp2(peak - higher) + other_total * tl.exp2(other_peak - higher)
+
+
+@triton.jit
+def joined(peak, total, value, AXIS: tl.constexpr):
+    """What the parts along an axis come to together."""
+    highest, total = tl.reduce((peak, total), AXIS, both)
+    weights = tl.exp2(peak - tl.expand_dims(highest, AXIS))
+    return highest, total, tl.sum(weights[:, :, None] * value, AXIS)
+
+
+@triton.jit
+def multiply(a, b, c):
+    """a times b plus c, added up in float32."""
+    if WIDEN:  # the interpreter takes bfloat16 for integers
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision="ieee")
+
+
+@triton.jit
+def write(
+    y,
+    low,
+    high,
+    scale,
+    offset,
+    SHARING: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Writes the first SHARING rows and K columns of y, float32 [ROWS, PADDED], one row after the other."""
+    if PADDED == K:
+        store(tl.reshape(y, [ROWS * K]), low, high, scale, offset, SHARING * K, ROWS * K, FIXED)
+    else:
+        rows = tl.arange(0, ROWS)[:, None]
+        for row in tl.static_range(SHARING):
+            head = tl.sum(tl.where(rows == row, y, 0.0), 0)
+            store(head, low, high, scale, offset + row * K, K, PADDED, FIXED)
+
+
+@triton.jit
+def attend_kernel(
+    qkv,
+    q_norm,
+    k_norm,
+    eps,
+    cos,
+    sin,
+    position_of,
+    k_cache,
+    v_cache,
+    length,
+    values,
+    peaks,
+    totals,
+    counters,
+    low,
+    high,
+    scale,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    DOT_ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    TEMPERATURE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    FIXED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    SHARING: tl.constexpr = H // G
+    VECTOR: tl.constexpr = SHARING == 1  # too few rows for dot products
+    group, split = tl.program_id(0), tl.program_id(1)
+    batch, kv_head = group // G, group % G
+    position = tl.load(position_of, cache_modifier=".cg").to(tl.int32)
+
+    # This program's chunk: positions `begin` to `end`, of those that are visible.
+    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
+    visible = position + 1 - first
+    chunk = tl.cdiv(tl.cdiv(visible, SPLITS), BLOCK) * BLOCK
+    filled = tl.cdiv(visible, chunk)
+    if split >= filled:
+        return
+    begin = first + split * chunk
+    end = tl.minimum(begin + chunk, position)  # the token's own position is not read from the cache
+    newest = split == filled - 1
+
+    base = group.to(tl.int64) * length * K  # 64 bits: offsets pass 2^31
+    keys, values_of = k_cache + base, v_cache + base
+    # Tiles of keys and values and what meets them have the same axes, so that they have the same layout.
+    components = tl.arange(0, PADDED)[None, None, :]
+    if VECTOR:
+        places = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+        heads_of_row = tl.zeros([1, LANES, 1], tl.int32)
+        columns = tl.broadcast_to(components, [1, LANES, PADDED])
+    else:
+        places = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
+        heads_of_row = tl.arange(0, ROWS)[None, :, None]
+        columns = tl.broadcast_to(components, [1, ROWS, PADDED])
+    inside = columns < K
+    partners = tl.where(columns < K // 2, columns + K // 2, columns - K // 2)
+
+    cosine = tl.load(cos + position * K + columns, mask=inside, other=0.0)
+    sine = tl.load(sin + position * K + columns, mask=inside, other=0.0)
+    q_gain, q_partner_gain = gains(q_norm, columns, partners, inside)
+    k_gain, k_partner_gain = gains(k_norm, columns, partners, inside)
+    k = block_of(keys, begin, end, places, components, K)
+    v = block_of(values_of, begin, end, places, components, K)
+    follow(OVERLAP)
+
+    heads = qkv + batch * ((H + 2 * G) * K)
+    own_q = heads + (kv_head * SHARING + heads_of_row) * K
+    own_k = heads + (H + kv_head) * K
+    there = inside & (heads_of_row < SHARING)
+    q = tl.load(own_q + columns, mask=there, other=0.0, cache_modifier=".cg")
+    q_partner = tl.load(own_q + partners, mask=there, other=0.0, cache_modifier=".cg")
+    new_key = tl.load(own_k + columns, mask=inside, other=0.0, cache_modifier=".cg")
+    new_key_partner = tl.load(own_k + partners, mask=inside, other=0.0, cache_modifier=".cg")
+    new_value = tl.load(own_k + G * K + columns, mask=inside, other=0.0, cache_modifier=".cg")
+    q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
+    new_key = turn(new_key, new_key_partner, k_gain, k_partner_gain, eps, cosine, sine, columns, K, k_norm is not None)
+
+    # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
+    # where all start to look for the largest: it takes part in the sum, wherever that is made.
+    rows_of_tile = tl.arange(0, LANES if VECTOR else ROWS)[None, :, None]
+    writes = inside & newest & (rows_of_tile == 0)
+    tl.store(keys + position * K + columns, new_key, mask=writes)
+    tl.store(values_of + position * K + columns, new_value, mask=writes)
+    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, LANES] or [1, ROWS]
+    if VECTOR:
+        takes = newest & (tl.arange(0, LANES)[None, :] == 0)
+        total = tl.where(takes, 1.0, 0.0)
+        value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
+    else:
+        # The rows that the dot products need more than there are heads repeat these.
+        REPEATS: tl.constexpr = DOT_ROWS // ROWS
+        q = tl.reshape(tl.broadcast_to(q, [LANES * REPEATS, ROWS, PADDED]), [LANES, DOT_ROWS, PADDED])
+        new_value = tl.broadcast_to(new_value, [LANES * REPEATS, ROWS, PADDED])
+        new_value = tl.reshape(new_value, [LANES, DOT_ROWS, PADDED]).to(tl.float32)
+        peak = tl.reshape(tl.broadcast_to(peak, [LANES * REPEATS, ROWS]), [LANES, DOT_ROWS])
+        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
+        total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
+        value = tl.where(takes[:, :, None], new_value, 0.0)
+
+    peak, total, value = add_block(q, k, v, begin + places < end, peak, total, value, TEMPERATURE, VECTOR)
+    if begin + BLOCK < end:  # else what fills the pipeline would take its time
+        for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
+            k = block_of(keys, start, end, places, components, K)
+            v = block_of(values_of, start, end, places, components, K)
+            peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
+    if VECTOR:
+        peak, total, value = joined(peak, total, value, 1)
+    else:
+        # Repeated rows count as often in the sum of weights as in the weighted values.
+        PARTS: tl.constexpr = LANES * REPEATS
+        peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
+        peak, total, value = joined(peak, total, tl.reshape(value, [PARTS, ROWS, PADDED]), 0)
+
+    offset = batch * (H * K) + kv_head * (SHARING * K)
+    if (SPLITS == 1) or (filled == 1):
+        write(value / total[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
+    else:
+        rows, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
+        here = (group * SPLITS + split) * ROWS + rows
+        tl.store(peaks + here, peak)
+        tl.store(totals + here, total)
+        tl.store(values + here[:, None] * PADDED + columns_of_row, value)
+        tl.debug_barrier()  # all threads' stores come before the one thread's release
+        done = tl.atomic_add(counters + group, 1, sem="acq_rel")
+        if done == filled - 1:
+            # Always in the same order, whoever ended last: the same bits each time.
+            peak_all = tl.full([ROWS], float("-inf"), tl.float32)
+            total_all = tl.zeros([ROWS], tl.float32)
+            value_all = tl.zeros([ROWS, PADDED], tl.float32)
+            for start in range(0, filled, AT_ONCE):
+                chunks = start + tl.arange(0, AT_ONCE)
+                valid = (chunks < filled)[:, None]
+                at = (group * SPLITS + chunks)[:, None] * ROWS + rows[None, :]
+                # Past the first-level cache, which does not see what other processors write.
+                p = tl.load(peaks + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
+                t = tl.load(totals + at, mask=valid, other=0.0, cache_modifier=".cg")
+                y = tl.load(
+                    values + at[:, :, None] * PADDED + columns_of_row[None, :, :],
+                    mask=valid[:, :, None],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                higher = tl.maximum(peak_all, tl.max(p, 0))
+                weights = tl.exp2(p - higher[None, :])
+                fading = tl.exp2(peak_all - higher)
+                total_all = total_all * fading + tl.sum(weights * t, 0)
+                value_all = value_all * fading[:, None] + tl.sum(weights[:, :, None] * y, 0)
+                peak_all = higher
+            write(value_all / total_all[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
+            tl.store(counters + group, 0)
+
+
+def attend(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    window: int,
+    scratch: Scratch,
+    out: Activation,
+    overlap: bool = False,
+) -> None:
+    """Rotates queries and key, appends key and value to the cache, and attends to what is cached so far.
+
+    Args:
+        qkv: [B, (H + 2G)·K], of the model's type: queries, keys and values, bias included.
+        q_norm: [K], weight of the RMSNorm of each query head; None: not normalised.
+        k_norm: [K], of each key head; None where q_norm is.
+        eps: of both norms.
+        cos: float32 [S, K], by position; the second half repeats the first.
+        sin: as cos.
+        position: int64 [1], of the token, below S. With overlap, not written by the kernel just before this one.
+        k_cache: [B, G, S, K], contiguous; its row at `position` is written. Rows before it are read; with overlap, they
+            are not written by the kernel just before this one. Later rows are not read.
+        v_cache: as k_cache.
+        window: positions that the token attends to at most, itself included; 0: all.
+        scratch: made for these shapes.
+        out: [B, H·K]. All of it is written.
+        overlap: as `can_overlap` allows.
+    """
+    _, kv_heads, length, width = k_cache.shape
+    heads = qkv.shape[1] // width - 2 * kv_heads
+    plan = scratch.plan
+    _, _, rows, padded = scratch.values.shape
+    attend_kernel[(scratch.counters.numel(), plan.splits)](
+        qkv,
+        q_norm,
+        k_norm,
+        eps,
+        cos,
+        sin,
+        position,
+        k_cache,
+        v_cache,
+        length,
+        scratch.values,
+        scratch.peaks,
+        scratch.totals,
+        scratch.counters,
+        *out.tensors,
+        H=heads,
+        G=kv_heads,
+        K=width,
+        PADDED=padded,
+        ROWS=rows,
+        DOT_ROWS=max(rows, SMALLEST_DOT),
+        LANES=plan.lanes(heads // kv_heads, padded, qkv.element_size()),
+        TEMPERATURE=width**-0.5 * LOG2_E,
+        WINDOW=window if window < length else 0,
+        SPLITS=plan.splits,
+        BLOCK=plan.block,
+        STAGES=plan.stages,
+        AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
+        FIXED=out.fixed,
+        OVERLAP=overlap,
+        num_warps=plan.warps,
+        launch_pdl=overlap,
+    )
+
+
+def turn_reference(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """The twin of `turn`: x [B, heads, K], cos and sin [1, K]."""
+    x32 = x.float()
+    if weight is not None:
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        x32 = (x32.to(x.dtype) * weight).float()
+    left, right = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+def attend_reference(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    window: int,
+    scratch: Scratch,
+    out: Activation,
+    overlap: bool = False,
+) -> None:
+    """The twin of `attend`, in float32 between the cache and the output."""
+    del scratch, overlap  # it needs neither
+    batch, kv_heads, _, width = k_cache.shape
+    heads = qkv.shape[1] // width - 2 * kv_heads
+    q, k, v = qkv.view(batch, -1, width).split([heads, kv_heads, kv_heads], dim=1)
+    q = turn_reference(q, q_norm, eps, cos[position], sin[position])
+    k = turn_reference(k, k_norm, eps, cos[position], sin[position])
+    k_cache.index_copy_(2, position, k.unsqueeze(2))
+    v_cache.index_copy_(2, position, v.unsqueeze(2))
+    end = int(position) + 1
+    first = max(end - window, 0) if window else 0
+    keys, values = k_cache[:, :, first:end].float(), v_cache[:, :, first:end].float()
+    grouped = q.float().view(batch, kv_heads, -1, width)
+    weights = (grouped @ keys.transpose(-1, -2) * width**-0.5).softmax(-1)
+    out.write((weights @ values).reshape(batch, -1))

@@ -1,0 +1,60 @@
+"""Drawing a token with torch's operations: the reference, on any device and without Triton."""
+
+import torch
+from torch import Tensor
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Draws one token for each row by inverting the cumulative distribution of the kept tokens, in order of their ids.
+
+    Args:
+        logits: float32 [B, V].
+        uniform: one number from [0, 1) for each row, float32 [B, 1].
+        temperature: float32 []; 0 takes the argmax, of equal ones the lowest id.
+        top_k: int64 []; exactly the k most likely tokens are kept, of equal ones those with the lower ids.
+        top_p: float32 []; of what top_k left, the smallest set of most likely tokens whose probability reaches p, of
+            equal ones those with the lower ids, and at least one (1 keeps all).
+
+    Returns:
+        Tokens, int64 [B]. Holtzman et al., 2019, arXiv:1904.09751, for top_p.
+    """
+    greedy = temperature == 0
+    ordered, token = logits.sort(dim=-1, descending=True, stable=True)
+    # The largest becomes 0: however low the temperature, nothing overflows but to -inf.
+    scaled = (ordered - ordered[:, :1]) / torch.where(greedy, 1.0, temperature)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    probability = scaled.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
+    before = probability.cumsum(-1) - probability
+    probability = torch.where((before < top_p) | (top_p >= 1), probability, 0.0)
+    probability = torch.zeros_like(probability).scatter(-1, token, probability)  # from here on by id
+    cumulative = probability.cumsum(-1)
+    # Never a token that is not kept, however the sums are rounded; where they leave none, the last one that is.
+    possible = probability > 0
+    reached = possible & (cumulative > uniform * cumulative[:, -1:])
+    last = torch.where(possible, rank, 0).amax(-1)
+    drawn = torch.where(reached, rank, logits.shape[-1]).amin(-1).minimum(last)
+    return torch.where(greedy, token[:, 0], drawn)
+
+
+def draw_reference(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    stops: Tensor,
+    stopped: Tensor,
+    token: Tensor,
+    tokens: Tensor,
+    position: Tensor,
+    scratch: object = None,
+    overlap: bool = False,
+) -> None:
+    """The twin of `draw.draw`, and what the engines draw with that are made of torch's operations."""
+    number = uniform.index_select(1, position + 1)
+    drawn = sample(logits, number, temperature, top_k, top_p).unsqueeze(-1)
+    drawn = torch.where(stopped >= 0, stopped, drawn)
+    stopped.copy_(torch.where((drawn == stops).any(-1, keepdim=True), drawn, stopped))
+    position.add_(1)
+    tokens.index_copy_(1, position, drawn)
+    token.copy_(drawn)

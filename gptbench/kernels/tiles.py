@@ -1,0 +1,56 @@
+"""How the linear kernels are cut up on a device: what was found by measuring, and what holds without it.
+
+The defaults are what was fastest on an H200 (see LOG.md). A weight whose rows are short, or that is small, wants other
+tiles than one that fills the device many times over; so the best one is searched for each shape, and kept.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from gptbench.kernels.linear import Tile
+
+BYTES_PER_WARP = 512
+"""What a warp loads of a row at once: 16 bytes for each thread."""
+
+
+def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1) -> Tile:
+    """For a weight [rows, columns], the tile's rows a multiple of `multiple`."""
+    small = rows * columns * dtype.itemsize < 2**25
+    long = columns > 8192
+    if dtype == torch.int8:
+        warps, width, high, preload = (2, 1, 8, 3) if long else (2, 2, 4, 1) if small else (1, 1, 4, 1)
+        if rows > 16384:
+            warps, width, high = 4, 1, 8
+    elif small or long:
+        warps, width, high, preload = (4, 1, 8, 2) if long else (4, 1, 4, 1)
+    else:
+        warps, width, high, preload = 2, 2, 2, 1
+    block = warps * width * BYTES_PER_WARP // dtype.itemsize
+    return fitted(Tile(max(high, multiple), block, warps, preload), columns, dtype)
+
+
+def fitted(tile: Tile, columns: int, dtype: torch.dtype) -> Tile:
+    """The tile, no wider than rows of so many columns."""
+    block, warps = tile.block, tile.warps
+    while block // 2 >= columns and block * dtype.itemsize > BYTES_PER_WARP:
+        block //= 2
+    while warps > 1 and warps * BYTES_PER_WARP > block * dtype.itemsize:
+        warps //= 2
+    return Tile(tile.rows, block, warps, min(tile.preload, -(-columns // block)))
+
+
+def candidates(columns: int, dtype: torch.dtype, multiple: int = 1) -> Iterator[Tile]:
+    """Tiles worth trying for rows of so many columns."""
+    seen = set()
+    for rows in (2, 4, 8, 16):
+        for warps in (1, 2, 4, 8):
+            for width in (1, 2):
+                block = warps * width * BYTES_PER_WARP // dtype.itemsize
+                steps = -(-columns // block)
+                for preload in sorted({1, 2, -(-steps // 2)}):
+                    registers = rows * 4 * width * preload
+                    tile = fitted(Tile(max(rows, multiple), block, warps, preload), columns, dtype)
+                    if registers <= 96 and tile not in seen:
+                        seen.add(tile)
+                        yield tile

@@ -1,0 +1,255 @@
+"""Where the time of a decode step goes: every kernel, and the gaps in which none runs.
+
+A few decode steps run under torch's profiler, after the samples and apart from them, since tracing costs time. They
+follow one another without waiting, as in a sample; a step lasts from the start of its first kernel to that of the next
+step's. One step is kept: that of median duration. On a CPU torch's operations are what is told apart, a call of a
+compiled graph being one, and a step lasts from call to call.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from gptbench.engine import Engine
+from gptbench.generate import Workload
+
+PROFILED = 5
+"""Steps of which the median is kept. One more is run, whose start is the end of the last."""
+STEP = "gptbench.step"
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+"""The profiler's categories of what keeps a GPU busy."""
+LAUNCHING = ("cuda_runtime", "cuda_driver")
+"""Those of the calls that launch it. All kernels of a CUDA graph have the correlation of the graph's launch."""
+COMPILED = "## Call CompiledFxGraph "
+NOT_OPERATIONS = (
+    "TorchDynamo Cache Lookup",
+    "Torch-Compiled Region",
+    "Pregraph bytecode",
+    "AOTDispatcher Runtime Wrapper Prologue",
+)
+"""What torch.compile does around a compiled graph on the host."""
+
+
+@dataclass
+class Launch:
+    """One kernel (on a CPU: operation) of a step."""
+
+    name: str
+    start_s: float
+    """Seconds from the beginning of the step."""
+    duration_s: float
+    """Seconds from its start to its end. Where kernels overlap, waiting for the one before is in it."""
+    grid: list[int] | None = None
+    """Programs in each direction, of a kernel."""
+    bytes_read: int | None = None
+    """What it reads from memory, where the engine knows."""
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.duration_s
+
+    @property
+    def gb_per_s(self) -> float | None:
+        return None if self.bytes_read is None or not self.duration_s else self.bytes_read / self.duration_s / 1e9
+
+
+@dataclass(frozen=True)
+class KernelShare:
+    """All launches of one kernel in a step."""
+
+    name: str
+    launches: int
+    total_s: float
+    """Seconds of all launches, each from start to end."""
+    exclusive_s: float
+    """Seconds by which they make the step longer: see `Breakdown.exclusive_s`."""
+    bytes_read: int | None
+    """By all launches, where known."""
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """Over `total_s`."""
+        return None if self.bytes_read is None or not self.total_s else self.bytes_read / self.total_s / 1e9
+
+
+@dataclass
+class Breakdown:
+    """One decode step."""
+
+    position: int
+    """Of the token that it was fed."""
+    step_s: float
+    """Seconds to the start of the next step."""
+    launches: list[Launch]
+    """In the order of their start."""
+
+    def exclusive_s(self) -> list[float]:
+        """Seconds of each launch in which it ran and none that started before it: with the gaps, they are the step."""
+        latest, seconds = 0.0, []
+        for launch in self.launches:
+            seconds.append(max(0.0, launch.end_s - max(latest, launch.start_s)))
+            latest = max(latest, launch.end_s)
+        return seconds
+
+    @property
+    def gaps_s(self) -> float:
+        """Seconds in which nothing ran."""
+        return self.step_s - sum(self.exclusive_s())
+
+    def by_kernel(self) -> list[KernelShare]:
+        """What has the greatest part in the step comes first."""
+        found: dict[str, list[tuple[Launch, float]]] = {}
+        for launch, exclusive in zip(self.launches, self.exclusive_s(), strict=True):
+            found.setdefault(launch.name, []).append((launch, exclusive))
+        shares = [
+            KernelShare(
+                name,
+                len(each),
+                sum(launch.duration_s for launch, _ in each),
+                sum(exclusive for _, exclusive in each),
+                total_or_none(launch.bytes_read for launch, _ in each),
+            )
+            for name, each in found.items()
+        ]
+        return sorted(shares, key=attrgetter("exclusive_s"), reverse=True)
+
+    def tracks(self) -> list[int]:
+        """A number for each launch, the lowest that no launch has which still runs."""
+        ends: list[float] = []
+        numbers = []
+        for launch in self.launches:
+            number = next((n for n, end in enumerate(ends) if end <= launch.start_s), len(ends))
+            ends[number : number + 1] = [launch.end_s]
+            numbers.append(number)
+        return numbers
+
+
+def total_or_none(values: Iterable[int | None]) -> int | None:
+    """The sum, or None where one of them is not known."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def break_down(engine: Engine, workload: Workload) -> Breakdown:
+    """Profiles steps in the middle of a generation of the workload.
+
+    Raises:
+        RuntimeError: the profiler saw nothing, or too little to tell the steps apart.
+    """
+    count = min(PROFILED + 1, engine.length - engine.prompt_length)  # the cache has room for two at least
+    before = max(0, (workload.new_tokens - 1 - count) // 2)
+    engine.seed(workload.config.seed)
+    engine.prefill(workload.prompt)
+    for _ in range(before):
+        engine.decode()
+    engine.device.synchronize()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * engine.device.is_cuda
+    with profile(activities=activities) as profiler:
+        for _ in range(count):
+            with record_function(STEP):
+                engine.decode()
+        engine.device.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    first = engine.prompt_length + before
+    steps = sorted(find_steps(events, engine.device.is_cuda, first), key=attrgetter("step_s"))
+    median = steps[(len(steps) - 1) // 2]
+    reads = engine.kernel_bytes(median.position)
+    for launch in median.launches:
+        launch.bytes_read = reads.get(launch.name)
+    return median
+
+
+def find_steps(events: list[dict[str, Any]], on_gpu: bool, first: int) -> list[Breakdown]:
+    """Every step but the last of a profiler's trace (times in µs), the first of them at position `first`."""
+    complete = sorted((event for event in events if event.get("ph") == "X"), key=lambda event: event["ts"])
+    calls = [event for event in complete if event.get("cat") == "user_annotation" and event["name"] == STEP]
+    found: list[list[dict[str, Any]]] = [[] for _ in calls]
+    for event, called in kernels(complete) if on_gpu else operations(complete):
+        for call, launches in zip(calls, found, strict=True):
+            if call["ts"] <= called <= call["ts"] + call["dur"]:
+                launches.append(event)
+    if len(found) < 2 or not all(found):
+        raise RuntimeError(f"the profiler saw {len(found)} steps with {sum(map(len, found))} kernels")
+    begins = [launches[0]["ts"] if on_gpu else call["ts"] for call, launches in zip(calls, found, strict=True)]
+    steps = []
+    for index, launches in enumerate(found[:-1]):
+        begin = begins[index]
+        each = [
+            Launch(
+                name=short_name(event["name"]),
+                start_s=(event["ts"] - begin) / 1e6,
+                duration_s=event["dur"] / 1e6,
+                grid=event["args"].get("grid"),
+            )
+            for event in launches
+        ]
+        # A kernel may still run when the next step's first one starts.
+        end = max((begins[index + 1] - begin) / 1e6, *(launch.end_s for launch in each))
+        steps.append(Breakdown(first + index, end, each))
+    return steps
+
+
+def kernels(events: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Everything that ran on the GPU, with the time of the host's call that launched it."""
+    called = {event["args"].get("correlation"): event["ts"] for event in events if event.get("cat") in LAUNCHING}
+    for event in events:
+        if event.get("cat") in ON_GPU:
+            correlation = event["args"].get("correlation")
+            if correlation not in called:
+                raise RuntimeError(f"the profiler saw no launch of {event['name']}")
+            yield event, called[correlation]
+
+
+def operations(events: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Torch's operations, and not those that they call, each with the time of its call."""
+    latest = 0.0
+    for event in events:
+        if event.get("cat") == "cpu_op" and not event["name"].startswith(NOT_OPERATIONS) and event["ts"] >= latest:
+            latest = event["ts"] + event["dur"]
+            yield event, event["ts"]
+
+
+def short_name(name: str) -> str:
+    """As the profiler has it; of a compiled graph only as much of its hash as tells it from others."""
+    return f"compiled graph {name.removeprefix(COMPILED)[:8]}" if name.startswith(COMPILED) else name
+
+
+def chrome_trace(breakdown: Breakdown, roof_gb_per_s: float) -> dict[str, Any]:
+    """The step in Chrome's trace format, which Perfetto reads. Kernels that overlap are on tracks of their own."""
+    numbers = breakdown.tracks()
+    tracks = ["step", "kernels", *(f"kernels that overlap others ({n})" for n in range(1, max(numbers) + 1))]
+    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "gptbench"}}]
+    for track, name in enumerate(tracks):
+        place = {"ph": "M", "pid": 0, "tid": track}
+        events.append(place | {"name": "thread_name", "args": {"name": name}})
+        events.append(place | {"name": "thread_sort_index", "args": {"sort_index": track}})
+    events.append(
+        {
+            "ph": "X",
+            "name": f"decode step at position {breakdown.position}",
+            "ts": 0.0,
+            "dur": breakdown.step_s * 1e6,
+            "pid": 0,
+            "tid": 0,
+            "args": {"kernels": len(numbers), "gaps (µs)": breakdown.gaps_s * 1e6},
+        }
+    )
+    for launch, track, exclusive in zip(breakdown.launches, numbers, breakdown.exclusive_s(), strict=True):
+        known: dict[str, Any] = {"exclusive (µs)": exclusive * 1e6}
+        if launch.grid is not None:
+            known["grid"] = launch.grid
+        if launch.bytes_read is not None:
+            known["bytes"] = launch.bytes_read
+        if (rate := launch.gb_per_s) is not None:
+            known |= {"GB/s": rate, "share of roof": rate / roof_gb_per_s}
+        times = {"ts": launch.start_s * 1e6, "dur": launch.duration_s * 1e6}
+        events.append({"ph": "X", "name": launch.name, **times, "pid": 0, "tid": 1 + track, "args": known})
+    return {"traceEvents": events, "displayTimeUnit": "ns"}

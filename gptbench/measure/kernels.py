@@ -1,0 +1,239 @@
+"""Single kernels: time, against the read roof, the same compiled by Inductor, and the vendor's library.
+
+Every implementation is first compared with the reference, on random data and with poisoned outputs, and is not timed
+where it is wrong. Then each call of a round has arguments of its own, so many that no cache holds what it reads. On a
+GPU a round is a CUDA graph, and its replays are timed by events.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gptbench.build import gb
+from gptbench.config import Config, KernelsConfig
+from gptbench.device import Device
+from gptbench.engine.inductor import compile_options, compiled
+from gptbench.errors import ConfigError
+from gptbench.measure.kernel_cases import Call, Case, micro_cases, model_cases
+
+ROUND_BYTES = 2**28
+"""Moved in a round: four times what an H200's second-level cache holds."""
+MOST_SETS = 256
+"""Calls of a round. Of what moves less than a megabyte, caches do hold the arguments, as they do in a decode step."""
+WARM_UPS = 3
+SHARE_OF_FREE = 0.9
+"""Of the memory that is free, what arguments may take."""
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""bfloat16 operations a second by what a device's name holds: datasheets, dense, SXM."""
+
+
+@dataclass
+class Timing:
+    """One implementation."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of one call, as the mean over a round; for each round."""
+    error: float | None = None
+    """Largest difference from the reference over its largest magnitude."""
+    failed: str | None = None
+    """Why there are no seconds: what it raised, or that it is wrong."""
+
+    @property
+    def median_s(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class KernelTimes:
+    """What came of a `Case`."""
+
+    name: str
+    shape: dict[str, int]
+    dtype: str
+    label: str
+    moved_bytes: int
+    flops: int
+    """Of one call; bytes likewise."""
+    sets: int
+    """Of arguments, which took turns."""
+    timings: dict[str, Timing]
+    """By implementation: kernel (ours), inductor, library. Where the reference fails, that alone."""
+    note: str | None = None
+    """Why it was not measured."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether an implementation raised something, or is wrong; what does not fit into memory did not."""
+        return any(timing.failed is not None for timing in self.timings.values())
+
+
+class Kernels:
+    """Measures the cases that the task asks for.
+
+    Args:
+        task: the task's section.
+        config: the run's.
+        device: where it runs.
+
+    Raises:
+        ConfigError: there is no such case.
+    """
+
+    def __init__(self, task: KernelsConfig, config: Config, device: Device) -> None:
+        self.task, self.device, self.seed = task, device, config.workload.seed
+        cases = [*model_cases(config, device), *micro_cases(task.sizes, config.workload.batch_size)]
+        self.cases = [case for case in cases if task.only is None or task.only in case.label]
+        if not self.cases:
+            raise ConfigError("task.only", task.only, f"a part of one of {', '.join(case.label for case in cases)}")
+
+    def measure(self, start: Callable[[str], None], done: Callable[[], None]) -> list[KernelTimes]:
+        """All of them; `start` is told of each before it, `done` is called after it."""
+        measured = []
+        for case in self.cases:
+            start(case.label)
+            measured.append(measure_case(case, self.device, self.seed, self.task.replays))
+            self.device.release_memory()
+            done()
+        return measured
+
+
+def peak_flops(device: str) -> float | None:
+    """Of a device by its name: bfloat16 operations a second, or None where it is not known."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
+
+
+@torch.no_grad()
+def measure_case(case: Case, device: Device, seed: int, replays: int) -> KernelTimes:
+    """Checks and times each implementation; whatever fails is told, and the rest goes on."""
+    found = KernelTimes(case.name, case.shape, case.dtype, case.label, case.moved_bytes, case.flops, 0, {})
+    try:
+        generator = torch.Generator(device.torch).manual_seed(seed)
+        free = int(SHARE_OF_FREE * device.free_memory()) - case.workspace_bytes
+        sets = min(MOST_SETS, -(-ROUND_BYTES // case.moved_bytes), free // case.set_bytes)
+        if sets < 1:
+            found.note = f"needs {gb(case.set_bytes + case.workspace_bytes)}, and there are {gb(device.free_memory())}"
+            return found
+        calls = [case.call(generator) for _ in range(sets)]
+        check = Check(case, calls[0])
+        found.sets = sets
+    except torch.OutOfMemoryError as error:
+        found.note = in_one_line(error)
+        return found
+    except Exception as error:  # of whatever kind: the other cases are to be measured
+        found.timings["reference"] = Timing(failed=in_one_line(error))
+        return found
+    for name, bind in implementations(case):
+        try:
+            found.timings[name] = check_and_time(check, [bind(call) for call in calls], device, replays)
+        except Exception as error:
+            found.timings[name] = Timing(failed=in_one_line(error))
+    torch.compiler.reset()  # torch keeps at most 8 shapes of the same code
+    return found
+
+
+class Check:
+    """Compares implementations with the reference, on one call."""
+
+    def __init__(self, case: Case, call: Call) -> None:
+        self.call, self.tolerance = call, case.tolerance
+        self.before = [tensor.clone() for tensor in call.updated]
+        case.twin(*call.arguments)
+        self.expected = [tensor.clone() for tensor in call.results()]
+
+    def error(self, launch: Callable[[], None]) -> float:
+        """Relative error of what is launched on that call; NaN where it leaves or makes one."""
+        for out in self.call.outputs:
+            poison(out)
+        for tensor, before in zip(self.call.updated, self.before, strict=True):
+            tensor.copy_(before)
+        launch()
+        errors = map(relative_error, self.call.results(), self.expected)
+        return max(errors, key=lambda error: (math.isnan(error), error))
+
+
+def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable[[], None]]]]:
+    """Each with its name, as something that makes a launch of it for a call."""
+    if (kernel := case.kernel) is not None:
+        yield "kernel", lambda call: kernel(*call.arguments)
+    twin = compiled(case.twin, compile_options(cudagraphs=False, tuned=True))
+    yield "inductor", lambda call: partial(twin, *call.arguments)
+    if (library := case.library) is not None:
+        yield "library", lambda call: Returning(partial(library, *call.arguments), call.outputs[0])
+
+
+class Returning:
+    """Launches what returns its result. The copy to where that belongs is only made for the check, and is not timed."""
+
+    def __init__(self, function: Callable[[], Tensor], out: Tensor) -> None:
+        self.function, self.out = function, out
+
+    def __call__(self) -> None:
+        self.result = self.function()
+
+    def finish(self) -> None:
+        self()
+        self.out.copy_(self.result)
+
+
+def check_and_time(check: Check, launches: list[Callable[[], None]], device: Device, replays: int) -> Timing:
+    """Times an implementation, bound to each call, if it is right on the first."""
+    first = launches[0]
+    error = check.error(first.finish if isinstance(first, Returning) else first)
+    if not error <= check.tolerance:  # nor NaN
+        return Timing(error=error, failed=f"wrong: relative error {error:.2g}")
+    return Timing((cuda_rounds if device.is_cuda else cpu_rounds)(launches, replays), error)
+
+
+def poison(out: Tensor) -> None:
+    """Fills with what no kernel may leave: NaN, or a large integer."""
+    out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).max - 4)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected magnitude; NaN where anything is."""
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def cuda_rounds(launches: list[Callable[[], None]], replays: int) -> list[float]:
+    """Seconds of a launch in each replay of a graph that holds all of them once."""
+    for launch in launches:
+        launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch()
+    for _ in range(WARM_UPS):
+        graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 / len(launches) for a, b in itertools.pairwise(events)]
+
+
+def cpu_rounds(launches: list[Callable[[], None]], replays: int) -> list[float]:
+    """Seconds of a launch in each round."""
+    seconds = []
+    for number in range(1 + replays):
+        start = time.perf_counter()
+        for launch in launches:
+            launch()
+        if number:  # the first is the warm-up
+            seconds.append((time.perf_counter() - start) / len(launches))
+    return seconds
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -1,0 +1,368 @@
+"""`task=kernels`: its cases are right, wrong implementations are caught, and everything is recorded."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mlflow import MlflowClient
+from torch import Tensor
+
+from gptbench import run as run_module
+from gptbench.config import BaselineConfig, Config, DeviceConfig, DeviceKind, KernelsConfig, MLflowConfig
+from gptbench.device import Device
+from gptbench.errors import BadResultError, ConfigError, UserError
+from gptbench.measure import kernel_cases, kernels, roof
+from gptbench.measure.kernel_cases import Call, Case, gather_gemv_case, gemv_case, layer_norm_case, mlp_case
+from gptbench.measure.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
+from gptbench.record import KernelResult
+from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
+from gptbench.record.tracking import load_record, log_command
+from tests.models import DENSE, run_config
+from tests.results import made_result
+from tests.test_run import resolved
+
+TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"seed_flops_utilisation": 0.8}}
+
+
+@pytest.fixture(autouse=True)
+def quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(kernels, "ROUND_BYTES", 2**14)
+    monkeypatch.setattr(kernel_cases, "INNER", 48)
+    monkeypatch.setattr(kernel_cases, "ROWS", 7)
+    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "LAUNCHES", 2)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def device(kind: str = "cpu") -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind)))
+
+
+def task(**values: Any) -> KernelsConfig:
+    values = {"sizes": [32], "replays": 3} | values
+    return KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels", **values)
+
+
+def config(folder: Path, batch: int = 1, **values: Any) -> Config:
+    return replace(
+        run_config(DENSE, batch=batch),
+        task=task(**values),
+        device=device_config("cpu"),
+        outputs=str(folder / "outputs"),
+        tracking=MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow"),
+        baseline=BaselineConfig(_target_="gptbench.compare.Baseline", name="a100", device="A100", targets=TARGETS),
+    )
+
+
+def device_config(kind: str) -> DeviceConfig:
+    return DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind))
+
+
+def plain_gemv(weight: Tensor, x: Tensor, _: Tensor) -> Tensor:
+    return weight.double() @ x.double()
+
+
+def plain_gather(weight: Tensor, expert: Tensor, x: Tensor, _: Tensor) -> Tensor:
+    return torch.stack([weight[index].double() @ x.double() for index in expert.tolist()])
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, _: Tensor) -> Tensor:
+    return F.layer_norm(x.double(), x.shape[-1:], weight.double(), bias.double())
+
+
+def plain_mlp(*tensors: Tensor) -> Tensor:
+    x, w1, b1, norm1, shift1, w2, b2, norm2, shift2, _ = (tensor.double() for tensor in tensors)
+    hidden = F.layer_norm(x @ w1.T + b1, norm1.shape, norm1, shift1)
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    return F.layer_norm(hidden @ w2.T + b2, norm2.shape, norm2, shift2)
+
+
+CASES: dict[str, tuple[Callable[[], Case], Callable[..., Tensor]]] = {
+    "gemv int8": (lambda: gemv_case(40, torch.int8), plain_gemv),
+    "gemv bfloat16": (lambda: gemv_case(40, torch.bfloat16), plain_gemv),
+    "gather_gemv int8": (lambda: gather_gemv_case(40, torch.int8), plain_gather),
+    "gather_gemv bfloat16": (lambda: gather_gemv_case(40, torch.bfloat16), plain_gather),
+    "layer_norm": (lambda: layer_norm_case(40), plain_norm),
+    "mlp_layer_norm_gelu": (lambda: mlp_case(40, 1), plain_mlp),
+    "mlp_layer_norm_gelu of three": (lambda: mlp_case(40, 3), plain_mlp),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_is_what_its_name_says(name: str) -> None:
+    case, plain = CASES[name][0](), CASES[name][1]
+    call = case.call(torch.Generator().manual_seed(1))
+    (out,) = call.outputs
+    assert any(argument is out for argument in call.arguments)
+    case.twin(*call.arguments)
+    assert kernels.relative_error(out, plain(*call.arguments)) < case.tolerance
+
+
+def test_bytes_and_operations_are_those_of_the_tensors() -> None:
+    """Every tensor is read or written once, but for the experts that are not chosen."""
+    for make, _ in CASES.values():
+        case = make()
+        call = case.call(torch.Generator().manual_seed(1))
+        indices = sum(argument.nbytes for argument in call.arguments if argument.dtype == torch.int64)
+        assert sum(argument.nbytes for argument in call.arguments) - indices == case.set_bytes
+    assert gather_gemv_case(64, torch.int8).moved_bytes == 2 * 64 * 64 + 3 * 64 * 2
+    assert gemv_case(64, torch.bfloat16).flops == 2 * 64 * 64
+    assert mlp_case(64, 3).flops == 2 * 2 * 3 * 64 * 48
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_implementation_agrees_and_is_timed(name: str) -> None:
+    case = CASES[name][0]()
+    times = measure_case(case, device(), seed=1, replays=3)
+    assert times.note is None
+    assert set(times.timings) == {"inductor"} | ({"library"} if case.library else set())
+    for timing in times.timings.values():
+        assert timing.failed is None
+        assert timing.error is not None and timing.error <= case.tolerance
+        assert len(timing.seconds) == 3 and min(timing.seconds) > 0
+    assert 1 < times.sets <= kernels.MOST_SETS
+    assert times.sets >= kernels.ROUND_BYTES // case.moved_bytes or times.sets == kernels.MOST_SETS
+
+
+def gemv_by(kernel: Callable[[Tensor, Tensor, Tensor], None]) -> Case:
+    return replace(gemv_case(40, torch.bfloat16), kernel=lambda *call: lambda: kernel(*call))
+
+
+def writes_half(weight: Tensor, x: Tensor, out: Tensor) -> None:
+    out[:20].copy_(weight[:20] @ x)
+
+
+def is_a_little_off(weight: Tensor, x: Tensor, out: Tensor) -> None:
+    out.copy_(weight @ x * 1.05)
+
+
+def fails(*_: Tensor) -> None:
+    raise RuntimeError("out of something\nand more")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "told"),
+    [(writes_half, "wrong: relative error nan"), (is_a_little_off, "wrong: relative error 0.0"), (fails, None)],
+)
+def test_what_is_wrong_or_fails_is_told_and_not_timed_and_the_rest_goes_on(
+    kernel: Callable[..., None], told: str | None
+) -> None:
+    times = measure_case(gemv_by(kernel), device(), seed=1, replays=2)
+    failed = times.timings["kernel"]
+    assert failed.seconds == []
+    assert failed.failed is not None and failed.failed.startswith(told or "RuntimeError: out of something")
+    assert "\n" not in failed.failed
+    assert times.failed
+    assert len(times.timings["inductor"].seconds) == len(times.timings["library"].seconds) == 2
+
+
+def test_a_reference_that_fails_is_a_failure() -> None:
+    times = measure_case(replace(gemv_case(40, torch.int8), twin=fails), device(), seed=1, replays=1)
+    assert {name: timing.failed for name, timing in times.timings.items()} == {
+        "reference": "RuntimeError: out of something"
+    }
+    assert times.failed
+
+
+def test_what_is_updated_in_place_is_compared_from_the_same_beginning() -> None:
+    def add(x: Tensor, total: Tensor) -> None:
+        total.add_(x)
+
+    def call(generator: torch.Generator) -> Call:
+        x, total = (torch.randn(50, generator=generator) for _ in range(2))
+        return Call((x, total), (), updated=(total,))
+
+    right = Case("add", {"n": 50}, "float32", 600, 50, call, add, kernel=lambda *args: lambda: add(*args), tolerance=0)
+    times = measure_case(right, device(), seed=1, replays=1)
+    assert [timing.error for timing in times.timings.values()] == [0.0, 0.0]
+
+
+def test_results_may_lie_elsewhere_than_in_tensors_that_can_be_compared() -> None:
+    def twice(x: Tensor, packed: Tensor) -> None:
+        packed.copy_((x * 2 * 256).round().to(torch.int32))
+
+    def call(generator: torch.Generator) -> Call:
+        x, packed = torch.randn(50, generator=generator), torch.zeros(50, dtype=torch.int32)
+        return Call((x, packed), (packed,), read=lambda: (packed.float() / 256,))
+
+    def next_integer(x: Tensor, packed: Tensor) -> None:
+        twice(x, packed)
+        packed.add_(1)
+
+    case = Case("twice", {"n": 50}, "float32", 400, 50, call, twice, lambda *args: lambda: next_integer(*args))
+    error = measure_case(case, device(), seed=1, replays=1).timings["kernel"].error
+    assert error is not None and 0 < error < 0.01
+
+
+def test_what_does_not_fit_is_told_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "free_memory", lambda _: 1000)
+    times = measure_case(gemv_case(64, torch.int8), device(), seed=1, replays=1)
+    assert times.note is not None and re.match(r"needs 0\.00 GB, and there are", times.note)
+    assert (times.timings, times.failed) == ({}, False)
+
+
+def test_arguments_take_what_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = gemv_case(40, torch.int8)
+    free = int((case.workspace_bytes + 3 * case.set_bytes) / kernels.SHARE_OF_FREE) + 10
+    monkeypatch.setattr(Device, "free_memory", lambda _: free)
+    assert measure_case(case, device(), seed=1, replays=1).sets == 3
+
+
+def test_cases_can_be_chosen(tmp_path: Path) -> None:
+    def labels(**values: Any) -> list[str]:
+        of = config(tmp_path, batch=2, **values)
+        assert isinstance(of.task, KernelsConfig)
+        return [case.label for case in Kernels(of.task, of, device()).cases]
+
+    assert labels(only="gemv/D32/int8") == ["gemv/D32/int8", "gather_gemv/D32/int8"]
+    assert labels(only="mlp", sizes=[16, 32]) == [
+        "mlp_layer_norm_gelu/B2/D16/F48/bfloat16",
+        "mlp_layer_norm_gelu/B2/D32/F48/bfloat16",
+    ]
+    assert len(labels()) in (6, 7), "with that of the read roof, where Triton's interpreter runs"
+    with pytest.raises(ConfigError, match=r"task\.only=gemm: expected a part of one of .*gemv/D32/int8"):
+        labels(only="gemm")
+
+
+def test_the_read_roofs_kernel_is_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    case = kernel_cases.read_reduce_case(device(), rounds=1)
+    monkeypatch.setattr(kernels, "ROUND_BYTES", 1)
+    times = measure_case(case, device(), seed=1, replays=1)
+    assert [timing.failed for timing in times.timings.values()] == [None, None]
+    assert {name: timing.error for name, timing in times.timings.items()} == {"kernel": 0.0, "inductor": 0.0}
+
+
+def made(sizes: tuple[int, ...] = (1024, 4096, 8192, 16384)) -> KernelResult:
+    """gemv at each size, by Inductor and by a library that fails at the first; and one mlp."""
+    base = made_result()
+    entries = []
+    for number, size in enumerate(sizes):
+        moved, flops = size * size, 2 * size * size
+        timings = {
+            "inductor": Timing([3e-6, 1e-6, 2e-6], 0.001),
+            "library": Timing([1e-6]) if number else Timing(failed="OutOfMemoryError: no"),
+        }
+        entries.append(KernelTimes("gemv", {"D": size}, "int8", f"gemv/D{size}/int8", moved, flops, 4, timings))
+    label = "mlp_layer_norm_gelu/B1/D1024/F14336/bfloat16"
+    shape = {"B": 1, "D": 1024, "F": 14336}
+    timings = {"kernel": Timing([10e-6]), "inductor": Timing([20e-6])}
+    entries.append(KernelTimes("mlp_layer_norm_gelu", shape, "bfloat16", label, 4 * 10**7, 4 * 10**7, 4, timings))
+    of = base.config | {"task": {"name": "kernels"}}
+    of["baseline"] = of["baseline"] | {"targets": TARGETS}
+    return KernelResult(
+        base.started, base.command, None, of, base.environment, base.dtype, base.roof, 12.0, 1e15, entries
+    )
+
+
+def test_metrics_are_worked_out_from_raw_times() -> None:
+    result = made()
+    row = kernel_metrics(result, result.kernels[1])["inductor"]
+    assert row.seconds == 2e-6
+    assert row.gb_per_s == pytest.approx(4096**2 / 2e-6 / 1e9)
+    assert row.share_of_roof == pytest.approx(row.gb_per_s / 4000)
+    assert row.flops_utilisation is None, "the peak is bfloat16's"
+    mlp = kernel_metrics(result, result.kernels[-1])
+    assert mlp["kernel"].flops_utilisation == pytest.approx(4e7 / 10e-6 / 1e15)
+    assert mlp["inductor"].flops_utilisation == pytest.approx(4e7 / 20e-6 / 1e15), "half as fast, half the utilisation"
+    assert mlp["inductor"].seed_flops_utilisation == pytest.approx(20 * 4e7 / 1e9 / 312)
+    assert kernel_metrics(replace(result, peak_flops=None), result.kernels[-1])["kernel"].flops_utilisation is None
+
+
+def test_targets_are_of_means_over_the_seeds_sizes() -> None:
+    rates = [size**2 / 2e-6 / 1e9 for size in (1024, 4096, 8192, 16384)]
+    found = means(made())
+    assert found["gemv/int8/inductor/gb_per_s"] == pytest.approx(sum(rates) / 4)
+    assert not [name for name in found if name.startswith("gemv/int8/library")], "not timed at every size"
+    assert seed_targets(made()) == {"gemv/int8": {"gb_per_s": 870.0}}
+    assert seed_targets(made((1024, 4096))) == {}
+
+
+def test_names_are_such_as_mlflow_takes() -> None:
+    for name in kernel_summary(made()):
+        assert re.fullmatch(r"[\w.\-/ :]+", name), name
+
+
+def test_peaks_by_name() -> None:
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-40GB") == 312e12
+    assert peak_flops("AMD EPYC") is None
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    path = made().save(tmp_path)
+    assert path.name == "kernels.json"
+    assert KernelResult.load(path) == load_record(path) == made()
+    other = made_result()
+    assert load_record(other.save(tmp_path)) == other
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="not a result of gptbench"):
+        load_record(tmp_path / "list.json")
+
+
+def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = config(tmp_path, only="gemv/D32/bfloat16")
+    run_module.run(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+    result = KernelResult.load(tmp_path / "kernels.json")
+    assert [kernel.label for kernel in result.kernels] == ["gemv/D32/bfloat16", "gather_gemv/D32/bfloat16"]
+    shown = capsys.readouterr()
+    assert "gemv" in shown.err and "D=32" in shown.err and "library" in shown.err
+    line = json.loads(shown.out.splitlines()[-1])
+    assert line["task"] == "kernels"
+    assert line["gemv/D32/bfloat16/library/gb_per_s"] > 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("gptbench").experiment_id])  # type: ignore[union-attr]
+    assert run.info.run_name == "kernels-dense-float32"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == pytest.approx(kernel_summary(result))
+    assert run.data.tags["task"] == "kernels"
+    assert run.data.params["task.sizes"] == "[32]"
+    folder = Path(run.info.artifact_uri)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "kernels.csv", "kernels.json"]
+    with (folder / "kernels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["implementation"]) for row in rows] == [
+        ("gemv/D32/bfloat16", "inductor"),
+        ("gemv/D32/bfloat16", "library"),
+        ("gather_gemv/D32/bfloat16", "inductor"),
+    ]
+    assert log_command([str(tmp_path / "kernels.json")]) == 0
+    assert "already logged" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_recorded_and_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "model_cases", lambda *_: iter([gemv_by(is_a_little_off)]))
+    of = config(tmp_path, only="gemv/D40")
+    with pytest.raises(BadResultError, match="gemv/D40/bfloat16"):
+        run_module.run(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+    assert KernelResult.load(tmp_path / "kernels.json").kernels[0].failed
+    assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All implementations agree, and graphs of them take time."""
+    monkeypatch.setattr(kernels, "ROUND_BYTES", 2**22)
+    monkeypatch.setattr(kernel_cases, "INNER", 512)
+    monkeypatch.setattr(kernel_cases, "ROWS", 64)
+    on = device("cuda")
+    of = replace(run_config(DENSE), task=task(sizes=[256, 384]))
+    assert isinstance(of.task, KernelsConfig)
+    measured = Kernels(of.task, of, on).measure(lambda _: None, lambda: None)
+    assert {kernel.name for kernel in measured} >= {"read_reduce", "gemv", "gather_gemv", "layer_norm"}
+    for kernel in measured:
+        assert kernel.note is None
+        for name, timing in kernel.timings.items():
+            assert timing.failed is None, f"{kernel.label} {name}: {timing.failed}"
+            assert min(timing.seconds) > 0

@@ -1,0 +1,339 @@
+"""The attention kernel against its twin, and the twin against the model's own attention."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptbench.config import ModelConfig
+from gptbench.kernels.activation import Activation
+from gptbench.kernels.attention import Plan, Scratch, attend, attend_reference
+from gptbench.kernels.launch import can_overlap
+from gptbench.model.rope import rotation_table
+from gptbench.model.transformer import Attention
+from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+POISON = 0x5EADBEEF
+BFLOAT16 = 1e-2 if DEVICE.type == "cuda" else 3e-2
+"""The interpreter does not round to bfloat16, but cuts off."""
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: BFLOAT16}
+"""Of the output: float32 adds up in another order; the others round the weights of the values, and the output."""
+KEY_TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: BFLOAT16}
+"""Of the new key: a GPU joins multiplication and addition, and rounds once less."""
+FIXED_POINT = 1e-4
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `attend` takes, in its order, up to the scratch memory."""
+
+    qkv: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+    cos: Tensor
+    sin: Tensor
+    position: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    window: int
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, H, G, K."""
+        batch, kv_heads, _, width = self.k_cache.shape
+        return batch, self.qkv.shape[1] // width - 2 * kv_heads, kv_heads, width
+
+    def copy(self) -> "Inputs":
+        """With caches of its own."""
+        return replace(self, k_cache=self.k_cache.clone(), v_cache=self.v_cache.clone())
+
+    def out(self, fixed: bool) -> Activation:
+        """Poisoned."""
+        batch, heads, _, width = self.shape
+        out = Activation.empty(batch, heads * width, self.qkv.dtype, DEVICE, fixed)
+        for tensor in out.tensors:
+            tensor.fill_(POISON if tensor.dtype == torch.int32 else math.nan)
+        return out
+
+    def scratch(self, plan: Plan) -> Scratch:
+        """Poisoned, where it may be."""
+        scratch = Scratch.empty(plan, *self.shape, DEVICE)
+        for tensor in (scratch.values, scratch.peaks, scratch.totals):
+            tensor.fill_(math.nan)
+        return scratch
+
+
+def make_inputs(
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    length: int,
+    position: int,
+    window: int = 0,
+    dtype: torch.dtype = torch.float32,
+    qk_norm: bool = False,
+) -> Inputs:
+    """Random, with NaN wherever the cache is not filled."""
+    generator = torch.Generator(DEVICE).manual_seed(position + 1000 * width)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=DEVICE)
+
+    caches = random(2, batch, kv_heads, length, width).to(dtype)
+    caches[:, :, :, position:] = math.nan
+    angles = (3 * random(length, width // 2)).repeat(1, 2)
+    norms = 1 + random(2, width).to(dtype) if qk_norm else (None, None)
+    return Inputs(
+        qkv=(2 * random(batch, (heads + 2 * kv_heads) * width)).to(dtype),
+        q_norm=norms[0],
+        k_norm=norms[1],
+        eps=1e-5,
+        cos=angles.cos(),
+        sin=angles.sin(),
+        position=torch.tensor([position], device=DEVICE),
+        k_cache=caches[0].clone(),
+        v_cache=caches[1].clone(),
+        window=window,
+    )
+
+
+def bits(x: Tensor) -> Tensor:
+    """To compare NaN with NaN."""
+    return x.view(torch.int32 if x.element_size() == 4 else torch.int16)
+
+
+def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool = False, overlap: bool = False) -> None:
+    """Kernel against twin. `programs` of each key-value head must have had something to do."""
+    dtype = inputs.qkv.dtype
+    batch, heads, _, width = inputs.shape
+    expected, scratch = inputs.copy(), inputs.scratch(plan)
+    expected_out = Activation.empty(batch, heads * width, torch.float32, DEVICE, fixed=False)
+    attend_reference(*expected.arguments, scratch, expected_out)
+
+    actual, out = inputs.copy(), inputs.out(fixed)
+    attend(*actual.arguments, scratch, out, overlap)
+    tolerance = TOLERANCES[dtype] if not fixed else max(FIXED_POINT, TOLERANCES[dtype])
+    assert relative_error(out.read(), expected_out.read()) < tolerance
+
+    position = int(inputs.position)
+    new, others = [position], [at for at in range(inputs.k_cache.shape[2]) if at != position]
+    assert relative_error(actual.k_cache[:, :, new], expected.k_cache[:, :, new]) < KEY_TOLERANCES[dtype]
+    assert torch.equal(actual.v_cache[:, :, new], expected.v_cache[:, :, new])
+    assert torch.equal(bits(actual.k_cache[:, :, others]), bits(inputs.k_cache[:, :, others]))
+    assert torch.equal(bits(actual.v_cache[:, :, others]), bits(inputs.v_cache[:, :, others]))
+
+    assert not scratch.counters.any()
+    if programs is not None:
+        written = ~scratch.peaks.isnan().all(-1)  # [B·G, splits]
+        assert written.sum(-1).tolist() == [programs if programs > 1 else 0] * len(written)
+
+    again = inputs.out(fixed)  # with what the first launch has left behind
+    attend(*actual.arguments, scratch, again, overlap)
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(again.tensors, out.tensors, strict=True))
+    assert not scratch.counters.any()
+
+
+@pytest.mark.parametrize("position", [0, 1, 5, 19, 23], ids="position={}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [DENSE, GQA, QWEN, WINDOW], ids=model_name)
+def test_twin_is_the_models_attention(config: ModelConfig, dtype: torch.dtype, position: int, no_grad: None) -> None:
+    batch, length = 2, 24
+    inputs = make_inputs(
+        batch, config.n_heads, config.n_kv_heads, config.head_dim, length, position, dtype=dtype, qk_norm=config.qk_norm
+    )
+    cos, sin = rotation_table(config, length, DEVICE)
+    inputs = replace(inputs, cos=cos, sin=sin, eps=config.norm_eps, window=config.sliding_window)
+    attention = Attention(config, dtype).to(DEVICE)
+    attention.wqkv, attention.wo, attention.qkv_bias = nn.Identity(), nn.Identity(), None
+    if attention.q_norm is not None and attention.k_norm is not None:
+        attention.q_norm.weight.copy_(inputs.q_norm)
+        attention.k_norm.weight.copy_(inputs.k_norm)
+    attention.allocate(batch, length, dtype, DEVICE)
+    attention.k_cache[:, :, :position] = inputs.k_cache[:, :, :position]
+    attention.v_cache[:, :, :position] = inputs.v_cache[:, :, :position]
+    at = inputs.position
+    expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, length).squeeze(1)
+
+    out = inputs.out(fixed=False)
+    attend_reference(*inputs.arguments, inputs.scratch(Plan(1, 16, 4)), out)
+    # The model rounds scores too.
+    assert relative_error(out.read(), expected) < (1e-6 if dtype == torch.float32 else 3e-2)
+    assert torch.equal(inputs.k_cache[:, :, : position + 1], attention.k_cache[:, :, : position + 1])
+    assert torch.equal(inputs.v_cache[:, :, : position + 1], attention.v_cache[:, :, : position + 1])
+
+
+POSITIONS = {0: 1, 1: 1, 14: 1, 15: 1, 16: 2, 31: 2, 32: 3, 33: 3, 47: 3, 48: 2, 63: 2, 64: 3, 69: 3}
+"""Of 70, by three programs in blocks of 16: how many of them have something to do."""
+
+
+@pytest.mark.parametrize(("position", "programs"), POSITIONS.items())
+def test_positions(position: int, programs: int) -> None:
+    check(make_inputs(1, 4, 2, 16, 70, position), Plan(3, 16, 4), programs)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["plain", "fixed"])
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_types(dtype: torch.dtype, qk_norm: bool, fixed: bool) -> None:
+    check(make_inputs(3, 6, 2, 16, 40, 36, dtype=dtype, qk_norm=qk_norm), Plan(2, 16, 4), 2, fixed)
+
+
+@pytest.mark.parametrize("position", [7, 38], ids="position={}".format)
+@pytest.mark.parametrize("heads", [(3, 3), (6, 2), (8, 1), (20, 1)], ids="{0[0]}:{0[1]}".format)
+def test_heads(heads: tuple[int, int], position: int) -> None:
+    check(make_inputs(2, *heads, 16, 40, position), Plan(2, 16, 4), 1 + (position > 16), fixed=True)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["plain", "fixed"])
+@pytest.mark.parametrize("width", [24, 48, 64, 80, 128], ids="width={}".format)
+def test_widths(width: int, fixed: bool) -> None:
+    check(make_inputs(1, 4, 2, width, 50, 45, qk_norm=True), Plan(3, 16, 4), 3, fixed)
+    check(make_inputs(1, 2, 2, width, 50, 12, dtype=torch.bfloat16), Plan(3, 16, 4), 1, fixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [(3, 3), (6, 3), (8, 2)], ids="{0[0]}:{0[1]}".format)
+@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(1, 128, 8), Plan(3, 64, 8), Plan(2, 32, 4, 1)], ids=str)
+def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
+    """Of which some have nothing to do, or all have several blocks."""
+    for position in (0, 3, 64, 150):
+        check(make_inputs(1, *heads, 32, 160, position, dtype=dtype), plan, fixed=True)
+
+
+def test_odd_pairs_of_components() -> None:
+    """An odd number of them, and no more than half a 16-byte load."""
+    check(make_inputs(2, 4, 2, 6, 40, 37), Plan(2, 16, 4), 2)
+
+
+@pytest.mark.parametrize(("position", "programs"), [(0, 1), (15, 1), (18, 2), (19, 2), (20, 2), (37, 2), (59, 2)])
+def test_window(position: int, programs: int) -> None:
+    check(make_inputs(2, 4, 2, 16, 60, position, window=20), Plan(4, 16, 4), programs)
+
+
+@pytest.mark.parametrize("window", [1, 16, 17, 59, 60, 61], ids="window={}".format)
+def test_width_of_the_window(window: int) -> None:
+    """From the own position alone to one that is as long as the cache, or longer, and hides nothing."""
+    check(make_inputs(1, 2, 1, 16, 60, 59, window=window), Plan(4, 16, 4), math.ceil(min(window, 60) / 16))
+
+
+def test_what_a_window_hides_is_not_read() -> None:
+    inputs = make_inputs(1, 4, 2, 16, 60, 45, window=20)
+    inputs.k_cache[:, :, :26] = math.nan
+    inputs.v_cache[:, :, :26] = math.nan
+    check(inputs, Plan(2, 16, 4), 2)
+
+
+def test_more_programs_than_are_combined_at_once() -> None:
+    """32 heads of width 128 share a key: one chunk at a time."""
+    check(make_inputs(1, 32, 1, 128, 100, 90), Plan(7, 16, 4), 6)
+
+
+def test_large_scores() -> None:
+    """Where exponentials would overflow if the largest were not subtracted."""
+    inputs = make_inputs(1, 4, 2, 16, 70, 66)
+    check(replace(inputs, qkv=inputs.qkv * 100), Plan(3, 16, 4), 3)
+
+
+def test_one_after_the_other() -> None:
+    """A text of tokens, with one scratch for all."""
+    inputs = make_inputs(1, 4, 2, 16, 36, 0)
+    expected, scratch = inputs.copy(), inputs.scratch(Plan(3, 16, 4))
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    for position in range(36):
+        inputs.position.fill_(position)
+        inputs.qkv.normal_(generator=generator)
+        out, expected_out = inputs.out(fixed=False), inputs.out(fixed=False)
+        attend(*inputs.arguments, scratch, out)
+        attend_reference(*expected.arguments, scratch, expected_out)
+        assert relative_error(out.read(), expected_out.read()) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("length", [1, 64, 208, 4096, 32768, 131072], ids="length={}".format)
+@pytest.mark.parametrize("batch", [1, 4, 64], ids="batch={}".format)
+@pytest.mark.parametrize("kv_heads", [1, 8, 32], ids="kv_heads={}".format)
+def test_plan(kv_heads: int, batch: int, length: int) -> None:
+    """Every processor gets something to do where the context is long, and chunks do not get short."""
+    processors = 132
+    plan = Plan.choose(batch, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
+    chunk = math.ceil(math.ceil(length / plan.splits) / plan.block) * plan.block
+    assert chunk >= 64
+    assert plan.splits == 1 or length / plan.splits >= 128
+    if length >= 8192 * 4:
+        assert batch * kv_heads * math.ceil(length / chunk) >= processors
+
+
+def test_plan_for_a_window() -> None:
+    assert Plan.choose(1, 8, 128, 32768, 4096, 2, 132) == Plan.choose(1, 8, 128, 4096, 0, 2, 132)
+    assert Plan.choose(1, 8, 128, 512, 4096, 2, 132) == Plan.choose(1, 8, 128, 512, 0, 2, 132)
+
+
+GPU_SHAPES = {
+    "llama2_7b": (1, 32, 32, 128, 208, 105),
+    "llama3_8b": (1, 32, 8, 128, 32768, 32767),
+    "llama3_8b_batch": (3, 32, 8, 128, 8192, 5001),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", [False, True], ids=["", "overlap"])
+@pytest.mark.parametrize("fixed", [False, True], ids=["plain", "fixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", GPU_SHAPES.values(), ids=GPU_SHAPES.keys())
+def test_models(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, fixed: bool, overlap: bool) -> None:
+    if overlap and not can_overlap(DEVICE):
+        pytest.skip("needs compute capability 9.0")
+    inputs = make_inputs(*shape, dtype=dtype)
+    processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    batch, _, kv_heads, width, length, _ = shape
+    check(inputs, Plan.choose(batch, kv_heads, width, length, 0, dtype.itemsize, processors), None, fixed, overlap)
+
+
+@pytest.mark.gpu
+def test_a_captured_launch_follows_the_position() -> None:
+    inputs = make_inputs(2, 8, 2, 64, 1000, 0, dtype=torch.bfloat16)
+    inputs.k_cache.normal_()
+    inputs.v_cache.normal_()
+    scratch, out = inputs.scratch(Plan(7, 32, 4)), inputs.out(fixed=False)
+    attend(*inputs.arguments, scratch, out)  # compiles it
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend(*inputs.arguments, scratch, out)
+    for position in (0, 31, 32, 33, 500, 999, 7):
+        inputs.position.fill_(position)
+        expected = inputs.out(fixed=False)
+        attend_reference(*inputs.arguments, scratch, expected)
+        graph.replay()
+        assert relative_error(out.read(), expected.read()) < TOLERANCES[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_caches_pass_two_to_the_31() -> None:
+    """Offsets need 64 bits there."""
+    batch, heads, length, width, position = 132, 8, 16384, 128, 200
+    if torch.cuda.mem_get_info()[0] < 2 * 2 * batch * heads * length * width + 2**30:
+        pytest.skip("needs 10.2 GB of GPU memory")
+    small = make_inputs(1, heads, heads, width, length, position, dtype=torch.bfloat16)
+    shape = batch, heads, length, width
+    large = replace(
+        small,
+        qkv=small.qkv.repeat(batch, 1),
+        k_cache=torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE),
+        v_cache=torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE),
+    )
+    large.k_cache[-1:], large.v_cache[-1:] = small.k_cache, small.v_cache
+    plan, out, expected = Plan(2, 64, 4), large.out(fixed=False), small.out(fixed=False)
+    attend(*large.arguments, large.scratch(plan), out)
+    attend_reference(*small.arguments, small.scratch(plan), expected)
+    assert relative_error(out.read()[-1:], expected.read()) < TOLERANCES[torch.bfloat16]
+    assert torch.equal(large.v_cache[-1, :, position], small.v_cache[0, :, position])

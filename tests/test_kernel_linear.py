@@ -1,0 +1,313 @@
+"""The kernels around a weight against their twins, and the twins against plain float64. Without a GPU, in Triton's
+interpreter: the same assertions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptbench.kernels.activation import Activation
+from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
+from gptbench.kernels.route import Routing, Scratch, route, route_reference
+from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.quant.int8 import quantise_rows
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NAN = float("nan")
+EPS = 1e-5
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 1e-2}
+"""Of the largest difference over the largest magnitude. Fixed point has 15 bits; bfloat16 has 8."""
+
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+"""The interpreter works with numpy, which has no bfloat16."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.gpu)], ids=["", "overlap"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    if request.param and not can_overlap(DEVICE):
+        pytest.skip("needs programmatic dependent launch")
+    return bool(request.param)
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def activation(batch: int, width: int, dtype: torch.dtype, fixed: bool, seed: int) -> Activation:
+    x = Activation.empty(batch, width, dtype, DEVICE, fixed)
+    # Neighbours of different magnitude: each group of four has a scale of its own.
+    x.write(normal(batch, width, seed=seed) * torch.logspace(-2, 1, width, device=DEVICE))
+    return x
+
+
+def poisoned(batch: int, width: int, dtype: torch.dtype, fixed: bool) -> Activation:
+    x = Activation.empty(batch, width, dtype, DEVICE, fixed)
+    for tensor in x.tensors:
+        tensor.fill_(NAN if tensor.is_floating_point() else -1)
+    return x
+
+
+def matrix(*shape: int, dtype: torch.dtype, int8: bool, seed: int) -> tuple[Tensor, Tensor | None]:
+    weight = normal(*shape, seed=seed) * shape[-1] ** -0.5
+    return quantise_rows(weight, dtype) if int8 else (weight.to(dtype), None)
+
+
+def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight.double() if scale is None else weight.double() * scale.double().unsqueeze(-1)
+
+
+def squares_of(x: Tensor, parts: int) -> Tensor:
+    """float32 [B, parts]: of unequal parts, which add up to the squares of x."""
+    share = torch.rand(x.shape[0], parts, device=DEVICE)
+    return (share / share.sum(-1, keepdim=True) * x.double().square().sum(-1, keepdim=True)).float()
+
+
+def norm_of(x: Activation, parts: int) -> tuple[Norm, Tensor]:
+    """A norm over x, and x normalised: float64."""
+    values = x.read()
+    factor = torch.rsqrt(values.double().square().mean(-1, keepdim=True) + EPS)
+    return Norm(squares_of(values, parts), x.width, EPS), values.double() * factor
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+    assert error < TOLERANCE[dtype], error
+
+
+KERNEL_AND_TWIN: dict[str, dict[str, Callable[..., None]]] = {
+    "linear": {"kernel": linear, "twin": linear_reference},
+    "add_linear": {"kernel": add_linear, "twin": add_linear_reference},
+    "swiglu": {"kernel": swiglu, "twin": swiglu_reference},
+    "route": {"kernel": route, "twin": route_reference},
+    "embed": {"kernel": embed, "twin": embed_reference},
+}
+
+
+def each(name: str) -> Any:
+    functions = KERNEL_AND_TWIN[name]
+    return pytest.mark.parametrize("function", functions.values(), ids=functions.keys())
+
+
+# rows, columns, batch, tile: rows and columns that a tile divides and that it does not, all or no steps preloaded.
+SHAPES = [
+    (32, 64, 1, Tile(rows=8, block=64, warps=1, preload=1)),
+    (48, 112, 1, Tile(rows=4, block=64, warps=2, preload=0)),
+    (211, 48, 3, Tile(rows=8, block=32, warps=1, preload=9)),
+    (20, 272, 2, Tile(rows=16, block=64, warps=4, preload=3)),
+]
+
+
+def shape_id(value: Any) -> str | None:
+    return f"{value.rows}x{value.block}-{value.warps}-{value.preload}" if isinstance(value, Tile) else None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(("rows", "columns", "batch", "tile"), SHAPES, ids=shape_id)
+@each("linear")
+def test_linear(
+    function: Callable[..., None],
+    rows: int,
+    columns: int,
+    batch: int,
+    tile: Tile,
+    int8: bool,
+    dtype: torch.dtype,
+    overlap: bool,
+) -> None:
+    x = activation(batch, columns, dtype, int8, seed=1)
+    norm, normalised = norm_of(x, parts=5)
+    weight, scale = matrix(rows, columns, dtype=dtype, int8=int8, seed=2)
+    bias = normal(rows, seed=3, dtype=dtype) if rows % 2 else None
+    out = torch.full((batch, rows), NAN, device=DEVICE)
+    function(x, norm, weight, scale, bias, out, tile, overlap)
+    expected = normalised @ dequantised(weight, scale).T
+    close(out, expected if bias is None else expected + bias.double(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(("rows", "columns", "batch", "tile"), [SHAPES[0], SHAPES[1], SHAPES[3]], ids=shape_id)
+@each("add_linear")
+def test_add_linear(
+    function: Callable[..., None],
+    rows: int,
+    columns: int,
+    batch: int,
+    tile: Tile,
+    int8: bool,
+    dtype: torch.dtype,
+    overlap: bool,
+) -> None:
+    x = activation(batch, columns, dtype, int8, seed=1)
+    weight, scale = matrix(rows, columns, dtype=dtype, int8=int8, seed=2)
+    before = normal(batch, rows, seed=4, dtype=dtype)
+    gain = normal(rows, seed=5, dtype=dtype)
+    residual, following = before.clone(), poisoned(batch, rows, dtype, int8)
+    squares = torch.full((batch, -(-rows // tile.rows)), NAN, device=DEVICE)
+    function(x, weight, scale, None, residual, gain, following, squares, tile, overlap)
+    expected = before.double() + x.read().double() @ dequantised(weight, scale).T
+    close(residual, expected, dtype)
+    close(following.read(), residual.double() * gain.double(), dtype)
+    close(squares.sum(-1), residual.double().square().sum(-1), torch.float32)
+    for part in range(squares.shape[1]):
+        own = residual[:, part * tile.rows : (part + 1) * tile.rows]
+        close(squares[:, part], own.double().square().sum(-1), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(
+    ("wide", "columns", "batch", "tile"),
+    [
+        (32, 64, 1, Tile(rows=8, block=64, warps=1, preload=1)),
+        (44, 48, 3, Tile(rows=16, block=32, warps=2, preload=2)),
+    ],
+    ids=shape_id,
+)
+@each("swiglu")
+def test_swiglu(
+    function: Callable[..., None],
+    wide: int,
+    columns: int,
+    batch: int,
+    tile: Tile,
+    int8: bool,
+    dtype: torch.dtype,
+    overlap: bool,
+) -> None:
+    x = activation(batch, columns, dtype, int8, seed=1)
+    norm, normalised = norm_of(x, parts=3)
+    weight, scale = matrix(2 * wide, columns, dtype=dtype, int8=int8, seed=2)
+    out = poisoned(batch, wide, dtype, int8)
+    function(x, norm, weight, scale, None, out, tile, overlap)
+    gate, value = (normalised @ dequantised(weight, scale).T).chunk(2, dim=-1)
+    close(out.read(), F.silu(gate) * value, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(
+    ("experts", "active", "batch", "columns"), [(8, 2, 1, 64), (8, 2, 3, 48), (20, 3, 2, 96), (5, 5, 1, 16)]
+)
+@each("route")
+def test_route(
+    function: Callable[..., None],
+    experts: int,
+    active: int,
+    batch: int,
+    columns: int,
+    int8: bool,
+    dtype: torch.dtype,
+    overlap: bool,
+) -> None:
+    x = activation(batch, columns, dtype, int8, seed=1)
+    norm, normalised = norm_of(x, parts=3)
+    weight = normal(experts, columns, seed=2, dtype=dtype) * 0.3
+    routing, scratch = Routing.empty(batch, experts, active, DEVICE), Scratch.empty(batch, experts, DEVICE)
+    for _ in range(2):  # the second time, what the first left behind must not matter
+        routing.slots.fill_(77)
+        routing.gates.fill_(NAN)
+        scratch.logits.fill_(NAN)
+        function(x, norm, weight, active, routing, scratch, overlap)
+        assert not scratch.finished.any()
+        probabilities = (normalised @ weight.double().T).softmax(-1)
+        weights, chosen = probabilities.topk(active, dim=-1)
+        weights /= weights.sum(-1, keepdim=True)
+        used = sorted(set(chosen.flatten().tolist()))
+        assert routing.slots.tolist() == used + [-1] * (len(routing.slots) - len(used))
+        expected = torch.zeros(experts, batch, dtype=torch.float64, device=DEVICE)
+        expected.scatter_(0, chosen.T, weights.T)
+        close(routing.gates[: len(used)], expected[used], dtype)
+        assert torch.equal(routing.gates[: len(used)] > 0, expected[used] > 0)
+
+
+@each("route")
+def test_route_takes_the_first_of_equals(function: Callable[..., None]) -> None:
+    x = activation(1, 16, torch.float32, False, seed=1)
+    norm, _ = norm_of(x, parts=1)
+    weight = torch.zeros(8, 16, device=DEVICE)
+    routing, scratch = Routing.empty(1, 8, 2, DEVICE), Scratch.empty(1, 8, DEVICE)
+    function(x, norm, weight, 2, routing, scratch)
+    assert routing.slots.tolist() == [0, 1]
+    assert routing.gates.tolist() == [[0.5], [0.5]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", ["kernel", "twin"])
+def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap: bool) -> None:
+    """Up and down through the experts that two or more slots name, one of them left empty."""
+    experts, wide, dim = 4, 24, 32
+    up, down = KERNEL_AND_TWIN["swiglu"][kind], KERNEL_AND_TWIN["add_linear"][kind]
+    slots = [0, 2, 3, -1] if batch > 1 else [1, 3]
+    routing = Routing.empty(batch, experts, 2, DEVICE)
+    routing.slots.copy_(torch.tensor(slots, dtype=torch.int32))
+    routing.gates.copy_(torch.rand(len(slots), batch))
+    if batch > 1:
+        routing.gates[3] = NAN
+        routing.gates[1, 0] = 0.0
+    x = activation(batch, dim, dtype, int8, seed=1)
+    norm, normalised = norm_of(x, parts=3)
+    w13, scale13 = matrix(experts, 2 * wide, dim, dtype=dtype, int8=int8, seed=2)
+    w2, scale2 = matrix(experts, dim, wide, dtype=dtype, int8=int8, seed=3)
+    hidden = poisoned(len(slots) * batch, wide, dtype, int8)
+    up(x, norm, w13, scale13, routing, hidden, Tile(rows=8, block=32, warps=1, preload=1), overlap)
+    before, gain = normal(batch, dim, seed=4, dtype=dtype), normal(dim, seed=5, dtype=dtype)
+    residual, following = before.clone(), poisoned(batch, dim, dtype, int8)
+    tile = Tile(rows=4, block=16, warps=1, preload=1)
+    squares = torch.full((batch, dim // 4), NAN, device=DEVICE)
+    down(hidden, w2, scale2, routing, residual, gain, following, squares, tile, overlap)
+    expected = before.double()
+    for slot, expert in enumerate(slots):
+        if expert >= 0:
+            gate, value = (normalised @ dequantised(w13, scale13)[expert].T).chunk(2, dim=-1)
+            y = F.silu(gate) * value @ dequantised(w2, scale2)[expert].T
+            expected = expected + routing.gates[slot].double().unsqueeze(-1) * y
+    close(residual, expected, dtype)
+    close(following.read(), residual.double() * gain.double(), dtype)
+    close(squares.sum(-1), residual.double().square().sum(-1), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 48)])
+@each("embed")
+def test_embed(
+    function: Callable[..., None], batch: int, width: int, int8: bool, dtype: torch.dtype, overlap: bool
+) -> None:
+    weight, scale = matrix(37, width, dtype=dtype, int8=int8, seed=1)
+    token = torch.tensor([[36], [0], [17]])[:batch].to(DEVICE)
+    gain = normal(width, seed=2, dtype=dtype)
+    residual = torch.full((batch, width), NAN, dtype=dtype, device=DEVICE)
+    following, squares = poisoned(batch, width, dtype, int8), torch.full((batch, 1), NAN, device=DEVICE)
+    function(token, weight, scale, residual, gain, following, squares, overlap)
+    expected = dequantised(weight, scale)[token.squeeze(1)]
+    close(residual, expected, dtype)
+    close(following.read(), residual.double() * gain.double(), dtype)
+    close(squares, residual.double().square().sum(-1, keepdim=True), torch.float32)
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])
+@each("add_linear")
+def test_what_is_not_finite_stays_so(function: Callable[..., None], value: float) -> None:
+    x = activation(1, 16, torch.float32, True, seed=1)
+    weight, scale = matrix(8, 16, dtype=torch.float32, int8=True, seed=2)
+    residual = normal(1, 8, seed=3)
+    residual[0, 5] = value
+    following, squares = poisoned(1, 8, torch.float32, True), torch.zeros(1, 2, device=DEVICE)
+    gain = torch.ones(8, device=DEVICE)
+    function(x, weight, scale, None, residual, gain, following, squares, Tile(4, 16, 1, 1))
+    assert torch.isfinite(following.read()[0, :4]).all()
+    assert not torch.isfinite(following.read()[0, 4:]).any()
+    assert not torch.isfinite(squares[0, 1])
