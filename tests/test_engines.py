@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 
+from gptbench.build import kv_bytes_per_position
 from gptbench.config import (
     CudaGraph,
     DeviceConfig,
@@ -21,9 +22,9 @@ from gptbench.config import (
     Scope,
     Tuning,
 )
-from gptbench.build import kv_bytes_per_position
 from gptbench.device import Device
 from gptbench.engine import Engine, Inductor
+from gptbench.engine.tiles import Tiles, Use
 from gptbench.kernels.linear import Tile
 from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
@@ -146,11 +147,12 @@ def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch
 def few_programs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
 
-    def tile(self: Any, weight: torch.Tensor, written: int = 1) -> Tile:
-        rows, columns = weight.shape[-2:]
-        return Tile(rows=64 if rows % 128 else 128, block=triton.next_power_of_2(columns) // 2, warps=4, preload=1)
+    def tile(self: Tiles, use: Use) -> Tile:
+        return Tile(
+            rows=64 if use.rows % 128 else 128, block=triton.next_power_of_2(use.columns) // 2, warps=4, preload=1
+        )
 
-    monkeypatch.setattr(target(FUSED), "tile", tile)
+    monkeypatch.setattr(Tiles, "__getitem__", tile)
 
 
 # Few steps: the interpreter takes long for each.

@@ -267,7 +267,7 @@ def test_plan(kv_heads: int, batch: int, length: int) -> None:
     processors = 132
     plan = Plan.choose(batch, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
     chunk = math.ceil(math.ceil(length / plan.splits) / plan.block) * plan.block
-    assert chunk >= 64
+    assert chunk >= min(64, length)
     assert plan.splits == 1 or length / plan.splits >= 128
     if length >= 8192 * 4:
         assert batch * kv_heads * math.ceil(length / chunk) >= processors
@@ -278,9 +278,18 @@ def test_plan_for_a_window() -> None:
     assert Plan.choose(1, 8, 128, 512, 4096, 2, 132) == Plan.choose(1, 8, 128, 512, 0, 2, 132)
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("heads", [(6, 2), (8, 1), (3, 3)], ids=str)
+def test_heads_apart(heads: tuple[int, int], splits: int) -> None:
+    """Each query head has a program, and one of those that share a key writes it."""
+    inputs = make_inputs(2, *heads, 16, 70, 45, qk_norm=True)
+    check(inputs, Plan(splits, 16, 4, stages=1, apart=True), splits, fixed=True)
+
+
 GPU_SHAPES = {
     "llama2_7b": (1, 32, 32, 128, 208, 105),
     "llama3_8b": (1, 32, 8, 128, 32768, 32767),
+    "llama3_8b_short": (2, 32, 8, 128, 208, 105),
     "llama3_8b_batch": (3, 32, 8, 128, 8192, 5001),
 }
 

@@ -281,9 +281,7 @@ def test_several_steps_with_stop_tokens(batch: int) -> None:
         placed = between_poison(logits)
         chunk_maxima(placed, scratch)
         draw(placed, at_its_place(uniform, made), *chosen, stops, *vars(made).values(), scratch)
-        draw_reference(
-            logits.to(DEVICE), at_its_place(uniform, expected), *chosen, stops, *vars(expected).values()
-        )
+        draw_reference(logits.to(DEVICE), at_its_place(uniform, expected), *chosen, stops, *vars(expected).values())
         assert all(torch.equal(a, b) for a, b in zip(astuple(made), astuple(expected), strict=True)), index
         drawn.append(made.token.flatten().tolist())
         if index == 1:  # from now on the last row stops; with what it is about to draw

@@ -11,14 +11,17 @@ nothing is compiled but the kernels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gptbench.config import Config, FusedConfig, ModelConfig
+from gptbench.config import Config, FusedConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
+from gptbench.engine.tiles import Tiles, Use, fastest
 from gptbench.kernels import attention, draw
 from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
@@ -28,7 +31,6 @@ from gptbench.kernels.launch import can_overlap, shaped
 from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
 from gptbench.kernels.route import Routing, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
-from gptbench.kernels.tiles import default_tile
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import Block, FeedForward, MixtureOfExperts
 from gptbench.quant import Int8, Unquantised
@@ -54,6 +56,8 @@ class Launch:
     """Bytes of the weights that it reads."""
     positions: int = 0
     """Bytes that it reads for each cached position."""
+    use: Use | None = None
+    """What its tile is for, if it has one."""
 
 
 class Fused(Engine):
@@ -85,16 +89,12 @@ class Fused(Engine):
     ) -> None:
         super().__init__(config, model, sampler, device, prompt_length)
         self.overlap = config.overlap and can_overlap(device.torch)
-        self.launches = self.decode_launches()
+        self.tiles = Tiles(Path(config.tiles), device.key)
+        self.launches = self.decode_launches(self.tiles.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
-    def tile(self, weight: Tensor, written: int = 1) -> Tile:
-        """For a weight [..., N, K] of which each `written` rows become one number of an activation."""
-        multiple = written * 4 if weight.dtype == torch.int8 else written
-        return default_tile(*weight.shape[-2:], weight.dtype, multiple)
-
-    def decode_launches(self) -> list[Launch]:
+    def decode_launches(self, tile_for: Callable[[Use], Tile]) -> list[Launch]:
         """The kernels of a decode step, with the memory that they hand on to one another."""
         model, state, on = self.model, self.state, self.device.torch
         config, batch, dtype = model.config, self.batch, model.dtype
@@ -103,7 +103,6 @@ class Fused(Engine):
         following = self.activation(batch, config.dim, model.head)
         attended = self.activation(batch, config.n_heads * config.head_dim, model.layers[0].attention.wo)
         hidden = self.hidden_activation(model.layers[0])
-        mixture = config.n_experts > 0
         plan = attention.Plan.choose(
             batch,
             config.n_kv_heads,
@@ -126,15 +125,22 @@ class Fused(Engine):
             *arguments: Any,
             weights: int = 0,
             positions: int = 0,
+            use: Use | None = None,
         ) -> None:
-            launches.append(Launch(name, role, kernel, twin, arguments, weights, positions))
+            launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, use))
 
         def add_weight(
-            role: str, kernel: Callable[..., None], twin: Callable[..., None], module: Weight, *arguments: Any, share: float = 1
+            role: str,
+            use: Use,
+            kernel: Callable[..., None],
+            twin: Callable[..., None],
+            module: Weight,
+            *arguments: Any,
+            share: float = 1,
         ) -> None:
-            name = shaped(kernel.__name__, *module.float_shape[-2:])
+            name = shaped(use.kernel, use.rows, use.columns)
             read = sum(parameter.nbytes for parameter in module.parameters())
-            add(role, name, kernel, twin, *arguments, weights=int(read * share))
+            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share), use=use)
 
         def squares(width: int, tile: Tile) -> Tensor:
             return torch.empty(batch, -(-width // tile.rows), dtype=torch.float32, device=on)
@@ -142,17 +148,25 @@ class Fused(Engine):
         gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
         gains.append(model.norm.weight)
         sums = torch.empty(batch, 1, dtype=torch.float32, device=on)
-        embedding = (state.token, model.embedding.weight, scale_of(model.embedding), residual, gains[0], following, sums)
+        embedding = (
+            state.token,
+            model.embedding.weight,
+            scale_of(model.embedding),
+            residual,
+            gains[0],
+            following,
+            sums,
+        )
         row = model.embedding.weight[0].nbytes * batch
         add("embed", "embed_kernel", embed, embed_reference, *embedding, weights=row)
         for number, block in enumerate(model.layers):
             core = block.attention
             norm = Norm(sums, config.dim, config.norm_eps)
-            tile = self.tile(core.wqkv.weight)
+            use = Use.of(linear, core.wqkv.weight, batch)
             bias = None if core.qkv_bias is None else core.qkv_bias.weight
             add_weight(
-                "qkv", linear, linear_reference, core.wqkv,
-                following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, qkv, tile,
+                "qkv", use, linear, linear_reference, core.wqkv,
+                following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, qkv,
             )  # fmt: skip
             q_norm = None if core.q_norm is None else core.q_norm.weight
             k_norm = None if core.k_norm is None else core.k_norm.weight
@@ -162,11 +176,11 @@ class Fused(Engine):
                 core.k_cache, core.v_cache, config.sliding_window, scratch, attended,
                 positions=(core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes),
             )  # fmt: skip
-            tile = self.tile(core.wo.weight)
-            sums = squares(config.dim, tile)
+            use = Use.of(add_linear, core.wo.weight, batch)
+            sums = squares(config.dim, tile_for(use))
             add_weight(
-                "wo", add_linear, add_linear_reference, core.wo,
-                attended, core.wo.weight, scale_of(core.wo), None, residual, gains[2 * number + 1], following, sums, tile,
+                "wo", use, add_linear, add_linear_reference, core.wo,
+                attended, core.wo.weight, scale_of(core.wo), None, residual, gains[2 * number + 1], following, sums,
             )  # fmt: skip
             norm = Norm(sums, config.dim, config.norm_eps)
             ffn, routing, share = block.ffn, None, 1.0
@@ -180,24 +194,23 @@ class Fused(Engine):
                     "route", "route_kernel", route, route_reference,
                     following, norm, gate, config.n_active_experts, routing, votes, weights=gate.nbytes,
                 )  # fmt: skip
-            tile = self.tile(ffn.w13.weight, written=2)
+            use = Use.of(swiglu, ffn.w13.weight, batch, written=2)
             add_weight(
-                "w13", swiglu, swiglu_reference, ffn.w13,
-                following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, hidden, tile, share=share,
+                "w13", use, swiglu, swiglu_reference, ffn.w13,
+                following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, hidden, share=share,
             )  # fmt: skip
-            tile = self.tile(ffn.w2.weight)
-            sums = squares(config.dim, tile)
+            use = Use.of(add_linear, ffn.w2.weight, batch)
+            sums = squares(config.dim, tile_for(use))
             add_weight(
-                "w2", add_linear, add_linear_reference, ffn.w2,
-                hidden, ffn.w2.weight, scale_of(ffn.w2), routing, residual, gains[2 * number + 2], following, sums, tile,
+                "w2", use, add_linear, add_linear_reference, ffn.w2,
+                hidden, ffn.w2.weight, scale_of(ffn.w2), routing, residual, gains[2 * number + 2], following, sums,
                 share=share,
             )  # fmt: skip
         norm = Norm(sums, config.dim, config.norm_eps)
         head = model.head
-        tile = self.tile(head.weight)
         add_weight(
-            "head", linear, linear_reference, head,
-            following, norm, head.weight, scale_of(head), None, state.logits, tile,
+            "head", Use.of(linear, head.weight, batch), linear, linear_reference, head,
+            following, norm, head.weight, scale_of(head), None, state.logits,
         )  # fmt: skip
         chances = draw.Scratch.empty(batch, config.vocab_size, on)
         add("maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference, state.logits, chances)
@@ -206,7 +219,6 @@ class Fused(Engine):
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
             state.token, state.tokens, state.position, chances,
         )  # fmt: skip
-        assert mixture == any(launch.role == "route" for launch in launches)
         return launches
 
     @property
@@ -231,6 +243,8 @@ class Fused(Engine):
     @torch.no_grad()
     def prepare(self) -> None:
         self.filled = self.prompt_length
+        if self.config.tune and self.device.is_cuda:
+            self.tune()
         for _ in range(2 if self.device.is_cuda else 1):  # compiles; then libraries may still allocate
             self.prefill_step()
             self.decode_step()
@@ -238,6 +252,24 @@ class Fused(Engine):
             self.launch_prefill = self.capture(self.prefill_step)
             self.launch_decode = self.capture(self.decode_step)
         self.device.synchronize()
+
+    def tune(self) -> None:
+        """Finds and keeps the best tile for each use that has none yet."""
+        for use in dict.fromkeys(launch.use for launch in self.launches):
+            if use is not None and str(use) not in self.tiles.found:
+                self.tiles.keep(use, fastest(use, partial(self.launches_with, use)))
+        self.launches = self.decode_launches(self.tiles.__getitem__)
+
+    def launches_with(self, use: Use, tile: Tile) -> Callable[[], None]:
+        """All launches of one use in a step, with a tile of their own."""
+        step = self.decode_launches(lambda other: tile if other == use else self.tiles[other])
+        launches = [launch for launch in step if launch.use == use]
+
+        def run() -> None:
+            for launch in launches:
+                launch.kernel(*launch.arguments, overlap=self.overlap)
+
+        return run
 
     def run_prefill(self) -> None:
         self.launch_prefill()
@@ -266,8 +298,3 @@ class Fused(Engine):
 def scale_of(module: Weight) -> Tensor | None:
     """Scales of an int8 weight's rows."""
     return getattr(module, "scale", None)
-
-
-def launches_of(config: ModelConfig) -> int:
-    """Kernels of a decode step."""
-    return 4 + config.n_layers * (6 if config.n_experts else 5)

@@ -136,8 +136,8 @@ def store_rows(
     N: tl.constexpr,
     FIXED: tl.constexpr,
 ):
-    """Writes x, float32 [PADDED, N], to columns `first` to first + N - 1 of an `Activation` [BATCH, K]; rows and columns
-    past its ends are left out. With FIXED, N and first are multiples of 4."""
+    """Writes x, float32 [PADDED, N], to columns `first` to first + N - 1 of an `Activation` [BATCH, K]; rows and
+    columns past its ends are left out. With FIXED, N and first are multiples of 4."""
     batch = tl.arange(0, PADDED)
     if FIXED:
         low_word, high_word, group_scale = encode(tl.reshape(x, [PADDED * N]), PADDED * N)

@@ -81,7 +81,9 @@ def add_linear_kernel(
     tl.store(residual + at, new, mask=mask)
     x = tl.where(mask, new.to(tl.float32), 0.0)
     tl.store(squares + batch * tl.num_programs(0) + tl.program_id(0), tl.sum(x * x, 1), mask=batch < BATCH)
-    store_rows(x * gains[None, :], next_low, next_high, next_scale, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS, FIXED)
+    store_rows(
+        x * gains[None, :], next_low, next_high, next_scale, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS, FIXED
+    )
 
 
 @triton.jit

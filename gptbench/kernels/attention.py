@@ -27,17 +27,17 @@ SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
 TILE_BYTES = 16384
 """Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
-LONE_TILE_BYTES = 2 * TILE_BYTES
-"""As before, where each key-value head has one program: as much as registers hold."""
+LONE_TILE_BYTES = 4 * TILE_BYTES
+"""Of keys, and of values, that a program loads at once which reads a whole context: as much as a processor's registers
+hold beside what is worked out."""
+LONE_BYTES_PER_WARP = 4096
+"""Of keys: 32 registers of each thread."""
 COMBINED = 4096
 """Numbers that are loaded at once when chunks are combined."""
 PER_PROCESSOR = 2
 """Programs with a chunk, in a long context."""
 SHORTEST_CHUNK = 128
 """Positions. To share shorter ones would take longer, as they have to be combined, than to read on."""
-LONE_CHUNK = 256
-"""Positions that one program reads alone rather than that several do and combine."""
-
 LOG2_E = 1.4426950408889634
 
 WIDEN = tl.constexpr(INTERPRETED)
@@ -55,6 +55,9 @@ class Plan:
     """Of each program."""
     stages: int = 3
     """Depth of the software pipeline: one more than blocks of keys and values that lie in shared memory."""
+    apart: bool = False
+    """Whether each query head has a program of its own, though others read the same keys. In a short context they find
+    them in the cache on the chip, and need no shared memory for dot products, which keeps other kernels off."""
 
     def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
         """Parts of a program that add up by themselves, so that they need not wait for one another: where a key belongs
@@ -79,15 +82,19 @@ class Plan:
             window: positions that a token attends to at most; 0: all.
         """
         visible = min(length, window) if window else length
+        row = triton.next_power_of_2(width) * itemsize
+        whole = max(triton.next_power_of_2(visible), SMALLEST_DOT)
+        if whole * row <= LONE_TILE_BYTES:
+            return cls(1, whole, warps=max(whole * row // LONE_BYTES_PER_WARP, 1), stages=1, apart=True)
         groups = batch * kv_heads
-        splits = 1
-        if visible > LONE_CHUNK:
-            splits = max(min(triton.cdiv(PER_PROCESSOR * processors, groups), visible // SHORTEST_CHUNK), 1)
-        tile = TILE_BYTES if splits > 1 else LONE_TILE_BYTES
-        longest = max(tile // (triton.next_power_of_2(width) * itemsize), SMALLEST_DOT)
+        splits = max(min(triton.cdiv(PER_PROCESSOR * processors, groups), visible // SHORTEST_CHUNK), 1)
+        block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
         # Without tensor cores float32 needs more registers.
-        warps = 8 if itemsize == 4 or splits == 1 else 4
-        return cls(splits=splits, block=min(longest, 128), warps=warps)
+        return cls(splits, block, warps=8 if itemsize == 4 else 4, stages=2)
+
+    def sharing(self, heads: int, kv_heads: int) -> int:
+        """Query heads for each program."""
+        return 1 if self.apart else heads // kv_heads
 
 
 @dataclass(frozen=True)
@@ -96,17 +103,19 @@ class Scratch:
 
     plan: Plan
     values: Tensor
-    """float32 [B·G, splits, H/G, K], the last two padded to powers of two, K to at least 16: weighted values."""
+    """float32 [B·H/Q, splits, Q, K], Q query heads for each program; the last two padded to powers of two, K to at
+    least 16: weighted values."""
     peaks: Tensor
-    """float32 [B·G, splits, H/G], padded: largest scores, in units of log 2."""
+    """float32 [B·H/Q, splits, Q], padded: largest scores, in units of log 2."""
     totals: Tensor
-    """float32 [B·G, splits, H/G], padded: sums of weights."""
+    """float32 [B·H/Q, splits, Q], padded: sums of weights."""
     counters: Tensor
-    """int32 [B·G]: programs that are done. Zero between launches."""
+    """int32 [B·H/Q]: programs that are done. Zero between launches."""
 
     @classmethod
     def empty(cls, plan: Plan, batch: int, heads: int, kv_heads: int, width: int, device: torch.device) -> "Scratch":
-        groups, rows = batch * kv_heads, triton.next_power_of_2(heads // kv_heads)
+        sharing = plan.sharing(heads, kv_heads)
+        groups, rows = batch * heads // sharing, triton.next_power_of_2(sharing)
         chunks = groups, plan.splits, rows
         padded = max(triton.next_power_of_2(width), SMALLEST_DOT)
         return cls(
@@ -241,6 +250,7 @@ def attend_kernel(
     scale,
     H: tl.constexpr,
     G: tl.constexpr,
+    SHARING: tl.constexpr,
     K: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -251,14 +261,15 @@ def attend_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
     AT_ONCE: tl.constexpr,
     FIXED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    SHARING: tl.constexpr = H // G
     VECTOR: tl.constexpr = SHARING == 1  # too few rows for dot products
     group, split = tl.program_id(0), tl.program_id(1)
-    batch, kv_head = group // G, group % G
+    batch, head = group // (H // SHARING), group % (H // SHARING) * SHARING
+    kv_head = head // (H // G)
     position = tl.load(position_of, cache_modifier=".cg").to(tl.int32)
 
     # This program's chunk: positions `begin` to `end`, of those that are visible.
@@ -272,7 +283,7 @@ def attend_kernel(
     end = tl.minimum(begin + chunk, position)  # the token's own position is not read from the cache
     newest = split == filled - 1
 
-    base = group.to(tl.int64) * length * K  # 64 bits: offsets pass 2^31
+    base = (batch * G + kv_head).to(tl.int64) * length * K  # 64 bits: offsets pass 2^31
     keys, values_of = k_cache + base, v_cache + base
     # Tiles of keys and values and what meets them have the same axes, so that they have the same layout.
     components = tl.arange(0, PADDED)[None, None, :]
@@ -296,7 +307,7 @@ def attend_kernel(
     follow(OVERLAP)
 
     heads = qkv + batch * ((H + 2 * G) * K)
-    own_q = heads + (kv_head * SHARING + heads_of_row) * K
+    own_q = heads + (head + heads_of_row) * K
     own_k = heads + (H + kv_head) * K
     there = inside & (heads_of_row < SHARING)
     q = tl.load(own_q + columns, mask=there, other=0.0, cache_modifier=".cg")
@@ -310,7 +321,7 @@ def attend_kernel(
     # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
     # where all start to look for the largest: it takes part in the sum, wherever that is made.
     rows_of_tile = tl.arange(0, LANES if VECTOR else ROWS)[None, :, None]
-    writes = inside & newest & (rows_of_tile == 0)
+    writes = inside & newest & (rows_of_tile == 0) & (head % (H // G) == 0)  # one of those that share it
     tl.store(keys + position * K + columns, new_key, mask=writes)
     tl.store(values_of + position * K + columns, new_value, mask=writes)
     peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, LANES] or [1, ROWS]
@@ -330,11 +341,12 @@ def attend_kernel(
         value = tl.where(takes[:, :, None], new_value, 0.0)
 
     peak, total, value = add_block(q, k, v, begin + places < end, peak, total, value, TEMPERATURE, VECTOR)
-    if begin + BLOCK < end:  # else what fills the pipeline would take its time
-        for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
-            k = block_of(keys, start, end, places, components, K)
-            v = block_of(values_of, start, end, places, components, K)
-            peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
+    if not WHOLE:
+        if begin + BLOCK < end:  # else what fills the pipeline would take its time
+            for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
+                k = block_of(keys, start, end, places, components, K)
+                v = block_of(values_of, start, end, places, components, K)
+                peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
     if VECTOR:
         peak, total, value = joined(peak, total, value, 1)
     else:
@@ -343,7 +355,7 @@ def attend_kernel(
         peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
         peak, total, value = joined(peak, total, tl.reshape(value, [PARTS, ROWS, PADDED]), 0)
 
-    offset = batch * (H * K) + kv_head * (SHARING * K)
+    offset = batch * (H * K) + head * K
     if (SPLITS == 1) or (filled == 1):
         write(value / total[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
     else:
@@ -418,6 +430,7 @@ def attend(
     _, kv_heads, length, width = k_cache.shape
     heads = qkv.shape[1] // width - 2 * kv_heads
     plan = scratch.plan
+    sharing = plan.sharing(heads, kv_heads)
     _, _, rows, padded = scratch.values.shape
     attend_kernel[(scratch.counters.numel(), plan.splits)](
         qkv,
@@ -437,16 +450,18 @@ def attend(
         *out.tensors,
         H=heads,
         G=kv_heads,
+        SHARING=sharing,
         K=width,
         PADDED=padded,
         ROWS=rows,
         DOT_ROWS=max(rows, SMALLEST_DOT),
-        LANES=plan.lanes(heads // kv_heads, padded, qkv.element_size()),
+        LANES=plan.lanes(sharing, padded, qkv.element_size()),
         TEMPERATURE=width**-0.5 * LOG2_E,
         WINDOW=window if window < length else 0,
         SPLITS=plan.splits,
         BLOCK=plan.block,
         STAGES=plan.stages,
+        WHOLE=plan.splits == 1 and min(length, window or length) <= plan.block,
         AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
         FIXED=out.fixed,
         OVERLAP=overlap,

@@ -1,8 +1,9 @@
 """How kernels follow one another, and where they run.
 
-Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a kernel
-starts while the one before it still runs, loads what nobody writes (weights), and waits only then. Every kernel waits
-before it lets the next one start: so, when it has waited, not only the kernel before it but all before that are done.
+Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a
+kernel starts while the one before it still runs, loads what nobody writes (weights), and waits only then. Every kernel
+waits before it lets the next one start: so, when it has waited, not only the kernel before it but all before that are
+done. It can start only where registers and shared memory are left for it: kernels ask for as little as they can.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """Matrix times vector at the memory's speed: one decode step's `linear`, and what the other linear kernels share.
 
-A program multiplies ROWS rows of the weight with x, walking along them in steps of BLOCK columns, and every thread loads
-16 bytes at once. The first PRELOAD steps' weights are loaded before the program waits for the kernel before it
-(`launch.follow`): so the stream from memory does not stop where one kernel follows another. Programs are small, and many
-of them fit on a processor: while one of them adds up, the others load.
+A program multiplies ROWS rows of the weight with x, walking along them in steps of BLOCK columns, and every thread
+loads 16 bytes at once. The first PRELOAD steps' weights are loaded before the program waits for the kernel before it
+(`launch.follow`): so the stream from memory does not stop where one kernel follows another. Programs are small, and
+many of them fit on a processor: while one of them adds up, the others load.
 
 The RMS norm before a matrix needs no pass of its own. Its gain is already in x (whoever writes the residual stream
 multiplies it with the gain of the norm that comes next, see `add_linear`), and its divisor, one number for each row of
@@ -142,9 +142,7 @@ def product(
 
 
 @triton.jit
-def norm_parts(
-    squares, SUMS: tl.constexpr, SUMS_PADDED: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr
-):
+def norm_parts(squares, SUMS: tl.constexpr, SUMS_PADDED: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr):
     """`Norm.squares`: float32 [PADDED, SUMS_PADDED]. To be loaded early, and added up late: others need not wait."""
     batch, part = tl.arange(0, PADDED), tl.arange(0, SUMS_PADDED)
     there = (batch < BATCH)[:, None] & (part < SUMS)[None, :]
@@ -191,9 +189,7 @@ def linear_kernel(
         row_bias = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
     follow(OVERLAP)
     parts = norm_parts(squares, SUMS, SUMS_PADDED, BATCH, PADDED)
-    y = product(
-        tiles, weight, first, offsets, low, high, scale, N, COLUMNS, WIDTH, ROWS, PRELOAD, BATCH, PADDED, FIXED
-    )
+    y = product(tiles, weight, first, offsets, low, high, scale, N, COLUMNS, WIDTH, ROWS, PRELOAD, BATCH, PADDED, FIXED)
     y = y * norm_factor(parts, eps, K)[:, None]
     if FIXED:
         y = y * row_scale[None, :]

@@ -62,9 +62,7 @@ def swiglu_kernel(
     if not MIXTURE:
         follow(OVERLAP)
     parts = norm_parts(squares, SUMS, SUMS_PADDED, BATCH, PADDED)
-    y = product(
-        tiles, weight, first, offsets, low, high, scale, N, COLUMNS, WIDTH, ROWS, PRELOAD, BATCH, PADDED, FIXED
-    )
+    y = product(tiles, weight, first, offsets, low, high, scale, N, COLUMNS, WIDTH, ROWS, PRELOAD, BATCH, PADDED, FIXED)
     y = y * norm_factor(parts, eps, K)[:, None]
     if FIXED:
         y = y * row_scale[None, :]

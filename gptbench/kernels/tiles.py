@@ -16,16 +16,12 @@ BYTES_PER_WARP = 512
 
 def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1) -> Tile:
     """For a weight [rows, columns], the tile's rows a multiple of `multiple`."""
-    small = rows * columns * dtype.itemsize < 2**25
+    small = rows * columns * dtype.itemsize <= 2**25
     long = columns > 8192
     if dtype == torch.int8:
-        warps, width, high, preload = (2, 1, 8, 3) if long else (2, 2, 4, 1) if small else (1, 1, 4, 1)
-        if rows > 16384:
-            warps, width, high = 4, 1, 8
-    elif small or long:
-        warps, width, high, preload = (4, 1, 8, 2) if long else (4, 1, 4, 1)
+        warps, width, high, preload = (4, 1, 16, 1) if long else (4, 1, 8, 2) if small else (2, 2, 8, 1)
     else:
-        warps, width, high, preload = 2, 2, 2, 1
+        warps, width, high, preload = (2, 2, 8, 1) if long else (4, 2, 4, 1) if small else (2, 2, 2, 1)
     block = warps * width * BYTES_PER_WARP // dtype.itemsize
     return fitted(Tile(max(high, multiple), block, warps, preload), columns, dtype)
 
@@ -43,8 +39,8 @@ def fitted(tile: Tile, columns: int, dtype: torch.dtype) -> Tile:
 def candidates(columns: int, dtype: torch.dtype, multiple: int = 1) -> Iterator[Tile]:
     """Tiles worth trying for rows of so many columns."""
     seen = set()
-    for rows in (2, 4, 8, 16):
-        for warps in (1, 2, 4, 8):
+    for rows in (4, 8, 16) if dtype == torch.int8 else (2, 4, 8):
+        for warps in (1, 2, 4):
             for width in (1, 2):
                 block = warps * width * BYTES_PER_WARP // dtype.itemsize
                 steps = -(-columns // block)
