@@ -193,7 +193,7 @@ def plan(config: Config, device: Device) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits."""
     engine: type[Engine] = target(config.engine)
     if (missing := engine.missing(device)) is not None:
-        raise ConfigError("engine", config.engine.name, f"eager or auto, or that you install {missing}")
+        raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {missing}")
     engine.check(config, device)
     quant: Quantisation = instantiate(config.quant)
     quant.check(config, device.dtype)
