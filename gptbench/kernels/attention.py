@@ -27,11 +27,13 @@ SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
 TILE_BYTES = 16384
 """Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
-LONE_TILE_BYTES = 4 * TILE_BYTES
-"""Of keys, and of values, that a program loads at once which reads a whole context: as much as a processor's registers
-hold beside what is worked out."""
+LONE_TILE_BYTES = 2 * TILE_BYTES
+"""Of keys, and of values, that a program loads at once which reads a whole context: half of a processor's registers are
+left to programs of the next kernel, which start while this one runs."""
 LONE_BYTES_PER_WARP = 4096
 """Of keys: 32 registers of each thread."""
+MOST_LONE_BLOCKS = 2
+"""Blocks that a program reads alone rather than that several do and combine."""
 COMBINED = 4096
 """Numbers that are loaded at once when chunks are combined."""
 PER_PROCESSOR = 2
@@ -54,7 +56,8 @@ class Plan:
     warps: int
     """Of each program."""
     stages: int = 3
-    """Depth of the software pipeline: one more than blocks of keys and values that lie in shared memory."""
+    """Depth of the software pipeline: one more than blocks of keys and values that lie in shared memory. 0: there is
+    none, and no loop; each block has code of its own."""
     apart: bool = False
     """Whether each query head has a program of its own, though others read the same keys. In a short context they find
     them in the cache on the chip, and need no shared memory for dot products, which keeps other kernels off."""
@@ -84,8 +87,9 @@ class Plan:
         visible = min(length, window) if window else length
         row = triton.next_power_of_2(width) * itemsize
         whole = max(triton.next_power_of_2(visible), SMALLEST_DOT)
-        if whole * row <= LONE_TILE_BYTES:
-            return cls(1, whole, warps=max(whole * row // LONE_BYTES_PER_WARP, 1), stages=1, apart=True)
+        if whole * row <= LONE_TILE_BYTES * MOST_LONE_BLOCKS:
+            block = min(whole, max(LONE_TILE_BYTES // row, SMALLEST_DOT))
+            return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), stages=0, apart=True)
         groups = batch * kv_heads
         splits = max(min(triton.cdiv(PER_PROCESSOR * processors, groups), visible // SHORTEST_CHUNK), 1)
         block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
@@ -162,16 +166,16 @@ def block_of(cache, start, end, places, columns, K: tl.constexpr):
 @triton.jit
 def add_block(q, k, v, there, peak, total, value, TEMPERATURE: tl.constexpr, VECTOR: tl.constexpr):
     """Online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867) of each lane by itself: goes on with keys and
-    values, where `there`. With VECTOR q, peak, total and value are [1, LANES(, PADDED)], k and v [X, LANES, PADDED];
-    else they are [LANES, DOT_ROWS(, PADDED)], and k and v [LANES, X, PADDED]."""
+    values [LANES, X, PADDED], where `there`, [LANES, X]. q, peak, total and value are [LANES, 1(, PADDED)] with VECTOR,
+    else [LANES, DOT_ROWS(, PADDED)]."""
     if VECTOR:
         scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 2) * TEMPERATURE
         scores = tl.where(there, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 0, keep_dims=True))
+        higher = tl.maximum(peak, tl.max(scores, 1, keep_dims=True))
         weights = tl.exp2(scores - higher)
         fading = tl.exp2(peak - higher)
-        total = total * fading + tl.sum(weights, 0, keep_dims=True)
-        value = value * fading[:, :, None] + tl.sum(weights[:, :, None] * v.to(tl.float32), 0, keep_dims=True)
+        total = total * fading + tl.sum(weights, 1, keep_dims=True)
+        value = value * fading[:, :, None] + tl.sum(weights[:, :, None] * v.to(tl.float32), 1, keep_dims=True)
     else:
         scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
         scores = tl.where(there[:, None, :], scores, float("-inf"))
@@ -261,7 +265,7 @@ def attend_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
-    WHOLE: tl.constexpr,
+    BLOCKS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     FIXED: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -288,9 +292,9 @@ def attend_kernel(
     # Tiles of keys and values and what meets them have the same axes, so that they have the same layout.
     components = tl.arange(0, PADDED)[None, None, :]
     if VECTOR:
-        places = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-        heads_of_row = tl.zeros([1, LANES, 1], tl.int32)
-        columns = tl.broadcast_to(components, [1, LANES, PADDED])
+        places = tl.arange(0, LANES)[:, None] + tl.arange(0, BLOCK // LANES)[None, :] * LANES
+        heads_of_row = tl.zeros([LANES, 1, 1], tl.int32)
+        columns = tl.broadcast_to(components, [LANES, 1, PADDED])
     else:
         places = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
         heads_of_row = tl.arange(0, ROWS)[None, :, None]
@@ -320,13 +324,13 @@ def attend_kernel(
 
     # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
     # where all start to look for the largest: it takes part in the sum, wherever that is made.
-    rows_of_tile = tl.arange(0, LANES if VECTOR else ROWS)[None, :, None]
+    rows_of_tile = tl.arange(0, LANES)[:, None, None] if VECTOR else tl.arange(0, ROWS)[None, :, None]
     writes = inside & newest & (rows_of_tile == 0) & (head % (H // G) == 0)  # one of those that share it
     tl.store(keys + position * K + columns, new_key, mask=writes)
     tl.store(values_of + position * K + columns, new_value, mask=writes)
-    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, LANES] or [1, ROWS]
+    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [LANES, 1] or [1, ROWS]
     if VECTOR:
-        takes = newest & (tl.arange(0, LANES)[None, :] == 0)
+        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
         total = tl.where(takes, 1.0, 0.0)
         value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
     else:
@@ -341,14 +345,21 @@ def attend_kernel(
         value = tl.where(takes[:, :, None], new_value, 0.0)
 
     peak, total, value = add_block(q, k, v, begin + places < end, peak, total, value, TEMPERATURE, VECTOR)
-    if not WHOLE:
+    if STAGES == 0:
+        for number in tl.static_range(1, BLOCKS):
+            start = begin + number * BLOCK
+            if start < end:
+                k = block_of(keys, start, end, places, components, K)
+                v = block_of(values_of, start, end, places, components, K)
+                peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
+    else:
         if begin + BLOCK < end:  # else what fills the pipeline would take its time
             for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
                 k = block_of(keys, start, end, places, components, K)
                 v = block_of(values_of, start, end, places, components, K)
                 peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
     if VECTOR:
-        peak, total, value = joined(peak, total, value, 1)
+        peak, total, value = joined(peak, total, value, 0)
     else:
         # Repeated rows count as often in the sum of weights as in the weighted values.
         PARTS: tl.constexpr = LANES * REPEATS
@@ -461,7 +472,7 @@ def attend(
         SPLITS=plan.splits,
         BLOCK=plan.block,
         STAGES=plan.stages,
-        WHOLE=plan.splits == 1 and min(length, window or length) <= plan.block,
+        BLOCKS=triton.cdiv(min(length, window or length), plan.splits * plan.block),
         AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
         FIXED=out.fixed,
         OVERLAP=overlap,
