@@ -508,7 +508,7 @@ class Config:
     outputs: str = "outputs"
     """Folder for results, the MLflow store and measured roofs."""
     commit: str | None = None
-    """Commit of the code where git cannot tell, as in a container."""
+    """Commit of the code, where it is no checkout or the checkout does not tell; null asks git."""
 
     def __post_init__(self) -> None:
         if not self.outputs:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import add_linear, add_linear_reference
 from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.int8_matmul import int8_matmul, int8_matmul_reference
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
 from gptbench.kernels.route import Routing, Scratch, route, route_reference
@@ -296,6 +297,17 @@ def test_embed(
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)
     close(squares, residual.double().square().sum(-1, keepdim=True), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1, 64, 128), (6, 70, 48), (17, 211, 272), (64, 5, 16)])
+@pytest.mark.parametrize("function", [int8_matmul, int8_matmul_reference], ids=["kernel", "twin"])
+def test_int8_matmul(function: Callable[..., None], tokens: int, rows: int, columns: int, dtype: torch.dtype) -> None:
+    x = normal(tokens, columns, seed=1, dtype=dtype)
+    weight, scale = matrix(rows, columns, dtype=dtype, int8=True, seed=2)
+    out = torch.full((tokens, rows), NAN, dtype=dtype, device=DEVICE)
+    function(x, weight, scale, out)
+    close(out, x.double() @ dequantised(weight, scale).T, dtype)
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])

@@ -27,6 +27,7 @@ from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import add_linear, add_linear_reference
 from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
 from gptbench.kernels.launch import can_overlap, shaped
 from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
 from gptbench.kernels.route import Routing, route, route_reference
@@ -34,6 +35,7 @@ from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import Block, FeedForward, MixtureOfExperts
 from gptbench.quant import Int8, Unquantised
+from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
 from gptbench.targets import target
 
@@ -88,6 +90,10 @@ class Fused(Engine):
         self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         super().__init__(config, model, sampler, device, prompt_length)
+        if device.is_cuda:
+            for module in model.modules():
+                if isinstance(module, Int8Weight):
+                    module.product = int8_product
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles(Path(config.tiles), device.key)
         self.launches = self.decode_launches(self.tiles.__getitem__)
@@ -293,6 +299,16 @@ class Fused(Engine):
     def kernel_bytes(self, position: int) -> dict[str, int]:
         read = self.positions_read(position)
         return {launch.name: launch.weights + launch.positions * read for launch in self.launches}
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """As `gptbench.quant.int8.cast_product`, for a few tokens without a copy of the weight."""
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) > MOST_TOKENS:
+        return cast_product(x, weight, scale)
+    out = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
+    int8_matmul(flat, weight, scale, out)
+    return out.view(*x.shape[:-1], -1)
 
 
 def scale_of(module: Weight) -> Tensor | None:

@@ -51,7 +51,7 @@ class Environment:
 
 
 def environment(device: Device, commit: str | None) -> Environment:
-    """Looks everything up. `commit` stands in where git cannot tell."""
+    """Looks everything up; the commit only where it is not given."""
     driver, power_limit = gpu_state(device)
     versions = {"gptbench": __version__}
     for name in LIBRARIES:
@@ -60,7 +60,7 @@ def environment(device: Device, commit: str | None) -> Environment:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Environment(
-        commit=git_commit() or commit,
+        commit=commit or git_commit(),
         device=device.name,
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

@@ -4,6 +4,7 @@ The stored integer is round(w / scale) with scale = max|row| / 127. Products are
 afterwards, once for each output.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -39,11 +40,21 @@ def scaled(product: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (product.float() * scale.float()).to(dtype)
 
 
+def cast_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x [..., D] times weight int8 [N, D] times scale [N]: [..., N]. A library's product, with a copy of the weight."""
+    return scaled(F.linear(x, weight.to(x.dtype)), scale, x.dtype)
+
+
 class Int8Weight(Weight):
-    """weight int8 [..., N, D] and scale [..., N]."""
+    """weight int8 [..., N, D] and scale [..., N].
+
+    Attributes:
+        product: how several rows of x are multiplied; an engine may put a faster way in the place of `cast_product`.
+    """
 
     def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
         super().__init__(*shape, std=std, dtype=torch.int8)
+        self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = cast_product
         self.scale = nn.Parameter(torch.empty(shape[:-1], dtype=dtype), requires_grad=False)
 
     def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
@@ -59,7 +70,7 @@ class Int8Linear(Int8Weight):
         """x [..., D] to [..., N]."""
         if reduces(x.numel() // x.shape[-1]):
             return scaled(reduction(x, self.weight), self.scale, x.dtype)
-        return scaled(F.linear(x, self.weight.to(x.dtype)), self.scale, x.dtype)
+        return self.product(x, self.weight, self.scale)
 
     def rows(self, index: Tensor) -> Tensor:
         """Dequantised rows, as an embedding looks them up: index [...] to [..., D]."""
@@ -78,7 +89,7 @@ class Int8ExpertLinear(Int8Weight):
 
     def dense(self, x: Tensor, expert: int) -> Tensor:
         """All of x [P, D] times the matrix of one expert: [P, N]."""
-        return scaled(F.linear(x, self.weight[expert].to(x.dtype)), self.scale[expert], x.dtype)
+        return self.product(x, self.weight[expert], self.scale[expert])
 
 
 class Int8(Quantisation):

@@ -1,0 +1,85 @@
+"""A few tokens times an int8 weight: the prefill of a short prompt.
+
+The weight is read once, as it is, and converted in registers. A library needs a converted copy of it in memory, which
+takes two to three times as long to write and to read again; only with many tokens does that not matter.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gptbench.kernels.launch import INTERPRETED
+
+MOST_TOKENS = 64
+"""With more, a library's product of a converted copy is faster."""
+ROWS, COLUMNS, WARPS, STAGES = 64, 128, 4, 4
+SMALLEST_DOT = 16
+
+WIDEN = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def int8_matmul_kernel(
+    x,
+    weight,
+    scale,
+    out,
+    T: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tokens = tl.arange(0, TOKENS)
+    total = tl.zeros([ROWS, TOKENS], tl.float32)
+    pointers = weight + rows[:, None].to(tl.int64) * K
+    for start in tl.range(0, K, COLUMNS, num_stages=STAGES):
+        columns = start + tl.arange(0, COLUMNS)
+        w = tl.load(pointers + columns[None, :], mask=(rows < N)[:, None] & (columns < K)[None, :], other=0)
+        at = tokens[None, :] * K + columns[:, None]
+        x_tile = tl.load(x + at, mask=(tokens < T)[None, :] & (columns < K)[:, None], other=0.0)
+        w = w.to(x_tile.dtype)
+        if WIDEN:  # the interpreter takes bfloat16 for integers
+            w, x_tile = w.to(tl.float32), x_tile.to(tl.float32)
+        total = tl.dot(w, x_tile, total, input_precision="ieee")
+    y = total * tl.load(scale + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
+    tl.store(
+        out + tokens[None, :] * N + rows[:, None],
+        y.to(out.dtype.element_ty),
+        mask=(rows < N)[:, None] & (tokens < T)[None, :],
+    )
+
+
+def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Writes to out the product of x and the weight, times scale.
+
+    Args:
+        x: [T, K], contiguous, of a float type; T at most `MOST_TOKENS`.
+        weight: int8 [N, K], contiguous.
+        scale: [N].
+        out: [T, N], contiguous. All of it is written.
+    """
+    (tokens, columns), rows = x.shape, weight.shape[0]
+    assert tokens <= MOST_TOKENS and x.is_contiguous() and weight.is_contiguous()
+    int8_matmul_kernel[(triton.cdiv(rows, ROWS),)](
+        x,
+        weight,
+        scale,
+        out,
+        T=tokens,
+        N=rows,
+        K=columns,
+        TOKENS=max(SMALLEST_DOT, triton.next_power_of_2(tokens)),
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        STAGES=STAGES,
+        num_warps=WARPS,
+    )
+
+
+def int8_matmul_reference(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+    """The twin of `int8_matmul`."""
+    out.copy_(x.float() @ weight.float().T * scale.float())
