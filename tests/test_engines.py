@@ -1,6 +1,7 @@
 """Every engine gives the reference's logits within a tolerance and, greedy, the reference's tokens."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import triton
 
 from gptbench.build import kv_bytes_per_position
 from gptbench.config import (
+    AutoConfig,
     CudaGraph,
     DeviceConfig,
     DeviceKind,
@@ -23,14 +25,15 @@ from gptbench.config import (
     Tuning,
 )
 from gptbench.device import Device
-from gptbench.engine import Engine, Inductor
+from gptbench.engine import Auto, Engine, Inductor
 from gptbench.engine.tiles import Tiles, Use
+from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
 from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate, target
-from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens
+from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens, run_config
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -312,3 +315,36 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
     per_position = sum(launch.positions for launch in engine.launches)
     assert per_position == kv_bytes_per_position(engine.model, 1)
+
+
+class OnGPU:
+    """Stands in for a device, as far as an engine asks before it is made."""
+
+    is_cuda = True
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize(
+    ("batch", "dtype", "takes", "reason"),
+    [
+        (8, torch.bfloat16, "fused", None),
+        (1, torch.float32, "fused", None),
+        (9, torch.bfloat16, "inductor", "fused needs workload.batch_size=8 at most (it is 9)"),
+        (1, torch.float16, "inductor", "fused needs device.dtype=bfloat16 or float32"),
+    ],
+)
+def test_auto_takes_fused_on_a_gpu_where_it_can(
+    batch: int, dtype: torch.dtype, takes: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: None))
+    section = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True)
+    config: Any = run_config(DENSE, batch=batch)
+    device: Any = OnGPU(dtype)
+    auto = Auto(section, config, device)
+    assert auto.section.name == takes
+    assert auto.section.fresh_cache
+    assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
+    with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
+        target(FUSED).check(replace(config, engine=FUSED), device)

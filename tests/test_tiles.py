@@ -1,0 +1,96 @@
+"""Tiles: built-in ones, candidates, and the file that keeps what was found for a device."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptbench.engine.tiles import Tiles, Use, fastest
+from gptbench.errors import UserError
+from gptbench.kernels.linear import Tile, linear
+from gptbench.kernels.swiglu import swiglu
+from gptbench.kernels.tiles import BYTES_PER_WARP, candidates, default_tile
+
+SHAPES = [(48, 48), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (128256, 2048), (7, 16)]
+QKV = Use("linear", 12288, 4096, torch.int8, batch=1, written=1)
+W13 = Use("swiglu", 22016, 4096, torch.int8, batch=1, written=2)
+
+
+def is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_tiles_can_be_launched(rows: int, columns: int, dtype: torch.dtype, multiple: int) -> None:
+    tiles = [default_tile(rows, columns, dtype, multiple), *candidates(columns, dtype, multiple)]
+    assert len(tiles) > 1
+    assert len(set(tiles[1:])) == len(tiles) - 1
+    for tile in tiles:
+        assert all(map(is_power_of_two, (tile.rows, tile.block, tile.warps)))
+        assert tile.rows % multiple == 0
+        assert 0 <= tile.preload <= -(-columns // tile.block)
+        # Every thread loads 16 bytes of a row, and no more of the row is loaded than there is, but for the last step.
+        assert tile.warps * BYTES_PER_WARP <= tile.block * dtype.itemsize
+        assert tile.block < 2 * columns or tile.block * dtype.itemsize == BYTES_PER_WARP
+
+
+def test_use_of_a_weight() -> None:
+    weight = torch.empty(8, 22016, 4096, dtype=torch.int8, device="meta")
+    use = Use.of(swiglu, weight, batch=1, written=2)
+    assert use == W13
+    assert use.multiple == 8, "four numbers of fixed point at once, and two rows for each"
+    assert Use.of(linear, weight.to(torch.bfloat16), batch=3).multiple == 1
+    assert str(use) == "swiglu 22016x4096 int8 batch 1"
+
+
+def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
+    tiles, others = Tiles(tmp_path / "new", "h200"), Tiles(tmp_path / "new", "h200")
+    assert tiles[QKV] == default_tile(12288, 4096, torch.int8)
+    found = Tile(rows=4, block=512, warps=1, preload=2)
+    tiles.keep(QKV, found)
+    others.keep(W13, Tile(8, 1024, 2, 1))
+    assert tiles[QKV] == found
+    again = Tiles(tmp_path / "new", "h200")
+    assert again[QKV] == found, "another process must not have lost it"
+    assert again[W13] == Tile(8, 1024, 2, 1)
+    assert again[Use("linear", 12288, 4096, torch.int8, batch=2, written=1)] == default_tile(12288, 4096, torch.int8)
+    assert Tiles(tmp_path / "new", "another")[QKV] != found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"a": {"rows": 4}}',
+        json.dumps({"a": {"rows": 3, "block": 512, "warps": 1, "preload": 1}}),
+        json.dumps({"a": {"rows": 4, "block": 512, "warps": 1.0, "preload": 1}}),
+        json.dumps({"a": {"rows": 4, "block": 512, "warps": 1, "preload": -1}}),
+    ],
+)
+def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "h200.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"h200\.json: expected tiles as engine\.tune=true writes them"):
+        Tiles(tmp_path, "h200")
+    assert path.read_text() == text
+
+
+@pytest.mark.gpu
+def test_the_fastest_candidate_is_found() -> None:
+    """A launch that sleeps for all tiles but one."""
+    use = Use("linear", 4096, 4096, torch.int8, batch=1, written=1)
+    best = list(candidates(4096, torch.int8))[3]
+    x = torch.zeros(1, device="cuda")
+
+    def launch_with(tile: Tile):
+        def run() -> None:
+            x.add_(1) if tile == best else torch.cuda._sleep(100_000)
+
+        return run
+
+    assert fastest(use, launch_with) == best
