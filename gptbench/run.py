@@ -63,7 +63,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
 
     Raises:
         UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
-        BadResultError: what was measured, and recorded, means nothing, or quality could not be measured.
+        BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
     """
     tokenizer = make_tokenizer(config.model)
     config = with_prompt(config, tokenizer)
@@ -72,7 +72,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     if isinstance(config.task, KernelsConfig):
         run_kernels(config, resolved, command, folder, sweep, device, tracker)
         return
-    config, resolved = with_engine(config, resolved, device)
+    config, resolved, choice = with_engine(config, resolved, device)
     task: Speed = instantiate(config.task, config, tokenizer)
     model = plan(config, device)
     if task.needs_reference:
@@ -96,6 +96,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         config=resolved,
         dtype=device.dtype_name,
         memory_need_bytes=asdict(need),
+        engine_choice=choice,
         **measured,
     )
     if tokenizer is not None:
@@ -109,6 +110,8 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         raise BadResultError(f"{path}: logits or cached values are not finite")
     if task.stage is not None and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
         raise BadResultError(f"{path}: quality was not measured, or is not finite")
+    if config.task.breakdown and result.breakdown is None:
+        raise BadResultError(f"{path}: no step was broken down")
     if not valid_samples(result):
         raise BadResultError(f"{path}: something was compiled during every sample")
 
@@ -162,14 +165,17 @@ def publish(result: Recorded, path: Path, tracker: Tracker) -> None:
     print_json(result, path, logged)
 
 
-def with_engine(config: Config, resolved: dict[str, Any], device: Device) -> tuple[Config, dict[str, Any]]:
-    """The same with the engine that `engine=auto` stands for here."""
+def with_engine(
+    config: Config, resolved: dict[str, Any], device: Device
+) -> tuple[Config, dict[str, Any], list[str] | None]:
+    """The same with the engine that `engine=auto` stands for here, and why that was not a faster one; None where an
+    engine was asked for by name."""
     if not isinstance(config.engine, AutoConfig):
-        return config, resolved
+        return config, resolved, None
     auto: Auto = instantiate(config.engine, config, device)
-    console.print(f"engine=auto takes {auto.section.name}" + "".join(f"; {reason}" for reason in auto.reasons))
+    console.print(f"engine=auto takes {'; '.join([auto.section.name, *auto.reasons])}", markup=False)
     section = OmegaConf.to_container(OmegaConf.structured(auto.section), enum_to_str=True)
-    return replace(config, engine=auto.section), resolved | {"engine": section}
+    return replace(config, engine=auto.section), resolved | {"engine": section}, auto.reasons
 
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
@@ -265,8 +271,11 @@ def measure_engine(
         stages.done()
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
+        stages.start("searching tiles" if engine.tunes else "compiling")
+        start = time.perf_counter()
+        engine.tune()
+        tune_s = time.perf_counter() - start if engine.tunes else None
         with CompileWatch() as watch:
-            stages.start("compiling")
             compilation = prepare(engine, watch, empty_cache)
             stages.done()
             stages.start("warming up")
@@ -276,6 +285,7 @@ def measure_engine(
             prepare_peak = device.peak_memory()
             stages.done()
             samples = take_samples(engine, workload, watch, stages.sample_done)
+        details = engine.details()
 
         def reference() -> Engine:
             engine.release()
@@ -298,6 +308,8 @@ def measure_engine(
         "quality": quality,
         "breakdown": breakdown,
         "load_s": load_s,
+        "tune_s": tune_s,
+        "engine_details": details,
         "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,
         "compilations": [compilation],

@@ -4,7 +4,8 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,37 @@ from mlflow import MlflowClient
 from torch import Tensor
 
 from gptbench import run as run_module
-from gptbench.config import BaselineConfig, Config, DeviceConfig, DeviceKind, KernelsConfig, MLflowConfig
+from gptbench.build import cache_length
+from gptbench.config import (
+    BaselineConfig,
+    Config,
+    DeviceConfig,
+    DeviceKind,
+    FusedConfig,
+    KernelsConfig,
+    MLflowConfig,
+    ModelConfig,
+)
 from gptbench.device import Device
 from gptbench.errors import BadResultError, ConfigError, UserError
 from gptbench.measure import kernel_cases, kernels, roof
-from gptbench.measure.kernel_cases import Call, Case, gather_gemv_case, gemv_case, layer_norm_case, mlp_case
+from gptbench.measure.kernel_cases import (
+    Call,
+    Case,
+    gather_gemv_case,
+    gemv_case,
+    gemv_kernel,
+    layer_norm_case,
+    mlp_case,
+)
 from gptbench.measure.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
+from gptbench.model import Weight
 from gptbench.record import KernelResult
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.tracking import load_record, log_command
-from tests.models import DENSE, run_config
+from gptbench.sampling import Sampler
+from gptbench.targets import target
+from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
 from tests.results import made_result
 from tests.test_run import resolved
 
@@ -228,7 +250,9 @@ def test_cases_can_be_chosen(tmp_path: Path) -> None:
         "mlp_layer_norm_gelu/B2/D16/F48/bfloat16",
         "mlp_layer_norm_gelu/B2/D32/F48/bfloat16",
     ]
-    assert len(labels()) in (6, 7), "with that of the read roof, where Triton's interpreter runs"
+    micro = [case.label for case in kernel_cases.micro_cases([32], batch=2)]
+    assert len(micro) == 6
+    assert labels()[-6:] == micro
     with pytest.raises(ConfigError, match=r"task\.only=gemm: expected a part of one of .*gemv/D32/int8"):
         labels(only="gemm")
 
@@ -240,6 +264,168 @@ def test_the_read_roofs_kernel_is_a_case(monkeypatch: pytest.MonkeyPatch) -> Non
     times = measure_case(case, device(), seed=1, replays=1)
     assert [timing.failed for timing in times.timings.values()] == [None, None]
     assert {name: timing.error for name, timing in times.timings.items()} == {"kernel": 0.0, "inductor": 0.0}
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one program after the other: it is faster with larger ones."""
+    triton = pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile
+
+    def tile(self: Tiles, use: Use) -> Tile:
+        half = [triton.next_power_of_2(size) // 2 for size in (use.rows, use.columns)]
+        return Tile(rows=half[0], block=half[1], warps=4, preload=1)
+
+    monkeypatch.setattr(Tiles, "__getitem__", tile)
+
+
+def model_cases(model: ModelConfig, quant: str, batch: int) -> list[Case]:
+    of = replace(run_config(model, quant, batch=batch), task=task())
+    return list(kernel_cases.model_cases(of, device()))
+
+
+EVERY_MODEL = pytest.mark.parametrize("model", [DENSE, GQA, MOE, QWEN], ids=model_name)
+EVERY_WEIGHT = pytest.mark.parametrize("quant", ["none", "int8"])
+
+
+@EVERY_MODEL
+@EVERY_WEIGHT
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_models_kernels_agree_with_their_twins(
+    model: ModelConfig, quant: str, batch: int, few_programs: None
+) -> None:
+    """And so do, not compiled, what Inductor gets and what the library does; what writes nothing does not."""
+    for case in model_cases(model, quant, batch):
+        with torch.no_grad():
+            call = case.call(torch.Generator().manual_seed(1))
+            check = kernels.Check(case, call)
+            assert case.kernel is not None
+            launches = {
+                "kernel": case.kernel(*call.arguments),
+                "plain": partial(case.plain or case.twin, *(call.plain or call.arguments)),
+            }
+            if case.library is not None:
+                launches["library"] = partial(case.library, *(call.library or call.arguments))
+            for name, launch in launches.items():
+                error = check.error(launch)
+                assert error <= min(case.tolerance, 5e-5), f"{case.label} {name}: {error}"
+            assert not check.error(lambda: None) <= case.tolerance, case.label
+
+
+@EVERY_MODEL
+@EVERY_WEIGHT
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, batch: int) -> None:
+    """Of the same kernel, with arguments of the same shapes, the same tile, and as many bytes of weights read."""
+    pytest.importorskip("triton")
+    of = run_config(model, quant, batch=batch)
+    built = make_model(model, quant, batch, cache_length(of))
+    sampler = Sampler(of.sampling, model.vocab_size, device().torch)
+    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
+    engine: Any = target(section)(section, built, sampler, device(), len(of.workload.prompt))
+    launches = {launch.role: launch for launch in engine.launches}
+    _, *cases = model_cases(model, quant, batch)
+    assert len({case.label for case in cases}) == len(cases)
+    assert len(cases) == len(launches)
+    matrices = {id(own) for module in built.modules() if isinstance(module, Weight) for own in module.parameters()}
+    for case, launch in zip(cases, launches.values(), strict=True):
+        kernel = launch.kernel.__name__
+        assert case.name == (kernel if kernel == launch.role else f"{launch.role}/{kernel}")
+        assert case.twin is launch.twin
+        arguments = case.call(torch.Generator().manual_seed(1)).arguments
+        bound: Any = case.kernel(*arguments) if case.kernel is not None else None
+        assert bound.func is launch.kernel and bound.keywords == {"overlap": False}
+        pairs = list(zip(arguments, launch.arguments, strict=True))
+        if kernel not in ("embed", "draw"):  # there the table has fewer rows, or there is room for more tokens
+            assert all(map(same_shape, *zip(*pairs, strict=True))), case.label
+        weights = [(own, theirs) for own, theirs in pairs if id(theirs) in matrices]
+        if weights:
+            read = sum(own.nbytes for own, _ in weights) - case.unread_bytes
+            scales = batch * arguments[2].itemsize if kernel == "embed" and arguments[2] is not None else 0
+            assert read == launch.weights + scales
+            assert case.moved_bytes > read
+        assert case.moved_bytes >= launch.weights + launch.positions * engine.positions_read(6)
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Of arguments: tensors alike, in dataclasses too, and all else the same."""
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype
+    if is_dataclass(one):
+        return all(same_shape(getattr(one, entry.name), getattr(other, entry.name)) for entry in fields(one))
+    return bool(one == other)
+
+
+def test_bytes_of_a_models_kernels_worked_out_by_hand() -> None:
+    """DENSE in int8 and float32: D 48, three heads of 16, F 112, V 211; position 6."""
+    pytest.importorskip("triton")
+    found = {case.name: case.moved_bytes for case in model_cases(DENSE, "int8", 1)}
+    x, squares = 48 // 4 * 3 * 4, 4 * 48 // 8  # 4 numbers in 3 words of fixed point; a sum for each tile of 8 rows
+    scale, gain, row = 4, 4 * 48, 4 * 48
+    assert found["embed"] == 8 + row + gain + row + x + 4
+    assert found["qkv/linear"] == 144 * (48 + scale) + x + squares + 4 * 144
+    assert found["attention/attend"] == 2 * 7 * row + 4 * 144 + 2 * 4 * 16 + x
+    assert found["wo/add_linear"] == 48 * (48 + scale) + x + 2 * row + gain + x + squares
+    assert found["w13/swiglu"] == 224 * (48 + scale) + x + squares + 112 // 4 * 3 * 4
+    assert found["w2/add_linear"] == 48 * (112 + scale) + 112 // 4 * 3 * 4 + 2 * row + gain + x + squares
+    assert found["head/linear"] == 211 * (48 + scale) + x + squares + 4 * 211
+    assert found["maxima/chunk_maxima"] == 4 * 211 + 4 * 14
+    assert found["draw"] == 4 * 14 + 4 * 211
+
+
+@pytest.mark.parametrize(("model", "quant", "batch"), [(MOE, "int8", 1), (QWEN, "none", 3)], ids=model_name)
+def test_a_models_kernels_are_measured(
+    model: ModelConfig, quant: str, batch: int, few_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Inductor gets is one graph. (It is compiled below, and on a GPU.)"""
+    monkeypatch.setattr(
+        kernels, "compiled", lambda plain, _: torch.compile(plain, backend="eager", fullgraph=True, dynamic=False)
+    )
+    monkeypatch.setattr(kernels, "MOST_SETS", 2)
+    for case in model_cases(model, quant, batch)[1:]:
+        times = measure_case(case, device(), seed=1, replays=1)
+        assert times.note is None
+        assert {name: timing.failed for name, timing in times.timings.items()} == dict.fromkeys(
+            ["kernel", "inductor", *(["library"] if case.library else [])]
+        )
+
+
+@pytest.mark.parametrize("name", ["swiglu", "attend"])
+def test_inductor_compiles_what_it_gets_of_a_models_kernels(
+    name: str, few_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "MOST_SETS", 2)
+    (case,) = [case for case in model_cases(MOE, "int8", 1) if case.name.endswith(name)]
+    times = measure_case(case, device(), seed=1, replays=1)
+    assert [timing.failed for timing in times.timings.values()] == [None] * len(times.timings)
+
+
+def test_tiles_that_were_found_are_used(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile, linear
+
+    of, tile = config(tmp_path), Tile(rows=4, block=64, warps=1, preload=0)
+    use = Use(linear.__name__, 144, 48, torch.float32, 1, 1)
+    Tiles(tmp_path / "outputs" / "tiles", device().key).keep(use, tile)
+    (case,) = [case for case in kernel_cases.model_cases(of, device()) if case.name == "qkv/linear"]
+    assert case.call(torch.Generator()).arguments[-1] == tile
+
+
+def test_what_the_engine_refuses_has_no_cases_of_its_kernels() -> None:
+    pytest.importorskip("triton")
+    assert [case.name for case in model_cases(DENSE, "none", 9)] == ["read_reduce"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_our_kernel_is_one_of_gemvs(dtype: torch.dtype, tmp_path: Path, few_programs: None) -> None:
+    case = gemv_case(64, dtype, gemv_kernel(config(tmp_path), device()))
+    call = case.call(torch.Generator().manual_seed(1))
+    assert case.kernel is not None
+    check = kernels.Check(case, call)
+    assert check.error(case.kernel(*call.arguments)) <= case.tolerance
+    assert gemv_case(40, torch.int8, case.kernel).kernel is None, "rows that 16 bytes do not divide"
 
 
 def made(sizes: tuple[int, ...] = (1024, 4096, 8192, 16384)) -> KernelResult:
@@ -330,7 +516,9 @@ def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "kernels.csv", "kernels.json"]
     with (folder / "kernels.csv").open() as file:
         rows = list(csv.DictReader(file))
+    own = [("gemv/D32/bfloat16", "kernel")] if kernel_cases.kernels_run(device()) else []
     assert [(row["label"], row["implementation"]) for row in rows] == [
+        *own,
         ("gemv/D32/bfloat16", "inductor"),
         ("gemv/D32/bfloat16", "library"),
         ("gather_gemv/D32/bfloat16", "inductor"),
@@ -348,6 +536,27 @@ def test_a_wrong_kernel_is_recorded_and_fails_the_run(
         run_module.run(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
     assert KernelResult.load(tmp_path / "kernels.json").kernels[0].failed
     assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("model", "quant", "batch"),
+    [(DENSE, "none", 1), (GQA, "int8", 2), (MOE, "int8", 1), (MOE, "none", 3), (QWEN, "int8", 8), (WINDOW, "none", 1)],
+    ids=model_name,
+)
+def test_a_models_kernels_on_a_gpu(model: ModelConfig, quant: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROUND_BYTES", 2**20)
+    monkeypatch.setattr(kernels, "micro_cases", lambda *_: iter(()))
+    of = replace(run_config(model, quant, batch=batch), task=task())
+    assert isinstance(of.task, KernelsConfig)
+    measured = Kernels(of.task, of, device("cuda")).measure(lambda _: None, lambda: None)
+    assert len(measured) == (11 if model.n_experts else 10)
+    for kernel in measured:
+        assert kernel.note is None
+        assert {"kernel", "inductor"} <= kernel.timings.keys()
+        for name, timing in kernel.timings.items():
+            assert timing.failed is None, f"{kernel.label} {name}: {timing.failed}"
+            assert min(timing.seconds) > 0
 
 
 @pytest.mark.gpu

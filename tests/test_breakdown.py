@@ -20,6 +20,7 @@ from gptbench.config import (
     DeviceConfig,
     DeviceKind,
     EngineConfig,
+    FusedConfig,
     InductorConfig,
     MLflowConfig,
     QualityConfig,
@@ -28,6 +29,7 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.engine import Engine
+from gptbench.errors import BadResultError
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
 from gptbench.measure import roof
@@ -39,6 +41,7 @@ from tests.models import DENSE, run_config
 from tests.test_run import resolved
 
 BASELINE = Baseline(BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"))
+FUSED = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused")
 INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=Tuning.none)
 # b overlaps a, c lies within b; then nothing runs; d follows upon a without a gap.
 MADE = Breakdown(
@@ -66,6 +69,8 @@ def test_launches_are_added_up_by_kernel() -> None:
     a = shares["a"]
     assert (a.launches, a.total_s, a.exclusive_s, a.bytes_read) == (2, 9.0, 9.0, 16 * 10**9)
     assert a.gb_per_s == pytest.approx(16 / 9)
+    overlapped = Breakdown(0, 30.0, [Launch(n, 10.0 * i, 15.0, None, 10 * 10**9) for i, n in enumerate("xxy")])
+    assert [share.gb_per_s for share in overlapped.by_kernel()] == [pytest.approx(20 / 25), 1.0]
     assert shares["b"].bytes_read is None and shares["b"].gb_per_s is None
 
 
@@ -256,7 +261,9 @@ def test_samples_are_kept_when_the_profiler_fails(
         raise RuntimeError("out of something")
 
     monkeypatch.setattr(run_module, "break_down", broken)
-    result = run(config(tmp_path), tmp_path)
+    with pytest.raises(BadResultError, match="no step was broken down"):
+        run(config(tmp_path), tmp_path)
+    result = Result.load(tmp_path / "result.json")
     assert len(result.samples) == 1
     assert result.breakdown is None
     assert "Breakdown not measured: RuntimeError('out of something')" in capsys.readouterr().err
@@ -296,7 +303,7 @@ def test_logged_later_it_has_its_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("engine", [None, INDUCTOR], ids=["eager", "inductor"])
+@pytest.mark.parametrize("engine", [None, INDUCTOR, FUSED], ids=["eager", "inductor", "fused"])
 def test_a_step_on_a_gpu(tmp_path: Path, engine: EngineConfig | None) -> None:
     """Of the compiled engine, it is kernels of a CUDA graph that are told apart."""
     torch.compiler.reset()

@@ -1,5 +1,7 @@
 """Every engine gives the reference's logits within a tolerance and, greedy, the reference's tokens."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,6 +31,7 @@ from gptbench.engine import Auto, Engine, Inductor
 from gptbench.engine.tiles import Tiles, Use
 from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
+from gptbench.kernels.route import Routing
 from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
@@ -188,9 +191,11 @@ def test_fused_agrees_with_eager_on_gpu(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("quant", ["none", "int8"])
-def test_fused_repeats_itself_bit_for_bit(quant: str) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("model", [DENSE, GQA, MOE], ids=model_name)
+def test_fused_repeats_itself_bit_for_bit(model: ModelConfig, batch: int, quant: str) -> None:
     """A kernel that reads what another has not written yet would differ now and then."""
-    engine = make_engine(FUSED, MOE, quant, 1, torch.bfloat16, device("cuda"), DRAWN)
+    engine = make_engine(FUSED, model, quant, batch, torch.bfloat16, device("cuda"), DRAWN)
     tokens, logits = drawn_tokens(engine, seed=5), engine.state.logits.clone()
     for _ in range(50):
         assert torch.equal(drawn_tokens(engine, seed=5), tokens)
@@ -311,7 +316,7 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     small = [p for m in block.modules() if isinstance(m, (RMSNorm, Bias)) for p in m.parameters()]
     small += engine.model.norm.parameters()
     embedded_twice = engine.model.embedding.weight[0].nbytes if model.tied else 0
-    told = sum(launch.weights for launch in engine.launches)
+    told = sum(launch.weights for launch in engine.launches if launch.role != "maxima")  # that one reads logits
     assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
     per_position = sum(launch.positions for launch in engine.launches)
     assert per_position == kv_bytes_per_position(engine.model, 1)
@@ -321,6 +326,7 @@ class OnGPU:
     """Stands in for a device, as far as an engine asks before it is made."""
 
     is_cuda = True
+    key = "gpu"
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         self.dtype = dtype
@@ -348,3 +354,51 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
     with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
         target(FUSED).check(replace(config, engine=FUSED), device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [DENSE, MOE], ids=model_name)
+def test_tuned_tiles_are_kept_and_agree_with_eager(model: ModelConfig, tmp_path: Any) -> None:
+    on, dtype = device("cuda"), torch.float32
+    built = make_model(model, "int8", 1, LENGTH, dtype, device=on.torch)
+    config = replace(FUSED, tune=True, tiles=str(tmp_path))
+    sampler = Sampler(GREEDY, model.vocab_size, on.torch)
+    engine: Any = target(FUSED)(config, built, sampler, on, PROMPT)
+    engine.tune()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert len(kept) == 1
+    engine.prepare()
+    assert_agrees(engine, make_engine(EAGER, model, "int8", 1, dtype, on), dtype)
+    again: Any = target(FUSED)(config, built, sampler, on, PROMPT)
+    again.tune()
+    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}, "nothing was searched again"
+    assert engine.details()["tiles"] == again.details()["tiles"]
+
+
+def test_released_fused_engine_holds_no_weights() -> None:
+    on = device("cpu")
+    built = make_model(MOE, "int8", length=LENGTH)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    held = [weakref.ref(p) for p in built.parameters()] + [weakref.ref(cache) for cache in engine.cached()]
+    engine.release()
+    engine.release()
+    built.to_empty(device="meta")
+    gc.collect()
+    assert not any(reference() is not None and reference().device.type == "cpu" for reference in held)
+    with pytest.raises(RuntimeError, match="released"):
+        engine.run_decode()
+
+
+def test_tiles_of_a_mixture_are_measured_with_experts() -> None:
+    on = device("cpu")
+    built = make_model(replace(MOE, n_layers=2), "none", 2, length=LENGTH)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    uses = dict.fromkeys(launch.use for launch in engine.launches if launch.role in ("w13", "w2"))
+    for use in uses:
+        assert use.slots == 4
+        seen = []
+        for launch in engine.launches_with(use, engine.tiles[use]):
+            (routing,) = (argument for argument in launch.arguments if isinstance(argument, Routing))
+            seen.append(routing.slots.tolist())
+            assert len(set(seen[-1])) == 4
+        assert len(seen) == 2 and seen[0] != seen[1]

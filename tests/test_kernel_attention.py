@@ -211,6 +211,67 @@ def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
         check(make_inputs(1, *heads, 32, 160, position, dtype=dtype), plan, fixed=True)
 
 
+GROUPS = [(2, 1), (4, 2), (6, 2), (8, 2)]
+"""Query heads that share a key by 2, 3 and 4: without dot products."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", GROUPS, ids="{0[0]}:{0[1]}".format)
+@pytest.mark.parametrize("plan", [Plan(1, 16, 1), Plan(1, 64, 4), Plan(3, 16, 2), Plan(3, 32, 8)], ids=str)
+def test_groups(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
+    """Of few blocks and many, in one chunk and several; some blocks end before the cache does."""
+    for position, programs in ((0, 1), (15, 1), (70, plan.splits), (157, plan.splits)):
+        inputs = make_inputs(1, *heads, 32, 160, position, dtype=dtype, qk_norm=position == 157)
+        check(inputs, plan, programs, fixed=position == 70)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [*GROUPS, (3, 3)], ids="{0[0]}:{0[1]}".format)
+def test_groups_in_a_window(heads: tuple[int, int], dtype: torch.dtype) -> None:
+    """What it hides is not read ahead either, nor what follows the chunk's end."""
+    inputs = make_inputs(2, *heads, 16, 160, 150, window=107, dtype=dtype, qk_norm=True)
+    inputs.k_cache[:, :, :44] = math.nan
+    inputs.v_cache[:, :, :44] = math.nan
+    check(inputs, Plan(2, 16, 2), 2)
+    check(inputs, Plan(1, 32, 1), 1, fixed=True)
+
+
+@pytest.mark.parametrize("width", [6, 24, 80, 128], ids="width={}".format)
+def test_groups_of_widths(width: int) -> None:
+    check(make_inputs(1, 6, 2, width, 120, 110, qk_norm=True, dtype=torch.float16), Plan(2, 16, 4), 2)
+    check(make_inputs(1, 4, 1, width, 120, 119, qk_norm=True), Plan(1, 32, 4), 1)
+
+
+DOT_TYPES = [
+    ((5, 1), torch.float32),
+    ((5, 1), torch.float16),
+    ((16, 2), torch.float32),
+    ((16, 2), torch.bfloat16),
+    ((32, 1), torch.float32),
+    ((32, 1), torch.float16),
+]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize(("heads", "dtype"), DOT_TYPES, ids=str)
+@pytest.mark.parametrize("plan", [Plan(1, 64, 4, 1), Plan(3, 16, 4, 3)], ids=str)
+def test_dot_products(plan: Plan, heads: tuple[int, int], dtype: torch.dtype, qk_norm: bool) -> None:
+    """More heads share a key than sums in registers are for."""
+    for position, window in ((3, 0), (150, 0), (150, 100)):
+        inputs = make_inputs(1, *heads, 32, 160, position, window, dtype, qk_norm)
+        check(inputs, plan, plan.splits if position > 3 else 1, fixed=position == 3)
+
+
+UNEVEN = {31: 1, 32: 2, 63: 2, 64: 3, 95: 3, 96: 3, 111: 3, 143: 3, 144: 3, 159: 3}
+"""Of 160, by three programs in blocks of 32: how many of them have something to do. Chunks are no whole blocks."""
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1), (8, 1)], ids="{0[0]}:{0[1]}".format)
+def test_chunks_that_are_no_whole_blocks(heads: tuple[int, int]) -> None:
+    for position, programs in UNEVEN.items():
+        check(make_inputs(1, *heads, 16, 160, position), Plan(3, 32, 2), programs)
+
+
 def test_odd_pairs_of_components() -> None:
     """An odd number of them, and no more than half a 16-byte load."""
     check(make_inputs(2, 4, 2, 6, 40, 37), Plan(2, 16, 4), 2)
@@ -235,8 +296,9 @@ def test_what_a_window_hides_is_not_read() -> None:
 
 
 def test_more_programs_than_are_combined_at_once() -> None:
-    """32 heads of width 128 share a key: one chunk at a time."""
+    """Where 32 heads of width 128 share a key, that is one chunk; where 4 do, eight."""
     check(make_inputs(1, 32, 1, 128, 100, 90), Plan(7, 16, 4), 6)
+    check(make_inputs(1, 4, 1, 128, 200, 190), Plan(12, 16, 4), 12)
 
 
 def test_large_scores() -> None:
@@ -261,12 +323,14 @@ def test_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("length", [1, 64, 208, 4096, 32768, 131072], ids="length={}".format)
 @pytest.mark.parametrize("batch", [1, 4, 64], ids="batch={}".format)
+@pytest.mark.parametrize("sharing", [1, 4, 8], ids="sharing={}".format)
 @pytest.mark.parametrize("kv_heads", [1, 8, 32], ids="kv_heads={}".format)
-def test_plan(kv_heads: int, batch: int, length: int) -> None:
+def test_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
     """Every processor gets something to do where the context is long, and chunks do not get short."""
     processors = 132
-    plan = Plan.choose(batch, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
-    chunk = math.ceil(math.ceil(length / plan.splits) / plan.block) * plan.block
+    heads = sharing * kv_heads
+    plan = Plan.choose(batch, heads, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
+    chunk = max(math.ceil(math.ceil(length / plan.splits) / 16) * 16, plan.block)
     assert chunk >= min(64, length)
     assert plan.splits == 1 or length / plan.splits >= 128
     if length >= 8192 * 4:
@@ -274,8 +338,8 @@ def test_plan(kv_heads: int, batch: int, length: int) -> None:
 
 
 def test_plan_for_a_window() -> None:
-    assert Plan.choose(1, 8, 128, 32768, 4096, 2, 132) == Plan.choose(1, 8, 128, 4096, 0, 2, 132)
-    assert Plan.choose(1, 8, 128, 512, 4096, 2, 132) == Plan.choose(1, 8, 128, 512, 0, 2, 132)
+    assert Plan.choose(1, 32, 8, 128, 32768, 4096, 2, 132) == Plan.choose(1, 32, 8, 128, 4096, 0, 2, 132)
+    assert Plan.choose(1, 32, 8, 128, 512, 4096, 2, 132) == Plan.choose(1, 32, 8, 128, 512, 0, 2, 132)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -304,8 +368,9 @@ def test_models(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, 
         pytest.skip("needs compute capability 9.0")
     inputs = make_inputs(*shape, dtype=dtype)
     processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
-    batch, _, kv_heads, width, length, _ = shape
-    check(inputs, Plan.choose(batch, kv_heads, width, length, 0, dtype.itemsize, processors), None, fixed, overlap)
+    batch, heads, kv_heads, width, length, _ = shape
+    plan = Plan.choose(batch, heads, kv_heads, width, length, 0, dtype.itemsize, processors)
+    check(inputs, plan, None, fixed, overlap)
 
 
 @pytest.mark.gpu

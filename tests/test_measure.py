@@ -174,10 +174,15 @@ def test_fresh_cache_is_cold_and_the_next_start_on_it_is_warm() -> None:
         (False, True, (3, 0, 0), "warm"),
         (False, True, (2, 1, 0), "mixed"),
         (False, True, (2, 0, 1), "mixed"),
+        (True, True, (0, 0, 0, 0, 5), "cold"),
+        (False, True, (0, 0, 0, 0, 5), "cold"),
+        (True, True, (0, 0, 0, 5, 0), "warm"),  # Triton's cache is elsewhere
+        (True, True, (0, 0, 0, 4, 1), "mixed"),
+        (False, True, (3, 0, 0, 4, 1), "warm"),  # a graph's kernels are found with it
         (False, True, (0, 3, 0), "mixed"),  # something else than whole graphs may have been found
     ],
 )
-def test_cache_states(empty: bool, compiled: bool, counts: tuple[int, int, int], state: str) -> None:
+def test_cache_states(empty: bool, compiled: bool, counts: tuple[int, ...], state: str) -> None:
     assert cache_state(empty, compiled, *counts) == state
 
 

@@ -133,7 +133,7 @@ def test_llama_3_stretches_long_wavelengths_only(config: ModelConfig) -> None:
 
 
 def test_llama_3_boundaries() -> None:
-    """Wavelengths under 2048 stay, over 8192 are divided by the factor (FACTS.md, section 3)."""
+    """Wavelengths under 2048 stay, over 8192 are divided by the factor."""
     for config, factor in zip(LLAMA_3, (8, 32), strict=True):
         scaling = config.rope_scaling
         assert scaling is not None

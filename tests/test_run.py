@@ -155,9 +155,12 @@ AUTO = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True
 
 
 def test_auto_takes_inductor_and_records_it(tmp_path: Path) -> None:
-    of, recorded = run_module.with_engine(replace(config(tmp_path), engine=AUTO), {}, Device(config(tmp_path).device))
+    of, recorded, reasons = run_module.with_engine(
+        replace(config(tmp_path), engine=AUTO), {}, Device(config(tmp_path).device)
+    )
     assert of.engine._target_ == recorded["engine"]["_target_"] == "gptbench.engine.Inductor"
     assert of.engine.fresh_cache
+    assert reasons == ["fused needs an NVIDIA GPU"]
     assert recorded["engine"]["fresh_cache"]
     assert recorded["engine"]["scope"] == "block"
 

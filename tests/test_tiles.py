@@ -13,8 +13,8 @@ from gptbench.kernels.swiglu import swiglu
 from gptbench.kernels.tiles import BYTES_PER_WARP, candidates, default_tile
 
 SHAPES = [(48, 48), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (128256, 2048), (7, 16)]
-QKV = Use("linear", 12288, 4096, torch.int8, batch=1, written=1)
-W13 = Use("swiglu", 22016, 4096, torch.int8, batch=1, written=2)
+QKV = Use("linear", 12288, 4096, torch.int8, batch=1)
+W13 = Use("swiglu", 22016, 4096, torch.int8, batch=1, multiple=8)
 
 
 def is_power_of_two(value: int) -> bool:
@@ -42,6 +42,9 @@ def test_use_of_a_weight() -> None:
     use = Use.of(swiglu, weight, batch=1, written=2)
     assert use == W13
     assert use.multiple == 8, "four numbers of fixed point at once, and two rows for each"
+    mixture = Use.of(swiglu, weight, batch=1, written=2, slots=2)
+    assert str(mixture) != str(use), "tiles of one must not be taken for those of the other"
+    assert Use.of(linear, weight.to(torch.bfloat16), batch=1, written=1, least=8).multiple == 8
     assert Use.of(linear, weight.to(torch.bfloat16), batch=3).multiple == 1
     assert str(use) == "swiglu 22016x4096 int8 batch 1"
 
@@ -56,7 +59,7 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     again = Tiles(tmp_path / "new", "h200")
     assert again[QKV] == found, "another process must not have lost it"
     assert again[W13] == Tile(8, 1024, 2, 1)
-    assert again[Use("linear", 12288, 4096, torch.int8, batch=2, written=1)] == default_tile(12288, 4096, torch.int8)
+    assert again[Use("linear", 12288, 4096, torch.int8, batch=2)] == default_tile(12288, 4096, torch.int8)
     assert Tiles(tmp_path / "new", "another")[QKV] != found
 
 
@@ -70,6 +73,8 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
         json.dumps({"a": {"rows": 3, "block": 512, "warps": 1, "preload": 1}}),
         json.dumps({"a": {"rows": 4, "block": 512, "warps": 1.0, "preload": 1}}),
         json.dumps({"a": {"rows": 4, "block": 512, "warps": 1, "preload": -1}}),
+        json.dumps({"a": {"rows": 4, "block": 2**20, "warps": 1, "preload": 1}}),
+        json.dumps({"a": {"rows": 4, "block": 512, "warps": True, "preload": 1}}),
     ],
 )
 def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str) -> None:
@@ -80,10 +85,22 @@ def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str
     assert path.read_text() == text
 
 
+def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
+    tiles = Tiles(tmp_path, "h200")
+    tiles.keep(W13, Tile(rows=4, block=512, warps=1, preload=1))
+    with pytest.raises(UserError, match=r"swiglu 22016x4096 int8 batch 1: rows=4: expected a multiple of 8"):
+        Tiles(tmp_path, "h200")[W13]
+
+
+def test_a_larger_batch_gets_fewer_rows() -> None:
+    rows = [default_tile(4096, 11008, torch.int8, 4, batch).rows for batch in (1, 2, 4, 8)]
+    assert rows == [16, 16, 8, 4]
+
+
 @pytest.mark.gpu
 def test_the_fastest_candidate_is_found() -> None:
     """A launch that sleeps for all tiles but one."""
-    use = Use("linear", 4096, 4096, torch.int8, batch=1, written=1)
+    use = Use("linear", 4096, 4096, torch.int8, batch=1)
     best = list(candidates(4096, torch.int8))[3]
     x = torch.zeros(1, device="cuda")
 
@@ -93,4 +110,4 @@ def test_the_fastest_candidate_is_found() -> None:
 
         return run
 
-    assert fastest(use, launch_with) == best
+    assert fastest(use, launch_with, torch.device("cuda")) == best

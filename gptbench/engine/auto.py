@@ -1,5 +1,7 @@
 """`engine=auto`: the fastest engine that supports what is asked for, here."""
 
+from importlib.util import find_spec
+
 from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
@@ -23,17 +25,20 @@ class Auto:
             EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         ]
         self.reasons: list[str] = []
-        for self.section in fastest_first:
-            if (needed := needs(self.section, config, device)) is None:
-                self.section.fresh_cache = section.fresh_cache
-                self.section.measure_warm_start = section.measure_warm_start
-                return
-            self.reasons.append(f"{self.section.name} needs {needed}")
+        for candidate in fastest_first:
+            if (needed := needs(candidate, config, device)) is None:
+                break
+            self.reasons.append(f"{candidate.name} needs {needed}")
+        self.section = candidate  # the last one runs everywhere
+        self.section.fresh_cache = section.fresh_cache
+        self.section.measure_warm_start = section.measure_warm_start
 
 
 def needs(section: EngineConfig, config: Config, device: Device) -> str | None:
     """What an engine lacks for a run, or None if nothing."""
     if isinstance(section, FusedConfig) and not device.is_cuda:
-        return "an NVIDIA GPU"  # asked here, as its module needs Triton, which there may not be
+        return "an NVIDIA GPU"  # asked here, as its module needs Triton
+    if isinstance(section, FusedConfig) and find_spec("triton") is None:
+        return "Triton"
     engine: type[Engine] = target(section)
     return engine.missing(device) or engine.refuse(config, device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,18 @@ class Engine:
         if (expected := cls.refuse(config, device)) is not None:
             raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
 
+    @property
+    def tunes(self) -> bool:
+        """Whether `tune` does anything."""
+        return False
+
+    def tune(self) -> None:
+        """Searches what is kept for later runs on this device, if that was asked for. Before `prepare`."""
+
+    def details(self) -> dict[str, Any]:
+        """What a record should tell beyond the configuration, as plain data."""
+        return {}
+
     def prepare(self) -> None:
         """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
 
@@ -131,7 +144,8 @@ class Engine:
         raise NotImplementedError
 
     def kernel_bytes(self, position: int) -> dict[str, int]:
-        """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name, where known."""
+        """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name: where they are
+        known, and more than a few."""
         return {}
 
     def cached(self) -> list[Tensor]:

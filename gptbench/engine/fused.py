@@ -10,7 +10,7 @@ nothing is compiled but the kernels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
 from gptbench.targets import target
 
+LEAST_ROWS = 8
+"""Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
 MOST_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
 
@@ -55,7 +57,7 @@ class Launch:
     twin: Callable[..., None]
     arguments: tuple[Any, ...]
     weights: int
-    """Bytes of the weights that it reads."""
+    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing."""
     positions: int = 0
     """Bytes that it reads for each cached position."""
     use: Use | None = None
@@ -86,6 +88,12 @@ class Fused(Engine):
             return f"quant=none or int8 (it is {config.quant.name})"
         return None
 
+    @classmethod
+    def check(cls, config: Config, device: Device) -> None:
+        super().check(config, device)
+        assert isinstance(config.engine, FusedConfig)
+        Tiles(Path(config.engine.tiles), device.key)  # a file that cannot be read is told before anything is built
+
     def __init__(
         self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
@@ -111,6 +119,7 @@ class Fused(Engine):
         hidden = self.hidden_activation(model.layers[0])
         plan = attention.Plan.choose(
             batch,
+            config.n_heads,
             config.n_kv_heads,
             config.head_dim,
             self.length,
@@ -182,30 +191,31 @@ class Fused(Engine):
                 core.k_cache, core.v_cache, config.sliding_window, scratch, attended,
                 positions=(core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes),
             )  # fmt: skip
-            use = Use.of(add_linear, core.wo.weight, batch)
+            use = Use.of(add_linear, core.wo.weight, batch, written=1, least=LEAST_ROWS)
             sums = squares(config.dim, tile_for(use))
             add_weight(
                 "wo", use, add_linear, add_linear_reference, core.wo,
                 attended, core.wo.weight, scale_of(core.wo), None, residual, gains[2 * number + 1], following, sums,
             )  # fmt: skip
             norm = Norm(sums, config.dim, config.norm_eps)
-            ffn, routing, share = block.ffn, None, 1.0
+            ffn, routing, share, slots = block.ffn, None, 1.0, 0
             assert isinstance(ffn, (FeedForward, MixtureOfExperts))
             if isinstance(ffn, MixtureOfExperts):
                 # One for each layer: the down projection reads it before it waits.
                 routing = Routing.empty(batch, config.n_experts, config.n_active_experts, on)
-                share = routing.slots.numel() / config.n_experts
+                slots = routing.slots.numel()
+                share = slots / config.n_experts
                 gate = ffn.router.weight
                 add(
                     "route", "route_kernel", route, route_reference,
                     following, norm, gate, config.n_active_experts, routing, votes, weights=gate.nbytes,
                 )  # fmt: skip
-            use = Use.of(swiglu, ffn.w13.weight, batch, written=2)
+            use = Use.of(swiglu, ffn.w13.weight, batch, written=2, slots=slots)
             add_weight(
                 "w13", use, swiglu, swiglu_reference, ffn.w13,
                 following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, hidden, share=share,
             )  # fmt: skip
-            use = Use.of(add_linear, ffn.w2.weight, batch)
+            use = Use.of(add_linear, ffn.w2.weight, batch, written=1, least=LEAST_ROWS, slots=slots)
             sums = squares(config.dim, tile_for(use))
             add_weight(
                 "w2", use, add_linear, add_linear_reference, ffn.w2,
@@ -219,7 +229,10 @@ class Fused(Engine):
             following, norm, head.weight, scale_of(head), None, state.logits,
         )  # fmt: skip
         chances = draw.Scratch.empty(batch, config.vocab_size, on)
-        add("maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference, state.logits, chances)
+        add(
+            "maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference,
+            state.logits, chances, weights=state.logits.nbytes,
+        )  # fmt: skip
         add(
             "draw", "draw_kernel", draw.draw, draw.draw_reference,
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
@@ -249,8 +262,6 @@ class Fused(Engine):
     @torch.no_grad()
     def prepare(self) -> None:
         self.filled = self.prompt_length
-        if self.config.tune and self.device.is_cuda:
-            self.tune()
         for _ in range(2 if self.device.is_cuda else 1):  # compiles; then libraries may still allocate
             self.prefill_step()
             self.decode_step()
@@ -259,23 +270,41 @@ class Fused(Engine):
             self.launch_decode = self.capture(self.decode_step)
         self.device.synchronize()
 
+    @property
+    def tunes(self) -> bool:
+        return self.config.tune
+
+    @torch.no_grad()
     def tune(self) -> None:
         """Finds and keeps the best tile for each use that has none yet."""
+        if not self.tunes:
+            return
         for use in dict.fromkeys(launch.use for launch in self.launches):
             if use is not None and str(use) not in self.tiles.found:
-                self.tiles.keep(use, fastest(use, partial(self.launches_with, use)))
+
+                def launch_with(tile: Tile, use: Use = use) -> Callable[[], None]:
+                    return partial(self.launch_all, self.launches_with(use, tile))
+
+                self.tiles.keep(use, fastest(use, launch_with, self.device.torch))
         self.launches = self.decode_launches(self.tiles.__getitem__)
 
-    def launches_with(self, use: Use, tile: Tile) -> Callable[[], None]:
-        """All launches of one use in a step, with a tile of their own."""
+    def launches_with(self, use: Use, tile: Tile) -> list[Launch]:
+        """All launches of one use in a step, with a tile of their own; of a mixture, each with experts of its own."""
         step = self.decode_launches(lambda other: tile if other == use else self.tiles[other])
         launches = [launch for launch in step if launch.use == use]
+        experts = max(1, self.model.config.n_experts)
+        for number, launch in enumerate(launches):
+            for routing in launch.arguments:
+                if isinstance(routing, Routing):
+                    count = routing.slots.numel()
+                    routing.slots.copy_((torch.arange(count) + number * count) % experts)
+                    routing.gates.fill_(1 / count)
+        return launches
 
-        def run() -> None:
-            for launch in launches:
-                launch.kernel(*launch.arguments, overlap=self.overlap)
-
-        return run
+    def launch_all(self, launches: list[Launch]) -> None:
+        """Hands kernels to the device, one after the other."""
+        for launch in launches:
+            launch.kernel(*launch.arguments, overlap=self.overlap)
 
     def run_prefill(self) -> None:
         self.launch_prefill()
@@ -289,8 +318,7 @@ class Fused(Engine):
         self.advance(hidden[:, -1])
 
     def decode_step(self) -> None:
-        for launch in self.launches:
-            launch.kernel(*launch.arguments, overlap=self.overlap)
+        self.launch_all(self.launches)
 
     def positions_read(self, position: int) -> int:
         window = self.model.config.sliding_window
@@ -298,7 +326,23 @@ class Fused(Engine):
 
     def kernel_bytes(self, position: int) -> dict[str, int]:
         read = self.positions_read(position)
-        return {launch.name: launch.weights + launch.positions * read for launch in self.launches}
+        reads = {launch.name: launch.weights + launch.positions * read for launch in self.launches}
+        return {name: count for name, count in reads.items() if count}
+
+    def details(self) -> dict[str, Any]:
+        uses = dict.fromkeys(launch.use for launch in self.launches if launch.use is not None)
+        return {"overlap": self.overlap, "tiles": {str(use): asdict(self.tiles[use]) for use in uses}}
+
+    def release(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, Int8Weight):
+                module.product = cast_product
+        self.launches = []
+        self.launch_prefill = self.launch_decode = self.released
+
+    def released(self) -> None:
+        """In the place of graphs that hold memory."""
+        raise RuntimeError("the engine was released")
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

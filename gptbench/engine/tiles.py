@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from torch import Tensor
-from triton.runtime.errors import TritonError
+from triton.runtime.errors import OutOfResources
 
 from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile
@@ -30,22 +30,31 @@ class Use:
     columns: int
     dtype: torch.dtype
     batch: int
-    written: int
-    """Rows of the weight that become one number of an `Activation`, or 1."""
+    multiple: int = 1
+    """What the tile's rows must be a multiple of."""
+    slots: int = 0
+    """Of a mixture: experts that are read."""
 
     @classmethod
-    def of(cls, kernel: Callable[..., None], weight: Tensor, batch: int, written: int = 1) -> "Use":
-        rows, columns = weight.shape[-2:]
-        return cls(kernel.__name__, rows, columns, weight.dtype, batch, written)
+    def of(
+        cls, kernel: Callable[..., None], weight: Tensor, batch: int, written: int = 0, least: int = 1, slots: int = 0
+    ) -> "Use":
+        """For a kernel over weight [..., N, K].
 
-    @property
-    def multiple(self) -> int:
-        """What the tile's rows must be a multiple of: in fixed point, four numbers are written at once."""
-        return self.written * 4 if self.dtype == torch.int8 else self.written
+        Args:
+            written: rows of the weight that become one number of an `Activation`: in fixed point, four of these are
+                written at once. 0: none is written.
+            least: fewest rows, a power of two.
+            slots: see `Use.slots`.
+        """
+        rows, columns = weight.shape[-2:]
+        multiple = written * 4 if weight.dtype == torch.int8 else written
+        return cls(kernel.__name__, rows, columns, weight.dtype, batch, max(multiple, least), slots)
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.kernel} {self.rows}x{self.columns} {dtype} batch {self.batch}"
+        experts = f" experts {self.slots}" if self.slots else ""
+        return f"{self.kernel} {self.rows}x{self.columns} {dtype} batch {self.batch}{experts}"
 
 
 class Tiles:
@@ -85,42 +94,50 @@ class Tiles:
             new.replace(self.path)
 
     def __getitem__(self, use: Use) -> Tile:
-        """What was found for a use, or else the built-in tile."""
-        return self.found.get(str(use)) or default_tile(use.rows, use.columns, use.dtype, use.multiple)
+        """What was found for a use, or else the built-in tile.
+
+        Raises:
+            UserError: the tile that the file has does not suit the use.
+        """
+        tile = self.found.get(str(use)) or default_tile(use.rows, use.columns, use.dtype, use.multiple, use.batch)
+        if tile.rows % use.multiple:
+            raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
+        return tile
 
 
 def checked(tile: Tile) -> Tile:
     """The tile. Raises ValueError if no kernel could be cut up like that."""
-    for name in ("rows", "block", "warps"):
+    for name, most in (("rows", 128), ("block", 16384), ("warps", 16)):
         value = getattr(tile, name)
-        if not isinstance(value, int) or value < 1 or value & (value - 1):
-            raise ValueError(f"{name}={value!r} is no power of two")
-    if not isinstance(tile.preload, int) or tile.preload < 0:
+        if type(value) is not int or not 1 <= value <= most or value & (value - 1):
+            raise ValueError(f"{name}={value!r} is no power of two up to {most}")
+    if type(tile.preload) is not int or tile.preload < 0:
         raise ValueError(f"preload={tile.preload!r} is no number of steps")
     return tile
 
 
-def fastest(use: Use, launch_with: Callable[[Tile], Callable[[], None]]) -> Tile:
+def fastest(use: Use, launch_with: Callable[[Tile], Callable[[], None]], device: torch.device) -> Tile:
     """Measures every candidate on a GPU.
 
     Args:
         use: what the tile is for.
         launch_with: given a tile, what to time: launches over so many weights that no cache holds them.
     """
-    tiles = [default_tile(use.rows, use.columns, use.dtype, use.multiple)]
-    tiles += candidates(use.columns, use.dtype, use.multiple)
-    with ThreadPoolExecutor(COMPILERS) as threads:
+    default = default_tile(use.rows, use.columns, use.dtype, use.multiple, use.batch)
+    tiles = list(dict.fromkeys((default, *candidates(use.columns, use.dtype, use.multiple))))
+    # Each thread has a current device of its own.
+    with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
         launches = list(threads.map(lambda tile: compiled(launch_with(tile)), tiles))
     torch.cuda.synchronize()
     times = {tile: seconds(launch) for tile, launch in zip(tiles, launches, strict=True) if launch is not None}
-    return min(times, key=lambda tile: times[tile])
+    return min(times, key=lambda tile: times[tile]) if times else default
 
 
 def compiled(launch: Callable[[], None]) -> Callable[[], None] | None:
     """The launch, run once; None if it needs more registers or shared memory than there are."""
     try:
         launch()
-    except TritonError:
+    except OutOfResources:
         return None
     return launch
 

@@ -23,6 +23,9 @@ from torch import Tensor
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import INTERPRETED, follow
 
+LARGEST_GROUP = 4
+"""Query heads that share a key, up to which products are added up in registers. More are left to `tl.dot`, whose shared
+memory keeps programs of other kernels off the processor."""
 SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
 TILE_BYTES = 16384
@@ -33,11 +36,16 @@ left to programs of the next kernel, which start while this one runs."""
 LONE_BYTES_PER_WARP = 4096
 """Of keys: 32 registers of each thread."""
 MOST_LONE_BLOCKS = 2
-"""Blocks that a program reads alone rather than that several do and combine."""
+"""Blocks that a program reads alone rather than that several do and combine. Each of so few has code of its own: a loop
+that reads ahead does something for the next block even where there is none."""
 COMBINED = 4096
 """Numbers that are loaded at once when chunks are combined."""
-PER_PROCESSOR = 2
-"""Programs with a chunk, in a long context."""
+PER_PROCESSOR = 3
+"""Programs with a chunk, in a long context: as many as its registers have room for."""
+DOTS_PER_PROCESSOR = 2
+"""Programs with a chunk and dot products."""
+CHUNK_STEP = tl.constexpr(16)
+"""Positions: chunks grow by so many. By whole blocks, the programs of some processors would get more than others."""
 SHORTEST_CHUNK = 128
 """Positions. To share shorter ones would take longer, as they have to be combined, than to read on."""
 LOG2_E = 1.4426950408889634
@@ -52,34 +60,35 @@ class Plan:
     splits: int
     """Programs for each key-value head of each sequence."""
     block: int
-    """Positions that a program loads at once; a power of two, at least 16."""
+    """Positions that a program loads at once, while it computes with those before; a power of two, at least 16."""
     warps: int
     """Of each program."""
-    stages: int = 3
-    """Depth of the software pipeline: one more than blocks of keys and values that lie in shared memory. 0: there is
-    none, and no loop; each block has code of its own."""
+    stages: int = 2
+    """With dot products only: depth of the software pipeline, at least 1, one more than blocks of keys and values that
+    lie in shared memory. Without, the next block waits in registers."""
     apart: bool = False
     """Whether each query head has a program of its own, though others read the same keys. In a short context they find
-    them in the cache on the chip, and need no shared memory for dot products, which keeps other kernels off."""
+    them in the cache on the chip."""
 
     def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
-        """Parts of a program that add up by themselves, so that they need not wait for one another: where a key belongs
-        to one query, as many as rows that the threads load at once, 16 bytes each; else its warps.
+        """Parts of a program that add up by themselves, so that they need not wait for one another: as many as rows
+        that the threads load at once, 16 bytes each; with dot products its warps.
 
         Args:
             sharing: query heads for each key-value head.
             padded: width of a head, in memory on the chip.
             itemsize: bytes of a number in the cache.
         """
-        if sharing == 1:
+        if sharing <= LARGEST_GROUP:
             return max(min(self.warps * 32 * 16 // (padded * itemsize), self.block), 1)
         return max(min(self.warps, self.block // SMALLEST_DOT), 1)
 
     @classmethod
     def choose(
-        cls, batch: int, kv_heads: int, width: int, length: int, window: int, itemsize: int, processors: int
+        cls, batch: int, heads: int, kv_heads: int, width: int, length: int, window: int, itemsize: int, processors: int
     ) -> "Plan":
-        """For caches [batch, kv_heads, length, width] of so many bytes an element, on a device of so many processors.
+        """For `heads` query heads and caches [batch, kv_heads, length, width] of so many bytes an element, on a device
+        of so many processors.
 
         Args:
             window: positions that a token attends to at most; 0: all.
@@ -89,12 +98,15 @@ class Plan:
         whole = max(triton.next_power_of_2(visible), SMALLEST_DOT)
         if whole * row <= LONE_TILE_BYTES * MOST_LONE_BLOCKS:
             block = min(whole, max(LONE_TILE_BYTES // row, SMALLEST_DOT))
-            return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), stages=0, apart=True)
-        groups = batch * kv_heads
-        splits = max(min(triton.cdiv(PER_PROCESSOR * processors, groups), visible // SHORTEST_CHUNK), 1)
-        block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
-        # Without tensor cores float32 needs more registers.
-        return cls(splits, block, warps=8 if itemsize == 4 else 4, stages=2)
+            return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), apart=True)
+        dots = heads // kv_heads > LARGEST_GROUP
+        programs = (DOTS_PER_PROCESSOR if dots else PER_PROCESSOR) * processors // (batch * kv_heads)
+        splits = max(min(programs, visible // SHORTEST_CHUNK), 1)
+        # Several heads take more registers: for their queries, and for what they add up.
+        tile = TILE_BYTES if dots or heads == kv_heads else TILE_BYTES // 2
+        block = min(max(tile // row, SMALLEST_DOT), 128)
+        # Without tensor cores the dot products of float32 need more registers.
+        return cls(splits, block, warps=8 if dots and itemsize == 4 else 4)
 
     def sharing(self, heads: int, kv_heads: int) -> int:
         """Query heads for each program."""
@@ -157,34 +169,83 @@ def turn(own, partner, gain, partner_gain, eps, cosine, sine, columns, K: tl.con
 
 @triton.jit
 def block_of(cache, start, end, places, columns, K: tl.constexpr):
-    """Rows start + places [X, Y] of a cache of one head, up to `end`: [X, Y, PADDED], 0 beyond. Past the first-level
+    """Rows start + places [..., 1] of a cache of one head, up to `end`: [..., PADDED], 0 beyond. Past the first-level
     cache, which may still hold what was there some steps ago."""
-    at = (start + places)[:, :, None]
+    at = start + places
     return tl.load(cache + at * K + columns, mask=(at < end) & (columns < K), other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def add_block(q, k, v, there, peak, total, value, TEMPERATURE: tl.constexpr, VECTOR: tl.constexpr):
+def add_block(q, k, v, there, peak, total, value, TEMPERATURE: tl.constexpr):
     """Online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867) of each lane by itself: goes on with keys and
-    values [LANES, X, PADDED], where `there`, [LANES, X]. q, peak, total and value are [LANES, 1(, PADDED)] with VECTOR,
-    else [LANES, DOT_ROWS(, PADDED)]."""
-    if VECTOR:
-        scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 2) * TEMPERATURE
-        scores = tl.where(there, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1, keep_dims=True))
-        weights = tl.exp2(scores - higher)
-        fading = tl.exp2(peak - higher)
-        total = total * fading + tl.sum(weights, 1, keep_dims=True)
-        value = value * fading[:, :, None] + tl.sum(weights[:, :, None] * v.to(tl.float32), 1, keep_dims=True)
+    values [LANES, X, PADDED], where `there`, [LANES, X]. q, peak, total and value are [LANES, DOT_ROWS(, PADDED)]."""
+    scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
+    scores = tl.where(there[:, None, :], scores, float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 2))
+    weights = tl.exp2(scores - higher[:, :, None])
+    fading = tl.exp2(peak - higher)
+    total = total * fading + tl.sum(weights, 2)
+    return higher, total, multiply(weights.to(v.dtype), v, value * fading[:, :, None])
+
+
+@triton.jit
+def numbers(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
+    """float32 [X, LANES, PADDED]: a block of rows that lie in words of 32 bits, one float32 each or two of a shorter
+    type. Neighbouring rows are in different lanes, as neighbouring threads have loaded them."""
+    X: tl.constexpr = words.shape[0] // LANES
+    if tl.float32 == DTYPE:
+        return tl.reshape(words, [X, LANES, words.shape[1]])
     else:
-        scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
-        scores = tl.where(there[:, None, :], scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 2))
-        weights = tl.exp2(scores - higher[:, :, None])
-        fading = tl.exp2(peak - higher)
-        total = total * fading + tl.sum(weights, 2)
-        value = multiply(weights.to(v.dtype), v, value * fading[:, :, None])
-    return higher, total, value
+        if tl.bfloat16 == DTYPE:
+            low, high = (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
+        else:
+            low = words.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+            high = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+        return tl.reshape(tl.join(low, high), [X, LANES, words.shape[1] * 2])
+
+
+@triton.jit
+def weigh(q, k, there, peak, total, SHARING: tl.constexpr):
+    """The first half of `add_block` without dot products, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32
+    [1, LANES, PADDED], peak and total, [1, LANES], are tuples, one of each for each head. Gives peak, total, weights
+    [X, LANES] of the values, and [1, LANES] of the sum of those before."""
+    peaks, totals, weights, fading = (), (), (), ()
+    for head in tl.static_range(SHARING):
+        scores = tl.where(there, tl.sum(q[head] * k, 2), float("-inf"))
+        higher = tl.maximum(peak[head], tl.max(scores, 0, keep_dims=True))
+        weight, fade = tl.exp2(scores - higher), tl.exp2(peak[head] - higher)
+        peaks = peaks + (higher,)
+        totals = totals + (total[head] * fade + tl.sum(weight, 0, keep_dims=True),)
+        weights = weights + (weight,)
+        fading = fading + (fade,)
+    return peaks, totals, weights, fading
+
+
+@triton.jit
+def gather(value, weights, fading, v, SHARING: tl.constexpr):
+    """The second half: value, a tuple of [1, LANES, PADDED], with v [X, LANES, PADDED]."""
+    values = ()
+    for head in tl.static_range(SHARING):
+        part = tl.sum(weights[head][:, :, None] * v, 0, keep_dims=True)
+        values = values + (value[head] * fading[head][:, :, None] + part,)
+    return values
+
+
+@triton.jit
+def stacked(parts, SHARING: tl.constexpr, ROWS: tl.constexpr):
+    """Tensors [1, X] or [1, X, Y], up to 4 of them, as one [X, ROWS(, Y)]; the first again where ROWS are more."""
+    shape: tl.constexpr = parts[0].shape
+    if ROWS == 1:
+        return tl.trans(parts[0]) if len(shape) == 2 else tl.permute(parts[0], (1, 0, 2))
+    else:
+        if ROWS == 2:
+            rows = tl.join(parts[0], parts[1])
+        else:
+            rows = tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3 if SHARING == 4 else 0]))
+        if len(shape) == 2:
+            return tl.reshape(rows, [shape[1], ROWS])
+        else:
+            return tl.permute(tl.reshape(rows, [shape[1], shape[2], ROWS]), (0, 2, 1))
 
 
 @triton.jit
@@ -260,6 +321,7 @@ def attend_kernel(
     ROWS: tl.constexpr,
     DOT_ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -270,7 +332,7 @@ def attend_kernel(
     FIXED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    VECTOR: tl.constexpr = SHARING == 1  # too few rows for dot products
+    DTYPE: tl.constexpr = k_cache.dtype.element_ty
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = group // (H // SHARING), group % (H // SHARING) * SHARING
     kv_head = head // (H // G)
@@ -279,7 +341,7 @@ def attend_kernel(
     # This program's chunk: positions `begin` to `end`, of those that are visible.
     first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
     visible = position + 1 - first
-    chunk = tl.cdiv(tl.cdiv(visible, SPLITS), BLOCK) * BLOCK
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(visible, SPLITS), CHUNK_STEP) * CHUNK_STEP, BLOCK)
     filled = tl.cdiv(visible, chunk)
     if split >= filled:
         return
@@ -289,15 +351,17 @@ def attend_kernel(
 
     base = (batch * G + kv_head).to(tl.int64) * length * K  # 64 bits: offsets pass 2^31
     keys, values_of = k_cache + base, v_cache + base
-    # Tiles of keys and values and what meets them have the same axes, so that they have the same layout.
     components = tl.arange(0, PADDED)[None, None, :]
     if VECTOR:
-        places = tl.arange(0, LANES)[:, None] + tl.arange(0, BLOCK // LANES)[None, :] * LANES
-        heads_of_row = tl.zeros([LANES, 1, 1], tl.int32)
-        columns = tl.broadcast_to(components, [LANES, 1, PADDED])
+        # Blocks are loaded as rows, and each row meets a copy of the query that the same threads hold.
+        places = tl.arange(0, BLOCK)[:, None]
+        place_of = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+        rows = tl.arange(0, LANES)[None, :, None]
+        columns = tl.broadcast_to(components, [1, LANES, PADDED])
     else:
-        places = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
-        heads_of_row = tl.arange(0, ROWS)[None, :, None]
+        place_of = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
+        places = place_of[:, :, None]
+        rows = tl.arange(0, ROWS)[None, :, None]
         columns = tl.broadcast_to(components, [1, ROWS, PADDED])
     inside = columns < K
     partners = tl.where(columns < K // 2, columns + K // 2, columns - K // 2)
@@ -306,61 +370,96 @@ def attend_kernel(
     sine = tl.load(sin + position * K + columns, mask=inside, other=0.0)
     q_gain, q_partner_gain = gains(q_norm, columns, partners, inside)
     k_gain, k_partner_gain = gains(k_norm, columns, partners, inside)
-    k = block_of(keys, begin, end, places, components, K)
-    v = block_of(values_of, begin, end, places, components, K)
+    if VECTOR and tl.float32 != DTYPE:
+        # Blocks wait for their turn as they come: halves of words would be taken apart, and waited for, before.
+        WORDS: tl.constexpr = K // 2
+        key_words = keys.to(tl.pointer_type(tl.int32), bitcast=True)
+        value_words = values_of.to(tl.pointer_type(tl.int32), bitcast=True)
+        word = tl.arange(0, PADDED // 2)[None, :]
+    else:
+        WORDS: tl.constexpr = K
+        key_words, value_words = keys, values_of
+        word = tl.arange(0, PADDED)[None, :] if VECTOR else components
+    k = block_of(key_words, begin, end, places, word, WORDS)
+    v = block_of(value_words, begin, end, places, word, WORDS)
     follow(OVERLAP)
 
     heads = qkv + batch * ((H + 2 * G) * K)
-    own_q = heads + (head + heads_of_row) * K
+    own_q = heads + head * K
     own_k = heads + (H + kv_head) * K
-    there = inside & (heads_of_row < SHARING)
-    q = tl.load(own_q + columns, mask=there, other=0.0, cache_modifier=".cg")
-    q_partner = tl.load(own_q + partners, mask=there, other=0.0, cache_modifier=".cg")
+    if VECTOR:
+        q, q_partner = (), ()
+        for number in tl.static_range(SHARING):
+            own = own_q + number * K
+            q = q + (tl.load(own + columns, mask=inside, other=0.0, cache_modifier=".cg"),)
+            q_partner = q_partner + (tl.load(own + partners, mask=inside, other=0.0, cache_modifier=".cg"),)
+    else:
+        there = inside & (rows < SHARING)
+        q = tl.load(own_q + rows * K + columns, mask=there, other=0.0, cache_modifier=".cg")
+        q_partner = tl.load(own_q + rows * K + partners, mask=there, other=0.0, cache_modifier=".cg")
     new_key = tl.load(own_k + columns, mask=inside, other=0.0, cache_modifier=".cg")
     new_key_partner = tl.load(own_k + partners, mask=inside, other=0.0, cache_modifier=".cg")
     new_value = tl.load(own_k + G * K + columns, mask=inside, other=0.0, cache_modifier=".cg")
-    q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
     new_key = turn(new_key, new_key_partner, k_gain, k_partner_gain, eps, cosine, sine, columns, K, k_norm is not None)
+    # It is written by one of the programs that share it.
+    writes = inside & newest & (rows == 0) & (head % (H // G) == 0)
+    tl.store(keys + position * K + columns, new_key, mask=writes)
+    tl.store(values_of + position * K + columns, new_value, mask=writes)
 
     # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
     # where all start to look for the largest: it takes part in the sum, wherever that is made.
-    rows_of_tile = tl.arange(0, LANES)[:, None, None] if VECTOR else tl.arange(0, ROWS)[None, :, None]
-    writes = inside & newest & (rows_of_tile == 0) & (head % (H // G) == 0)  # one of those that share it
-    tl.store(keys + position * K + columns, new_key, mask=writes)
-    tl.store(values_of + position * K + columns, new_value, mask=writes)
-    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [LANES, 1] or [1, ROWS]
     if VECTOR:
-        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
-        total = tl.where(takes, 1.0, 0.0)
-        value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
+        takes = newest & (tl.arange(0, LANES)[None, :] == 0)
+        turned, peak, total, value = (), (), (), ()
+        for number in tl.static_range(SHARING):
+            own, partner = q[number], q_partner[number]
+            own = turn(own, partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
+            own = own.to(tl.float32) * TEMPERATURE
+            turned = turned + (own,)
+            peak = peak + (tl.sum(own * new_key.to(tl.float32), 2),)
+            total = total + (tl.where(takes, 1.0, 0.0),)
+            value = value + (tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0),)
+        if BLOCKS > 0:
+            there = begin + place_of < end
+            peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
+            value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+            for number in tl.static_range(1, BLOCKS):
+                start = begin + number * BLOCK
+                if start < end:
+                    k = block_of(key_words, start, end, places, word, WORDS)
+                    v = block_of(value_words, start, end, places, word, WORDS)
+                    there = start + place_of < end
+                    peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
+                    value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+        else:
+            for start in range(begin, end, BLOCK):
+                there, following = start + place_of < end, start + BLOCK
+                # The next keys take the registers of these, and come while values are added up.
+                peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
+                k = block_of(key_words, following, end, places, word, WORDS)
+                value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+                v = block_of(value_words, following, end, places, word, WORDS)
+        peak, total = stacked(peak, SHARING, ROWS), stacked(total, SHARING, ROWS)
+        peak, total, value = joined(peak, total, stacked(value, SHARING, ROWS), 0)
     else:
+        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
+        q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
+        peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, ROWS]
         # The rows that the dot products need more than there are heads repeat these.
         REPEATS: tl.constexpr = DOT_ROWS // ROWS
         q = tl.reshape(tl.broadcast_to(q, [LANES * REPEATS, ROWS, PADDED]), [LANES, DOT_ROWS, PADDED])
         new_value = tl.broadcast_to(new_value, [LANES * REPEATS, ROWS, PADDED])
         new_value = tl.reshape(new_value, [LANES, DOT_ROWS, PADDED]).to(tl.float32)
         peak = tl.reshape(tl.broadcast_to(peak, [LANES * REPEATS, ROWS]), [LANES, DOT_ROWS])
-        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
         total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
         value = tl.where(takes[:, :, None], new_value, 0.0)
 
-    peak, total, value = add_block(q, k, v, begin + places < end, peak, total, value, TEMPERATURE, VECTOR)
-    if STAGES == 0:
-        for number in tl.static_range(1, BLOCKS):
-            start = begin + number * BLOCK
-            if start < end:
-                k = block_of(keys, start, end, places, components, K)
-                v = block_of(values_of, start, end, places, components, K)
-                peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
-    else:
+        peak, total, value = add_block(q, k, v, begin + place_of < end, peak, total, value, TEMPERATURE)
         if begin + BLOCK < end:  # else what fills the pipeline would take its time
             for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
                 k = block_of(keys, start, end, places, components, K)
                 v = block_of(values_of, start, end, places, components, K)
-                peak, total, value = add_block(q, k, v, start + places < end, peak, total, value, TEMPERATURE, VECTOR)
-    if VECTOR:
-        peak, total, value = joined(peak, total, value, 0)
-    else:
+                peak, total, value = add_block(q, k, v, start + place_of < end, peak, total, value, TEMPERATURE)
         # Repeated rows count as often in the sum of weights as in the weighted values.
         PARTS: tl.constexpr = LANES * REPEATS
         peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
@@ -370,8 +469,8 @@ def attend_kernel(
     if (SPLITS == 1) or (filled == 1):
         write(value / total[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
     else:
-        rows, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
-        here = (group * SPLITS + split) * ROWS + rows
+        heads_of, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
+        here = (group * SPLITS + split) * ROWS + heads_of
         tl.store(peaks + here, peak)
         tl.store(totals + here, total)
         tl.store(values + here[:, None] * PADDED + columns_of_row, value)
@@ -385,7 +484,7 @@ def attend_kernel(
             for start in range(0, filled, AT_ONCE):
                 chunks = start + tl.arange(0, AT_ONCE)
                 valid = (chunks < filled)[:, None]
-                at = (group * SPLITS + chunks)[:, None] * ROWS + rows[None, :]
+                at = (group * SPLITS + chunks)[:, None] * ROWS + heads_of[None, :]
                 # Past the first-level cache, which does not see what other processors write.
                 p = tl.load(peaks + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
                 t = tl.load(totals + at, mask=valid, other=0.0, cache_modifier=".cg")
@@ -442,6 +541,7 @@ def attend(
     heads = qkv.shape[1] // width - 2 * kv_heads
     plan = scratch.plan
     sharing = plan.sharing(heads, kv_heads)
+    blocks = triton.cdiv(min(length, window or length), plan.splits * plan.block)
     _, _, rows, padded = scratch.values.shape
     attend_kernel[(scratch.counters.numel(), plan.splits)](
         qkv,
@@ -467,12 +567,13 @@ def attend(
         ROWS=rows,
         DOT_ROWS=max(rows, SMALLEST_DOT),
         LANES=plan.lanes(sharing, padded, qkv.element_size()),
+        VECTOR=sharing <= LARGEST_GROUP,
         TEMPERATURE=width**-0.5 * LOG2_E,
         WINDOW=window if window < length else 0,
         SPLITS=plan.splits,
         BLOCK=plan.block,
         STAGES=plan.stages,
-        BLOCKS=triton.cdiv(min(length, window or length), plan.splits * plan.block),
+        BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
         AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
         FIXED=out.fixed,
         OVERLAP=overlap,

@@ -12,7 +12,9 @@ from gptbench.kernels.launch import INTERPRETED
 
 MOST_TOKENS = 64
 """With more, a library's product of a converted copy is faster."""
-ROWS, COLUMNS, WARPS, STAGES = 64, 128, 4, 4
+ROWS, COLUMNS, WARPS = 64, 128, 4
+STAGES = 4
+"""Of 2-byte activations; of longer ones fewer fit into shared memory."""
 SMALLEST_DOT = 16
 
 WIDEN = tl.constexpr(INTERPRETED)
@@ -24,7 +26,7 @@ def int8_matmul_kernel(
     weight,
     scale,
     out,
-    T: tl.constexpr,
+    T,
     N: tl.constexpr,
     K: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -69,13 +71,13 @@ def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
         weight,
         scale,
         out,
-        T=tokens,
+        tokens,
         N=rows,
         K=columns,
         TOKENS=max(SMALLEST_DOT, triton.next_power_of_2(tokens)),
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        STAGES=STAGES,
+        STAGES=STAGES if x.element_size() <= 2 else 2,
         num_warps=WARPS,
     )
 

@@ -22,6 +22,10 @@ from torch import Tensor
 from gptbench.kernels.activation import Activation, dot4
 from gptbench.kernels.launch import follow, sized
 
+MOST_UNROLLED = tl.constexpr(32)
+"""Steps with code of their own: the compiler then loads as far ahead as registers reach. With several rows in the batch
+that would be more code than it is worth."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -114,31 +118,55 @@ def product(
     totals = ()
     for _ in tl.static_range(BATCH):
         totals = totals + (tl.zeros([ROWS, WIDTH // LOADED], tl.float32),)
-    for step in tl.static_range((COLUMNS + WIDTH - 1) // WIDTH):
+    STEPS: tl.constexpr = (COLUMNS + WIDTH - 1) // WIDTH
+    UNROLLED: tl.constexpr = STEPS if BATCH == 1 and STEPS <= MOST_UNROLLED else PRELOAD
+    for step in tl.static_range(UNROLLED):
         if step < PRELOAD:
             tile = tiles[step]
         else:
             tile = weights_of(weight, first, offsets, step, N, COLUMNS, WIDTH, ROWS)
-        columns = step * WIDTH + tl.arange(0, WIDTH)
-        there = columns < COLUMNS
-        added = ()
-        for b in tl.static_range(BATCH):
-            at = b * COLUMNS + columns
-            if FIXED:
-                low_words = tl.load(low + at, mask=there, other=0)
-                high_words = tl.load(high + at, mask=there, other=0)
-                units = tl.load(scale + at, mask=there, other=0.0)
-                parts = dot4(tile, low_words[None, :], high_words[None, :]).to(tl.float32) * units[None, :]
-            else:
-                x = tl.load(low + at, mask=there, other=0.0).to(tl.float32)
-                parts = tile.to(tl.float32) * x[None, :]
-            added = added + (totals[b] + tl.sum(tl.reshape(parts, [ROWS, WIDTH // LOADED, LOADED]), 2),)
-        totals = added
+        totals = add_step(totals, tile, step, low, high, scale, COLUMNS, WIDTH, ROWS, LOADED, BATCH, FIXED)
+    for step in range(UNROLLED, STEPS):
+        tile = weights_of(weight, first, offsets, step, N, COLUMNS, WIDTH, ROWS)
+        totals = add_step(totals, tile, step, low, high, scale, COLUMNS, WIDTH, ROWS, LOADED, BATCH, FIXED)
     batch = tl.arange(0, PADDED)
     y = tl.zeros([PADDED, ROWS], tl.float32)
     for b in tl.static_range(BATCH):
         y = tl.where((batch == b)[:, None], tl.sum(totals[b], 1)[None, :], y)
     return y
+
+
+@triton.jit
+def add_step(
+    totals,
+    tile,
+    step,
+    low,
+    high,
+    scale,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOADED: tl.constexpr,
+    BATCH: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Adds a step's products to the totals, one [ROWS, WIDTH / LOADED] for each row of the batch."""
+    columns = step * WIDTH + tl.arange(0, WIDTH)
+    there = columns < COLUMNS
+    added = ()
+    for b in tl.static_range(BATCH):
+        at = b * COLUMNS + columns
+        if FIXED:
+            low_words = tl.load(low + at, mask=there, other=0)
+            high_words = tl.load(high + at, mask=there, other=0)
+            units = tl.load(scale + at, mask=there, other=0.0)
+            parts = dot4(tile, low_words[None, :], high_words[None, :]).to(tl.float32) * units[None, :]
+        else:
+            x = tl.load(low + at, mask=there, other=0.0).to(tl.float32)
+            parts = tile.to(tl.float32) * x[None, :]
+        added = added + (totals[b] + tl.sum(tl.reshape(parts, [ROWS, WIDTH // LOADED, LOADED]), 2),)
+    return added
 
 
 @triton.jit

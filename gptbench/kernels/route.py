@@ -112,22 +112,24 @@ def route_kernel(
         tl.store(finished, 0)
         used = tl.zeros([E_PADDED], tl.int32)
         for b in tl.static_range(BATCH):
-            wanted = choose(logits + b * E, everyone, E, ACTIVE)
+            wanted, _ = choose(logits + b * E, everyone, E, ACTIVE)
             used = used | (wanted > 0.0).to(tl.int32)
         slot = tl.cumsum(used, 0) - 1
         every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
         tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= tl.sum(used, 0)))
         tl.store(slots + slot, everyone, mask=used > 0)
         for b in tl.static_range(BATCH):
-            wanted = choose(logits + b * E, everyone, E, ACTIVE)
-            tl.store(gates + slot * BATCH + b, wanted, mask=used > 0)
+            wanted, poison = choose(logits + b * E, everyone, E, ACTIVE)
+            tl.store(gates + slot * BATCH + b, wanted + poison, mask=used > 0)
 
 
 @triton.jit
 def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
-    """Weights of the ACTIVE largest logits, which add up to one; 0 for the others. Of equals the first is chosen."""
-    left = tl.load(logits + everyone, mask=everyone < E, other=float("-inf"), cache_modifier=".cg")
-    left = tl.where((left == left) | (everyone >= E), left, float("-inf"))  # a NaN would never be the largest
+    """Weights of the ACTIVE largest logits, which add up to one; 0 for the others. Of equals the first is chosen. And a
+    number to add to the weights: 0, or NaN where a logit is none, which must not get lost."""
+    read = tl.load(logits + everyone, mask=everyone < E, other=0.0, cache_modifier=".cg")
+    poison = tl.sum(read * 0.0, 0)
+    left = tl.where((read == read) & (everyone < E), read, float("-inf"))
     largest = tl.max(left, 0)
     weights = tl.zeros_like(left)
     for _ in tl.static_range(ACTIVE):
@@ -135,9 +137,10 @@ def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
         first = tl.min(tl.where((left == top) & (weights == 0.0) & (everyone < E), everyone, E), 0)
         chosen = everyone == first
         # Never 0, however far it is from the largest: 0 means not chosen.
-        weights = tl.where(chosen, tl.maximum(tl.exp(top - largest), 1e-30), weights)
+        weight = tl.where(top > float("-inf"), tl.exp(top - largest), 0.0)
+        weights = tl.where(chosen, tl.maximum(weight, 1e-30), weights)
         left = tl.where(chosen, float("-inf"), left)
-    return weights / tl.sum(weights, 0)
+    return weights / tl.sum(weights, 0), poison
 
 
 def route(

@@ -7,15 +7,19 @@ tiles than one that fills the device many times over; so the best one is searche
 from collections.abc import Iterator
 
 import torch
+import triton
 
 from gptbench.kernels.linear import Tile
 
 BYTES_PER_WARP = 512
 """What a warp loads of a row at once: 16 bytes for each thread."""
+MOST_TOTALS = 32
+"""Rows of the tile times rows of the batch."""
 
 
-def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1) -> Tile:
-    """For a weight [rows, columns], the tile's rows a multiple of `multiple`."""
+def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1, batch: int = 1) -> Tile:
+    """For a weight [rows, columns], the tile's rows a multiple of `multiple`; few where the batch has many rows, each
+    of which takes registers for them."""
     small = rows * columns * dtype.itemsize <= 2**25
     long = columns > 8192
     if dtype == torch.int8:
@@ -23,6 +27,7 @@ def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1)
     else:
         warps, width, high, preload = (2, 2, 8, 1) if long else (4, 2, 4, 1) if small else (2, 2, 2, 1)
     block = warps * width * BYTES_PER_WARP // dtype.itemsize
+    high = min(high, max(2, MOST_TOTALS // triton.next_power_of_2(batch)))
     return fitted(Tile(max(high, multiple), block, warps, preload), columns, dtype)
 
 

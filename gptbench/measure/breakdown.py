@@ -54,10 +54,6 @@ class Launch:
     def end_s(self) -> float:
         return self.start_s + self.duration_s
 
-    @property
-    def gb_per_s(self) -> float | None:
-        return None if self.bytes_read is None or not self.duration_s else self.bytes_read / self.duration_s / 1e9
-
 
 @dataclass(frozen=True)
 class KernelShare:
@@ -74,8 +70,8 @@ class KernelShare:
 
     @property
     def gb_per_s(self) -> float | None:
-        """Over `total_s`."""
-        return None if self.bytes_read is None or not self.total_s else self.bytes_read / self.total_s / 1e9
+        """Over `exclusive_s`: one that has loaded something while the one before it still ran may pass the roof."""
+        return rate(self.bytes_read, self.exclusive_s)
 
 
 @dataclass
@@ -130,6 +126,11 @@ class Breakdown:
         return numbers
 
 
+def rate(bytes_read: int | None, seconds: float) -> float | None:
+    """GB/s, or None where the bytes are not known, or there is no time of its own."""
+    return None if bytes_read is None or not seconds else bytes_read / seconds / 1e9
+
+
 def total_or_none(values: Iterable[int | None]) -> int | None:
     """The sum, or None where one of them is not known."""
     known = list(values)
@@ -144,12 +145,16 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     """
     count = min(PROFILED + 1, engine.length - engine.prompt_length)  # the cache has room for two at least
     before = max(0, (workload.new_tokens - 1 - count) // 2)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * engine.device.is_cuda
+    engine.prefill(workload.prompt)
+    with profile(activities=activities):  # the profiler's own start takes as long as many steps
+        engine.decode()
+        engine.device.synchronize()
     engine.seed(workload.config.seed)
     engine.prefill(workload.prompt)
     for _ in range(before):
         engine.decode()
     engine.device.synchronize()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * engine.device.is_cuda
     with profile(activities=activities) as profiler:
         for _ in range(count):
             with record_function(STEP):
@@ -248,8 +253,8 @@ def chrome_trace(breakdown: Breakdown, roof_gb_per_s: float) -> dict[str, Any]:
             known["grid"] = launch.grid
         if launch.bytes_read is not None:
             known["bytes"] = launch.bytes_read
-        if (rate := launch.gb_per_s) is not None:
-            known |= {"GB/s": rate, "share of roof": rate / roof_gb_per_s}
+        if (gb_per_s := rate(launch.bytes_read, exclusive)) is not None:
+            known |= {"GB/s": gb_per_s, "share of roof": gb_per_s / roof_gb_per_s}
         times = {"ts": launch.start_s * 1e6, "dur": launch.duration_s * 1e6}
         events.append({"ph": "X", "name": launch.name, **times, "pid": 0, "tid": 1 + track, "args": known})
     return {"traceEvents": events, "displayTimeUnit": "ns"}

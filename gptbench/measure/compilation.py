@@ -24,6 +24,7 @@ class CompileWatch:
 
     def __init__(self) -> None:
         self.count = 0
+        self.triton_hits = self.triton_misses = 0
         callback_handler.register_start_callback(self.torch_compiles)
         self.triton = triton_compilation()
         if self.triton is not None:
@@ -40,6 +41,10 @@ class CompileWatch:
 
     def triton_compiles(self, **event: Any) -> None:
         self.count += 1
+        if event.get("cache_hit"):
+            self.triton_hits += 1
+        else:
+            self.triton_misses += 1
         if self.listener is not None:
             self.listener(**event)
 
@@ -80,7 +85,7 @@ class Compilation:
     stages_s: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, under torch's own names. Stages hold each other, so they do not add up."""
     cache_counts: dict[str, int] = field(default_factory=dict)
-    """Compile-cache hits, misses and bypasses, as torch counts them."""
+    """Compile-cache hits, misses and bypasses of graphs, as torch counts them, and of Triton's kernels."""
 
     @property
     def total_s(self) -> float:
@@ -111,28 +116,35 @@ def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str
     process = "later" if process == "first" and started_compiler else process
     before = {name: counters["inductor"][name] for name in CACHE_COUNTERS}
     stages = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
-    compiled = watch.count
+    compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
     engine.device.synchronize()
     start = time.perf_counter()
     engine.prepare()
     engine.device.synchronize()
     elapsed = time.perf_counter() - start
     counts = {name: counters["inductor"][name] - before[name] for name in CACHE_COUNTERS}
+    kernels = watch.triton_hits - found, watch.triton_misses - built
     started_compiler = started_compiler or watch.count > compiled
+    hits, misses, bypasses = counts.values()
     return Compilation(
-        cache=cache_state(empty_cache, watch.count > compiled, *counts.values()),
+        cache=cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels),
         process=process,
         prepare_s=elapsed,
         compiles=watch.count - compiled,
         stages_s={name: sum(s) - stages.get(name, 0.0) for name, s in compilation_time_metrics.items()},
-        cache_counts=counts,
+        cache_counts=counts | dict(zip(("triton_hit", "triton_miss"), kernels, strict=True)),
     )
 
 
-def cache_state(empty: bool, compiled: bool, hits: int, misses: int, bypasses: int) -> str:
-    """Label for the compile cache that was met: see `Compilation.cache`."""
+def cache_state(
+    empty: bool, compiled: bool, hits: int, misses: int, bypasses: int, kernel_hits: int = 0, kernel_misses: int = 0
+) -> str:
+    """Label for the compile cache that was met: see `Compilation.cache`. Graphs tell, as their kernels are compiled
+    with them; where there are none, Triton's kernels, whose cache has a folder of its own."""
     if not compiled:
         return "none"
+    if not hits + misses + bypasses and kernel_hits + kernel_misses:
+        return "cold" if not kernel_hits else "mixed" if kernel_misses else "warm"
     if empty:
         return "cold"
     return "warm" if hits and not misses and not bypasses else "mixed"

@@ -1,21 +1,35 @@
 """What `task=kernels` measures: kernels with their shapes, bytes and twins.
 
 `model_cases` are the kernels of a model's decode step, `micro_cases` the four micro-benchmarks of PyTorch's gpt_fast
-benchmark. Letters of shapes: B batch, D model width, F inner width, E experts, A active experts, R rows.
+benchmark. Letters of shapes: B batch, D model width, F inner width, E experts, A active experts, R rows, N and K rows
+and columns of a weight, V vocabulary, H heads, G key-value heads, W width of a head, S positions attended to.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gptbench.config import Config
+from gptbench.build import cache_length, on_meta
+from gptbench.config import Config, FusedConfig, KernelsConfig
 from gptbench.device import Device
+from gptbench.model.rope import rotate, rotation_table
+from gptbench.model.transformer import LOGIT_SPREAD
+from gptbench.quant import Quantisation
+from gptbench.quant.int8 import ALIGNMENT
+from gptbench.targets import instantiate
+
+if TYPE_CHECKING:  # they need Triton, which is not everywhere
+    from gptbench.engine.fused import Fused, Launch
+    from gptbench.kernels.activation import Activation
+    from gptbench.kernels.linear import Norm
+    from gptbench.kernels.route import Routing
 
 INNER = 14336
 """F of `mlp_layer_norm_gelu`."""
@@ -24,6 +38,12 @@ EXPERTS, ACTIVE = 8, 2
 ROWS = 4096
 """R of `layer_norm`."""
 EPS = 1e-5
+TABLE_ROWS = 64
+"""Of the table that `embed` looks up tokens in."""
+ROUNDED_TWICE = 2e-2
+"""Tolerance where others round to bfloat16 between two steps of what is one kernel of ours."""
+INT8_STD = 73
+"""Standard deviation of int8 from -127 to 127, all equally likely."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,10 @@ class Call:
     """Those that are read and written."""
     read: Callable[[], tuple[Tensor, ...]] | None = None
     """What is to be compared, where that is not outputs and updated as they are."""
+    plain: tuple[Any, ...] | None = None
+    """What `Case.plain` takes, where that is not the arguments."""
+    library: tuple[Any, ...] | None = None
+    """What `Case.library` takes, where that is not the arguments."""
 
     def results(self) -> tuple[Tensor, ...]:
         return self.read() if self.read is not None else self.outputs + self.updated
@@ -58,11 +82,14 @@ class Case:
     call: Callable[[Generator], Call]
     """Makes random arguments, on the generator's device."""
     twin: Callable[..., None]
-    """Plain PyTorch. As it is, it is the reference; compiled by Inductor, an implementation."""
+    """Plain PyTorch: the reference, and where there is no `plain` what Inductor compiles."""
     kernel: Callable[..., Callable[[], None]] | None = None
     """Ours: given the arguments, returns what launches it on them. What is done once is not timed."""
+    plain: Callable[..., tuple[Tensor, ...] | None] | None = None
+    """The same work over tensors alone, as one would write it with torch: for Inductor, where it cannot take the twin.
+    It returns what `Call.results` gives, or None where it leaves its results there."""
     library: Callable[..., Tensor] | None = None
-    """The vendor's: given the arguments, returns what belongs into the one output."""
+    """The vendor's: returns what is first of the results."""
     tolerance: float = 1e-2
     """Largest difference from the reference over the reference's largest magnitude; 0 where it must be the same."""
     workspace_bytes: int = 0
@@ -81,32 +108,580 @@ class Case:
         return self.moved_bytes + self.unread_bytes
 
 
+def fill_weight(weight: Tensor, generator: Generator) -> Tensor:
+    """With int8 of all values but -128, or normal numbers that keep the scale of what they are multiplied with."""
+    if weight.dtype == torch.int8:
+        return weight.random_(-127, 128, generator=generator)
+    return weight.normal_(generator=generator).div_(math.sqrt(weight.shape[-1]))
+
+
 def random_weight(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> Tensor:
-    """int8 of all values but -128, or normal numbers that keep the scale of what they are multiplied with."""
-    if dtype == torch.int8:
-        return torch.randint(-127, 128, shape, dtype=dtype, device=generator.device, generator=generator)
-    return normal(shape, dtype, generator).div_(math.sqrt(shape[-1]))
+    return fill_weight(torch.empty(shape, dtype=dtype, device=generator.device), generator)
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> Tensor:
     return torch.randn(shape, dtype=dtype, device=generator.device, generator=generator)
 
 
-def model_cases(config: Config, device: Device) -> Iterator[Case]:  # noqa: ARG001
-    """Every kernel of ours at every shape that the model's decode step has; none where our kernels do not run."""
+def kernels_run(device: Device) -> bool:
+    """Whether our kernels do: on a GPU, or in Triton's interpreter."""
     try:
         from gptbench.kernels.launch import INTERPRETED
     except ImportError:  # no Triton here
+        return False
+    return device.is_cuda or INTERPRETED
+
+
+def fused_section(config: Config) -> FusedConfig:
+    """The settings of `engine=fused`: the run's, or its defaults."""
+    if isinstance(config.engine, FusedConfig):
+        return config.engine
+    tiles = str(Path(config.outputs) / "tiles")
+    return FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=tiles)
+
+
+def model_cases(config: Config, device: Device) -> Iterator[Case]:
+    """Every kernel of the fused engine's decode step, at the model's shapes, with the engine's tiles; and what measures
+    the read roof. None where our kernels do not run; the latter alone where the engine refuses the run.
+
+    The engine is made over a model without memory, and says what it would launch: so what is measured is what it runs.
+    """
+    if not kernels_run(device):
         return
-    if device.is_cuda or INTERPRETED:
-        yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
+    from gptbench.engine.fused import Fused
+
+    yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
+    quant: Quantisation = instantiate(config.quant)
+    if Fused.refuse(config, device) or quant.refuse(config.model, device.dtype):
+        return
+    # All layers are alike but the first, whose norm gets its squares from `embed`: of each role the last counts.
+    model = on_meta(replace(config.model, n_layers=min(2, config.model.n_layers)), quant, device.dtype)
+    model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
+    sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
+    engine = Fused(fused_section(config), model, sampler, device, len(config.workload.prompt))
+    position = len(config.workload.prompt) + config.workload.new_tokens // 2
+    makers: dict[str, Callable[[Launch], Case]] = {
+        "embed": embed_case,
+        "linear": linear_case,
+        "attend": partial(attend_case, engine, position),
+        "add_linear": partial(add_linear_case, config.model.n_active_experts),
+        "route": route_case,
+        "swiglu": partial(swiglu_case, config.model.n_active_experts),
+        "chunk_maxima": maxima_case,
+        "draw": partial(draw_case, config, position),
+    }
+    for launch in {launch.role: launch for launch in engine.launches}.values():
+        kernel = launch.kernel.__name__
+        yield replace(
+            makers[kernel](launch),
+            name=kernel if kernel == launch.role else f"{launch.role}/{kernel}",
+            kernel=partial(partial, launch.kernel, overlap=engine.overlap),
+        )
 
 
-def micro_cases(sizes: list[int], batch: int) -> Iterator[Case]:
-    """The micro-benchmarks at each size; the batch is that of `mlp_layer_norm_gelu`, the others have one vector."""
+def memory_like(argument: Any, device: torch.device) -> Any:
+    """A kernel's argument with memory of its own, zeroed."""
+    if isinstance(argument, Tensor):
+        return torch.zeros(argument.shape, dtype=argument.dtype, device=device)
+    if is_dataclass(argument) and not isinstance(argument, type):
+        own = {entry.name: memory_like(getattr(argument, entry.name), device) for entry in fields(argument)}
+        return replace(argument, **own)
+    return argument
+
+
+def tensors_of(*arguments: Any) -> Iterator[Tensor]:
+    """All that there are in kernels' arguments."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif is_dataclass(argument) and not isinstance(argument, type):
+            yield from tensors_of(*(getattr(argument, entry.name) for entry in fields(argument)))
+
+
+def nbytes(*arguments: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(*arguments))
+
+
+class Maker:
+    """Memory like that of a launch's arguments, filled with random numbers of the size that they have in a model."""
+
+    def __init__(self, arguments: tuple[Any, ...], generator: Generator) -> None:
+        self.generator = generator
+        self.arguments = tuple(memory_like(argument, generator.device) for argument in arguments)
+
+    def normal(self, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            tensor.normal_(generator=self.generator)
+
+    def positive(self, tensor: Tensor, mean: float = 1.0) -> None:
+        tensor.uniform_(0.5 * mean, 1.5 * mean, generator=self.generator)
+
+    def weight(self, weight: Tensor, scale: Tensor | None) -> None:
+        """So that products with it are of order one."""
+        fill_weight(weight, self.generator)
+        if scale is not None:
+            self.positive(scale, weight.shape[-1] ** -0.5 / INT8_STD)
+
+    def activation(self, x: "Activation", dtype: torch.dtype) -> Tensor:
+        """Returns the same numbers in a tensor [B, K]."""
+        plain = normal((x.batch, x.width), dtype, self.generator)
+        x.write(plain)
+        return plain
+
+    def norm(self, norm: "Norm") -> Tensor:
+        """Returns its factor."""
+        self.positive(norm.squares, norm.width / norm.squares.shape[1])
+        return norm.factor()
+
+    def routing(self, routing: "Routing | None", experts: int, active: int) -> tuple[Tensor | None, Tensor | None]:
+        """Every slot gets an expert, every token `active` of these. Returns slots, int64, and gates."""
+        if routing is None:
+            return None, None
+        count, batch = routing.gates.shape
+        chosen = torch.randperm(experts, device=self.generator.device, generator=self.generator)[:count].sort().values
+        routing.slots.copy_(chosen)
+        for b in range(batch):
+            for place in range(b * active, (b + 1) * active):
+                routing.gates[place % count, b] = 1 / active
+        return chosen, routing.gates
+
+
+def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """x [..., B, K] times weight [..., N, K], for int8 times scale [..., N]: float32 [..., B, N]. For one row as a
+    reduction, from which Inductor makes a loop of its own (see `gptbench.model.linear`); for several by the library."""
+    one = x.shape[-2] == 1
+    y = (weight.float() * x.float()).sum(-1).unsqueeze(-2) if one else (x @ weight.to(x.dtype).mT).float()
+    return y if scale is None else y * scale.float().unsqueeze(-2)
+
+
+def of_experts(tensor: Tensor | None, slots: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or slots is None else tensor[slots]
+
+
+def plain_embed(token: Tensor, weight: Tensor, scale: Tensor | None, gain: Tensor) -> tuple[Tensor, ...]:
+    index = token.squeeze(1)
+    x = weight[index] if scale is None else (weight[index].float() * scale[index].float().unsqueeze(-1)).to(gain.dtype)
+    return x, x * gain, x.float().square().sum(-1, keepdim=True)
+
+
+def embed_case(launch: "Launch") -> Case:
+    """Of the table a few rows are there: more make no difference to the kernel."""
+    token, weight, scale, residual, gain, following, squares = launch.arguments
+    rows = min(TABLE_ROWS, weight.shape[0])
+    few = (token, weight[:rows], None if scale is None else scale[:rows], *launch.arguments[3:])
+
+    def call(generator: Generator) -> Call:
+        made = Maker(few, generator)
+        token, weight, scale, residual, gain, following, squares = made.arguments
+        token.random_(rows, generator=generator)
+        made.weight(weight, scale)
+        made.positive(gain)
+        return Call(
+            made.arguments,
+            outputs=(residual, *tensors_of(following), squares),
+            read=lambda: (residual, following.read(), squares),
+            plain=(token, weight, scale, gain),
+        )
+
+    batch, width = residual.shape
+    scales = 0 if scale is None else batch * scale.itemsize
+    return Case(
+        name=launch.role,
+        shape={"B": batch, "D": width},
+        dtype=name_of(weight),
+        moved_bytes=launch.weights + scales + nbytes(token, residual, gain, following, squares),
+        flops=3 * batch * width,
+        call=call,
+        twin=launch.twin,
+        plain=plain_embed,
+        unread_bytes=nbytes(*few[1:3]) - launch.weights - scales,
+    )
+
+
+def plain_linear(
+    x: Tensor, factor: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    y = product(x, weight, scale) * factor
+    return ((y if bias is None else y + bias.float()).to(dtype),)
+
+
+def linear_case(launch: "Launch") -> Case:
+    x, norm, weight, scale, bias, out, _ = launch.arguments
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        x, norm, weight, scale, bias, out, _ = made.arguments
+        made.weight(weight, scale)
+        made.normal(bias)
+        plain, factor = made.activation(x, float_type(weight, scale)), made.norm(norm)
+        return Call(
+            made.arguments,
+            outputs=(out,),
+            plain=(plain, factor, weight, scale, bias, out.dtype),
+            library=((plain * factor).to(plain.dtype), weight, bias),
+        )
+
+    return Case(
+        name=launch.role,
+        shape=weight_shape(weight, out.shape[0]),
+        dtype=name_of(weight),
+        moved_bytes=launch.weights + nbytes(x, norm, bias, out),
+        flops=2 * out.shape[0] * weight.numel(),
+        call=call,
+        twin=launch.twin,
+        plain=plain_linear,
+        library=F.linear if scale is None else None,
+        workspace_bytes=8 * weight.numel(),
+    )
+
+
+def plain_swiglu(
+    x: Tensor, factor: Tensor, weight: Tensor, scale: Tensor | None, slots: Tensor | None
+) -> tuple[Tensor, ...]:
+    matrix = of_experts(weight, slots)
+    assert matrix is not None
+    gate, value = (product(x, matrix, of_experts(scale, slots)) * factor).chunk(2, dim=-1)
+    return ((F.silu(gate) * value).flatten(0, -2).to(x.dtype),)
+
+
+def library_swiglu(x: Tensor, weight: Tensor) -> Tensor:
+    gate, value = F.linear(x, weight).chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def swiglu_case(active: int, launch: "Launch") -> Case:
+    """The library has no mixtures; for a dense network it is `F.linear`, and two of torch's kernels after it."""
+    x, norm, weight, scale, routing, out, _ = launch.arguments
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        x, norm, weight, scale, routing, out, _ = made.arguments
+        made.weight(weight, scale)
+        slots, _ = made.routing(routing, weight.shape[0], active)
+        plain, factor = made.activation(x, float_type(weight, scale)), made.norm(norm)
+        return Call(
+            made.arguments,
+            outputs=tuple(tensors_of(out)),
+            read=lambda: (out.read(),),
+            plain=(plain, factor, weight, scale, slots),
+            library=((plain * factor).to(plain.dtype), weight),
+        )
+
+    return Case(
+        name=launch.role,
+        shape=weight_shape(weight, x.batch, active),
+        dtype=name_of(weight),
+        moved_bytes=launch.weights + nbytes(x, norm, None if routing is None else routing.slots, out),
+        flops=2 * x.batch * max(active, 1) * math.prod(weight.shape[-2:]),
+        call=call,
+        twin=launch.twin,
+        plain=plain_swiglu,
+        library=library_swiglu if scale is None and routing is None else None,
+        tolerance=ROUNDED_TWICE,
+        workspace_bytes=8 * weight.numel(),
+        unread_bytes=nbytes(weight, scale) - launch.weights,
+    )
+
+
+def plain_add_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    slots: Tensor | None,
+    gates: Tensor | None,
+    residual: Tensor,
+    gain: Tensor,
+) -> tuple[Tensor, ...]:
+    matrix = of_experts(weight, slots)
+    assert matrix is not None
+    y = product(x, matrix, of_experts(scale, slots))
+    if gates is not None:
+        y = (y * gates.unsqueeze(-1)).sum(0)
+    new = (residual.float() + y).to(residual.dtype)
+    return new, new * gain, new.float().square().sum(-1, keepdim=True)
+
+
+def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    return torch.addmm(residual, x, weight.T)
+
+
+def add_linear_case(active: int, launch: "Launch") -> Case:
+    """The library has no mixtures; for one matrix it adds the residual stream, and leaves the norm to others."""
+    x, weight, scale, routing, residual, gain, following, squares, _ = launch.arguments
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        x, weight, scale, routing, residual, gain, following, squares, _ = made.arguments
+        made.weight(weight, scale)
+        slots, gates = made.routing(routing, weight.shape[0], active)
+        plain = made.activation(x, residual.dtype)
+        made.normal(residual)
+        made.positive(gain)
+        before = residual.clone()
+        own = plain if gates is None else plain.view(*gates.shape, -1)
+        return Call(
+            made.arguments,
+            outputs=(*tensors_of(following), squares),
+            updated=(residual,),
+            read=lambda: (residual, following.read(), squares.sum(-1, keepdim=True)),
+            plain=(own, weight, scale, slots, gates, before, gain),
+            library=(plain, weight, before),
+        )
+
+    batch = residual.shape[0]
+    return Case(
+        name=launch.role,
+        shape=weight_shape(weight, batch, active if routing is not None else 0),
+        dtype=name_of(weight),
+        moved_bytes=launch.weights + nbytes(x, routing, residual, residual, gain, following, squares),
+        flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:]),
+        call=call,
+        twin=launch.twin,
+        plain=plain_add_linear,
+        library=library_add_linear if scale is None and routing is None else None,
+        tolerance=ROUNDED_TWICE,
+        workspace_bytes=8 * weight.numel(),
+        unread_bytes=nbytes(weight, scale) - launch.weights,
+    )
+
+
+def plain_route(x: Tensor, factor: Tensor, weight: Tensor, active: int) -> tuple[Tensor, ...]:
+    """Gates of all experts: [B, E], 0 where one was not chosen."""
+    weights, chosen = (product(x, weight, None) * factor).softmax(-1).topk(active, dim=-1)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (torch.zeros(x.shape[0], weight.shape[0], device=x.device).scatter(-1, chosen, weights),)
+
+
+def route_case(launch: "Launch") -> Case:
+    """x is as exact as the kernel has it: rounded, the router might prefer another expert."""
+    x, norm, weight, active, routing, _ = launch.arguments
+    experts, width = weight.shape
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        x, norm, weight, active, routing, _ = made.arguments
+        made.weight(weight, None)
+        made.activation(x, weight.dtype)
+
+        def gates() -> tuple[Tensor, ...]:
+            found = torch.zeros(experts + 1, x.batch, device=weight.device)  # the last row: of slots without an expert
+            found[routing.slots.long().clamp(-1, experts)] = routing.gates
+            return (found[:experts].T,)
+
+        return Call(
+            made.arguments,
+            outputs=(routing.slots, routing.gates),
+            read=gates,
+            plain=(x.read(), made.norm(norm), weight, active),
+        )
+
+    return Case(
+        name=launch.role,
+        shape={"B": x.batch, "E": experts, "A": active, "D": width},
+        dtype=name_of(weight),
+        moved_bytes=launch.weights + nbytes(x, norm, routing),
+        flops=2 * x.batch * weight.numel(),
+        call=call,
+        twin=launch.twin,
+        plain=plain_route,
+        workspace_bytes=8 * weight.numel(),
+    )
+
+
+def new_heads(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    kv_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A token's queries [B, H, 1, W], key and value [B, G, 1, W], normalised and rotated."""
+    heads = qkv.view(qkv.shape[0], 1, -1, cos.shape[1])
+    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)
+    if q_norm is not None and k_norm is not None:
+        q, k = (F.rms_norm(x, x.shape[-1:], gain, eps) for x, gain in ((q, q_norm), (k, k_norm)))
+    q, k = (rotate(x, cos[position], sin[position]) for x in (q, k))
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The library's: q [B, H, 1, W] over keys and values [B, G, S, W], to [B, H·W]."""
+    y = F.scaled_dot_product_attention(q, keys, values, enable_gqa=q.shape[1] != keys.shape[1])
+    return y.flatten(1)
+
+
+def plain_attend(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    first: int,
+    end: int,
+) -> tuple[Tensor, ...]:
+    """Attends to positions `first` to `end`, by the library: Inductor has the rest."""
+    q, k, v = new_heads(qkv, q_norm, k_norm, eps, cos, sin, position, k_cache.shape[1])
+    k_cache.index_copy_(2, position, k)
+    v_cache.index_copy_(2, position, v)
+    return attention(q, k_cache[:, :, first:end], v_cache[:, :, first:end]), k.squeeze(2), v.squeeze(2)
+
+
+def attend_case(engine: "Fused", at: int, launch: "Launch") -> Case:
+    """At a position; of the cache what comes after it is NaN. The library's has its keys rotated and in their place."""
+    qkv, q_norm, k_norm, _, _, _, _, k_cache, *_, out = launch.arguments
+    batch, kv_heads, length, width = k_cache.shape
+    read = engine.positions_read(at)
+    first, end = at + 1 - read, at + 1
+    cosines, sines = rotation_table(engine.model.config, length, engine.device.torch)
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        qkv, q_norm, k_norm, eps, cos, sin, position, k_cache, v_cache, _, _, out = made.arguments
+        for tensor in (qkv, k_cache, v_cache):
+            made.normal(tensor)
+        for gain in (q_norm, k_norm):
+            if gain is not None:
+                made.positive(gain)
+        cos.copy_(cosines)
+        sin.copy_(sines)
+        position.fill_(at)
+        q, k, v = new_heads(qkv, q_norm, k_norm, eps, cos, sin, position, kv_heads)
+        keys, values = (torch.cat((a[:, :, first:at], b), 2) for a, b in ((k_cache, k), (v_cache, v)))
+        for cache in (k_cache, v_cache):
+            cache[:, :, at:] = torch.nan
+        new = k_cache[:, :, at], v_cache[:, :, at]
+        return Call(
+            made.arguments,
+            outputs=(*tensors_of(out), *new),
+            read=lambda: (out.read(), *new),
+            plain=(*made.arguments[:9], first, end),
+            library=(q, keys, values),
+        )
+
+    heads = out.width // width
+    return Case(
+        name=launch.role,
+        shape={"B": batch, "H": heads, "G": kv_heads, "W": width, "S": read},
+        dtype=name_of(k_cache),
+        moved_bytes=launch.positions * read + nbytes(qkv, q_norm, k_norm, out) + 2 * 4 * width,
+        flops=4 * batch * heads * width * read,
+        call=call,
+        twin=launch.twin,
+        plain=plain_attend,
+        library=attention,
+        tolerance=ROUNDED_TWICE,
+        workspace_bytes=3 * 4 * k_cache.numel(),
+        unread_bytes=launch.positions * length,  # and the library's own
+    )
+
+
+def plain_maxima(logits: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    padded = F.pad(logits, (0, -logits.shape[1] % chunk), value=-torch.inf)
+    return (padded.unflatten(-1, (-1, chunk)).amax(-1),)
+
+
+def maxima_case(launch: "Launch") -> Case:
+    logits, scratch = launch.arguments
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        logits, scratch = made.arguments
+        made.normal(logits)
+        return Call(made.arguments, outputs=(scratch.maxima,), plain=(logits, scratch.chunk))
+
+    return Case(
+        name=launch.role,
+        shape={"B": logits.shape[0], "V": logits.shape[1]},
+        dtype=name_of(logits),
+        moved_bytes=nbytes(logits, scratch.maxima),
+        flops=logits.numel(),
+        call=call,
+        twin=launch.twin,
+        plain=plain_maxima,
+        tolerance=0,
+    )
+
+
+def draw_case(config: Config, at: int, launch: "Launch") -> Case:
+    """With the run's settings. Bytes: the chunks' maxima, and of the logits as many chunks as tokens are kept."""
+    logits, *_, scratch = launch.arguments
+    batch, vocab_size = logits.shape
+    assert isinstance(config.task, KernelsConfig)
+    # Every launch moves on by one position. There are two implementations, and beside what is timed a few launches.
+    length = at + 2 * (config.task.replays + 10)
+
+    def call(generator: Generator) -> Call:
+        made = Maker(launch.arguments, generator)
+        logits, _, *_, stopped, token, _, position, scratch = made.arguments
+        made.normal(logits)
+        logits *= LOGIT_SPREAD
+        scratch.maxima.copy_(plain_maxima(logits, scratch.chunk)[0])
+        uniform = torch.rand(batch, length, device=logits.device, generator=generator)
+        tokens = torch.zeros(batch, length, dtype=torch.int64, device=logits.device)
+        stopped.fill_(-1)
+        position.fill_(at)
+        settings = tuple(tensor.clone() for tensor in launch.arguments[2:6])
+        plain = (logits, uniform, *settings, stopped, token, tokens, position)
+        drawn = tokens[:, at + 1]
+        return Call(
+            (*plain, scratch),
+            outputs=(token, drawn),
+            updated=(stopped, position),
+            read=lambda: (token, drawn, stopped, position),
+            plain=plain,
+        )
+
+    kept = 1 if config.sampling.temperature == 0 else config.sampling.top_k or vocab_size
+    chunks = min(kept, scratch.maxima.shape[1])
+    return Case(
+        name=launch.role,
+        shape={"B": batch, "V": vocab_size},
+        dtype=name_of(logits),
+        moved_bytes=nbytes(scratch.maxima) + batch * min(chunks * scratch.chunk, vocab_size) * logits.itemsize,
+        flops=logits.numel(),
+        call=call,
+        twin=launch.twin,
+        plain=launch.twin,
+        tolerance=0,
+        workspace_bytes=64 * logits.numel(),
+        unread_bytes=nbytes(logits) + 12 * batch * length,
+    )
+
+
+def name_of(tensor: Tensor) -> str:
+    """Of its type, as labels have it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def float_type(weight: Tensor, scale: Tensor | None) -> torch.dtype:
+    """The model's type."""
+    return weight.dtype if scale is None else scale.dtype
+
+
+def weight_shape(weight: Tensor, batch: int, active: int = 0) -> dict[str, int]:
+    rows, columns = weight.shape[-2:]
+    experts = {"E": weight.shape[0], "A": active} if weight.dim() == 3 else {}
+    return {"B": batch} | experts | {"N": rows, "K": columns}
+
+
+def micro_cases(
+    sizes: list[int], batch: int, kernel: Callable[..., Callable[[], None]] | None = None
+) -> Iterator[Case]:
+    """The micro-benchmarks at each size; the batch is that of `mlp_layer_norm_gelu`, the others have one vector.
+
+    Args:
+        kernel: ours for `gemv`, if it runs here: see `gemv_kernel`.
+    """
     for dtype in (torch.int8, torch.bfloat16):
         for size in sizes:
-            yield gemv_case(size, dtype)
+            yield gemv_case(size, dtype, kernel)
     for dtype in (torch.int8, torch.bfloat16):
         for size in sizes:
             yield gather_gemv_case(size, dtype)
@@ -152,7 +727,32 @@ def gemv(weight: Tensor, x: Tensor, out: Tensor) -> None:
     out.copy_((weight.float() * x.float()).sum(-1))
 
 
-def gemv_case(size: int, dtype: torch.dtype) -> Case:
+def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], None]] | None:
+    """`linear` as the kernel of `gemv`: given its arguments, what launches it, with scales of 1 and a norm that divides
+    by 1. None where our kernels do not run."""
+    if not kernels_run(device):
+        return None
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.activation import Activation
+    from gptbench.kernels.launch import can_overlap
+    from gptbench.kernels.linear import Norm, linear
+
+    section = fused_section(config)
+    tiles, overlap = Tiles(Path(section.tiles), device.key), section.overlap and can_overlap(device.torch)
+
+    def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
+        size, int8 = x.numel(), weight.dtype == torch.int8
+        row = Activation.empty(1, size, x.dtype, x.device, fixed=int8)
+        row.write(x.unsqueeze(0))
+        norm = Norm(torch.full((1, 1), float(size), device=x.device), size, eps=0.0)
+        scale = torch.ones_like(out) if int8 else None
+        tile = tiles[Use.of(linear, weight, 1)]
+        return partial(linear, row, norm, weight, scale, None, out.unsqueeze(0), tile, overlap=overlap)
+
+    return kernel
+
+
+def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], None]] | None = None) -> Case:
     def call(generator: Generator) -> Call:
         weight, x = random_weight((size, size), dtype, generator), normal((size,), torch.bfloat16, generator)
         out = torch.empty_like(x)
@@ -166,13 +766,17 @@ def gemv_case(size: int, dtype: torch.dtype) -> Case:
         flops=2 * size * size,
         call=call,
         twin=gemv,
+        kernel=kernel if dtype != torch.int8 or size % ALIGNMENT == 0 else None,
         library=(lambda weight, x, _: torch.mv(weight, x)) if dtype == torch.bfloat16 else None,
         workspace_bytes=2 * 4 * size * size,
     )
 
 
 def gather_gemv(weight: Tensor, expert: Tensor, x: Tensor, out: Tensor) -> None:
-    """Of weight [E, D, D] the matrices of expert int64 [A], each times x [D], to out [A, D]; no scales either."""
+    """Of weight [E, D, D] the matrices of expert int64 [A], each times x [D], to out [A, D]; no scales either.
+
+    There is no kernel of ours for it: `swiglu` puts a SiLU between two halves, `add_linear` adds the experts up.
+    """
     out.copy_((weight[expert].float() * x.float()).sum(-1))
 
 

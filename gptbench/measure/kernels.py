@@ -21,15 +21,19 @@ from gptbench.config import Config, KernelsConfig
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options, compiled
 from gptbench.errors import ConfigError
-from gptbench.measure.kernel_cases import Call, Case, micro_cases, model_cases
+from gptbench.measure.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases
 
 ROUND_BYTES = 2**28
 """Moved in a round: four times what an H200's second-level cache holds."""
 MOST_SETS = 256
 """Calls of a round. Of what moves less than a megabyte, caches do hold the arguments, as they do in a decode step."""
 WARM_UPS = 3
+"""Rounds before those that are timed, on a GPU."""
 SHARE_OF_FREE = 0.9
 """Of the memory that is free, what arguments may take."""
+
+Returned = Tensor | tuple[Tensor, ...] | None
+"""By a launch: its results, or the first of them, or None where they are left in the call's tensors."""
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """bfloat16 operations a second by what a device's name holds: datasheets, dense, SXM."""
@@ -89,7 +93,8 @@ class Kernels:
 
     def __init__(self, task: KernelsConfig, config: Config, device: Device) -> None:
         self.task, self.device, self.seed = task, device, config.workload.seed
-        cases = [*model_cases(config, device), *micro_cases(task.sizes, config.workload.batch_size)]
+        micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
+        cases = [*model_cases(config, device), *micro]
         self.cases = [case for case in cases if task.only is None or task.only in case.label]
         if not self.cases:
             raise ConfigError("task.only", task.only, f"a part of one of {', '.join(case.label for case in cases)}")
@@ -148,45 +153,33 @@ class Check:
         case.twin(*call.arguments)
         self.expected = [tensor.clone() for tensor in call.results()]
 
-    def error(self, launch: Callable[[], None]) -> float:
+    def error(self, launch: Callable[[], Returned]) -> float:
         """Relative error of what is launched on that call; NaN where it leaves or makes one."""
         for out in self.call.outputs:
             poison(out)
         for tensor, before in zip(self.call.updated, self.before, strict=True):
             tensor.copy_(before)
-        launch()
-        errors = map(relative_error, self.call.results(), self.expected)
+        returned = launch()
+        results = self.call.results() if returned is None else returned
+        if isinstance(results, Tensor):
+            results = (results,)
+        errors = list(map(relative_error, results, self.expected))
         return max(errors, key=lambda error: (math.isnan(error), error))
 
 
-def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable[[], None]]]]:
+def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable[[], Returned]]]]:
     """Each with its name, as something that makes a launch of it for a call."""
     if (kernel := case.kernel) is not None:
         yield "kernel", lambda call: kernel(*call.arguments)
-    twin = compiled(case.twin, compile_options(cudagraphs=False, tuned=True))
-    yield "inductor", lambda call: partial(twin, *call.arguments)
+    plain = compiled(case.plain or case.twin, compile_options(cudagraphs=False, tuned=True))
+    yield "inductor", lambda call: partial(plain, *(call.arguments if call.plain is None else call.plain))
     if (library := case.library) is not None:
-        yield "library", lambda call: Returning(partial(library, *call.arguments), call.outputs[0])
+        yield "library", lambda call: partial(library, *(call.arguments if call.library is None else call.library))
 
 
-class Returning:
-    """Launches what returns its result. The copy to where that belongs is only made for the check, and is not timed."""
-
-    def __init__(self, function: Callable[[], Tensor], out: Tensor) -> None:
-        self.function, self.out = function, out
-
-    def __call__(self) -> None:
-        self.result = self.function()
-
-    def finish(self) -> None:
-        self()
-        self.out.copy_(self.result)
-
-
-def check_and_time(check: Check, launches: list[Callable[[], None]], device: Device, replays: int) -> Timing:
+def check_and_time(check: Check, launches: list[Callable[[], Returned]], device: Device, replays: int) -> Timing:
     """Times an implementation, bound to each call, if it is right on the first."""
-    first = launches[0]
-    error = check.error(first.finish if isinstance(first, Returning) else first)
+    error = check.error(launches[0])
     if not error <= check.tolerance:  # nor NaN
         return Timing(error=error, failed=f"wrong: relative error {error:.2g}")
     return Timing((cuda_rounds if device.is_cuda else cpu_rounds)(launches, replays), error)
@@ -199,19 +192,19 @@ def poison(out: Tensor) -> None:
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected magnitude; NaN where anything is."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)}, not {tuple(expected.shape)}"
     actual, expected = actual.double(), expected.double()
     return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
-def cuda_rounds(launches: list[Callable[[], None]], replays: int) -> list[float]:
+def cuda_rounds(launches: list[Callable[[], Returned]], replays: int) -> list[float]:
     """Seconds of a launch in each replay of a graph that holds all of them once."""
     for launch in launches:
         launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
+        kept = [launch() for launch in launches]  # so that none writes where another has written
     for _ in range(WARM_UPS):
         graph.replay()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
@@ -220,18 +213,19 @@ def cuda_rounds(launches: list[Callable[[], None]], replays: int) -> list[float]
         graph.replay()
         event.record()
     torch.cuda.synchronize()
+    del kept
     return [a.elapsed_time(b) / 1e3 / len(launches) for a, b in itertools.pairwise(events)]
 
 
-def cpu_rounds(launches: list[Callable[[], None]], replays: int) -> list[float]:
+def cpu_rounds(launches: list[Callable[[], Returned]], replays: int) -> list[float]:
     """Seconds of a launch in each round."""
     seconds = []
     for number in range(1 + replays):
         start = time.perf_counter()
-        for launch in launches:
-            launch()
+        kept = [launch() for launch in launches]
         if number:  # the first is the warm-up
             seconds.append((time.perf_counter() - start) / len(launches))
+        del kept
     return seconds
 
 

@@ -112,6 +112,12 @@ class Result(Recorded):
     """What the weights were read from; None where they are seeded."""
     quality: Predictions | None = None
     """What came of predicting a text, if the task was to."""
+    engine_choice: list[str] | None = None
+    """Of `engine=auto`: what each engine that is faster as a rule lacked; None where an engine was asked for."""
+    engine_details: dict[str, Any] = field(default_factory=dict)
+    """What the engine says of itself beyond its configuration, such as the tiles that its kernels used."""
+    tune_s: float | None = None
+    """Seconds of the search for tiles, if one was asked for; no part of any compile time."""
     breakdown: Breakdown | None = None
     """Where the time of one decode step goes, if the task was to tell."""
     schema_version: int = SCHEMA_VERSION
