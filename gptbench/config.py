@@ -431,7 +431,7 @@ class KernelsConfig(TaskConfig):
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.measure.Kernels",)
 
     only: str | None = None
-    """Measure only what has this in its name, as `gemv` or `gemv/D4096/int8`; null is all."""
+    """Measure only what has this in its name, from the beginning of a part on: `gemv`, `D4096/int8`; null is all."""
     sizes: list[int] = field(default_factory=lambda: [1024, 4096, 8192, 16384])
     """D of the micro-benchmarks."""
     replays: int = 20
@@ -442,6 +442,8 @@ class KernelsConfig(TaskConfig):
             raise self.error("breakdown", "false with task=kernels, which decodes nothing")
         if not self.sizes or min(self.sizes) < 1:
             raise self.error("sizes", "some numbers of at least 1")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise self.error("sizes", "each number once")
         self.at_least(1, "replays")
 
 

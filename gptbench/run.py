@@ -131,6 +131,8 @@ def run_kernels(
         BadResultError: an implementation failed, or is wrong; what was measured is recorded.
     """
     task: Kernels = instantiate(config.task, config, device)
+    if task.left_out is not None:
+        console.print(f"Without the kernels of {config.model.name}: {task.left_out}", markup=False)
     with stage_bar(1 + len(task.cases)) as stages:
         started, surroundings, roof = beginning(config, device, stages)
         begin = time.perf_counter()
@@ -152,6 +154,8 @@ def run_kernels(
     publish(result, path, tracker)
     if failed := [kernel.label for kernel in kernels if kernel.failed]:
         raise BadResultError(f"{path}: not all of it could be measured, or was right: {', '.join(failed)}")
+    if not any(timing.median_s is not None for kernel in kernels for timing in kernel.timings.values()):
+        raise BadResultError(f"{path}: nothing was measured")
 
 
 def publish(result: Recorded, path: Path, tracker: Tracker) -> None:

@@ -199,7 +199,7 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
     table = Table(title=escape(f"kernels on {result.environment.device}"), title_justify="left")
     for name in ("kernel", "shape", "type", "by"):
         table.add_column(name, no_wrap=True)
-    for name in ("µs", "GB/s", "% of the roof", "% of peak flops", "inductor", "library"):
+    for name in ("µs", "MB", "GB/s", "% of the roof", "% of peak flops", "inductor", "library"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(escape(f"target ({baseline.device})"), justify="right", no_wrap=True)
     for kernel in result.kernels:
@@ -209,7 +209,8 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         if rows:
             first = next(iter(rows.values()))
             flops = "" if first.flops_utilisation is None else number(first.flops_utilisation * 100)
-            cells += [first.implementation, number(first.seconds * 1e6), number(first.gb_per_s)]
+            cells += [first.implementation, number(first.seconds * 1e6), number(first.moved_bytes / 1e6)]
+            cells += [number(first.gb_per_s)]
             cells += [number(first.share_of_roof * 100), flops]
             for other in ("inductor", "library"):
                 known = other in rows and other != first.implementation
@@ -220,9 +221,8 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         family, implementation, metric = name.rsplit("/", 2)
         target = targets.get(family, {}).get(metric)
         kernel_name, dtype = family.split("/")
-        cells = [kernel_name, f"mean {metric}", dtype, implementation]
-        at = ["", number(value)] if metric == "gb_per_s" else [number(value), ""]
-        table.add_row(*map(escape, cells), *at, "", "", "", "", "" if target is None else number(target))
+        cells = [kernel_name, f"mean {metric}: {number(value)}", dtype, implementation]
+        table.add_row(*map(escape, cells), *[""] * 7, "" if target is None else number(target))
     print_whole(table)
     for kernel in result.kernels:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}

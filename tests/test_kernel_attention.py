@@ -144,6 +144,10 @@ def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool =
     assert not scratch.counters.any()
 
 
+GPU_BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
+"""Where the interpreter has shown the same elsewhere, and takes long."""
+
+
 @pytest.mark.parametrize("position", [0, 1, 5, 19, 23], ids="position={}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", [DENSE, GQA, QWEN, WINDOW], ids=model_name)
@@ -202,7 +206,7 @@ def test_widths(width: int, fixed: bool) -> None:
     check(make_inputs(1, 2, 2, width, 50, 12, dtype=torch.bfloat16), Plan(3, 16, 4), 1, fixed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, GPU_BFLOAT16], ids=str)
 @pytest.mark.parametrize("heads", [(3, 3), (6, 3), (8, 2)], ids="{0[0]}:{0[1]}".format)
 @pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(1, 128, 8), Plan(3, 64, 8), Plan(2, 32, 4, 1)], ids=str)
 def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
@@ -215,7 +219,7 @@ GROUPS = [(2, 1), (4, 2), (6, 2), (8, 2)]
 """Query heads that share a key by 2, 3 and 4: without dot products."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, GPU_BFLOAT16], ids=str)
 @pytest.mark.parametrize("heads", GROUPS, ids="{0[0]}:{0[1]}".format)
 @pytest.mark.parametrize("plan", [Plan(1, 16, 1), Plan(1, 64, 4), Plan(3, 16, 2), Plan(3, 32, 8)], ids=str)
 def test_groups(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
@@ -225,7 +229,7 @@ def test_groups(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
         check(inputs, plan, programs, fixed=position == 70)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, GPU_BFLOAT16], ids=str)
 @pytest.mark.parametrize("heads", [*GROUPS, (3, 3)], ids="{0[0]}:{0[1]}".format)
 def test_groups_in_a_window(heads: tuple[int, int], dtype: torch.dtype) -> None:
     """What it hides is not read ahead either, nor what follows the chunk's end."""

@@ -148,12 +148,12 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     """
     if not kernels_run(device):
         return
+    yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
+    if no_model_cases(config, device) is not None:
+        return
     from gptbench.engine.fused import Fused
 
-    yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
     quant: Quantisation = instantiate(config.quant)
-    if Fused.refuse(config, device) or quant.refuse(config.model, device.dtype):
-        return
     # All layers are alike but the first, whose norm gets its squares from `embed`: of each role the last counts.
     model = on_meta(replace(config.model, n_layers=min(2, config.model.n_layers)), quant, device.dtype)
     model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
@@ -177,6 +177,17 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
             name=kernel if kernel == launch.role else f"{launch.role}/{kernel}",
             kernel=partial(partial, launch.kernel, overlap=engine.overlap),
         )
+
+
+def no_model_cases(config: Config, device: Device) -> str | None:
+    """Why `model_cases` has none of the model's kernels, or None where it has them."""
+    if not kernels_run(device):
+        return "they need an NVIDIA GPU and Triton"
+    from gptbench.engine.fused import Fused
+
+    quant: Quantisation = instantiate(config.quant)
+    needed = Fused.refuse(config, device) or quant.refuse(config.model, device.dtype)
+    return None if needed is None else f"they need {needed}"
 
 
 def memory_like(argument: Any, device: torch.device) -> Any:

@@ -21,7 +21,7 @@ from gptbench.config import Config, KernelsConfig
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options, compiled
 from gptbench.errors import ConfigError
-from gptbench.measure.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases
+from gptbench.measure.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases
 
 ROUND_BYTES = 2**28
 """Moved in a round: four times what an H200's second-level cache holds."""
@@ -37,6 +37,8 @@ Returned = Tensor | tuple[Tensor, ...] | None
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """bfloat16 operations a second by what a device's name holds: datasheets, dense, SXM."""
+SLOWER = ("PCIe", "NVL")
+"""Cards of the same names that have other figures (but for the A100, whose are the same)."""
 
 
 @dataclass
@@ -87,6 +89,10 @@ class Kernels:
         config: the run's.
         device: where it runs.
 
+    Attributes:
+        cases: what is measured.
+        left_out: why the model's kernels are not among them, if they are not.
+
     Raises:
         ConfigError: there is no such case.
     """
@@ -95,9 +101,13 @@ class Kernels:
         self.task, self.device, self.seed = task, device, config.workload.seed
         micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
         cases = [*model_cases(config, device), *micro]
-        self.cases = [case for case in cases if task.only is None or task.only in case.label]
+        # From the beginning of a part of the label on: `gemv` is not `gather_gemv`.
+        self.cases = [case for case in cases if task.only is None or f"/{task.only}" in f"/{case.label}"]
+        self.left_out = no_model_cases(config, device)
         if not self.cases:
-            raise ConfigError("task.only", task.only, f"a part of one of {', '.join(case.label for case in cases)}")
+            names = ", ".join(dict.fromkeys(case.name for case in cases))
+            without = f"; no kernels of the model: {self.left_out}" if self.left_out else ""
+            raise ConfigError("task.only", task.only, f"the beginning of a name, or more of it, of {names}{without}")
 
     def measure(self, start: Callable[[str], None], done: Callable[[], None]) -> list[KernelTimes]:
         """All of them; `start` is told of each before it, `done` is called after it."""
@@ -112,6 +122,8 @@ class Kernels:
 
 def peak_flops(device: str) -> float | None:
     """Of a device by its name: bfloat16 operations a second, or None where it is not known."""
+    if "A100" not in device and any(card in device for card in SLOWER):
+        return None
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
 
 

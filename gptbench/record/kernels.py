@@ -45,8 +45,10 @@ class KernelMetrics:
     implementation: str
     seconds: float
     """Median of the rounds."""
+    moved_bytes: int
+    """By a call, read and written."""
     gb_per_s: float
-    """Bytes moved, read and written, over the time."""
+    """Those bytes over the time."""
     share_of_roof: float
     flops_utilisation: float | None
     """Operations over the time, over the device's peak; of bfloat16 where that is known."""
@@ -64,6 +66,7 @@ def kernel_metrics(result: KernelResult, kernel: KernelTimes) -> dict[str, Kerne
                 label=kernel.label,
                 implementation=name,
                 seconds=seconds,
+                moved_bytes=kernel.moved_bytes,
                 gb_per_s=rate,
                 share_of_roof=rate / result.roof.gb_per_s,
                 flops_utilisation=kernel.flops / seconds / result.peak_flops if known and result.peak_flops else None,
@@ -112,7 +115,7 @@ def kernel_summary(result: KernelResult) -> dict[str, float]:
     """`gemv/D4096/int8/inductor/gb_per_s` and so on: what is logged."""
     found = {"read_roof_gb_per_s": result.roof.gb_per_s}
     for row in all_metrics(result):
-        for name in ("seconds", "gb_per_s", "share_of_roof", "flops_utilisation"):
+        for name in ("seconds", "moved_bytes", "gb_per_s", "share_of_roof", "flops_utilisation"):
             if (value := getattr(row, name)) is not None:
                 found[f"{row.label}/{row.implementation}/{name}"] = value
     return found | means(result)
