@@ -127,7 +127,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 def test_a_machine_without_a_compiler_runs_eager_and_says_why(tmp_path: Path) -> None:
     done = gptbench(tmp_path, *QUICK, "tracking=none", PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "engine=auto takes eager; inductor needs a C++ compiler" in done.stderr
+    assert "engine=auto takes eager; fused needs an NVIDIA GPU; inductor needs a C++ compiler" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["engine"] == "eager"
     refused = gptbench(tmp_path, *QUICK, "engine=inductor", PATH=str(tmp_path))
     assert refused.returncode == 2
