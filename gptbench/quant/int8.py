@@ -49,7 +49,8 @@ class Int8Weight(Weight):
     """weight int8 [..., N, D] and scale [..., N].
 
     Attributes:
-        product: how x is multiplied where no reduction is compiled; an engine may put a faster way in the place of `cast_product`.
+        product: how x is multiplied where no reduction is compiled; an engine may put a faster way in the place of
+            `cast_product`.
     """
 
     def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
