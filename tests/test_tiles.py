@@ -99,15 +99,15 @@ def test_a_larger_batch_gets_fewer_rows() -> None:
 
 @pytest.mark.gpu
 def test_the_fastest_candidate_is_found() -> None:
-    """A launch that sleeps for all tiles but one."""
+    """A step that sleeps for all tiles but one."""
     use = Use("linear", 4096, 4096, torch.int8, batch=1)
     best = list(candidates(4096, torch.int8))[3]
     x = torch.zeros(1, device="cuda")
 
-    def launch_with(tile: Tile):
+    def step_with(tile: Tile):
         def run() -> None:
             x.add_(1) if tile == best else torch.cuda._sleep(100_000)
 
         return run
 
-    assert fastest(use, launch_with, torch.device("cuda")) == best
+    assert fastest(use, step_with, torch.device("cuda")) == best

@@ -276,30 +276,28 @@ class Fused(Engine):
 
     @torch.no_grad()
     def tune(self) -> None:
-        """Finds and keeps the best tile for each use that has none yet."""
+        """Finds and keeps the best tile for each use that has none yet: the one with which a whole step is fastest, as a
+        kernel's tile decides what room its neighbours have. What reads most comes first."""
         if not self.tunes:
             return
-        for use in dict.fromkeys(launch.use for launch in self.launches):
-            if use is not None and str(use) not in self.tiles.found:
+        self.state.position.fill_(self.length // 2)
+        read: dict[Use, int] = {}
+        for launch in self.launches:
+            if launch.use is not None:
+                read[launch.use] = read.get(launch.use, 0) + launch.weights
+        for use in sorted(read, key=lambda use: -read[use]):
+            if str(use) not in self.tiles.found:
 
-                def launch_with(tile: Tile, use: Use = use) -> Callable[[], None]:
+                def step_with(tile: Tile, use: Use = use) -> Callable[[], None]:
                     return partial(self.launch_all, self.launches_with(use, tile))
 
-                self.tiles.keep(use, fastest(use, launch_with, self.device.torch))
+                self.tiles.keep(use, fastest(use, step_with, self.device.torch))
         self.launches = self.decode_launches(self.tiles.__getitem__)
 
     def launches_with(self, use: Use, tile: Tile) -> list[Launch]:
-        """All launches of one use in a step, with a tile of their own; of a mixture, each with experts of its own."""
+        """A step with another tile for one use, again and again at the same position: no token is drawn."""
         step = self.decode_launches(lambda other: tile if other == use else self.tiles[other])
-        launches = [launch for launch in step if launch.use == use]
-        experts = max(1, self.model.config.n_experts)
-        for number, launch in enumerate(launches):
-            for routing in launch.arguments:
-                if isinstance(routing, Routing):
-                    count = routing.slots.numel()
-                    routing.slots.copy_((torch.arange(count) + number * count) % experts)
-                    routing.gates.fill_(1 / count)
-        return launches
+        return [launch for launch in step if launch.kernel is not draw.draw]
 
     def launch_all(self, launches: list[Launch]) -> None:
         """Hands kernels to the device, one after the other."""

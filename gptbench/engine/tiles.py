@@ -116,37 +116,37 @@ def checked(tile: Tile) -> Tile:
     return tile
 
 
-def fastest(use: Use, launch_with: Callable[[Tile], Callable[[], None]], device: torch.device) -> Tile:
+def fastest(use: Use, step_with: Callable[[Tile], Callable[[], None]], device: torch.device) -> Tile:
     """Measures every candidate on a GPU.
 
     Args:
         use: what the tile is for.
-        launch_with: given a tile, what to time: launches over so many weights that no cache holds them.
+        step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
     default = default_tile(use.rows, use.columns, use.dtype, use.multiple, use.batch)
     tiles = list(dict.fromkeys((default, *candidates(use.columns, use.dtype, use.multiple))))
     # Each thread has a current device of its own.
     with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
-        launches = list(threads.map(lambda tile: compiled(launch_with(tile)), tiles))
+        steps = list(threads.map(lambda tile: compiled(step_with(tile)), tiles))
     torch.cuda.synchronize()
-    times = {tile: seconds(launch) for tile, launch in zip(tiles, launches, strict=True) if launch is not None}
+    times = {tile: seconds(step) for tile, step in zip(tiles, steps, strict=True) if step is not None}
     return min(times, key=lambda tile: times[tile]) if times else default
 
 
-def compiled(launch: Callable[[], None]) -> Callable[[], None] | None:
-    """The launch, run once; None if it needs more registers or shared memory than there are."""
+def compiled(step: Callable[[], None]) -> Callable[[], None] | None:
+    """The step, run once; None if one of its kernels needs more registers or shared memory than there are."""
     try:
-        launch()
+        step()
     except OutOfResources:
         return None
-    return launch
+    return step
 
 
-def seconds(launch: Callable[[], None]) -> float:
+def seconds(step: Callable[[], None]) -> float:
     """Of the fastest replay as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch()
+        step()
     return min(replays(graph))
 
 
