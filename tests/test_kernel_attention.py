@@ -208,7 +208,7 @@ def test_widths(width: int, fixed: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, GPU_BFLOAT16], ids=str)
 @pytest.mark.parametrize("heads", [(3, 3), (6, 3), (8, 2)], ids="{0[0]}:{0[1]}".format)
-@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(1, 128, 8), Plan(3, 64, 8), Plan(2, 32, 4, 1)], ids=str)
+@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(1, 128, 8), Plan(3, 64, 8), Plan(2, 32, 4)], ids=str)
 def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
     """Of which some have nothing to do, or all have several blocks."""
     for position in (0, 3, 64, 150):
@@ -258,7 +258,7 @@ DOT_TYPES = [
 
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize(("heads", "dtype"), DOT_TYPES, ids=str)
-@pytest.mark.parametrize("plan", [Plan(1, 64, 4, 1), Plan(3, 16, 4, 3)], ids=str)
+@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(3, 16, 4)], ids=str)
 def test_dot_products(plan: Plan, heads: tuple[int, int], dtype: torch.dtype, qk_norm: bool) -> None:
     """More heads share a key than sums in registers are for."""
     for position, window in ((3, 0), (150, 0), (150, 100)):
@@ -351,7 +351,7 @@ def test_plan_for_a_window() -> None:
 def test_heads_apart(heads: tuple[int, int], splits: int) -> None:
     """Each query head has a program, and one of those that share a key writes it."""
     inputs = make_inputs(2, *heads, 16, 70, 45, qk_norm=True)
-    check(inputs, Plan(splits, 16, 4, stages=1, apart=True), splits, fixed=True)
+    check(inputs, Plan(splits, 16, 4, apart=True), splits, fixed=True)
 
 
 GPU_SHAPES = {

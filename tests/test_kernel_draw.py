@@ -336,7 +336,7 @@ def test_large_vocabularies_and_many_settings(vocab: int, spread: float) -> None
         if temperature == 0:
             assert tokens == twin == logits.argmax(-1).tolist()
             continue
-        ordered, ids = logits.double().sort(-1, descending=True, stable=True)
+        ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
         probability = (ordered / temperature)[:, :top_k].softmax(-1)
         before = probability.cumsum(-1) - probability
         for row in range(4):

@@ -63,9 +63,6 @@ class Plan:
     """Positions that a program loads at once, while it computes with those before; a power of two, at least 16."""
     warps: int
     """Of each program."""
-    stages: int = 2
-    """With dot products only: depth of the software pipeline, at least 1, one more than blocks of keys and values that
-    lie in shared memory. Without, the next block waits in registers."""
     apart: bool = False
     """Whether each query head has a program of its own, though others read the same keys. In a short context they find
     them in the cache on the chip."""
@@ -176,16 +173,22 @@ def block_of(cache, start, end, places, columns, K: tl.constexpr):
 
 
 @triton.jit
-def add_block(q, k, v, there, peak, total, value, TEMPERATURE: tl.constexpr):
-    """Online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867) of each lane by itself: goes on with keys and
-    values [LANES, X, PADDED], where `there`, [LANES, X]. q, peak, total and value are [LANES, DOT_ROWS(, PADDED)]."""
+def weigh_dots(q, k, there, peak, total, TEMPERATURE: tl.constexpr):
+    """The first half of a step of the online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867), of each lane by
+    itself: goes on with keys [LANES, X, PADDED], where `there`, [LANES, X]. q is [LANES, DOT_ROWS, PADDED], peak and
+    total are [LANES, DOT_ROWS]. Gives peak, total, weights [LANES, DOT_ROWS, X] of the values, and [LANES, DOT_ROWS] of
+    the sum of those before."""
     scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
     scores = tl.where(there[:, None, :], scores, float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, 2))
-    weights = tl.exp2(scores - higher[:, :, None])
-    fading = tl.exp2(peak - higher)
-    total = total * fading + tl.sum(weights, 2)
-    return higher, total, multiply(weights.to(v.dtype), v, value * fading[:, :, None])
+    weights, fading = tl.exp2(scores - higher[:, :, None]), tl.exp2(peak - higher)
+    return higher, total * fading + tl.sum(weights, 2), weights, fading
+
+
+@triton.jit
+def gather_dots(value, weights, fading, v):
+    """The second half: value [LANES, DOT_ROWS, PADDED] with v [LANES, X, PADDED]."""
+    return multiply(weights.to(v.dtype), v, value * fading[:, :, None])
 
 
 @triton.jit
@@ -205,8 +208,19 @@ def numbers(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
+def halves(words, DTYPE: tl.constexpr):
+    """The numbers [..., PADDED] that lie in words of 32 bits, one float32 each or two of a shorter type."""
+    if tl.float32 == DTYPE:
+        return words
+    else:
+        low = words.to(tl.int16).to(DTYPE, bitcast=True)
+        high = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        return tl.reshape(tl.join(low, high), [words.shape[0], words.shape[1], words.shape[2] * 2])
+
+
+@triton.jit
 def weigh(q, k, there, peak, total, SHARING: tl.constexpr):
-    """The first half of `add_block` without dot products, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32
+    """`weigh_dots` without dot products, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32
     [1, LANES, PADDED], peak and total, [1, LANES], are tuples, one of each for each head. Gives peak, total, weights
     [X, LANES] of the values, and [1, LANES] of the sum of those before."""
     peaks, totals, weights, fading = (), (), (), ()
@@ -223,7 +237,7 @@ def weigh(q, k, there, peak, total, SHARING: tl.constexpr):
 
 @triton.jit
 def gather(value, weights, fading, v, SHARING: tl.constexpr):
-    """The second half: value, a tuple of [1, LANES, PADDED], with v [X, LANES, PADDED]."""
+    """`gather_dots` without them: value, a tuple of [1, LANES, PADDED], with v [X, LANES, PADDED]."""
     values = ()
     for head in tl.static_range(SHARING):
         part = tl.sum(weights[head][:, :, None] * v, 0, keep_dims=True)
@@ -326,7 +340,6 @@ def attend_kernel(
     WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
     BLOCKS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     FIXED: tl.constexpr,
@@ -370,18 +383,23 @@ def attend_kernel(
     sine = tl.load(sin + position * K + columns, mask=inside, other=0.0)
     q_gain, q_partner_gain = gains(q_norm, columns, partners, inside)
     k_gain, k_partner_gain = gains(k_norm, columns, partners, inside)
-    if VECTOR and tl.float32 != DTYPE:
+    if tl.float32 != DTYPE:
         # Blocks wait for their turn as they come: halves of words would be taken apart, and waited for, before.
         WORDS: tl.constexpr = K // 2
         key_words = keys.to(tl.pointer_type(tl.int32), bitcast=True)
         value_words = values_of.to(tl.pointer_type(tl.int32), bitcast=True)
-        word = tl.arange(0, PADDED // 2)[None, :]
+        word = tl.arange(0, PADDED // 2)
     else:
         WORDS: tl.constexpr = K
         key_words, value_words = keys, values_of
-        word = tl.arange(0, PADDED)[None, :] if VECTOR else components
+        word = tl.arange(0, PADDED)
+    word = word[None, :] if VECTOR else word[None, None, :]
     k = block_of(key_words, begin, end, places, word, WORDS)
     v = block_of(value_words, begin, end, places, word, WORDS)
+    more_k, more_v = (), ()
+    for number in tl.static_range(1, BLOCKS):  # nothing is read past the end
+        more_k = more_k + (block_of(key_words, begin + number * BLOCK, end, places, word, WORDS),)
+        more_v = more_v + (block_of(value_words, begin + number * BLOCK, end, places, word, WORDS),)
     follow(OVERLAP)
 
     heads = qkv + batch * ((H + 2 * G) * K)
@@ -394,9 +412,9 @@ def attend_kernel(
             q = q + (tl.load(own + columns, mask=inside, other=0.0, cache_modifier=".cg"),)
             q_partner = q_partner + (tl.load(own + partners, mask=inside, other=0.0, cache_modifier=".cg"),)
     else:
-        there = inside & (rows < SHARING)
-        q = tl.load(own_q + rows * K + columns, mask=there, other=0.0, cache_modifier=".cg")
-        q_partner = tl.load(own_q + rows * K + partners, mask=there, other=0.0, cache_modifier=".cg")
+        asked = inside & (rows < SHARING)
+        q = tl.load(own_q + rows * K + columns, mask=asked, other=0.0, cache_modifier=".cg")
+        q_partner = tl.load(own_q + rows * K + partners, mask=asked, other=0.0, cache_modifier=".cg")
     new_key = tl.load(own_k + columns, mask=inside, other=0.0, cache_modifier=".cg")
     new_key_partner = tl.load(own_k + partners, mask=inside, other=0.0, cache_modifier=".cg")
     new_value = tl.load(own_k + G * K + columns, mask=inside, other=0.0, cache_modifier=".cg")
@@ -426,11 +444,9 @@ def attend_kernel(
             for number in tl.static_range(1, BLOCKS):
                 start = begin + number * BLOCK
                 if start < end:
-                    k = block_of(key_words, start, end, places, word, WORDS)
-                    v = block_of(value_words, start, end, places, word, WORDS)
-                    there = start + place_of < end
+                    there, k = start + place_of < end, more_k[number - 1]
                     peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
-                    value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+                    value = gather(value, weights, fading, numbers(more_v[number - 1], DTYPE, LANES), SHARING)
         else:
             for start in range(begin, end, BLOCK):
                 there, following = start + place_of < end, start + BLOCK
@@ -454,12 +470,12 @@ def attend_kernel(
         total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
         value = tl.where(takes[:, :, None], new_value, 0.0)
 
-        peak, total, value = add_block(q, k, v, begin + place_of < end, peak, total, value, TEMPERATURE)
-        if begin + BLOCK < end:  # else what fills the pipeline would take its time
-            for start in tl.range(begin + BLOCK, end, BLOCK, num_stages=STAGES):
-                k = block_of(keys, start, end, places, components, K)
-                v = block_of(values_of, start, end, places, components, K)
-                peak, total, value = add_block(q, k, v, start + place_of < end, peak, total, value, TEMPERATURE)
+        for start in range(begin, end, BLOCK):
+            there, following = start + place_of < end, start + BLOCK
+            peak, total, shares, fading = weigh_dots(q, halves(k, DTYPE), there, peak, total, TEMPERATURE)
+            k = block_of(key_words, following, end, places, word, WORDS)
+            value = gather_dots(value, shares, fading, halves(v, DTYPE))
+            v = block_of(value_words, following, end, places, word, WORDS)
         # Repeated rows count as often in the sum of weights as in the weighted values.
         PARTS: tl.constexpr = LANES * REPEATS
         peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
@@ -495,10 +511,10 @@ def attend_kernel(
                     cache_modifier=".cg",
                 )
                 higher = tl.maximum(peak_all, tl.max(p, 0))
-                weights = tl.exp2(p - higher[None, :])
-                fading = tl.exp2(peak_all - higher)
-                total_all = total_all * fading + tl.sum(weights * t, 0)
-                value_all = value_all * fading[:, None] + tl.sum(weights[:, :, None] * y, 0)
+                part = tl.exp2(p - higher[None, :])
+                rest = tl.exp2(peak_all - higher)
+                total_all = total_all * rest + tl.sum(part * t, 0)
+                value_all = value_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
                 peak_all = higher
             write(value_all / total_all[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
             tl.store(counters + group, 0)
@@ -572,12 +588,12 @@ def attend(
         WINDOW=window if window < length else 0,
         SPLITS=plan.splits,
         BLOCK=plan.block,
-        STAGES=plan.stages,
         BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
         AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
         FIXED=out.fixed,
         OVERLAP=overlap,
         num_warps=plan.warps,
+        num_stages=1,  # blocks are loaded ahead into registers: a pipeline in shared memory would keep others off
         launch_pdl=overlap,
     )
 
