@@ -31,7 +31,6 @@ from gptbench.engine import Auto, Engine, Inductor
 from gptbench.engine.tiles import Tiles, Use
 from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
-from gptbench.kernels.route import Routing
 from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
@@ -389,16 +388,14 @@ def test_released_fused_engine_holds_no_weights() -> None:
         engine.run_decode()
 
 
-def test_tiles_of_a_mixture_are_measured_with_experts() -> None:
+def test_tiles_are_measured_in_whole_steps() -> None:
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=2), "none", 2, length=LENGTH)
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
-    uses = dict.fromkeys(launch.use for launch in engine.launches if launch.role in ("w13", "w2"))
-    for use in uses:
-        assert use.slots == 4
-        seen = []
-        for launch in engine.launches_with(use, engine.tiles[use]):
-            (routing,) = (argument for argument in launch.arguments if isinstance(argument, Routing))
-            seen.append(routing.slots.tolist())
-            assert len(set(seen[-1])) == 4
-        assert len(seen) == 2 and seen[0] != seen[1]
+    for use in dict.fromkeys(launch.use for launch in engine.launches if launch.use is not None):
+        own = Tile(rows=16, block=32, warps=1, preload=0)
+        step = engine.launches_with(use, own)
+        assert [launch.role for launch in step] == [launch.role for launch in engine.launches if launch.role != "draw"]
+        for launch in step:
+            if launch.use is not None:
+                assert launch.arguments[-1] == (own if launch.use == use else engine.tiles[launch.use])

@@ -15,7 +15,7 @@ from gptbench.kernels.embed import embed, embed_reference
 from gptbench.kernels.int8_matmul import int8_matmul, int8_matmul_reference
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
-from gptbench.kernels.route import Routing, Scratch, route, route_reference
+from gptbench.kernels.route import Routing, Scratch, Votes, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.quant.int8 import quantise_rows
 
@@ -137,10 +137,12 @@ def test_linear(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("experts", [0, 8, 5], ids="experts={}".format)
 @pytest.mark.parametrize(("rows", "columns", "batch", "tile"), [SHAPES[0], SHAPES[1], SHAPES[3]], ids=shape_id)
 @each("add_linear")
 def test_add_linear(
     function: Callable[..., None],
+    experts: int,
     rows: int,
     columns: int,
     batch: int,
@@ -155,7 +157,11 @@ def test_add_linear(
     gain = normal(rows, seed=5, dtype=dtype)
     residual, following = before.clone(), poisoned(batch, rows, dtype, int8)
     squares = torch.full((batch, -(-rows // tile.rows)), NAN, device=DEVICE)
-    function(x, weight, scale, None, residual, gain, following, squares, tile, overlap)
+    votes = None
+    if experts:
+        votes = Votes.empty(normal(experts, rows, seed=6, dtype=dtype), batch, squares.shape[1])
+        votes.parts.fill_(NAN)
+    function(x, weight, scale, None, residual, gain, following, squares, votes, tile, overlap)
     expected = before.double() + x.read().double() @ dequantised(weight, scale).T
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)
@@ -163,6 +169,10 @@ def test_add_linear(
     for part in range(squares.shape[1]):
         own = residual[:, part * tile.rows : (part + 1) * tile.rows]
         close(squares[:, part], own.double().square().sum(-1), torch.float32)
+        if votes is not None:
+            columns_of = slice(part * tile.rows, (part + 1) * tile.rows)
+            scaled = own.double() * gain[columns_of].double()
+            close(votes.parts[:, part], scaled @ votes.weight[:, columns_of].double().T, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,52 +205,54 @@ def test_swiglu(
     close(out.read(), F.silu(gate) * value, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 @pytest.mark.parametrize(
-    ("experts", "active", "batch", "columns"), [(8, 2, 1, 64), (8, 2, 3, 48), (20, 3, 2, 96), (5, 5, 1, 16)]
+    ("experts", "active", "batch", "parts"),
+    [(8, 2, 1, 64), (8, 2, 3, 5), (20, 3, 2, 24), (5, 5, 1, 1), (128, 8, 8, 64)],
 )
 @each("route")
-def test_route(
-    function: Callable[..., None],
-    experts: int,
-    active: int,
-    batch: int,
-    columns: int,
-    int8: bool,
-    dtype: torch.dtype,
-    overlap: bool,
-) -> None:
-    x = activation(batch, columns, dtype, int8, seed=1)
-    norm, normalised = norm_of(x, parts=3)
-    weight = normal(experts, columns, seed=2, dtype=dtype) * 0.3
+def test_route(function: Callable[..., None], experts: int, active: int, batch: int, parts: int, overlap: bool) -> None:
+    x, width = normal(batch, 96, seed=1), 96
+    norm = Norm(squares_of(x, parts), width, EPS)
+    votes = Votes.empty(torch.empty(experts, width, device=DEVICE), batch, parts)
+    votes.parts.copy_(normal(batch, parts, experts, seed=2) * parts**-0.5)
     routing, scratch = Routing.empty(batch, experts, active, DEVICE), Scratch.empty(batch, experts, DEVICE)
     for _ in range(2):  # the second time, what the first left behind must not matter
         routing.slots.fill_(77)
         routing.gates.fill_(NAN)
         scratch.logits.fill_(NAN)
-        function(x, norm, weight, active, routing, scratch, overlap)
+        function(votes, norm, active, routing, scratch, overlap)
         assert not scratch.finished.any()
-        probabilities = (normalised @ weight.double().T).softmax(-1)
+        factor = torch.rsqrt(x.double().square().mean(-1, keepdim=True) + EPS)
+        probabilities = (votes.parts.double().sum(1) * factor).softmax(-1)
         weights, chosen = probabilities.topk(active, dim=-1)
         weights /= weights.sum(-1, keepdim=True)
         used = sorted(set(chosen.flatten().tolist()))
         assert routing.slots.tolist() == used + [-1] * (len(routing.slots) - len(used))
         expected = torch.zeros(experts, batch, dtype=torch.float64, device=DEVICE)
         expected.scatter_(0, chosen.T, weights.T)
-        close(routing.gates[: len(used)], expected[used], dtype)
+        close(routing.gates[: len(used)], expected[used], torch.float32)
         assert torch.equal(routing.gates[: len(used)] > 0, expected[used] > 0)
 
 
 @each("route")
 def test_route_takes_the_first_of_equals(function: Callable[..., None]) -> None:
-    x = activation(1, 16, torch.float32, False, seed=1)
-    norm, _ = norm_of(x, parts=1)
-    weight = torch.zeros(8, 16, device=DEVICE)
+    votes = Votes.empty(torch.empty(8, 16, device=DEVICE), 1, 4)
+    votes.parts.fill_(0.25)
     routing, scratch = Routing.empty(1, 8, 2, DEVICE), Scratch.empty(1, 8, DEVICE)
-    function(x, norm, weight, 2, routing, scratch)
+    function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
     assert routing.slots.tolist() == [0, 1]
     assert routing.gates.tolist() == [[0.5], [0.5]]
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@each("route")
+def test_a_vote_that_is_no_number_is_not_lost(function: Callable[..., None], value: float) -> None:
+    votes = Votes.empty(torch.empty(8, 16, device=DEVICE), 1, 4)
+    votes.parts.copy_(normal(1, 4, 8, seed=1))
+    votes.parts[0, 2, 5] = value
+    routing, scratch = Routing.empty(1, 8, 2, DEVICE), Scratch.empty(1, 8, DEVICE)
+    function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
+    assert not torch.isfinite(routing.gates).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -268,7 +280,7 @@ def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap:
     residual, following = before.clone(), poisoned(batch, dim, dtype, int8)
     tile = Tile(rows=4, block=16, warps=1, preload=1)
     squares = torch.full((batch, dim // 4), NAN, device=DEVICE)
-    down(hidden, w2, scale2, routing, residual, gain, following, squares, tile, overlap)
+    down(hidden, w2, scale2, routing, residual, gain, following, squares, None, tile, overlap)
     expected = before.double()
     for slot, expert in enumerate(slots):
         if expert >= 0:
@@ -319,7 +331,7 @@ def test_what_is_not_finite_stays_so(function: Callable[..., None], value: float
     residual[0, 5] = value
     following, squares = poisoned(1, 8, torch.float32, True), torch.zeros(1, 2, device=DEVICE)
     gain = torch.ones(8, device=DEVICE)
-    function(x, weight, scale, None, residual, gain, following, squares, Tile(4, 16, 1, 1))
+    function(x, weight, scale, None, residual, gain, following, squares, None, Tile(4, 16, 1, 1))
     assert torch.isfinite(following.read()[0, :4]).all()
     assert not torch.isfinite(following.read()[0, 4:]).any()
     assert not torch.isfinite(squares[0, 1])

@@ -30,7 +30,7 @@ from gptbench.kernels.embed import embed, embed_reference
 from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
 from gptbench.kernels.launch import can_overlap, shaped
 from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
-from gptbench.kernels.route import Routing, route, route_reference
+from gptbench.kernels.route import Routing, Votes, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import Block, FeedForward, MixtureOfExperts
@@ -128,7 +128,7 @@ class Fused(Engine):
             self.processors,
         )
         scratch = attention.Scratch.empty(plan, batch, config.n_heads, config.n_kv_heads, config.head_dim, on)
-        votes = router.Scratch.empty(batch, config.n_experts, on)
+        ballots = router.Scratch.empty(batch, config.n_experts, on)
 
         launches: list[Launch] = []
 
@@ -152,10 +152,11 @@ class Fused(Engine):
             module: Weight,
             *arguments: Any,
             share: float = 1,
+            more: int = 0,
         ) -> None:
             name = shaped(use.kernel, use.rows, use.columns)
             read = sum(parameter.nbytes for parameter in module.parameters())
-            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share), use=use)
+            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share) + more, use=use)
 
         def squares(width: int, tile: Tile) -> Tensor:
             return torch.empty(batch, -(-width // tile.rows), dtype=torch.float32, device=on)
@@ -191,24 +192,27 @@ class Fused(Engine):
                 core.k_cache, core.v_cache, config.sliding_window, scratch, attended,
                 positions=(core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes),
             )  # fmt: skip
+            ffn, votes, routing, share, slots = block.ffn, None, None, 1.0, 0
+            assert isinstance(ffn, (FeedForward, MixtureOfExperts))
             use = Use.of(add_linear, core.wo.weight, batch, written=1, least=LEAST_ROWS)
             sums = squares(config.dim, tile_for(use))
+            if isinstance(ffn, MixtureOfExperts):
+                votes = Votes.empty(ffn.router.weight, batch, sums.shape[1])
             add_weight(
                 "wo", use, add_linear, add_linear_reference, core.wo,
-                attended, core.wo.weight, scale_of(core.wo), None, residual, gains[2 * number + 1], following, sums,
+                attended, core.wo.weight, scale_of(core.wo), None,
+                residual, gains[2 * number + 1], following, sums, votes,
+                more=0 if votes is None else votes.weight.nbytes,
             )  # fmt: skip
             norm = Norm(sums, config.dim, config.norm_eps)
-            ffn, routing, share, slots = block.ffn, None, 1.0, 0
-            assert isinstance(ffn, (FeedForward, MixtureOfExperts))
-            if isinstance(ffn, MixtureOfExperts):
+            if votes is not None:
                 # One for each layer: the down projection reads it before it waits.
                 routing = Routing.empty(batch, config.n_experts, config.n_active_experts, on)
                 slots = routing.slots.numel()
                 share = slots / config.n_experts
-                gate = ffn.router.weight
                 add(
                     "route", "route_kernel", route, route_reference,
-                    following, norm, gate, config.n_active_experts, routing, votes, weights=gate.nbytes,
+                    votes, norm, config.n_active_experts, routing, ballots,
                 )  # fmt: skip
             use = Use.of(swiglu, ffn.w13.weight, batch, written=2, slots=slots)
             add_weight(
@@ -219,7 +223,8 @@ class Fused(Engine):
             sums = squares(config.dim, tile_for(use))
             add_weight(
                 "w2", use, add_linear, add_linear_reference, ffn.w2,
-                hidden, ffn.w2.weight, scale_of(ffn.w2), routing, residual, gains[2 * number + 2], following, sums,
+                hidden, ffn.w2.weight, scale_of(ffn.w2), routing,
+                residual, gains[2 * number + 2], following, sums, None,
                 share=share,
             )  # fmt: skip
         norm = Norm(sums, config.dim, config.norm_eps)
@@ -276,8 +281,8 @@ class Fused(Engine):
 
     @torch.no_grad()
     def tune(self) -> None:
-        """Finds and keeps the best tile for each use that has none yet: the one with which a whole step is fastest, as a
-        kernel's tile decides what room its neighbours have. What reads most comes first."""
+        """Finds and keeps the best tile for each use that has none yet: the one with which a whole step is fastest, as
+        a kernel's tile decides what room its neighbours have. What reads most comes first."""
         if not self.tunes:
             return
         self.state.position.fill_(self.length // 2)

@@ -1,10 +1,12 @@
 """Matrix times vector, added to the residual stream: the ends of the attention and of the feed-forward network.
 
 The program that has a new part of the residual stream also multiplies it with the gain of the norm that comes next, and
-adds up its squares: what the next kernel needs of the norm (see `linear`).
+adds up its squares: what the next kernel needs of the norm (see `linear`). Where a mixture comes next, it multiplies it
+with the router's matrix, too (see `route`).
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from gptbench.kernels.activation import Activation, store_rows
 from gptbench.kernels.launch import follow, sized
 from gptbench.kernels.linear import Tile, preloaded, product, shape_arguments, words
-from gptbench.kernels.route import Routing
+from gptbench.kernels.route import Routing, Votes
 
 
 @triton.jit(repr=sized("add_linear"))
@@ -30,6 +32,8 @@ def add_linear_kernel(
     next_high,
     next_scale,
     squares,
+    router,
+    votes,
     N: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -38,6 +42,8 @@ def add_linear_kernel(
     BATCH: tl.constexpr,
     PADDED: tl.constexpr,
     SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    E_PADDED: tl.constexpr,
     FIXED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -46,6 +52,11 @@ def add_linear_kernel(
     there = rows < N
     batch = tl.arange(0, PADDED)
     gains = tl.load(gain + rows, mask=there, other=0.0).to(tl.float32)
+    if E > 0:
+        expert = tl.arange(0, E_PADDED)
+        voters = tl.load(
+            router + expert[:, None] * N + rows[None, :], mask=(expert < E)[:, None] & there[None, :], other=0.0
+        )
     mask = (batch < BATCH)[:, None] & there[None, :]
     at = batch[:, None] * N + rows[None, :]
     if SLOTS == 0:
@@ -80,10 +91,15 @@ def add_linear_kernel(
     new = (before + y).to(residual.dtype.element_ty)
     tl.store(residual + at, new, mask=mask)
     x = tl.where(mask, new.to(tl.float32), 0.0)
-    tl.store(squares + batch * tl.num_programs(0) + tl.program_id(0), tl.sum(x * x, 1), mask=batch < BATCH)
-    store_rows(
-        x * gains[None, :], next_low, next_high, next_scale, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS, FIXED
-    )
+    part = batch * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares + part, tl.sum(x * x, 1), mask=batch < BATCH)
+    scaled = x * gains[None, :]
+    if E > 0:
+        vote = tl.sum(scaled[:, None, :] * voters.to(tl.float32)[None, :, :], 2)
+        tl.store(
+            votes + part[:, None] * E + expert[None, :], vote, mask=(batch < BATCH)[:, None] & (expert < E)[None, :]
+        )
+    store_rows(scaled, next_low, next_high, next_scale, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS, FIXED)
 
 
 @triton.jit
@@ -131,6 +147,7 @@ def add_linear(
     gain: Tensor,
     following: Activation,
     squares: Tensor,
+    votes: Votes | None,
     tile: Tile,
     overlap: bool = False,
 ) -> None:
@@ -146,11 +163,14 @@ def add_linear(
         gain: [N], of the norm that comes next.
         following: the new residual stream times gain, [B, N]. All of it is written.
         squares: float32 [B, ⌈N / tile.rows⌉]: sums of squares of the new residual stream's parts. All of it is written.
+        votes: where a mixture comes next: for its router, of the same parts. All of them are written.
         tile: how the work is cut up.
         overlap: launched while the kernel before it still runs (see `launch`).
     """
     programs = triton.cdiv(weight.shape[-2], tile.rows)
     assert squares.shape[1] == programs and (not following.fixed or tile.rows % 4 == 0)
+    experts = 0 if votes is None else votes.weight.shape[0]
+    assert votes is None or votes.parts.shape == (*squares.shape, experts)
     slots = routing.slots if routing is not None else residual
     gates = routing.gates if routing is not None else residual
     add_linear_kernel[(programs,)](
@@ -163,8 +183,12 @@ def add_linear(
         gain,
         *following.tensors,
         squares,
+        residual if votes is None else votes.weight,
+        squares if votes is None else votes.parts,
         **shape_arguments(x, weight, tile, batch=residual.shape[0]),
         SLOTS=routing.slots.numel() if routing is not None else 0,
+        E=experts,
+        E_PADDED=triton.next_power_of_2(max(experts, 1)),
         OVERLAP=overlap,
         num_warps=tile.warps,
         launch_pdl=overlap,
@@ -180,6 +204,7 @@ def add_linear_reference(
     gain: Tensor,
     following: Activation,
     squares: Tensor,
+    votes: Votes | None,
     tile: Tile,
     overlap: bool = False,
 ) -> None:
@@ -196,5 +221,9 @@ def add_linear_reference(
     residual.copy_(residual.float() + y)
     new = residual.float()
     following.write(new * gain.float())
-    padded = torch.nn.functional.pad(new, (0, squares.shape[1] * tile.rows - new.shape[1]))
-    squares.copy_(padded.unflatten(-1, (-1, tile.rows)).square().sum(-1))
+    missing = squares.shape[1] * tile.rows - new.shape[1]
+    parts = F.pad(new, (0, missing)).unflatten(-1, (-1, tile.rows))
+    squares.copy_(parts.square().sum(-1))
+    if votes is not None:
+        gains, matrix = (F.pad(w.float(), (0, missing)).unflatten(-1, (-1, tile.rows)) for w in (gain, votes.weight))
+        votes.parts.copy_(torch.einsum("bpr,pr,epr->bpe", parts, gains, matrix))

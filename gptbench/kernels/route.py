@@ -1,7 +1,9 @@
 """The router of a mixture: which experts the tokens of a step go through, and with what weights.
 
-Its weight is small; each program works out the logits of some experts, and the last to finish chooses. What it writes
-is laid out by expert and not by token: so that each expert that anybody chose is read once.
+The programs that write the residual stream have multiplied their parts of it with the router's matrix (`Votes`, see
+`add_linear`). So what is left is to add up: a small program, which finds room beside others, waits, and is done soon.
+Where there are many experts, each program adds up for some of them, and the last to finish chooses. What it writes is
+laid out by expert and not by token: so that each expert that anybody chose is read once.
 """
 
 from dataclasses import dataclass
@@ -11,12 +13,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptbench.kernels.activation import Activation
 from gptbench.kernels.launch import follow
 from gptbench.kernels.linear import Norm, norm_factor, norm_parts
 
 EXPERTS_PER_PROGRAM = 8
-WARPS = 16
+VOTES_PER_WARP = 1024
+"""32 for each thread."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the programs that write the residual stream tell the router."""
+
+    weight: Tensor
+    """[E, D], of the router, never quantised."""
+    parts: Tensor
+    """float32 [B, P, E]: products of the weight with parts of the residual stream times the norm's gain, the norm's
+    divisor left out."""
+
+    @classmethod
+    def empty(cls, weight: Tensor, batch: int, parts: int) -> "Votes":
+        shape = batch, parts, weight.shape[0]
+        return cls(weight, torch.empty(shape, dtype=torch.float32, device=weight.device))
 
 
 @dataclass(frozen=True)
@@ -56,10 +74,7 @@ class Scratch:
 
 @triton.jit
 def route_kernel(
-    weight,
-    low,
-    high,
-    scale,
+    votes,
     squares,
     eps,
     slots,
@@ -72,64 +87,71 @@ def route_kernel(
     ACTIVE: tl.constexpr,
     SLOTS: tl.constexpr,
     K: tl.constexpr,
-    K_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PARTS_PADDED: tl.constexpr,
     BATCH: tl.constexpr,
-    SUMS: tl.constexpr,
-    SUMS_PADDED: tl.constexpr,
-    FIXED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     experts = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
-    everyone = tl.arange(0, E_PADDED)
-    # Along k, a word of four neighbours after the other, as fixed point has them.
-    word = tl.arange(0, K_PADDED // 4)
-    place = tl.arange(0, 4)
-    k = word[:, None] * 4 + place[None, :]
-    columns = tl.reshape(k, [K_PADDED])
-    there = (experts < E)[:, None] & (columns < K)[None, :]
-    w = tl.load(weight + experts[:, None] * K + columns[None, :], mask=there, other=0.0).to(tl.float32)
+    part = tl.arange(0, PARTS_PADDED)
+    there = (part < PARTS)[:, None] & (experts < E)[None, :]
     follow(OVERLAP)
+    sums = ()
     for b in tl.static_range(BATCH):
-        if FIXED:
-            at = b * (K // 4) + word
-            low_word = tl.load(low + at, mask=word < K // 4, other=0)
-            high_word = tl.load(high + at, mask=word < K // 4, other=0)
-            units = tl.load(scale + at, mask=word < K // 4, other=0.0)
-            first = tl.join((low_word << 16) >> 16, low_word >> 16)
-            second = tl.join((high_word << 16) >> 16, high_word >> 16)
-            numbers = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [K_PADDED // 4, 4])
-            x = tl.reshape(numbers.to(tl.float32) * units[:, None], [K_PADDED])
-        else:
-            x = tl.load(low + b * K + columns, mask=columns < K, other=0.0).to(tl.float32)
-        factor = tl.sum(norm_factor(norm_parts(squares + b * SUMS, SUMS, SUMS_PADDED, 1, 1), eps, K), 0)
-        tl.store(logits + b * E + experts, tl.sum(w * x[None, :], 1) * factor, mask=experts < E)
-    tl.debug_barrier()
-    if tl.num_programs(0) > 1:
-        last = tl.atomic_add(finished, 1, sem="acq_rel") == tl.num_programs(0) - 1
+        votes_of_row = votes + (b * PARTS + part)[:, None] * E + experts[None, :]
+        vote = tl.load(votes_of_row, mask=there, other=0.0)
+        factor = tl.sum(norm_factor(norm_parts(squares + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, K), 0)
+        sums = sums + (tl.sum(vote, 0) * factor,)
+    if PER_PROGRAM == E_PADDED:
+        decide(sums, slots, gates, E, E_PADDED, ACTIVE, SLOTS, BATCH)
     else:
-        last = True
-    if last:
-        tl.store(finished, 0)
-        used = tl.zeros([E_PADDED], tl.int32)
         for b in tl.static_range(BATCH):
-            wanted, _ = choose(logits + b * E, everyone, E, ACTIVE)
-            used = used | (wanted > 0.0).to(tl.int32)
-        slot = tl.cumsum(used, 0) - 1
-        every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
-        tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= tl.sum(used, 0)))
-        tl.store(slots + slot, everyone, mask=used > 0)
-        for b in tl.static_range(BATCH):
-            wanted, poison = choose(logits + b * E, everyone, E, ACTIVE)
-            tl.store(gates + slot * BATCH + b, wanted + poison, mask=used > 0)
+            tl.store(logits + b * E + experts, sums[b], mask=experts < E)
+        tl.debug_barrier()
+        if tl.atomic_add(finished, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+            tl.store(finished, 0)
+            everyone = tl.arange(0, E_PADDED)
+            all_sums = ()
+            for b in tl.static_range(BATCH):
+                of_row = tl.load(logits + b * E + everyone, mask=everyone < E, other=0.0, cache_modifier=".cg")
+                all_sums = all_sums + (of_row,)
+            decide(all_sums, slots, gates, E, E_PADDED, ACTIVE, SLOTS, BATCH)
+
+
+@triton.jit
+def decide(
+    logits,
+    slots,
+    gates,
+    E: tl.constexpr,
+    E_PADDED: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BATCH: tl.constexpr,
+):
+    """Writes a `Routing` for logits, a tuple of [E_PADDED] for each row of the batch."""
+    everyone = tl.arange(0, E_PADDED)
+    used = tl.zeros([E_PADDED], tl.int32)
+    weights, poisons = (), ()
+    for b in tl.static_range(BATCH):
+        weight, poison = choose(logits[b], everyone, E, ACTIVE)
+        used = used | (weight > 0.0).to(tl.int32)
+        weights = weights + (weight,)
+        poisons = poisons + (poison,)
+    slot = tl.cumsum(used, 0) - 1
+    every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
+    tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= tl.sum(used, 0)))
+    tl.store(slots + slot, everyone, mask=used > 0)
+    for b in tl.static_range(BATCH):
+        tl.store(gates + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
 
 
 @triton.jit
 def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
     """Weights of the ACTIVE largest logits, which add up to one; 0 for the others. Of equals the first is chosen. And a
     number to add to the weights: 0, or NaN where a logit is none, which must not get lost."""
-    read = tl.load(logits + everyone, mask=everyone < E, other=0.0, cache_modifier=".cg")
-    poison = tl.sum(read * 0.0, 0)
-    left = tl.where((read == read) & (everyone < E), read, float("-inf"))
+    poison = tl.sum(logits * 0.0, 0)
+    left = tl.where((logits == logits) & (everyone < E), logits, float("-inf"))
     largest = tl.max(left, 0)
     weights = tl.zeros_like(left)
     for _ in tl.static_range(ACTIVE):
@@ -137,16 +159,15 @@ def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
         first = tl.min(tl.where((left == top) & (weights == 0.0) & (everyone < E), everyone, E), 0)
         chosen = everyone == first
         # Never 0, however far it is from the largest: 0 means not chosen.
-        weight = tl.where(top > float("-inf"), tl.exp(top - largest), 0.0)
+        weight = tl.where(top == largest, 1.0, tl.exp(top - largest))
         weights = tl.where(chosen, tl.maximum(weight, 1e-30), weights)
         left = tl.where(chosen, float("-inf"), left)
     return weights / tl.sum(weights, 0), poison
 
 
 def route(
-    x: Activation,
+    votes: Votes,
     norm: Norm,
-    weight: Tensor,
     active: int,
     routing: Routing,
     scratch: Scratch,
@@ -155,20 +176,19 @@ def route(
     """Softmax over all experts, the `active` largest for each token, renormalised.
 
     Args:
-        x: [B, K], the norm's gain already in it.
+        votes: of as many parts of the residual stream as the norm has squares of.
         norm: its divisor.
-        weight: [E, K], never quantised.
         active: A, experts for each token.
         routing: all of it is written, but for the gates of slots without an expert.
         scratch: of no meaning between launches.
         overlap: launched while the kernel before it still runs (see `launch`).
     """
-    experts, width = weight.shape
-    sums = norm.squares.shape[1]
+    batch, parts, experts = votes.parts.shape
+    assert norm.squares.shape == (batch, parts)
     per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
+    parts_padded = triton.next_power_of_2(parts)
     route_kernel[(triton.cdiv(experts, per_program),)](
-        weight,
-        *x.tensors,
+        votes.parts,
         norm.squares,
         norm.eps,
         routing.slots,
@@ -180,29 +200,26 @@ def route(
         PER_PROGRAM=per_program,
         ACTIVE=active,
         SLOTS=routing.slots.numel(),
-        K=width,
-        K_PADDED=max(4, triton.next_power_of_2(width)),
-        BATCH=x.batch,
-        SUMS=sums,
-        SUMS_PADDED=triton.next_power_of_2(sums),
-        FIXED=x.fixed,
+        K=norm.width,
+        PARTS=parts,
+        PARTS_PADDED=parts_padded,
+        BATCH=batch,
         OVERLAP=overlap,
-        num_warps=WARPS,
+        num_warps=min(max(parts_padded * per_program // VOTES_PER_WARP, 1), 16),
         launch_pdl=overlap,
     )
 
 
 def route_reference(
-    x: Activation,
+    votes: Votes,
     norm: Norm,
-    weight: Tensor,
     active: int,
     routing: Routing,
     scratch: Scratch,
     overlap: bool = False,
 ) -> None:
     """The twin of `route`."""
-    probabilities = (x.read() * norm.factor() @ weight.float().T).softmax(-1)
+    probabilities = (votes.parts.sum(1) * norm.factor()).softmax(-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     weights, chosen = ordered[:, :active], order[:, :active]
     weights = weights / weights.sum(-1, keepdim=True)

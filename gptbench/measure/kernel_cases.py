@@ -402,6 +402,7 @@ def plain_add_linear(
     gates: Tensor | None,
     residual: Tensor,
     gain: Tensor,
+    router: Tensor | None,
 ) -> tuple[Tensor, ...]:
     matrix = of_experts(weight, slots)
     assert matrix is not None
@@ -409,7 +410,9 @@ def plain_add_linear(
     if gates is not None:
         y = (y * gates.unsqueeze(-1)).sum(0)
     new = (residual.float() + y).to(residual.dtype)
-    return new, new * gain, new.float().square().sum(-1, keepdim=True)
+    scaled = new.float() * gain.float()
+    told = () if router is None else (scaled @ router.float().T,)
+    return new, scaled, new.float().square().sum(-1, keepdim=True), *told
 
 
 def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -418,12 +421,14 @@ def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
 
 def add_linear_case(active: int, launch: "Launch") -> Case:
     """The library has no mixtures; for one matrix it adds the residual stream, and leaves the norm to others."""
-    x, weight, scale, routing, residual, gain, following, squares, _ = launch.arguments
+    x, weight, scale, routing, residual, gain, following, squares, votes, _ = launch.arguments
 
     def call(generator: Generator) -> Call:
         made = Maker(launch.arguments, generator)
-        x, weight, scale, routing, residual, gain, following, squares, _ = made.arguments
+        x, weight, scale, routing, residual, gain, following, squares, votes, _ = made.arguments
         made.weight(weight, scale)
+        if votes is not None:
+            made.weight(votes.weight, None)
         slots, gates = made.routing(routing, weight.shape[0], active)
         plain = made.activation(x, residual.dtype)
         made.normal(residual)
@@ -432,10 +437,15 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         own = plain if gates is None else plain.view(*gates.shape, -1)
         return Call(
             made.arguments,
-            outputs=(*tensors_of(following), squares),
+            outputs=(*tensors_of(following), squares, *(() if votes is None else (votes.parts,))),
             updated=(residual,),
-            read=lambda: (residual, following.read(), squares.sum(-1, keepdim=True)),
-            plain=(own, weight, scale, slots, gates, before, gain),
+            read=lambda: (
+                residual,
+                following.read(),
+                squares.sum(-1, keepdim=True),
+                *(() if votes is None else (votes.parts.sum(1),)),
+            ),
+            plain=(own, weight, scale, slots, gates, before, gain, None if votes is None else votes.weight),
             library=(plain, weight, before),
         )
 
@@ -444,7 +454,9 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         name=launch.role,
         shape=weight_shape(weight, batch, active if routing is not None else 0),
         dtype=name_of(weight),
-        moved_bytes=launch.weights + nbytes(x, routing, residual, residual, gain, following, squares),
+        moved_bytes=launch.weights
+        + nbytes(x, routing, residual, residual, gain, following, squares)
+        + (0 if votes is None else nbytes(votes.parts)),
         flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:]),
         call=call,
         twin=launch.twin,
@@ -452,30 +464,29 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         library=library_add_linear if scale is None and routing is None else None,
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale) - launch.weights,
+        unread_bytes=nbytes(weight, scale) + (0 if votes is None else nbytes(votes.weight)) - launch.weights,
     )
 
 
-def plain_route(x: Tensor, factor: Tensor, weight: Tensor, active: int) -> tuple[Tensor, ...]:
+def plain_route(votes: Tensor, factor: Tensor, active: int) -> tuple[Tensor, ...]:
     """Gates of all experts: [B, E], 0 where one was not chosen."""
-    weights, chosen = (product(x, weight, None) * factor).softmax(-1).topk(active, dim=-1)
+    logits = votes.sum(1) * factor
+    weights, chosen = logits.softmax(-1).topk(active, dim=-1)
     weights = weights / weights.sum(-1, keepdim=True)
-    return (torch.zeros(x.shape[0], weight.shape[0], device=x.device).scatter(-1, chosen, weights),)
+    return (torch.zeros_like(logits).scatter(-1, chosen, weights),)
 
 
 def route_case(launch: "Launch") -> Case:
-    """x is as exact as the kernel has it: rounded, the router might prefer another expert."""
-    x, norm, weight, active, routing, _ = launch.arguments
-    experts, width = weight.shape
+    votes, norm, active, routing, _ = launch.arguments
+    batch, _, experts = votes.parts.shape
 
     def call(generator: Generator) -> Call:
         made = Maker(launch.arguments, generator)
-        x, norm, weight, active, routing, _ = made.arguments
-        made.weight(weight, None)
-        made.activation(x, weight.dtype)
+        votes, norm, active, routing, _ = made.arguments
+        made.normal(votes.parts)
 
         def gates() -> tuple[Tensor, ...]:
-            found = torch.zeros(experts + 1, x.batch, device=weight.device)  # the last row: of slots without an expert
+            found = torch.zeros(experts + 1, batch, device=votes.parts.device)  # the last: of slots without an expert
             found[routing.slots.long().clamp(-1, experts)] = routing.gates
             return (found[:experts].T,)
 
@@ -483,19 +494,19 @@ def route_case(launch: "Launch") -> Case:
             made.arguments,
             outputs=(routing.slots, routing.gates),
             read=gates,
-            plain=(x.read(), made.norm(norm), weight, active),
+            plain=(votes.parts, made.norm(norm), active),
         )
 
     return Case(
         name=launch.role,
-        shape={"B": x.batch, "E": experts, "A": active, "D": width},
-        dtype=name_of(weight),
-        moved_bytes=launch.weights + nbytes(x, norm, routing),
-        flops=2 * x.batch * weight.numel(),
+        shape={"B": batch, "E": experts, "A": active, "D": norm.width},
+        dtype=name_of(votes.parts),
+        moved_bytes=nbytes(votes.parts, norm, routing),
+        flops=votes.parts.numel(),
         call=call,
         twin=launch.twin,
         plain=plain_route,
-        workspace_bytes=8 * weight.numel(),
+        workspace_bytes=8 * nbytes(votes.parts),
     )
 
 
