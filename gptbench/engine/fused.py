@@ -39,7 +39,7 @@ from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
 from gptbench.targets import target
 
-LEAST_ROWS = 8
+LEAST_ROWS = 4
 """Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
 MOST_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""

@@ -61,15 +61,17 @@ def weights_of(
 ):
     """The step's tile [ROWS, WIDTH] of weight [N, COLUMNS]: rows first + offsets [ROWS], 0 where there is none.
 
-    Offsets that are known when it is compiled become part of the instructions, and take no registers.
+    Offsets that are known when it is compiled become part of the instructions, and take no registers. A step reads a
+    weight once: what it reads again, activations and short caches, is to stay in the caches instead.
     """
     columns = step * WIDTH + tl.arange(0, WIDTH)
     pointers = weight + first.to(tl.int64) * COLUMNS + (offsets * COLUMNS)[:, None] + columns[None, :]
     if N % ROWS == 0:
         if COLUMNS % WIDTH == 0:
-            return tl.load(pointers)
-        return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0)
-    return tl.load(pointers, mask=(first + offsets < N)[:, None] & (columns < COLUMNS)[None, :], other=0)
+            return tl.load(pointers, eviction_policy="evict_first")
+        return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0, eviction_policy="evict_first")
+    there = (first + offsets < N)[:, None] & (columns < COLUMNS)[None, :]
+    return tl.load(pointers, mask=there, other=0, eviction_policy="evict_first")
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from gptbench.kernels.linear import Tile
 
 BYTES_PER_WARP = 512
 """What a warp loads of a row at once: 16 bytes for each thread."""
+MOST_PRELOADED = 96
+"""Registers of each thread for weights that are loaded before the program waits."""
 MOST_TOTALS = 32
 """Rows of the tile times rows of the batch."""
 
@@ -45,13 +47,13 @@ def candidates(columns: int, dtype: torch.dtype, multiple: int = 1) -> Iterator[
     """Tiles worth trying for rows of so many columns."""
     seen = set()
     for rows in (4, 8, 16) if dtype == torch.int8 else (2, 4, 8):
-        for warps in (1, 2, 4):
+        for warps in (2, 4, 8):
             for width in (1, 2):
                 block = warps * width * BYTES_PER_WARP // dtype.itemsize
                 steps = -(-columns // block)
-                for preload in sorted({1, 2, -(-steps // 2)}):
-                    registers = rows * 4 * width * preload
+                for preload in sorted({1, 2, steps}):
                     tile = fitted(Tile(max(rows, multiple), block, warps, preload), columns, dtype)
-                    if registers <= 96 and tile not in seen:
+                    registers = tile.rows * 4 * width * tile.preload
+                    if registers <= MOST_PRELOADED and tile not in seen:
                         seen.add(tile)
                         yield tile
