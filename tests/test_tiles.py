@@ -21,11 +21,12 @@ def is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
+@pytest.mark.parametrize("kernel", ["linear", "swiglu", "add_linear"])
 @pytest.mark.parametrize("multiple", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_tiles_can_be_launched(rows: int, columns: int, dtype: torch.dtype, multiple: int) -> None:
-    tiles = [default_tile(rows, columns, dtype, multiple), *candidates(columns, dtype, multiple)]
+def test_tiles_can_be_launched(rows: int, columns: int, dtype: torch.dtype, multiple: int, kernel: str) -> None:
+    tiles = [default_tile(kernel, rows, columns, dtype, multiple), *candidates(columns, dtype, multiple)]
     assert len(tiles) > 1
     assert len(set(tiles[1:])) == len(tiles) - 1
     for tile in tiles:
@@ -51,7 +52,7 @@ def test_use_of_a_weight() -> None:
 
 def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     tiles, others = Tiles(tmp_path / "new", "h200"), Tiles(tmp_path / "new", "h200")
-    assert tiles[QKV] == default_tile(12288, 4096, torch.int8)
+    assert tiles[QKV] == QKV.default
     found = Tile(rows=4, block=512, warps=1, preload=2)
     tiles.keep(QKV, found)
     others.keep(W13, Tile(8, 1024, 2, 1))
@@ -59,7 +60,7 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     again = Tiles(tmp_path / "new", "h200")
     assert again[QKV] == found, "another process must not have lost it"
     assert again[W13] == Tile(8, 1024, 2, 1)
-    assert again[Use("linear", 12288, 4096, torch.int8, batch=2)] == default_tile(12288, 4096, torch.int8)
+    assert again[Use("linear", 12288, 4096, torch.int8, batch=2)] == QKV.default
     assert Tiles(tmp_path / "new", "another")[QKV] != found
 
 
@@ -93,8 +94,8 @@ def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_larger_batch_gets_fewer_rows() -> None:
-    rows = [default_tile(4096, 11008, torch.int8, 4, batch).rows for batch in (1, 2, 4, 8)]
-    assert rows == [16, 16, 8, 4]
+    rows = [default_tile("add_linear", 4096, 11008, torch.int8, 4, batch).rows for batch in (1, 2, 4, 8)]
+    assert rows == [8, 8, 8, 4]
 
 
 @pytest.mark.gpu

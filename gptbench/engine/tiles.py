@@ -51,6 +51,12 @@ class Use:
         multiple = written * 4 if weight.dtype == torch.int8 else written
         return cls(kernel.__name__, rows, columns, weight.dtype, batch, max(multiple, least), slots)
 
+    @property
+    def default(self) -> Tile:
+        """The built-in tile."""
+        shape = self.kernel, self.rows, self.columns, self.dtype
+        return default_tile(*shape, self.multiple, self.batch, mixture=self.slots > 0)
+
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         experts = f" experts {self.slots}" if self.slots else ""
@@ -99,7 +105,7 @@ class Tiles:
         Raises:
             UserError: the tile that the file has does not suit the use.
         """
-        tile = self.found.get(str(use)) or default_tile(use.rows, use.columns, use.dtype, use.multiple, use.batch)
+        tile = self.found.get(str(use)) or use.default
         if tile.rows % use.multiple:
             raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
         return tile
@@ -123,14 +129,13 @@ def fastest(use: Use, step_with: Callable[[Tile], Callable[[], None]], device: t
         use: what the tile is for.
         step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
-    default = default_tile(use.rows, use.columns, use.dtype, use.multiple, use.batch)
-    tiles = list(dict.fromkeys((default, *candidates(use.columns, use.dtype, use.multiple))))
+    tiles = list(dict.fromkeys((use.default, *candidates(use.columns, use.dtype, use.multiple))))
     # Each thread has a current device of its own.
     with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
         steps = list(threads.map(lambda tile: compiled(step_with(tile)), tiles))
     torch.cuda.synchronize()
     times = {tile: seconds(step) for tile, step in zip(tiles, steps, strict=True) if step is not None}
-    return min(times, key=lambda tile: times[tile]) if times else default
+    return min(times, key=lambda tile: times[tile]) if times else use.default
 
 
 def compiled(step: Callable[[], None]) -> Callable[[], None] | None:

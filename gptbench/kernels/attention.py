@@ -23,9 +23,6 @@ from torch import Tensor
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import INTERPRETED, follow
 
-LARGEST_GROUP = 4
-"""Query heads that share a key, up to which products are added up in registers. More are left to `tl.dot`, whose shared
-memory keeps programs of other kernels off the processor."""
 SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
 TILE_BYTES = 16384
@@ -38,8 +35,8 @@ LONE_BYTES_PER_WARP = 4096
 MOST_LONE_BLOCKS = 2
 """Blocks that a program reads alone rather than that several do and combine. Each of so few has code of its own: a loop
 that reads ahead does something for the next block even where there is none."""
-COMBINED = 4096
-"""Numbers that are loaded at once when chunks are combined."""
+COMBINED = 16384
+"""Numbers that are loaded at once when chunks are combined: each further round waits for memory once more."""
 PER_PROCESSOR = 3
 """Programs with a chunk, in a long context: as many as its registers have room for."""
 DOTS_PER_PROCESSOR = 2
@@ -69,14 +66,14 @@ class Plan:
 
     def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
         """Parts of a program that add up by themselves, so that they need not wait for one another: as many as rows
-        that the threads load at once, 16 bytes each; with dot products its warps.
+        that the threads load at once, 16 bytes each; with dot products, where heads share keys, its warps.
 
         Args:
-            sharing: query heads for each key-value head.
+            sharing: query heads for each program.
             padded: width of a head, in memory on the chip.
             itemsize: bytes of a number in the cache.
         """
-        if sharing <= LARGEST_GROUP:
+        if sharing == 1:
             return max(min(self.warps * 32 * 16 // (padded * itemsize), self.block), 1)
         return max(min(self.warps, self.block // SMALLEST_DOT), 1)
 
@@ -96,18 +93,28 @@ class Plan:
         if whole * row <= LONE_TILE_BYTES * MOST_LONE_BLOCKS:
             block = min(whole, max(LONE_TILE_BYTES // row, SMALLEST_DOT))
             return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), apart=True)
-        dots = heads // kv_heads > LARGEST_GROUP
+        dots = heads > kv_heads
         programs = (DOTS_PER_PROCESSOR if dots else PER_PROCESSOR) * processors // (batch * kv_heads)
         splits = max(min(programs, visible // SHORTEST_CHUNK), 1)
-        # Several heads take more registers: for their queries, and for what they add up.
-        tile = TILE_BYTES if dots or heads == kv_heads else TILE_BYTES // 2
-        block = min(max(tile // row, SMALLEST_DOT), 128)
+        at_once = combined_at_once(heads // kv_heads, width)
+        splits -= splits % at_once if splits > at_once else 0  # a rest would take another round to combine
+        block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
         # Without tensor cores the dot products of float32 need more registers.
         return cls(splits, block, warps=8 if dots and itemsize == 4 else 4)
 
     def sharing(self, heads: int, kv_heads: int) -> int:
         """Query heads for each program."""
         return 1 if self.apart else heads // kv_heads
+
+
+def padded_width(width: int) -> int:
+    """Of a head, in memory on the chip."""
+    return max(triton.next_power_of_2(width), SMALLEST_DOT)
+
+
+def combined_at_once(sharing: int, width: int) -> int:
+    """Chunks of so many heads: a power of two."""
+    return max(COMBINED // (triton.next_power_of_2(sharing) * padded_width(width)), 1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Scratch:
         sharing = plan.sharing(heads, kv_heads)
         groups, rows = batch * heads // sharing, triton.next_power_of_2(sharing)
         chunks = groups, plan.splits, rows
-        padded = max(triton.next_power_of_2(width), SMALLEST_DOT)
+        padded = padded_width(width)
         return cls(
             plan=plan,
             values=torch.empty(*chunks, padded, dtype=torch.float32, device=device),
@@ -219,47 +226,20 @@ def halves(words, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def weigh(q, k, there, peak, total, SHARING: tl.constexpr):
-    """`weigh_dots` without dot products, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32
-    [1, LANES, PADDED], peak and total, [1, LANES], are tuples, one of each for each head. Gives peak, total, weights
-    [X, LANES] of the values, and [1, LANES] of the sum of those before."""
-    peaks, totals, weights, fading = (), (), (), ()
-    for head in tl.static_range(SHARING):
-        scores = tl.where(there, tl.sum(q[head] * k, 2), float("-inf"))
-        higher = tl.maximum(peak[head], tl.max(scores, 0, keep_dims=True))
-        weight, fade = tl.exp2(scores - higher), tl.exp2(peak[head] - higher)
-        peaks = peaks + (higher,)
-        totals = totals + (total[head] * fade + tl.sum(weight, 0, keep_dims=True),)
-        weights = weights + (weight,)
-        fading = fading + (fade,)
-    return peaks, totals, weights, fading
+def weigh(q, k, there, peak, total):
+    """`weigh_dots` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32, is
+    [1, LANES, PADDED], peak and total are [1, LANES]. Gives peak, total, weights [X, LANES], and [1, LANES] of the sum
+    of those before."""
+    scores = tl.where(there, tl.sum(q * k, 2), float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 0, keep_dims=True))
+    weights, fading = tl.exp2(scores - higher), tl.exp2(peak - higher)
+    return higher, total * fading + tl.sum(weights, 0, keep_dims=True), weights, fading
 
 
 @triton.jit
-def gather(value, weights, fading, v, SHARING: tl.constexpr):
-    """`gather_dots` without them: value, a tuple of [1, LANES, PADDED], with v [X, LANES, PADDED]."""
-    values = ()
-    for head in tl.static_range(SHARING):
-        part = tl.sum(weights[head][:, :, None] * v, 0, keep_dims=True)
-        values = values + (value[head] * fading[head][:, :, None] + part,)
-    return values
-
-
-@triton.jit
-def stacked(parts, SHARING: tl.constexpr, ROWS: tl.constexpr):
-    """Tensors [1, X] or [1, X, Y], up to 4 of them, as one [X, ROWS(, Y)]; the first again where ROWS are more."""
-    shape: tl.constexpr = parts[0].shape
-    if ROWS == 1:
-        return tl.trans(parts[0]) if len(shape) == 2 else tl.permute(parts[0], (1, 0, 2))
-    else:
-        if ROWS == 2:
-            rows = tl.join(parts[0], parts[1])
-        else:
-            rows = tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3 if SHARING == 4 else 0]))
-        if len(shape) == 2:
-            return tl.reshape(rows, [shape[1], ROWS])
-        else:
-            return tl.permute(tl.reshape(rows, [shape[1], shape[2], ROWS]), (0, 2, 1))
+def gather(value, weights, fading, v):
+    """`gather_dots` without them: value [1, LANES, PADDED] with v [X, LANES, PADDED]."""
+    return value * fading[:, :, None] + tl.sum(weights[:, :, None] * v, 0, keep_dims=True)
 
 
 @triton.jit
@@ -406,11 +386,8 @@ def attend_kernel(
     own_q = heads + head * K
     own_k = heads + (H + kv_head) * K
     if VECTOR:
-        q, q_partner = (), ()
-        for number in tl.static_range(SHARING):
-            own = own_q + number * K
-            q = q + (tl.load(own + columns, mask=inside, other=0.0, cache_modifier=".cg"),)
-            q_partner = q_partner + (tl.load(own + partners, mask=inside, other=0.0, cache_modifier=".cg"),)
+        q = tl.load(own_q + columns, mask=inside, other=0.0, cache_modifier=".cg")
+        q_partner = tl.load(own_q + partners, mask=inside, other=0.0, cache_modifier=".cg")
     else:
         asked = inside & (rows < SHARING)
         q = tl.load(own_q + rows * K + columns, mask=asked, other=0.0, cache_modifier=".cg")
@@ -426,40 +403,34 @@ def attend_kernel(
 
     # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
     # where all start to look for the largest: it takes part in the sum, wherever that is made.
+    q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
     if VECTOR:
         takes = newest & (tl.arange(0, LANES)[None, :] == 0)
-        turned, peak, total, value = (), (), (), ()
-        for number in tl.static_range(SHARING):
-            own, partner = q[number], q_partner[number]
-            own = turn(own, partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
-            own = own.to(tl.float32) * TEMPERATURE
-            turned = turned + (own,)
-            peak = peak + (tl.sum(own * new_key.to(tl.float32), 2),)
-            total = total + (tl.where(takes, 1.0, 0.0),)
-            value = value + (tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0),)
+        q = q.to(tl.float32) * TEMPERATURE
+        peak = tl.sum(q * new_key.to(tl.float32), 2)
+        total = tl.where(takes, 1.0, 0.0)
+        value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
         if BLOCKS > 0:
             there = begin + place_of < end
-            peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
-            value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+            peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
+            value = gather(value, weights, fading, numbers(v, DTYPE, LANES))
             for number in tl.static_range(1, BLOCKS):
                 start = begin + number * BLOCK
                 if start < end:
                     there, k = start + place_of < end, more_k[number - 1]
-                    peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
-                    value = gather(value, weights, fading, numbers(more_v[number - 1], DTYPE, LANES), SHARING)
+                    peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
+                    value = gather(value, weights, fading, numbers(more_v[number - 1], DTYPE, LANES))
         else:
             for start in range(begin, end, BLOCK):
                 there, following = start + place_of < end, start + BLOCK
                 # The next keys take the registers of these, and come while values are added up.
-                peak, total, weights, fading = weigh(turned, numbers(k, DTYPE, LANES), there, peak, total, SHARING)
+                peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
                 k = block_of(key_words, following, end, places, word, WORDS)
-                value = gather(value, weights, fading, numbers(v, DTYPE, LANES), SHARING)
+                value = gather(value, weights, fading, numbers(v, DTYPE, LANES))
                 v = block_of(value_words, following, end, places, word, WORDS)
-        peak, total = stacked(peak, SHARING, ROWS), stacked(total, SHARING, ROWS)
-        peak, total, value = joined(peak, total, stacked(value, SHARING, ROWS), 0)
+        peak, total, value = joined(tl.trans(peak), tl.trans(total), tl.permute(value, (1, 0, 2)), 0)
     else:
         takes = newest & (tl.arange(0, LANES)[:, None] == 0)
-        q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
         peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, ROWS]
         # The rows that the dot products need more than there are heads repeat these.
         REPEATS: tl.constexpr = DOT_ROWS // ROWS
@@ -583,13 +554,13 @@ def attend(
         ROWS=rows,
         DOT_ROWS=max(rows, SMALLEST_DOT),
         LANES=plan.lanes(sharing, padded, qkv.element_size()),
-        VECTOR=sharing <= LARGEST_GROUP,
+        VECTOR=sharing == 1,
         TEMPERATURE=width**-0.5 * LOG2_E,
         WINDOW=window if window < length else 0,
         SPLITS=plan.splits,
         BLOCK=plan.block,
         BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
-        AT_ONCE=max(min(COMBINED // (rows * padded), triton.next_power_of_2(plan.splits)), 1),
+        AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
         FIXED=out.fixed,
         OVERLAP=overlap,
         num_warps=plan.warps,

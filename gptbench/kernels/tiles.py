@@ -19,15 +19,20 @@ MOST_TOTALS = 32
 """Rows of the tile times rows of the batch."""
 
 
-def default_tile(rows: int, columns: int, dtype: torch.dtype, multiple: int = 1, batch: int = 1) -> Tile:
-    """For a weight [rows, columns], the tile's rows a multiple of `multiple`; few where the batch has many rows, each
-    of which takes registers for them."""
-    small = rows * columns * dtype.itemsize <= 2**25
-    long = columns > 8192
-    if dtype == torch.int8:
-        warps, width, high, preload = (4, 1, 16, 1) if long else (4, 1, 8, 2) if small else (2, 2, 8, 1)
+def default_tile(
+    kernel: str, rows: int, columns: int, dtype: torch.dtype, multiple: int = 1, batch: int = 1, mixture: bool = False
+) -> Tile:
+    """For a kernel of that name over a weight [rows, columns] (or several, of a mixture), the tile's rows a multiple of
+    `multiple`; few where the batch has many rows, each of which takes registers for them."""
+    int8 = dtype == torch.int8
+    if kernel == "add_linear":  # few rows: whole ones are loaded early, if they are short
+        warps, width, high, preload = (4, 1, 8, 2 if columns <= 8192 else 1) if int8 else (4, 2, 4, 2)
+    elif kernel == "swiglu":
+        warps, width, high, preload = (4 if mixture else 2, 1, 8, 1) if int8 else (2, 2, 2, 1)
+    elif int8 and rows * columns <= 2**25:
+        warps, width, high, preload = 2, 1, 4, 1
     else:
-        warps, width, high, preload = (2, 2, 8, 1) if long else (4, 2, 4, 1) if small else (2, 2, 2, 1)
+        warps, width, high, preload = (2, 2, 8, 1) if int8 else (2, 2, 2, 1)
     block = warps * width * BYTES_PER_WARP // dtype.itemsize
     high = min(high, max(2, MOST_TOTALS // triton.next_power_of_2(batch)))
     return fitted(Tile(max(high, multiple), block, warps, preload), columns, dtype)
