@@ -169,10 +169,16 @@ def draw_kernel(
     number = tl.cdiv(V, C)
     logits += row * V
     chunks += row * number
+    # All at once, as each has to be waited for.
     before = tl.load(position)
     heat = tl.load(temperature)
+    k = tl.minimum(tl.load(top_k), V).to(tl.int32)
+    p = tl.load(top_p)
+    held = tl.load(stopped + row)
+    stop = tl.load(stops + tl.arange(0, STOPS))
     index = tl.arange(0, CHUNKS)
     peaks = tl.load(maxima + row * number + index, mask=index < number, other=0.0)
+    chance = tl.load(uniform + row * length + before + 1)
     peaks = tl.where(index < number, key_of(peaks), EMPTY)
     top_key = tl.max(peaks, 0)
     drawn = V
@@ -185,8 +191,6 @@ def draw_kernel(
     else:
         top = number_of(top_key)
         inverse = tl.minimum(1.0 / heat, LARGEST)
-        k = tl.minimum(tl.load(top_k), V).to(tl.int32)
-        p = tl.load(top_p)
         mass = 0.0
 
         # Chunks that may hold a kept token: those whose maximum lies over `bound`.
@@ -284,7 +288,7 @@ def draw_kernel(
 
         # The candidates are listed in order of their ids.
         mass = mass_over(key, weight, logits, chunks, count, V, EMPTY, floor, last, top, inverse, C, BLOCK)
-        goal = tl.load(uniform + row * length + before + 1) * mass
+        goal = chance * mass
         running = 0.0
         latest = 0  # of all with a weight, for where rounding leaves the sum at the goal
         start = 0
@@ -301,10 +305,8 @@ def draw_kernel(
             drawn = latest
     # Logits that are no numbers may leave none.
     token64 = tl.minimum(drawn, V - 1).to(tl.int64)
-    held = tl.load(stopped + row)
     token64 = tl.where(held >= 0, held, token64)
-    hits = tl.load(stops + tl.arange(0, STOPS)) == token64
-    if tl.max(hits.to(tl.int32), 0) > 0:
+    if tl.max((stop == token64).to(tl.int32), 0) > 0:
         tl.store(stopped + row, token64)
     tl.store(token_out + row, token64)
     tl.store(tokens + row * length + before + 1, token64)
