@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptbench.engine.tiles import Tiles, Use, fastest
+from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, Use, candidates, default_tile, fastest
 from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile, linear
 from gptbench.kernels.swiglu import swiglu
-from gptbench.kernels.tiles import BYTES_PER_WARP, candidates, default_tile
 
 SHAPES = [(48, 48), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (128256, 2048), (7, 16)]
 QKV = Use("linear", 12288, 4096, torch.int8, batch=1)
@@ -21,14 +20,17 @@ def is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
-@pytest.mark.parametrize("kernel", ["linear", "swiglu", "add_linear"])
+@pytest.mark.parametrize(("kernel", "slots"), [("linear", 0), ("swiglu", 0), ("add_linear", 0), ("add_linear", 2)])
 @pytest.mark.parametrize("multiple", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_tiles_can_be_launched(rows: int, columns: int, dtype: torch.dtype, multiple: int, kernel: str) -> None:
-    tiles = [default_tile(kernel, rows, columns, dtype, multiple), *candidates(columns, dtype, multiple)]
-    assert len(tiles) > 1
-    assert len(set(tiles[1:])) == len(tiles) - 1
+def test_tiles_can_be_launched(
+    rows: int, columns: int, dtype: torch.dtype, multiple: int, kernel: str, slots: int
+) -> None:
+    use = Use(kernel, rows, columns, dtype, 1, multiple, slots)
+    tiles = list(candidates(use))
+    assert len(set(tiles)) == len(tiles) > 1
+    assert tiles[0] == default_tile(use)
     for tile in tiles:
         assert all(map(is_power_of_two, (tile.rows, tile.block, tile.warps)))
         assert tile.rows % multiple == 0
@@ -52,7 +54,7 @@ def test_use_of_a_weight() -> None:
 
 def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     tiles, others = Tiles(tmp_path / "new", "h200"), Tiles(tmp_path / "new", "h200")
-    assert tiles[QKV] == QKV.default
+    assert tiles[QKV] == default_tile(QKV)
     found = Tile(rows=4, block=512, warps=1, preload=2)
     tiles.keep(QKV, found)
     others.keep(W13, Tile(8, 1024, 2, 1))
@@ -60,7 +62,8 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     again = Tiles(tmp_path / "new", "h200")
     assert again[QKV] == found, "another process must not have lost it"
     assert again[W13] == Tile(8, 1024, 2, 1)
-    assert again[Use("linear", 12288, 4096, torch.int8, batch=2)] == QKV.default
+    of_two = Use("linear", 12288, 4096, torch.int8, batch=2)
+    assert again[of_two] == default_tile(of_two)
     assert Tiles(tmp_path / "new", "another")[QKV] != found
 
 
@@ -94,7 +97,7 @@ def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_larger_batch_gets_fewer_rows() -> None:
-    rows = [default_tile("add_linear", 4096, 11008, torch.int8, 4, batch).rows for batch in (1, 2, 4, 8)]
+    rows = [default_tile(Use("add_linear", 4096, 11008, torch.int8, batch, 4)).rows for batch in (1, 2, 4, 8)]
     assert rows == [8, 8, 8, 4]
 
 
@@ -102,7 +105,7 @@ def test_a_larger_batch_gets_fewer_rows() -> None:
 def test_the_fastest_candidate_is_found() -> None:
     """A step that sleeps for all tiles but one."""
     use = Use("linear", 4096, 4096, torch.int8, batch=1)
-    best = list(candidates(4096, torch.int8))[3]
+    best = list(candidates(use))[3]
     x = torch.zeros(1, device="cuda")
 
     def step_with(tile: Tile):

@@ -69,6 +69,7 @@ class Fused(Engine):
 
     Attributes:
         launches: the decode step, in order.
+        processors: streaming multiprocessors.
     """
 
     config: FusedConfig
@@ -104,6 +105,7 @@ class Fused(Engine):
                     module.product = int8_product
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles(Path(config.tiles), device.key)
+        self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
         self.launches = self.decode_launches(self.tiles.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
@@ -244,13 +246,6 @@ class Fused(Engine):
             state.token, state.tokens, state.position, chances,
         )  # fmt: skip
         return launches
-
-    @property
-    def processors(self) -> int:
-        """Streaming multiprocessors."""
-        if not self.device.is_cuda:
-            return 1
-        return torch.cuda.get_device_properties(self.device.torch).multi_processor_count
 
     def activation(self, batch: int, width: int, reader: Weight) -> Activation:
         """Memory for what a weight is multiplied with: in fixed point for int8."""

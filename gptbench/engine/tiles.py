@@ -1,4 +1,7 @@
-"""The tiles that were found for a device: searched once, kept in a file, used from then on."""
+"""How the linear kernels are cut up: built-in tiles, and better ones, searched once for a device and kept in a file.
+
+The built-in ones are what was fastest on Hopper GPUs (see LOG.md).
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,18 +10,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import triton
 from filelock import FileLock
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile
-from gptbench.kernels.tiles import candidates, default_tile
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
 COMPILERS = 16
 """Candidates that are compiled at the same time."""
+BYTES_PER_WARP = 512
+"""What a warp loads of a row at once: 16 bytes for each thread."""
+MOST_PRELOADED = 96
+"""Registers of each thread for weights that are loaded before the program waits."""
+MOST_TOTALS = 32
+"""Rows of the tile times rows of the batch."""
+SMALL = 2**25
+"""Bytes of a weight that leaves few rows of a large tile to each processor."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +62,63 @@ class Use:
         multiple = written * 4 if weight.dtype == torch.int8 else written
         return cls(kernel.__name__, rows, columns, weight.dtype, batch, max(multiple, least), slots)
 
-    @property
-    def default(self) -> Tile:
-        """The built-in tile."""
-        shape = self.kernel, self.rows, self.columns, self.dtype
-        return default_tile(*shape, self.multiple, self.batch, mixture=self.slots > 0)
-
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         experts = f" experts {self.slots}" if self.slots else ""
         return f"{self.kernel} {self.rows}x{self.columns} {dtype} batch {self.batch}{experts}"
+
+
+def default_tile(use: Use) -> Tile:
+    """The built-in one; of few rows where the batch has many, each of which takes registers for them."""
+    itemsize, columns = use.dtype.itemsize, use.columns
+    long = columns > 8192
+    # Warps, 16-byte loads of each thread in a row of a step, rows, and steps that are loaded early.
+    if use.dtype == torch.int8:
+        if use.kernel == "add_linear":
+            warps, width, high, preload = (4, 1, 16 if use.slots else 8, 1) if long else (4, 1, 8, 2)
+        elif use.kernel == "swiglu":
+            warps, width, high, preload = 4 if use.slots else 2, 1, 8, 1
+        else:
+            warps, width, high, preload = (2, 1, 4, 1) if use.rows * columns <= SMALL else (2, 2, 8, 1)
+    elif use.kernel == "add_linear":
+        # Of two tiles of the same size the one whose last step is fuller.
+        step = 8 * BYTES_PER_WARP // itemsize
+        narrow = -(-columns // step) % 2 == 1
+        warps, width, high, preload = (8, 1, 8, 2) if long and narrow else (8 if long else 4, 2, 4, 2)
+    elif use.kernel == "swiglu":
+        warps, width, high, preload = 4 if columns >= 4096 else 2, 2, 2, 1
+    else:
+        warps, width, high, preload = 2, 2, 2, 1
+    high = min(high, max(2, MOST_TOTALS // triton.next_power_of_2(use.batch)))
+    block = warps * width * BYTES_PER_WARP // itemsize
+    return fitted(Tile(max(high, use.multiple), block, warps, preload), use)
+
+
+def fitted(tile: Tile, use: Use) -> Tile:
+    """The tile, no wider than the rows."""
+    itemsize, block, warps = use.dtype.itemsize, tile.block, tile.warps
+    while block // 2 >= use.columns and block * itemsize > BYTES_PER_WARP:
+        block //= 2
+    while warps > 1 and warps * BYTES_PER_WARP > block * itemsize:
+        warps //= 2
+    return Tile(tile.rows, block, warps, min(tile.preload, -(-use.columns // block)))
+
+
+def candidates(use: Use) -> Iterator[Tile]:
+    """Tiles worth trying, the built-in one first."""
+    seen = {default_tile(use)}
+    yield from seen
+    for rows in (4, 8, 16) if use.dtype == torch.int8 else (2, 4, 8):
+        for warps in (2, 4, 8):
+            for width in (1, 2):
+                block = warps * width * BYTES_PER_WARP // use.dtype.itemsize
+                steps = -(-use.columns // block)
+                for preload in sorted({1, 2, steps}):
+                    tile = fitted(Tile(max(rows, use.multiple), block, warps, preload), use)
+                    registers = tile.rows * 4 * width * tile.preload
+                    if registers <= MOST_PRELOADED and tile not in seen:
+                        seen.add(tile)
+                        yield tile
 
 
 class Tiles:
@@ -105,7 +163,7 @@ class Tiles:
         Raises:
             UserError: the tile that the file has does not suit the use.
         """
-        tile = self.found.get(str(use)) or use.default
+        tile = self.found.get(str(use)) or default_tile(use)
         if tile.rows % use.multiple:
             raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
         return tile
@@ -129,13 +187,13 @@ def fastest(use: Use, step_with: Callable[[Tile], Callable[[], None]], device: t
         use: what the tile is for.
         step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
-    tiles = list(dict.fromkeys((use.default, *candidates(use.columns, use.dtype, use.multiple))))
+    tiles = list(candidates(use))
     # Each thread has a current device of its own.
     with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
         steps = list(threads.map(lambda tile: compiled(step_with(tile)), tiles))
     torch.cuda.synchronize()
     times = {tile: seconds(step) for tile, step in zip(tiles, steps, strict=True) if step is not None}
-    return min(times, key=lambda tile: times[tile]) if times else use.default
+    return min(times, key=lambda tile: times[tile]) if times else tiles[0]
 
 
 def compiled(step: Callable[[], None]) -> Callable[[], None] | None:

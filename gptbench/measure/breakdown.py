@@ -98,6 +98,12 @@ class Breakdown:
         """Seconds in which nothing ran."""
         return self.step_s - sum(self.exclusive_s())
 
+    @property
+    def gb_per_s(self) -> float | None:
+        """What is known to be read, over the whole step; None where nothing is known."""
+        known = [launch.bytes_read for launch in self.launches if launch.bytes_read is not None]
+        return rate(sum(known), self.step_s) if known else None
+
     def by_kernel(self) -> list[KernelShare]:
         """What has the greatest part in the step comes first."""
         found: dict[str, list[tuple[Launch, float]]] = {}

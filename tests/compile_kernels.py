@@ -1,0 +1,89 @@
+"""Compiles the fused engine's kernels for a GPU that need not be there, as the engine would launch them; prints a line
+of JSON for each. A program of its own, since the tests' process has Triton's interpreter in place of the compiler."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from gptbench.build import on_meta
+from gptbench.config import DeviceKind, FusedConfig
+from gptbench.device import Device
+from gptbench.engine.fused import Fused
+from gptbench.sampling import Sampler
+from tests.models import model_config, quantisation, run_config
+
+HOPPER_PROCESSORS = 132
+HOPPER = GPUTarget("cuda", 90, 32)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.int8: "*i8",
+}
+OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+
+
+def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, Any]) -> ASTSource:
+    """What a launch would compile."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(function.params):
+        value = arguments[index] if index < len(arguments) else named[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(function, signature=signature, constexprs=constants, attrs=aligned)
+
+
+def engine(name: str, quant: str, batch: int, length: int) -> Fused:
+    """Over a model without memory, on a GPU whose kernels overlap."""
+    model = replace(model_config(name), n_layers=2)
+    of = run_config(model, quant, batch=batch)
+    built = on_meta(model, quantisation(quant), torch.bfloat16)
+    built.allocate(batch, length, torch.device("meta"))
+    on = Device(replace(of.device, kind=DeviceKind.cpu))
+    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
+    made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, len(of.workload.prompt))
+    made.processors = HOPPER_PROCESSORS
+    made.launches = made.decode_launches(made.tiles.__getitem__)
+    return made
+
+
+def main() -> None:
+    seen = set()
+    captured: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
+    JITFunction.run = lambda self, *args, grid, warmup, **named: captured.append((self, args, named))
+    for case in json.loads(sys.argv[1]):
+        of = engine(*case)
+        for launch in of.launches:
+            captured.clear()
+            launch.kernel(*launch.arguments, overlap=True)
+            ((function, arguments, named),) = captured
+            key = str((function.__name__, named, [getattr(argument, "dtype", argument) for argument in arguments]))
+            if key in seen:
+                continue
+            seen.add(key)
+            chosen = {name: named[name] for name in OPTIONS if name in named}
+            made = triton.compile(source(function, arguments, named), target=HOPPER, options=chosen)
+            told = {"case": case, "role": launch.role, "kernel": launch.name, "shared": made.metadata.shared}
+            print(json.dumps(told | {"bytes": len(made.asm["cubin"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

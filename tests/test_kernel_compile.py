@@ -1,0 +1,37 @@
+"""Every kernel compiles for a Hopper GPU, wherever the tests run: the interpreter takes what the compiler refuses, such
+as a name that changes its type."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = [
+    # model, quantisation, batch, cached positions
+    ("llama2_7b", "int8", 1, 208),
+    ("llama2_7b", "none", 1, 4096),
+    ("llama3_1_8b", "none", 2, 32768),
+    ("mixtral_16l", "int8", 2, 208),
+]
+SMALL_SHARED = 4096
+"""Bytes of shared memory up to which a kernel's programs find room beside those of the one before it."""
+
+
+@pytest.mark.timeout(600)
+def test_kernels_compile_and_leave_room_for_each_other() -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.compile_kernels", json.dumps(CASES)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    roles = {kernel["role"] for kernel in compiled}
+    assert roles == {"embed", "qkv", "attention", "wo", "route", "w13", "w2", "head", "maxima", "draw"}
+    for kernel in compiled:
+        # In a long context there is time enough for attention to be the exception.
+        if kernel["role"] not in ("attention", "draw") or kernel["case"][3] < 4096:
+            assert kernel["shared"] <= SMALL_SHARED, kernel
