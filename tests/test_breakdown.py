@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def test_launches_are_added_up_by_kernel() -> None:
     overlapped = Breakdown(0, 30.0, [Launch(n, 10.0 * i, 15.0, None, 10 * 10**9) for i, n in enumerate("xxy")])
     assert [share.gb_per_s for share in overlapped.by_kernel()] == [pytest.approx(20 / 25), 1.0]
     assert shares["b"].bytes_read is None and shares["b"].gb_per_s is None
+
+
+def test_what_is_known_to_be_read_counts_for_the_whole_step() -> None:
+    assert MADE.gb_per_s == pytest.approx(16 / MADE.step_s)
+    assert Breakdown(0, 30.0, [Launch("a", 0.0, 9.0)]).gb_per_s is None
 
 
 def test_overlapping_kernels_are_on_tracks_of_their_own() -> None:
@@ -237,6 +243,7 @@ def test_a_run_records_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureF
     assert len(result.samples) == 1
     shown = capsys.readouterr()
     assert "aten::linear" in shown.err and "gaps, in which none runs" in shown.err
+    assert re.search(rf"step +│ +{len(result.breakdown.launches)} │", shown.err)
     line = json.loads(shown.out.splitlines()[-1])
     assert line["breakdown_launches"] == len(result.breakdown.launches)
     trace = json.loads((tmp_path / "trace.json").read_text())

@@ -29,7 +29,7 @@ def test_tiles_can_be_launched(
 ) -> None:
     use = Use(kernel, rows, columns, dtype, 1, multiple, slots)
     tiles = list(candidates(use))
-    assert len(set(tiles)) == len(tiles) > 1
+    assert len(set(tiles)) == len(tiles) > (1 if columns > 1000 else 0)
     assert tiles[0] == default_tile(use)
     for tile in tiles:
         assert all(map(is_power_of_two, (tile.rows, tile.block, tile.warps)))
