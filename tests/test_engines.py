@@ -31,6 +31,7 @@ from gptbench.engine import Auto, Engine, Inductor
 from gptbench.engine.tiles import Tiles, Use
 from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
+from gptbench.kernels.route import Routing
 from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
@@ -386,6 +387,19 @@ def test_released_fused_engine_holds_no_weights() -> None:
     assert not any(reference() is not None and reference().device.type == "cpu" for reference in held)
     with pytest.raises(RuntimeError, match="released"):
         engine.run_decode()
+
+
+def test_rows_of_a_batch_take_experts_of_their_own_while_tiles_are_measured(few_programs: None) -> None:
+    on = device("cpu")
+    built = make_model(replace(MOE, n_layers=1), "none", 4, length=LENGTH)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    engine.pose()
+    assert len(set(engine.state.token.flatten().tolist())) == 4
+    (use,) = {launch.use for launch in engine.launches if launch.role == "w2"}
+    step = engine.launches_with(use, engine.tiles[use])
+    engine.launch_all(step)
+    (routing,) = {id(own): own for launch in step for own in launch.arguments if isinstance(own, Routing)}.values()
+    assert (routing.slots >= 0).sum() > MOE.n_active_experts
 
 
 def test_tiles_are_measured_in_whole_steps() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.attention import Plan, Scratch, attend, attend_reference
+from gptbench.kernels.attention import Plan, Scratch, attend, attend_reference, combined_at_once
 from gptbench.kernels.launch import can_overlap
 from gptbench.model.rope import rotation_table
 from gptbench.model.transformer import Attention
@@ -216,7 +216,7 @@ def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 GROUPS = [(2, 1), (4, 2), (6, 2), (8, 2)]
-"""Query heads that share a key by 2, 3 and 4: without dot products."""
+"""Query heads that share a key by 2, 3 and 4."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, GPU_BFLOAT16], ids=str)
@@ -260,7 +260,7 @@ DOT_TYPES = [
 @pytest.mark.parametrize(("heads", "dtype"), DOT_TYPES, ids=str)
 @pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(3, 16, 4)], ids=str)
 def test_dot_products(plan: Plan, heads: tuple[int, int], dtype: torch.dtype, qk_norm: bool) -> None:
-    """More heads share a key than sums in registers are for."""
+    """Heads that fill the rows of a dot product, or do not, or need several."""
     for position, window in ((3, 0), (150, 0), (150, 100)):
         inputs = make_inputs(1, *heads, 32, 160, position, window, dtype, qk_norm)
         check(inputs, plan, plan.splits if position > 3 else 1, fixed=position == 3)
@@ -281,28 +281,38 @@ def test_odd_pairs_of_components() -> None:
     check(make_inputs(2, 4, 2, 6, 40, 37), Plan(2, 16, 4), 2)
 
 
+TOGETHER_OR_APART = pytest.mark.parametrize("apart", [False, True], ids=["", "apart"])
+"""With dot products or without."""
+
+
+@TOGETHER_OR_APART
 @pytest.mark.parametrize(("position", "programs"), [(0, 1), (15, 1), (18, 2), (19, 2), (20, 2), (37, 2), (59, 2)])
-def test_window(position: int, programs: int) -> None:
-    check(make_inputs(2, 4, 2, 16, 60, position, window=20), Plan(4, 16, 4), programs)
+def test_window(position: int, programs: int, apart: bool) -> None:
+    check(make_inputs(2, 4, 2, 16, 60, position, window=20), Plan(4, 16, 4, apart), programs)
 
 
+@TOGETHER_OR_APART
 @pytest.mark.parametrize("window", [1, 16, 17, 59, 60, 61], ids="window={}".format)
-def test_width_of_the_window(window: int) -> None:
+def test_width_of_the_window(window: int, apart: bool) -> None:
     """From the own position alone to one that is as long as the cache, or longer, and hides nothing."""
-    check(make_inputs(1, 2, 1, 16, 60, 59, window=window), Plan(4, 16, 4), math.ceil(min(window, 60) / 16))
+    check(make_inputs(1, 2, 1, 16, 60, 59, window=window), Plan(4, 16, 4, apart), math.ceil(min(window, 60) / 16))
 
 
-def test_what_a_window_hides_is_not_read() -> None:
+@TOGETHER_OR_APART
+@pytest.mark.parametrize("plan", [Plan(2, 16, 4), Plan(1, 16, 4), Plan(1, 32, 4)], ids=str)
+def test_what_a_window_hides_is_not_read(plan: Plan, apart: bool) -> None:
+    """By several programs, and by one of two blocks or one."""
     inputs = make_inputs(1, 4, 2, 16, 60, 45, window=20)
     inputs.k_cache[:, :, :26] = math.nan
     inputs.v_cache[:, :, :26] = math.nan
-    check(inputs, Plan(2, 16, 4), 2)
+    check(inputs, replace(plan, apart=apart), plan.splits)
 
 
-def test_more_programs_than_are_combined_at_once() -> None:
-    """Where 32 heads of width 128 share a key, that is one chunk; where 4 do, eight."""
-    check(make_inputs(1, 32, 1, 128, 100, 90), Plan(7, 16, 4), 6)
-    check(make_inputs(1, 4, 1, 128, 200, 190), Plan(12, 16, 4), 12)
+@pytest.mark.parametrize(("heads", "programs"), [(32, 5), (4, 33)])
+def test_more_programs_than_are_combined_at_once(heads: int, programs: int) -> None:
+    """Of heads of width 128 that share a key."""
+    assert combined_at_once(heads, 128) == programs - 1
+    check(make_inputs(1, heads, 1, 128, 16 * programs, 16 * programs - 5), Plan(programs, 16, 4), programs)
 
 
 def test_large_scores() -> None:
@@ -339,6 +349,16 @@ def test_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
     assert plan.splits == 1 or length / plan.splits >= 128
     if length >= 8192 * 4:
         assert batch * kv_heads * math.ceil(length / chunk) >= processors
+
+
+@pytest.mark.parametrize("processors", [78, 108, 114, 132])
+@pytest.mark.parametrize("length", [1408, 3968, 8064, 32768])
+@pytest.mark.parametrize("heads", [(32, 32), (32, 8), (64, 8), (128, 8), (32, 4)], ids=str)
+def test_plan_uses_what_there_is(heads: tuple[int, int], length: int, processors: int) -> None:
+    """Few programs are given up so that chunks can be combined in fewer rounds."""
+    plan = Plan.choose(1, *heads, 128, length, window=0, itemsize=2, processors=processors)
+    programs = (2 if heads[0] > heads[1] else 3) * processors // heads[1]
+    assert plan.splits >= min(programs, length // 128) * 7 // 8
 
 
 def test_plan_for_a_window() -> None:

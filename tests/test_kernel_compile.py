@@ -15,13 +15,14 @@ CASES = [
     ("llama2_7b", "none", 1, 4096),
     ("llama3_1_8b", "none", 2, 32768),
     ("mixtral_16l", "int8", 2, 208),
+    ("qwen3_30b_a3b", "none", 8, 208),
 ]
 SMALL_SHARED = 4096
 """Bytes of shared memory up to which a kernel's programs find room beside those of the one before it."""
 
 
 @pytest.mark.timeout(600)
-def test_kernels_compile_and_leave_room_for_each_other() -> None:
+def test_kernels_compile_and_ask_for_little_shared_memory() -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.compile_kernels", json.dumps(CASES)]
@@ -33,5 +34,5 @@ def test_kernels_compile_and_leave_room_for_each_other() -> None:
     assert roles == {"embed", "qkv", "attention", "wo", "route", "w13", "w2", "head", "maxima", "draw"}
     for kernel in compiled:
         # In a long context there is time enough for attention to be the exception.
-        if kernel["role"] not in ("attention", "draw") or kernel["case"][3] < 4096:
+        if kernel["role"] != "attention" or kernel["case"][3] < 4096:
             assert kernel["shared"] <= SMALL_SHARED, kernel

@@ -159,8 +159,8 @@ def test_add_linear(
     squares = torch.full((batch, -(-rows // tile.rows)), NAN, device=DEVICE)
     votes = None
     if experts:
-        votes = Votes.empty(normal(experts, rows, seed=6, dtype=dtype), batch, squares.shape[1])
-        votes.parts.fill_(NAN)
+        parts = torch.full((*squares.shape, experts), NAN, device=DEVICE)
+        votes = Votes(normal(experts, rows, seed=6, dtype=dtype), parts)
     function(x, weight, scale, None, residual, gain, following, squares, votes, tile, overlap)
     expected = before.double() + x.read().double() @ dequantised(weight, scale).T
     close(residual, expected, dtype)
@@ -213,8 +213,7 @@ def test_swiglu(
 def test_route(function: Callable[..., None], experts: int, active: int, batch: int, parts: int, overlap: bool) -> None:
     x, width = normal(batch, 96, seed=1), 96
     norm = Norm(squares_of(x, parts), width, EPS)
-    votes = Votes.empty(torch.empty(experts, width, device=DEVICE), batch, parts)
-    votes.parts.copy_(normal(batch, parts, experts, seed=2) * parts**-0.5)
+    votes = Votes(torch.empty(experts, width), normal(batch, parts, experts, seed=2) * parts**-0.5)
     routing, scratch = Routing.empty(batch, experts, active, DEVICE), Scratch.empty(batch, experts, DEVICE)
     for _ in range(2):  # the second time, what the first left behind must not matter
         routing.slots.fill_(77)
@@ -234,23 +233,23 @@ def test_route(function: Callable[..., None], experts: int, active: int, batch: 
         assert torch.equal(routing.gates[: len(used)] > 0, expected[used] > 0)
 
 
+@pytest.mark.parametrize("experts", [8, 20])
 @each("route")
-def test_route_takes_the_first_of_equals(function: Callable[..., None]) -> None:
-    votes = Votes.empty(torch.empty(8, 16, device=DEVICE), 1, 4)
-    votes.parts.fill_(0.25)
-    routing, scratch = Routing.empty(1, 8, 2, DEVICE), Scratch.empty(1, 8, DEVICE)
+def test_route_takes_the_first_of_equals(function: Callable[..., None], experts: int) -> None:
+    votes = Votes(torch.empty(experts, 16), torch.full((1, 4, experts), 0.25, device=DEVICE))
+    routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
     function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
     assert routing.slots.tolist() == [0, 1]
     assert routing.gates.tolist() == [[0.5], [0.5]]
 
 
+@pytest.mark.parametrize("experts", [8, 20])
 @pytest.mark.parametrize("value", [NAN, float("inf")])
 @each("route")
-def test_a_vote_that_is_no_number_is_not_lost(function: Callable[..., None], value: float) -> None:
-    votes = Votes.empty(torch.empty(8, 16, device=DEVICE), 1, 4)
-    votes.parts.copy_(normal(1, 4, 8, seed=1))
+def test_a_vote_that_is_no_number_is_not_lost(function: Callable[..., None], value: float, experts: int) -> None:
+    votes = Votes(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
     votes.parts[0, 2, 5] = value
-    routing, scratch = Routing.empty(1, 8, 2, DEVICE), Scratch.empty(1, 8, DEVICE)
+    routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
     function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
     assert not torch.isfinite(routing.gates).all()
 

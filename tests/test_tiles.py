@@ -1,10 +1,12 @@
 """Tiles: built-in ones, candidates, and the file that keeps what was found for a device."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, Use, candidates, default_tile, fastest
 from gptbench.errors import UserError
@@ -103,15 +105,27 @@ def test_a_larger_batch_gets_fewer_rows() -> None:
 
 @pytest.mark.gpu
 def test_the_fastest_candidate_is_found() -> None:
-    """A step that sleeps for all tiles but one."""
+    """A step that sleeps for all tiles but one. One does not fit."""
     use = Use("linear", 4096, 4096, torch.int8, batch=1)
-    best = list(candidates(use))[3]
+    tiles = list(candidates(use))
+    best = tiles[3]
     x = torch.zeros(1, device="cuda")
+
+    compiled = []
+
+    def compile_with(tile: Tile) -> None:
+        compiled.append(tile)
+        if tile == tiles[1]:
+            raise OutOfResources(2**20, 2**16, "shared memory")
 
     def step_with(tile: Tile):
         def run() -> None:
+            if tile == tiles[1]:
+                raise OutOfResources(2**20, 2**16, "shared memory")
             x.add_(1) if tile == best else torch.cuda._sleep(100_000)
 
         return run
 
-    assert fastest(use, step_with, torch.device("cuda")) == best
+    assert fastest(use, compile_with, step_with, torch.device("cuda")) == best
+    assert sorted(compiled, key=str) == sorted(tiles, key=str)
+    assert fastest(use, compile_with, lambda _: partial(compile_with, tiles[1]), torch.device("cuda")) is None

@@ -130,7 +130,7 @@ class Fused(Engine):
             self.processors,
         )
         scratch = attention.Scratch.empty(plan, batch, config.n_heads, config.n_kv_heads, config.head_dim, on)
-        ballots = router.Scratch.empty(batch, config.n_experts, on)
+        router_scratch = router.Scratch.empty(batch, config.n_experts, on)
 
         launches: list[Launch] = []
 
@@ -154,11 +154,11 @@ class Fused(Engine):
             module: Weight,
             *arguments: Any,
             share: float = 1,
-            more: int = 0,
+            more_bytes: int = 0,
         ) -> None:
             name = shaped(use.kernel, use.rows, use.columns)
             read = sum(parameter.nbytes for parameter in module.parameters())
-            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share) + more, use=use)
+            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share) + more_bytes, use=use)
 
         def squares(width: int, tile: Tile) -> Tensor:
             return torch.empty(batch, -(-width // tile.rows), dtype=torch.float32, device=on)
@@ -166,6 +166,7 @@ class Fused(Engine):
         gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
         gains.append(model.norm.weight)
         sums = torch.empty(batch, 1, dtype=torch.float32, device=on)
+        vote_parts: Tensor | None = None
         embedding = (
             state.token,
             model.embedding.weight,
@@ -199,12 +200,14 @@ class Fused(Engine):
             use = Use.of(add_linear, core.wo.weight, batch, written=1, least=LEAST_ROWS)
             sums = squares(config.dim, tile_for(use))
             if isinstance(ffn, MixtureOfExperts):
-                votes = Votes.empty(ffn.router.weight, batch, sums.shape[1])
+                if vote_parts is None:  # one for all layers: each is added up before the next is written
+                    vote_parts = torch.empty(*sums.shape, config.n_experts, dtype=torch.float32, device=on)
+                votes = Votes(ffn.router.weight, vote_parts)
             add_weight(
                 "wo", use, add_linear, add_linear_reference, core.wo,
                 attended, core.wo.weight, scale_of(core.wo), None,
                 residual, gains[2 * number + 1], following, sums, votes,
-                more=0 if votes is None else votes.weight.nbytes,
+                more_bytes=0 if votes is None else votes.weight.nbytes,
             )  # fmt: skip
             norm = Norm(sums, config.dim, config.norm_eps)
             if votes is not None:
@@ -214,7 +217,7 @@ class Fused(Engine):
                 share = slots / config.n_experts
                 add(
                     "route", "route_kernel", route, route_reference,
-                    votes, norm, config.n_active_experts, routing, ballots,
+                    votes, norm, config.n_active_experts, routing, router_scratch,
                 )  # fmt: skip
             use = Use.of(swiglu, ffn.w13.weight, batch, written=2, slots=slots)
             add_weight(
@@ -280,7 +283,7 @@ class Fused(Engine):
         a kernel's tile decides what room its neighbours have. What reads most comes first."""
         if not self.tunes:
             return
-        self.state.position.fill_(self.length // 2)
+        self.pose()
         read: dict[Use, int] = {}
         for launch in self.launches:
             if launch.use is not None:
@@ -288,11 +291,22 @@ class Fused(Engine):
         for use in sorted(read, key=lambda use: -read[use]):
             if str(use) not in self.tiles.found:
 
+                def compile_with(tile: Tile, use: Use = use) -> None:
+                    self.launch_all([launch for launch in self.launches_with(use, tile) if launch.use == use])
+
                 def step_with(tile: Tile, use: Use = use) -> Callable[[], None]:
                     return partial(self.launch_all, self.launches_with(use, tile))
 
-                self.tiles.keep(use, fastest(use, step_with, self.device.torch))
+                found = fastest(use, compile_with, step_with, self.device.torch)
+                if found is not None:
+                    self.tiles.keep(use, found)
         self.launches = self.decode_launches(self.tiles.__getitem__)
+
+    def pose(self) -> None:
+        """Puts the state in the midst of a generation: each row has a token of its own, and so experts of its own."""
+        vocabulary = self.model.config.vocab_size
+        self.state.token.random_(vocabulary, generator=self.generator)
+        self.state.position.fill_(self.length // 2)
 
     def launches_with(self, use: Use, tile: Tile) -> list[Launch]:
         """A step with another tile for one use, again and again at the same position: no token is drawn."""

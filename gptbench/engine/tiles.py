@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -180,34 +181,41 @@ def checked(tile: Tile) -> Tile:
     return tile
 
 
-def fastest(use: Use, step_with: Callable[[Tile], Callable[[], None]], device: torch.device) -> Tile:
-    """Measures every candidate on a GPU.
+def fastest(
+    use: Use,
+    compile_with: Callable[[Tile], None],
+    step_with: Callable[[Tile], Callable[[], None]],
+    device: torch.device,
+) -> Tile | None:
+    """Measures every candidate on a GPU; None if no step could be launched.
 
     Args:
         use: what the tile is for.
+        compile_with: launches the kernels that have the tile, and no other ones: it is called in several threads, and
+            Triton must not be asked for the same kernel by two of them.
         step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
     tiles = list(candidates(use))
     # Each thread has a current device of its own.
     with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
-        steps = list(threads.map(lambda tile: compiled(step_with(tile)), tiles))
-    torch.cuda.synchronize()
-    times = {tile: seconds(step) for tile, step in zip(tiles, steps, strict=True) if step is not None}
-    return min(times, key=lambda tile: times[tile]) if times else tiles[0]
+        list(threads.map(lambda tile: fits(partial(compile_with, tile)), tiles))
+    times = {tile: seconds(step) for tile in tiles if fits(step := step_with(tile))}
+    return min(times, key=lambda tile: times[tile]) if times else None
 
 
-def compiled(step: Callable[[], None]) -> Callable[[], None] | None:
-    """The step, run once; None if one of its kernels needs more registers or shared memory than there are."""
+def fits(launch: Callable[[], None]) -> bool:
+    """Whether kernels can be launched: not if one needs more registers or shared memory than there are."""
     try:
-        step()
+        launch()
     except OutOfResources:
-        return None
-    return step
+        return False
+    return True
 
 
 def seconds(step: Callable[[], None]) -> float:
-    """Of the fastest replay as a CUDA graph."""
+    """Of the fastest replay as a CUDA graph, once it was launched."""
     graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         step()
     return min(replays(graph))

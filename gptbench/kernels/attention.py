@@ -5,10 +5,10 @@ are split into chunks, one program each, which read keys and values once for all
 program of a head ends last combines what the others have left. How many programs there are is fixed when the kernel is
 launched (or captured in a CUDA graph), how many of them have a chunk follows from the position, on the device.
 
-The first block of keys and values, the position, and the rotation are loaded before the program waits for the kernel
-that it follows (`launch.follow`), which makes queries, key and value. All kernels before that one are done by then, as
-it has waited for them, and with them whatever wrote the position and the cache before the position. The token's own key
-and value are never read from the cache.
+The first block of keys and values (of a short context all), the position, and the rotation are loaded before the
+program waits for the kernel that it follows (`launch.follow`), which makes queries, key and value. All kernels before
+that one are done by then, as it has waited for them, and with them whatever wrote the position and the cache before the
+position. The token's own key and value are never read from the cache.
 
 Shapes: B batch, H heads, G key-value heads, K head width, S cached positions.
 """
@@ -28,8 +28,8 @@ SMALLEST_DOT = 16
 TILE_BYTES = 16384
 """Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
 LONE_TILE_BYTES = 2 * TILE_BYTES
-"""Of keys, and of values, that a program loads at once which reads a whole context: half of a processor's registers are
-left to programs of the next kernel, which start while this one runs."""
+"""Of keys, and of values, that a program loads at once which reads a whole context. Two such blocks take most of a
+processor's registers, but most processors have no such program, and are left to those of the next kernel."""
 LONE_BYTES_PER_WARP = 4096
 """Of keys: 32 registers of each thread."""
 MOST_LONE_BLOCKS = 2
@@ -38,9 +38,9 @@ that reads ahead does something for the next block even where there is none."""
 COMBINED = 16384
 """Numbers that are loaded at once when chunks are combined: each further round waits for memory once more."""
 PER_PROCESSOR = 3
-"""Programs with a chunk, in a long context: as many as its registers have room for."""
+"""Programs with a chunk, in a long context."""
 DOTS_PER_PROCESSOR = 2
-"""Programs with a chunk and dot products."""
+"""Programs with a chunk and dot products: as many as its registers have room for."""
 CHUNK_STEP = tl.constexpr(16)
 """Positions: chunks grow by so many. By whole blocks, the programs of some processors would get more than others."""
 SHORTEST_CHUNK = 128
@@ -55,7 +55,7 @@ class Plan:
     """How the work is divided."""
 
     splits: int
-    """Programs for each key-value head of each sequence."""
+    """Programs for each key-value head (for each head, if they are apart) of each sequence."""
     block: int
     """Positions that a program loads at once, while it computes with those before; a power of two, at least 16."""
     warps: int
@@ -96,8 +96,9 @@ class Plan:
         dots = heads > kv_heads
         programs = (DOTS_PER_PROCESSOR if dots else PER_PROCESSOR) * processors // (batch * kv_heads)
         splits = max(min(programs, visible // SHORTEST_CHUNK), 1)
-        at_once = combined_at_once(heads // kv_heads, width)
-        splits -= splits % at_once if splits > at_once else 0  # a rest would take another round to combine
+        rest = splits % combined_at_once(heads // kv_heads, width)
+        if rest <= splits // 8:  # a few more would take another round to combine
+            splits -= rest
         block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
         # Without tensor cores the dot products of float32 need more registers.
         return cls(splits, block, warps=8 if dots and itemsize == 4 else 4)
@@ -199,7 +200,7 @@ def gather_dots(value, weights, fading, v):
 
 
 @triton.jit
-def numbers(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
+def widened(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
     """float32 [X, LANES, PADDED]: a block of rows that lie in words of 32 bits, one float32 each or two of a shorter
     type. Neighbouring rows are in different lanes, as neighbouring threads have loaded them."""
     X: tl.constexpr = words.shape[0] // LANES
@@ -215,7 +216,7 @@ def numbers(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def halves(words, DTYPE: tl.constexpr):
+def unpacked(words, DTYPE: tl.constexpr):
     """The numbers [..., PADDED] that lie in words of 32 bits, one float32 each or two of a shorter type."""
     if tl.float32 == DTYPE:
         return words
@@ -377,7 +378,7 @@ def attend_kernel(
     k = block_of(key_words, begin, end, places, word, WORDS)
     v = block_of(value_words, begin, end, places, word, WORDS)
     more_k, more_v = (), ()
-    for number in tl.static_range(1, BLOCKS):  # nothing is read past the end
+    for number in tl.static_range(1, BLOCKS if VECTOR else 1):  # nothing is read past the end
         more_k = more_k + (block_of(key_words, begin + number * BLOCK, end, places, word, WORDS),)
         more_v = more_v + (block_of(value_words, begin + number * BLOCK, end, places, word, WORDS),)
     follow(OVERLAP)
@@ -412,21 +413,21 @@ def attend_kernel(
         value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
         if BLOCKS > 0:
             there = begin + place_of < end
-            peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
-            value = gather(value, weights, fading, numbers(v, DTYPE, LANES))
+            peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
+            value = gather(value, weights, fading, widened(v, DTYPE, LANES))
             for number in tl.static_range(1, BLOCKS):
                 start = begin + number * BLOCK
                 if start < end:
                     there, k = start + place_of < end, more_k[number - 1]
-                    peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
-                    value = gather(value, weights, fading, numbers(more_v[number - 1], DTYPE, LANES))
+                    peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
+                    value = gather(value, weights, fading, widened(more_v[number - 1], DTYPE, LANES))
         else:
             for start in range(begin, end, BLOCK):
                 there, following = start + place_of < end, start + BLOCK
                 # The next keys take the registers of these, and come while values are added up.
-                peak, total, weights, fading = weigh(q, numbers(k, DTYPE, LANES), there, peak, total)
+                peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
                 k = block_of(key_words, following, end, places, word, WORDS)
-                value = gather(value, weights, fading, numbers(v, DTYPE, LANES))
+                value = gather(value, weights, fading, widened(v, DTYPE, LANES))
                 v = block_of(value_words, following, end, places, word, WORDS)
         peak, total, value = joined(tl.trans(peak), tl.trans(total), tl.permute(value, (1, 0, 2)), 0)
     else:
@@ -443,9 +444,9 @@ def attend_kernel(
 
         for start in range(begin, end, BLOCK):
             there, following = start + place_of < end, start + BLOCK
-            peak, total, shares, fading = weigh_dots(q, halves(k, DTYPE), there, peak, total, TEMPERATURE)
+            peak, total, shares, fading = weigh_dots(q, unpacked(k, DTYPE), there, peak, total, TEMPERATURE)
             k = block_of(key_words, following, end, places, word, WORDS)
-            value = gather_dots(value, shares, fading, halves(v, DTYPE))
+            value = gather_dots(value, shares, fading, unpacked(v, DTYPE))
             v = block_of(value_words, following, end, places, word, WORDS)
         # Repeated rows count as often in the sum of weights as in the weighted values.
         PARTS: tl.constexpr = LANES * REPEATS

@@ -61,8 +61,8 @@ def weights_of(
 ):
     """The step's tile [ROWS, WIDTH] of weight [N, COLUMNS]: rows first + offsets [ROWS], 0 where there is none.
 
-    Offsets that are known when it is compiled become part of the instructions, and take no registers. A step reads a
-    weight once: what it reads again, activations and short caches, is to stay in the caches instead.
+    Offsets that are known when it is compiled become part of the instructions, and take no registers. A token
+    takes each weight once: what is read again, activations and short contexts, is to stay in the caches instead.
     """
     columns = step * WIDTH + tl.arange(0, WIDTH)
     pointers = weight + first.to(tl.int64) * COLUMNS + (offsets * COLUMNS)[:, None] + columns[None, :]

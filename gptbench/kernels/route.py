@@ -31,11 +31,6 @@ class Votes:
     """float32 [B, P, E]: products of the weight with parts of the residual stream times the norm's gain, the norm's
     divisor left out."""
 
-    @classmethod
-    def empty(cls, weight: Tensor, batch: int, parts: int) -> "Votes":
-        shape = batch, parts, weight.shape[0]
-        return cls(weight, torch.empty(shape, dtype=torch.float32, device=weight.device))
-
 
 @dataclass(frozen=True)
 class Routing:

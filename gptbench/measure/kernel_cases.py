@@ -411,8 +411,8 @@ def plain_add_linear(
         y = (y * gates.unsqueeze(-1)).sum(0)
     new = (residual.float() + y).to(residual.dtype)
     scaled = new.float() * gain.float()
-    told = () if router is None else (scaled @ router.float().T,)
-    return new, scaled, new.float().square().sum(-1, keepdim=True), *told
+    logits = () if router is None else (scaled @ router.float().T,)
+    return new, scaled.to(new.dtype), new.float().square().sum(-1, keepdim=True), *logits
 
 
 def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -457,7 +457,8 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         moved_bytes=launch.weights
         + nbytes(x, routing, residual, residual, gain, following, squares)
         + (0 if votes is None else nbytes(votes.parts)),
-        flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:]),
+        flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:])
+        + (0 if votes is None else 2 * batch * votes.weight.numel()),
         call=call,
         twin=launch.twin,
         plain=plain_add_linear,
@@ -507,6 +508,7 @@ def route_case(launch: "Launch") -> Case:
         twin=launch.twin,
         plain=plain_route,
         workspace_bytes=8 * nbytes(votes.parts),
+        unread_bytes=nbytes(votes.weight),
     )
 
 
