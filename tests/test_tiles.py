@@ -109,7 +109,8 @@ def test_the_fastest_candidate_is_found() -> None:
     use = Use("linear", 4096, 4096, torch.int8, batch=1)
     tiles = list(candidates(use))
     best = tiles[3]
-    x = torch.zeros(1, device="cuda")
+    on = torch.device("cuda", 0)
+    x = torch.zeros(1, device=on)
 
     compiled = []
 
@@ -126,6 +127,6 @@ def test_the_fastest_candidate_is_found() -> None:
 
         return run
 
-    assert fastest(use, compile_with, step_with, torch.device("cuda")) == best
+    assert fastest(use, compile_with, step_with, on) == best
     assert sorted(compiled, key=str) == sorted(tiles, key=str)
-    assert fastest(use, compile_with, lambda _: partial(compile_with, tiles[1]), torch.device("cuda")) is None
+    assert fastest(use, compile_with, lambda _: partial(compile_with, tiles[1]), on) is None
