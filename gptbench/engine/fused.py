@@ -1,16 +1,11 @@
 """Our own kernels: the decode step as a chain of Triton kernels, each of which starts before the one before it is done.
 
-    embed
-    for each layer: linear (norm, queries, keys, values) → attend → add_linear (output projection, residual)
-                    → [route] → swiglu (norm, gate, value) → add_linear (down projection, residual)
-    linear (norm, head) → chunk_maxima → draw
-
-On a GPU the whole step is one CUDA graph, drawing included. The prefill is the model's own code, in a graph of its own:
-nothing is compiled but the kernels.
+Which kernels these are: `gptbench.engine.decode_step`. On a GPU the whole step is one CUDA graph, drawing included. The
+prefill is the model's own code, in a graph of its own: nothing is compiled but the kernels.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,47 +16,20 @@ from torch import Tensor
 from gptbench.config import Config, FusedConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
+from gptbench.engine.decode_step import DecodeStep, Launch
 from gptbench.engine.tiles import Tiles, Use, fastest
-from gptbench.kernels import attention, draw
-from gptbench.kernels import route as router
-from gptbench.kernels.activation import Activation
-from gptbench.kernels.add_linear import add_linear, add_linear_reference
-from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels import draw
 from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
-from gptbench.kernels.launch import can_overlap, shaped
-from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
-from gptbench.kernels.route import Routing, Votes, route, route_reference
-from gptbench.kernels.swiglu import swiglu, swiglu_reference
-from gptbench.model import Transformer, Weight
-from gptbench.model.transformer import Block, FeedForward, MixtureOfExperts
+from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.linear import Tile
+from gptbench.model import Transformer
 from gptbench.quant import Int8, Unquantised
 from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
 from gptbench.targets import target
 
-LEAST_ROWS = 4
-"""Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
 MOST_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel of the decode step."""
-
-    name: str
-    """What a profiler shows."""
-    role: str
-    """What it does for the model."""
-    kernel: Callable[..., None]
-    twin: Callable[..., None]
-    arguments: tuple[Any, ...]
-    weights: int
-    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing."""
-    positions: int = 0
-    """Bytes that it reads for each cached position."""
-    use: Use | None = None
-    """What its tile is for, if it has one."""
 
 
 class Fused(Engine):
@@ -111,156 +79,8 @@ class Fused(Engine):
         self.launch_decode: Callable[[], None] = self.decode_step
 
     def decode_launches(self, tile_for: Callable[[Use], Tile]) -> list[Launch]:
-        """The kernels of a decode step, with the memory that they hand on to one another."""
-        model, state, on = self.model, self.state, self.device.torch
-        config, batch, dtype = model.config, self.batch, model.dtype
-        residual = torch.empty(batch, config.dim, dtype=dtype, device=on)
-        qkv = torch.empty(batch, model.layers[0].attention.wqkv.float_shape[0], dtype=dtype, device=on)
-        following = self.activation(batch, config.dim, model.head)
-        attended = self.activation(batch, config.n_heads * config.head_dim, model.layers[0].attention.wo)
-        hidden = self.hidden_activation(model.layers[0])
-        plan = attention.Plan.choose(
-            batch,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim,
-            self.length,
-            config.sliding_window,
-            dtype.itemsize,
-            self.processors,
-        )
-        scratch = attention.Scratch.empty(plan, batch, config.n_heads, config.n_kv_heads, config.head_dim, on)
-        router_scratch = router.Scratch.empty(batch, config.n_experts, on)
-
-        launches: list[Launch] = []
-
-        def add(
-            role: str,
-            name: str,
-            kernel: Callable[..., None],
-            twin: Callable[..., None],
-            *arguments: Any,
-            weights: int = 0,
-            positions: int = 0,
-            use: Use | None = None,
-        ) -> None:
-            launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, use))
-
-        def add_weight(
-            role: str,
-            use: Use,
-            kernel: Callable[..., None],
-            twin: Callable[..., None],
-            module: Weight,
-            *arguments: Any,
-            share: float = 1,
-            more_bytes: int = 0,
-        ) -> None:
-            name = shaped(use.kernel, use.rows, use.columns)
-            read = sum(parameter.nbytes for parameter in module.parameters())
-            add(role, name, kernel, twin, *arguments, tile_for(use), weights=int(read * share) + more_bytes, use=use)
-
-        def squares(width: int, tile: Tile) -> Tensor:
-            return torch.empty(batch, -(-width // tile.rows), dtype=torch.float32, device=on)
-
-        gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
-        gains.append(model.norm.weight)
-        sums = torch.empty(batch, 1, dtype=torch.float32, device=on)
-        vote_parts: Tensor | None = None
-        embedding = (
-            state.token,
-            model.embedding.weight,
-            scale_of(model.embedding),
-            residual,
-            gains[0],
-            following,
-            sums,
-        )
-        row = model.embedding.weight[0].nbytes * batch
-        add("embed", "embed_kernel", embed, embed_reference, *embedding, weights=row)
-        for number, block in enumerate(model.layers):
-            core = block.attention
-            norm = Norm(sums, config.dim, config.norm_eps)
-            use = Use.of(linear, core.wqkv.weight, batch)
-            bias = None if core.qkv_bias is None else core.qkv_bias.weight
-            add_weight(
-                "qkv", use, linear, linear_reference, core.wqkv,
-                following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, qkv,
-            )  # fmt: skip
-            q_norm = None if core.q_norm is None else core.q_norm.weight
-            k_norm = None if core.k_norm is None else core.k_norm.weight
-            add(
-                "attention", "attend_kernel", attention.attend, attention.attend_reference,
-                qkv, q_norm, k_norm, config.norm_eps, model.cos, model.sin, state.position,
-                core.k_cache, core.v_cache, config.sliding_window, scratch, attended,
-                positions=(core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes),
-            )  # fmt: skip
-            ffn, votes, routing, share, slots = block.ffn, None, None, 1.0, 0
-            assert isinstance(ffn, (FeedForward, MixtureOfExperts))
-            use = Use.of(add_linear, core.wo.weight, batch, written=1, least=LEAST_ROWS)
-            sums = squares(config.dim, tile_for(use))
-            if isinstance(ffn, MixtureOfExperts):
-                if vote_parts is None:  # one for all layers: each is added up before the next is written
-                    vote_parts = torch.empty(*sums.shape, config.n_experts, dtype=torch.float32, device=on)
-                votes = Votes(ffn.router.weight, vote_parts)
-            add_weight(
-                "wo", use, add_linear, add_linear_reference, core.wo,
-                attended, core.wo.weight, scale_of(core.wo), None,
-                residual, gains[2 * number + 1], following, sums, votes,
-                more_bytes=0 if votes is None else votes.weight.nbytes,
-            )  # fmt: skip
-            norm = Norm(sums, config.dim, config.norm_eps)
-            if votes is not None:
-                # One for each layer: the down projection reads it before it waits.
-                routing = Routing.empty(batch, config.n_experts, config.n_active_experts, on)
-                slots = routing.slots.numel()
-                share = slots / config.n_experts
-                add(
-                    "route", "route_kernel", route, route_reference,
-                    votes, norm, config.n_active_experts, routing, router_scratch,
-                )  # fmt: skip
-            use = Use.of(swiglu, ffn.w13.weight, batch, written=2, slots=slots)
-            add_weight(
-                "w13", use, swiglu, swiglu_reference, ffn.w13,
-                following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, hidden, share=share,
-            )  # fmt: skip
-            use = Use.of(add_linear, ffn.w2.weight, batch, written=1, least=LEAST_ROWS, slots=slots)
-            sums = squares(config.dim, tile_for(use))
-            add_weight(
-                "w2", use, add_linear, add_linear_reference, ffn.w2,
-                hidden, ffn.w2.weight, scale_of(ffn.w2), routing,
-                residual, gains[2 * number + 2], following, sums, None,
-                share=share,
-            )  # fmt: skip
-        norm = Norm(sums, config.dim, config.norm_eps)
-        head = model.head
-        add_weight(
-            "head", Use.of(linear, head.weight, batch), linear, linear_reference, head,
-            following, norm, head.weight, scale_of(head), None, state.logits,
-        )  # fmt: skip
-        chances = draw.Scratch.empty(batch, config.vocab_size, on)
-        add(
-            "maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference,
-            state.logits, chances, weights=state.logits.nbytes,
-        )  # fmt: skip
-        add(
-            "draw", "draw_kernel", draw.draw, draw.draw_reference,
-            state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
-            state.token, state.tokens, state.position, chances,
-        )  # fmt: skip
-        return launches
-
-    def activation(self, batch: int, width: int, reader: Weight) -> Activation:
-        """Memory for what a weight is multiplied with: in fixed point for int8."""
-        fixed = reader.weight.dtype == torch.int8
-        return Activation.empty(batch, width, self.model.dtype, self.device.torch, fixed)
-
-    def hidden_activation(self, block: Block) -> Activation:
-        """Memory for what is between the two halves of a feed-forward network."""
-        ffn, config = block.ffn, self.model.config
-        assert isinstance(ffn, (FeedForward, MixtureOfExperts))
-        slots = min(self.batch * config.n_active_experts, config.n_experts) if config.n_experts else 1
-        return self.activation(slots * self.batch, config.ffn_dim, ffn.w2)
+        """The kernels of a decode step, with memory of their own."""
+        return DecodeStep(self.model, self.state, self.sampler, tile_for, self.processors).launches
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -365,8 +185,3 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
     int8_matmul(flat, weight, scale, out)
     return out.view(*x.shape[:-1], -1)
-
-
-def scale_of(module: Weight) -> Tensor | None:
-    """Scales of an int8 weight's rows."""
-    return getattr(module, "scale", None)

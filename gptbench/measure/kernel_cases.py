@@ -26,7 +26,8 @@ from gptbench.quant.int8 import ALIGNMENT
 from gptbench.targets import instantiate
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
-    from gptbench.engine.fused import Fused, Launch
+    from gptbench.engine.decode_step import Launch
+    from gptbench.engine.fused import Fused
     from gptbench.kernels.activation import Activation
     from gptbench.kernels.linear import Norm
     from gptbench.kernels.route import Routing

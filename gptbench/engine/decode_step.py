@@ -1,0 +1,248 @@
+"""The decode step of the fused engine, as a list of kernels.
+
+    embed
+    for each layer: linear (norm, queries, keys, values) → attend → add_linear (output projection, residual)
+                    → [route] → swiglu (norm, gate, value) → add_linear (down projection, residual)
+    linear (norm, head) → chunk_maxima → draw
+
+Whoever writes the residual stream writes it twice: as it is, and times the gain of the norm that comes next. The norm's
+divisor follows from sums of squares, of which each program leaves its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptbench.engine.base import State
+from gptbench.engine.tiles import Use
+from gptbench.kernels import attention, draw
+from gptbench.kernels import route as router
+from gptbench.kernels.activation import Activation
+from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.launch import shaped
+from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
+from gptbench.kernels.route import Routing, Votes, route, route_reference
+from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.model import Transformer, Weight
+from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts
+from gptbench.sampling import Sampler
+
+LEAST_ROWS = 4
+"""Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of the decode step."""
+
+    name: str
+    """What a profiler shows."""
+    role: str
+    """What it does for the model."""
+    kernel: Callable[..., None]
+    twin: Callable[..., None]
+    arguments: tuple[Any, ...]
+    weights: int
+    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing."""
+    positions: int = 0
+    """Bytes that it reads for each cached position."""
+    use: Use | None = None
+    """What its tile is for, if it has one."""
+
+
+class DecodeStep:
+    """One decode step over a model, with the memory that its kernels hand on to one another.
+
+    Args:
+        model: with its KV cache.
+        state: read and written, but for the prompt.
+        sampler: settings of the drawing.
+        tile_for: the tile for each use.
+        processors: streaming multiprocessors of the device.
+
+    Attributes:
+        launches: the kernels, in order.
+    """
+
+    def __init__(
+        self, model: Transformer, state: State, sampler: Sampler, tile_for: Callable[[Use], Tile], processors: int
+    ) -> None:
+        self.model, self.state, self.sampler, self.tile_for = model, state, sampler, tile_for
+        self.config, self.batch, self.device = model.config, state.token.shape[0], state.token.device
+        self.launches: list[Launch] = []
+        self.allocate(processors)
+        gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
+        after_attention, after_ffn = gains[1::2], [*gains[2::2], model.norm.weight]
+        norm = self.embed(gains[0])
+        for block, next_gain, last_gain in zip(model.layers, after_attention, after_ffn, strict=True):
+            assert isinstance(block.ffn, (FeedForward, MixtureOfExperts))
+            self.attend(block.attention, norm)
+            norm, votes = self.project(block.attention, block.ffn, next_gain)
+            routing = self.route(votes, norm)
+            self.up(block.ffn, norm, routing)
+            norm = self.down(block.ffn, routing, last_gain)
+        self.draw(norm)
+
+    def allocate(self, processors: int) -> None:
+        """Memory that serves every layer: each reads what the one before it has written."""
+        config, first = self.config, self.model.layers[0]
+        assert isinstance(first.ffn, (FeedForward, MixtureOfExperts))
+        self.residual = self.empty(config.dim)
+        self.qkv = self.empty(first.attention.wqkv.float_shape[0])
+        # The residual stream times the gain of the next norm.
+        self.following = self.activation(self.batch, config.dim, self.model.head)
+        self.attended = self.activation(self.batch, config.n_heads * config.head_dim, first.attention.wo)
+        self.slots = min(self.batch * config.n_active_experts, config.n_experts)
+        self.hidden = self.activation(max(self.slots, 1) * self.batch, config.ffn_dim, first.ffn.w2)
+        heads = config.n_heads, config.n_kv_heads, config.head_dim
+        length, itemsize = first.attention.k_cache.shape[2], self.model.dtype.itemsize
+        plan = attention.Plan.choose(self.batch, *heads, length, config.sliding_window, itemsize, processors)
+        self.attention_scratch = attention.Scratch.empty(plan, self.batch, *heads, self.device)
+        if config.n_experts:
+            parts = self.squares(self.use_of_residual(first.attention.wo)).shape[1]
+            self.votes = self.empty(parts, config.n_experts, dtype=torch.float32)
+            self.router_scratch = router.Scratch.empty(self.batch, config.n_experts, self.device)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """[B, ...], of the model's type unless another is given."""
+        return torch.empty(self.batch, *shape, dtype=dtype or self.model.dtype, device=self.device)
+
+    def activation(self, rows: int, width: int, reader: Weight) -> Activation:
+        """Memory for what a weight is multiplied with: in fixed point for int8."""
+        return Activation.empty(rows, width, self.model.dtype, self.device, reader.weight.dtype == torch.int8)
+
+    def use_of_residual(self, module: Weight, slots: int = 0) -> Use:
+        """Of a matrix whose products are added to the residual stream."""
+        return Use.of(add_linear, module.weight, self.batch, written=1, least=LEAST_ROWS, slots=slots)
+
+    def squares(self, use: Use) -> Tensor:
+        """float32 [B, P]: memory for the sums of squares that a kernel's programs leave."""
+        return self.empty(-(-use.rows // self.tile_for(use).rows), dtype=torch.float32)
+
+    def norm(self, squares: Tensor) -> Norm:
+        return Norm(squares, self.config.dim, self.config.norm_eps)
+
+    def add(
+        self,
+        role: str,
+        name: str,
+        kernel: Callable[..., None],
+        twin: Callable[..., None],
+        *arguments: Any,
+        weights: int = 0,
+        positions: int = 0,
+        use: Use | None = None,
+    ) -> None:
+        """One more kernel; see `Launch`."""
+        self.launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, use))
+
+    def add_weight(
+        self,
+        role: str,
+        use: Use,
+        kernel: Callable[..., None],
+        twin: Callable[..., None],
+        module: Weight,
+        *arguments: Any,
+        more_bytes: int = 0,
+    ) -> None:
+        """One more kernel over a matrix: of a mixture those of some experts; `more_bytes` of other weights."""
+        share = use.slots / self.config.n_experts if use.slots else 1
+        read = int(sum(parameter.nbytes for parameter in module.parameters()) * share) + more_bytes
+        name = shaped(use.kernel, use.rows, use.columns)
+        self.add(role, name, kernel, twin, *arguments, self.tile_for(use), weights=read, use=use)
+
+    def embed(self, gain: Tensor) -> Norm:
+        """The token's row becomes the residual stream."""
+        table, squares = self.model.embedding, self.empty(1, dtype=torch.float32)
+        self.add(
+            "embed", "embed_kernel", embed, embed_reference,
+            self.state.token, table.weight, scale_of(table), self.residual, gain, self.following, squares,
+            weights=table.weight[0].nbytes * self.batch,
+        )  # fmt: skip
+        return self.norm(squares)
+
+    def attend(self, core: Attention, norm: Norm) -> None:
+        """Queries, keys and values, and what they come to."""
+        bias, q_norm, k_norm = (
+            None if module is None else module.weight for module in (core.qkv_bias, core.q_norm, core.k_norm)
+        )
+        self.add_weight(
+            "qkv", Use.of(linear, core.wqkv.weight, self.batch), linear, linear_reference, core.wqkv,
+            self.following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, self.qkv,
+        )  # fmt: skip
+        self.add(
+            "attention", "attend_kernel", attention.attend, attention.attend_reference,
+            self.qkv, q_norm, k_norm, self.config.norm_eps, self.model.cos, self.model.sin, self.state.position,
+            core.k_cache, core.v_cache, self.config.sliding_window, self.attention_scratch, self.attended,
+            positions=core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes,
+        )  # fmt: skip
+
+    def project(self, core: Attention, ffn: FeedForward | MixtureOfExperts, gain: Tensor) -> tuple[Norm, Votes | None]:
+        """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
+        use = self.use_of_residual(core.wo)
+        squares = self.squares(use)
+        votes = Votes(ffn.router.weight, self.votes) if isinstance(ffn, MixtureOfExperts) else None
+        self.add_weight(
+            "wo", use, add_linear, add_linear_reference, core.wo,
+            self.attended, core.wo.weight, scale_of(core.wo), None,
+            self.residual, gain, self.following, squares, votes,
+            more_bytes=0 if votes is None else votes.weight.nbytes,
+        )  # fmt: skip
+        return self.norm(squares), votes
+
+    def route(self, votes: Votes | None, norm: Norm) -> Routing | None:
+        """Of a mixture: which experts are taken. Each layer has memory of its own for it, as the down projection reads
+        it before it waits."""
+        if votes is None:
+            return None
+        active = self.config.n_active_experts
+        routing = Routing.empty(self.batch, self.config.n_experts, active, self.device)
+        self.add("route", "route_kernel", route, route_reference, votes, norm, active, routing, self.router_scratch)
+        return routing
+
+    def up(self, ffn: FeedForward | MixtureOfExperts, norm: Norm, routing: Routing | None) -> None:
+        """The first half of the feed-forward network."""
+        use = Use.of(swiglu, ffn.w13.weight, self.batch, written=2, slots=self.slots)
+        self.add_weight(
+            "w13", use, swiglu, swiglu_reference, ffn.w13,
+            self.following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, self.hidden,
+        )  # fmt: skip
+
+    def down(self, ffn: FeedForward | MixtureOfExperts, routing: Routing | None, gain: Tensor) -> Norm:
+        """Its second half, added to the residual stream."""
+        use = self.use_of_residual(ffn.w2, self.slots)
+        squares = self.squares(use)
+        self.add_weight(
+            "w2", use, add_linear, add_linear_reference, ffn.w2,
+            self.hidden, ffn.w2.weight, scale_of(ffn.w2), routing,
+            self.residual, gain, self.following, squares, None,
+        )  # fmt: skip
+        return self.norm(squares)
+
+    def draw(self, norm: Norm) -> None:
+        """The logits, and the token that is drawn from them."""
+        head, state = self.model.head, self.state
+        self.add_weight(
+            "head", Use.of(linear, head.weight, self.batch), linear, linear_reference, head,
+            self.following, norm, head.weight, scale_of(head), None, state.logits,
+        )  # fmt: skip
+        scratch = draw.Scratch.empty(self.batch, self.config.vocab_size, self.device)
+        self.add(
+            "maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference,
+            state.logits, scratch, weights=state.logits.nbytes,
+        )  # fmt: skip
+        self.add(
+            "draw", "draw_kernel", draw.draw, draw.draw_reference,
+            state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
+            state.token, state.tokens, state.position, scratch,
+        )  # fmt: skip
+
+
+def scale_of(module: Weight) -> Tensor | None:
+    """Scales of an int8 weight's rows."""
+    return getattr(module, "scale", None)
