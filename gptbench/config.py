@@ -335,7 +335,8 @@ class FusedConfig(EngineConfig):
     tune: bool = False
     """Search the best tiles for the shapes of this model on this device, those that are not kept yet, and keep them."""
     tiles: str = "outputs/tiles"
-    """Folder with the tiles that were found, a file for each device. Shapes that it lacks get built-in ones."""
+    """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
+    that it lacks get built-in ones."""
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,16 @@
 """Tiles: built-in ones, candidates, and the file that keeps what was found for a device."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 from triton.runtime.errors import OutOfResources
 
+from gptbench import kernels
 from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, Use, candidates, default_tile, fastest
 from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile, linear
@@ -84,11 +87,30 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "h200.json"
+    path = Tiles(tmp_path, "h200").path
     path.write_text(text)
-    with pytest.raises(UserError, match=r"h200\.json: expected tiles as engine\.tune=true writes them"):
+    with pytest.raises(UserError, match=r"h200-[0-9a-f]{8}\.json: expected tiles as engine\.tune=true writes them"):
         Tiles(tmp_path, "h200")
     assert path.read_text() == text
+
+
+def test_tiles_of_other_kernels_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of Triton, or another line in a kernel: the search was about something else."""
+    found = Tile(rows=4, block=512, warps=1, preload=2)
+    Tiles(tmp_path, "h200").keep(QKV, found)
+    monkeypatch.setattr(triton, "__version__", "0.0.1")
+    other = Tiles(tmp_path, "h200")
+    assert other[QKV] == default_tile(QKV) != found
+    other.keep(QKV, Tile(8, 512, 1, 1))
+    monkeypatch.undo()
+    assert Tiles(tmp_path, "h200")[QKV] == found
+    changed = tmp_path / "kernels"
+    shutil.copytree(Path(kernels.__file__).parent, changed)
+    monkeypatch.setattr(kernels, "__file__", str(changed / "__init__.py"))
+    assert Tiles(tmp_path, "h200")[QKV] == found
+    with (changed / "linear.py").open("a") as file:
+        file.write("# another line")
+    assert Tiles(tmp_path, "h200")[QKV] != found
 
 
 def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The built-in ones are what was fastest on Hopper GPUs (see LOG.md).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from gptbench import kernels
 from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile
 
@@ -123,10 +125,10 @@ def candidates(use: Use) -> Iterator[Tile]:
 
 
 class Tiles:
-    """Tiles by use, of one device.
+    """Tiles by use, of one device and one state of the kernels.
 
     Args:
-        folder: where the file is, or will be.
+        folder: where the file is, or will be. Those of other devices and other states stay as they are.
         device: its name, as in `gptbench.device.Device.key`.
 
     Raises:
@@ -134,7 +136,7 @@ class Tiles:
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.path = folder / f"{device}.json"
+        self.path = folder / f"{device}-{kernels_digest()}.json"
         self.found = self.read()
 
     def read(self) -> dict[str, Tile]:
@@ -168,6 +170,14 @@ class Tiles:
         if tile.rows % use.multiple:
             raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
         return tile
+
+
+def kernels_digest() -> str:
+    """Tells one state of the kernels and of Triton from others, for which other tiles may be the best."""
+    digest = hashlib.sha256(triton.__version__.encode())
+    for path in sorted(Path(kernels.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def checked(tile: Tile) -> Tile:
