@@ -2,7 +2,10 @@
 of JSON for each. A program of its own, since the tests' process has Triton's interpreter in place of the compiler."""
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +68,17 @@ def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     return made
 
 
+def stack_bytes(cubin: bytes) -> int:
+    """Of each thread: where registers do not suffice, or are indexed."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"STACK:(\d+)", told)
+    return int(found)
+
+
 def main() -> None:
     seen = set()
     captured: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
@@ -81,8 +95,9 @@ def main() -> None:
             seen.add(key)
             chosen = {name: named[name] for name in OPTIONS if name in named}
             made = triton.compile(source(function, arguments, named), target=HOPPER, options=chosen)
-            told = {"case": case, "role": launch.role, "kernel": launch.name, "shared": made.metadata.shared}
-            print(json.dumps(told), flush=True)
+            names = {"case": case, "role": launch.role, "expected": launch.name, "kernel": made.metadata.name}
+            bytes_of = {"shared": made.metadata.shared, "stack": stack_bytes(made.asm["cubin"])}
+            print(json.dumps(names | bytes_of), flush=True)
 
 
 if __name__ == "__main__":

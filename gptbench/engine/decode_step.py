@@ -153,7 +153,7 @@ class DecodeStep:
         """One more kernel over a matrix: of a mixture those of some experts; `more_bytes` of other weights."""
         share = use.slots / self.config.n_experts if use.slots else 1
         read = int(sum(parameter.nbytes for parameter in module.parameters()) * share) + more_bytes
-        name = shaped(use.kernel, use.rows, use.columns)
+        name = shaped(use.kernel, use.rows, use.columns, mixture=use.slots > 0)
         self.add(role, name, kernel, twin, *arguments, self.tile_for(use), weights=read, use=use)
 
     def embed(self, gain: Tensor) -> Norm:

@@ -36,11 +36,12 @@ def sized(name: str) -> Callable[[Any], str]:
 
     def name_of(specialization: Any) -> str:
         constants = specialization.constants
-        return shaped(name, constants["N"], constants["COLUMNS"] * (4 if constants["FIXED"] else 1))
+        columns = constants["COLUMNS"] * (4 if constants["FIXED"] else 1)
+        return shaped(name, constants["N"], columns, bool(constants.get("SLOTS") or constants.get("MIXTURE")))
 
     return name_of
 
 
-def shaped(name: str, rows: int, columns: int) -> str:
-    """Name of a kernel over a weight [rows, columns]."""
-    return f"{name}_{rows}x{columns}"
+def shaped(name: str, rows: int, columns: int, mixture: bool = False) -> str:
+    """Name of a kernel over a weight [rows, columns], or over several: experts."""
+    return f"{name}_{rows}x{columns}" + "_experts" * mixture
