@@ -423,6 +423,7 @@ def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
 def add_linear_case(active: int, launch: "Launch") -> Case:
     """The library has no mixtures; for one matrix it adds the residual stream, and leaves the norm to others."""
     x, weight, scale, routing, residual, gain, following, squares, votes, _ = launch.arguments
+    router, votes_told = (None, None) if votes is None else (votes.weight, votes.parts)
 
     def call(generator: Generator) -> Call:
         made = Maker(launch.arguments, generator)
@@ -455,18 +456,16 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         name=launch.role,
         shape=weight_shape(weight, batch, active if routing is not None else 0),
         dtype=name_of(weight),
-        moved_bytes=launch.weights
-        + nbytes(x, routing, residual, residual, gain, following, squares)
-        + (0 if votes is None else nbytes(votes.parts)),
+        moved_bytes=launch.weights + nbytes(x, routing, residual, residual, gain, following, squares, votes_told),
         flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:])
-        + (0 if votes is None else 2 * batch * votes.weight.numel()),
+        + (0 if router is None else 2 * batch * router.numel()),
         call=call,
         twin=launch.twin,
         plain=plain_add_linear,
         library=library_add_linear if scale is None and routing is None else None,
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale) + (0 if votes is None else nbytes(votes.weight)) - launch.weights,
+        unread_bytes=nbytes(weight, scale, router) - launch.weights,
     )
 
 
