@@ -24,7 +24,7 @@ from gptbench.measure import Kernels, Speed
 from gptbench.measure.breakdown import break_down
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
 from gptbench.measure.environment import Environment, environment
-from gptbench.measure.kernels import peak_flops
+from gptbench.measure.kernels import KernelTimes, peak_flops
 from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
@@ -129,6 +129,7 @@ def run_kernels(
 
     Raises:
         BadResultError: an implementation failed, or is wrong; what was measured is recorded.
+        KeyboardInterrupt: Ctrl-C; what was measured until then is recorded.
     """
     task: Kernels = instantiate(config.task, config, device)
     if task.left_out is not None:
@@ -136,7 +137,13 @@ def run_kernels(
     with stage_bar(1 + len(task.cases)) as stages:
         started, surroundings, roof = beginning(config, device, stages)
         begin = time.perf_counter()
-        kernels = task.measure(stages.start, stages.done)
+        kernels: list[KernelTimes] = []
+        interrupted = False
+        try:
+            for kernel in task.measure(stages.start, stages.done):
+                kernels += [kernel]
+        except KeyboardInterrupt:
+            interrupted = True
     result = KernelResult(
         started=started,
         command=command,
@@ -152,6 +159,9 @@ def run_kernels(
     path = result.save(folder)
     show_kernels(result, instantiate(config.baseline))
     publish(result, path, tracker)
+    if interrupted:
+        console.print(f"interrupted: {len(kernels)} of {len(task.cases)} kernels were measured", markup=False)
+        raise KeyboardInterrupt
     if failed := [kernel.label for kernel in kernels if kernel.failed]:
         raise BadResultError(f"{path}: not all of it could be measured, or was right: {', '.join(failed)}")
     if not any(timing.median_s is not None for kernel in kernels for timing in kernel.timings.values()):

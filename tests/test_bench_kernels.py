@@ -28,6 +28,7 @@ from gptbench.config import (
     ModelConfig,
 )
 from gptbench.device import Device
+from gptbench.engine.inductor import compile_options
 from gptbench.errors import BadResultError, ConfigError, UserError
 from gptbench.measure import kernel_cases, kernels, roof
 from gptbench.measure.kernel_cases import (
@@ -544,6 +545,22 @@ def test_a_wrong_kernel_is_recorded_and_fails_the_run(
     assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
 
 
+def test_what_was_measured_before_ctrl_c_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def interrupted(case: Case, *args: Any) -> KernelTimes:
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case.label)
+        return measure_case(case, *args)
+
+    monkeypatch.setattr(kernels, "measure_case", interrupted)
+    of = config(tmp_path, only="gemv/D32")
+    with pytest.raises(KeyboardInterrupt):
+        run_module.run(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+    assert [kernel.label for kernel in KernelResult.load(tmp_path / "kernels.json").kernels] == measured
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("model", "quant", "batch"),
@@ -555,7 +572,9 @@ def test_a_models_kernels_on_a_gpu(model: ModelConfig, quant: str, batch: int, m
     monkeypatch.setattr(kernels, "micro_cases", lambda *_: iter(()))
     of = replace(run_config(model, quant, batch=batch), task=task())
     assert isinstance(of.task, KernelsConfig)
-    measured = Kernels(of.task, of, device("cuda")).measure(lambda _: None, lambda: None)
+    untuned = partial(compile_options, tuned=False)  # tuning takes most of the time, and is tested in `test_on_a_gpu`
+    monkeypatch.setattr(kernels, "compile_options", lambda cudagraphs, tuned: untuned(cudagraphs))
+    measured = list(Kernels(of.task, of, device("cuda")).measure(lambda _: None, lambda: None))
     assert len(measured) == (11 if model.n_experts else 10)
     for kernel in measured:
         assert kernel.note is None
@@ -574,7 +593,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     on = device("cuda")
     of = replace(run_config(DENSE), task=task(sizes=[256, 384]))
     assert isinstance(of.task, KernelsConfig)
-    measured = Kernels(of.task, of, on).measure(lambda _: None, lambda: None)
+    measured = list(Kernels(of.task, of, on).measure(lambda _: None, lambda: None))
     assert {kernel.name for kernel in measured} >= {"read_reduce", "gemv", "gather_gemv", "layer_norm"}
     for kernel in measured:
         assert kernel.note is None

@@ -109,15 +109,13 @@ class Kernels:
             without = f"; no kernels of the model: {self.left_out}" if self.left_out else ""
             raise ConfigError("task.only", task.only, f"the beginning of a name, or more of it, of {names}{without}")
 
-    def measure(self, start: Callable[[str], None], done: Callable[[], None]) -> list[KernelTimes]:
-        """All of them; `start` is told of each before it, `done` is called after it."""
-        measured = []
+    def measure(self, start: Callable[[str], None], done: Callable[[], None]) -> Iterator[KernelTimes]:
+        """All of them, one after the other; `start` is told of each before it, `done` is called after it."""
         for case in self.cases:
             start(case.label)
-            measured.append(measure_case(case, self.device, self.seed, self.task.replays))
+            yield measure_case(case, self.device, self.seed, self.task.replays)
             self.device.release_memory()
             done()
-        return measured
 
 
 def peak_flops(device: str) -> float | None:
