@@ -48,6 +48,14 @@ def log(arguments: list[str]) -> int:
     return log_command(arguments)
 
 
+MULTIRUN = ("-m", "--multirun")
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The same, a sweep's flag before what it sweeps over: argparse refuses one between Hydra's overrides."""
+    return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log}
 
 
@@ -59,6 +67,7 @@ def main() -> int:
     try:
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return COMMANDS[sys.argv[1]](sys.argv[2:])
+        sys.argv[1:] = flags_first(sys.argv[1:])
         register()
         job()
         return 0

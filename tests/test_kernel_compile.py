@@ -14,6 +14,7 @@ CASES = [
     ("llama2_7b", "int8", 1, 208),
     ("llama2_7b", "none", 1, 4096),
     ("llama3_1_8b", "none", 2, 32768),
+    ("llama3_1_405b", "int8", 1, 208),
     ("mixtral_16l", "int8", 2, 208),
     ("qwen3_30b_a3b", "none", 8, 208),
 ]
@@ -37,6 +38,6 @@ def test_kernels_compile_fit_into_registers_and_ask_for_little_shared_memory(tmp
         assert kernel["kernel"] == kernel["expected"], "else a breakdown would not know what it reads"
         if kernel["case"][2] == 1:
             assert kernel["stack"] == 0, kernel
-        # In a long context there is time enough for attention to be the exception.
-        if kernel["role"] != "attention" or kernel["case"][3] < 4096:
+        # In a long context there is time enough for attention to be the exception; embed is one program for each token.
+        if kernel["role"] != "embed" and (kernel["role"] != "attention" or kernel["case"][3] < 4096):
             assert kernel["shared"] <= SMALL_SHARED, kernel

@@ -71,7 +71,7 @@ def test_the_default_runs_trained_weights_and_shows_what_they_wrote(tmp_path: Pa
 def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    done = gptbench(tmp_path, "-m", *QUICK, "engine=eager", "sampling.top_k=5,50", "sampling.temperature=0.5,1")
+    done = gptbench(tmp_path, *QUICK, "-m", "engine=eager", "sampling.top_k=5,50", "sampling.temperature=0.5,1")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(results(tmp_path)) == 4

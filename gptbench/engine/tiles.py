@@ -82,8 +82,10 @@ def default_tile(use: Use) -> Tile:
             warps, width, high, preload = (4, 1, 16 if use.slots else 8, 1) if long else (4, 1, 8, 2)
         elif use.kernel == "swiglu":
             warps, width, high, preload = 4 if use.slots else 2, 1, 8, 1
+        elif use.rows * columns <= SMALL:
+            warps, width, high, preload = 2, 1, 4, 1
         else:
-            warps, width, high, preload = (2, 1, 4, 1) if use.rows * columns <= SMALL else (2, 2, 8, 1)
+            warps, width, high, preload = (4, 1, 8, 1) if long else (2, 2, 8, 1)
     elif use.kernel == "add_linear":
         # Of two tiles of the same size the one whose last step is fuller.
         step = 8 * BYTES_PER_WARP // itemsize
