@@ -48,6 +48,13 @@ def log(arguments: list[str]) -> int:
     return log_command(arguments)
 
 
+def cache(arguments: list[str]) -> int:
+    """Saves what was compiled to a file, or loads it."""
+    from gptbench.compile_cache import cache_command
+
+    return cache_command(arguments)
+
+
 MULTIRUN = ("-m", "--multirun")
 
 
@@ -56,7 +63,7 @@ def flags_first(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log, "cache": cache}
 
 
 def main() -> int:

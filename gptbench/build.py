@@ -124,17 +124,20 @@ def nbytes(model: nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters())  # `parameters` gives a shared one once
 
 
-def require_fit(config: Config, model: Transformer, device: Device, alternatives: Iterator[tuple[str, int]]) -> None:
+def require_fit(
+    config: Config, model: Transformer, device: Device, alternatives: Iterator[tuple[str, int]], kept: int = 0
+) -> None:
     """Refuses a run that needs more than the device has, before anything is allocated.
 
     Args:
         alternatives: what else the user could ask for, and the bytes that it needs.
+        kept: bytes in use that the run has from the job before it, or gives back.
 
     Raises:
         DoesNotFitError: with the numbers, and with the alternatives that fit.
     """
     need = memory_need_of(config, model)
-    free = device.free_memory()
+    free = device.free_memory() + kept
     if need.total <= free:
         return
     fitting: dict[str, str] = {}

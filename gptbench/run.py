@@ -1,7 +1,6 @@
 """One run: configured, built, prepared, generated, measured, recorded, compared."""
 
 import datetime
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
-from gptbench.build import alternatives, build, memory_need_of, on_meta, require_fit
+from gptbench.build import alternatives, build, cache_length, memory_need_of, on_meta, require_fit
 from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig
 from gptbench.device import Device
@@ -34,6 +33,7 @@ from gptbench.quant import Quantisation
 from gptbench.record import KernelResult, Recorded, Result, Tracker
 from gptbench.record.statistics import quality_metrics, valid_samples
 from gptbench.record.tracking import write_trace
+from gptbench.reuse import Kept, keep, may_keep, release, take
 from gptbench.targets import instantiate, target
 from gptbench.terminal import (
     Stages,
@@ -74,20 +74,25 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         return
     config, resolved, choice = with_engine(config, resolved, device)
     task: Speed = instantiate(config.task, config, tokenizer)
-    model = plan(config, device)
-    if task.needs_reference:
-        try:
-            plan(*reference_of(config))
-        except DoesNotFitError as error:
-            told = "task.reference=true: the unquantised model does not fit; task.reference=false leaves it out"
-            raise DoesNotFitError(f"{told}\n{error}") from error
-    need = memory_need_of(config, model)
-    show_plan(config, device, need)
+    kept = take(config)
+    model = None if kept is None else kept.model
+    leaves = False
     try:
+        in_use = 0 if kept is None else kept.nbytes
+        planned = plan(config, device, in_use)
+        if task.needs_reference:
+            plan_reference(config, in_use)
+        model = planned if model is None else model
+        need = memory_need_of(config, planned)
+        show_plan(config, device, need)
         with progress(config, task) as stages:
-            measured = measure(config, device, model, task, stages)
+            measured = measure(config, device, model, kept, task, stages)
+        leaves = sweep is not None and may_keep(config) and not task.needs_reference
     finally:
-        release(model, device)
+        if not leaves and model is not None:
+            release(model, device)
+    if leaves:
+        keep(kept or new_kept(config, device, model, measured))
     result = Result(
         prompt=config.workload.prompt,
         started=measured.pop("started"),
@@ -201,16 +206,8 @@ def add_text(result: Result, tokenizer: Tokenizer) -> None:
         sample.text = [tokenizer.continuation(result.prompt, answer) for answer in answers]
 
 
-def release(model: Transformer, device: Device) -> None:
-    """Gives back all that a model and what was compiled for it hold, whoever still refers to them."""
-    model.to_empty(device="meta")
-    torch.compiler.reset()
-    gc.collect()  # engines and compiled code refer to each other in circles
-    device.release_memory()
-
-
-def plan(config: Config, device: Device) -> Transformer:
-    """The model on `meta`, once it is sure that it can be built and fits."""
+def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
+    """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
     engine: type[Engine] = target(config.engine)
     if (missing := engine.missing(device)) is not None:
         raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {missing}")
@@ -220,8 +217,17 @@ def plan(config: Config, device: Device) -> Transformer:
     model = on_meta(config.model, quant, device.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
-    require_fit(config, model, device, alternatives(config, device))
+    require_fit(config, model, device, alternatives(config, device), kept)
     return model
+
+
+def plan_reference(config: Config, kept: int) -> None:
+    """Raises DoesNotFitError if what quality is compared with does not fit."""
+    try:
+        plan(*reference_of(config), kept)
+    except DoesNotFitError as error:
+        told = "task.reference=true: the unquantised model does not fit; task.reference=false leaves it out"
+        raise DoesNotFitError(f"{told}\n{error}") from error
 
 
 def reference_of(config: Config) -> tuple[Config, Device]:
@@ -235,12 +241,14 @@ def reference_of(config: Config) -> tuple[Config, Device]:
     return config, instantiate(config.device)
 
 
-def measure(config: Config, device: Device, model: Transformer, task: Speed, stages: Stages) -> dict[str, Any]:
-    """Everything that takes time: fields of `Result`, by name."""
+def measure(
+    config: Config, device: Device, model: Transformer, kept: Kept | None, task: Speed, stages: Stages
+) -> dict[str, Any]:
+    """Everything that takes time: fields of `Result`, by name. The model is on `meta`, or was kept."""
     started, surroundings, roof = beginning(config, device, stages)
     device.reset_peak_memory()
-    with compile_cache(config.engine.fresh_cache) as empty_cache:
-        measured = measure_engine(config, device, model, roof, empty_cache, task, stages)
+    with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
+        measured = measure_engine(config, device, model, kept, roof, empty_cache, task, stages)
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
             release(model, device)  # so that the weights can be made again
@@ -271,17 +279,29 @@ def attempt(what: str, measure: Callable[..., T], *args: Any) -> T | None:
 
 
 def measure_engine(
-    config: Config, device: Device, model: Transformer, roof: Roof, empty_cache: bool, task: Speed, stages: Stages
+    config: Config,
+    device: Device,
+    model: Transformer,
+    kept: Kept | None,
+    roof: Roof,
+    empty_cache: bool,
+    task: Speed,
+    stages: Stages,
 ) -> dict[str, Any]:
     """Makes, prepares, warms up and samples one engine, sees how good it is, and lets it go."""
     with ExitStack() as leaving:
         stages.start("making the weights")
         workload: Workload = instantiate(config.workload, device)
         start = time.perf_counter()
-        engine, loaded = make_engine(config, device, model, stages.reading)
+        if kept is None:
+            engine, loaded = make_engine(config, device, model, stages.reading)
+            device.synchronize()
+            load_s = time.perf_counter() - start
+        else:
+            with torch.no_grad():
+                model.allocate(config.workload.batch_size, cache_length(config), device.torch)
+            engine, loaded, load_s = engine_over(config, device, model), kept.loaded, kept.load_s
         leaving.callback(engine.release)
-        device.synchronize()
-        load_s = time.perf_counter() - start
         stages.done()
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
@@ -326,7 +346,8 @@ def measure_engine(
         "engine_details": details,
         "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,
-        "compilations": [compilation],
+        "reused": None if kept is None else kept.started,
+        "compilations": [compilation] if kept is None else [compilation, replace(kept.compilation, process="shared")],
         "warm_ups": warm_ups,
         "samples": samples,
     }
@@ -338,9 +359,21 @@ def make_engine(
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
     with torch.no_grad():
         loaded = build(config, model, device, progress)
-        sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
-        engine: Engine = instantiate(config.engine, model, sampler, device, len(config.workload.prompt))
-    return engine, loaded
+    return engine_over(config, device, model), loaded
+
+
+@torch.no_grad()
+def engine_over(config: Config, device: Device, model: Transformer) -> Engine:
+    """The engine over a model that has its weights and its cache."""
+    sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
+    engine: Engine = instantiate(config.engine, model, sampler, device, len(config.workload.prompt))
+    return engine
+
+
+def new_kept(config: Config, device: Device, model: Transformer, measured: dict[str, Any]) -> Kept:
+    """What a job that made its own model leaves."""
+    fields = {name: measured[name] for name in ("load_s", "started")}
+    return Kept(config, device, model, measured["checkpoint"], compilation=measured["compilations"][0], **fields)
 
 
 def prepare_alone(config: Config) -> Compilation:

@@ -25,11 +25,13 @@ ORDER = (
     "checkpoint",
     "build",
     "engine",
+    "compile_cache",
     "generate",
     "measure",
     "record",
     "compare",
     "terminal",
+    "reuse",
     "run",
     "__main__",
 )

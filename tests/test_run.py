@@ -47,10 +47,10 @@ def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: 
     models: list[weakref.ref[Transformer]] = []
     plan = run_module.plan
 
-    def watched_plan(of: Config, device: Device) -> Transformer:
+    def watched_plan(of: Config, device: Device, kept: int) -> Transformer:
         gc.collect()
         assert [model for model in models if model() is not None] == [], "the model of the job before is still there"
-        models.append(weakref.ref(model := plan(of, device)))
+        models.append(weakref.ref(model := plan(of, device, kept)))
         return model
 
     monkeypatch.setattr(run_module, "plan", watched_plan)

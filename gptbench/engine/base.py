@@ -85,6 +85,11 @@ class Engine:
         if (expected := cls.refuse(config, device)) is not None:
             raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
 
+    @classmethod
+    def serves_other_workloads(cls, config: EngineConfig) -> bool:
+        """Whether what it compiles is for prompts and answers of any length, so that a later job can have it."""
+        return False
+
     @property
     def tunes(self) -> bool:
         """Whether `tune` does anything."""

@@ -1,10 +1,15 @@
 """The reference: the model's own code, one operation after the other. Every engine is tested against it."""
 
+from gptbench.config import EngineConfig
 from gptbench.engine.base import Engine
 
 
 class Eager(Engine):
     """Reads only the filled part of the cache: the host knows how far it is filled."""
+
+    @classmethod
+    def serves_other_workloads(cls, config: EngineConfig) -> bool:
+        return True
 
     def run_prefill(self) -> None:
         self.rewind()

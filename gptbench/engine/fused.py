@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptbench.config import Config, FusedConfig
+from gptbench.config import Config, EngineConfig, FusedConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.engine.decode_step import DecodeStep, Launch
@@ -56,6 +56,10 @@ class Fused(Engine):
         if target(config.quant) not in (Unquantised, Int8):
             return f"quant=none or int8 (it is {config.quant.name})"
         return None
+
+    @classmethod
+    def serves_other_workloads(cls, config: EngineConfig) -> bool:
+        return True
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:

@@ -5,18 +5,24 @@ captured once into a CUDA graph of our own: a replay needs no guards, no copies 
 but the launch. On a CPU the compiled C++ is called directly.
 """
 
+import contextlib
+import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import config as settings
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
 from torch._inductor.exc import InvalidCxxCompiler
 
-from gptbench.config import CudaGraph, InductorConfig, Scope, Tuning
+from gptbench.config import CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.model import Transformer
@@ -36,9 +42,46 @@ def compile_options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
     }
 
 
+@cache
+def trust_vector_instructions() -> None:
+    """Has Inductor take what the processor says of its vector instructions for granted, if the C++ compiler knows them.
+
+    Else it would build and load a small library for each set of them, of which it needs one: 8 of the 18 s that the
+    demo model's cold compile took on two cores (see LOG.md).
+    """
+    if settings.cpp.vec_isa_ok is not None:
+        return  # the user has said so: TORCHINDUCTOR_VEC_ISA_OK
+    flags = next((isa for isa in supported_vec_isa_list if set(str(isa).split()) <= set(x86_isa_checker())), None)
+    if flags is not None:
+        command = [get_cpp_compiler(), "-fsyntax-only", "-x", "c++", *flags.build_arch_flags().split(), os.devnull]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            settings.cpp.vec_isa_ok = True
+
+
 def compiled(function: Callable, how: dict[str, Any]) -> Callable:
-    """One graph for one shape: a change of shape compiles another."""
+    """One graph for one shape, but for what `varies`: another change of shape compiles another."""
+    with contextlib.suppress(InvalidCxxCompiler):  # on a GPU there need not be one
+        trust_vector_instructions()
     return torch.compile(function, fullgraph=True, dynamic=False, options=how)
+
+
+def varies(tensor: Tensor, dim: int) -> None:
+    """Tells the compiler to leave the size of a dimension open; not of size 1, which has code of its own."""
+    if tensor.shape[dim] > 1:
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A compiled block, called such that a prompt of another length needs no other graph."""
+
+    def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        if len(positions) > 1:  # else nothing changes, and every microsecond counts
+            varies(x, 1)
+            varies(cos, 0)
+            varies(sin, 0)
+        return block(x, cos, sin, positions, k_cache, v_cache)
+
+    return call
 
 
 class Inductor(Engine):
@@ -58,6 +101,13 @@ class Inductor(Engine):
             return "a C++ compiler (Debian: g++)"
         return None
 
+    @classmethod
+    def serves_other_workloads(cls, config: EngineConfig) -> bool:
+        """Not where one graph holds the whole model, with its caches; nor with torch's trees, which keep graphs alive
+        that refer to an engine's tensors."""
+        assert isinstance(config, InductorConfig)
+        return config.scope is Scope.block and config.cuda_graph is not CudaGraph.trees
+
     def __init__(
         self, config: InductorConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
@@ -65,6 +115,13 @@ class Inductor(Engine):
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         tuning = config.coordinate_descent_tuning
+        for tensor, dim in (
+            (self.state.tokens, 1),
+            (self.state.uniform, 1),
+            (self.prompt_positions, 0),
+            *((keys_or_values, 2) for keys_or_values in self.cached()),
+        ):
+            varies(tensor, dim)
         prefill = compile_options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
         decode = compile_options(trees, tuned=tuning is not Tuning.none)
         if config.scope is Scope.model:
@@ -72,8 +129,9 @@ class Inductor(Engine):
             self.decode_body = compiled(self.body, decode)
         else:
             finish = compiled(self.advance, decode)
-            self.prefill_body = self.body_by_block(prefill, finish)
             self.decode_body = self.body_by_block(decode, finish)
+            # A single token is the same to both, but for where it stands.
+            self.prefill_body = self.decode_body if prompt_length == 1 else self.body_by_block(prefill, finish)
         if trees:
             for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops):
                 torch._dynamo.mark_static_address(tensor)
@@ -86,7 +144,11 @@ class Inductor(Engine):
 
     def body_by_block(self, how: dict[str, Any], finish: Callable[[Tensor], None]) -> Callable[[Tensor, Tensor], None]:
         """The same, calling compiled blocks that all share one graph, and then `finish`."""
-        blocks = [compiled(block, how) for block in self.model.layers]
+        blocks = [
+            partial(of_any_length(compiled(block, how)), k_cache=core.k_cache, v_cache=core.v_cache)
+            for block in self.model.layers
+            for core in [block.attention]
+        ]
 
         def body(tokens: Tensor, positions: Tensor) -> None:
             hidden = self.model.hidden(tokens, positions, self.length, blocks)

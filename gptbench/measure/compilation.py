@@ -73,7 +73,8 @@ class Compilation:
     found), or none (nothing was compiled)."""
     process: str
     """first: the process that ran the samples, and had compiled nothing before; later: the same, but after other jobs
-    of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache."""
+    of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache;
+    shared: none of this job's, but what an earlier one paid for code that this one took over."""
     prepare_s: float
     """Seconds from the weights being there until prefill and decode had run and been captured."""
     later_s: float = 0.0
@@ -151,12 +152,13 @@ def cache_state(
 
 
 @contextlib.contextmanager
-def compile_cache(fresh: bool) -> Iterator[bool]:
-    """Nothing compiled so far in this process is used again; where `fresh`, nothing on disk either.
+def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
+    """Nothing compiled so far in this process is used again, but where `keep`; where `fresh`, nothing on disk either.
 
     Yields whether the cache's folder is empty.
     """
-    torch.compiler.reset()
+    if not keep:
+        torch.compiler.reset()
     with fresh_cache() if fresh else contextlib.nullcontext():
         folder = Path(cache_dir())
         yield not (folder.is_dir() and any(folder.iterdir()))

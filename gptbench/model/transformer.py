@@ -8,7 +8,7 @@ Jiang et al., 2023, arXiv:2310.06825. Qwen 2 (bias) and Qwen 3 (normalised heads
 """
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +62,15 @@ class Attention(nn.Module):
         self.register_buffer("k_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
         self.register_buffer("v_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, read: int) -> Tensor:
-        """x [B, T, D] at positions [T]; appends to the cache, and attends to its first `read` positions."""
+    def cache(self, read: int) -> tuple[Tensor, Tensor]:
+        """The first `read` positions of keys and values, [B, G, read, K] each: views, where these are not all."""
+        k, v = self.k_cache, self.v_cache
+        return (k, v) if read == k.shape[2] else (k[:, :, :read], v[:, :, :read])
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """x [B, T, D] at positions [T]; appends to the cache [B, G, S, K], and attends to all of it."""
         batch, tokens, _ = x.shape
         qkv = self.wqkv(x)
         if self.qkv_bias is not None:
@@ -73,8 +80,8 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
-        self.k_cache.index_copy_(2, positions, k)
-        self.v_cache.index_copy_(2, positions, v)
+        k_cache.index_copy_(2, positions, k)
+        v_cache.index_copy_(2, positions, v)
         if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
             gqa = self.heads != self.kv_heads
             if self.slides(tokens):
@@ -83,15 +90,15 @@ class Attention(nn.Module):
             else:
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         else:
-            y = self.attend_to_cache(q, positions, read)
+            y = self.attend_to_cache(q, positions, k_cache, v_cache)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
 
-    def attend_to_cache(self, q: Tensor, positions: Tensor, read: int) -> Tensor:
-        """One query for each head, q [B, H, 1, K], over the cache: [B, H, 1, K]. Softmax in float32."""
-        k, v = self.k_cache[:, :, :read], self.v_cache[:, :, :read]
+    def attend_to_cache(self, q: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One query for each head, q [B, H, 1, K], over keys and values [B, G, S, K]: [B, H, 1, K]. Softmax in
+        float32."""
         grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)  # [B, G, H/G, K]
         scores = torch.matmul(grouped, k.transpose(-1, -2)).float() * self.head_dim**-0.5
-        visible = self.visible(positions, torch.arange(read, device=q.device))
+        visible = self.visible(positions, torch.arange(k.shape[2], device=q.device))
         probabilities = scores.where(visible, -torch.inf).softmax(-1).to(q.dtype)
         return torch.matmul(probabilities, v).view_as(q)
 
@@ -102,7 +109,7 @@ class Attention(nn.Module):
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the token at position `query` attends to the one at `key`; both broadcast."""
         seen = key <= query
-        return seen & (key > query - self.window) if self.slides(self.k_cache.shape[2]) else seen
+        return seen & (key > query - self.window) if self.window else seen
 
 
 class FeedForward(nn.Module):
@@ -176,9 +183,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.ffn = MixtureOfExperts(config, dtype) if config.n_experts else FeedForward(config, dtype)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, read: int) -> Tensor:
-        """x [B, T, D] to [B, T, D]."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, positions, read)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """x [B, T, D] to [B, T, D]; the rest as in `Attention`."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, positions, k_cache, v_cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -188,6 +197,9 @@ class Transformer(nn.Module):
     Args:
         config: shape of the model.
         dtype: type of weights, activations and KV cache.
+
+    Attributes:
+        layers: the blocks, in order.
     """
 
     cos: Tensor
@@ -197,16 +209,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.dtype = config, dtype
         head_std = LOGIT_SPREAD * config.dim**-0.5
-        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.n_layers))
+        self.layers = [Block(config, dtype) for _ in range(config.n_layers)]
+        self.blocks = nn.ModuleList(self.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
         # A tied embedding stays small, as the head's: else each token would above all predict itself.
         self.embedding = self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
-
-    @property
-    def layers(self) -> list[Block]:
-        """The blocks, typed."""
-        return cast(list[Block], list(self.blocks))
 
     def allocate(self, batch: int, length: int, device: torch.device) -> None:
         """Makes the KV caches [B, G, length, K] of every block, and the table of rotations."""
@@ -226,9 +234,13 @@ class Transformer(nn.Module):
         """
         x = self.embedding.rows(tokens)
         cos, sin = self.cos[positions], self.sin[positions]
-        for block in self.blocks if blocks is None else blocks:
-            x = block(x, cos, sin, positions, read)
+        for block in self.reading(read) if blocks is None else blocks:
+            x = block(x, cos, sin, positions)
         return x
+
+    def reading(self, read: int) -> list[Callable[..., Tensor]]:
+        """The blocks, each bound to the first `read` positions of its cache."""
+        return [partial(block, k_cache=k, v_cache=v) for block in self.layers for k, v in [block.attention.cache(read)]]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Residual stream [..., D] to logits: float32 [..., V]."""

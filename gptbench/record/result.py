@@ -118,6 +118,9 @@ class Result(Recorded):
     """What the engine says of itself beyond its configuration, such as the tiles that its kernels used."""
     tune_s: float | None = None
     """Seconds of the search for tiles, if one was asked for; no part of any compile time."""
+    reused: str | None = None
+    """When the earlier job of the sweep began that made the weights and compiled what this one took over: `load_s`, and
+    the compilation that is marked as shared, are that job's. None where it made its own."""
     breakdown: Breakdown | None = None
     """Where the time of one decode step goes, if the task was to tell."""
     schema_version: int = SCHEMA_VERSION

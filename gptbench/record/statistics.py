@@ -61,14 +61,15 @@ def compile_metrics(result: Result) -> dict[str, float]:
     """Compile times under the state of the cache that they met: compile_cold_s, compile_warm_s or compile_mixed_s.
 
     They are of processes that had compiled nothing before; of a job that follows others in a sweep they are called
-    compile_cold_later_s and so on. The seed's figure is of a cold cache. An engine that compiles nothing has none.
+    compile_cold_later_s and so on, and compile_cold_shared_s is what an earlier job paid for what this one took over.
+    The seed's figure is of a cold cache. An engine that compiles nothing has none.
     """
     metrics: dict[str, float] = {}
     for compilation in result.compilations:
-        later = "_later" if compilation.process == "later" else ""
+        whose = f"_{compilation.process}" if compilation.process in ("later", "shared") else ""
         if compilation.cache != "none":
-            metrics.setdefault(f"compile_{compilation.cache}{later}_s", compilation.total_s)
-        if compilation.cache == "cold" and not later and compilation.seed_s is not None:
+            metrics.setdefault(f"compile_{compilation.cache}{whose}_s", compilation.total_s)
+        if compilation.cache == "cold" and not whose and compilation.seed_s is not None:
             metrics["seed_compile_s"] = compilation.seed_s
     return metrics
 

@@ -1,0 +1,89 @@
+"""What a job of a sweep leaves for the next one in the same process: the model with its weights, and with it all that
+was compiled for it. The next job takes it over where it differs in sampling or workload alone.
+"""
+
+import gc
+from dataclasses import dataclass
+
+import torch
+
+from gptbench.build import nbytes
+from gptbench.checkpoint import Loaded
+from gptbench.config import Config
+from gptbench.device import Device
+from gptbench.engine import Engine
+from gptbench.measure.compilation import Compilation
+from gptbench.model import Transformer
+from gptbench.targets import target
+
+
+@dataclass
+class Kept:
+    """A model on its device, and what making it cost the job that made it."""
+
+    config: Config
+    """Of the job that made it."""
+    device: Device
+    model: Transformer
+    loaded: Loaded | None
+    """What was read of a checkpoint."""
+    load_s: float
+    """Seconds to make and fill the weights."""
+    compilation: Compilation
+    """Of the job that made it."""
+    started: str
+    """When that job began, ISO 8601."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of weights and cache."""
+        return nbytes(self.model) + sum(buffer.nbytes for buffer in self.model.buffers())
+
+    def serves(self, config: Config) -> bool:
+        """Whether a job can have it: the same weights, and code that was compiled for as many sequences."""
+        own = self.config
+        same = (
+            own.model == config.model
+            and own.quant == config.quant
+            and own.device == config.device
+            and own.engine == config.engine
+            and own.workload.batch_size == config.workload.batch_size
+        )
+        return same and (own.model.reads_checkpoint or own.workload.seed == config.workload.seed)
+
+
+kept: Kept | None = None
+"""Of this process."""
+
+
+def may_keep(config: Config) -> bool:
+    """Whether a job leaves something: not where it has to begin with nothing, or to end with nothing."""
+    engine: type[Engine] = target(config.engine)
+    begins_anew = config.engine.fresh_cache or config.engine.measure_warm_start
+    return engine.serves_other_workloads(config.engine) and not begins_anew
+
+
+def keep(new: Kept) -> None:
+    """Leaves it for the next job."""
+    global kept
+    kept = new
+    gc.collect()  # the engine, whose graphs hold memory
+    new.device.release_memory()
+
+
+def take(config: Config) -> Kept | None:
+    """What the job before has left, if it serves this one; else it is given back."""
+    global kept
+    found, kept = kept, None
+    if found is None or (may_keep(config) and found.serves(config)):
+        return found
+    release(found.model, found.device)
+    return None
+
+
+def release(model: Transformer, device: Device) -> None:
+    """Gives back all that a model and what was compiled for it hold, whoever still refers to them."""
+    model.to_empty(device="meta")
+    torch.compiler.reset()
+    gc.collect()  # engines and compiled code refer to each other in circles
+    device.release_memory()

@@ -1,0 +1,29 @@
+"""Compiles a graph for the CPU, and a Triton kernel for a Hopper GPU that need not be there; prints a line of JSON with
+what was found in the caches. A program of its own, since the tests' process has Triton's interpreter in place of the
+compiler."""
+
+import json
+
+import torch
+import triton
+from torch._dynamo.utils import counters
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gptbench.kernels.read_reduce import kernel
+from gptbench.measure.compilation import CompileWatch
+
+
+@torch.compile(fullgraph=True, dynamic=False)
+def graph(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x.cos(), -1)
+
+
+with CompileWatch() as watch:
+    x = torch.linspace(-3, 3, 64).reshape(2, 32)
+    torch.testing.assert_close(graph(x), torch.softmax(x.cos(), -1))
+    signature = {"x": "*i32", "out": "*i32", "n": "i32", "BLOCK": "constexpr", "UNROLL": "constexpr"}
+    of = ASTSource(kernel, signature=signature, constexprs={"BLOCK": 256, "UNROLL": 1})
+    assert triton.compile(of, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+    graphs = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
+    print(json.dumps(graphs | {"triton_hit": watch.triton_hits, "triton_miss": watch.triton_misses}))

@@ -1,0 +1,422 @@
+"""`gptbench cache`: what was compiled travels, nothing is compiled again, and no file can do harm by being loaded."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptbench.compile_cache import MANIFEST, Place, cache_command, instruction_sets, load, require_fit, save
+from gptbench.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CODE = "inductor/ab/cabc.py"
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a machine with one compiled file in each cache."""
+    move_to(tmp_path / "one", monkeypatch)
+    for name in (CODE, "triton/XYZ/kernel.cubin"):
+        path = tmp_path / "one" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(random.Random(0).randbytes(5000))
+    return tmp_path / "one" / "outputs"
+
+
+def move_to(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Uses the caches of another machine, empty unless it was used before; its outputs."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(machine / "inductor"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(machine / "triton"))
+    return machine / "outputs"
+
+
+def files_under(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def changed(file: Path, **fields: Any) -> Path:
+    """The same cache file with another manifest."""
+    new = file.with_name("changed.zip")
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(new, "w") as archive:
+        for member in old.infolist():
+            content = old.read(member)
+            if member.filename == MANIFEST:
+                content = json.dumps(json.loads(content) | fields).encode()
+            archive.writestr(member, content)
+    return new
+
+
+def with_member(file: Path, member: zipfile.ZipInfo | str) -> Path:
+    """The same cache file with one more member, counted."""
+    with zipfile.ZipFile(file) as archive:
+        count = json.loads(archive.read(MANIFEST))["files"]
+    new = changed(file, files=count + 1)
+    with zipfile.ZipFile(new, "a") as archive:
+        archive.writestr(member, b"../../outside")
+    return new
+
+
+@pytest.mark.timeout(300)
+def test_a_machine_that_loads_what_another_compiled_compiles_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "g++").write_text(f'#!/bin/sh\necho "$@" >> "$COMPILED"\nexec {compiler} "$@"\n')
+    (tools / "g++").chmod(0o755)
+
+    def python(machine: str, *arguments: str) -> str:
+        folder = tmp_path / machine
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "COMPILED": str(folder / "compiled"),
+            "TMPDIR": str(folder / "tmp"),  # where precompiled headers are
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "TRITON_CACHE_DIR": str(folder / "triton"),
+        }
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def outcome(machine: str) -> tuple[dict[str, int], list[str]]:
+        """What was found in the caches, and the compiler's calls that made something from C++."""
+        found = json.loads(python(machine, "tests.compile_small"))
+        calls = (tmp_path / machine / "compiled").read_text().splitlines()
+        return found, [call for call in calls if " -o " in call and " -E " not in call]
+
+    nothing = {"hit": 0, "miss": 0, "bypass": 0, "triton_hit": 0, "triton_miss": 0}
+    found, calls = outcome("one")
+    assert found == nothing | {"miss": 1, "triton_miss": 1}
+    assert calls
+    file = tmp_path / "cache.zip"
+    assert "files" in python("one", "gptbench", "cache", "save", str(file))
+    shutil.rmtree(tmp_path / "one")
+
+    assert "added" in python("two", "gptbench", "cache", "load", str(file))
+    (tmp_path / "two" / "compiled").unlink(missing_ok=True)
+    found, calls = outcome("two")
+    assert found == nothing | {"hit": 1, "triton_hit": 1}
+    assert not calls
+
+
+def test_all_of_it_arrives_and_nothing_else(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, file = tmp_path / "one", tmp_path / "cache.zip"
+    for name in ("inductor/locks/cabc.lock", "inductor/ab/.1.2.tmp", "triton/XYZ/tmp.pid_1_2/kernel.cubin"):
+        (one / name).parent.mkdir(exist_ok=True)
+        (one / name).write_text("of a process that runs")
+    (one / "inductor" / "link").symlink_to("/etc/passwd")
+    manifest = save(file, outputs)
+    assert (manifest.files, manifest.bytes) == (2, 10000)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "cache.zip"}
+
+    two = tmp_path / "two"
+    loaded = load(file, Place(move_to(two, monkeypatch)))
+    assert files_under(two) == {CODE, "triton/XYZ/kernel.cubin"}
+    assert (two / CODE).read_bytes() == (one / CODE).read_bytes()
+    assert (loaded.added, loaded.kept, loaded.notes) == ({"inductor": 1, "triton": 1}, 0, [])
+
+
+def test_tritons_cache_within_inductors_is_saved_once(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "one" / "inductor" / "triton"))
+    shutil.move(tmp_path / "one" / "triton", tmp_path / "one" / "inductor" / "triton")
+    save(tmp_path / "cache.zip", outputs)
+    with zipfile.ZipFile(tmp_path / "cache.zip") as archive:
+        assert set(archive.namelist()) == {CODE, "triton/XYZ/kernel.cubin", MANIFEST}
+
+
+def test_what_is_there_stays(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    two = tmp_path / "two"
+    (two / CODE).parent.mkdir(parents=True)
+    (two / CODE).write_text("newer")
+    loaded = load(tmp_path / "cache.zip", Place(move_to(two, monkeypatch)))
+    assert (two / CODE).read_text() == "newer"
+    assert (loaded.added, loaded.kept) == ({"triton": 1}, 1)
+
+
+def test_tritons_groups_name_files_of_this_machine(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = tmp_path / "one" / "triton" / "XYZ" / "kernel.cubin"
+    whole = {"child_paths": {"kernel.cubin": str(kernel)}}
+    lacking = {"child_paths": {"kernel.ptx": str(kernel.with_suffix(".ptx"))}}
+    (kernel.parent / "__grp__kernel.json").write_text(json.dumps(whole))
+    (kernel.parent / "__grp__lacking.json").write_text(json.dumps(lacking))
+    (kernel.parent / "__grp__broken.json").write_text("[")
+    save(tmp_path / "cache.zip", outputs)
+    with zipfile.ZipFile(tmp_path / "cache.zip") as archive:
+        assert str(tmp_path) not in archive.read("triton/XYZ/__grp__kernel.json").decode()
+        assert archive.namelist()[-2:] == ["triton/XYZ/__grp__kernel.json", MANIFEST]
+    load(tmp_path / "cache.zip", Place(move_to(tmp_path / "two", monkeypatch)))
+    there = tmp_path / "two" / "triton" / "XYZ"
+    assert files_under(there) == {"kernel.cubin", "__grp__kernel.json"}
+    group = json.loads((there / "__grp__kernel.json").read_text())
+    assert group == {"child_paths": {"kernel.cubin": str(there / "kernel.cubin")}}
+
+
+def test_tiles_travel_to_another_device_of_the_kind(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile
+
+    key = Place(outputs).keys[0]
+    use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
+    Tiles(outputs / "tiles", key).keep(use, tile)
+    Tiles(outputs / "tiles", "another-kind").keep(use, tile)
+    file = tmp_path / "cache.zip"
+    assert save(file, outputs).files == 3
+
+    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place.keys = [key, "second-gpu"]
+    assert load(file, place).added["tiles"] == 2
+    for name in place.keys:
+        assert Tiles(tmp_path / "two" / "outputs" / "tiles", name).found == {str(use): tile}
+    better = replace(tile, rows=8)
+    Tiles(tmp_path / "two" / "outputs" / "tiles", key).keep(use, better)
+    assert load(file, place).added == {}
+    assert Tiles(tmp_path / "two" / "outputs" / "tiles", key)[use] == better
+
+    other = Place(move_to(tmp_path / "three", monkeypatch))
+    loaded = load(changed(file, kernels="0123abcd"), other)
+    assert set(loaded.added) == {"inductor", "triton"}
+    assert "0123abcd" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("name", ["torch", "triton", "python", "platform", "device"])
+def test_of_another_machine_or_version_is_refused(name: str, outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    place = Place(outputs)
+    shutil.rmtree(tmp_path / "one")
+    with pytest.raises(UserError) as told:
+        load(changed(tmp_path / "cache.zip", **{name: "1.2.3"}), place)
+    assert f"{name}=1.2.3: expected {getattr(place.manifest, name)}" in str(told.value)
+    assert not files_under(tmp_path) - {"cache.zip", "changed.zip"}
+
+
+def test_cpp_is_refused_only_where_the_cpu_lacks_its_instructions(outputs: Path) -> None:
+    here = replace(Place(outputs).manifest, instructions="avx avx2")
+    file = Path("cache.zip")
+    require_fit(file, replace(here, instructions="avx", cpp=True), here)
+    require_fit(file, replace(here, instructions="avx avx512f", cpp=False), here)
+    with pytest.raises(UserError, match="instructions=avx512f: this CPU lacks them"):
+        require_fit(file, replace(here, instructions="avx avx512f", cpp=True), here)
+
+
+def test_instruction_sets_are_read_from_x86_and_arm(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: EPYC\nflags\t\t: fpu avx2 avx512f hypervisor sse2\n")
+    assert instruction_sets(info) == ["avx2", "avx512f", "sse2"]
+    info.write_text("Features\t: fp asimd evtstrm sve\n")
+    assert instruction_sets(info) == ["asimd", "sve"]
+    assert instruction_sets(tmp_path / "absent") == []
+
+
+def test_what_will_not_be_found_is_told(outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    file = changed(tmp_path / "cache.zip", cpp=True, torch_folder="/elsewhere/torch", threads=999)
+    notes = "\n".join(load(file, Place(outputs)).notes)
+    assert "/elsewhere/torch there" in notes
+    assert "999 threads" in notes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"format": None},
+        {"files": 1},
+        {"files": "2"},
+        {"torch": None},
+        {"instructions": ["avx"]},
+        {"surplus": 1},
+    ],
+    ids=str,
+)
+def test_of_another_form_is_refused(change: dict[str, Any], outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    refused(changed(tmp_path / "cache.zip", **change), outputs, tmp_path)
+
+
+def refused(file: Path, outputs: Path, tmp_path: Path) -> str:
+    """What is told of a file; it must not write anything."""
+    place = Place(outputs)
+    shutil.rmtree(tmp_path / "one", ignore_errors=True)
+    before = files_under(tmp_path)
+    with pytest.raises(UserError) as told:
+        load(file, place)
+    assert files_under(tmp_path) == before
+    assert str(file) in str(told.value)
+    return str(told.value)
+
+
+def test_what_is_no_cache_file_is_refused(outputs: Path, tmp_path: Path) -> None:
+    text, other, folder = tmp_path / "text", tmp_path / "other.zip", tmp_path / "folder"
+    text.write_text("no zip")
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr(CODE, "")
+    folder.mkdir()
+    for file in (text, other, folder, tmp_path / "absent", tmp_path / "empty"):
+        (tmp_path / "empty").touch()
+        refused(file, outputs, tmp_path)
+
+
+def test_every_truncation_and_damage_is_refused(outputs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cache.zip"
+    save(file, outputs)
+    whole, place = file.read_bytes(), Place(outputs)
+    shutil.rmtree(tmp_path / "one")
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError):
+            load(file, place)
+    for position in range(50, 9000, 531):  # in what the two files hold
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(UserError):
+            load(file, place)
+    assert files_under(tmp_path) == {"cache.zip"}
+    directory = whole.index(b"PK\x01\x02")
+    for position in range(directory, len(whole)):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        try:
+            load(file, place)
+        except UserError:
+            continue
+        assert files_under(tmp_path) <= {"cache.zip", *(f"one/{name}" for name in (CODE, "triton/XYZ/kernel.cubin"))}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/cron.d/job",
+        "inductor/../../outside",
+        "inductor/..",
+        "../outside",
+        "inductor//etc/cron.d/job",
+        "inductor/./file",
+        "inductor/folder/",
+        "inductor\\..\\outside",
+        "inductor/..\\outside",
+        "inductor/file\n",
+        "elsewhere/file",
+        "inductor",
+        CODE,  # twice
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_leaves_the_caches_is_refused(name: str, outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    refused(with_member(tmp_path / "cache.zip", name), outputs, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFDIR])
+def test_links_and_devices_are_refused(kind: int, outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    member = zipfile.ZipInfo("inductor/member")
+    member.external_attr = (kind | 0o777) << 16
+    told = refused(with_member(tmp_path / "cache.zip", member), outputs, tmp_path)
+    assert "inductor/member" in told
+
+
+def test_a_group_can_only_name_files_beside_it(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    file = changed(tmp_path / "cache.zip", files=4)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("triton/XYZ/__grp__k.json", json.dumps({"child_paths": {"k.cubin": "../../../etc/passwd"}}))
+        archive.writestr("triton/XYZ/__grp__l.json", json.dumps({"child_paths": ["/etc/passwd"]}))
+    load(file, Place(move_to(tmp_path / "two", monkeypatch)))
+    there = tmp_path / "two" / "triton" / "XYZ"
+    assert json.loads((there / "__grp__k.json").read_text())["child_paths"] == {"k.cubin": str(there / "passwd")}
+    assert not (there / "__grp__l.json").exists()
+
+
+def test_a_file_that_is_there_is_not_overwritten(outputs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cache.zip"
+    file.write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        save(file, outputs)
+    assert file.read_text() == "mine"
+
+
+def test_where_nothing_was_compiled_there_is_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = move_to(tmp_path / "one", monkeypatch)
+    with pytest.raises(UserError, match="nothing to save") as told:
+        save(tmp_path / "cache.zip", outputs)
+    assert str(tmp_path / "one" / "inductor") in str(told.value)
+    assert not (tmp_path / "cache.zip").exists()
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 4096) -> Iterator[None]:
+    """No file grows beyond `room` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(outputs: Path, tmp_path: Path) -> None:
+    before = files_under(tmp_path)
+    for file in (tmp_path / "absent" / "cache.zip", tmp_path / "cache.zip"):
+        with full_disk(), pytest.raises(UserError, match="cannot be written"):
+            save(file, outputs)
+    assert files_under(tmp_path) == before
+
+
+def test_caches_that_cannot_be_written_are_told(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    place = Place(move_to(tmp_path / "two", monkeypatch))
+    with full_disk(), pytest.raises(UserError, match="the caches cannot be written"):
+        load(tmp_path / "cache.zip", place)
+    assert not files_under(tmp_path / "two")
+    (tmp_path / "two" / "inductor" / "ab").rmdir()
+    (tmp_path / "two" / "inductor" / "ab").write_text("in the way of the folder")
+    with pytest.raises(UserError, match="the caches cannot be written"):
+        load(tmp_path / "cache.zip", place)
+
+
+def test_the_commands_tell_what_they_did(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "cache.zip")
+    assert cache_command(["save", file, "--outputs", str(outputs)]) == 0
+    told = capsys.readouterr().out
+    assert f"{file}: 2 files, 0.0 MB" in told
+    assert torch.__version__ in told
+    two = move_to(tmp_path / "two", monkeypatch)
+    assert cache_command(["load", file, "--outputs", str(two)]) == 0
+    assert f"added 1 files to {tmp_path / 'two' / 'inductor'}\n" in capsys.readouterr().out
+    assert cache_command(["load", file, "--outputs", str(two)]) == 0
+    assert "all of it was there already" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cache_command(["mend", file])
+    assert ended.value.code == 2
+
+
+def test_the_manifest_says_what_the_file_says(outputs: Path, tmp_path: Path) -> None:
+    manifest = save(tmp_path / "cache.zip", outputs)
+    with zipfile.ZipFile(tmp_path / "cache.zip") as archive:
+        assert json.loads(archive.read(MANIFEST)) == asdict(manifest)

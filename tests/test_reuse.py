@@ -1,0 +1,216 @@
+"""A sweep compiles once: what a job leaves for the next one, when, and that it changes no result."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptbench import reuse
+from gptbench import run as run_module
+from gptbench.build import cache_length, on_meta
+from gptbench.config import Config, InductorConfig, ModelConfig, QualityConfig, SamplingConfig
+from gptbench.errors import BadResultError, DoesNotFitError
+from gptbench.generate import Workload, generate
+from gptbench.measure import roof
+from gptbench.measure.compilation import CompileWatch
+from gptbench.record import Result
+from gptbench.record.statistics import compile_metrics
+from gptbench.targets import instantiate
+from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
+from tests.test_run import config, resolved
+
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
+COMBINATIONS = list(itertools.product((0.0, 0.5, 1.0, 2.0), (None, 1, 20), (None, 0.7)))
+"""temperature, top_k, top_p; the first is greedy."""
+LENGTHS = [(5, 6), (9, 4), (5, 30), (2, 3), (1, 9), (1, 40), (20, 25)]
+"""Prompt, new tokens."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "LAUNCHES", 2)
+    torch.compiler.reset()
+    reuse.kept = None
+    yield
+    reuse.kept = None
+    torch.compiler.reset()
+
+
+def sampling(temperature: float, top_k: int | None, top_p: float | None) -> SamplingConfig:
+    values: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return SamplingConfig(_target_="gptbench.sampling.Sampler", name="swept", **values)
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "graphs"),
+    [
+        (GQA, "none", 3),
+        (MOE, "int8", 4),  # a prompt of few tokens reads one expert for each, a longer one each expert once
+        (WINDOW, "none", 4),  # a prompt longer than the window needs a mask
+    ],
+    ids=lambda value: value.name if isinstance(value, ModelConfig) else str(value),
+)
+def test_one_decode_graph_and_few_for_prefill_serve_a_whole_sweep(model: ModelConfig, quant: str, graphs: int) -> None:
+    """24 ways of drawing, prompts and answers of several lengths; and each draws what the eager reference draws."""
+    jobs = [(COMBINATIONS[0], lengths) for lengths in LENGTHS]
+    jobs[1:1] = [(combination, LENGTHS[0]) for combination in COMBINATIONS[1:]]
+    assert len(COMBINATIONS) == 24
+    built = reference = None
+    with CompileWatch() as watch:
+        for number, (drawing, (prompt, new_tokens)) in enumerate(jobs):
+            tokens = random_tokens(model, 1, prompt, seed=number)[0].tolist()
+            of = replace(run_config(model, quant, tokens, new_tokens), sampling=sampling(*drawing))
+            device = instantiate(of.device)
+            answers = []
+            for engine_config, over in ((of.engine, reference), (INDUCTOR, built)):
+                job = replace(of, engine=engine_config)
+                if over is None:
+                    over = on_meta(model, instantiate(of.quant), device.dtype)
+                    engine, _ = run_module.make_engine(job, device, over)
+                else:
+                    over.allocate(1, cache_length(job), device.torch)
+                    engine = run_module.engine_over(job, device, over)
+                if engine_config is INDUCTOR:
+                    built = over
+                else:
+                    reference = over
+                engine.prepare()
+                engine.seed(7)
+                generate(engine, Workload(job.workload, device))
+                answers.append(engine.state.tokens[0, prompt : prompt + new_tokens].tolist())
+            assert answers[1] == answers[0], (drawing, prompt, new_tokens)
+    assert watch.count == graphs, "block for prefill, block for decode, end of both; and another one for prefill"
+
+
+def run(of: Config, folder: Path, sweep: bool = True) -> Result:
+    run_module.run(of, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None)
+    return Result.load(folder / "result.json")
+
+
+def changed(of: Config, prompt: list[int], new_tokens: int, temperature: float) -> Config:
+    workload = replace(of.workload, prompt=prompt, new_tokens=new_tokens)
+    return replace(of, workload=workload, sampling=replace(of.sampling, temperature=temperature))
+
+
+def test_a_later_job_takes_over_and_says_so(tmp_path: Path) -> None:
+    of = replace(config(tmp_path), engine=INDUCTOR)
+    other = changed(of, [4, 5, 6, 7], 20, 0.7)
+    first, second = run(of, tmp_path / "0"), run(other, tmp_path / "1")
+    assert first.reused is None
+    assert second.reused == first.started
+    assert [compilation.process for compilation in second.compilations] == ["later", "shared"]
+    assert second.compilations[0].compiles == 0
+    assert replace(second.compilations[1], process=first.compilations[0].process) == first.compilations[0]
+    assert second.load_s == first.load_s
+    shared = compile_metrics(second)
+    assert list(shared) == [f"compile_{first.compilations[0].cache}_shared_s"]
+    assert list(shared.values()) == [first.compilations[0].total_s], "what it would have cost alone, not its own"
+    alone = run(other, tmp_path / "alone", sweep=False)
+    assert alone.reused is not None, "it was there"
+    assert reuse.kept is None, "and is not left by what is not a sweep"
+    alone = run(other, tmp_path / "alone again", sweep=False)
+    assert alone.reused is None
+    assert [sample.tokens for sample in alone.samples] == [sample.tokens for sample in second.samples]
+
+
+def with_other_weights(of: Config) -> Config:
+    return replace(of, workload=replace(of.workload, seed=of.workload.seed + 1))
+
+
+DIFFERENT = {
+    "model": lambda of: replace(of, model=GQA),
+    "quant": lambda of: replace(of, quant=run_config(DENSE, "int8").quant),
+    "type": lambda of: replace(of, device=replace(of.device, dtype="bfloat16")),
+    "threads": lambda of: replace(of, device=replace(of.device, threads=1)),
+    "batch": lambda of: replace(of, workload=replace(of.workload, batch_size=2)),
+    "seed of the weights": with_other_weights,
+    "engine": lambda of: replace(of, engine=INDUCTOR),
+    "fresh cache": lambda of: replace(of, engine=replace(of.engine, fresh_cache=True)),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENT)
+def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path, difference: str) -> None:
+    of = config(tmp_path)
+    other = DIFFERENT[difference](of)
+    run(of, tmp_path / "0")
+    assert reuse.kept is not None
+    model = reuse.kept.model
+    assert reuse.take(other) is None
+    assert reuse.kept is None
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}, "given back"
+
+
+def test_a_sweep_of_another_model_in_between(tmp_path: Path) -> None:
+    of = config(tmp_path)
+    jobs = [of, changed(of, [3], 9, 0.0), replace(of, model=MOE), of]
+    results = [run(job, tmp_path / str(number)) for number, job in enumerate(jobs)]
+    assert [result.reused for result in results] == [None, results[0].started, None, None]
+    assert results[3].samples[0].tokens == results[0].samples[0].tokens
+
+
+def test_a_job_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = config(tmp_path)
+    run(of, tmp_path / "0")
+    assert reuse.kept is not None
+    model = reuse.kept.model
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no more of it")
+
+    monkeypatch.setattr(run_module, "take_samples", fails)
+    with pytest.raises(RuntimeError, match="no more of it"):
+        run(of, tmp_path / "1")
+    assert reuse.kept is None
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_job_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = config(tmp_path)
+    run(of, tmp_path / "0")
+    assert reuse.kept is not None
+    held = reuse.kept.nbytes
+    assert held > 0
+    monkeypatch.setattr("gptbench.device.Device.free_memory", lambda self: -held)
+    with pytest.raises(DoesNotFitError):
+        run(of, tmp_path / "1")
+    assert reuse.kept is None
+
+
+def test_what_is_kept_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = config(tmp_path)
+    need = run(of, tmp_path / "0").memory_need_bytes
+    assert reuse.kept is not None
+    left = sum(need.values()) - reuse.kept.nbytes
+    monkeypatch.setattr("gptbench.device.Device.free_memory", lambda self: left)
+    assert run(of, tmp_path / "1").reused is not None
+
+
+def test_quality_with_a_reference_takes_but_leaves_nothing(tmp_path: Path) -> None:
+    of = config(tmp_path)
+    first = run(of, tmp_path / "0")
+    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=8)
+    result = run(replace(of, task=task), tmp_path / "1")
+    assert result.reused == first.started
+    assert result.quality is not None and result.quality.kl
+    assert reuse.kept is None
+
+
+def test_a_bad_result_is_recorded_and_the_next_job_is_none_the_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that are not finite stay in no cache: each job has one of its own."""
+    of = config(tmp_path)
+    good = run(of, tmp_path / "0")
+    assert reuse.kept is not None
+    gain = reuse.kept.model.norm.weight
+    gain.fill_(torch.nan)
+    with pytest.raises(BadResultError, match="not finite"):
+        run(of, tmp_path / "1")
+    gain.fill_(1.0)
+    assert run(of, tmp_path / "2").samples[0].tokens == good.samples[0].tokens
