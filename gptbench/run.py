@@ -31,6 +31,7 @@ from gptbench.model import Transformer
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.quant import Quantisation
 from gptbench.record import KernelResult, Recorded, Result, Tracker
+from gptbench.record.charts import draw_compile_stages
 from gptbench.record.statistics import quality_metrics, valid_samples
 from gptbench.record.tracking import write_trace
 from gptbench.reuse import Kept, keep, may_keep, release, take
@@ -109,6 +110,7 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
     path = result.save(folder)
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
+    draw_compile_stages(result, path.with_name(path.stem.replace("result", "compile") + ".png"))
     show_result(result, instantiate(config.baseline))
     publish(result, path, tracker)
     if not all(sample.finite for sample in result.samples):

@@ -18,11 +18,13 @@ from gptbench.config import Config
 from gptbench.device import Device
 from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
+from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
 from gptbench.record import KernelResult, Recorded, Result
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
     METRICS,
+    compilation_name,
     compile_metrics,
     quality_metrics,
     sample_metrics,
@@ -49,6 +51,8 @@ MOST_ROWS = 15
 """Kernels in the table of a step; what there is beyond is one row."""
 MOST_CHARACTERS = 60
 """Of a kernel's name there."""
+SHORTEST_STAGE_S = 0.05
+"""Of preparing, to be told."""
 
 
 def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
@@ -147,6 +151,9 @@ def show_result(result: Result, baseline: Baseline) -> None:
         factor, unit = SHOWN.get(name, (1.0, ""))
         table.add_row(name, number(value * factor), "", unit)
     console.print(table)
+    for compilation in result.compilations:
+        if compilation.cache != "none":
+            show_stages(compilation)
     if result.breakdown is not None:
         show_breakdown(result.breakdown, result.roof, medians.get("tpot_p50_s"))
     if valid and valid[0].text:
@@ -160,6 +167,14 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def show_stages(compilation: Compilation) -> None:
+    """What preparing was spent on."""
+    costs = compilation.costs_s.items()
+    told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= SHORTEST_STAGE_S)
+    name = compilation_name(compilation).replace("_", ", ")
+    console.print(f"compile {name}, {number(compilation.prepare_s)} s: {told}", markup=False)
 
 
 def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None:

@@ -94,11 +94,19 @@ def made_result(
                 prepare_s=20.0,
                 first_generation_s=0.1,
                 compiles=12,
-                stages_s={"_compile.compile_inner": 19.0, "backend <fx/graph>": 18.0}
-                | {f"stage_{number:02}": number / 100 for number in range(20)},
+                costs_s={
+                    "tracing": 2.0,
+                    "lowering": 3.0,
+                    "kernels": 9.0,
+                    "loading": 0.0,
+                    "tuning": 5.0,
+                    "capture": 0.25,
+                }
+                | {"rest": 0.75},
+                stages_s={"_compile.compile_inner": 19.0, "backend <fx/graph>": 18.0},
                 cache_counts={"fxgraph_cache_hit": 0, "fxgraph_cache_miss": 2, "fxgraph_cache_bypass": 0},
             ),
-            Compilation(cache="warm", process="second", prepare_s=3.0),
+            Compilation(cache="warm", process="second", prepare_s=3.0, costs_s={"tracing": 1.0, "loading": 2.0}),
         ],
         warm_ups=[WarmUp(0.12, 0)],
         samples=samples,

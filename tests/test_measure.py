@@ -13,7 +13,16 @@ from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.generate import HostClock, Workload, generate
 from gptbench.measure import samples as samples_module
-from gptbench.measure.compilation import Compilation, CompileWatch, cache_state, compile_cache, prepare
+from gptbench.measure.compilation import (
+    STAGES,
+    Compilation,
+    CompileWatch,
+    cache_state,
+    compile_cache,
+    costs,
+    covered,
+    prepare,
+)
 from gptbench.measure.environment import environment
 from gptbench.measure.roof import read_roof
 from gptbench.measure.samples import StillCompilingError, all_finite, take_sample, take_samples, warm_up
@@ -144,9 +153,45 @@ def test_nothing_compiles_in_samples_after_the_warm_up() -> None:
         assert compilation.compiles == 3
         assert compilation.prepare_s > 0
         assert compilation.stages_s["_compile.compile_inner"] > 0
+        assert sum(compilation.costs_s.values()) == pytest.approx(compilation.prepare_s)
+        assert min(compilation.costs_s[stage] for stage in ("tracing", "rest")) > 0
+        assert compilation.costs_s["lowering"] + compilation.costs_s["kernels"] + compilation.costs_s["loading"] > 0
         assert [call.compiles for call in warm_up(engine, workload, watch)] == [0]
         taken = take_samples(engine, workload, watch, lambda sample: None)
     assert [sample.compiles for sample in taken] == [0, 0, 0]
+
+
+def test_costs_are_apart_and_add_up() -> None:
+    spent = {
+        "_compile.compile_inner": 10.0,
+        "compile_fx_inner": 7.0,
+        "async_compile.wait": 4.0,
+        "CachingAutotuner.coordinate_descent_tuning": 3.0,
+        "AOTAutogradCache.inductor_load": 1.0,
+        "another": 5.0,
+    }
+    found = costs(15.0, spent, triton_s=2.5, capture_s=0.5)
+    assert found == {
+        "tracing": 2.0,
+        "lowering": 3.0,
+        "kernels": 4.0,
+        "loading": 1.0,
+        "tuning": 3.0,
+        "capture": 0.5,
+        "rest": 1.5,
+    }
+    assert tuple(found) == STAGES
+    alone = costs(3.0, {}, triton_s=2.5, capture_s=0.25)
+    assert {stage: seconds for stage, seconds in alone.items() if seconds} == {
+        "kernels": 2.5,
+        "capture": 0.25,
+        "rest": 0.25,
+    }
+
+
+def test_time_in_which_several_threads_compile_counts_once() -> None:
+    assert covered([]) == 0.0
+    assert covered([(5.0, 6.0), (1.0, 3.0), (2.0, 2.5), (2.5, 4.0)]) == 4.0
 
 
 def test_fresh_cache_is_cold_and_the_next_start_on_it_is_warm() -> None:

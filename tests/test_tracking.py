@@ -27,6 +27,7 @@ from results import NEW_TOKENS, made_result
 
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
+from gptbench.measure.compilation import STAGES
 from gptbench.record import MLflowTracker, NoTracker, Result
 from gptbench.record.statistics import METRICS, sample_metrics, summary
 from gptbench.record.tracking import log_command
@@ -130,11 +131,30 @@ def test_scalars_are_the_summary(run: Run, result: Result) -> None:
     assert run.data.metrics["samples_valid"] == 2.0
 
 
-def test_only_the_largest_stages_of_compiling_are_logged(run: Run) -> None:
+def test_stages_of_compiling_are_logged_cold_and_warm(run: Run) -> None:
     prefix = "compile_stage/"
     stages = {key.removeprefix(prefix): value for key, value in run.data.metrics.items() if key.startswith(prefix)}
-    smaller = {f"stage_{number}": number / 100 for number in range(12, 20)}
-    assert stages == {"_compile.compile_inner": 19.0, "backend _fx_graph_": 18.0} | smaller
+    assert {name: value for name, value in stages.items() if name.startswith("warm/")} == {
+        "warm/tracing": 1.0,
+        "warm/loading": 2.0,
+    }
+    cold = {name.removeprefix("cold/"): value for name, value in stages.items() if name.startswith("cold/")}
+    assert list(cold) and set(cold) == set(STAGES)
+    assert sum(cold.values()) == run.data.metrics["compile_cold_s"]
+
+
+def test_what_an_earlier_job_paid_is_no_time_of_this_one(store: Store, tmp_path: Path) -> None:
+    made = made_result()
+    first, second = made.compilations
+    shared = [dataclasses.replace(second, process="later", cache="none"), dataclasses.replace(first, process="shared")]
+    result = dataclasses.replace(made, compilations=shared, reused=made.started)
+    store.log(result, result.save(tmp_path), experiment="shared")
+    (logged,) = store.runs("shared")
+    samples_s = sum(sample.call_s for sample in result.samples)
+    assert logged.info.end_time == logged.info.start_time + round(1000 * (3.0 + 0.12 + samples_s))
+    assert logged.data.metrics["compile_cold_shared_s"] == 20.0
+    assert not {"compile_cold_s", "seed_compile_s", "compile_stage/cold/tracing"} & logged.data.metrics.keys()
+    assert logged.data.metrics["compile_stage/cold_shared/tracing"] == 2.0
 
 
 def test_tags(run: Run, path: Path) -> None:
@@ -161,7 +181,8 @@ def test_tags(run: Run, path: Path) -> None:
 
 
 def check_artifacts(folder: Path, result: Result, path: Path) -> None:
-    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "result.json", "steps.csv", "text.txt"]
+    expected = ["compile.png", "config.yaml", "result.json", "steps.csv", "text.txt"]
+    assert sorted(entry.name for entry in folder.iterdir()) == expected
     text = (folder / "text.txt").read_text(encoding="utf-8")
     assert text.split("\n\n----\n\n") == [*(f"Once upon a time {n}" for n in (0, 1)), "Once upon a time 2\n"]
     assert (folder / "result.json").read_bytes() == path.read_bytes()

@@ -1,5 +1,6 @@
 """What every engine is: a state on the device, a prefill and a decode step that advance it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ class Engine:
         filled: cached positions that are filled.
         length: S, cached positions that there are.
         generator: where the random numbers come from; reseed it with `seed`.
+        capture_s: seconds that `capture` has taken so far.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Engine:
         self.prompt_positions = torch.arange(prompt_length, device=device.torch)
         self.generator = torch.Generator(device.torch)
         self.filled = 0
+        self.capture_s = 0.0
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
@@ -130,10 +133,12 @@ class Engine:
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Records what a step launches on a GPU; the result launches it again, with the generator's next numbers."""
+        start = time.perf_counter()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph):
             step()
+        self.capture_s += time.perf_counter() - start
         return graph.replay
 
     def run_prefill(self) -> None:

@@ -1,6 +1,7 @@
 """Compile time: how long, of what stages, from what state of the caches, and a count that proves when it is over."""
 
 import contextlib
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +18,27 @@ from torch._inductor.utils import fresh_cache
 
 from gptbench.engine import Engine
 
+STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
+"""What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to
+the kernels' source; kernels: waiting for compilers, Triton's own included; loading: what a cache had; tuning: Inductor
+measures block sizes; capture: CUDA graphs of our own; rest: first launches, libraries, and what belongs to none."""
+KERNELS = ("async_compile.wait", "async_compile.precompile")
+TUNING = ("CachingAutotuner.benchmark_all_configs", "CachingAutotuner.coordinate_descent_tuning")
+LOADING = ("AOTAutogradCache.inductor_load",)
+"""torch's names."""
+
 
 class CompileWatch:
     """Counts, from its making on, every graph that torch compiles, every CUDA graph that its trees record, and every
-    kernel that Triton compiles in this process."""
+    kernel that Triton compiles in this process.
+
+    Attributes:
+        compiling: when Triton compiled a kernel or loaded one, by the host's clock: beginnings and ends in seconds.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.compiling: list[tuple[float, float]] = []
         self.triton_hits = self.triton_misses = 0
         callback_handler.register_start_callback(self.torch_compiles)
         self.triton = triton_compilation()
@@ -41,6 +56,8 @@ class CompileWatch:
 
     def triton_compiles(self, **event: Any) -> None:
         self.count += 1
+        now = time.perf_counter()
+        self.compiling.append((now - event["times"].total / 1e6, now))
         if event.get("cache_hit"):
             self.triton_hits += 1
         else:
@@ -83,6 +100,8 @@ class Compilation:
     """Seconds of the first whole generation after preparing."""
     compiles: int = 0
     """Graphs and kernels compiled, and graphs recorded by torch, while preparing."""
+    costs_s: dict[str, float] = field(default_factory=dict)
+    """`prepare_s` by what it was spent on: see `STAGES`."""
     stages_s: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, under torch's own names. Stages hold each other, so they do not add up."""
     cache_counts: dict[str, int] = field(default_factory=dict)
@@ -118,6 +137,7 @@ def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str
     before = {name: counters["inductor"][name] for name in CACHE_COUNTERS}
     stages = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
     compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
+    by_triton = len(watch.compiling)
     engine.device.synchronize()
     start = time.perf_counter()
     engine.prepare()
@@ -127,14 +147,51 @@ def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str
     kernels = watch.triton_hits - found, watch.triton_misses - built
     started_compiler = started_compiler or watch.count > compiled
     hits, misses, bypasses = counts.values()
+    spent = {name: sum(s) - stages.get(name, 0.0) for name, s in compilation_time_metrics.items()}
     return Compilation(
         cache=cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels),
         process=process,
         prepare_s=elapsed,
         compiles=watch.count - compiled,
-        stages_s={name: sum(s) - stages.get(name, 0.0) for name, s in compilation_time_metrics.items()},
+        costs_s=costs(elapsed, spent, covered(watch.compiling[by_triton:]), engine.capture_s),
+        stages_s=spent,
         cache_counts=counts | dict(zip(("triton_hit", "triton_miss"), kernels, strict=True)),
     )
+
+
+def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s: float) -> dict[str, float]:
+    """Seconds by stage, see `STAGES`; they add up to `prepare_s`.
+
+    Args:
+        spent: seconds under torch's own names, some of which hold others.
+        triton_s: in which Triton compiled or loaded kernels in this process. Where torch compiles, too, they are in its
+            own figures.
+        capture_s: of CUDA graphs of our own.
+    """
+
+    def total(names: tuple[str, ...]) -> float:
+        return sum(spent.get(name, 0.0) for name in names)
+
+    graphs, inductor = spent.get("_compile.compile_inner", 0.0), spent.get("compile_fx_inner", 0.0)
+    found = {
+        "tracing": graphs - inductor - total(LOADING),
+        "lowering": inductor - total(KERNELS),
+        "kernels": total(KERNELS) if graphs else triton_s,
+        "loading": total(LOADING),
+        "tuning": total(TUNING),
+        "capture": capture_s,
+    }
+    found = {name: max(seconds, 0.0) for name, seconds in found.items()}
+    return found | {"rest": max(prepare_s - sum(found.values()), 0.0)}
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """Length of what lies in at least one interval: several threads may compile at once."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return total
 
 
 def cache_state(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gptbench.measure.compilation import Compilation
 from gptbench.measure.samples import Sample
 from gptbench.record.result import Result
 
@@ -66,12 +67,18 @@ def compile_metrics(result: Result) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     for compilation in result.compilations:
-        whose = f"_{compilation.process}" if compilation.process in ("later", "shared") else ""
+        name = compilation_name(compilation)
         if compilation.cache != "none":
-            metrics.setdefault(f"compile_{compilation.cache}{whose}_s", compilation.total_s)
-        if compilation.cache == "cold" and not whose and compilation.seed_s is not None:
+            metrics.setdefault(f"compile_{name}_s", compilation.total_s)
+        if name == "cold" and compilation.seed_s is not None:
             metrics["seed_compile_s"] = compilation.seed_s
     return metrics
+
+
+def compilation_name(compilation: Compilation) -> str:
+    """cold, warm or mixed; with _later or _shared where it is not that of a process that begins (see `Compilation`)."""
+    whose = f"_{compilation.process}" if compilation.process in ("later", "shared") else ""
+    return compilation.cache + whose
 
 
 def quality_metrics(result: Result) -> dict[str, float]:

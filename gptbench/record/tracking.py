@@ -28,9 +28,10 @@ from omegaconf import OmegaConf
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
+from gptbench.record.charts import draw_compile_stages
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.result import Recorded, Result, redacted
-from gptbench.record.statistics import sample_metrics, summary
+from gptbench.record.statistics import compilation_name, sample_metrics, summary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,8 +46,6 @@ PARENT_FILE = "mlflow_parent.json"
 """In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
-MOST_STAGES = 10
-"""Stages of compiling that are logged; MLflow draws a chart for each."""
 
 
 class Tracker:
@@ -230,7 +229,9 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
 def run_record(result: Result, start: float) -> Record:
     """What is of a run alone; it began at `start`, in seconds since 1970."""
     names = {group: result.config[group]["name"] for group in ("model", "engine", "sampling")}
-    seconds = result.load_s + sum(compilation.prepare_s for compilation in result.compilations)
+    # Not what an earlier job of the sweep has paid.
+    seconds = result.load_s if result.reused is None else 0.0
+    seconds += sum(compilation.prepare_s for compilation in result.compilations if compilation.process != "shared")
     seconds += sum(warm_up.call_s for warm_up in result.warm_ups) + sum(sample.call_s for sample in result.samples)
     tags = {
         "engine": names["engine"],
@@ -288,9 +289,10 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
                 yield f"sample/{name}", value, step
     for name, value in summary(result).items():
         yield name, value, 0
-    stages = result.compilations[0].stages_s if result.compilations else {}
-    for name in sorted(stages, key=stages.__getitem__, reverse=True)[:MOST_STAGES]:
-        yield f"compile_stage/{clean(name)}", stages[name], 0
+    for compilation in result.compilations:
+        if compilation.cache != "none":
+            for name, seconds in compilation.costs_s.items():
+                yield f"compile_stage/{compilation_name(compilation)}/{name}", seconds, 0
 
 
 def clean(key: str) -> str:
@@ -310,7 +312,8 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path) -> None:
 
 
 def write_run(result: Result, folder: Path) -> None:
-    """Every decode step as a table, what was generated, and a profiled step."""
+    """Every decode step as a table, compile time as a picture, what was generated, and a profiled step."""
+    draw_compile_stages(result, folder / "compile.png")
     if any(sample.text for sample in result.samples):
         texts = [text for sample in result.samples for text in sample.text]
         separated = "\n\n----\n\n".join(f"{result.prompt_text}{text}" for text in texts)
