@@ -8,19 +8,34 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from gptbench import reuse
 from gptbench import run as run_module
 from gptbench.build import cache_length, on_meta
-from gptbench.config import Config, InductorConfig, ModelConfig, QualityConfig, SamplingConfig
+from gptbench.config import (
+    Config,
+    DeviceConfig,
+    DeviceKind,
+    Dtype,
+    EngineConfig,
+    InductorConfig,
+    ModelConfig,
+    QualityConfig,
+    SamplingConfig,
+    Tuning,
+)
+from gptbench.device import Device
 from gptbench.errors import BadResultError, DoesNotFitError
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
-from gptbench.measure.compilation import CompileWatch
+from gptbench.measure.compilation import CACHE_COUNTERS, CompileWatch
+from gptbench.model import Transformer
 from gptbench.record import Result
 from gptbench.record.statistics import compile_metrics
 from gptbench.targets import instantiate
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
+from tests.test_engines import FUSED
 from tests.test_run import config, resolved
 
 INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
@@ -46,45 +61,78 @@ def sampling(temperature: float, top_k: int | None, top_p: float | None) -> Samp
     return SamplingConfig(_target_="gptbench.sampling.Sampler", name="swept", **values)
 
 
-@pytest.mark.parametrize(
-    ("model", "quant", "graphs"),
-    [
-        (GQA, "none", 3),
-        (MOE, "int8", 4),  # a prompt of few tokens reads one expert for each, a longer one each expert once
-        (WINDOW, "none", 4),  # a prompt longer than the window needs a mask
-    ],
-    ids=lambda value: value.name if isinstance(value, ModelConfig) else str(value),
-)
-def test_one_decode_graph_and_few_for_prefill_serve_a_whole_sweep(model: ModelConfig, quant: str, graphs: int) -> None:
-    """24 ways of drawing, prompts and answers of several lengths; and each draws what the eager reference draws."""
-    jobs = [(COMBINATIONS[0], lengths) for lengths in LENGTHS]
-    jobs[1:1] = [(combination, LENGTHS[0]) for combination in COMBINATIONS[1:]]
+def answers(of: Config, over: Transformer | None) -> tuple[list[int], Transformer]:
+    """What a job of a sweep generates over the model that the one before has left, and what it leaves."""
+    device: Device = instantiate(of.device)
+    if over is None:
+        over = on_meta(of.model, instantiate(of.quant), device.dtype)
+        engine, _ = run_module.make_engine(of, device, over)
+    else:
+        over.allocate(of.workload.batch_size, cache_length(of), device.torch)
+        engine = run_module.engine_over(of, device, over)
+    engine.prepare()
+    engine.seed(7)
+    generate(engine, Workload(of.workload, device))
+    first = len(of.workload.prompt)
+    tokens: list[int] = engine.state.tokens[0, first : first + of.workload.new_tokens].tolist()
+    engine.release()
+    return tokens, over
+
+
+def graphs_compiled() -> int:
+    """By torch in this process, or found in its cache."""
+    return sum(counters["inductor"][name] for name in CACHE_COUNTERS)
+
+
+def sweep(model: ModelConfig, quant: str, engine: EngineConfig, kind: str) -> list[int]:
+    """24 ways of drawing, and prompts and answers of several lengths; each draws what the eager reference draws.
+
+    Returns what was compiled or captured for each: first for the drawings, then for the lengths.
+    """
+    jobs = [(drawing, LENGTHS[0]) for drawing in COMBINATIONS] + [(COMBINATIONS[5], lengths) for lengths in LENGTHS[1:]]
     assert len(COMBINATIONS) == 24
+    base = run_config(model, quant)
+    section = DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind), dtype=Dtype.float32)
     built = reference = None
+    counts = []
     with CompileWatch() as watch:
         for number, (drawing, (prompt, new_tokens)) in enumerate(jobs):
             tokens = random_tokens(model, 1, prompt, seed=number)[0].tolist()
-            of = replace(run_config(model, quant, tokens, new_tokens), sampling=sampling(*drawing))
-            device = instantiate(of.device)
-            answers = []
-            for engine_config, over in ((of.engine, reference), (INDUCTOR, built)):
-                job = replace(of, engine=engine_config)
-                if over is None:
-                    over = on_meta(model, instantiate(of.quant), device.dtype)
-                    engine, _ = run_module.make_engine(job, device, over)
-                else:
-                    over.allocate(1, cache_length(job), device.torch)
-                    engine = run_module.engine_over(job, device, over)
-                if engine_config is INDUCTOR:
-                    built = over
-                else:
-                    reference = over
-                engine.prepare()
-                engine.seed(7)
-                generate(engine, Workload(job.workload, device))
-                answers.append(engine.state.tokens[0, prompt : prompt + new_tokens].tolist())
-            assert answers[1] == answers[0], (drawing, prompt, new_tokens)
-    assert watch.count == graphs, "block for prefill, block for decode, end of both; and another one for prefill"
+            workload = replace(base.workload, prompt=tokens, new_tokens=new_tokens)
+            of = replace(base, workload=workload, sampling=sampling(*drawing), device=section)
+            expected, reference = answers(of, reference)
+            before = watch.count
+            found, built = answers(replace(of, engine=engine), built)
+            counts.append(watch.count - before)
+            assert found == expected, (drawing, prompt, new_tokens)
+    return counts
+
+
+MODELS = [
+    (GQA, "none", 3),  # block for prefill, block for decode, end of both
+    (MOE, "int8", 4),  # a prompt of few tokens reads one expert for each, a longer one each expert once
+    (WINDOW, "none", 4),  # a prompt longer than the window needs a mask
+]
+
+
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("model", "quant", "graphs"), MODELS, ids=["dense", "mixture", "window"])
+def test_one_decode_graph_and_few_for_prefill_serve_a_sweep(
+    model: ModelConfig, quant: str, graphs: int, kind: str
+) -> None:
+    before = graphs_compiled()
+    counts = sweep(model, quant, replace(INDUCTOR, coordinate_descent_tuning=Tuning.none), kind)
+    assert graphs_compiled() - before == graphs
+    assert counts[1 : len(COMBINATIONS)] == [0] * 23
+    assert sum(map(bool, counts)) == 1 + graphs - 3, "nothing but the first job, and the first other prefill"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model", "quant"), [case[:2] for case in MODELS], ids=["dense", "mixture", "window"])
+def test_another_drawing_compiles_no_kernel_of_the_fused_engine(model: ModelConfig, quant: str) -> None:
+    counts = sweep(model, quant, FUSED, "cuda")
+    assert counts[0] > 0
+    assert counts[1 : len(COMBINATIONS)] == [0] * 23
 
 
 def run(of: Config, folder: Path, sweep: bool = True) -> Result:
