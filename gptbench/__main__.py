@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptbench.config import explain, load, register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
+from gptbench.prompt import make_tokenizer, with_prompt
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
@@ -22,12 +23,15 @@ def job(composed: DictConfig) -> None:
     """One job of Hydra's: validates what it composed, and runs it."""
     hydra_config = HydraConfig.get()
     config = load(composed, hydra_config.overrides.task)
+    tokenizer = make_tokenizer(config.model)
+    config = with_prompt(config, tokenizer)
     from gptbench.run import run  # after validation: importing torch takes seconds
 
     resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     run(
         config,
+        tokenizer,
         {str(group): values for group, values in resolved.items()},
         ["python", "-m", "gptbench", *own_configs(hydra_config), *hydra_config.overrides.task],
         Path(hydra_config.runtime.output_dir),

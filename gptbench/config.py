@@ -115,6 +115,9 @@ S = TypeVar("S", bound=Section)
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
 
+MOST_FUSED_SEQUENCES = 8
+"""Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
+
 MOST_STOP_TOKENS = 16
 """So many places there are for them on the device, whether they are taken or not."""
 
@@ -293,6 +296,11 @@ class EngineConfig(Section):
     measure_warm_start: bool = False
     """After the samples, start a second process on the same cache and measure its compile time, warm."""
 
+    def refuse(self, config: "Config") -> str | None:
+        """What would have to be different for the engine to do a run, or None if nothing; of what the configuration
+        tells."""
+        return None
+
 
 @dataclass(kw_only=True)
 class AutoConfig(EngineConfig):
@@ -338,6 +346,16 @@ class FusedConfig(EngineConfig):
     """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
     that it lacks get built-in ones."""
 
+    def refuse(self, config: "Config") -> str | None:
+        batch, quant = config.workload.batch_size, config.quant
+        if config.device.dtype is Dtype.float16:
+            return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
+        if batch > MOST_FUSED_SEQUENCES:
+            return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
+        if quant._target_ not in ("gptbench.quant.Unquantised", "gptbench.quant.Int8"):
+            return f"quant=none or int8 (it is {quant.name})"
+        return None
+
 
 @dataclass(kw_only=True)
 class HuggingFaceConfig(EngineConfig):
@@ -347,6 +365,11 @@ class HuggingFaceConfig(EngineConfig):
 
     cache: Cache = Cache.static
     """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
+
+    def refuse(self, config: "Config") -> str | None:
+        if config.quant._target_ != "gptbench.quant.Unquantised":
+            return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
+        return None
 
 
 @dataclass(kw_only=True)
@@ -623,7 +646,16 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(missing[0], "???", "a value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    require_engine(config)
     return config
+
+
+def require_engine(config: Config) -> None:
+    """Raises ConfigError for a run that its engine cannot do, as far as the configuration tells."""
+    if (expected := config.engine.refuse(config)) is not None:
+        raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
+    if isinstance(config.engine, FusedConfig) and config.device.kind is DeviceKind.cpu:
+        raise ConfigError("engine", config.engine.name, "another one, or device.kind=cuda: its kernels need a GPU")
 
 
 def options(group: str, schema: type[S]) -> list[S]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from gptbench.build import alternatives, build, cache_length, memory_need_of, on_meta, require_fit
 from gptbench.checkpoint import Checkpoint, Loaded
-from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig
+from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_engine
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
 from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, TrackingError
@@ -28,7 +28,6 @@ from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
-from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.quant import Quantisation
 from gptbench.record import KernelResult, Recorded, Result, Tracker
 from gptbench.record.charts import draw_compile_stages
@@ -52,11 +51,19 @@ from gptbench.tokenizer import Tokenizer
 T = TypeVar("T")
 
 
-def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Path, sweep: Path | None) -> None:
+def run(
+    config: Config,
+    tokenizer: Tokenizer | None,
+    resolved: dict[str, Any],
+    command: list[str],
+    folder: Path,
+    sweep: Path | None,
+) -> None:
     """Measures what `config` asks for, writes it to `folder`, logs it, shows it.
 
     Args:
-        config: validated.
+        config: validated, with its prompt as tokens.
+        tokenizer: the model's, if it has one.
         resolved: the same as plain data, for the record.
         command: command line that repeats the run.
         folder: for `result.json`.
@@ -66,8 +73,6 @@ def run(config: Config, resolved: dict[str, Any], command: list[str], folder: Pa
         UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
         BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
     """
-    tokenizer = make_tokenizer(config.model)
-    config = with_prompt(config, tokenizer)
     device: Device = instantiate(config.device)
     tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
     if isinstance(config.task, KernelsConfig):
@@ -210,6 +215,7 @@ def add_text(result: Result, tokenizer: Tokenizer) -> None:
 
 def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
+    require_engine(config)
     engine: type[Engine] = target(config.engine)
     if (missing := engine.missing(device)) is not None:
         raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {missing}")

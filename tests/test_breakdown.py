@@ -222,7 +222,7 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
 
 
 def run(of: Config, folder: Path) -> Result:
-    run_module.run(of, resolved(of), ["python", "-m", "gptbench"], folder, None)
+    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, None)
     return Result.load(folder / "result.json")
 
 

@@ -13,12 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptbench.engine.hf as hf
-from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling
+from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_engine
 from gptbench.engine import Engine, HuggingFace, Inductor
 from gptbench.errors import ConfigError
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.samples import all_finite
-from gptbench.run import release
+from gptbench.reuse import release
 from gptbench.sampling import Sampler
 from tests.models import CPU, DENSE, GQA, MOE, make_model, model_name, random_tokens, run_config
 from tests.test_engines import (
@@ -243,7 +243,7 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (run_of(DENSE, "int8"), "quant=int8: expected none with engine=hf"),
+        (run_of(DENSE, "int8"), "engine=hf: expected another one, or quant=none"),
         (
             run_of(replace(GQA, qkv_bias=True, qk_norm=True)),
             "engine=hf: .* no model with model.qk_norm=True and model.qkv_bias=True",
@@ -254,8 +254,12 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
     ids=["quantised", "bias and norm", "bias and experts", "norm and window"],
 )
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    def check() -> None:
+        require_engine(run)
         HuggingFace.check(run, device("cpu"))
+
+    with pytest.raises(ConfigError, match=message):
+        check()
 
 
 def test_what_it_can_do_is_not_refused() -> None:

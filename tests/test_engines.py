@@ -17,6 +17,7 @@ from gptbench.config import (
     CudaGraph,
     DeviceConfig,
     DeviceKind,
+    Dtype,
     EagerConfig,
     EngineConfig,
     FusedConfig,
@@ -25,6 +26,7 @@ from gptbench.config import (
     SamplingConfig,
     Scope,
     Tuning,
+    require_engine,
 )
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine, Inductor
@@ -346,14 +348,16 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
 ) -> None:
     monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: None))
     section = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True)
-    config: Any = run_config(DENSE, batch=batch)
+    config = run_config(DENSE, batch=batch)
+    config = replace(config, device=replace(config.device, dtype=Dtype[str(dtype).removeprefix("torch.")]))
     device: Any = OnGPU(dtype)
     auto = Auto(section, config, device)
     assert auto.section.name == takes
     assert auto.section.fresh_cache
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
     with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
-        target(FUSED).check(replace(config, engine=FUSED), device)
+        on_gpu = replace(config.device, kind=DeviceKind.cuda)
+        require_engine(replace(config, engine=FUSED, device=on_gpu))
 
 
 @pytest.mark.gpu

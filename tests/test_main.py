@@ -168,3 +168,27 @@ def test_help_and_composed_config_need_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "mixtral_16l" in done.stdout
     assert "gptbench log RESULT.json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "model=llama9",
+        "sampling.topk=5",
+        "sampling.top_k=0",
+        "workload.new_tokens=1000000",
+        "workload.prompt_text=Hello model=llama2_7b",
+        "engine=fused device=cpu",
+        "engine=fused device=cuda workload.batch_size=9",
+        "engine=hf quant=int8",
+    ],
+)
+def test_a_wrong_configuration_is_told_before_torch_is_imported(tmp_path: Path, wrong: str) -> None:
+    code = (
+        "import sys; from gptbench.__main__ import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *wrong.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert "\ngptbench: " in f"\n{done.stderr}"

@@ -136,7 +136,7 @@ def test_another_drawing_compiles_no_kernel_of_the_fused_engine(model: ModelConf
 
 
 def run(of: Config, folder: Path, sweep: bool = True) -> Result:
-    run_module.run(of, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None)
+    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None)
     return Result.load(folder / "result.json")
 
 

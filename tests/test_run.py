@@ -39,7 +39,7 @@ def resolved(of: Config) -> dict:
 
 
 def run(of: Config, folder: Path) -> Result:
-    run_module.run(of, resolved(of), ["python", "-m", "gptbench"], folder, None)
+    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, None)
     return Result.load(folder / "result.json")
 
 

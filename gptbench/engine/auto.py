@@ -41,4 +41,4 @@ def needs(section: EngineConfig, config: Config, device: Device) -> str | None:
     if isinstance(section, FusedConfig) and find_spec("triton") is None:
         return "Triton"
     engine: type[Engine] = target(section)
-    return engine.missing(device) or engine.refuse(config, device)
+    return engine.missing(device) or section.refuse(config)

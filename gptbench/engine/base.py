@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
-from gptbench.errors import ConfigError
 from gptbench.kernels.sample import draw_reference
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler
@@ -78,15 +77,8 @@ class Engine:
         return None
 
     @classmethod
-    def refuse(cls, config: Config, device: Device) -> str | None:
-        """What would have to be different for the engine to do a run, or None if nothing."""
-        return None
-
-    @classmethod
     def check(cls, config: Config, device: Device) -> None:
-        """Raises ConfigError for a run that the engine cannot do."""
-        if (expected := cls.refuse(config, device)) is not None:
-            raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
+        """Raises ConfigError for a run that the engine cannot do, but for what `EngineConfig.refuse` tells."""
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:

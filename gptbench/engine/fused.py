@@ -23,13 +23,8 @@ from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.linear import Tile
 from gptbench.model import Transformer
-from gptbench.quant import Int8, Unquantised
 from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
-from gptbench.targets import target
-
-MOST_SEQUENCES = 8
-"""Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
 
 
 class Fused(Engine):
@@ -47,23 +42,11 @@ class Fused(Engine):
         return None if device.is_cuda else "an NVIDIA GPU"
 
     @classmethod
-    def refuse(cls, config: Config, device: Device) -> str | None:
-        batch = config.workload.batch_size
-        if device.dtype == torch.float16:
-            return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
-        if batch > MOST_SEQUENCES:
-            return f"workload.batch_size={MOST_SEQUENCES} at most (it is {batch})"
-        if target(config.quant) not in (Unquantised, Int8):
-            return f"quant=none or int8 (it is {config.quant.name})"
-        return None
-
-    @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
         return True
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
-        super().check(config, device)
         assert isinstance(config.engine, FusedConfig)
         Tiles(Path(config.engine.tiles), device.key)  # a file that cannot be read is told before anything is built
 

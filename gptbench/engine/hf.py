@@ -26,9 +26,7 @@ from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, c
 from gptbench.errors import ConfigError
 from gptbench.model import Transformer
 from gptbench.model.transformer import MixtureOfExperts
-from gptbench.quant import Unquantised
 from gptbench.sampling import Sampler
-from gptbench.targets import target
 
 OLDEST = (5, 17)
 """Version of the library; earlier ones lack some of what is called here."""
@@ -167,8 +165,6 @@ class HuggingFace(Engine):
         assert isinstance(engine, HuggingFaceConfig)
         if engine.cache is Cache.static and (missing := Inductor.missing(device)) is not None:
             raise ConfigError("engine.cache", "static", f"dynamic, or that you install {missing}")
-        if target(config.quant) is not Unquantised:
-            raise ConfigError("quant", config.quant.name, "none with engine=hf, which takes the weights as they are")
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")

@@ -184,10 +184,8 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     """Why `model_cases` has none of the model's kernels, or None where it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
-    from gptbench.engine.fused import Fused
-
     quant: Quantisation = instantiate(config.quant)
-    needed = Fused.refuse(config, device) or quant.refuse(config.model, device.dtype)
+    needed = fused_section(config).refuse(config) or quant.refuse(config.model, device.dtype)
     return None if needed is None else f"they need {needed}"
 
 
