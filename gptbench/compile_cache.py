@@ -179,7 +179,8 @@ def save(file: Path, outputs: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error}") from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as where its folder is none
+            new.unlink(missing_ok=True)
     return Manifest(**told)
 
 
@@ -355,13 +356,17 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
     """Writes what is not here yet."""
     loaded = Loaded(manifest, {}, 0, [])
     for name, target in targets(members, manifest, place):
-        if target.exists():
+        top = name.partition("/")[0]
+        merged = merged_tiles(target, archive.read(name)) if top == "tiles" and target.exists() else None
+        if target.exists() and merged is None:
             loaded.kept += 1
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            if is_group(name):
+            if merged is not None:
+                new.write_bytes(merged)
+            elif is_group(name):
                 if (group := group_in(target.parent, archive.read(name))) is None:
                     continue
                 new.write_bytes(group)
@@ -371,7 +376,6 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)
-        top = name.partition("/")[0]
         loaded.added[top] = loaded.added.get(top, 0) + 1
     if manifest.cpp and manifest.torch_folder != place.manifest.torch_folder:
         told = f"torch lies in {place.manifest.torch_folder} here, and in {manifest.torch_folder} there"
@@ -383,6 +387,15 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
         told = f"{manifest.kernels} there, {place.manifest.kernels} here"
         loaded.notes += [f"Tiles, and kernels that have changed, are of no use: the kernels' state is {told}"]
     return loaded
+
+
+def merged_tiles(own: Path, loaded: bytes) -> bytes | None:
+    """This machine's tiles, and those of the file for other uses; None if there are none."""
+    try:
+        here, there = json.loads(own.read_bytes()), json.loads(loaded)
+        return json.dumps(there | here, indent=1, sort_keys=True).encode() if there.keys() - here.keys() else None
+    except (ValueError, TypeError, AttributeError):  # whoever reads the file tells what is wrong with it
+        return None
 
 
 def targets(members: list[zipfile.ZipInfo], manifest: Manifest, place: Place) -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@ was compiled for it. The next job takes it over where it differs in sampling or 
 """
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,14 +30,19 @@ class Kept:
     load_s: float
     """Seconds to make and fill the weights."""
     compilation: Compilation
-    """Of the job that made it."""
+    """Of the job that made it, and what those that took it over compiled beyond."""
     started: str
-    """When that job began, ISO 8601."""
+    """When the job that made it began, ISO 8601."""
+
+    @property
+    def shared(self) -> Compilation:
+        """The compilation, in the record of a job that takes it over."""
+        return replace(self.compilation, shared=True)
 
     @property
     def nbytes(self) -> int:
-        """Of weights and cache."""
-        return nbytes(self.model) + sum(buffer.nbytes for buffer in self.model.buffers())
+        """Of the weights."""
+        return nbytes(self.model)
 
     def serves(self, config: Config) -> bool:
         """Whether a job can have it: the same weights, and code that was compiled for as many sequences."""
@@ -64,9 +69,10 @@ def may_keep(config: Config) -> bool:
 
 
 def keep(new: Kept) -> None:
-    """Leaves it for the next job."""
+    """Leaves it for the next job, which makes a cache of its own."""
     global kept
     kept = new
+    new.model.deallocate()
     gc.collect()  # the engine, whose graphs hold memory
     new.device.release_memory()
 
@@ -74,11 +80,19 @@ def keep(new: Kept) -> None:
 def take(config: Config) -> Kept | None:
     """What the job before has left, if it serves this one; else it is given back."""
     global kept
-    found, kept = kept, None
-    if found is None or (may_keep(config) and found.serves(config)):
+    if kept is not None and may_keep(config) and kept.serves(config):
+        found, kept = kept, None
         return found
-    release(found.model, found.device)
+    give_back()
     return None
+
+
+def give_back() -> None:
+    """Lets go of what the job before has left, if anything."""
+    global kept
+    found, kept = kept, None
+    if found is not None:
+        release(found.model, found.device)
 
 
 def release(model: Transformer, device: Device) -> None:

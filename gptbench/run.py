@@ -33,7 +33,7 @@ from gptbench.record import KernelResult, Recorded, Result, Tracker
 from gptbench.record.charts import draw_compile_stages
 from gptbench.record.statistics import quality_metrics, valid_samples
 from gptbench.record.tracking import write_trace
-from gptbench.reuse import Kept, keep, may_keep, release, take
+from gptbench.reuse import Kept, give_back, keep, may_keep, release, take
 from gptbench.targets import instantiate, target
 from gptbench.terminal import (
     Stages,
@@ -76,6 +76,7 @@ def run(
     device: Device = instantiate(config.device)
     tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
     if isinstance(config.task, KernelsConfig):
+        give_back()
         run_kernels(config, resolved, command, folder, sweep, device, tracker)
         return
     config, resolved, choice = with_engine(config, resolved, device)
@@ -98,7 +99,7 @@ def run(
         if not leaves and model is not None:
             release(model, device)
     if leaves:
-        keep(kept or new_kept(config, device, model, measured))
+        keep(to_keep(config, device, model, kept, measured))
     result = Result(
         prompt=config.workload.prompt,
         started=measured.pop("started"),
@@ -115,8 +116,9 @@ def run(
     path = result.save(folder)
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
-    draw_compile_stages(result, path.with_name(path.stem.replace("result", "compile") + ".png"))
     show_result(result, instantiate(config.baseline))
+    picture = path.with_name(path.stem.replace("result", "compile") + ".png")
+    attempt("Picture of compile time", draw_compile_stages, result, picture)
     publish(result, path, tracker)
     if not all(sample.finite for sample in result.samples):
         raise BadResultError(f"{path}: logits or cached values are not finite")
@@ -147,7 +149,7 @@ def run_kernels(
     if task.left_out is not None:
         console.print(f"Without the kernels of {config.model.name}: {task.left_out}", markup=False)
     with stage_bar(1 + len(task.cases)) as stages:
-        started, surroundings, roof = beginning(config, device, stages)
+        started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof)
         begin = time.perf_counter()
         kernels: list[KernelTimes] = []
         interrupted = False
@@ -253,7 +255,8 @@ def measure(
     config: Config, device: Device, model: Transformer, kept: Kept | None, task: Speed, stages: Stages
 ) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name. The model is on `meta`, or was kept."""
-    started, surroundings, roof = beginning(config, device, stages)
+    # Beside a model there is less room to measure the roof in; the job that made it has measured it.
+    started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof and kept is None)
     device.reset_peak_memory()
     with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
         measured = measure_engine(config, device, model, kept, roof, empty_cache, task, stages)
@@ -266,12 +269,12 @@ def measure(
     return {"started": started, "environment": surroundings, "roof": roof} | measured
 
 
-def beginning(config: Config, device: Device, stages: Stages) -> tuple[str, Environment, Roof]:
-    """What every record begins with: when, where, and what that device's read roof is."""
+def beginning(config: Config, device: Device, stages: Stages, again: bool) -> tuple[str, Environment, Roof]:
+    """What every record begins with: when, where, and what that device's read roof is, measured `again` or not."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     stages.start("measuring the read roof")
     surroundings = environment(device, config.commit)
-    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", config.device.measure_roof)
+    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", again)
     device.release_memory()
     stages.done()
     return started, surroundings, roof
@@ -318,7 +321,7 @@ def measure_engine(
         engine.tune()
         tune_s = time.perf_counter() - start if engine.tunes else None
         with CompileWatch() as watch:
-            compilation = prepare(engine, watch, empty_cache)
+            compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
             stages.done()
             stages.start("warming up")
             warm_ups = warm_up(engine, workload, watch)
@@ -355,7 +358,7 @@ def measure_engine(
         "prepare_peak_memory_bytes": prepare_peak,
         "traffic": moved,
         "reused": None if kept is None else kept.started,
-        "compilations": [compilation] if kept is None else [compilation, replace(kept.compilation, process="shared")],
+        "compilations": [compilation] if kept is None else [compilation, kept.shared],
         "warm_ups": warm_ups,
         "samples": samples,
     }
@@ -378,10 +381,12 @@ def engine_over(config: Config, device: Device, model: Transformer) -> Engine:
     return engine
 
 
-def new_kept(config: Config, device: Device, model: Transformer, measured: dict[str, Any]) -> Kept:
-    """What a job that made its own model leaves."""
-    fields = {name: measured[name] for name in ("load_s", "started")}
-    return Kept(config, device, model, measured["checkpoint"], compilation=measured["compilations"][0], **fields)
+def to_keep(config: Config, device: Device, model: Transformer, kept: Kept | None, measured: dict[str, Any]) -> Kept:
+    """What a job leaves, which has made its own model or taken over a kept one."""
+    own: Compilation = measured["compilations"][0]
+    if kept is not None:
+        return replace(kept, compilation=kept.compilation.with_more(own) if own.compiles else kept.compilation)
+    return Kept(config, device, model, measured["checkpoint"], measured["load_s"], own, measured["started"])
 
 
 def prepare_alone(config: Config) -> Compilation:

@@ -174,7 +174,7 @@ def show_stages(compilation: Compilation) -> None:
     costs = compilation.costs_s.items()
     told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= SHORTEST_STAGE_S)
     name = compilation_name(compilation).replace("_", ", ")
-    console.print(f"compile {name}, {number(compilation.prepare_s)} s: {told}", markup=False)
+    console.print(f"compile {name}, {number(compilation.prepare_s)} s" + (f": {told}" if told else ""), markup=False)
 
 
 def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None:

@@ -32,12 +32,18 @@ def test_compile_time_is_drawn_by_stage(tmp_path: Path, monkeypatch: pytest.Monk
     for stage in STAGES:
         values = [cold.costs_s[stage], warm.costs_s.get(stage, 0.0)]
         assert drawn.get(stage, [0.0, 0.0]) == values
-    assert [label for label, _ in compile_bars(result)] == ["cold\n20 s", "warm\n3 s"]
+    assert [label for label, _ in compile_bars(result)] == ["cold\n20 s", "warm, second process\n3 s"]
     image = imread(path)
     assert image.shape[1] > 1000
     for stage in drawn:
         colour = matplotlib.colors.to_rgb(COLOURS[STAGES.index(stage)])
         assert (abs(image[..., :3] - colour).max(-1) < 0.01).mean() > 0.001, f"{stage} is to be seen"
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    result = made_result()
+    result.config["model"]["name"] = "a$b_{$"  # is no formula
+    assert draw_compile_stages(result, tmp_path / "compile.png")
 
 
 def test_nothing_compiled_is_not_drawn(tmp_path: Path) -> None:

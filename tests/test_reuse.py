@@ -1,6 +1,8 @@
 """A sweep compiles once: what a job leaves for the next one, when, and that it changes no result."""
 
+import gc
 import itertools
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +22,20 @@ from gptbench.config import (
     Dtype,
     EngineConfig,
     InductorConfig,
+    KernelsConfig,
     ModelConfig,
     QualityConfig,
     SamplingConfig,
+    Scope,
     Tuning,
 )
 from gptbench.device import Device
+from gptbench.engine import Engine
 from gptbench.errors import BadResultError, DoesNotFitError
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
 from gptbench.measure.compilation import CACHE_COUNTERS, CompileWatch
+from gptbench.measure.samples import Sample
 from gptbench.model import Transformer
 from gptbench.record import Result
 from gptbench.record.statistics import compile_metrics
@@ -151,19 +157,125 @@ def test_a_later_job_takes_over_and_says_so(tmp_path: Path) -> None:
     first, second = run(of, tmp_path / "0"), run(other, tmp_path / "1")
     assert first.reused is None
     assert second.reused == first.started
-    assert [compilation.process for compilation in second.compilations] == ["later", "shared"]
-    assert second.compilations[0].compiles == 0
-    assert replace(second.compilations[1], process=first.compilations[0].process) == first.compilations[0]
+    own, shared = second.compilations
+    assert (own.compiles, own.cache, own.process, own.shared) == (0, "none", "later", False)
+    assert shared == replace(first.compilations[0], shared=True)
     assert second.load_s == first.load_s
-    shared = compile_metrics(second)
-    assert list(shared) == [f"compile_{first.compilations[0].cache}_shared_s"]
-    assert list(shared.values()) == [first.compilations[0].total_s], "what it would have cost alone, not its own"
+    (name,) = compile_metrics(first)
+    told = {name.removesuffix("_s") + "_shared_s": first.compilations[0].total_s}
+    assert compile_metrics(second) == told, "what it would have cost alone, and not as its own"
     alone = run(other, tmp_path / "alone", sweep=False)
     assert alone.reused is not None, "it was there"
     assert reuse.kept is None, "and is not left by what is not a sweep"
     alone = run(other, tmp_path / "alone again", sweep=False)
     assert alone.reused is None
     assert [sample.tokens for sample in alone.samples] == [sample.tokens for sample in second.samples]
+
+
+def test_what_a_job_compiles_beyond_is_in_what_later_ones_take_over(tmp_path: Path) -> None:
+    """A prompt of one token needs no graph for prefill; the next one does, and the third is as dear as both."""
+    of = replace(config(tmp_path), engine=INDUCTOR)
+    one, five, seven = (
+        run(changed(of, list(range(1, 1 + count)), 4, 1.0), tmp_path / str(count)) for count in (1, 5, 7)
+    )
+    first, more = one.compilations[0], five.compilations[0]
+    assert (first.compiles, more.compiles, seven.compilations[0].compiles) == (2, 1, 0)
+    assert more.cache == "mixed", "one graph is not what a cold start is"
+    assert five.compilations[1].compiles == 2
+    both = seven.compilations[1]
+    assert (both.compiles, both.process) == (3, first.process)
+    assert both.prepare_s == pytest.approx(first.prepare_s + more.prepare_s)
+    assert both.costs_s["tracing"] == pytest.approx(first.costs_s["tracing"] + more.costs_s["tracing"])
+
+
+def test_another_compilation_than_a_processs_first_keeps_that_in_its_name(tmp_path: Path) -> None:
+    of = replace(config(tmp_path), engine=INDUCTOR)
+    other = replace(of, model=GQA)
+    results = [run(job, tmp_path / str(number)) for number, job in enumerate((of, other, changed(other, [1, 2], 5, 0)))]
+    (name,) = compile_metrics(results[1])
+    assert name.endswith("_later_s")
+    assert list(compile_metrics(results[2])) == [name.removesuffix("_s") + "_shared_s"]
+
+
+@pytest.mark.parametrize("engine", ["eager", "inductor"])
+@pytest.mark.parametrize("fails", [False, True], ids=["kept", "failed"])
+def test_no_cache_outlives_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, fails: bool) -> None:
+    """Not even where Hydra keeps the exception, and with it every frame."""
+    caches: list[weakref.ref[torch.Tensor]] = []
+    take_samples = run_module.take_samples
+
+    def watched(used: Engine, *rest: Any) -> list[Sample]:
+        caches.extend(map(weakref.ref, used.cached()))
+        if fails:
+            raise RuntimeError("no more of it")
+        return take_samples(used, *rest)
+
+    monkeypatch.setattr(run_module, "take_samples", watched)
+    of = config(tmp_path)
+    of = replace(of, engine=INDUCTOR) if engine == "inductor" else of
+    held = None
+    try:
+        run(of, tmp_path / "0")
+    except RuntimeError as error:
+        held = error
+    gc.collect()
+    assert (held is not None) == fails
+    assert caches and [cache for cache in caches if cache() is not None] == []
+    assert (reuse.kept is None) == fails
+
+
+@pytest.mark.parametrize("engine", ["eager", "inductor"])
+def test_the_reference_finds_the_engines_memory_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    caches: list[weakref.ref[torch.Tensor]] = []
+    engine_over = run_module.engine_over
+
+    def watched(*arguments: Any) -> Engine:
+        gc.collect()
+        assert [cache for cache in caches if cache() is not None] == []
+        caches.extend(map(weakref.ref, (made := engine_over(*arguments)).cached()))
+        return made
+
+    monkeypatch.setattr(run_module, "engine_over", watched)
+    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=8)
+    of = replace(config(tmp_path), task=task)
+    result = run(replace(of, engine=INDUCTOR) if engine == "inductor" else of, tmp_path / "0")
+    assert result.quality is not None and result.quality.kl
+    assert len(caches) == 2 * 2 * of.model.n_layers
+
+
+def test_single_kernels_are_measured_without_a_model_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = config(tmp_path)
+    run(of, tmp_path / "0")
+    assert reuse.kept is not None
+
+    def seen(*_: Any) -> None:
+        assert reuse.kept is None
+
+    monkeypatch.setattr(run_module, "run_kernels", seen)
+    task = KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels")
+    of = replace(of, task=task)
+    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], tmp_path / "1", tmp_path)
+
+
+def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:
+    """As the gpt_fast benchmark compiles it: its figures are of such graphs."""
+    of = run_config(DENSE)
+    device: Device = instantiate(of.device)
+    marked = {}
+    for scope in Scope:
+        engine, _ = run_module.make_engine(
+            replace(of, engine=replace(INDUCTOR, scope=scope)),
+            device,
+            on_meta(DENSE, instantiate(of.quant), device.dtype),
+        )
+        tensors = [*engine.cached(), engine.state.tokens, engine.state.uniform]
+        marked[scope] = [hasattr(tensor, "_dynamo_weak_dynamic_indices") for tensor in tensors]
+    assert not any(marked[Scope.model])
+    assert all(marked[Scope.block])
 
 
 def with_other_weights(of: Config) -> Config:

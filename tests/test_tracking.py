@@ -143,10 +143,20 @@ def test_stages_of_compiling_are_logged_cold_and_warm(run: Run) -> None:
     assert sum(cold.values()) == run.data.metrics["compile_cold_s"]
 
 
+def test_of_two_starts_that_met_the_same_the_first_is_logged(store: Store, tmp_path: Path) -> None:
+    made = made_result()
+    first, second = made.compilations
+    result = dataclasses.replace(made, compilations=[dataclasses.replace(first, cache="warm"), second])
+    store.log(result, result.save(tmp_path), experiment="twice warm")
+    (logged,) = store.runs("twice warm")
+    assert store.series(logged, "compile_stage/warm/tracing") == [(0, 2.0)]
+    assert logged.data.metrics["compile_warm_s"] == 20.0
+
+
 def test_what_an_earlier_job_paid_is_no_time_of_this_one(store: Store, tmp_path: Path) -> None:
     made = made_result()
     first, second = made.compilations
-    shared = [dataclasses.replace(second, process="later", cache="none"), dataclasses.replace(first, process="shared")]
+    shared = [dataclasses.replace(second, process="later", cache="none"), dataclasses.replace(first, shared=True)]
     result = dataclasses.replace(made, compilations=shared, reused=made.started)
     store.log(result, result.save(tmp_path), experiment="shared")
     (logged,) = store.runs("shared")

@@ -165,6 +165,10 @@ class Engine:
     def release(self) -> None:
         """Lets go of what would keep the model's memory from being given back. The engine is of no use after it."""
 
+    def released(self, *_: Any) -> None:
+        """In the place of what holds memory."""
+        raise RuntimeError("the engine was released")
+
     def advance(self, hidden: Tensor) -> None:
         """`draw` from the residual stream [B, D] of the last fed position."""
         self.draw(self.model.logits(hidden))

@@ -159,10 +159,6 @@ class Fused(Engine):
         self.launches = []
         self.launch_prefill = self.launch_decode = self.released
 
-    def released(self) -> None:
-        """In the place of graphs that hold memory."""
-        raise RuntimeError("the engine was released")
-
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """As `gptbench.quant.int8.cast_product`, for a few tokens without a copy of the weight."""

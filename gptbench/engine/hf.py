@@ -22,7 +22,7 @@ from gptbench.checkpoint import slots
 from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
-from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled
+from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
 from gptbench.errors import ConfigError
 from gptbench.model import Transformer
 from gptbench.model.transformer import MixtureOfExperts
@@ -201,6 +201,7 @@ class HuggingFace(Engine):
 
     @torch.no_grad()
     def prepare(self) -> None:
+        trust_vector_instructions()
         self.filled = self.prompt_length
         # A static cache with a window counts on the host, where compiled code asks for certain numbers; and the trees
         # record each number on its own.

@@ -51,17 +51,16 @@ def trust_vector_instructions() -> None:
     """
     if settings.cpp.vec_isa_ok is not None:
         return  # the user has said so: TORCHINDUCTOR_VEC_ISA_OK
-    flags = next((isa for isa in supported_vec_isa_list if set(str(isa).split()) <= set(x86_isa_checker())), None)
-    if flags is not None:
-        command = [get_cpp_compiler(), "-fsyntax-only", "-x", "c++", *flags.build_arch_flags().split(), os.devnull]
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-            settings.cpp.vec_isa_ok = True
+    best = next((isa for isa in supported_vec_isa_list if set(str(isa).split()) <= set(x86_isa_checker())), None)
+    with contextlib.suppress(InvalidCxxCompiler):  # on a GPU there need not be one
+        if best is not None:
+            command = [get_cpp_compiler(), "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                settings.cpp.vec_isa_ok = True
 
 
 def compiled(function: Callable, how: dict[str, Any]) -> Callable:
     """One graph for one shape, but for what `varies`: another change of shape compiles another."""
-    with contextlib.suppress(InvalidCxxCompiler):  # on a GPU there need not be one
-        trust_vector_instructions()
     return torch.compile(function, fullgraph=True, dynamic=False, options=how)
 
 
@@ -115,13 +114,12 @@ class Inductor(Engine):
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         tuning = config.coordinate_descent_tuning
-        for tensor, dim in (
-            (self.state.tokens, 1),
-            (self.state.uniform, 1),
-            (self.prompt_positions, 0),
-            *((keys_or_values, 2) for keys_or_values in self.cached()),
-        ):
-            varies(tensor, dim)
+        if self.serves_other_workloads(config):
+            varies(self.state.tokens, 1)
+            varies(self.state.uniform, 1)
+            varies(self.prompt_positions, 0)
+            for keys_or_values in self.cached():
+                varies(keys_or_values, 2)
         prefill = compile_options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
         decode = compile_options(trees, tuned=tuning is not Tuning.none)
         if config.scope is Scope.model:
@@ -159,6 +157,7 @@ class Inductor(Engine):
 
     @torch.no_grad()
     def prepare(self) -> None:
+        trust_vector_instructions()
         self.filled = self.prompt_length
         for _ in range(WARM_UP_CALLS):
             self.prefill_step()
@@ -184,3 +183,7 @@ class Inductor(Engine):
 
     def positions_read(self, position: int) -> int:
         return self.length
+
+    def release(self) -> None:
+        self.prefill_body = self.decode_body = self.released
+        self.launch_prefill = self.launch_decode = self.released

@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,10 @@ class Compilation:
 
     cache: str
     """State of the compile cache that was met: cold (an empty folder), warm (every graph found), mixed (some things
-    found), or none (nothing was compiled)."""
+    found, there or in what was taken over), or none (nothing was compiled)."""
     process: str
     """first: the process that ran the samples, and had compiled nothing before; later: the same, but after other jobs
-    of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache;
-    shared: none of this job's, but what an earlier one paid for code that this one took over."""
+    of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache."""
     prepare_s: float
     """Seconds from the weights being there until prefill and decode had run and been captured."""
     later_s: float = 0.0
@@ -106,6 +105,8 @@ class Compilation:
     """Seconds by stage, under torch's own names. Stages hold each other, so they do not add up."""
     cache_counts: dict[str, int] = field(default_factory=dict)
     """Compile-cache hits, misses and bypasses of graphs, as torch counts them, and of Triton's kernels."""
+    shared: bool = False
+    """None of this job's, but what earlier ones of the sweep paid for what this one took over."""
 
     @property
     def total_s(self) -> float:
@@ -117,6 +118,22 @@ class Compilation:
         """What the seed calls compilation time: preparing and the first generation."""
         return None if self.first_generation_s is None else self.prepare_s + self.first_generation_s
 
+    def with_more(self, other: "Compilation") -> "Compilation":
+        """The same, and what a job paid beyond it that had taken it over."""
+
+        def added(own: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+            return {name: own.get(name, 0) + more.get(name, 0) for name in own | more}
+
+        return replace(
+            self,
+            prepare_s=self.prepare_s + other.prepare_s,
+            later_s=self.later_s + other.later_s,
+            compiles=self.compiles + other.compiles,
+            costs_s=added(self.costs_s, other.costs_s),
+            stages_s=added(self.stages_s, other.stages_s),
+            cache_counts=added(self.cache_counts, other.cache_counts),
+        )
+
 
 CACHE_COUNTERS = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
 
@@ -125,12 +142,15 @@ started_compiler = False
 """Whether this process has prepared an engine before: what that loaded and looked up stays in memory."""
 
 
-def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str = "first") -> Compilation:
+def prepare(
+    engine: Engine, watch: CompileWatch, empty_cache: bool, process: str = "first", taken_over: bool = False
+) -> Compilation:
     """Prepares an engine, timed.
 
     Args:
         empty_cache: whether the compile cache's folder was empty.
-        process: first or second.
+        process: first or second; a first one that has prepared an engine before is a later one.
+        taken_over: whether an earlier job has left compiled code.
     """
     global started_compiler
     process = "later" if process == "first" and started_compiler else process
@@ -148,8 +168,9 @@ def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str
     started_compiler = started_compiler or watch.count > compiled
     hits, misses, bypasses = counts.values()
     spent = {name: sum(s) - stages.get(name, 0.0) for name, s in compilation_time_metrics.items()}
+    state = cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels)
     return Compilation(
-        cache=cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels),
+        cache="mixed" if taken_over and state != "none" else state,
         process=process,
         prepare_s=elapsed,
         compiles=watch.count - compiled,
@@ -160,7 +181,7 @@ def prepare(engine: Engine, watch: CompileWatch, empty_cache: bool, process: str
 
 
 def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s: float) -> dict[str, float]:
-    """Seconds by stage, see `STAGES`; they add up to `prepare_s`.
+    """Seconds by stage, see `STAGES`; they add up to `prepare_s`, if no figure of torch's holds another one.
 
     Args:
         spent: seconds under torch's own names, some of which hold others.

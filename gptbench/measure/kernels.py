@@ -19,7 +19,7 @@ from torch import Tensor
 from gptbench.build import gb
 from gptbench.config import Config, KernelsConfig
 from gptbench.device import Device
-from gptbench.engine.inductor import compile_options, compiled
+from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
 from gptbench.errors import ConfigError
 from gptbench.measure.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases
 
@@ -181,6 +181,7 @@ def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable
     """Each with its name, as something that makes a launch of it for a call."""
     if (kernel := case.kernel) is not None:
         yield "kernel", lambda call: kernel(*call.arguments)
+    trust_vector_instructions()
     plain = compiled(case.plain or case.twin, compile_options(cudagraphs=False, tuned=True))
     yield "inductor", lambda call: partial(plain, *(call.arguments if call.plain is None else call.plain))
     if (library := case.library) is not None:

@@ -224,6 +224,12 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def deallocate(self) -> None:
+        """Lets go of what `allocate` made."""
+        for block in self.layers:
+            del block.attention.k_cache, block.attention.v_cache
+        del self.cos, self.sin
+
     def hidden(
         self, tokens: Tensor, positions: Tensor, read: int, blocks: Iterable[Callable[..., Tensor]] | None = None
     ) -> Tensor:

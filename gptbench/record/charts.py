@@ -21,6 +21,7 @@ def compile_bars(result: Result) -> list[tuple[str, Compilation]]:
 
 def bar_label(compilation: Compilation) -> str:
     label = compilation_name(compilation).replace("_", ", ")
+    label += ", second process" if compilation.process == "second" else ""
     return f"{label}\n{compilation.prepare_s:.3g} s"
 
 
@@ -49,7 +50,7 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
     axes.set_xlabel("seconds until prefill and decode have run, and were captured")
     model, quant, engine = (result.config[group]["name"] for group in ("model", "quant", "engine"))
     title = f"{model}, quant {quant}, {result.dtype}, engine {engine}, {result.environment.device}"
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

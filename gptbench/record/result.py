@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from gptbench.checkpoint import Loaded
 from gptbench.errors import UserError
 from gptbench.measure.breakdown import Breakdown, Launch
-from gptbench.measure.compilation import Compilation
+from gptbench.measure.compilation import Compilation, costs
 from gptbench.measure.environment import Environment
 from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Roof
@@ -101,7 +101,8 @@ class Result(Recorded):
     """What the run was expected to need before it was started: weights, kv_cache, workspace."""
     traffic: Traffic
     compilations: list[Compilation]
-    """First the one before the samples, then, if measured, that of a second process."""
+    """First the one before the samples, then, if measured, that of a second process, or what earlier jobs paid for what
+    this one took over."""
     warm_ups: list[WarmUp]
     samples: list[Sample]
     prompt: list[int] = field(default_factory=list)
@@ -119,8 +120,8 @@ class Result(Recorded):
     tune_s: float | None = None
     """Seconds of the search for tiles, if one was asked for; no part of any compile time."""
     reused: str | None = None
-    """When the earlier job of the sweep began that made the weights and compiled what this one took over: `load_s`, and
-    the compilation that is marked as shared, are that job's. None where it made its own."""
+    """When the earlier job of the sweep began that made the weights which this one took over: `load_s` is that job's.
+    None where it made its own."""
     breakdown: Breakdown | None = None
     """Where the time of one decode step goes, if the task was to tell."""
     schema_version: int = SCHEMA_VERSION
@@ -128,6 +129,9 @@ class Result(Recorded):
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
         raw["traffic"] = Traffic(**raw["traffic"])
+        for entry in raw["compilations"]:
+            if entry.get("stages_s") and "costs_s" not in entry:  # of a version that did not sum them up
+                entry["costs_s"] = costs(entry["prepare_s"], entry["stages_s"], triton_s=0.0, capture_s=0.0)
         raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
         raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
         raw["samples"] = [Sample(**entry) for entry in raw["samples"]]

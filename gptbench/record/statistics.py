@@ -62,7 +62,7 @@ def compile_metrics(result: Result) -> dict[str, float]:
     """Compile times under the state of the cache that they met: compile_cold_s, compile_warm_s or compile_mixed_s.
 
     They are of processes that had compiled nothing before; of a job that follows others in a sweep they are called
-    compile_cold_later_s and so on, and compile_cold_shared_s is what an earlier job paid for what this one took over.
+    compile_cold_later_s and so on, and compile_cold_shared_s is what earlier jobs paid for what this one took over.
     The seed's figure is of a cold cache. An engine that compiles nothing has none.
     """
     metrics: dict[str, float] = {}
@@ -76,9 +76,10 @@ def compile_metrics(result: Result) -> dict[str, float]:
 
 
 def compilation_name(compilation: Compilation) -> str:
-    """cold, warm or mixed; with _later or _shared where it is not that of a process that begins (see `Compilation`)."""
-    whose = f"_{compilation.process}" if compilation.process in ("later", "shared") else ""
-    return compilation.cache + whose
+    """cold, warm or mixed; with _later where the process did not begin with it, and _shared where it is none of this
+    job's (see `Compilation`)."""
+    later = "_later" if compilation.process == "later" else ""
+    return compilation.cache + later + ("_shared" if compilation.shared else "")
 
 
 def quality_metrics(result: Result) -> dict[str, float]:

@@ -231,7 +231,7 @@ def run_record(result: Result, start: float) -> Record:
     names = {group: result.config[group]["name"] for group in ("model", "engine", "sampling")}
     # Not what an earlier job of the sweep has paid.
     seconds = result.load_s if result.reused is None else 0.0
-    seconds += sum(compilation.prepare_s for compilation in result.compilations if compilation.process != "shared")
+    seconds += sum(compilation.prepare_s for compilation in result.compilations if not compilation.shared)
     seconds += sum(warm_up.call_s for warm_up in result.warm_ups) + sum(sample.call_s for sample in result.samples)
     tags = {
         "engine": names["engine"],
@@ -289,10 +289,10 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
                 yield f"sample/{name}", value, step
     for name, value in summary(result).items():
         yield name, value, 0
-    for compilation in result.compilations:
-        if compilation.cache != "none":
-            for name, seconds in compilation.costs_s.items():
-                yield f"compile_stage/{compilation_name(compilation)}/{name}", seconds, 0
+    named = {compilation_name(each): each for each in reversed(result.compilations) if each.cache != "none"}
+    for whose, compilation in named.items():  # of two that met the same, the first
+        for stage, seconds in compilation.costs_s.items():
+            yield f"compile_stage/{whose}/{stage}", seconds, 0
 
 
 def clean(key: str) -> str:
