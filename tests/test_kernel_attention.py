@@ -167,7 +167,7 @@ def test_twin_is_the_models_attention(config: ModelConfig, dtype: torch.dtype, p
     attention.k_cache[:, :, :position] = inputs.k_cache[:, :, :position]
     attention.v_cache[:, :, :position] = inputs.v_cache[:, :, :position]
     at = inputs.position
-    expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, length).squeeze(1)
+    expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, *attention.cache(length)).squeeze(1)
 
     out = inputs.out(fixed=False)
     attend_reference(*inputs.arguments, inputs.scratch(Plan(1, 16, 4)), out)
