@@ -34,11 +34,11 @@ from gptbench.engine import Engine
 from gptbench.errors import BadResultError, DoesNotFitError
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
-from gptbench.measure.compilation import CACHE_COUNTERS, CompileWatch
+from gptbench.measure.compilation import CACHE_COUNTERS, Compilation, CompileWatch
 from gptbench.measure.samples import Sample
 from gptbench.model import Transformer
 from gptbench.record import Result
-from gptbench.record.statistics import compile_metrics
+from gptbench.record.statistics import compilation_name, compile_metrics
 from gptbench.targets import instantiate
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
 from tests.test_engines import FUSED
@@ -188,13 +188,11 @@ def test_what_a_job_compiles_beyond_is_in_what_later_ones_take_over(tmp_path: Pa
     assert both.costs_s["tracing"] == pytest.approx(first.costs_s["tracing"] + more.costs_s["tracing"])
 
 
-def test_another_compilation_than_a_processs_first_keeps_that_in_its_name(tmp_path: Path) -> None:
-    of = replace(config(tmp_path), engine=INDUCTOR)
-    other = replace(of, model=GQA)
-    results = [run(job, tmp_path / str(number)) for number, job in enumerate((of, other, changed(other, [1, 2], 5, 0)))]
-    (name,) = compile_metrics(results[1])
-    assert name.endswith("_later_s")
-    assert list(compile_metrics(results[2])) == [name.removesuffix("_s") + "_shared_s"]
+def test_what_a_process_paid_that_had_begun_before_keeps_that_in_its_name() -> None:
+    later = Compilation(cache="mixed", process="later", prepare_s=1.0)
+    assert compilation_name(later) == "mixed_later"
+    assert compilation_name(replace(later, shared=True)) == "mixed_later_shared"
+    assert compilation_name(replace(later, process="first", cache="cold", shared=True)) == "cold_shared"
 
 
 @pytest.mark.parametrize("engine", ["eager", "inductor"])
@@ -224,10 +222,7 @@ def test_no_cache_outlives_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (reuse.kept is None) == fails
 
 
-@pytest.mark.parametrize("engine", ["eager", "inductor"])
-def test_the_reference_finds_the_engines_memory_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
-) -> None:
+def test_the_reference_finds_the_engines_memory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caches: list[weakref.ref[torch.Tensor]] = []
     engine_over = run_module.engine_over
 
@@ -239,8 +234,8 @@ def test_the_reference_finds_the_engines_memory_free(
 
     monkeypatch.setattr(run_module, "engine_over", watched)
     task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=8)
-    of = replace(config(tmp_path), task=task)
-    result = run(replace(of, engine=INDUCTOR) if engine == "inductor" else of, tmp_path / "0")
+    of = replace(config(tmp_path), task=task, engine=INDUCTOR)
+    result = run(of, tmp_path / "0")
     assert result.quality is not None and result.quality.kl
     assert len(caches) == 2 * 2 * of.model.n_layers
 
@@ -294,16 +289,16 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("difference", DIFFERENT)
-def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path, difference: str) -> None:
+def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path) -> None:
     of = config(tmp_path)
-    other = DIFFERENT[difference](of)
     run(of, tmp_path / "0")
-    assert reuse.kept is not None
-    model = reuse.kept.model
-    assert reuse.take(other) is None
+    assert (kept := reuse.kept) is not None
+    for what, change in DIFFERENT.items():
+        other = change(of)
+        assert not (reuse.may_keep(other) and kept.serves(other)), what
+    assert reuse.take(with_other_weights(of)) is None
     assert reuse.kept is None
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}, "given back"
+    assert {parameter.device.type for parameter in kept.model.parameters()} == {"meta"}, "given back"
 
 
 def test_a_sweep_of_another_model_in_between(tmp_path: Path) -> None:
