@@ -197,6 +197,12 @@ def test_tiles_travel_to_another_device_of_the_kind(
     assert load(file, place).added == {}
     assert Tiles(tmp_path / "two" / "outputs" / "tiles", key)[use] == better
 
+    own = move_to(tmp_path / "four", monkeypatch) / "tiles"
+    another = replace(use, rows=128)
+    Tiles(own, key).keep(another, better)
+    assert load(file, Place(own.parent)).added["tiles"] == 1
+    assert Tiles(own, key).found == {str(use): tile, str(another): better}, "beside those for other uses"
+
     other = Place(move_to(tmp_path / "three", monkeypatch))
     loaded = load(changed(file, kernels="0123abcd"), other)
     assert set(loaded.added) == {"inductor", "triton"}
@@ -379,8 +385,9 @@ def full_disk(room: int = 4096) -> Iterator[None]:
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(outputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
     before = files_under(tmp_path)
-    for file in (tmp_path / "absent" / "cache.zip", tmp_path / "cache.zip"):
+    for file in (tmp_path / "absent" / "cache.zip", tmp_path / "plain" / "cache.zip", tmp_path / "cache.zip"):
         with full_disk(), pytest.raises(UserError, match="cannot be written"):
             save(file, outputs)
     assert files_under(tmp_path) == before
