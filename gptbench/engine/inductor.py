@@ -74,10 +74,9 @@ def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A compiled block, called such that a prompt of another length needs no other graph."""
 
     def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        if len(positions) > 1:  # else nothing changes, and every microsecond counts
-            varies(x, 1)
-            varies(cos, 0)
-            varies(sin, 0)
+        varies(x, 1)
+        varies(cos, 0)
+        varies(sin, 0)
         return block(x, cos, sin, positions, k_cache, v_cache)
 
     return call
@@ -114,7 +113,8 @@ class Inductor(Engine):
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         tuning = config.coordinate_descent_tuning
-        if self.serves_other_workloads(config):
+        open_sizes = self.serves_other_workloads(config)
+        if open_sizes:
             varies(self.state.tokens, 1)
             varies(self.state.uniform, 1)
             varies(self.prompt_positions, 0)
@@ -127,9 +127,14 @@ class Inductor(Engine):
             self.decode_body = compiled(self.body, decode)
         else:
             finish = compiled(self.advance, decode)
-            self.decode_body = self.body_by_block(decode, finish)
-            # A single token is the same to both, but for where it stands.
-            self.prefill_body = self.decode_body if prompt_length == 1 else self.body_by_block(prefill, finish)
+            self.decode_body = self.body_by_block([compiled(block, decode) for block in model.layers], finish)
+            if prompt_length == 1:  # a single token is the same to both, but for where it stands
+                self.prefill_body = self.decode_body
+            else:
+                blocks = [compiled(block, prefill) for block in model.layers]
+                self.prefill_body = self.body_by_block(
+                    list(map(of_any_length, blocks)) if open_sizes else blocks, finish
+                )
         if trees:
             for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops):
                 torch._dynamo.mark_static_address(tensor)
@@ -140,12 +145,13 @@ class Inductor(Engine):
         """All of a step but its random numbers: tokens [B, T] at positions [T] to the next state."""
         self.advance(self.model.hidden(tokens, positions, self.length)[:, -1])
 
-    def body_by_block(self, how: dict[str, Any], finish: Callable[[Tensor], None]) -> Callable[[Tensor, Tensor], None]:
+    def body_by_block(
+        self, compiled_blocks: list[Callable[..., Tensor]], finish: Callable[[Tensor], None]
+    ) -> Callable[[Tensor, Tensor], None]:
         """The same, calling compiled blocks that all share one graph, and then `finish`."""
         blocks = [
-            partial(of_any_length(compiled(block, how)), k_cache=core.k_cache, v_cache=core.v_cache)
-            for block in self.model.layers
-            for core in [block.attention]
+            partial(block, k_cache=of.attention.k_cache, v_cache=of.attention.v_cache)
+            for block, of in zip(compiled_blocks, self.model.layers, strict=True)
         ]
 
         def body(tokens: Tensor, positions: Tensor) -> None:
