@@ -67,10 +67,15 @@ class CudaGraph(Enum):
 
 
 class Tuning(Enum):
-    """Which kernels Inductor searches the block sizes of, by measuring: those of the decode step, of all, or none."""
+    """How Inductor finds the block sizes of its kernels on a GPU.
 
-    decode = "decode"
-    all = "all"
+    candidates: the same few are timed for each product that reads a large matrix (see `gptbench.block_sizes`).
+    descent: its own coordinate descent, of every kernel; by far the most of the compile time.
+    none: its guesses are taken.
+    """
+
+    candidates = "candidates"
+    descent = "descent"
     none = "none"
 
 
@@ -328,8 +333,10 @@ class InductorConfig(EngineConfig):
     """How a step is launched on a GPU: step, trees or none. Without meaning on a CPU."""
     graph_prefill: bool = True
     """Whether prefill, too, is launched as a CUDA graph."""
-    coordinate_descent_tuning: Tuning = Tuning.decode
-    """What Inductor tunes on a GPU: decode, all or none. It is most of the compile time."""
+    tuning: Tuning = Tuning.candidates
+    """How block sizes are found on a GPU: candidates, descent or none."""
+    tune_prefill: bool = False
+    """Whether those of the prefill's kernels are looked for, too; its matrix products are a library's."""
 
 
 @dataclass(kw_only=True)

@@ -368,6 +368,8 @@ def make_engine(
     config: Config, device: Device, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
 ) -> tuple[Engine, Loaded | None]:
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
+    engine: type[Engine] = target(config.engine)
+    engine.begin(device)
     with torch.no_grad():
         loaded = build(config, model, device, progress)
     return engine_over(config, device, model), loaded

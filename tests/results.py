@@ -170,7 +170,8 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
             "scope": "block",
             "cuda_graph": "step",
             "graph_prefill": True,
-            "coordinate_descent_tuning": True,
+            "tuning": "candidates",
+            "tune_prefill": False,
         },
         "workload": {
             "_target_": "gptbench.generate.Workload",

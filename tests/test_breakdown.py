@@ -43,7 +43,7 @@ from tests.test_run import resolved
 
 BASELINE = Baseline(BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"))
 FUSED = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused")
-INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=Tuning.none)
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", tuning=Tuning.none)
 # b overlaps a, c lies within b; then nothing runs; d follows upon a without a gap.
 MADE = Breakdown(
     position=9,

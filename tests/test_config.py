@@ -132,7 +132,7 @@ REFUSED = {
     "device.index=-1": ["device.index=-1", "at least 0"],
     "device.threads=0": ["device.threads=0", "a number from 1 to"],
     "engine=inductor engine.scope=layer": ["engine.scope", "layer", "model, block"],
-    "engine=inductor engine.coordinate_descent_tuning=true": ["engine.coordinate_descent_tuning", "decode, all, none"],
+    "engine=inductor engine.tuning=true": ["engine.tuning", "candidates, descent, none"],
     "workload.batch_size=0": ["workload.batch_size=0", "at least 1"],
     "workload.samples=0": ["workload.samples=0", "at least 1"],
     "workload.new_tokens=1": ["workload.new_tokens=1", "at least 2"],

@@ -51,7 +51,7 @@ EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
 
 
 def inductor(**options: Any) -> InductorConfig:
-    options = {"scope": Scope.block, "coordinate_descent_tuning": Tuning.none} | options
+    options = {"scope": Scope.block, "tuning": Tuning.none} | options
     return InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", **options)
 
 

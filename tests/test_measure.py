@@ -32,7 +32,7 @@ from tests.models import DENSE, make_model
 from tests.test_engines import DRAWN
 
 EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
-INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", coordinate_descent_tuning=Tuning.none)
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", tuning=Tuning.none)
 PROMPT, NEW = [1, 2, 3], 9
 
 

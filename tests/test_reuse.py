@@ -127,7 +127,7 @@ def test_one_decode_graph_and_few_for_prefill_serve_a_sweep(
     model: ModelConfig, quant: str, graphs: int, kind: str
 ) -> None:
     before = graphs_compiled()
-    counts = sweep(model, quant, replace(INDUCTOR, coordinate_descent_tuning=Tuning.none), kind)
+    counts = sweep(model, quant, replace(INDUCTOR, tuning=Tuning.none), kind)
     assert graphs_compiled() - before == graphs
     assert counts[1 : len(COMBINATIONS)] == [0] * 23
     assert sum(map(bool, counts)) == 1 + graphs - 3, "nothing but the first job, and the first other prefill"

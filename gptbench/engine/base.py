@@ -81,6 +81,10 @@ class Engine:
         """Raises ConfigError for a run that the engine cannot do, but for what `EngineConfig.refuse` tells."""
 
     @classmethod
+    def begin(cls, device: Device) -> None:
+        """Starts, in the background, what preparing will need and what needs no model: a compiler's processes."""
+
+    @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
         """Whether what it compiles is for prompts and answers of any length, so that a later job can have it."""
         return False

@@ -20,7 +20,7 @@ from gptbench.engine.decode_step import DecodeStep, Launch
 from gptbench.engine.tiles import Tiles, Use, fastest
 from gptbench.kernels import draw
 from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
-from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.launch import can_overlap, compile_only
 from gptbench.kernels.linear import Tile
 from gptbench.model import Transformer
 from gptbench.quant.int8 import Int8Weight, cast_product
@@ -72,13 +72,21 @@ class Fused(Engine):
     @torch.no_grad()
     def prepare(self) -> None:
         self.filled = self.prompt_length
-        for _ in range(2 if self.device.is_cuda else 1):  # compiles; then libraries may still allocate
+        if self.device.is_cuda:
+            compile_only(self.each_kernel, self.device.torch)
+        for _ in range(2 if self.device.is_cuda else 1):  # libraries allocate at first
             self.prefill_step()
             self.decode_step()
         if self.device.is_cuda:
             self.launch_prefill = self.capture(self.prefill_step)
             self.launch_decode = self.capture(self.decode_step)
         self.device.synchronize()
+
+    def each_kernel(self) -> None:
+        """Launches every kernel of ours at least once: the decode step's, and those that compute a prompt's logits."""
+        for launch in {(launch.kernel, launch.name): launch for launch in self.launches}.values():
+            self.launch_all([launch])
+        self.model(self.prompt, self.prompt_positions, self.prompt_length)
 
     @property
     def tunes(self) -> bool:

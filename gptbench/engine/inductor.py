@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor import config as settings
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
 from torch._inductor.exc import InvalidCxxCompiler
 
+from gptbench.block_sizes import from_candidates
 from gptbench.config import CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
@@ -34,7 +36,11 @@ WARM_UP_CALLS = 3
 
 def compile_options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
     """Inductor's settings. Kernels are loaded by Triton's own launcher: with Inductor's static one, torch 2.11 tuned
-    all of them again in every process, although the results lay in its cache (28 s instead of 8 s on an H200)."""
+    all of them again in every process, although the results lay in its cache (28 s instead of 8 s on an H200).
+
+    Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
+    `from_candidates` takes the search out of it.
+    """
     return {
         "triton.cudagraphs": cudagraphs,
         "coordinate_descent_tuning": tuned,
@@ -100,6 +106,12 @@ class Inductor(Engine):
         return None
 
     @classmethod
+    def begin(cls, device: Device) -> None:
+        if device.is_cuda:
+            AsyncCompile.warm_pool()
+            AsyncCompile.wakeup()
+
+    @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
         """Not where one graph holds the whole model, with its caches; nor with torch's trees, which keep graphs alive
         that refer to an engine's tensors."""
@@ -112,7 +124,7 @@ class Inductor(Engine):
         super().__init__(config, model, sampler, device, prompt_length)
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
-        tuning = config.coordinate_descent_tuning
+        tuned = config.tuning is not Tuning.none
         open_sizes = self.serves_other_workloads(config)
         if open_sizes:
             varies(self.state.tokens, 1)
@@ -120,8 +132,8 @@ class Inductor(Engine):
             varies(self.prompt_positions, 0)
             for keys_or_values in self.cached():
                 varies(keys_or_values, 2)
-        prefill = compile_options(trees and config.graph_prefill, tuned=tuning is Tuning.all)
-        decode = compile_options(trees, tuned=tuning is not Tuning.none)
+        prefill = compile_options(trees and config.graph_prefill, tuned=tuned and config.tune_prefill)
+        decode = compile_options(trees, tuned=tuned)
         if config.scope is Scope.model:
             self.prefill_body = compiled(self.body, prefill)
             self.decode_body = compiled(self.body, decode)
@@ -165,9 +177,10 @@ class Inductor(Engine):
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        for _ in range(WARM_UP_CALLS):
-            self.prefill_step()
-            self.decode_step()
+        with from_candidates() if self.config.tuning is Tuning.candidates else contextlib.nullcontext():
+            for _ in range(WARM_UP_CALLS):
+                self.prefill_step()
+                self.decode_step()
         if self.captures:
             if self.config.graph_prefill:
                 self.launch_prefill = self.capture(self.prefill_step)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import follow, sized
+from gptbench.kernels.launch import follow, launch, sized
 from gptbench.kernels.linear import Tile, preloaded, product, shape_arguments, words
 from gptbench.kernels.route import Routing, Votes
 
@@ -173,7 +173,9 @@ def add_linear(
     assert votes is None or votes.parts.shape == (*squares.shape, experts)
     slots = routing.slots if routing is not None else residual
     gates = routing.gates if routing is not None else residual
-    add_linear_kernel[(programs,)](
+    launch(
+        add_linear_kernel,
+        (programs,),
         words(weight),
         weight if weight_scale is None else weight_scale,
         *x.tensors,

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store
-from gptbench.kernels.launch import INTERPRETED, follow
+from gptbench.kernels.launch import INTERPRETED, follow, launch
 
 SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
@@ -531,7 +531,9 @@ def attend(
     sharing = plan.sharing(heads, kv_heads)
     blocks = triton.cdiv(min(length, window or length), plan.splits * plan.block)
     _, _, rows, padded = scratch.values.shape
-    attend_kernel[(scratch.counters.numel(), plan.splits)](
+    launch(
+        attend_kernel,
+        (scratch.counters.numel(), plan.splits),
         qkv,
         q_norm,
         k_norm,

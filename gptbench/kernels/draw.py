@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptbench.kernels.launch import follow
+from gptbench.kernels.launch import follow, launch
 from gptbench.kernels.sample import draw_reference as draw_reference  # the twin: no Triton in it
 
 CHUNK = 16
@@ -363,7 +363,9 @@ def draw(
         overlap: launched while the kernel before it runs; see `launch.py`.
     """
     batch, vocab_size = logits.shape
-    draw_kernel[(batch,)](
+    launch(
+        draw_kernel,
+        (batch,),
         logits,
         uniform,
         temperature,
@@ -392,7 +394,9 @@ def draw(
 def chunk_maxima(logits: Tensor, scratch: Scratch, overlap: bool = False) -> None:
     """Writes `scratch.maxima` for logits, float32 [B, V], contiguous."""
     batch, vocab_size = logits.shape
-    maxima_kernel[(triton.cdiv(scratch.maxima.shape[1], MAXIMA_BLOCK), batch)](
+    launch(
+        maxima_kernel,
+        (triton.cdiv(scratch.maxima.shape[1], MAXIMA_BLOCK), batch),
         logits,
         scratch.maxima,
         vocab_size,

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store
-from gptbench.kernels.launch import follow
+from gptbench.kernels.launch import follow, launch
 
 WARPS = 8
 
@@ -65,7 +65,9 @@ def embed(
         overlap: launched while the kernel before it still runs (see `launch`).
     """
     width = weight.shape[1]
-    embed_kernel[(token.shape[0],)](
+    launch(
+        embed_kernel,
+        (token.shape[0],),
         token,
         weight,
         weight if weight_scale is None else weight_scale,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptbench.kernels.launch import INTERPRETED
+from gptbench.kernels.launch import INTERPRETED, launch
 
 MOST_TOKENS = 64
 """With more, a library's product of a converted copy is faster."""
@@ -66,7 +66,9 @@ def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
     """
     (tokens, columns), rows = x.shape, weight.shape[0]
     assert tokens <= MOST_TOKENS and x.is_contiguous() and weight.is_contiguous()
-    int8_matmul_kernel[(triton.cdiv(rows, ROWS),)](
+    launch(
+        int8_matmul_kernel,
+        (triton.cdiv(rows, ROWS),),
         x,
         weight,
         scale,

@@ -7,6 +7,8 @@ done. It can start only where registers and shared memory are left for it: kerne
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -15,6 +17,57 @@ import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter on the CPU: no inline assembly there, and one program after the other."""
+
+
+COMPILERS = 16
+"""Threads that compile kernels; most of a compilation needs no lock of Python's."""
+only_compiling: ContextVar[bool] = ContextVar("only_compiling", default=False)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launches a kernel on a grid of programs; within `compile_only`, has it compiled instead."""
+    if only_compiling.get():
+        kernel.warmup(*arguments, grid=grid, **options)
+    else:
+        kernel[grid](*arguments, **options)
+
+
+def compile_only(step: Callable[[], None], device: torch.device) -> None:
+    """Calls `step`, and has the kernels that it would launch compiled for a GPU, side by side. They are not launched:
+    what they would write is not there.
+
+    Raises:
+        triton.runtime.errors.OutOfResources: a kernel needs more registers or shared memory than there are.
+    """
+
+    def compiled() -> None:
+        only_compiling.set(True)
+        # Each thread has a current device of its own.
+        with (
+            ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads,
+            triton.AsyncCompileMode(Builders(threads)),
+        ):
+            step()
+
+    copy_context().run(compiled)  # what is set in it, by Triton too, is forgotten after it, whatever happens
+
+
+class Builders:
+    """Where Triton's asynchronous mode compiles a kernel: in threads, together with what launches it, which Triton
+    builds with a C compiler, and else not before the first launch."""
+
+    def __init__(self, threads: Executor) -> None:
+        self.threads = threads
+
+    def submit(self, compile_kernel: Callable[[], Any]) -> Future[Any]:
+        return self.threads.submit(self.built, compile_kernel)
+
+    @staticmethod
+    def built(compile_kernel: Callable[[], Any]) -> Any:
+        """The kernel, ready to be launched."""
+        kernel = compile_kernel()
+        assert callable(kernel.run)  # builds what it gives
+        return kernel
 
 
 def can_overlap(device: torch.device) -> bool:

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, dot4
-from gptbench.kernels.launch import follow, sized
+from gptbench.kernels.launch import follow, launch, sized
 
 MOST_UNROLLED = tl.constexpr(32)
 """Steps with code of their own: the compiler then loads as far ahead as registers reach. With several rows in the batch
@@ -277,7 +277,9 @@ def linear(
     """
     shape = shape_arguments(x, weight, tile)
     sums = norm.squares.shape[1]
-    linear_kernel[(triton.cdiv(weight.shape[0], tile.rows),)](
+    launch(
+        linear_kernel,
+        (triton.cdiv(weight.shape[0], tile.rows),),
         words(weight),
         weight if weight_scale is None else weight_scale,
         weight if bias is None else bias,

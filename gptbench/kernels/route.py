@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptbench.kernels.launch import follow
+from gptbench.kernels.launch import follow, launch
 from gptbench.kernels.linear import Norm, norm_factor, norm_parts
 
 EXPERTS_PER_PROGRAM = 8
@@ -182,7 +182,9 @@ def route(
     assert norm.squares.shape == (batch, parts)
     per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
     parts_padded = triton.next_power_of_2(parts)
-    route_kernel[(triton.cdiv(experts, per_program),)](
+    launch(
+        route_kernel,
+        (triton.cdiv(experts, per_program),),
         votes.parts,
         norm.squares,
         norm.eps,

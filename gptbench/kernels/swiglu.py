@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import follow, sized
+from gptbench.kernels.launch import follow, launch, sized
 from gptbench.kernels.linear import Norm, Tile, norm_factor, norm_parts, preloaded, product, shape_arguments, words
 from gptbench.kernels.route import Routing
 
@@ -101,7 +101,9 @@ def swiglu(
     assert tile.rows % (8 if out.fixed else 2) == 0
     slots = routing.slots.numel() if routing is not None else 1
     sums = norm.squares.shape[1]
-    swiglu_kernel[(triton.cdiv(weight.shape[-2], tile.rows), slots)](
+    launch(
+        swiglu_kernel,
+        (triton.cdiv(weight.shape[-2], tile.rows), slots),
         words(weight),
         weight if weight_scale is None else weight_scale,
         *x.tensors,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +41,7 @@ class CompileWatch:
         self.count = 0
         self.compiling: list[tuple[float, float]] = []
         self.triton_hits = self.triton_misses = 0
+        self.lock = threading.Lock()
         callback_handler.register_start_callback(self.torch_compiles)
         self.triton = triton_compilation()
         if self.triton is not None:
@@ -55,13 +57,14 @@ class CompileWatch:
         self.count += 1
 
     def triton_compiles(self, **event: Any) -> None:
-        self.count += 1
         now = time.perf_counter()
-        self.compiling.append((now - event["times"].total / 1e6, now))
-        if event.get("cache_hit"):
-            self.triton_hits += 1
-        else:
-            self.triton_misses += 1
+        with self.lock:  # several threads may compile
+            self.count += 1
+            self.compiling.append((now - event["times"].total / 1e6, now))
+            if event.get("cache_hit"):
+                self.triton_hits += 1
+            else:
+                self.triton_misses += 1
         if self.listener is not None:
             self.listener(**event)
 

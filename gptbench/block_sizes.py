@@ -1,0 +1,96 @@
+"""How TorchInductor's matrix-vector products get their block sizes on a GPU: the fastest of a few is taken.
+
+Inductor itself has two ways: one guess for each kernel, or coordinate descent, which compiles and times neighbours of
+the best sizes so far, one after the other, of every kernel of the graph; on an H100 this was 20 to 31 s of a cold start
+of 33 to 44 s, two thirds of it for kernels that take next to no time (see LOG.md). Here, every product that reads a
+large matrix gets the same candidates, which are compiled by Inductor's workers, side by side with all other kernels,
+and timed by Inductor's own autotuner. It keeps the result on disk, so that a warm start times nothing.
+
+Imported by the compile workers: it needs nothing but torch.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch._inductor import async_compile, codecache
+from torch._inductor.runtime import triton_heuristics
+from torch._inductor.runtime.hints import HeuristicType, ReductionHint
+
+CANDIDATES = (
+    (1, 1024, 4),
+    (1, 2048, 2),
+    (1, 2048, 4),
+    (1, 2048, 8),
+    (1, 2048, 16),
+    (1, 4096, 8),
+    (1, 4096, 16),
+    (1, 4096, 32),
+    (2, 2048, 16),
+    (4, 512, 4),
+)
+"""Rows, columns and warps. Nearly all that coordinate descent ended at on Hopper GPUs."""
+LARGE = 2**20
+"""Numbers in a matrix that is worth it."""
+SHORT = 1024
+"""Columns of the smallest rows that are taken for a matrix's where Inductor cannot tell which way it is read."""
+load_kernel: Callable[[str, str], Any] = codecache._load_triton_kernel_from_source
+compiler: Any = async_compile
+heuristics: Any = triton_heuristics
+
+
+@contextlib.contextmanager
+def from_candidates() -> Iterator[None]:
+    """What is compiled meanwhile, and was to be tuned by coordinate descent, is tuned by `CANDIDATES` instead."""
+    before = compiler._load_triton_kernel_from_source
+    compiler._load_triton_kernel_from_source = load
+    try:
+        yield
+    finally:
+        compiler._load_triton_kernel_from_source = before
+
+
+def load(kernel_name: str, source: str) -> Any:
+    """Does what Inductor's function of this purpose does, here and in its workers, which get it by its name.
+
+    The source is marked: nothing, in memory or on disk, takes the kernel for one with other sizes.
+    """
+    autotune = heuristics.cached_autotune
+
+    def cached_autotune(size_hints: dict[str, int], configs: list[Any], *args: Any, **named: Any) -> Any:
+        meta = named.get("inductor_meta") or {}
+        if meta.get("coordinate_descent_tuning"):
+            named["inductor_meta"] = {**meta, "coordinate_descent_tuning": False}
+            if reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
+                configs = configs[:1] + candidates(size_hints)
+        return autotune(size_hints, configs, *args, **named)
+
+    heuristics.cached_autotune = cached_autotune
+    try:
+        return load_kernel(kernel_name, f"{source}\n# {CANDIDATES}\n")
+    finally:
+        heuristics.cached_autotune = autotune
+
+
+def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hints: dict[str, int]) -> bool:
+    """Whether a kernel is a large matrix times a vector.
+
+    Args:
+        kind, hint, size_hints: what Inductor says of it, the sizes (if any) as powers of two. Rows that lie one after
+            the other are INNER; those of an expert, whose number is loaded first, DEFAULT.
+    """
+    if kind is not HeuristicType.REDUCTION or not size_hints or set(size_hints) != {"x", "r0_"}:
+        return False
+    along_rows = hint is ReductionHint.INNER or (hint is ReductionHint.DEFAULT and size_hints["r0_"] >= SHORT)
+    return along_rows and math.prod(size_hints.values()) >= LARGE
+
+
+def candidates(size_hints: dict[str, int]) -> list[Any]:
+    """What is tried for a matrix of so many rows `x` and columns `r0_`, beside Inductor's own guess."""
+    rows, columns = size_hints["x"], size_hints["r0_"]
+    fitting = [sizes for sizes in CANDIDATES if sizes[0] <= rows and sizes[1] <= columns]
+    return [
+        heuristics.InductorConfig({"XBLOCK": x, "R0_BLOCK": r}, num_warps=warps, num_stages=1)
+        for x, r, warps in fitting
+    ]

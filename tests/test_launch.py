@@ -1,0 +1,95 @@
+"""Kernels are compiled side by side, without a launch; what it leaves behind when one of them fails."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from gptbench.config import ModelConfig
+from gptbench.engine.fused import Fused
+from gptbench.kernels.launch import Builders, compile_only, launch
+from gptbench.measure.compilation import CompileWatch
+from gptbench.sampling import Sampler
+from gptbench.targets import instantiate
+from tests.models import DENSE, MOE, make_model
+from tests.test_engines import FUSED, GREEDY, LENGTH, PROMPT, device
+
+
+class Kernel:
+    """As Triton's: launched, or compiled."""
+
+    def __init__(self) -> None:
+        self.launched: list[Any] = []
+        self.compiled: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **options: self.launched.append((grid, arguments, options))
+
+    def warmup(self, *arguments: Any, grid: tuple[int, ...], **options: Any) -> None:
+        self.compiled.append((grid, arguments, options))
+
+
+def test_a_kernel_is_launched_or_compiled() -> None:
+    kernel, call = Kernel(), ((3, 2), (1, "x"), {"num_warps": 4})
+    launch(kernel, (3, 2), 1, "x", num_warps=4)
+    assert (kernel.launched, kernel.compiled) == ([call], [])
+    compile_only(lambda: launch(kernel, (3, 2), 1, "x", num_warps=4), torch.device("cpu"))
+    assert (kernel.launched, kernel.compiled) == ([call], [call])
+
+
+def test_a_failure_leaves_nothing_switched() -> None:
+    def fail() -> None:
+        raise ValueError("too large")
+
+    for _ in range(2):  # Triton refuses to compile asynchronously within the same
+        with pytest.raises(ValueError, match="too large"):
+            compile_only(fail, torch.device("cpu"))
+    launch(kernel := Kernel(), (1,))
+    assert len(kernel.launched) == 1
+
+
+class Compiled:
+    """As Triton's: what launches it is built when it is asked for."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.built = fails, False
+
+    @property
+    def run(self) -> Any:
+        if self.fails:
+            raise triton.runtime.errors.OutOfResources(300_000, 232_448, "shared memory")
+        self.built = True
+        return print
+
+
+def test_what_launches_a_kernel_is_built_with_it() -> None:
+    finished: list[Compiled] = []
+    with ThreadPoolExecutor(2) as threads:
+        with triton.AsyncCompileMode(Builders(threads)) as mode:
+            for number in range(6):  # three kernels, asked for twice
+                mode.submit(number % 3, lambda: Compiled(fails=False), finished.append)
+        assert len(finished) == 3
+        assert all(kernel.built for kernel in finished)
+        future = Builders(threads).submit(lambda: Compiled(fails=True))
+        with pytest.raises(triton.runtime.errors.OutOfResources, match="300000"):
+            future.result()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("model", [DENSE, MOE], ids=["dense", "mixture"])
+def test_nothing_is_left_to_compile(model: ModelConfig, quant: str) -> None:
+    on, batch = device("cuda"), 6  # of which no other test has kernels
+    built = make_model(model, quant, batch, LENGTH, torch.bfloat16, device=on.torch)
+    engine: Fused = instantiate(FUSED, built, Sampler(GREEDY, model.vocab_size, on.torch), on, PROMPT)
+    with CompileWatch() as watch, torch.no_grad():
+        compile_only(engine.each_kernel, on.torch)
+        compiled = watch.count
+        assert compiled >= 9
+        assert engine.state.position.item() == 0, "nothing was launched"
+        engine.prefill_step()
+        engine.decode_step()
+        assert engine.state.position.item() == PROMPT + 1
+    assert watch.count == compiled
