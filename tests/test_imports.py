@@ -24,6 +24,7 @@ ORDER = (
     "sampling",
     "checkpoint",
     "build",
+    "block_sizes",
     "engine",
     "compile_cache",
     "generate",
@@ -37,7 +38,10 @@ ORDER = (
 )
 """Rooms of gptbench. Each may import itself and what stands before it."""
 
-SIDE_ROOMS = {"kernels": {"torch", "triton", *sys.stdlib_module_names}}
+SIDE_ROOMS = {
+    "kernels": {"torch", "triton", *sys.stdlib_module_names},
+    "block_sizes": {"torch", *sys.stdlib_module_names},
+}
 """Rooms that may import nothing but themselves, these packages and Python's own."""
 
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
