@@ -19,7 +19,7 @@ from torch import Tensor
 from gptbench.architecture import ARCHITECTURES
 from gptbench.build import cache_length
 from gptbench.checkpoint import slots
-from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig
+from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
@@ -194,7 +194,7 @@ class HuggingFace(Engine):
         self.finish: Callable[[Tensor], None] = self.draw
         if self.static:
             self.decode_forward = self.hf.get_compiled_call(None)
-            self.finish = compiled(self.draw, compile_options(cudagraphs=False, tuned=False))
+            self.finish = compiled(self.draw, compile_options(cudagraphs=False, tuning=Tuning.none))
         # As in `generate`: on a GPU another product of matrices for the few tokens of a decode step.
         experts = self.hf.get_experts_implementation()
         self.switches_experts = device.is_cuda and "grouped_mm" in experts.values()

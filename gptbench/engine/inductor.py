@@ -34,17 +34,18 @@ WARM_UP_CALLS = 3
 """Before a capture. torch's trees record at the second call, and replay from the third on."""
 
 
-def compile_options(cudagraphs: bool, tuned: bool) -> dict[str, Any]:
-    """Inductor's settings. Kernels are loaded by Triton's own launcher: with Inductor's static one, torch 2.11 tuned
-    all of them again in every process, although the results lay in its cache (28 s instead of 8 s on an H200).
+def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
+    """Inductor's settings.
 
     Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
-    `from_candidates` takes the search out of it.
+    `from_candidates` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher, for
+    each of which a C compiler runs: with Inductor's static one, torch 2.11 searched again in every process, although
+    the results lay in its cache (28 s instead of 8 s on an H200).
     """
     return {
         "triton.cudagraphs": cudagraphs,
-        "coordinate_descent_tuning": tuned,
-        "use_static_cuda_launcher": False,
+        "coordinate_descent_tuning": tuning is not Tuning.none,
+        "use_static_cuda_launcher": tuning is not Tuning.descent,
     }
 
 
@@ -124,7 +125,6 @@ class Inductor(Engine):
         super().__init__(config, model, sampler, device, prompt_length)
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
-        tuned = config.tuning is not Tuning.none
         open_sizes = self.serves_other_workloads(config)
         if open_sizes:
             varies(self.state.tokens, 1)
@@ -132,8 +132,8 @@ class Inductor(Engine):
             varies(self.prompt_positions, 0)
             for keys_or_values in self.cached():
                 varies(keys_or_values, 2)
-        prefill = compile_options(trees and config.graph_prefill, tuned=tuned and config.tune_prefill)
-        decode = compile_options(trees, tuned=tuned)
+        prefill = compile_options(trees and config.graph_prefill, config.tuning if config.tune_prefill else Tuning.none)
+        decode = compile_options(trees, config.tuning)
         if config.scope is Scope.model:
             self.prefill_body = compiled(self.body, prefill)
             self.decode_body = compiled(self.body, decode)

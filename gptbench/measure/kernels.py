@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gptbench.build import gb
-from gptbench.config import Config, KernelsConfig
+from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
 from gptbench.errors import ConfigError
@@ -182,7 +182,7 @@ def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable
     if (kernel := case.kernel) is not None:
         yield "kernel", lambda call: kernel(*call.arguments)
     trust_vector_instructions()
-    plain = compiled(case.plain or case.twin, compile_options(cudagraphs=False, tuned=True))
+    plain = compiled(case.plain or case.twin, compile_options(cudagraphs=False, tuning=Tuning.descent))
     yield "inductor", lambda call: partial(plain, *(call.arguments if call.plain is None else call.plain))
     if (library := case.library) is not None:
         yield "library", lambda call: partial(library, *(call.arguments if call.library is None else call.library))
