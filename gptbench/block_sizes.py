@@ -11,7 +11,7 @@ Imported by the compile workers: it needs nothing but torch.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch._inductor import async_compile, codecache
@@ -30,14 +30,20 @@ CANDIDATES = (
 )
 """Rows, columns and warps. What was fastest on Hopper GPUs, or within 1% of it, for every matrix of three models."""
 LARGE = 2**20
-"""Numbers that a kernel walks over, if it is worth it."""
+"""Numbers in a matrix that is worth it."""
 NO_SEARCH = {"coordinate_descent_tuning": False, "dynamic_scale_rblock": False}
 """The second compiles, in the main process, half as many columns for what takes many registers."""
 SHORT = 1024
 """Columns of the smallest rows that are taken for a matrix's where Inductor cannot tell which way it is read."""
-load_kernel: Callable[[str, str], Any] = codecache._load_triton_kernel_from_source
+# What is replaced in torch is no part of what it promises.
 compiler: Any = async_compile
 heuristics: Any = triton_heuristics
+
+
+def is_possible() -> bool:
+    """Whether this version of torch has what is replaced."""
+    name = "_load_triton_kernel_from_source"
+    return hasattr(compiler, name) and hasattr(codecache, name) and hasattr(heuristics, "cached_autotune")
 
 
 @contextlib.contextmanager
@@ -64,13 +70,11 @@ def load(kernel_name: str, source: str) -> Any:
             named["inductor_meta"] = meta | NO_SEARCH
             if reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
                 configs = configs[:1] + candidates(size_hints)
-            elif is_small(size_hints):
-                configs = configs[:1]
         return autotune(size_hints, configs, *args, **named)
 
     heuristics.cached_autotune = cached_autotune
     try:
-        return load_kernel(kernel_name, f"{source}\n# {CANDIDATES}\n")
+        return codecache._load_triton_kernel_from_source(kernel_name, f"{source}\n# {CANDIDATES}\n")
     finally:
         heuristics.cached_autotune = autotune
 
@@ -85,12 +89,7 @@ def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hi
     if kind is not HeuristicType.REDUCTION or not size_hints or set(size_hints) != {"x", "r0_"}:
         return False
     along_rows = hint is ReductionHint.INNER or (hint is ReductionHint.DEFAULT and size_hints["r0_"] >= SHORT)
-    return along_rows and not is_small(size_hints)
-
-
-def is_small(size_hints: dict[str, int]) -> bool:
-    """Whether a kernel takes so little time that timing it shows nothing but noise."""
-    return bool(size_hints) and math.prod(size_hints.values()) < LARGE
+    return along_rows and math.prod(size_hints.values()) >= LARGE
 
 
 def candidates(size_hints: dict[str, int]) -> list[Any]:

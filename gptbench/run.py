@@ -255,6 +255,8 @@ def measure(
     config: Config, device: Device, model: Transformer, kept: Kept | None, task: Speed, stages: Stages
 ) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name. The model is on `meta`, or was kept."""
+    engine: type[Engine] = target(config.engine)
+    engine.begin(device)
     # Beside a model there is less room to measure the roof in; the job that made it has measured it.
     started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof and kept is None)
     device.reset_peak_memory()
@@ -368,8 +370,6 @@ def make_engine(
     config: Config, device: Device, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
 ) -> tuple[Engine, Loaded | None]:
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
-    engine: type[Engine] = target(config.engine)
-    engine.begin(device)
     with torch.no_grad():
         loaded = build(config, model, device, progress)
     return engine_over(config, device, model), loaded

@@ -23,10 +23,11 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
 from torch._inductor.exc import InvalidCxxCompiler
 
-from gptbench.block_sizes import from_candidates
-from gptbench.config import CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
+from gptbench import block_sizes
+from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
+from gptbench.errors import ConfigError
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler
 
@@ -38,9 +39,9 @@ def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
     """Inductor's settings.
 
     Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
-    `from_candidates` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher, for
-    each of which a C compiler runs: with Inductor's static one, torch 2.11 searched again in every process, although
-    the results lay in its cache (28 s instead of 8 s on an H200).
+    `gptbench.block_sizes` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher,
+    for each of which a C compiler runs: with Inductor's static one, torch 2.11 searched again in every process,
+    although the results lay in its cache (28 s instead of 8 s on an H200).
     """
     return {
         "triton.cudagraphs": cudagraphs,
@@ -105,6 +106,14 @@ class Inductor(Engine):
         except InvalidCxxCompiler:
             return "a C++ compiler (Debian: g++)"
         return None
+
+    @classmethod
+    def check(cls, config: Config, device: Device) -> None:
+        assert isinstance(config.engine, InductorConfig)
+        if device.is_cuda and config.engine.tuning is Tuning.candidates and not block_sizes.is_possible():
+            raise ConfigError(
+                "engine.tuning", "candidates", f"descent or none: torch {torch.__version__} keeps kernels another way"
+            )
 
     @classmethod
     def begin(cls, device: Device) -> None:
@@ -177,7 +186,7 @@ class Inductor(Engine):
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        with from_candidates() if self.config.tuning is Tuning.candidates else contextlib.nullcontext():
+        with block_sizes.from_candidates() if self.config.tuning is Tuning.candidates else contextlib.nullcontext():
             for _ in range(WARM_UP_CALLS):
                 self.prefill_step()
                 self.decode_step()
