@@ -43,7 +43,8 @@ heuristics: Any = triton_heuristics
 def is_possible() -> bool:
     """Whether this version of torch has what is replaced."""
     name = "_load_triton_kernel_from_source"
-    return hasattr(compiler, name) and hasattr(codecache, name) and hasattr(heuristics, "cached_autotune")
+    needed = ((compiler, name), (codecache, name), (compiler, "CompiledTritonKernels"), (heuristics, "cached_autotune"))
+    return all(hasattr(module, attribute) for module, attribute in needed)
 
 
 @contextlib.contextmanager
@@ -51,16 +52,19 @@ def from_candidates() -> Iterator[None]:
     """What is compiled meanwhile, and was to be tuned by coordinate descent, is tuned by `CANDIDATES` instead."""
     before = compiler._load_triton_kernel_from_source
     compiler._load_triton_kernel_from_source = load
+    # Where a kernel could not be compiled, others are left behind, under the name that they have in either mode.
+    compiler.CompiledTritonKernels.cache_clear()
     try:
         yield
     finally:
         compiler._load_triton_kernel_from_source = before
+        compiler.CompiledTritonKernels.cache_clear()
 
 
 def load(kernel_name: str, source: str) -> Any:
     """Does what Inductor's function of this purpose does, here and in its workers, which get it by its name.
 
-    The source is marked: nothing, in memory or on disk, takes the kernel for one with other sizes.
+    The source is marked: neither what is in memory nor a result on disk is taken for one of another list.
     """
     autotune = heuristics.cached_autotune
 
@@ -68,7 +72,8 @@ def load(kernel_name: str, source: str) -> Any:
         meta = named.get("inductor_meta") or {}
         if meta.get("coordinate_descent_tuning"):
             named["inductor_meta"] = meta | NO_SEARCH
-            if reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
+            plain = all(set(config.kwargs) == {"XBLOCK", "R0_BLOCK"} for config in configs)
+            if plain and reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
                 configs = configs[:1] + candidates(size_hints)
         return autotune(size_hints, configs, *args, **named)
 

@@ -255,8 +255,9 @@ def measure(
     config: Config, device: Device, model: Transformer, kept: Kept | None, task: Speed, stages: Stages
 ) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name. The model is on `meta`, or was kept."""
-    engine: type[Engine] = target(config.engine)
-    engine.begin(device)
+    if kept is None:
+        engine: type[Engine] = target(config.engine)
+        engine.begin(config.engine, device)
     # Beside a model there is less room to measure the roof in; the job that made it has measured it.
     started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof and kept is None)
     device.reset_peak_memory()

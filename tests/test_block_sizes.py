@@ -1,25 +1,30 @@
 """Large products get the same few block sizes, in this process and in a compile worker; all else is left alone."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch._inductor import async_compile
 from torch._inductor.runtime.hints import DeviceProperties, HeuristicType, ReductionHint
 from torch._inductor.runtime.triton_heuristics import unique_configs
 
 from gptbench import block_sizes
 from gptbench.block_sizes import CANDIDATES, candidates, from_candidates, load, reads_matrix
-from gptbench.config import InductorConfig, Tuning
-from gptbench.engine import Inductor
+from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig, Tuning
+from gptbench.device import Device
+from gptbench.engine import Auto, Inductor
 from gptbench.errors import ConfigError
 from tests.models import DENSE, run_config
+from tests.test_engines import make_engine
 
 SOURCE = """
 import triton
@@ -99,6 +104,31 @@ def test_what_was_not_to_be_tuned_is_not(compiled: Any) -> None:
         assert sizes(compiled(text)) == sizes(before)
 
 
+class Pool:
+    """In the place of Inductor's compile workers: takes what it is given, and does nothing."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Any, ...]] = []
+
+    def submit(self, *work: Any) -> Future[Any]:
+        self.given.append(work)
+        return Future()
+
+
+def test_inductor_hands_its_workers_what_is_put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, text = Pool(), source(32768, 4096)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(async_compile.AsyncCompile, "use_process_pool", lambda *_: True)
+    monkeypatch.setattr(async_compile.AsyncCompile, "process_pool", lambda *_: pool)
+    async_compile.AsyncCompile().triton("kernel", text)
+    with from_candidates():  # what was left unfinished is not taken over
+        async_compile.AsyncCompile().triton("kernel", text)
+    async_compile.AsyncCompile().triton("kernel", text)
+    async_compile.CompiledTritonKernels.cache_clear()
+    kernels = [pickle.loads(pickle.dumps(load_kernel))() for _, load_kernel, *_ in pool.given]
+    assert [set(CANDIDATES) <= sizes(kernel) for kernel in kernels] == [False, True, False]
+
+
 def test_a_failure_leaves_inductor_as_it_was() -> None:
     before = async_compile._load_triton_kernel_from_source, block_sizes.heuristics.cached_autotune  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="SyntaxError"), from_candidates():
@@ -152,20 +182,51 @@ def test_torch_without_what_is_replaced_is_told(monkeypatch: pytest.MonkeyPatch)
     Inductor.check(replace(config, engine=replace(config.engine, tuning=Tuning.descent)), gpu)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"engine\.tuning=candidates: .*descent or none"):
         Inductor.check(config, gpu)  # type: ignore[arg-type]
+    cpu = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+    section = Auto(AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, cpu).section
+    assert isinstance(section, InductorConfig)
+    assert section.tuning is Tuning.descent
+    make_engine(section, DENSE, "none", 1, torch.float32, cpu)
+
+
+def test_workers_start_early_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("gptbench.engine.inductor.maybe_warm_pool", lambda: started.append("workers"))
+    section = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
+    Inductor.begin(section, SimpleNamespace(is_cuda=False))  # type: ignore[arg-type]
+    assert started == []
+    Inductor.begin(section, SimpleNamespace(is_cuda=True))  # type: ignore[arg-type]
+    assert started == ["workers"]
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(300)
-def test_a_warm_start_times_nothing(tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "gptbench", "model=llama3_2_1b", "model.n_layers=2", "quant=int8", "engine=inductor",
-        "engine.fresh_cache=true", "engine.measure_warm_start=true", "device=cuda", "tracking=none", "workload=seed",
-        "workload.samples=1", f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    cold, warm = result["compilations"]
-    assert (cold["cache"], warm["cache"]) == ("cold", "warm")
-    assert cold["costs_s"]["tuning"] > 0.1
-    assert warm["costs_s"]["tuning"] < 0.05
+def test_what_was_timed_once_is_not_timed_again_in_another_folder(tmp_path: Path) -> None:
+    def gptbench(*arguments: str, folder: str) -> None:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / folder)}
+        environment.pop("TRITON_CACHE_DIR", None)
+        command = [sys.executable, "-m", "gptbench", *arguments]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+    def prepared(folder: str) -> dict[str, Any]:
+        gptbench(
+            "model=llama3_2_1b", "model.n_layers=2", "quant=int8", "engine=inductor", "device=cuda", "tracking=none",
+            "workload=seed", "workload.samples=1", f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/{folder}-run",
+            folder=folder,
+        )  # fmt: skip
+        first: dict[str, Any] = json.loads((tmp_path / f"{folder}-run/result.json").read_text())["compilations"][0]
+        return first
+
+    timing = "CachingAutotuner.benchmark_all_configs"
+    here = prepared("here")
+    assert here["cache"] == "cold"
+    assert here["stages_s"][timing] > 0
+    gptbench("cache", "save", str(tmp_path / "cache.zip"), folder="here")
+    (tmp_path / "here").rename(tmp_path / "gone")
+    (tmp_path / "here").touch()  # nothing can be read or written where it was
+    gptbench("cache", "load", str(tmp_path / "cache.zip"), folder="there")
+    there = prepared("there")
+    assert there["cache"] == "warm"
+    assert there["stages_s"].get(timing, 0.0) == 0.0

@@ -2,7 +2,8 @@
 
 from importlib.util import find_spec
 
-from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig
+from gptbench import block_sizes
+from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.targets import target
@@ -21,7 +22,11 @@ class Auto:
     def __init__(self, section: AutoConfig, config: Config, device: Device) -> None:
         fastest_first: list[EngineConfig] = [
             FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=f"{config.outputs}/tiles"),
-            InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"),
+            InductorConfig(
+                _target_="gptbench.engine.Inductor",
+                name="inductor",
+                tuning=Tuning.candidates if block_sizes.is_possible() else Tuning.descent,
+            ),
             EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         ]
         self.reasons: list[str] = []

@@ -81,7 +81,7 @@ class Engine:
         """Raises ConfigError for a run that the engine cannot do, but for what `EngineConfig.refuse` tells."""
 
     @classmethod
-    def begin(cls, device: Device) -> None:
+    def begin(cls, config: EngineConfig, device: Device) -> None:
         """Starts, in the background, what preparing will need and what needs no model: a compiler's processes."""
 
     @classmethod

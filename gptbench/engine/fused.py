@@ -83,10 +83,14 @@ class Fused(Engine):
         self.device.synchronize()
 
     def each_kernel(self) -> None:
-        """Launches every kernel of ours at least once: the decode step's, and those that compute a prompt's logits."""
+        """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt in int8."""
         for launch in {(launch.kernel, launch.name): launch for launch in self.launches}.values():
             self.launch_all([launch])
-        self.model(self.prompt, self.prompt_positions, self.prompt_length)
+        if any(isinstance(module, Int8Weight) for module in self.model.modules()):
+            hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
+            if self.prompt.numel() <= MOST_TOKENS:
+                hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)[:, -1]
+            self.model.logits(hidden)
 
     @property
     def tunes(self) -> bool:

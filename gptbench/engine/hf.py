@@ -19,7 +19,7 @@ from torch import Tensor
 from gptbench.architecture import ARCHITECTURES
 from gptbench.build import cache_length
 from gptbench.checkpoint import slots
-from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, Tuning
+from gptbench.config import Cache, Config, EngineConfig, HuggingFaceConfig, ModelConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
@@ -168,6 +168,12 @@ class HuggingFace(Engine):
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")
+
+    @classmethod
+    def begin(cls, config: EngineConfig, device: Device) -> None:
+        assert isinstance(config, HuggingFaceConfig)
+        if config.cache is Cache.static:
+            Inductor.begin(config, device)
 
     def __init__(
         self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int

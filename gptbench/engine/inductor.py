@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor import config as settings
-from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.async_compile import maybe_warm_pool
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
 from torch._inductor.exc import InvalidCxxCompiler
@@ -41,12 +41,14 @@ def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
     Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
     `gptbench.block_sizes` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher,
     for each of which a C compiler runs: with Inductor's static one, torch 2.11 searched again in every process,
-    although the results lay in its cache (28 s instead of 8 s on an H200).
+    although the results lay in its cache (28 s instead of 8 s on an H200). Kernels lie beside a cached graph, not in
+    it: there, torch 2.11 and 2.13 keep the folder in which the sizes were found, which elsewhere is another.
     """
     return {
         "triton.cudagraphs": cudagraphs,
         "coordinate_descent_tuning": tuning is not Tuning.none,
         "use_static_cuda_launcher": tuning is not Tuning.descent,
+        "bundle_triton_into_fx_graph_cache": False,
     }
 
 
@@ -116,10 +118,9 @@ class Inductor(Engine):
             )
 
     @classmethod
-    def begin(cls, device: Device) -> None:
+    def begin(cls, config: EngineConfig, device: Device) -> None:
         if device.is_cuda:
-            AsyncCompile.warm_pool()
-            AsyncCompile.wakeup()
+            maybe_warm_pool()
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
@@ -186,7 +187,8 @@ class Inductor(Engine):
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        with block_sizes.from_candidates() if self.config.tuning is Tuning.candidates else contextlib.nullcontext():
+        few = self.device.is_cuda and self.config.tuning is Tuning.candidates
+        with block_sizes.from_candidates() if few else contextlib.nullcontext():
             for _ in range(WARM_UP_CALLS):
                 self.prefill_step()
                 self.decode_step()

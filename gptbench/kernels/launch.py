@@ -43,11 +43,12 @@ def compile_only(step: Callable[[], None], device: torch.device) -> None:
     def compiled() -> None:
         only_compiling.set(True)
         # Each thread has a current device of its own.
-        with (
-            ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads,
-            triton.AsyncCompileMode(Builders(threads)),
-        ):
-            step()
+        threads = ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,))
+        try:
+            with triton.AsyncCompileMode(Builders(threads)):
+                step()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     copy_context().run(compiled)  # what is set in it, by Triton too, is forgotten after it, whatever happens
 
