@@ -256,8 +256,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that takes time: fields of `Result`, by name. The model is on `meta`, or was kept."""
     if kept is None:
-        engine: type[Engine] = target(config.engine)
-        engine.begin(config.engine, device)
+        target(config.engine).begin(config.engine, device)
     # Beside a model there is less room to measure the roof in; the job that made it has measured it.
     started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof and kept is None)
     device.reset_peak_memory()
@@ -395,6 +394,7 @@ def to_keep(config: Config, device: Device, model: Transformer, kept: Kept | Non
 def prepare_alone(config: Config) -> Compilation:
     """Builds and prepares, for a process of its own."""
     device: Device = instantiate(config.device)
+    target(config.engine).begin(config.engine, device)
     with CompileWatch() as watch:
         engine, _ = make_engine(config, device, plan(config, device))
         workload: Workload = instantiate(config.workload, device)

@@ -82,7 +82,7 @@ class Engine:
 
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:
-        """Starts, in the background, what preparing will need and what needs no model: a compiler's processes."""
+        """Starts, in the background, what preparing will need and what needs no model: a compiler and its processes."""
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:

@@ -95,7 +95,8 @@ class Compilation:
     """first: the process that ran the samples, and had compiled nothing before; later: the same, but after other jobs
     of a sweep, whose start of the compiler it did not pay; second: one started for this alone, on the first's cache."""
     prepare_s: float
-    """Seconds from the weights being there until prefill and decode had run and been captured."""
+    """Seconds from the weights being there until prefill and decode had run and been captured. Before that, on a GPU,
+    the compiler may have been imported, and its processes started: see `Engine.begin`."""
     later_s: float = 0.0
     """Seconds of warm-up generations during which something was compiled after all, their decoding included."""
     first_generation_s: float | None = None
