@@ -26,6 +26,7 @@ from gptbench.config import (
     KernelsConfig,
     MLflowConfig,
     ModelConfig,
+    Tuning,
 )
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options
@@ -572,8 +573,9 @@ def test_a_models_kernels_on_a_gpu(model: ModelConfig, quant: str, batch: int, m
     monkeypatch.setattr(kernels, "micro_cases", lambda *_: iter(()))
     of = replace(run_config(model, quant, batch=batch), task=task())
     assert isinstance(of.task, KernelsConfig)
-    untuned = partial(compile_options, tuned=False)  # tuning takes most of the time, and is tested in `test_on_a_gpu`
-    monkeypatch.setattr(kernels, "compile_options", lambda cudagraphs, tuned: untuned(cudagraphs))
+    # Tuning takes most of the time, and is tested in `test_on_a_gpu`.
+    untuned = partial(compile_options, tuning=Tuning.none)
+    monkeypatch.setattr(kernels, "compile_options", lambda cudagraphs, tuning: untuned(cudagraphs))
     measured = list(Kernels(of.task, of, device("cuda")).measure(lambda _: None, lambda: None))
     assert len(measured) == (11 if model.n_experts else 10)
     for kernel in measured:

@@ -84,8 +84,7 @@ class Fused(Engine):
 
     def each_kernel(self) -> None:
         """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt in int8."""
-        for launch in {(launch.kernel, launch.name): launch for launch in self.launches}.values():
-            self.launch_all([launch])
+        self.launch_all(self.launches)
         if any(isinstance(module, Int8Weight) for module in self.model.modules()):
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
             if self.prompt.numel() <= MOST_TOKENS:
