@@ -71,7 +71,7 @@ class Tuning(Enum):
 
     candidates: the same few are timed for each product that reads a large matrix (see `gptbench.block_sizes`).
     descent: its own coordinate descent, of every kernel; by far the most of the compile time.
-    none: its guesses are taken.
+    none: its guesses are taken, of which it times two where it has two.
     """
 
     candidates = "candidates"
