@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -191,12 +192,17 @@ def test_torch_without_what_is_replaced_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_workers_start_early_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr("gptbench.engine.inductor.maybe_warm_pool", lambda: started.append("workers"))
+    monkeypatch.setattr(async_compile, "maybe_warm_pool", lambda: started.append("workers"))
+    monkeypatch.setattr("gptbench.engine.inductor.import_compiler", lambda: started.append("import"))
+    monkeypatch.setattr("threading.Thread.start", threading.Thread.run)
     section = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
     Inductor.begin(section, SimpleNamespace(is_cuda=False))  # type: ignore[arg-type]
     assert started == []
     Inductor.begin(section, SimpleNamespace(is_cuda=True))  # type: ignore[arg-type]
-    assert started == ["workers"]
+    assert started == ["workers", "import"]
+    monkeypatch.delattr(async_compile, "maybe_warm_pool")
+    Inductor.begin(section, SimpleNamespace(is_cuda=True))  # type: ignore[arg-type]
+    assert started == ["workers", "import", "import"]
 
 
 @pytest.mark.gpu

@@ -77,6 +77,28 @@ def test_what_launches_a_kernel_is_built_with_it() -> None:
             future.result()
 
 
+@pytest.mark.parametrize(
+    ("quant", "batch", "called"),
+    [("none", 6, []), ("int8", 6, ["hidden", "logits"]), ("int8", 13, ["logits"])],  # of 65 tokens a library has most
+)
+def test_a_prompts_kernels_are_launched_where_they_are_ours(
+    quant: str, batch: int, called: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = device("cpu")
+    built = make_model(DENSE, quant, batch, LENGTH, torch.float32, device=on.torch)
+    engine: Fused = instantiate(FUSED, built, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
+    launched: list[Any] = []
+    monkeypatch.setattr(engine, "launch_all", launched.extend)
+    calls: list[str] = []
+    for name in ("hidden", "logits"):
+        own = getattr(engine.model, name)
+        monkeypatch.setattr(engine.model, name, lambda *of, name=name, own=own: (calls.append(name), own(*of))[1])
+    with torch.no_grad():
+        engine.each_kernel()
+    assert launched == engine.launches
+    assert calls == called
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("quant", ["none", "int8"])
 @pytest.mark.parametrize("model", [DENSE, MOE], ids=["dense", "mixture"])

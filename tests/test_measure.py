@@ -181,6 +181,20 @@ def test_costs_are_apart_and_add_up() -> None:
         "rest": 1.5,
     }
     assert tuple(found) == STAGES
+    # A warm start: kernels are waited for while a graph is loaded, here with one graph that had to be lowered.
+    warm = {"_compile.compile_inner": 3.5, "async_compile.wait": 0.75, "AOTAutogradCache.inductor_load": 1.0}
+    found = costs(4.0, warm, triton_s=0.0, capture_s=0.25)
+    assert found == {
+        "tracing": 2.5,
+        "lowering": 0.0,
+        "kernels": 0.75,
+        "loading": 0.25,
+        "tuning": 0.0,
+        "capture": 0.25,
+        "rest": 0.25,
+    }
+    mixed = costs(6.0, warm | {"_compile.compile_inner": 5.5, "compile_fx_inner": 2.0}, triton_s=0.0, capture_s=0.0)
+    assert sum(mixed.values()) == 6.0
     alone = costs(3.0, {}, triton_s=2.5, capture_s=0.25)
     assert {stage: seconds for stage, seconds in alone.items() if seconds} == {
         "kernels": 2.5,

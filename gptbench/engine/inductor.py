@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import async_compile
 from torch._inductor import config as settings
-from torch._inductor.async_compile import maybe_warm_pool
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
 from torch._inductor.exc import InvalidCxxCompiler
@@ -71,6 +71,12 @@ def trust_vector_instructions() -> None:
             command = [get_cpp_compiler(), "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                 settings.cpp.vec_isa_ok = True
+
+
+def import_compiler() -> None:
+    """Imports what compiling needs. What goes wrong is told by what compiles, if the process lives on."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(COMPILER)
 
 
 def compiled(function: Callable, how: dict[str, Any]) -> Callable:
@@ -124,8 +130,8 @@ class Inductor(Engine):
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:
         if device.is_cuda:  # on a CPU it would take turns with the model
-            maybe_warm_pool()
-            threading.Thread(target=importlib.import_module, args=(COMPILER,), daemon=True).start()
+            getattr(async_compile, "maybe_warm_pool", lambda: None)()
+            threading.Thread(target=import_compiler, daemon=True).start()
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:

@@ -185,7 +185,7 @@ def prepare(
 
 
 def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s: float) -> dict[str, float]:
-    """Seconds by stage, see `STAGES`; they add up to `prepare_s`, if no figure of torch's holds another one.
+    """Seconds by stage, see `STAGES`; they add up to `prepare_s`.
 
     Args:
         spent: seconds under torch's own names, some of which hold others.
@@ -198,11 +198,12 @@ def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s:
         return sum(spent.get(name, 0.0) for name in names)
 
     graphs, inductor = spent.get("_compile.compile_inner", 0.0), spent.get("compile_fx_inner", 0.0)
+    waited = total(KERNELS)  # within Inductor, or within the loading of what it left in a cache
     found = {
         "tracing": graphs - inductor - total(LOADING),
-        "lowering": inductor - total(KERNELS),
-        "kernels": total(KERNELS) if graphs else triton_s,
-        "loading": total(LOADING),
+        "lowering": inductor - waited,
+        "kernels": waited if graphs else triton_s,
+        "loading": total(LOADING) - max(waited - inductor, 0.0),
         "tuning": total(TUNING),
         "capture": capture_s,
     }
