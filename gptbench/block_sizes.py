@@ -18,21 +18,13 @@ from torch._inductor import async_compile, codecache
 from torch._inductor.runtime import triton_heuristics
 from torch._inductor.runtime.hints import HeuristicType, ReductionHint
 
-CANDIDATES = (
-    (1, 1024, 4),
-    (1, 2048, 2),
-    (1, 2048, 4),
-    (1, 2048, 8),
-    (1, 2048, 16),
-    (1, 4096, 8),
-    (1, 4096, 16),
-    (1, 4096, 32),
-)
-"""Rows, columns and warps. What was fastest on Hopper GPUs, or within 1% of it, for every matrix of three models."""
+CANDIDATES = ((1024, 4), (2048, 2), (2048, 4), (2048, 8), (2048, 16), (4096, 8), (4096, 16), (4096, 32))
+"""Columns of one row, and warps: what was fastest, or nearly, for the matrices of three models on an H100. For single
+ones a search found better sizes."""
 LARGE = 2**20
 """Numbers in a matrix that is worth it."""
 NO_SEARCH = {"coordinate_descent_tuning": False, "dynamic_scale_rblock": False}
-"""The second compiles, in the main process, half as many columns for what takes many registers."""
+"""The second would compile, in the main process, half as many columns for what takes many registers."""
 SHORT = 1024
 """Columns of the smallest rows that are taken for a matrix's where Inductor cannot tell which way it is read."""
 # What is replaced in torch is no part of what it promises.
@@ -43,8 +35,12 @@ heuristics: Any = triton_heuristics
 def is_possible() -> bool:
     """Whether this version of torch has what is replaced."""
     name = "_load_triton_kernel_from_source"
-    needed = ((compiler, name), (codecache, name), (compiler, "CompiledTritonKernels"), (heuristics, "cached_autotune"))
-    return all(hasattr(module, attribute) for module, attribute in needed)
+    needed = {
+        compiler: (name, "CompiledTritonKernels"),
+        codecache: (name,),
+        heuristics: ("cached_autotune", "InductorConfig"),
+    }
+    return all(hasattr(module, attribute) for module, attributes in needed.items() for attribute in attributes)
 
 
 @contextlib.contextmanager
@@ -74,7 +70,7 @@ def load(kernel_name: str, source: str) -> Any:
             named["inductor_meta"] = meta | NO_SEARCH
             plain = all(set(config.kwargs) == {"XBLOCK", "R0_BLOCK"} for config in configs)
             if plain and reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
-                configs = configs[:1] + candidates(size_hints)
+                configs = configs[:1] + candidates(size_hints["r0_"])
         return autotune(size_hints, configs, *args, **named)
 
     heuristics.cached_autotune = cached_autotune
@@ -84,7 +80,7 @@ def load(kernel_name: str, source: str) -> Any:
         heuristics.cached_autotune = autotune
 
 
-def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hints: dict[str, int]) -> bool:
+def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hints: dict[str, int] | None) -> bool:
     """Whether a kernel is a large matrix times a vector.
 
     Args:
@@ -97,11 +93,10 @@ def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hi
     return along_rows and math.prod(size_hints.values()) >= LARGE
 
 
-def candidates(size_hints: dict[str, int]) -> list[Any]:
-    """What is tried for a matrix of so many rows `x` and columns `r0_`, beside Inductor's own guess."""
-    rows, columns = size_hints["x"], size_hints["r0_"]
-    fitting = [sizes for sizes in CANDIDATES if sizes[0] <= rows and sizes[1] <= columns]
+def candidates(columns: int) -> list[Any]:
+    """What is tried for a matrix of so many columns, beside Inductor's own guess."""
     return [
-        heuristics.InductorConfig({"XBLOCK": x, "R0_BLOCK": r}, num_warps=warps, num_stages=1)
-        for x, r, warps in fitting
+        heuristics.InductorConfig({"XBLOCK": 1, "R0_BLOCK": block}, num_warps=warps, num_stages=1)
+        for block, warps in CANDIDATES
+        if block <= columns
     ]

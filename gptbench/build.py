@@ -100,10 +100,9 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
     work = config.workload
 
     def need(model: ModelConfig, quant: QuantConfig, batch: int) -> int | None:
-        quantisation: Quantisation = instantiate(quant)
-        if quantisation.refuse(model, device.dtype) or len(work.prompt) + work.new_tokens > model.context:
+        if quant.refuse(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
-        meta = on_meta(model, quantisation, device.dtype)
+        meta = on_meta(model, instantiate(quant), device.dtype)
         return memory_need(meta, batch, len(work.prompt), cache_length(config)).total
 
     for quant in options("quant", QuantConfig):

@@ -120,6 +120,9 @@ S = TypeVar("S", bound=Section)
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
 
+INT8_ALIGNMENT = 16
+"""Bytes of the widest load: a row of int8 must be a whole number of them."""
+
 MOST_FUSED_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
 
@@ -235,6 +238,18 @@ class QuantConfig(Section):
 
     GROUP: ClassVar[str] = "quant"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.quant.Unquantised", "gptbench.quant.Int8")
+
+    def refuse(self, model: ModelConfig, dtype: "Dtype") -> str | None:
+        """What would have to be different for a model to be stored in this way, or None if nothing."""
+        if self._target_ != "gptbench.quant.Int8":
+            return None
+        if dtype is Dtype.float16:
+            return "device.dtype=bfloat16 or float32: sums of unscaled products may pass float16's 65504"
+        widths = {"dim": model.dim, "ffn_dim": model.ffn_dim, "n_heads·head_dim": model.n_heads * model.head_dim}
+        for name, width in widths.items():
+            if width % INT8_ALIGNMENT:
+                return f"a model whose {name} is a multiple of {INT8_ALIGNMENT} (it is {width})"
+        return None
 
 
 @dataclass(kw_only=True)
@@ -653,12 +668,15 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(missing[0], "???", "a value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    require_engine(config)
+    if not isinstance(config.task, KernelsConfig):  # which leaves out what cannot be, and says why
+        require_possible(config)
     return config
 
 
-def require_engine(config: Config) -> None:
-    """Raises ConfigError for a run that its engine cannot do, as far as the configuration tells."""
+def require_possible(config: Config) -> None:
+    """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
+    if (expected := config.quant.refuse(config.model, config.device.dtype)) is not None:
+        raise ConfigError("quant", f"{config.quant.name} (model={config.model.name})", expected)
     if (expected := config.engine.refuse(config)) is not None:
         raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
     if isinstance(config.engine, FusedConfig) and config.device.kind is DeviceKind.cpu:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from gptbench.build import alternatives, build, cache_length, memory_need_of, on_meta, require_fit
 from gptbench.checkpoint import Checkpoint, Loaded
-from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_engine
+from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
 from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, TrackingError
@@ -28,7 +28,6 @@ from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
-from gptbench.quant import Quantisation
 from gptbench.record import KernelResult, Recorded, Result, Tracker
 from gptbench.record.charts import draw_compile_stages
 from gptbench.record.statistics import quality_metrics, valid_samples
@@ -217,14 +216,12 @@ def add_text(result: Result, tokenizer: Tokenizer) -> None:
 
 def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
-    require_engine(config)
+    require_possible(config)
     engine: type[Engine] = target(config.engine)
     if (missing := engine.missing(device)) is not None:
         raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {missing}")
     engine.check(config, device)
-    quant: Quantisation = instantiate(config.quant)
-    quant.check(config, device.dtype)
-    model = on_meta(config.model, quant, device.dtype)
+    model = on_meta(config.model, instantiate(config.quant), device.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
     require_fit(config, model, device, alternatives(config, device), kept)

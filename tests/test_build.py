@@ -20,7 +20,7 @@ from gptbench.build import (
     on_meta,
     require_fit,
 )
-from gptbench.config import Config, DeviceConfig, DeviceKind, ModelConfig
+from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, ModelConfig
 from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
 from gptbench.model import Transformer
@@ -269,7 +269,9 @@ def test_every_alternative_is_a_run_that_the_configuration_takes() -> None:
 
 def test_alternatives_leave_out_what_the_quantisation_refuses() -> None:
     device = cast(Device, FakeDevice(1e12, torch.float16))
-    told = [what for what, _ in alternatives(seed_run(batch=4), device)]
+    of = seed_run(batch=4)
+    of = dataclasses.replace(of, device=dataclasses.replace(of.device, dtype=Dtype.float16))
+    told = [what for what, _ in alternatives(of, device)]
     assert [what for what in told if what.startswith("quant=")] == [
         f"quant=none workload.batch_size={batch}" for batch in (4, 2, 1)
     ]

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptbench.engine.hf as hf
-from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_engine
+from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_possible
 from gptbench.engine import Engine, HuggingFace, Inductor
 from gptbench.errors import ConfigError
 from gptbench.measure.compilation import CompileWatch
@@ -255,7 +255,7 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
 )
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
     def check() -> None:
-        require_engine(run)
+        require_possible(run)
         HuggingFace.check(run, device("cpu"))
 
     with pytest.raises(ConfigError, match=message):

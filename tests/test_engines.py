@@ -26,7 +26,7 @@ from gptbench.config import (
     SamplingConfig,
     Scope,
     Tuning,
-    require_engine,
+    require_possible,
 )
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine, Inductor
@@ -357,7 +357,7 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
     with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
         on_gpu = replace(config.device, kind=DeviceKind.cuda)
-        require_engine(replace(config, engine=FUSED, device=on_gpu))
+        require_possible(replace(config, engine=FUSED, device=on_gpu))
 
 
 @pytest.mark.gpu

@@ -181,6 +181,7 @@ def test_help_and_composed_config_need_no_torch(tmp_path: Path) -> None:
         "engine=fused device=cpu",
         "engine=fused device=cuda workload.batch_size=9",
         "engine=hf quant=int8",
+        "quant=int8 device.dtype=float16",
     ],
 )
 def test_a_wrong_configuration_is_told_before_torch_is_imported(tmp_path: Path, wrong: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptbench.build import nbytes, on_meta
-from gptbench.config import ModelConfig
+from gptbench.config import Dtype, ModelConfig, require_possible
 from gptbench.errors import ConfigError
 from gptbench.model import Embedding, Linear, Weight
 from gptbench.model.linear import Router
@@ -233,26 +233,27 @@ def test_int8_refuses_rows_that_wide_loads_do_not_divide(field: str) -> None:
     odd = dataclasses.replace(DENSE, **{field: 120})  # a multiple of 8 and of 6, as heads of even width need, not of 16
     config = run_config(odd, quant="int8")
     with pytest.raises(ConfigError) as raised:
-        quantisation("int8").check(config, torch.bfloat16)
+        require_possible(config)
     assert raised.value.field == "quant"
     assert str(raised.value).startswith("quant=int8 (model=dense): expected ")
     assert f"{field} is a multiple of 16 (it is 120)" in str(raised.value)
-    quantisation("none").check(run_config(odd), torch.bfloat16)
+    require_possible(run_config(odd))
 
 
 def test_int8_refuses_float16() -> None:
     config = run_config(DENSE, quant="int8")
+    half = dataclasses.replace(config.device, dtype=Dtype.float16)
     with pytest.raises(ConfigError) as raised:
-        quantisation("int8").check(config, torch.float16)
+        require_possible(dataclasses.replace(config, device=half))
     assert raised.value.field == "quant"
     assert str(raised.value).startswith("quant=int8 (model=dense): expected device.dtype=bfloat16 or float32")
     assert "float16" in str(raised.value)
-    quantisation("none").check(run_config(DENSE), torch.float16)
+    require_possible(dataclasses.replace(run_config(DENSE), device=half))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [Dtype.auto, Dtype.float32, Dtype.bfloat16])
 @pytest.mark.parametrize(
     "path", sorted(set((CONF / "model").glob("*.yaml")) - {CONF / "model" / "auto.yaml"}), ids=lambda path: path.stem
 )
-def test_int8_takes_every_model_that_is_shipped(path: Path, dtype: torch.dtype) -> None:
-    assert quantisation("int8").refuse(model_config(path.stem), dtype) is None
+def test_int8_takes_every_model_that_is_shipped(path: Path, dtype: Dtype) -> None:
+    assert quantisation("int8").config.refuse(model_config(path.stem), dtype) is None

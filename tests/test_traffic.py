@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gptbench.build import nbytes, on_meta
-from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
+from gptbench.config import DeviceConfig, DeviceKind, Dtype, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
 from gptbench.device import Device
 from gptbench.engine import Eager, Engine, Inductor
 from gptbench.measure.traffic import kv_bytes_per_position, traffic, weight_bytes
@@ -147,8 +147,8 @@ def test_settings_that_no_weight_tells(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_in_int8(name: str) -> None:
     config = model_config(name)
-    assert quantisation("int8").refuse(config, torch.bfloat16) is None
-    assert "float16" in (quantisation("int8").refuse(config, torch.float16) or "")
+    assert quantisation("int8").config.refuse(config, Dtype.bfloat16) is None
+    assert "float16" in (quantisation("int8").config.refuse(config, Dtype.float16) or "")
     model = meta(config, "int8")
     expected = bytes_by_hand(config, "int8", 2, config.n_active_experts, 1)
     assert weight_bytes(model, 1) == expected

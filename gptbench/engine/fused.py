@@ -54,10 +54,10 @@ class Fused(Engine):
         self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         super().__init__(config, model, sampler, device, prompt_length)
+        self.int8_weights = [module for module in model.modules() if isinstance(module, Int8Weight)]
         if device.is_cuda:
-            for module in model.modules():
-                if isinstance(module, Int8Weight):
-                    module.product = int8_product
+            for weight in self.int8_weights:
+                weight.product = int8_product
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles(Path(config.tiles), device.key)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
@@ -85,7 +85,7 @@ class Fused(Engine):
     def each_kernel(self) -> None:
         """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt in int8."""
         self.launch_all(self.launches)
-        if any(isinstance(module, Int8Weight) for module in self.model.modules()):
+        if self.int8_weights:
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
             if self.prompt.numel() <= MOST_TOKENS:
                 hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)[:, -1]
@@ -164,9 +164,8 @@ class Fused(Engine):
         return {"overlap": self.overlap, "tiles": {str(use): asdict(self.tiles[use]) for use in uses}}
 
     def release(self) -> None:
-        for module in self.model.modules():
-            if isinstance(module, Int8Weight):
-                module.product = cast_product
+        for weight in self.int8_weights:
+            weight.product = cast_product
         self.launches = []
         self.launch_prefill = self.launch_decode = self.released
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,11 @@ from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
 from gptbench.errors import UserError
+from gptbench.kernels.launch import compilers
 from gptbench.kernels.linear import Tile
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
-COMPILERS = 16
-"""Candidates that are compiled at the same time."""
 BYTES_PER_WARP = 512
 """What a warp loads of a row at once: 16 bytes for each thread."""
 MOST_PRELOADED = 96
@@ -209,8 +207,7 @@ def fastest(
         step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
     tiles = list(candidates(use))
-    # Each thread has a current device of its own.
-    with ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,)) as threads:
+    with compilers(device) as threads:
         list(threads.map(lambda tile: fits(partial(compile_with, tile)), tiles))
     times: dict[Tile, float] = {}
     for tile in (*tiles, *reversed(tiles)):  # twice: the first to be timed was seen to be slower, whatever it was

@@ -20,7 +20,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 COMPILERS = 16
-"""Threads that compile kernels; most of a compilation needs no lock of Python's."""
+"""Kernels that are compiled at the same time; most of a compilation needs no lock of Python's."""
 only_compiling: ContextVar[bool] = ContextVar("only_compiling", default=False)
 
 
@@ -30,6 +30,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel.warmup(*arguments, grid=grid, **options)
     else:
         kernel[grid](*arguments, **options)
+
+
+def compilers(device: torch.device) -> ThreadPoolExecutor:
+    """Threads that compile for a GPU: each has a current device of its own."""
+    return ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,))
 
 
 def compile_only(step: Callable[[], None], device: torch.device) -> None:
@@ -42,8 +47,7 @@ def compile_only(step: Callable[[], None], device: torch.device) -> None:
 
     def compiled() -> None:
         only_compiling.set(True)
-        # Each thread has a current device of its own.
-        threads = ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,))
+        threads = compilers(device)
         try:
             with triton.AsyncCompileMode(Builders(threads)):
                 step()

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from gptbench.build import cache_length, on_meta
-from gptbench.config import Config, FusedConfig, KernelsConfig
+from gptbench.config import INT8_ALIGNMENT, Config, FusedConfig, KernelsConfig
 from gptbench.device import Device
 from gptbench.model.rope import rotate, rotation_table
 from gptbench.model.transformer import LOGIT_SPREAD
 from gptbench.quant import Quantisation
-from gptbench.quant.int8 import ALIGNMENT
 from gptbench.targets import instantiate
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
@@ -184,8 +183,7 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     """Why `model_cases` has none of the model's kernels, or None where it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
-    quant: Quantisation = instantiate(config.quant)
-    needed = fused_section(config).refuse(config) or quant.refuse(config.model, device.dtype)
+    needed = fused_section(config).refuse(config) or config.quant.refuse(config.model, config.device.dtype)
     return None if needed is None else f"they need {needed}"
 
 
@@ -788,7 +786,7 @@ def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], 
         flops=2 * size * size,
         call=call,
         twin=gemv,
-        kernel=kernel if dtype != torch.int8 or size % ALIGNMENT == 0 else None,
+        kernel=kernel if dtype != torch.int8 or size % INT8_ALIGNMENT == 0 else None,
         library=(lambda weight, x, _: torch.mv(weight, x)) if dtype == torch.bfloat16 else None,
         workspace_bytes=2 * 4 * size * size,
     )

@@ -5,8 +5,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from gptbench.config import Config, ModelConfig, QuantConfig
-from gptbench.errors import ConfigError
+from gptbench.config import QuantConfig
 from gptbench.model import Transformer, Weight
 
 
@@ -21,15 +20,6 @@ class Quantisation:
 
     def __init__(self, config: QuantConfig) -> None:
         self.config = config
-
-    def refuse(self, model: ModelConfig, dtype: torch.dtype) -> str | None:
-        """Why a model cannot be stored in this way, or None where it can."""
-        return None
-
-    def check(self, config: Config, dtype: torch.dtype) -> None:
-        """Raises ConfigError where `refuse` has a reason."""
-        if reason := self.refuse(config.model, dtype):
-            raise ConfigError("quant", f"{self.config.name} (model={config.model.name})", reason)
 
     def convert(self, model: Transformer) -> Transformer:
         """Replaces the weights of a model on `meta`, in place; what is shared stays shared."""

@@ -11,12 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptbench.config import ModelConfig
 from gptbench.model.linear import ExpertLinear, Linear, Weight, reduces, reduction
 from gptbench.quant.base import Quantisation
-
-ALIGNMENT = 16
-"""Bytes of the widest load: a row of int8 must be a whole number of them."""
 
 
 def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -97,12 +93,3 @@ class Int8(Quantisation):
     """int8 for every matrix but the router's and an untied embedding; norms are left alone."""
 
     replacements: ClassVar[dict[type[Weight], type[Weight]]] = {Linear: Int8Linear, ExpertLinear: Int8ExpertLinear}
-
-    def refuse(self, model: ModelConfig, dtype: torch.dtype) -> str | None:
-        if dtype == torch.float16:
-            return "device.dtype=bfloat16 or float32: sums of unscaled products may pass float16's 65504"
-        widths = {"dim": model.dim, "ffn_dim": model.ffn_dim, "n_heads·head_dim": model.n_heads * model.head_dim}
-        for name, width in widths.items():
-            if width % ALIGNMENT:
-                return f"a model whose {name} is a multiple of {ALIGNMENT} (it is {width})"
-        return None
