@@ -4,45 +4,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
-from gptbench.config import explain, load, register
-from gptbench.errors import BadResultError, UserError
+from gptbench import guard
+from gptbench.config import explain, register
+from gptbench.errors import BadResultError, JobError, UserError
+from gptbench.job import job
 from gptbench.paths import conf_folder
-from gptbench.prompt import make_tokenizer, with_prompt
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def job(composed: DictConfig) -> None:
-    """One job of Hydra's: validates what it composed, and runs it."""
-    hydra_config = HydraConfig.get()
-    config = load(composed, hydra_config.overrides.task)
-    tokenizer = make_tokenizer(config.model)
-    config = with_prompt(config, tokenizer)
-    from gptbench.run import run  # after validation: importing torch takes seconds
-
-    resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    assert isinstance(resolved, dict)
-    run(
-        config,
-        tokenizer,
-        {str(group): values for group, values in resolved.items()},
-        ["python", "-m", "gptbench", *own_configs(hydra_config), *hydra_config.overrides.task],
-        Path(hydra_config.runtime.output_dir),
-        Path(hydra_config.sweep.dir).resolve() if hydra_config.mode is RunMode.MULTIRUN else None,
-    )
-
-
-def own_configs(hydra_config: HydraConf) -> list[str]:
-    """The option for a folder of the user's own configurations, as it was given."""
-    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
-    return ["--config-dir", folders[0]] if folders else []
+from gptbench.sweep import sweeper
 
 
 def log(arguments: list[str]) -> int:
@@ -50,6 +20,13 @@ def log(arguments: list[str]) -> int:
     from gptbench.record.tracking import log_command
 
     return log_command(arguments)
+
+
+def sync(arguments: list[str]) -> int:
+    """Logs what could not be logged before."""
+    from gptbench.record.tracking import sync_command
+
+    return sync_command(arguments)
 
 
 def cache(arguments: list[str]) -> int:
@@ -67,7 +44,7 @@ def flags_first(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log, "cache": cache}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log, "sync": sync, "cache": cache}
 
 
 def main() -> int:
@@ -79,10 +56,13 @@ def main() -> int:
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return COMMANDS[sys.argv[1]](sys.argv[2:])
         sys.argv[1:] = flags_first(sys.argv[1:])
+        guard.check_arguments(sys.argv[1:])
         register()
-        job()
+        guard.install()
+        sweeper.register()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
         return 0
-    except BadResultError as error:
+    except (BadResultError, JobError) as error:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
     except Exception as error:
@@ -97,9 +77,9 @@ def main() -> int:
 
 
 def is_composing(error: Exception) -> bool:
-    """Whether Hydra raised it before it called `job`."""
+    """Whether Hydra raised it before any job began."""
     names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    return "decorated_main" in names and job.__name__ not in names
+    return "decorated_main" in names and not {job.__name__, sweeper.launch.__name__} & names
 
 
 if __name__ == "__main__":

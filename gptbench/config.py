@@ -86,6 +86,14 @@ class Cache(Enum):
     dynamic = "dynamic"
 
 
+class Isolation(Enum):
+    """Where a job runs: `none` is in the process that asked for it, `process` in one of its own, so that whatever kills
+    or poisons that does not reach the next job."""
+
+    none = "none"
+    process = "process"
+
+
 @dataclass(kw_only=True)
 class Section:
     """One configuration group. `_target_` names the class that the section builds; only `TARGETS` are accepted."""
@@ -528,6 +536,48 @@ class MLflowConfig(TrackingConfig):
 
 
 @dataclass(kw_only=True)
+class SweepConfig(Section):
+    """Which jobs a sweep has (`-m`), and what becomes of those that are recorded or fail. This one takes the full
+    product of all lists."""
+
+    GROUP: ClassVar[str] = "sweep"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sweep.Product",)
+
+    paired: list[str] = field(default_factory=list)
+    """Overrides whose lists go together, first with first and so on: sampling.top_k, sampling.temperature."""
+    resume: bool = False
+    """Do not run again what is recorded with the same configuration, code and device; and go on with the last sweep
+    over the same jobs."""
+    timeout_s: float | None = None
+    """Seconds after which a job is ended and counts as failed, or null for no limit. Needs isolation=process."""
+
+    def check(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise self.error("timeout_s", "a number of seconds over 0, or null for no limit")
+        if len(self.paired) == 1 or len(set(self.paired)) < len(self.paired):
+            raise self.error("paired", "two overrides or more that are swept, each once")
+
+
+@dataclass(kw_only=True)
+class DrawnSweepConfig(SweepConfig):
+    """Some points of the space that lists, ranges and intervals span: random ones, or those of a Sobol sequence, which
+    fill it more evenly."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sweep.Random", "gptbench.sweep.Sobol")
+
+    jobs: int = MISSING
+    """How many points are drawn; no two are the same."""
+    seed: int = 0
+    """Of the drawing."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "jobs")
+        if not 0 <= self.seed < 2**31:
+            raise self.error("seed", "a number from 0 to 2147483647")
+
+
+@dataclass(kw_only=True)
 class BaselineConfig(Section):
     """Recorded targets, shown beside what is measured. Never compared as if from the same device."""
 
@@ -553,6 +603,9 @@ class Config:
     task: TaskConfig = MISSING
     tracking: TrackingConfig = MISSING
     baseline: BaselineConfig = MISSING
+    sweep: SweepConfig = MISSING
+    isolation: Isolation = Isolation.none
+    """none or process: whether each job runs in a process of its own."""
     outputs: str = "outputs"
     """Folder for results, the MLflow store and measured roofs."""
     commit: str | None = None
@@ -561,6 +614,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.outputs:
             raise ConfigError("outputs", self.outputs, "a folder")
+        if self.sweep.timeout_s is not None and self.isolation is not Isolation.process:
+            raise ConfigError("sweep.timeout_s", self.sweep.timeout_s, "null, or isolation=process beside it")
         prompt = max(1, len(self.workload.prompt), self.workload.prompt_length or 0)
         if prompt + self.workload.new_tokens > self.model.context:
             raise ConfigError(
@@ -607,6 +662,7 @@ def register() -> None:
     store.store(group="schema/task", name="quality", node=QualityConfig)
     store.store(group="schema/task", name="kernels", node=KernelsConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
+    store.store(group="schema/sweep", name="drawn", node=DrawnSweepConfig)
 
 
 def refuse_unknown(node: DictConfig, path: str = "") -> None:

@@ -35,5 +35,9 @@ class BadResultError(RuntimeError):
     """A run that ended and was recorded, but whose numbers mean nothing: the exit code is 1."""
 
 
+class JobError(RuntimeError):
+    """A job that ended without a record of its own, or a sweep not all of whose jobs did well: the exit code is 1."""
+
+
 class TrackingError(UserError):
     """A tracking server that cannot be reached, or refuses what it is sent."""

@@ -1,11 +1,10 @@
 """One run: configured, built, prepared, generated, measured, recorded, compared."""
 
 import datetime
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
-from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, TrackingError
+from gptbench.errors import BadResultError, ConfigError, DoesNotFitError
 from gptbench.generate import Workload
 from gptbench.measure import Kernels, Speed
 from gptbench.measure.breakdown import break_down
@@ -28,16 +27,17 @@ from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
-from gptbench.record import KernelResult, Recorded, Result, Tracker
+from gptbench.record import KernelResult, Recorded, Result
 from gptbench.record.charts import draw_compile_stages
-from gptbench.record.statistics import quality_metrics, valid_samples
+from gptbench.record.files import problem
+from gptbench.record.identity import identity
+from gptbench.record.ledger import Ledger
 from gptbench.record.tracking import write_trace
 from gptbench.reuse import Kept, give_back, keep, may_keep, release, take
 from gptbench.targets import instantiate, target
 from gptbench.terminal import (
     Stages,
     console,
-    print_json,
     progress,
     show_kernels,
     show_limit,
@@ -50,35 +50,84 @@ from gptbench.tokenizer import Tokenizer
 T = TypeVar("T")
 
 
-def run(
-    config: Config,
-    tokenizer: Tokenizer | None,
-    resolved: dict[str, Any],
-    command: list[str],
-    folder: Path,
-    sweep: Path | None,
-) -> None:
-    """Measures what `config` asks for, writes it to `folder`, logs it, shows it.
+@dataclass
+class Job:
+    """One run as it was asked for, as plain data that can go to another process, and what has come of it so far."""
 
-    Args:
-        config: validated, with its prompt as tokens.
-        tokenizer: the model's, if it has one.
-        resolved: the same as plain data, for the record.
-        command: command line that repeats the run.
-        folder: for `result.json`.
-        sweep: folder of the sweep that the run belongs to.
+    config: Config
+    """Validated, with its prompt as tokens."""
+    resolved: dict[str, Any]
+    """The same as plain data, for the record."""
+    command: list[str]
+    """Command line that repeats it."""
+    folder: Path
+    """For its record."""
+    sweep: Path | None = None
+    """Folder of the sweep that it belongs to."""
+    swept: list[str] = field(default_factory=list)
+    """The overrides that the sweep varies."""
+    resume: bool = False
+    """Whether an earlier measurement of the same identity will do."""
+    started: str = field(default_factory=lambda: now())
+    """When, ISO 8601."""
+    identity: str | None = None
+    """See `gptbench.record.identity`; known once it is known on which device it runs."""
+    record: Path | None = None
+    """File that holds what was measured, once there is one."""
+    found: bool = False
+    """Whether that was there before."""
+
+    @property
+    def outputs(self) -> Path:
+        return Path(self.config.outputs)
+
+    def header(self) -> dict[str, Any]:
+        """Fields of every record."""
+        return {
+            "command": self.command,
+            "sweep": None if self.sweep is None else str(self.sweep),
+            "swept": self.swept,
+            "identity": self.identity,
+        }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run(job: Job, tokenizer: Tokenizer | None) -> None:
+    """Measures what a job asks for, shows it, and writes it to the job's folder; `job.record` tells where.
 
     Raises:
         UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
         BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
+        KeyboardInterrupt: Ctrl-C; what `task=kernels` has measured until then is recorded.
     """
-    device: Device = instantiate(config.device)
-    tracker: Tracker = instantiate(config.tracking, Path(config.outputs))
-    if isinstance(config.task, KernelsConfig):
-        give_back()
-        run_kernels(config, resolved, command, folder, sweep, device, tracker)
-        return
-    config, resolved, choice = with_engine(config, resolved, device)
+    device: Device = instantiate(job.config.device)
+    of, resolved, choice = with_engine(job.config, job.resolved, device)
+    job.identity = identity(of, device)
+    ledger = Ledger(job.outputs)
+    with ledger.claim(job.identity, lambda: console.print("waiting: another process is measuring the same")):
+        if job.resume and (before := ledger.recorded(job.identity)) is not None:
+            job.record, job.found = before, True
+            return
+        ledger.note(job.identity, job.folder, job.started)
+        if isinstance(of.task, KernelsConfig):
+            give_back()
+            run_kernels(job, of, resolved, device)
+        else:
+            run_model(job, of, resolved, choice, device, tokenizer)
+
+
+def run_model(
+    job: Job,
+    config: Config,
+    resolved: dict[str, Any],
+    choice: list[str] | None,
+    device: Device,
+    tokenizer: Tokenizer | None,
+) -> None:
+    """What `run` does, for every task but `task=kernels`."""
     task: Speed = instantiate(config.task, config, tokenizer)
     kept = take(config)
     model = None if kept is None else kept.model
@@ -93,17 +142,15 @@ def run(
         show_plan(config, device, need)
         with progress(config, task) as stages:
             measured = measure(config, device, model, kept, task, stages)
-        leaves = sweep is not None and may_keep(config) and not task.needs_reference
+        leaves = job.sweep is not None and may_keep(config) and not task.needs_reference
     finally:
         if not leaves and model is not None:
             release(model, device)
     if leaves:
         keep(to_keep(config, device, model, kept, measured))
     result = Result(
+        **job.header(),
         prompt=config.workload.prompt,
-        started=measured.pop("started"),
-        command=command,
-        sweep=str(sweep) if sweep else None,
         config=resolved,
         dtype=device.dtype_name,
         memory_need_bytes=asdict(need),
@@ -112,38 +159,23 @@ def run(
     )
     if tokenizer is not None:
         add_text(result, tokenizer)
-    path = result.save(folder)
+    path = job.record = result.save(job.folder)
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
     show_result(result, instantiate(config.baseline))
     picture = path.with_name(path.stem.replace("result", "compile") + ".png")
     attempt("Picture of compile time", draw_compile_stages, result, picture)
-    publish(result, path, tracker)
-    if not all(sample.finite for sample in result.samples):
-        raise BadResultError(f"{path}: logits or cached values are not finite")
-    if task.stage is not None and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
-        raise BadResultError(f"{path}: quality was not measured, or is not finite")
-    if config.task.breakdown and result.breakdown is None:
-        raise BadResultError(f"{path}: no step was broken down")
-    if not valid_samples(result):
-        raise BadResultError(f"{path}: something was compiled during every sample")
+    require_counts(result, path)
 
 
-def run_kernels(
-    config: Config,
-    resolved: dict[str, Any],
-    command: list[str],
-    folder: Path,
-    sweep: Path | None,
-    device: Device,
-    tracker: Tracker,
-) -> None:
-    """What `run` does, for `task=kernels`: there is no model, and no engine.
+def require_counts(result: Recorded, path: Path) -> None:
+    """Raises BadResultError for what was recorded and means nothing."""
+    if (wrong := problem(result)) is not None:
+        raise BadResultError(f"{path}: {wrong}")
 
-    Raises:
-        BadResultError: an implementation failed, or is wrong; what was measured is recorded.
-        KeyboardInterrupt: Ctrl-C; what was measured until then is recorded.
-    """
+
+def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Device) -> None:
+    """What `run` does, for `task=kernels`: there is no model, and no engine."""
     task: Kernels = instantiate(config.task, config, device)
     if task.left_out is not None:
         console.print(f"Without the kernels of {config.model.name}: {task.left_out}", markup=False)
@@ -158,38 +190,23 @@ def run_kernels(
         except KeyboardInterrupt:
             interrupted = True
     result = KernelResult(
+        **job.header(),
         started=started,
-        command=command,
-        sweep=str(sweep) if sweep else None,
         config=resolved,
         environment=surroundings,
         dtype=device.dtype_name,
         roof=roof,
         wall_s=time.perf_counter() - begin,
         peak_flops=peak_flops(device.name),
+        interrupted=interrupted,
         kernels=kernels,
     )
-    path = result.save(folder)
+    path = job.record = result.save(job.folder)
     show_kernels(result, instantiate(config.baseline))
-    publish(result, path, tracker)
     if interrupted:
         console.print(f"interrupted: {len(kernels)} of {len(task.cases)} kernels were measured", markup=False)
         raise KeyboardInterrupt
-    if failed := [kernel.label for kernel in kernels if kernel.failed]:
-        raise BadResultError(f"{path}: not all of it could be measured, or was right: {', '.join(failed)}")
-    if not any(timing.median_s is not None for kernel in kernels for timing in kernel.timings.values()):
-        raise BadResultError(f"{path}: nothing was measured")
-
-
-def publish(result: Recorded, path: Path, tracker: Tracker) -> None:
-    """Logs a result that was saved, and says where it is."""
-    try:
-        logged = tracker.log(result, path)
-    except TrackingError as error:
-        console.print(f"Not tracked: {error}", style="yellow", markup=False)
-        logged = None
-    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
-    print_json(result, path, logged)
+    require_counts(result, path)
 
 
 def with_engine(
@@ -270,7 +287,7 @@ def measure(
 
 def beginning(config: Config, device: Device, stages: Stages, again: bool) -> tuple[str, Environment, Roof]:
     """What every record begins with: when, where, and what that device's read roof is, measured `again` or not."""
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = now()
     stages.start("measuring the read roof")
     surroundings = environment(device, config.commit)
     roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", again)

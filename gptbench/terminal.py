@@ -20,7 +20,7 @@ from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
-from gptbench.record import KernelResult, Recorded, Result
+from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
     METRICS,
@@ -31,6 +31,7 @@ from gptbench.record.statistics import (
     summary,
     valid_samples,
 )
+from gptbench.record.sweep import COLUMNS
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -267,16 +268,52 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def show_sweep(record: SweepRecord) -> None:
+    """The table: what was varied, what came of it, and the numbers."""
+    counts = ", ".join(f"{count} {name}" for name, count in record.counts.items() if count)
+    table = Table(title=f"sweep of {len(record.jobs)} jobs: {counts}", title_justify="left")
+    head, rows = record.table()
+    if not any(job.reason for job in record.jobs):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    for name in head:
+        metric = name in SHOWN or name in COLUMNS
+        unit = SHOWN[name][1] if name in SHOWN else ""
+        table.add_column(escape(f"{name}, {unit}" if unit else name), justify="right" if metric else "left")
+    for row in rows:
+        cells = []
+        for name, value in zip(head, row, strict=True):
+            text = number(value * SHOWN.get(name, (1.0,))[0]) if isinstance(value, float) else value
+            cells.append("" if text is None else escape(str(text).splitlines()[0] if str(text) else ""))
+        table.add_row(*cells)
+    print_whole(table)
+
+
+def place(result: Measured) -> dict[str, str | None]:
+    """Where it was measured."""
+    environment = result.environment
+    return {"dtype": result.dtype, "device": environment.device, "commit": environment.commit}
+
+
+def print_sweep(record: SweepRecord, path: Path, logged: str | None) -> None:
+    """One line of JSON on stdout, after those of the jobs."""
+    counts = {name.replace(" ", "_"): count for name, count in record.counts.items()}
+    line = {"jobs": len(record.jobs), **counts, "status": record.status, "sweep": str(path), "tracking": logged}
+    console.file.flush()
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
 def print_json(result: Recorded, path: Path, logged: str | None) -> None:
     """One line of JSON on stdout."""
     config = result.config
-    groups = ("model", "quant", "engine", "sampling") if isinstance(result, Result) else ("task", "model", "quant")
+    groups = (
+        ("task", "model", "quant") if isinstance(result, KernelResult) else ("model", "quant", "engine", "sampling")
+    )
     line = {
         **{group: config[group]["name"] for group in groups},
-        "dtype": result.dtype,
         "batch_size": config["workload"]["batch_size"],
-        "device": result.environment.device,
-        "commit": result.environment.commit,
+        **(place(result) if isinstance(result, Measured) else {}),
+        **({"failed": result.cause, "reason": result.reason} if isinstance(result, Failure) else {}),
         **(summary(result) if isinstance(result, Result) else {}),
         **(kernel_summary(result) if isinstance(result, KernelResult) else {}),
         "result": str(path),

@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from gptbench.config import register
+from gptbench.guard import install
 from gptbench.paths import conf_folder
 
 
@@ -49,5 +50,6 @@ def composing() -> Iterator[None]:
     """Hydra, ready to compose what is shipped."""
     GlobalHydra.instance().clear()
     register()
+    install()
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         yield

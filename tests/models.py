@@ -20,6 +20,7 @@ from gptbench.config import (
     QuantConfig,
     RopeScaling,
     SamplingConfig,
+    SweepConfig,
     TaskConfig,
     TrackingConfig,
     WorkloadConfig,
@@ -140,6 +141,7 @@ def run_config(
         task=TaskConfig(_target_="gptbench.measure.Speed", name="speed"),
         tracking=TrackingConfig(_target_="gptbench.record.NoTracker", name="none"),
         baseline=BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"),
+        sweep=SweepConfig(_target_="gptbench.sweep.Product", name="product"),
     )
 
 

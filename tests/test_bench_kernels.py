@@ -44,8 +44,10 @@ from gptbench.measure.kernel_cases import (
 from gptbench.measure.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
 from gptbench.model import Weight
 from gptbench.record import KernelResult
+from gptbench.record.files import load_record
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
-from gptbench.record.tracking import load_record, log_command
+from gptbench.record.tracking import log_command
+from gptbench.run import Job
 from gptbench.sampling import Sampler
 from gptbench.targets import target
 from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
@@ -505,7 +507,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = config(tmp_path, only="gemv/D32/bfloat16")
-    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
     result = KernelResult.load(tmp_path / "kernels.json")
     assert [kernel.label for kernel in result.kernels] == ["gemv/D32/bfloat16"]
     shown = capsys.readouterr()
@@ -541,7 +543,7 @@ def test_a_wrong_kernel_is_recorded_and_fails_the_run(
     monkeypatch.setattr(kernels, "model_cases", lambda *_: iter([gemv_by(is_a_little_off)]))
     of = config(tmp_path, only="gemv/D40")
     with pytest.raises(BadResultError, match="gemv/D40/bfloat16"):
-        run_module.run(of, None, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+        run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
     assert KernelResult.load(tmp_path / "kernels.json").kernels[0].failed
     assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
 
@@ -558,7 +560,7 @@ def test_what_was_measured_before_ctrl_c_is_recorded(tmp_path: Path, monkeypatch
     monkeypatch.setattr(kernels, "measure_case", interrupted)
     of = config(tmp_path, only="gemv/D32")
     with pytest.raises(KeyboardInterrupt):
-        run_module.run(of, None, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path, None)
+        run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
     assert [kernel.label for kernel in KernelResult.load(tmp_path / "kernels.json").kernels] == measured
 
 

@@ -37,7 +37,8 @@ def refusal(*overrides: str) -> str:
 
 def test_groups_are_those_of_the_issue() -> None:
     assert set(GROUPS) == {
-        *("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "experiment", "baseline")
+        *("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "experiment", "baseline"),
+        *("sweep", "hydra"),
     }
 
 
@@ -176,10 +177,19 @@ REFUSED = {
     "tracking.timeout_s=0": ["tracking.timeout_s=0", "over 0"],
     "tracking.retries=11": ["tracking.retries=11", "0 to 10"],
     "tracking.experiment=''": ["tracking.experiment=", "a name"],
+    "sweep.timeout_s=5": ["sweep.timeout_s=5.0", "isolation=process"],
+    "sweep.timeout_s=0 isolation=process": ["sweep.timeout_s=0.0", "over 0"],
+    "sweep.paired=[sampling.top_k]": ["sweep.paired=['sampling.top_k']", "two overrides or more"],
+    "sweep=random sweep.jobs=0": ["sweep.jobs=0", "at least 1"],
+    "sweep=sobol sweep.seed=-1": ["sweep.seed=-1", "0 to"],
+    "sweep.jobs=3": ["sweep.jobs", "paired, resume, timeout_s"],
+    "isolation=thread": ["isolation", "thread", "none, process"],
     "outputs=''": ["outputs=", "a folder"],
     **{
         f"{group}._target_={target}": [f"{group}._target_={target}", "expected one of gptbench."]
-        for group in ("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "baseline")
+        for group in (
+            *("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "baseline", "sweep"),
+        )
         for target in ("os.system", "builtins.eval", "gptbench.run.run")
     },
     "model._target_=${oc.env:HOME}": ["model._target_=/", "expected one of gptbench."],

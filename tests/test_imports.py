@@ -14,6 +14,7 @@ ORDER = (
     "paths",
     "architecture",
     "config",
+    "guard",
     "tokenizer",
     "prompt",
     "targets",
@@ -34,6 +35,10 @@ ORDER = (
     "terminal",
     "reuse",
     "run",
+    "isolation",
+    "attempt",
+    "job",
+    "sweep",
     "__main__",
 )
 """Rooms of gptbench. Each may import itself and what stands before it."""

@@ -39,6 +39,7 @@ from gptbench.measure.samples import Sample
 from gptbench.model import Transformer
 from gptbench.record import Result
 from gptbench.record.statistics import compilation_name, compile_metrics
+from gptbench.run import Job
 from gptbench.targets import instantiate
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
 from tests.test_engines import FUSED
@@ -142,7 +143,7 @@ def test_another_drawing_compiles_no_kernel_of_the_fused_engine(model: ModelConf
 
 
 def run(of: Config, folder: Path, sweep: bool = True) -> Result:
-    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None)
+    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None), None)
     return Result.load(folder / "result.json")
 
 
@@ -253,7 +254,7 @@ def test_single_kernels_are_measured_without_a_model_beside_them(
     monkeypatch.setattr(run_module, "run_kernels", seen)
     task = KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels")
     of = replace(of, task=task)
-    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], tmp_path / "1", tmp_path)
+    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / "1", tmp_path), None)
 
 
 def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:

@@ -18,6 +18,7 @@ from gptbench.errors import BadResultError, ConfigError, DoesNotFitError
 from gptbench.measure import Quality, roof
 from gptbench.model import Transformer
 from gptbench.record import Result
+from gptbench.run import Job
 from tests.models import DENSE, run_config
 
 
@@ -39,7 +40,7 @@ def resolved(of: Config) -> dict:
 
 
 def run(of: Config, folder: Path) -> Result:
-    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, None)
+    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], folder), None)
     return Result.load(folder / "result.json")
 
 

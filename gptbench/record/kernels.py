@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gptbench.measure.kernels import KernelTimes, Timing
-from gptbench.record.result import SCHEMA_VERSION, Recorded
+from gptbench.record.result import Measured
 
 SEED_PEAK_TFLOPS = 312
 """The seed's, whatever device it runs on."""
@@ -13,8 +13,8 @@ SEED_SIZES = [1024, 4096, 8192, 16384]
 """Its micro-benchmarks' D."""
 
 
-@dataclass
-class KernelResult(Recorded):
+@dataclass(kw_only=True)
+class KernelResult(Measured):
     """Every kernel that was measured."""
 
     FILE: ClassVar[str] = "kernels"
@@ -24,10 +24,12 @@ class KernelResult(Recorded):
     peak_flops: float | None
     """Of the device, bfloat16 operations a second by its datasheet; None where it is not known."""
     kernels: list[KernelTimes]
-    schema_version: int = SCHEMA_VERSION
+    interrupted: bool = False
+    """Whether some were left out because of Ctrl-C."""
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
+        super().restore(raw)
         for entry in raw["kernels"]:
             entry["timings"] = {name: Timing(**timing) for name, timing in entry["timings"].items()}
         raw["kernels"] = [KernelTimes(**entry) for entry in raw["kernels"]]

@@ -5,14 +5,18 @@ The file is one JSON object with the fields of `Result`, nested as the dataclass
 `SCHEMA_VERSION`.
 """
 
+import contextlib
 import json
-import re
+import os
+import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gptbench.checkpoint import Loaded
 from gptbench.errors import UserError
+from gptbench.guard import redacted as redacted  # what is recorded goes through it
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation, costs
 from gptbench.measure.environment import Environment
@@ -24,9 +28,9 @@ from gptbench.measure.traffic import Traffic
 SCHEMA_VERSION = 1
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recorded:
-    """What every record of a run begins with, and how it becomes a file."""
+    """What every record begins with, and how it becomes a file."""
 
     FILE: ClassVar[str]
     """Name of the file, without `.json`."""
@@ -39,27 +43,33 @@ class Recorded:
     """Folder of the sweep that it belongs to."""
     config: dict[str, Any]
     """The whole configuration, as the groups in conf/ have it, resolved."""
-    environment: Environment
-    dtype: str
-    """Type of activations, KV cache and unquantised weights."""
-    roof: Roof
-    """Of the device, as used for MBU."""
+    swept: list[str] = field(default_factory=list)
+    """Of a job, the overrides that the sweep varies, such as `sampling.top_k=5`."""
+    identity: str | None = None
+    """What was measured, by what code, on what device: see `gptbench.record.identity`."""
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         self.command, self.config = redacted(self.command), redacted(self.config)
+        self.swept = redacted(self.swept)
 
     def save(self, folder: Path) -> Path:
-        """Writes `FILE.json` to the folder; never over another one: a second one becomes `FILE-2.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes `FILE.json` to the folder, all of it or none; never over another one: a second one becomes
+        `FILE-2.json`."""
         number = 1
-        while True:
-            path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
-            try:
-                with path.open("x") as file:
-                    json.dump(asdict(self), file, indent=1)
-                return path
-            except FileExistsError:
-                number += 1
+        with whole_file(folder, json.dumps(asdict(self), indent=1)) as new:
+            while True:
+                path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
+                try:
+                    os.link(new, path)
+                    return path
+                except FileExistsError:
+                    number += 1
+                except OSError:  # a file system without hard links
+                    if not path.exists():
+                        new.replace(path)
+                        return path
+                    number += 1
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -74,8 +84,6 @@ class Recorded:
                 raise UserError(
                     f"{path}: schema_version={raw['schema_version']}, and this gptbench reads {SCHEMA_VERSION}"
                 )
-            raw["environment"] = Environment(**raw["environment"])
-            raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
             cls.restore(raw)
             return cls(**raw)
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
@@ -84,11 +92,26 @@ class Recorded:
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
         """Makes dataclasses of a record's own fields again, in place."""
-        raise NotImplementedError
 
 
-@dataclass
-class Result(Recorded):
+@dataclass(kw_only=True)
+class Measured(Recorded):
+    """What every record of a measurement has."""
+
+    environment: Environment
+    dtype: str
+    """Type of activations, KV cache and unquantised weights."""
+    roof: Roof
+    """Of the device, as used for MBU."""
+
+    @classmethod
+    def restore(cls, raw: dict[str, Any]) -> None:
+        raw["environment"] = Environment(**raw["environment"])
+        raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
+
+
+@dataclass(kw_only=True)
+class Result(Measured):
     """One run."""
 
     FILE: ClassVar[str] = "result"
@@ -124,10 +147,10 @@ class Result(Recorded):
     None where it made its own."""
     breakdown: Breakdown | None = None
     """Where the time of one decode step goes, if the task was to tell."""
-    schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
+        super().restore(raw)
         raw["traffic"] = Traffic(**raw["traffic"])
         for entry in raw["compilations"]:
             if entry.get("stages_s") and "costs_s" not in entry:  # of a version that did not sum them up
@@ -143,10 +166,23 @@ class Result(Recorded):
             raw["breakdown"] = Breakdown(**(raw["breakdown"] | {"launches": launches}))
 
 
-def redacted(value: Any) -> Any:
-    """The same without user and password in any URI; nothing that is recorded may hold them."""
-    if isinstance(value, str):
-        return re.sub(r"(?<=://)[^/\s]*@", "", value)
-    if isinstance(value, dict):
-        return {key: redacted(entry) for key, entry in value.items()}
-    return [redacted(entry) for entry in value] if isinstance(value, list) else value
+@contextlib.contextmanager
+def whole_file(folder: Path, text: str) -> Iterator[Path]:
+    """A new file in the folder that holds the text and is on the disk; it is taken away afterwards. Linked or renamed
+    to where it belongs, it is there as a whole or not at all, whenever the process is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{uuid.uuid4().hex}.new"
+    try:
+        with new.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, or replaces it: all of it or nothing."""
+    with whole_file(path.parent, text) as new:
+        new.replace(path)

@@ -16,22 +16,29 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.charts import draw_compile_stages
+from gptbench.record.failure import Failure
+from gptbench.record.files import load_record, records_in
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
-from gptbench.record.result import Recorded, Result, redacted
+from gptbench.record.plan import LOCK as SWEEP_LOCK
+from gptbench.record.plan import PLAN, Plan
+from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
 from gptbench.record.statistics import compilation_name, sample_metrics, summary
+from gptbench.record.sweep import SweepRecord, record_of
+from gptbench.targets import instantiate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,9 +48,15 @@ RESULT_TAG = "gptbench.result"
 """sha256 of `result.json`: by it a result is known again."""
 SWEEP_TAG = "gptbench.sweep"
 """Folder of the sweep, on its parent run."""
+ENDED_TAG = "gptbench.sweep_ended"
+"""When, on its parent run."""
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+"""Markdown, which MLflow's page of a run begins with."""
 PARENT_FILE = "mlflow_parent.json"
 """In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
+MARK = "tracked-"
+"""Begins the name of a file beside a record: where that is logged."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
 
@@ -67,11 +80,26 @@ class Tracker:
         """
         raise NotImplementedError
 
+    def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
+        """Makes the parent of a sweep's jobs, or opens it again.
+
+        Args:
+            sweep: folder of the sweep.
+            swept: keys that it varies.
+
+        Raises:
+            TrackingError: there is none; the sweep can go on.
+        """
+        raise NotImplementedError
+
 
 class NoTracker(Tracker):
     """Logs nothing."""
 
     def log(self, result: Recorded, result_path: Path) -> None:
+        return None
+
+    def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
         return None
 
 
@@ -110,46 +138,88 @@ class MLflowTracker(Tracker):
 
     def log(self, result: Recorded, result_path: Path) -> str:
         record = make_record(result, result_path, self.config.run_name)
+        with self.talking(f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"):
+            return self.send(record, result, result_path)
+
+    def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
+        with self.talking("Its jobs and itself will be logged when they have ended."), self.lock:
+            client = self.client()
+            self.parent(client, self.experiment(client), sweep, milliseconds(started), swept, running=True)
+
+    @contextlib.contextmanager
+    def talking(self, kept: str) -> Iterator[None]:
+        """With MLflow's settings; raises TrackingError, which ends with `kept`, for whatever goes wrong."""
         try:
             with environment_variables(mlflow_settings(self.config)):
-                return self.send(record, result, result_path)
+                yield
         except Exception as error:  # stores, servers and plugins raise whatever they like
-            raise TrackingError(
-                f"tracking.uri={redacted(self.uri)}: {reason(error)}\n"
-                f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"
-            ) from error
+            raise TrackingError(f"tracking.uri={redacted(self.uri)}: {reason(error)}\n{kept}") from error
 
-    def send(self, record: Record, result: Recorded, result_path: Path) -> str:
-        """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
+    def client(self) -> "MlflowClient":
+        """Which makes a SQLite store that is not there yet: call it with the lock."""
         import mlflow.store.db.utils
         from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
 
         # Otherwise it tries to open a database ten times, which takes 100 s.
         mlflow.store.db.utils.MAX_RETRY_COUNT = self.config.retries + 1
         self.outputs.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(self.uri)
+
+    def send(self, record: Record, result: Recorded, result_path: Path) -> str:
+        """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
         with self.lock:
-            client = MlflowClient(self.uri)
+            client = self.client()
             experiment = self.experiment(client)
-            run = first_run(client, experiment, f"tags.`{RESULT_TAG}` = '{record.tags[RESULT_TAG]}'")
-            if run is not None and run.info.status != "RUNNING":
+            run = self.one_run(client, experiment, record)
+            if run is not None and run.info.status != "RUNNING" and not isinstance(result, SweepRecord):
                 return f"already logged: {self.describe(run)}"
-            parent = self.parent(client, experiment, result.sweep, record) if result.sweep else None
+            parent = None
+            if isinstance(result, SweepRecord):
+                run = self.parent(client, experiment, str(result.sweep), record.start_ms, result.swept_keys)
+                # It may have been gone on with since, and that been logged before.
+                if run.info.status != "RUNNING" and run.data.tags.get(ENDED_TAG, "") >= result.ended:
+                    return f"already logged: {self.describe(run)}"
+            elif result.sweep:
+                parent = self.parent(client, experiment, result.sweep, record.start_ms, result.swept)
             if run is None:
-                tags = record.tags | ({PARENT_TAG: parent} if parent else {})
+                tags = record.tags | ({PARENT_TAG: parent.info.run_id} if parent is not None else {})
                 run = client.create_run(experiment, record.start_ms, tags, record.name)
+            if parent is not None and not (Path(result.sweep or "") / PLAN).exists():
+                self.end_parent(client, parent.info.run_id, record)  # of a version whose sweeps had no record
+            if self.is_embedded:  # many writers at once would time out waiting for each other
+                self.fill(client, run, record, result, result_path)
+        if not self.is_embedded:
+            self.fill(client, run, record, result, result_path)
+        return self.describe(run)
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.uri.startswith("sqlite:")
+
+    def fill(self, client: "MlflowClient", run: "Run", record: Record, result: Recorded, result_path: Path) -> None:
+        """All that a run holds, in one batch."""
+        from mlflow.entities import Metric, Param, RunTag
 
         run_id = run.info.run_id
         params = [Param(key, value) for key, value in record.params]
         metrics = [Metric(key, value, record.end_ms, step) for key, value, step in record.metrics]
-        client.log_batch(run_id, metrics, params, synchronous=True)  # splits what is too much for one request
+        tags = [RunTag(key, value) for key, value in record.tags.items()] if isinstance(result, SweepRecord) else []
+        client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(result, result_path, Path(folder))
             client.log_artifacts(run_id, folder)
-        if parent:
-            self.end_parent(client, parent, record)
         client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
-        return self.describe(run)
+
+    def one_run(self, client: "MlflowClient", experiment: str, record: Record) -> "Run | None":
+        """The run of a record, if there is one. A slow server may have made several when it was asked again: the others
+        hold nothing, and go."""
+        runs = client.search_runs([experiment], f"tags.`{RESULT_TAG}` = '{record.tags[RESULT_TAG]}'")
+        whole = [run for run in runs if run.info.status != "RUNNING"]
+        kept = next(iter(whole or runs), None)
+        for run in runs:
+            if kept is not None and run.info.run_id != kept.info.run_id and run.info.status == "RUNNING":
+                client.delete_run(run.info.run_id)
+        return kept
 
     def describe(self, run: "Run") -> str:
         return f"MLflow run {run.info.run_name} {run.info.run_id} in {redacted(self.uri)}"
@@ -163,8 +233,16 @@ class MLflowTracker(Tracker):
         artifacts = str(self.outputs / "mlartifacts") if self.uri.startswith("sqlite:") else None
         return client.create_experiment(self.config.experiment, artifacts)
 
-    def parent(self, client: "MlflowClient", experiment: str, sweep: str, record: Record) -> str:
-        """Id of the run that all jobs of a sweep belong to; the first job makes it.
+    def parent(
+        self,
+        client: "MlflowClient",
+        experiment: str,
+        sweep: str,
+        start_ms: int,
+        swept: list[str],
+        running: bool = False,
+    ) -> "Run":
+        """The run that all jobs of a sweep belong to, which is made if it is not there; `running` opens it again.
 
         The file in the sweep's folder tells which one it is. The tag does where the folder was moved to another
         machine, or the sweep is logged to a second store.
@@ -177,20 +255,21 @@ class MLflowTracker(Tracker):
                 run = first_run(client, experiment, f"attributes.run_id = '{kept['run_id']}'")
         run = run or first_run(client, experiment, f'tags.`{SWEEP_TAG}` = "{sweep}"')
         if run is None:
-            name = "sweep " + "/".join(Path(sweep).parts[-2:])
-            tags = {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}
-            run = client.create_run(experiment, record.start_ms, tags, name)
+            varied = " × ".join(short_keys([override.partition("=")[0] for override in swept]).values())
+            name = " ".join(["sweep", *([varied] if varied else []), "/".join(Path(sweep).parts[-2:])])
+            run = client.create_run(experiment, start_ms, {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}, name)
+        elif running:
+            client.update_run(run.info.run_id, status="RUNNING")
         if path.parent.is_dir():
             kept = {"uri": redacted(self.uri), "experiment_id": experiment, "run_id": run.info.run_id}
-            path.write_text(json.dumps(kept, indent=1))
-        return str(run.info.run_id)
+            write_whole(path, json.dumps(kept, indent=1))
+        return run
 
     def end_parent(self, client: "MlflowClient", parent: str, record: Record) -> None:
         """Moves the end of a sweep's parent on to that of the job; one that failed marks it for good."""
-        with self.lock:
-            info = client.get_run(parent).info
-            status = "FAILED" if "FAILED" in (info.status, record.status) else "FINISHED"
-            client.set_terminated(parent, status, max(info.end_time or 0, record.end_ms))
+        info = client.get_run(parent).info
+        status = "FAILED" if "FAILED" in (info.status, record.status) else "FINISHED"
+        client.set_terminated(parent, status, max(info.end_time or 0, record.end_ms))
 
 
 def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run | None":
@@ -198,32 +277,69 @@ def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run |
     return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
 
 
+def milliseconds(iso: str) -> int:
+    """Since 1970."""
+    return round(datetime.datetime.fromisoformat(iso).timestamp() * 1000)
+
+
 def make_record(result: Recorded, result_path: Path, name: str | None) -> Record:
     """What is logged of a result; `name` is the run's, or None for one made of what was run."""
     start = datetime.datetime.fromisoformat(result.started).timestamp()
-    own = run_record(result, start) if isinstance(result, Result) else kernel_record(result, start)
-    names = {group: result.config[group]["name"] for group in ("model", "quant")}
-    here = result.environment
+    if isinstance(result, SweepRecord):
+        own = sweep_record(result, start)
+    elif isinstance(result, Failure):
+        own = failure_record(result, start)
+    else:
+        assert isinstance(result, Measured)
+        own = run_record(result, start) if isinstance(result, Result) else kernel_record(result, start)
+    groups = ("model", "quant") if not isinstance(result, SweepRecord) else ()
     tags: dict[str, str | None] = {
         RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
         "gptbench.command": shlex.join(result.command),
         "mlflow.source.name": "gptbench",
-        **names,
-        "dtype": result.dtype,
+        **{group: result.config[group]["name"] for group in groups},
         "task": result.config["task"]["name"] if "task" in result.config else None,
         "sweep": result.sweep,
+        "identity": result.identity,
+        **(where(result) if isinstance(result, Measured) else {}),
+    }
+    values = () if isinstance(result, SweepRecord) else flat(result.config)
+    return replace(
+        own,
+        name=" ".join([name or own.name, *told_apart(result.swept)]),
+        params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in values), *own.params],
+        tags={key: value[:MOST_CHARACTERS] for key, value in (tags | own.tags).items() if value is not None},
+    )
+
+
+def where(result: Measured) -> dict[str, str | None]:
+    """Tags of the place that a number comes from."""
+    here = result.environment
+    return {
+        "dtype": result.dtype,
         "commit": here.commit,
         "device": here.device,
         "driver": here.driver,
         "power_limit_w": None if here.power_limit_w is None else f"{here.power_limit_w:g}",
         **{library: here.libraries[library] for library in ("torch", "triton") if library in here.libraries},
     }
-    return replace(
-        own,
-        name=name or own.name,
-        params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in flat(result.config)), *own.params],
-        tags={key: value[:MOST_CHARACTERS] for key, value in (tags | own.tags).items() if value is not None},
-    )
+
+
+IN_NAMES = ("model", "quant", "engine", "workload.batch_size")
+"""What a run's name holds anyway."""
+
+
+def told_apart(swept: list[str]) -> list[str]:
+    """What tells a job of a sweep from the others, shortened: `top_k=5`."""
+    values = dict(override.split("=", 1) for override in swept if "=" in override)
+    short = short_keys(list(values))
+    return [f"{short[key]}={value}" for key, value in values.items() if key.lstrip("+") not in IN_NAMES]
+
+
+def short_keys(keys: list[str]) -> dict[str, str]:
+    """Each key's last part; of those that share it, the whole key."""
+    last = {key: key.lstrip("+").rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def run_record(result: Result, start: float) -> Record:
@@ -251,7 +367,7 @@ def run_record(result: Result, start: float) -> Record:
     )
 
 
-def kernel_record(result: Recorded, start: float) -> Record:
+def kernel_record(result: Measured, start: float) -> Record:
     """What is of `task=kernels` alone."""
     assert isinstance(result, KernelResult)
     return Record(
@@ -265,7 +381,42 @@ def kernel_record(result: Recorded, start: float) -> Record:
     )
 
 
-def weights_of(result: Recorded) -> str:
+def failure_record(result: Failure, start: float) -> Record:
+    """What is of a failure alone."""
+    names = {group: result.config[group]["name"] for group in ("model", "quant", "engine")}
+    weights = result.config["device"]["dtype"] if names["quant"] == "none" else names["quant"]
+    batch = result.config["workload"]["batch_size"]
+    return Record(
+        name=f"{names['model']}-{weights}-{names['engine']}-b{batch}",
+        start_ms=round(start * 1000),
+        end_ms=round((start + result.seconds) * 1000),
+        status="FAILED",
+        params=[],
+        metrics=[],
+        tags={
+            "engine": names["engine"],
+            "failure": result.cause,
+            NOTE_TAG: f"**{result.cause}**: {result.reason}",
+            **({} if result.commit is None else {"commit": result.commit}),
+        },
+    )
+
+
+def sweep_record(result: SweepRecord, start: float) -> Record:
+    """What is of a sweep itself: its parent run."""
+    counts = {f"jobs_{name.replace(' ', '_')}": float(count) for name, count in result.counts.items()}
+    return Record(
+        name="",
+        start_ms=round(start * 1000),
+        end_ms=milliseconds(result.ended),
+        status=result.status,
+        params=[],
+        metrics=[(name, value, 0) for name, value in ({"jobs": float(len(result.jobs))} | counts).items()],
+        tags={NOTE_TAG: result.markdown(), ENDED_TAG: result.ended},
+    )
+
+
+def weights_of(result: Measured) -> str:
     """How weights are stored: the quantisation, or the type of those that have none."""
     quant: str = result.config["quant"]["name"]
     return result.dtype if quant == "none" else quant
@@ -303,6 +454,11 @@ def clean(key: str) -> str:
 def write_artifacts(result: Recorded, result_path: Path, folder: Path) -> None:
     """The record itself, its configuration to run it again, and what is in it as tables, texts and traces."""
     shutil.copyfile(result_path, folder / f"{result.FILE}.json")
+    if isinstance(result, SweepRecord):
+        write_table(folder / "jobs.csv", *result.table())
+        return
+    if isinstance(result, Failure) and result.traceback is not None:
+        (folder / "traceback.txt").write_text(result.traceback, encoding="utf-8")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(result.config)))
     if isinstance(result, Result):
         write_run(result, folder)
@@ -384,17 +540,112 @@ def reason(error: BaseException) -> str:
     return system[-1] if system else (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def load_record(path: Path) -> Recorded:
-    """A record of either kind.
+def log_recorded(
+    result: Recorded, path: Path, section: TrackingConfig, outputs: Path, tell: Callable[..., None]
+) -> str | None:
+    """Logs a record that was saved, and leaves a mark beside it, by which `sync` knows that it need not.
+
+    Args:
+        tell: is told what goes wrong, which loses nothing.
+
+    Returns:
+        Where it is logged; None where it is not.
+    """
+    mark = path.with_name(f"{MARK}{path.name}")
+    to = {"uri": redacted(getattr(section, "uri", None)), "experiment": getattr(section, "experiment", None)}
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads(mark.read_text())
+        if {key: told.get(key) for key in to} == to:
+            return str(told["logged"])
+    tracker: Tracker = instantiate(section, outputs)
+    try:
+        logged = tracker.log(result, path)
+    except TrackingError as error:
+        tell(f"Not tracked: {error}", style="yellow", markup=False)
+        return None
+    if logged is not None:
+        write_whole(mark, json.dumps(to | {"logged": logged}, indent=1))
+    return logged
+
+
+def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | None:
+    """Where a record's own configuration says that it goes; where it says nowhere, and there is a `default`, to the
+    store in the outputs folder.
 
     Raises:
-        UserError: it is of none.
+        UserError: it does not say.
     """
     try:
-        of_kernels = "kernels" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
-        of_kernels = False  # `load` tells what is wrong
-    return KernelResult.load(path) if of_kernels else Result.load(path)
+        section = result.config["tracking"]
+        if section["_target_"] not in MLflowConfig.TARGETS:
+            if not default:
+                return None
+            section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
+        return MLflowConfig(**section)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
+
+
+def sync_command(arguments: list[str]) -> int:
+    """`gptbench sync`: logs all records that could not be logged before. Returns the exit code: 1 if some still cannot.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench sync",
+        description="Logs to MLflow all that is recorded in the outputs folder and not logged yet, because the server "
+        "was away, or a process was killed before it had logged. Sweeps whose process was killed get their end.",
+        epilog="Each goes where its own configuration says; what was recorded with tracking=none stays where it is.",
+    )
+    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
+    options = parser.parse_args(arguments)
+    outputs: Path = options.outputs.absolute()
+    if not outputs.is_dir():
+        raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
+    failed = 0
+    for path in unsent(outputs):
+        try:
+            result = load_record(path)
+            if (section := tracking_of(path, result, default=False)) is None:
+                continue
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        logged = log_recorded(result, path, section, outputs, lambda text, **_: print(text))
+        if logged is None:
+            failed += 1
+        else:
+            print(logged)
+    print(f"{failed} records are still not logged" if failed else "all records are logged")
+    return 1 if failed else 0
+
+
+def unsent(outputs: Path) -> Iterator[Path]:
+    """Records without a mark, jobs before their sweep. Sweeps that nobody runs any more get a record."""
+    sweeps = []
+    for folder, inner, names in os.walk(outputs):
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in ("mlartifacts", "jobs"))
+        if PLAN in names:
+            end_dead_sweep(Path(folder))
+        for path in records_in(Path(folder)):
+            if path.with_name(f"{MARK}{path.name}").exists():
+                continue
+            if path.name.startswith(SweepRecord.FILE):
+                sweeps.append(path)
+            else:
+                yield path
+    yield from sweeps
+
+
+def end_dead_sweep(folder: Path) -> None:
+    """Writes the record of a sweep whose process was killed before it could."""
+    if records_in(folder, SweepRecord):
+        return
+    lock = FileLock(folder / SWEEP_LOCK)
+    with contextlib.suppress(Timeout, UserError), lock.acquire(timeout=0):
+        reason = "the sweep's process ended before its turn"
+        record_of(folder, Plan.load(folder), interrupted=True, reason=reason).save(folder)
 
 
 def log_command(arguments: list[str]) -> int:
@@ -417,14 +668,9 @@ def log_command(arguments: list[str]) -> int:
     changes = {"uri": options.uri, "experiment": options.experiment}
     results = [(path, load_record(path)) for path in options.results]
     for path, result in results:
-        try:
-            section = result.config["tracking"]
-            if section["_target_"] not in MLflowConfig.TARGETS:
-                section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
-            config = MLflowConfig(**section)
-            outputs = options.outputs or Path(result.config["outputs"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
+        config = tracking_of(path, result, default=True)
+        assert config is not None
+        outputs = options.outputs or Path(result.config["outputs"])
         config = replace(config, **{key: value for key, value in changes.items() if value is not None})
         print(MLflowTracker(config, outputs).log(result, path))
     return 0

@@ -1,0 +1,221 @@
+"""What becomes of a job: whatever happens, there is a record of it.
+
+A job's folder holds, one after the other: a lock of the process that runs it, a mark that it began, the record of its
+measurement or its failure, and in a sweep what came of it. Each is written as a whole, so that a process that looks in
+after any other was killed knows how far that had got.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gptbench.config import Isolation
+from gptbench.errors import BadResultError, JobError, UserError
+from gptbench.isolation import in_own_process
+from gptbench.measure.environment import git_commit
+from gptbench.prompt import make_tokenizer
+from gptbench.record.failure import Cause, Failure
+from gptbench.record.files import headline, load_record, problem, records_in
+from gptbench.record.kernels import KernelResult
+from gptbench.record.ledger import hold
+from gptbench.record.outcome import BEGUN, Outcome, Status
+from gptbench.record.plan import STOP, Plan
+from gptbench.record.result import Result, write_whole
+from gptbench.record.tracking import log_recorded
+from gptbench.run import Job, run
+from gptbench.terminal import console, print_json
+
+DIED = "its process ended without a record of it"
+LOCK = ".job.lock"
+"""There, locked by the process that answers for the job."""
+RUNNING = ".attempt.lock"
+"""There, locked by the process that runs it, which may be another one."""
+
+
+def alone(job: Job) -> None:
+    """A run by itself. Raises what it raises; where it ran in a process of its own, that in words."""
+    if job.config.isolation is Isolation.none:
+        try:
+            execute(job)
+        finally:
+            publish(job)
+        return
+    outcome = isolated(job)
+    publish(job)
+    if outcome.cause is not None:
+        kinds = {Cause.refused.value: UserError, Cause.bad_result.value: BadResultError}
+        raise kinds.get(outcome.cause, JobError)(outcome.reason)
+
+
+def execute(job: Job) -> None:
+    """Runs it in this process."""
+    run(job, make_tokenizer(job.config.model))
+
+
+def of_sweep(folder: Path, sweep: Path, read: Callable[[], Job]) -> Outcome:
+    """One job of a sweep. A launcher may start it twice, where it lost sight of a process: the first counts.
+
+    Args:
+        folder: the job's.
+        sweep: folder that Hydra made for the sweep.
+        read: gives the job.
+    """
+    plan = Plan.load(sweep)
+    swept = plan.jobs[folder.name]
+    with hold(folder / LOCK):
+        if (before := Outcome.of(folder)) is not None:
+            return before
+        if (sweep / STOP).exists():
+            outcome = Outcome(status=Status.not_run.value, reason="the sweep was ended before")
+        else:
+            outcome = tried(folder, plan, swept, read)
+        outcome = dataclasses.replace(outcome, swept=swept)
+        outcome.save(folder)
+        return outcome
+
+
+def tried(folder: Path, plan: Plan, swept: list[str], read: Callable[[], Job]) -> Outcome:
+    """What comes of it, or has come of it where an earlier process began it and is gone."""
+    try:
+        job = read()
+    except UserError as error:  # what the sweeper could read, and this machine cannot
+        return Outcome(status=Status.failed.value, cause=Cause.refused.value, reason=str(error))
+    job.sweep, job.swept, job.resume = Path(plan.sweep), swept, plan.resume
+    if (folder / BEGUN).exists():
+        outcome = after_death(job)
+    else:
+        begin(job)
+        try:
+            outcome = attempt(job) if job.config.isolation is Isolation.none else isolated(job)
+        except KeyboardInterrupt:
+            outcome = Outcome(status=Status.interrupted.value, swept=swept, identity=job.identity, reason="Ctrl-C")
+            outcome.record = None if job.record is None else str(job.record)
+            outcome.save(folder)
+            raise
+    publish(job)
+    return outcome
+
+
+def begin(job: Job) -> None:
+    """Leaves a mark, by which a later process knows that this one began it."""
+    process = {"started": job.started, "host": socket.gethostname(), "pid": os.getpid(), "command": job.command}
+    write_whole(job.folder / BEGUN, json.dumps(process, indent=1))
+
+
+def attempt(job: Job) -> Outcome:
+    """Runs a job in this process, and tells what came of it; what it raises becomes a record.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    start = time.perf_counter()
+    try:
+        with hold(job.folder / RUNNING):
+            execute(job)
+    except UserError as error:
+        return failed(job, Cause.refused, str(error), start)
+    except BadResultError as error:
+        return failed(job, Cause.bad_result, str(error), start)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return failed(job, Cause.memory, in_one_line(error), start, traceback.format_exc())
+    except Exception as error:
+        traceback.print_exc()
+        return failed(job, Cause.raised, in_one_line(error), start, traceback.format_exc())
+    return measured(job, start)
+
+
+def isolated(job: Job) -> Outcome:
+    """The same in a process of its own, whose death becomes a record, too."""
+    start = time.perf_counter()
+    ended = in_own_process(attempt_apart, job, timeout_s=job.config.sweep.timeout_s)
+    if ended.value is not None:
+        outcome, job.identity, job.record, job.found = ended.value
+        return outcome
+    assert ended.died is not None
+    cause = Cause.timed_out if ended.died.timed_out else Cause.memory if ended.died.out_of_memory else Cause.killed
+    return after_death(job, cause, ended.died.reason, start)
+
+
+def attempt_apart(job: Job) -> tuple[Outcome, str | None, Path | None, bool]:
+    """`attempt`, and what it has learnt of the job."""
+    return attempt(job), job.identity, job.record, job.found
+
+
+def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start: float | None = None) -> Outcome:
+    """What came of a job whose process is gone: it may have written its record before."""
+    start = time.perf_counter() if start is None else start
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        job.started = json.loads((job.folder / BEGUN).read_text())["started"]
+    with hold(job.folder / RUNNING):  # a process whose parent was killed ends a moment later
+        found = [(path, load_record(path)) for path in records_in(job.folder, Result, KernelResult)]
+    for path, record in found:
+        if record.started >= job.started:  # not of an earlier run in the same folder
+            job.identity, job.record = record.identity, path
+            wrong = problem(record)
+            return measured(job, start) if wrong is None else failed(job, Cause.bad_result, f"{path}: {wrong}", start)
+    return failed(job, cause, reason, start)
+
+
+def measured(job: Job, start: float) -> Outcome:
+    """Of a job that is recorded, and counts."""
+    assert job.record is not None
+    return Outcome(
+        status=(Status.found if job.found else Status.recorded).value,
+        swept=job.swept,
+        identity=job.identity,
+        record=str(job.record),
+        seconds=time.perf_counter() - start,
+        metrics=headline(load_record(job.record)),
+    )
+
+
+def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None = None) -> Outcome:
+    """Of a job that is not, or does not count. Writes the record of that, where there is no other."""
+    seconds = time.perf_counter() - start
+    if job.record is None:
+        failure = Failure(
+            **job.header(),
+            started=job.started,
+            config=job.resolved,
+            cause=cause.value,
+            reason=reason,
+            traceback=trace,
+            seconds=seconds,
+            commit=job.config.commit or git_commit(),
+        )
+        job.record = failure.save(job.folder)
+    if job.sweep is not None:
+        console.print(f"failed, {cause.value}: {reason}", style="red", markup=False)
+    return Outcome(
+        status=Status.failed.value,
+        swept=job.swept,
+        cause=cause.value,
+        reason=reason,
+        identity=job.identity,
+        record=str(job.record),
+        seconds=seconds,
+    )
+
+
+def publish(job: Job) -> None:
+    """Logs the record of a job, and says where it is; what cannot be logged now is sent later."""
+    if job.record is None:
+        return
+    record = load_record(job.record)
+    logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.print)
+    console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+    print_json(record, job.record, logged)
+
+
+def in_one_line(error: Exception) -> str:
+    """Type and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,71 @@
+"""Records on disk: which kinds there are, whether one counts, and where they are."""
+
+import json
+import math
+from pathlib import Path
+
+from gptbench.record.failure import Failure
+from gptbench.record.kernels import KernelResult, kernel_summary
+from gptbench.record.result import Recorded, Result
+from gptbench.record.statistics import quality_metrics, summary, valid_samples
+from gptbench.record.sweep import SweepRecord
+
+KINDS: tuple[type[Recorded], ...] = (Result, KernelResult, Failure, SweepRecord)
+
+
+def load_record(path: Path) -> Recorded:
+    """A record of any kind.
+
+    Raises:
+        UserError: it is of none.
+    """
+    try:
+        raw = json.loads(path.read_text())
+        keys = set(raw) if isinstance(raw, dict) else set()
+    except (OSError, ValueError):
+        keys = set()  # `load` tells what is wrong
+    if "kernels" in keys:
+        return KernelResult.load(path)
+    if "cause" in keys:
+        return Failure.load(path)
+    if "jobs" in keys:
+        return SweepRecord.load(path)
+    return Result.load(path)
+
+
+def records_in(folder: Path, *kinds: type[Recorded]) -> list[Path]:
+    """Files of those kinds (of all, where none is named) that lie in the folder itself, oldest first."""
+    found = [path for kind in kinds or KINDS for path in folder.glob(f"{kind.FILE}*.json")]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def headline(record: Recorded) -> dict[str, float]:
+    """The numbers of a measurement; none of other records."""
+    if isinstance(record, Result):
+        return summary(record)
+    return kernel_summary(record) if isinstance(record, KernelResult) else {}
+
+
+def problem(record: Recorded) -> str | None:
+    """Why a measurement means nothing, or None where it counts."""
+    if isinstance(record, Result):
+        return problem_of_run(record)
+    if isinstance(record, KernelResult):
+        if record.interrupted:
+            return "it was interrupted"
+        if failed := [kernel.label for kernel in record.kernels if kernel.failed]:
+            return f"not all of it could be measured, or was right: {', '.join(failed)}"
+        if not any(timing.median_s is not None for kernel in record.kernels for timing in kernel.timings.values()):
+            return "nothing was measured"
+    return record.reason if isinstance(record, Failure) else None
+
+
+def problem_of_run(result: Result) -> str | None:
+    task = result.config.get("task", {})
+    if not all(sample.finite for sample in result.samples):
+        return "logits or cached values are not finite"
+    if task.get("name") == "quality" and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
+        return "quality was not measured, or is not finite"
+    if task.get("breakdown") and result.breakdown is None:
+        return "no step was broken down"
+    return None if valid_samples(result) else "something was compiled during every sample"

@@ -1,0 +1,85 @@
+"""What a measurement is of: two runs of the same identity measure the same thing, on the same kind of device, by the
+same code.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import gptbench
+from gptbench.config import Config, Section
+from gptbench.device import Device
+from gptbench.measure.environment import gpu_state
+
+MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
+"""Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
+it is compared with, does not."""
+PLACES = {"engine": ("tiles",)}
+"""Fields of them that say where something lies."""
+LIBRARIES = ("torch", "triton")
+PEERS = {"gptbench.engine.HuggingFace": ("transformers",)}
+"""What else runs the model, by `_target_` of the engine."""
+DIGITS = 16
+"""Of a hash, hexadecimal: 64 bits."""
+
+
+def digest(value: Any) -> str:
+    """Of plain data, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of gptbench's own source files: it tells changes apart that no commit holds yet."""
+    root = Path(gptbench.__file__).parent
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        hashed.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:DIGITS]
+
+
+def measured(config: Config) -> dict[str, Any]:
+    """What of a configuration a number depends on, as plain data."""
+    return {name: plain(getattr(config, name), PLACES.get(name, ())) for name in MEASURED}
+
+
+def plain(section: Section, left_out: tuple[str, ...]) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key not in left_out}
+
+
+def plan_identity(config: Config) -> str:
+    """Hash of what is asked for, before it is known on which device; its engine may still be `auto`."""
+    return digest([code_version(), measured(config), plain(config.device, ("measure_roof",))])
+
+
+def identity(config: Config, device: Device) -> str:
+    """Hash of what is measured.
+
+    Args:
+        config: with its prompt as tokens, and the engine that `auto` stands for.
+        device: what `config.device` turned out to be.
+    """
+    versions: dict[str, str | None] = {}
+    for name in (*LIBRARIES, *PEERS.get(config.engine._target_, ())):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # Triton is not everywhere
+            versions[name] = None
+    _, power_limit_w = gpu_state(device)
+    where = {
+        "name": device.name,
+        "dtype": device.dtype_name,
+        "threads": None if device.is_cuda else torch.get_num_threads(),
+        "power_limit_w": power_limit_w,
+    }
+    return digest([code_version(), versions, measured(config), where])

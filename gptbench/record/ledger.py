@@ -1,0 +1,90 @@
+"""Which jobs were tried, and where: two small files for each identity in the folder `jobs` of the outputs.
+
+`<identity>.jsonl` has a line for each attempt, written before it begins, with the folder that its record goes to.
+`<identity>.lock` is locked by the process that runs the attempt, and by none once that process is gone, however it
+went. So whoever holds the lock sees all that will ever come of earlier attempts.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gptbench.errors import UserError
+from gptbench.record.files import load_record, problem, records_in
+from gptbench.record.kernels import KernelResult
+from gptbench.record.result import Result
+
+FOLDER = "jobs"
+
+
+class Ledger:
+    """Of one outputs folder.
+
+    Args:
+        outputs: the folder, on a file system that all machines share which record there, with locks.
+    """
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs.absolute()
+        self.folder = self.outputs / FOLDER
+
+    @contextlib.contextmanager
+    def claim(self, identity: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Waits until nobody else runs a job of this identity, and keeps others waiting; `waiting` is called if it must
+        wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold(self.folder / f"{identity}.lock", waiting):
+            yield
+
+    def note(self, identity: str, folder: Path, started: str) -> None:
+        """Writes down that an attempt begins."""
+        # Relative, so that the outputs can be moved.
+        where = os.path.relpath(folder.absolute(), self.outputs)
+        entry = {"folder": where, "started": started, "host": socket.gethostname(), "pid": os.getpid()}
+        path = self.folder / f"{identity}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(entry)}\n")  # the line before may be cut off: its writer was killed
+            file.flush()
+            os.fsync(file.fileno())
+
+    def attempts(self, identity: str) -> list[Path]:
+        """Folders of all attempts, the oldest first."""
+        try:
+            lines = (self.folder / f"{identity}.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        folders = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off, or empty
+                folders.append(self.outputs / json.loads(line)["folder"])
+        return list(dict.fromkeys(folders))
+
+    def recorded(self, identity: str) -> Path | None:
+        """The measurement of this identity that counts, the newest of several; None where there is none."""
+        for folder in reversed(self.attempts(identity)):
+            for path in reversed(records_in(folder, Result, KernelResult)):
+                with contextlib.suppress(UserError):  # no record, or one of another version
+                    record = load_record(path)
+                    if record.identity == identity and problem(record) is None:
+                        return path
+        return None
+
+
+@contextlib.contextmanager
+def hold(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock of a file, which ends with the process that holds it, however that ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        waiting()
+        lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()

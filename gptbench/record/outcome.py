@@ -1,0 +1,67 @@
+"""What came of one job of a sweep, as `outcome.json` in its folder tells."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Self
+
+from gptbench.record.result import redacted, write_whole
+
+BEGUN = "job.json"
+"""In a job's folder: which process began it."""
+
+
+class Status(Enum):
+    """Of a job."""
+
+    recorded = "recorded"
+    found = "found"
+    """Recorded before, by an earlier sweep or run; not run again."""
+    failed = "failed"
+    interrupted = "interrupted"
+    """By Ctrl-C, while it ran."""
+    not_run = "not run"
+    """The sweep ended before its turn."""
+
+    @property
+    def is_recorded(self) -> bool:
+        return self in (Status.recorded, Status.found)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """Of one job."""
+
+    FILE = "outcome.json"
+
+    status: str
+    """A value of `Status`."""
+    swept: list[str] = field(default_factory=list)
+    """The overrides that the sweep varies."""
+    cause: str | None = None
+    """Of a failure: a value of `Cause`."""
+    reason: str | None = None
+    """Why it failed, or was not run."""
+    identity: str | None = None
+    record: str | None = None
+    """Path of its result, or of the record of its failure."""
+    seconds: float = 0.0
+    """That it took, of those that were run."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The medians of its samples, and what else stands beside them."""
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / self.FILE, json.dumps(redacted(asdict(self)), indent=1))
+
+    @classmethod
+    def of(cls, folder: Path) -> Self | None:
+        """What a job's folder tells; None where the job has not ended."""
+        try:
+            return cls(**json.loads((folder / cls.FILE).read_text()))
+        except FileNotFoundError:
+            return None
+
+    @property
+    def is_recorded(self) -> bool:
+        return Status(self.status).is_recorded

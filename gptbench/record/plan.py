@@ -1,0 +1,45 @@
+"""What a sweeper tells its jobs, wherever they run: `plan.json` in the folder that Hydra made for the sweep."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from gptbench.errors import UserError
+from gptbench.record.result import redacted, write_whole
+
+PLAN = "plan.json"
+STOP = "stop"
+"""A file beside it, once no further job is to begin."""
+LOCK = ".sweep.lock"
+"""A file beside it, locked by the sweeper."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Of one call of a sweep."""
+
+    sweep: str
+    """Folder of the sweep that the jobs belong to: an earlier one, where that is resumed."""
+    identity: str
+    """Hash of what all jobs ask for."""
+    resume: bool
+    """Whether a job that is recorded is not run again."""
+    started: str
+    """When, ISO 8601."""
+    command: list[str]
+    config: dict[str, Any]
+    """What all jobs begin with, resolved."""
+    jobs: dict[str, list[str]]
+    """Folder of each job, in the sweep's, to the overrides that the sweep varies."""
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / PLAN, json.dumps(redacted(asdict(self)), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Raises UserError if there is none."""
+        try:
+            return cls(**json.loads((folder / PLAN).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{folder / PLAN}: not the plan of a sweep: {error!r}") from error

@@ -1,0 +1,105 @@
+"""The record of a sweep, as `sweep.json` in its folder holds it."""
+
+import datetime
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptbench.record.outcome import BEGUN, Outcome, Status
+from gptbench.record.plan import Plan
+from gptbench.record.result import Recorded
+
+COLUMNS = ("decode_tokens_per_s", "tpot_p50_s", "tpot_p99_s", "ttft_s", "mbu", "peak_memory_bytes", "perplexity")
+"""Metrics of a sweep's table, of those that its jobs have."""
+MOST_CHARACTERS = 5500
+"""Of the table as text; what MLflow takes in a tag is not much more."""
+
+
+@dataclass(kw_only=True)
+class SweepRecord(Recorded):
+    """A sweep, whole or cut short."""
+
+    FILE: ClassVar[str] = "sweep"
+
+    ended: str
+    """When, ISO 8601."""
+    status: str
+    """FINISHED: every job is recorded; FAILED: not every one could be; KILLED: it was interrupted."""
+    jobs: list[Outcome]
+    """In the order in which they were planned."""
+
+    @classmethod
+    def restore(cls, raw: dict[str, Any]) -> None:
+        raw["jobs"] = [Outcome(**job) for job in raw["jobs"]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Jobs by status, of every status there is."""
+        counted = Counter(job.status for job in self.jobs)
+        return {status.value: counted[status.value] for status in Status}
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
+        keys = self.swept_keys
+        metrics = [name for name in COLUMNS if any(name in job.metrics for job in self.jobs)]
+        rows = []
+        for number, job in enumerate(self.jobs):
+            values = dict(override.split("=", 1) for override in job.swept if "=" in override)
+            numbers = [job.metrics.get(name) for name in metrics]
+            rows.append([number, *(values.get(key) for key in keys), job.status, *numbers, job.reason])
+        return ["job", *keys, "status", *metrics, "reason"], rows
+
+    @property
+    def swept_keys(self) -> list[str]:
+        """What was varied."""
+        return list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
+
+    def markdown(self) -> str:
+        """How many jobs came to what, and the table."""
+        head, rows = self.table()
+        told = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
+        text = f"{len(self.jobs)} jobs: {told}\n"
+        for number, line in enumerate(lines):
+            row = f"\n| {' | '.join(line)} |"
+            if len(text) + len(row) > MOST_CHARACTERS:
+                return f"{text}\n\n{len(lines) - number} more in jobs.csv"
+            text += row
+        return text
+
+
+def cell(value: Any) -> str:
+    """As a person reads it in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def record_of(folder: Path, plan: Plan, interrupted: bool, reason: str | None = None) -> SweepRecord:
+    """What one call of a sweep has come to.
+
+    Args:
+        folder: that Hydra made for it.
+        interrupted: whether it was cut short.
+        reason: why jobs were not run that could have been.
+    """
+    jobs = []
+    for name, swept in plan.jobs.items():
+        outcome = Outcome.of(folder / name)
+        if outcome is None:
+            begun = (folder / name / BEGUN).exists()
+            came_to = Status.interrupted if begun else Status.not_run
+            outcome = Outcome(status=came_to.value, swept=swept, reason=None if begun else reason)
+        jobs.append(outcome)
+    unfinished = "KILLED" if interrupted else "FAILED"
+    return SweepRecord(
+        started=plan.started,
+        command=plan.command,
+        sweep=plan.sweep,
+        config=plan.config,
+        identity=plan.identity,
+        ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        status="FINISHED" if all(job.is_recorded for job in jobs) else unfinished,
+        jobs=jobs,
+    )

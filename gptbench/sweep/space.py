@@ -1,0 +1,191 @@
+"""The jobs of a sweep: the full product of what is swept, or some points of the space that it spans.
+
+A point has a coordinate from 0 to 1 for each dimension. Of a list, each value has the same share of that; of an
+interval, a coordinate is a number between its ends, or the logarithm of one.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from gptbench.config import DrawnSweepConfig, SweepConfig
+from gptbench.errors import ConfigError, UserError
+
+Overrides = tuple[str, ...]
+"""Of one job, or of one value of a dimension: `sampling.top_k=5`."""
+
+MOST_TRIES = 1000
+"""Draws in a row that give nothing new, after which a space counts as used up."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All numbers from start to end; whole ones only where both ends are."""
+
+    key: str
+    start: float
+    end: float
+    logarithmic: bool = False
+    """Whether each power of ten is as likely as the next."""
+
+    def at(self, coordinate: float) -> Overrides:
+        whole = isinstance(self.start, int) and isinstance(self.end, int)
+        low, high = self.start, self.end + 1 if whole else self.end
+        if self.logarithmic:
+            value = math.exp(math.log(low) + coordinate * (math.log(high) - math.log(low)))
+        else:
+            value = low + coordinate * (high - low)
+        value = min(math.floor(value), self.end) if whole else float(f"{value:.6g}")
+        return (f"{self.key}={value!r}",)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A list of values, each of which is the override of one key, or of several that go together."""
+
+    values: tuple[Overrides, ...]
+
+    def at(self, coordinate: float) -> Overrides:
+        return self.values[min(int(coordinate * len(self.values)), len(self.values) - 1)]
+
+
+Axis = Dimension | Interval
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a command line spans."""
+
+    fixed: Overrides
+    """What all jobs have."""
+    axes: tuple[Axis, ...]
+    swept: tuple[str, ...]
+    """Keys that differ between jobs."""
+
+    @classmethod
+    def of(cls, overrides: list[Override], paired: list[str]) -> "Space":
+        """Of Hydra's overrides, with one value or several; those of `paired` become one dimension.
+
+        Raises:
+            UserError: what is to be paired is not a list, or the lists differ in length; or an interval is empty.
+        """
+        axes: dict[str, Axis] = {}
+        for override in overrides:
+            key = override.get_key_element()
+            axes[key] = axis_of(key, override)  # as Hydra has it, the last one counts
+        swept = tuple(key for key, axis in axes.items() if isinstance(axis, Interval) or len(axis.values) > 1)
+        for key in swept:
+            if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs"):
+                raise UserError(f"{key}: is of the whole sweep, and has one value")
+        fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in swept)))
+        if paired:
+            axes = pair(axes, paired)
+        return cls(fixed, tuple(axes.values()), swept)
+
+    def job(self, values: Iterable[Overrides]) -> Overrides:
+        """Of one value for each axis."""
+        return self.fixed + tuple(itertools.chain(*values))
+
+    def at(self, coordinates: list[float]) -> Overrides:
+        """The job at a point."""
+        return self.job(axis.at(at) for axis, at in zip(self.axes, coordinates, strict=True))
+
+
+def axis_of(key: str, override: Override) -> Axis:
+    if override.is_interval_sweep():
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        start, end = interval.start, interval.end
+        logarithmic = "log" in interval.tags
+        assert start is not None and end is not None
+        if not start <= end or (logarithmic and not start > 0):
+            expected = "an interval over 0, as it is logarithmic" if logarithmic else "the lower end first"
+            raise UserError(f"{key}=interval({start},{end}): expected {expected}")
+        return Interval(key, start, end, logarithmic)
+    if override.is_sweep_override():
+        return Dimension(tuple((f"{key}={value}",) for value in override.sweep_string_iterator()))
+    return Dimension(((f"{key}={override.get_value_element_as_str()}",),))
+
+
+def pair(axes: dict[str, Axis], keys: list[str]) -> dict[str, Axis]:
+    """The same with the dimensions of those keys made one."""
+    lists: dict[str, Dimension] = {}
+    for key in keys:
+        axis = axes.get(key)
+        if not isinstance(axis, Dimension):
+            swept = [name for name, other in axes.items() if isinstance(other, Dimension)]
+            raise ConfigError("sweep.paired", key, f"lists that are swept: {', '.join(swept) or 'there are none'}")
+        lists[key] = axis
+    lengths = {key: len(axis.values) for key, axis in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise ConfigError("sweep.paired", ",".join(keys), f"lists of the same length: {told} values")
+    together = zip(*(axis.values for axis in lists.values()), strict=True)
+    one = Dimension(tuple(tuple(itertools.chain(*values)) for values in together))
+    # In the place of the first of them.
+    return {key: one if key == keys[0] else axis for key, axis in axes.items() if key == keys[0] or key not in lists}
+
+
+class Product:
+    """Every combination, the last override's values fastest."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self.config = config
+
+    def draw(self, space: Space) -> list[Overrides]:
+        """The jobs. Raises UserError where there are infinitely many."""
+        lists = []
+        for axis in space.axes:
+            if isinstance(axis, Interval):
+                told = f"{axis.key}=interval({axis.start},{axis.end})"
+                raise UserError(
+                    f"{told}: expected a list with sweep=product; sweep=random and sobol draw from intervals"
+                )
+            lists.append(axis.values)
+        return [space.job(values) for values in itertools.product(*lists)]
+
+
+class Random:
+    """Points that are drawn independently, each job once."""
+
+    def __init__(self, config: DrawnSweepConfig) -> None:
+        self.config = config
+
+    def points(self, dimensions: int) -> Iterator[list[float]]:
+        """Coordinates, without end."""
+        draw = random.Random(self.config.seed)
+        while True:
+            yield [draw.random() for _ in range(dimensions)]
+
+    def draw(self, space: Space) -> list[Overrides]:
+        """The jobs: fewer than asked for where the space has no more."""
+        jobs: dict[Overrides, None] = {}
+        tries = 0
+        for point in self.points(len(space.axes)):
+            before = len(jobs)
+            jobs.setdefault(space.at(point))
+            tries = 0 if len(jobs) > before else tries + 1
+            if len(jobs) == self.config.jobs or tries == MOST_TRIES:
+                break
+        return list(jobs)
+
+
+class Sobol(Random):
+    """The same with the points of a scrambled Sobol sequence, which leave no part of the space empty (Owen, "Scrambling
+    Sobol' and Niederreiter-Xing points", 1998)."""
+
+    def points(self, dimensions: int) -> Iterator[list[float]]:
+        import torch  # takes seconds
+        from torch.quasirandom import SobolEngine
+
+        if dimensions > SobolEngine.MAXDIM:
+            raise UserError(
+                f"sweep=sobol: {dimensions} overrides, and the sequence has {SobolEngine.MAXDIM} dimensions"
+            )
+        engine = SobolEngine(dimensions, scramble=True, seed=self.config.seed)
+        while True:
+            yield engine.draw(1, dtype=torch.float64)[0].tolist()

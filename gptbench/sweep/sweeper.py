@@ -1,0 +1,338 @@
+"""Hydra's sweeper: plans the jobs, hands them to a launcher, and writes down what came of each, however it ends.
+
+The launcher is any of Hydra's. What a job needs beyond its configuration stands in a file (`Plan`), and what came of it
+in another (`Outcome`), so that neither a process that dies nor a launcher that loses its patience loses anything.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gptbench.config import Config, ModelConfig, SweepConfig, load
+from gptbench.errors import ConfigError, JobError, TrackingError, UserError
+from gptbench.job import own_configs
+from gptbench.prompt import make_tokenizer, with_prompt
+from gptbench.sweep.space import Overrides, Space
+from gptbench.targets import instantiate
+
+if TYPE_CHECKING:
+    from gptbench.record.outcome import Outcome
+    from gptbench.record.plan import Plan
+
+NAME = "hydra_plugins.gptbench.Sweeper"
+"""By which a configuration names the sweeper. Hydra takes plugins from its own package and from `hydra_plugins` alone,
+and looks them up by name."""
+LOOK_S = 1.0
+"""Seconds between two looks at the jobs of another process."""
+
+
+def register() -> None:
+    """Makes the sweeper known to Hydra."""
+    Plugins.instance().class_name_to_class[NAME] = Sweeper
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A job before it runs."""
+
+    overrides: Overrides
+    swept: list[str]
+    config: Config
+
+
+class Sweeper(HydraSweeper):
+    """See the module."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's; called once, before `sweep`."""
+        self.context, self.task, self.base = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Plans and runs all jobs.
+
+        Args:
+            arguments: overrides, as they were typed.
+
+        Raises:
+            UserError: a job asks for what cannot be; nothing was run.
+            JobError: not every job is recorded.
+            KeyboardInterrupt: it was interrupted; what had been recorded is.
+        """
+        jobs = self.plan(arguments)
+        launch(self, jobs)
+
+    def plan(self, arguments: list[str]) -> list[Planned]:
+        """All jobs, each composed and checked."""
+        section = OmegaConf.to_object(self.base.sweep)
+        assert isinstance(section, SweepConfig)
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        space = Space.of(parser.parse_overrides(arguments), section.paired)
+        drawn = instantiate(section).draw(space)
+        tokenizer_of = functools.cache(lambda index: make_tokenizer(models[index]))
+        models: list[ModelConfig] = []
+        planned: list[Planned] = []
+        for overrides in drawn:
+            swept = [override for override in overrides if override.partition("=")[0] in space.swept]
+            try:
+                composed = self.context.config_loader.load_sweep_config(self.base, list(overrides))
+                with open_dict(composed):
+                    del composed["hydra"]
+                config = load(composed, overrides)
+                if config.model not in models:
+                    models.append(config.model)
+                config = with_prompt(config, tokenizer_of(models.index(config.model)))
+            except UserError as error:
+                raise UserError(f"job {len(planned)} ({' '.join(swept)}): {error}") from error
+            planned.append(Planned(overrides, swept, config))
+        return planned
+
+
+def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
+    """Runs what was planned, and tells how it went. Raises JobError, or KeyboardInterrupt."""
+    from gptbench.record.ledger import hold  # importing torch takes seconds
+    from gptbench.record.plan import LOCK
+
+    hydra_config = sweeper.base.hydra
+    folder = Path(hydra_config.sweep.dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder / LOCK):
+        Sweep(sweeper, jobs, folder).run()
+
+
+class Sweep:
+    """One call of a sweep.
+
+    Args:
+        folder: that Hydra made for it.
+    """
+
+    def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
+        from gptbench.record import Tracker
+        from gptbench.record.identity import digest, plan_identity
+
+        self.sweeper, self.jobs, self.folder = sweeper, jobs, folder
+        first = jobs[0].config
+        self.outputs = (Path(sweeper.base.hydra.runtime.cwd) / first.outputs).absolute()
+        self.section = first.tracking
+        self.tracker: Tracker = instantiate(self.section, self.outputs)
+        identity = digest(sorted({plan_identity(job.config) for job in jobs}))
+        self.plan = self.make_plan(identity, first.sweep.resume)
+        self.progress = Progress(len(jobs))
+        self.interrupted = False
+        self.trouble: str | None = None
+
+    def make_plan(self, identity: str, resume: bool) -> "Plan":
+        """Written to the folder, where the jobs find it."""
+        from gptbench.record.plan import Plan
+        from gptbench.record.result import redacted, write_whole
+
+        # Which sweep the same jobs were last asked for in.
+        last = self.outputs / "sweeps" / f"{identity}.json"
+        sweep = self.folder
+        if resume and last.exists():
+            sweep = (self.outputs / json.loads(last.read_text())["sweep"]).resolve()
+        hydra_config = self.sweeper.base.hydra
+        resolved = OmegaConf.to_container(without_hydra(self.sweeper.base), resolve=True, enum_to_str=True)
+        assert isinstance(resolved, dict)
+        plan = Plan(
+            sweep=str(sweep),
+            identity=identity,
+            resume=resume,
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=["python", "-m", "gptbench", *own_configs(hydra_config), "-m", *hydra_config.overrides.task],
+            config={str(group): values for group, values in resolved.items()},
+            jobs={str(number): redacted(job.swept) for number, job in enumerate(self.jobs)},
+        )
+        plan.save(self.folder)
+        # Relative, so that the outputs can be moved.
+        write_whole(last, json.dumps({"sweep": os.path.relpath(sweep, self.outputs)}))
+        return plan
+
+    def run(self) -> None:
+        from gptbench.record.sweep import record_of
+        from gptbench.record.tracking import log_recorded
+        from gptbench.terminal import console, print_sweep, show_sweep
+
+        swept = list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
+        try:
+            self.tracker.begin_sweep(self.plan.sweep, self.plan.started, swept)
+        except TrackingError as error:
+            console.print(f"Not tracked yet: {error}", style="yellow", markup=False)
+        try:
+            with stopping(self):
+                self.launch_all()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            record = record_of(self.folder, self.plan, self.interrupted, self.trouble)
+            path = record.save(self.folder)
+            show_sweep(record)
+            logged = log_recorded(record, path, self.section, self.outputs, console.print)
+            console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+            print_sweep(record, path, logged)
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if record.status != "FINISHED":
+            told = ", ".join(f"{count} {name}" for name, count in record.counts.items() if count)
+            raise JobError(f"of {len(self.jobs)} jobs {told}; to go on: the same command with sweep.resume=true")
+
+    def stop(self) -> None:
+        """No further job begins, wherever it would."""
+        from gptbench.record.plan import STOP
+
+        self.interrupted = True
+        (self.folder / STOP).touch()
+
+    def launch_all(self) -> None:
+        """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
+        first of its processes that dies, the others run on, and the second copy of each waits for the first."""
+        waiting = list(range(len(self.jobs)))
+        while waiting and not self.interrupted:
+            launcher = self.launcher()
+            self.progress.begin(len(self.jobs) - len(waiting))
+            with self.watching(launcher):
+                try:
+                    launcher.launch([self.overrides(number) for number in waiting], initial_job_idx=0)
+                except Exception as error:
+                    self.trouble = f"{type(launcher).__name__}: {error!r}"
+            before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
+            if len(waiting) == len(before):
+                break
+
+    def launcher(self) -> Launcher:
+        """The one that was asked for. In this process, each job tells when it has ended."""
+        context, config = self.sweeper.context, self.sweeper.base
+
+        def task(composed: DictConfig) -> Any:
+            outcome: Outcome = self.sweeper.task(composed)
+            self.progress.ended(outcome)
+            return outcome
+
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=self.sweeper.task, config=config
+        )
+        if isinstance(launcher, BasicLauncher):
+            launcher.setup(hydra_context=context, task_function=task, config=config)
+        return launcher
+
+    def overrides(self, number: int) -> Sequence[str]:
+        """Of a job, and where its folder is, whatever number its launcher gives it."""
+        return [*self.jobs[number].overrides, f"hydra.sweep.dir={quoted(self.folder)}", f"hydra.sweep.subdir={number}"]
+
+    def outcome(self, number: int) -> "Outcome | None":
+        from gptbench.record.outcome import Outcome
+
+        return Outcome.of(self.folder / str(number))
+
+    @contextlib.contextmanager
+    def watching(self, launcher: Launcher) -> Iterator[None]:
+        """Tells of jobs that run in other processes. Where they run in this one, no thread takes turns with them."""
+        if isinstance(launcher, BasicLauncher):
+            yield
+            return
+        over = threading.Event()
+        seen = {number for number in range(len(self.jobs)) if self.outcome(number) is not None}
+
+        def look() -> None:
+            last = False
+            while not last:
+                last = over.wait(LOOK_S)
+                for number in range(len(self.jobs)):
+                    if number not in seen and (outcome := self.outcome(number)) is not None:
+                        seen.add(number)
+                        self.progress.ended(outcome)
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+class Progress:
+    """How far a sweep has come, and an estimate of what remains: what jobs took so far, side by side or not."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.failed, self.run = total, 0, 0, 0
+        self.start = time.monotonic()
+
+    def begin(self, done: int) -> None:
+        self.done = done
+
+    def ended(self, outcome: "Outcome") -> None:
+        """Counts a job, and tells. Those that were recorded before took no time, and say nothing of the others."""
+        from gptbench.record.outcome import Status
+        from gptbench.terminal import console
+
+        self.done += 1
+        self.failed += outcome.status == Status.failed.value
+        self.run += outcome.status in (Status.recorded.value, Status.failed.value)
+        told = f"sweep: {self.done}/{self.total} jobs"
+        if self.failed:
+            told += f", {self.failed} failed"
+        if self.run and self.done < self.total:
+            remaining_s = (time.monotonic() - self.start) / self.run * (self.total - self.done)
+            told += f"; about {duration(remaining_s)} left"
+        console.print(told, style="bold", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """In words, roughly: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextlib.contextmanager
+def stopping(sweep: Sweep) -> Iterator[None]:
+    """The first Ctrl-C ends the sweep after the jobs that run now, the second at once, as SIGTERM does."""
+    from gptbench.terminal import console
+
+    def on_interrupt(number: int, _: FrameType | None) -> None:
+        if sweep.interrupted or number == signal.SIGTERM:
+            sweep.stop()
+            raise KeyboardInterrupt
+        sweep.stop()
+        console.print("\nends after the job that runs now; Ctrl-C again ends it at once", style="yellow")
+
+    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """What is the run's own. Raises ConfigError where it is not all there."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    if missing := sorted(OmegaConf.missing_keys(own)):
+        raise ConfigError(missing[0], "???", "a value")
+    return own
+
+
+def quoted(path: Path) -> str:
+    """As Hydra's command line takes it, whatever is in it."""
+    return QuotedString(str(path), Quote.single).with_quotes()
