@@ -66,7 +66,7 @@ HANDLER: Shape = {
     "formatter": FREE,
     "stream": Text(r"ext://sys\.(stdout|stderr)", "ext://sys.stdout or ext://sys.stderr"),
     "filename": Text(
-        r"(\$\{hydra\.runtime\.output_dir\}/|hydra-)(\$\{hydra\.job\.name\}|\w[\w.-]*)\.log",
+        r"(\$\{hydra\.runtime\.output_dir\}/|hydra-)(\$\{hydra\.job\.name\}|[\w.-])+\.log",
         "${hydra.runtime.output_dir}/NAME.log",
     ),
     "mode": Text("[aw]", "a or w"),
@@ -109,11 +109,8 @@ LAUNCHERS: dict[str, Shape] = {
 }
 """By class, what may be set; what else these take (`setup`, `runtime_env`) are commands or code."""
 
-SWEEPERS: dict[str, Shape] = {
-    "hydra_plugins.gptbench.Sweeper": None,
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper": None,
-}
-"""Their settings become overrides of jobs, and those are checked when a job is composed."""
+SWEEPERS: dict[str, Shape] = {"hydra_plugins.gptbench.Sweeper": None}
+"""Hydra's own would run jobs that nobody has planned."""
 
 
 def install() -> None:
@@ -197,18 +194,18 @@ def check(composed: DictConfig) -> None:
         check_value(name, value)
     given = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(given, dict)
-    hydra = settings("hydra", given["hydra"])
-    job = settings("hydra.job", hydra["job"])
-    settings("hydra.sweep", hydra["sweep"])
+    hydra = settings("hydra", given.get("hydra"))
+    job = settings("hydra.job", hydra.get("job"))
+    check_shape("hydra.sweep", settings("hydra.sweep", hydra.get("sweep")), {"dir": None, "subdir": None})
     for name, value in (
-        ("hydra.callbacks", hydra["callbacks"]),
-        ("hydra.job.env_copy", job["env_copy"]),  # before what Hydra copies it to
-        ("hydra.job.env_set", job["env_set"]),
+        ("hydra.callbacks", hydra.get("callbacks")),
+        ("hydra.job.env_copy", job.get("env_copy")),  # before what Hydra copies it to
+        ("hydra.job.env_set", job.get("env_set")),
     ):
         if value:
             raise ConfigError(name, sorted(value) if isinstance(value, dict) else value, "nothing")
     for name in ("job_logging", "hydra_logging"):
-        check_shape(f"hydra.{name}", hydra[name], LOGGING)
+        check_shape(f"hydra.{name}", hydra.get(name), LOGGING)
     check_shape("hydra.job.name", frozen(composed.hydra.job, "name", "hydra.job.name"), NAME)
     for name, known in (("launcher", LAUNCHERS), ("sweeper", SWEEPERS)):
         if not OmegaConf.is_missing(composed.hydra, name):
@@ -218,10 +215,12 @@ def check(composed: DictConfig) -> None:
 def walk(node: DictConfig | ListConfig, seen: dict[int, Container], path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and resolved value of everything below a node; of what cannot be resolved yet, the interpolation.
 
+    Args:
+        seen: nodes that interpolations have led to so far, by their id.
+
     Raises:
         ConfigError: an interpolation asks for an environment variable that it must not have.
     """
-    seen[id(node)] = node  # an interpolation may lead back to a node that it is in
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in sorted(keys, key=lambda key: key == "hydra"):  # last, as it holds all overrides once more
         name = f"{path}.{key}" if path else str(key)
@@ -229,8 +228,13 @@ def walk(node: DictConfig | ListConfig, seen: dict[int, Container], path: str = 
         yield name, value
         if isinstance(value, dict | list):  # made by a resolver
             value = OmegaConf.create(value)
-        if isinstance(value, DictConfig | ListConfig) and id(value) not in seen:
-            yield from walk(value, seen, name)
+        if not isinstance(value, DictConfig | ListConfig):
+            continue
+        if OmegaConf.is_interpolation(node, key):
+            if id(value) in seen:  # it may lead back to a node that it is in
+                continue
+            seen[id(value)] = value
+        yield from walk(value, seen, name)
 
 
 def resolved(node: Any, key: Any, name: str) -> Any:
@@ -270,13 +274,18 @@ def check_value(name: str, value: Any) -> None:
     if key in RESERVED and name not in ("hydra.launcher._target_", "hydra.sweeper._target_"):  # see `check_plugin`
         allowed = targets().get(name.removesuffix("._target_"), ())
         if value not in allowed and not (allowed and value == "???"):  # which `load` refuses
-            raise ConfigError(name, value, allowed or "no such key: it has a meaning for Hydra")
+            raise ConfigError(name, value, allowed or "no such key: only sections of gptbench say what is built")
     if name == "hydra.output_subdir":
         check_shape(name, value, NAME)
     if name == "hydra.sweep.subdir" and (Path(str(value)).is_absolute() or ".." in Path(str(value)).parts):
         raise ConfigError(name, value, "a folder below hydra.sweep.dir")
-    if name in ("workload.prompt_file", "task.text_file") and value and Path(value).resolve().is_relative_to("/proc"):
-        raise ConfigError(name, value, "a file outside of /proc, which holds the environment")  # it would be recorded
+    if name in ("workload.prompt_file", "task.text_file") and value and may_be_a_process(value):  # it is recorded
+        raise ConfigError(name, value, "a known file outside of /proc, which holds the environment")
+
+
+def may_be_a_process(file: str) -> bool:
+    """Whether a file is, or could turn out to be, one in which Linux shows what a process has in memory."""
+    return "${" in file or Path(file).resolve().is_relative_to("/proc")
 
 
 def targets() -> dict[str, tuple[str, ...]]:
@@ -314,7 +323,8 @@ def check_shape(name: str, value: Any, shape: Shape) -> None:
         for index, entry in enumerate(value):
             check_shape(f"{name}.{index}", entry, shape)
     elif isinstance(shape, Text):
-        if isinstance(value, dict) or (isinstance(value, str) and not re.fullmatch(shape.pattern, value)):
+        plain = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(shape.pattern, value))
+        if not plain:  # YAML can hold bytes and paths, too
             raise ConfigError(name, repr(value), shape.expected)
     elif isinstance(shape, dict) or isinstance(value, dict):
         for key, entry in settings(name, value).items():
@@ -328,7 +338,7 @@ def check_shape(name: str, value: Any, shape: Shape) -> None:
 def redacted(value: Any) -> Any:
     """The same without user and password in any URI; nothing that is recorded may hold them."""
     if isinstance(value, str):
-        return re.sub(r"(?<=://)[^/\s]*@", "", value)
+        return re.sub(r"(?<=://)([^/:\s]*:[^\s'\"]*|[^/\s]*)@", "", value)  # a database's password may hold a slash
     if isinstance(value, dict):
         return {key: redacted(entry) for key, entry in value.items()}
     return [redacted(entry) for entry in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gptbench.config import Config, ModelConfig
 from gptbench.errors import ConfigError
+from gptbench.guard import may_be_a_process
 from gptbench.paths import shipped_folder
 from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
@@ -81,6 +82,8 @@ def random_tokens(vocab_size: int, count: int, seed: int) -> list[int]:
 
 def read_text(file: str | Path, field: str) -> str:
     """All of a file. Raises ConfigError, for the field that named it."""
+    if may_be_a_process(str(file)):  # as when the guard looked, or by a link that has changed since
+        raise ConfigError(field, file, "a file outside of /proc")
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

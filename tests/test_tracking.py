@@ -1,31 +1,22 @@
-"""Logging: into a real SQLite store and through a real server; what breaks on the way loses nothing."""
+"""Logging into a real SQLite store; what breaks on the way loses nothing. Servers: `test_mlflow_server.py`."""
 
-import csv
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
-from omegaconf import OmegaConf
-from results import NEW_TOKENS, made_result
+from mlflow.entities import Run
+from results import made_result
+from servers import Store, check_artifacts, config, hasty_sqlite, sweep_job
 
-from gptbench.config import MLflowConfig, TrackingConfig
+from gptbench.config import TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
 from gptbench.record import MLflowTracker, NoTracker, Result
@@ -36,41 +27,13 @@ START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"
 
 
-def config(**values: Any) -> MLflowConfig:
-    return MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", **values)
-
-
-@dataclass
-class Store:
-    """An outputs folder with its SQLite store, and a look inside."""
-
-    outputs: Path
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.outputs}/mlflow.db"
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
-
-    def log(self, result: Result, path: Path, **values: Any) -> str:
-        return MLflowTracker(config(**values), self.outputs).log(result, path)
-
-    def runs(self, experiment: str) -> list[Run]:
-        """In the order of their start."""
-        found = self.client.get_experiment_by_name(experiment)
-        assert found is not None
-        return list(self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))
-
-    def series(self, run: Run, key: str) -> list[tuple[int, float]]:
-        return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, key)]
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """One for the whole file, since making one takes seconds; each test has an experiment of its own."""
-    return Store(tmp_path_factory.mktemp("out puts"))
+    made = Store(tmp_path_factory.mktemp("out puts"))
+    with hasty_sqlite():
+        made.client.search_experiments()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -190,23 +153,6 @@ def test_tags(run: Run, path: Path) -> None:
     assert run.data.tags == expected
 
 
-def check_artifacts(folder: Path, result: Result, path: Path) -> None:
-    expected = ["compile.png", "config.yaml", "result.json", "steps.csv", "text.txt"]
-    assert sorted(entry.name for entry in folder.iterdir()) == expected
-    text = (folder / "text.txt").read_text(encoding="utf-8")
-    assert text.split("\n\n----\n\n") == [*(f"Once upon a time {n}" for n in (0, 1)), "Once upon a time 2\n"]
-    assert (folder / "result.json").read_bytes() == path.read_bytes()
-    assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == result.config
-    with (folder / "steps.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(result.samples) * (NEW_TOKENS - 1)
-    last = rows[-1]
-    assert (last["sample"], last["step"]) == ("2", str(NEW_TOKENS - 2))
-    assert float(last["seconds"]) == result.samples[2].step_s[-1]
-    assert int(last["bytes"]) == result.traffic.steps[-1]
-    assert int(last["positions_read"]) == result.traffic.positions_read[-1]
-
-
 def test_artifacts_lie_in_the_outputs_folder(store: Store, run: Run, result: Result, path: Path) -> None:
     assert Path(run.info.artifact_uri).is_relative_to(store.outputs / "mlartifacts")
     check_artifacts(Path(run.info.artifact_uri), result, path)
@@ -274,11 +220,6 @@ def test_half_logged_run_is_completed(
     check_artifacts(Path(whole.info.artifact_uri), result, path)
 
 
-def sweep_job(sweep: Path, hour: int, **values: Any) -> tuple[Result, Path]:
-    job = made_result(started=f"2026-11-22T{hour}:00:00+00:00", sweep=str(sweep), **values)
-    return job, job.save(sweep / str(hour))
-
-
 def test_jobs_of_a_sweep_share_a_parent(store: Store, tmp_path: Path) -> None:
     sweep = tmp_path / "2026-11-22" / "12-00-00"
     store.log(*sweep_job(sweep, 12), experiment="sweep")
@@ -313,30 +254,6 @@ def test_deleted_parent_is_made_again(store: Store, tmp_path: Path) -> None:
     second = json.loads((tmp_path / "mlflow_parent.json").read_text())["run_id"]
     assert second != first
     assert store.client.get_run(second).info.status == "FINISHED"
-
-
-def log_at_once(barrier: Barrier, outputs: Path, sweep: Path, hour: int) -> None:
-    job, path = sweep_job(sweep, hour)
-    barrier.wait()
-    MLflowTracker(config(), outputs).log(job, path)
-
-
-def test_first_use_by_four_processes_at_once_loses_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")  # imports once, so that all four really are there at once
-    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store", "gptbench.record.tracking"])
-    barrier = context.Barrier(4)
-    outputs, sweep = tmp_path / "outputs", tmp_path / "sweep"
-    processes = [context.Process(target=log_at_once, args=(barrier, outputs, sweep, hour)) for hour in range(10, 14)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    runs = Store(outputs).runs("gptbench")
-    parents = [entry for entry in runs if "gptbench.sweep" in entry.data.tags]
-    assert len(parents) == 1
-    assert [entry.info.status for entry in runs] == ["FINISHED"] * 5
-    assert len({entry.data.tags["gptbench.result"] for entry in runs if entry not in parents}) == 4
 
 
 def test_dead_server_is_a_tracking_error_and_the_result_is_logged_later(
@@ -442,67 +359,3 @@ def test_no_tracker_does_nothing(tmp_path: Path, result: Result, path: Path) -> 
     tracker = NoTracker(TrackingConfig(_target_="gptbench.record.NoTracker", name="none"), tmp_path)
     assert tracker.log(result, path) is None
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def server(store: Store, run: Run, tmp_path: Path) -> Iterator[str]:
-    """URL of a server with a copy of the store, so that it has not to make one."""
-    with sqlite3.connect(store.outputs / "mlflow.db") as old, sqlite3.connect(tmp_path / "server.db") as new:
-        old.backup(new)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
-        *("--artifacts-destination", str(tmp_path / "served")),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + 90
-        while not healthy(url):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < end, (tmp_path / "server.log").read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the group: the server's workers are processes of their own
-        process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
-            return response.read() == b"OK"
-    except OSError:
-        return False
-
-
-def test_server(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = tmp_path / "sweep"
-    job, path = sweep_job(sweep, 12)
-    tracker = MLflowTracker(config(uri=server, experiment="served"), tmp_path / "outputs")
-    line = tracker.log(job, path)
-    client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("served")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)
-    parent, child = sorted(runs, key=lambda entry: "mlflow.parentRunId" in entry.data.tags)
-    assert line == f"MLflow run stories15m-bfloat16-inductor-b1 {child.info.run_id} in {server}"
-    assert capsys.readouterr().out == ""
-    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert {entry.info.status for entry in runs} == {"FINISHED"}
-    assert {name: child.data.metrics[name] for name in summary(job)} == pytest.approx(summary(job))
-    history = client.get_metric_history(child.info.run_id, "sample/ttft_s")
-    assert [(metric.step, metric.value) for metric in history] == [(0, 0.05), (2, 0.07)]
-    assert child.info.artifact_uri.startswith("mlflow-artifacts:")
-    folder = tmp_path / "downloaded"
-    folder.mkdir()
-    client.download_artifacts(child.info.run_id, "", str(folder))
-    check_artifacts(folder, job, path)
-    assert tracker.log(job, path) == f"already logged: {line}"

@@ -61,6 +61,10 @@ MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
 
 
+class AwayError(TrackingError):
+    """A store that did not even answer the first request, and so would not for any other record."""
+
+
 class Tracker:
     """Logs results.
 
@@ -135,6 +139,8 @@ class MLflowTracker(Tracker):
         # Several processes that open a new SQLite store at once break its migrations, and would each make the
         # experiment, or the sweep's parent.
         self.lock = FileLock(self.outputs / "mlflow.lock")
+        self.away = self.outputs / "mlflow.away"
+        """Touched when the store does not answer."""
 
     def log(self, result: Recorded, result_path: Path) -> str:
         record = make_record(result, result_path, self.config.run_name)
@@ -142,18 +148,43 @@ class MLflowTracker(Tracker):
             return self.send(record, result, result_path)
 
     def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
-        with self.talking("Its jobs and itself will be logged when they have ended."), self.lock:
-            client = self.client()
-            self.parent(client, self.experiment(client), sweep, milliseconds(started), swept, running=True)
+        with (
+            self.talking("Its jobs and itself will be logged when they have ended."),
+            self.opened() as (client, experiment),
+        ):
+            self.parent(client, experiment, sweep, milliseconds(started), swept, running=True)
 
     @contextlib.contextmanager
     def talking(self, kept: str) -> Iterator[None]:
-        """With MLflow's settings; raises TrackingError, which ends with `kept`, for whatever goes wrong."""
+        """With MLflow's settings. For whatever goes wrong it raises TrackingError, which ends with `kept`."""
         try:
             with environment_variables(mlflow_settings(self.config)):
                 yield
         except Exception as error:  # stores, servers and plugins raise whatever they like
-            raise TrackingError(f"tracking.uri={redacted(self.uri)}: {reason(error)}\n{kept}") from error
+            kind = AwayError if isinstance(error, AwayError) else TrackingError
+            # MLflow tells the address that it asked, with the password in it.
+            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted(reason(error))}\n{kept}") from error
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple["MlflowClient", str]]:
+        """With the lock: a client, and the id of the experiment.
+
+        Raises:
+            AwayError: the store does not answer, or did not answer another process while this one waited for that: it
+                does not wait itself, too, or many of them would for hours, one after the other.
+        """
+        before = touched(self.away)
+        with self.lock:
+            if touched(self.away) != before:
+                raise AwayError("did not answer another process, which this one waited for")
+            try:
+                client = self.client()
+                experiment = self.experiment(client)
+            except Exception as error:
+                with contextlib.suppress(OSError):
+                    self.away.touch()
+                raise AwayError(reason(error)) from error
+            yield client, experiment
 
     def client(self) -> "MlflowClient":
         """Which makes a SQLite store that is not there yet: call it with the lock."""
@@ -167,25 +198,25 @@ class MLflowTracker(Tracker):
 
     def send(self, record: Record, result: Recorded, result_path: Path) -> str:
         """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
-        with self.lock:
-            client = self.client()
-            experiment = self.experiment(client)
-            run = self.one_run(client, experiment, record)
-            if run is not None and run.info.status != "RUNNING" and not isinstance(result, SweepRecord):
-                return f"already logged: {self.describe(run)}"
-            parent = None
+        with self.opened() as (client, experiment):
             if isinstance(result, SweepRecord):
                 run = self.parent(client, experiment, str(result.sweep), record.start_ms, result.swept_keys)
-                # It may have been gone on with since, and that been logged before.
-                if run.info.status != "RUNNING" and run.data.tags.get(ENDED_TAG, "") >= result.ended:
-                    return f"already logged: {self.describe(run)}"
-            elif result.sweep:
-                parent = self.parent(client, experiment, result.sweep, record.start_ms, result.swept)
-            if run is None:
+                if run.info.status != "RUNNING":
+                    # It may have been gone on with since, and that been logged before.
+                    if run.data.tags.get(ENDED_TAG, "") >= result.ended:
+                        return f"already logged: {self.describe(run)}"
+                    client.update_run(run.info.run_id, status="RUNNING")  # until it is whole
+            else:
+                found = self.one_run(client, experiment, RESULT_TAG, record.tags[RESULT_TAG])
+                if found is not None and found.info.status != "RUNNING":
+                    return f"already logged: {self.describe(found)}"
+                parent = None
+                if result.sweep:
+                    parent = self.parent(client, experiment, result.sweep, record.start_ms, result.swept)
                 tags = record.tags | ({PARENT_TAG: parent.info.run_id} if parent is not None else {})
-                run = client.create_run(experiment, record.start_ms, tags, record.name)
-            if parent is not None and not (Path(result.sweep or "") / PLAN).exists():
-                self.end_parent(client, parent.info.run_id, record)  # of a version whose sweeps had no record
+                run = found or self.create(client, experiment, record.start_ms, tags, record.name, RESULT_TAG)
+                if parent is not None and not (Path(result.sweep or "") / PLAN).exists():
+                    self.end_parent(client, parent.info.run_id, record)  # of a version whose sweeps had no record
             if self.is_embedded:  # many writers at once would time out waiting for each other
                 self.fill(client, run, record, result, result_path)
         if not self.is_embedded:
@@ -195,6 +226,10 @@ class MLflowTracker(Tracker):
     @property
     def is_embedded(self) -> bool:
         return self.uri.startswith("sqlite:")
+
+    @property
+    def is_database(self) -> bool:
+        return re.match(r"(sqlite|postgresql|mysql|mssql)[:+]", self.uri) is not None
 
     def fill(self, client: "MlflowClient", run: "Run", record: Record, result: Recorded, result_path: Path) -> None:
         """All that a run holds, in one batch."""
@@ -210,10 +245,18 @@ class MLflowTracker(Tracker):
             client.log_artifacts(run_id, folder)
         client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
 
-    def one_run(self, client: "MlflowClient", experiment: str, record: Record) -> "Run | None":
-        """The run of a record, if there is one. A slow server may have made several when it was asked again: the others
-        hold nothing, and go."""
-        runs = client.search_runs([experiment], f"tags.`{RESULT_TAG}` = '{record.tags[RESULT_TAG]}'")
+    def create(
+        self, client: "MlflowClient", experiment: str, start_ms: int, tags: dict[str, str], name: str, known_by: str
+    ) -> "Run":
+        """Makes a run, which is known again by one of its tags. MLflow asks a server again that does not answer, and
+        that may have made a run each time."""
+        made = client.create_run(experiment, start_ms, tags, name)
+        return made if self.is_database else self.one_run(client, experiment, known_by, tags[known_by]) or made
+
+    def one_run(self, client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
+        """The run with that tag, if there is one. A slow server may have made several when it was asked again: the
+        others hold nothing, and go."""
+        runs = client.search_runs([experiment], f'tags.`{tag}` = "{value}"')
         whole = [run for run in runs if run.info.status != "RUNNING"]
         kept = next(iter(whole or runs), None)
         for run in runs:
@@ -229,9 +272,16 @@ class MLflowTracker(Tracker):
         found = client.get_experiment_by_name(self.config.experiment)
         if found is not None:
             return str(found.experiment_id)
-        # A server knows where its artifacts go. A bare SQLite store would put them into the working directory.
-        artifacts = str(self.outputs / "mlartifacts") if self.uri.startswith("sqlite:") else None
-        return client.create_experiment(self.config.experiment, artifacts)
+        # A server knows where its artifacts go. A bare database would put them into the working directory.
+        artifacts = str(self.outputs / "mlartifacts") if self.is_database else None
+        try:
+            return client.create_experiment(self.config.experiment, artifacts)
+        except Exception as error:
+            # By another machine, or for a first request whose answer was lost.
+            made = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
+            if not made or (found := client.get_experiment_by_name(self.config.experiment)) is None:
+                raise
+            return str(found.experiment_id)
 
     def parent(
         self,
@@ -253,11 +303,12 @@ class MLflowTracker(Tracker):
             kept = json.loads(path.read_text())
             if (kept["uri"], kept["experiment_id"]) == (redacted(self.uri), experiment):
                 run = first_run(client, experiment, f"attributes.run_id = '{kept['run_id']}'")
-        run = run or first_run(client, experiment, f'tags.`{SWEEP_TAG}` = "{sweep}"')
+        run = run or self.one_run(client, experiment, SWEEP_TAG, sweep)
         if run is None:
             varied = " × ".join(short_keys([override.partition("=")[0] for override in swept]).values())
             name = " ".join(["sweep", *([varied] if varied else []), "/".join(Path(sweep).parts[-2:])])
-            run = client.create_run(experiment, start_ms, {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}, name)
+            tags = {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}
+            run = self.create(client, experiment, start_ms, tags, name, SWEEP_TAG)
         elif running:
             client.update_run(run.info.run_id, status="RUNNING")
         if path.parent.is_dir():
@@ -275,6 +326,13 @@ class MLflowTracker(Tracker):
 def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run | None":
     """The run of the experiment for which the condition holds, unless it was deleted."""
     return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
+
+
+def touched(path: Path) -> int | None:
+    """When a file last was, in the clock of where it lies; None where there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return None
 
 
 def milliseconds(iso: str) -> int:
@@ -306,7 +364,7 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
     values = () if isinstance(result, SweepRecord) else flat(result.config)
     return replace(
         own,
-        name=" ".join([name or own.name, *told_apart(result.swept)]),
+        name=redacted(" ".join([name or own.name, *told_apart(result.swept)])),
         params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in values), *own.params],
         tags={key: value[:MOST_CHARACTERS] for key, value in (tags | own.tags).items() if value is not None},
     )
@@ -505,6 +563,8 @@ def mlflow_settings(config: MLflowConfig) -> dict[str, str | None]:
         "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": seconds,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(config.retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # which may be hours
+        "PGCONNECT_TIMEOUT": seconds,  # of PostgreSQL's own library, without a server of MLflow's
         "MLFLOW_ACTIVE_MODEL_ID": None,  # each metric would be tied to that model, too
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # our last line there is JSON
         "MLFLOW_LOGGING_LEVEL": "ERROR",  # what goes wrong is in our own error
@@ -536,20 +596,34 @@ def reason(error: BaseException) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    system = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
-    return system[-1] if system else (str(error).strip() or repr(error)).splitlines()[0]
+    system = [(cause.strerror or str(cause)).strip() for cause in chain if isinstance(cause, OSError)]
+    said = [text for text in system if text]
+    return (said[-1] if said else str(error).strip() or repr(error)).splitlines()[0]
 
 
 def log_recorded(
     result: Recorded, path: Path, section: TrackingConfig, outputs: Path, tell: Callable[..., None]
 ) -> str | None:
-    """Logs a record that was saved, and leaves a mark beside it, by which `sync` knows that it need not.
-
-    Args:
-        tell: is told what goes wrong, which loses nothing.
+    """`log_marked`, but what goes wrong, which loses nothing, is told to `tell`.
 
     Returns:
         Where it is logged; None where it is not.
+    """
+    try:
+        return log_marked(result, path, section, outputs)
+    except TrackingError as error:
+        tell(f"Not tracked: {error}", style="yellow", markup=False)
+        return None
+
+
+def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: Path) -> str | None:
+    """Logs a record that was saved, and leaves a mark beside it, by which `sync` knows that it need not.
+
+    Returns:
+        Where it is logged; None where there is nothing to say.
+
+    Raises:
+        TrackingError: it is not.
     """
     mark = path.with_name(f"{MARK}{path.name}")
     to = {"uri": redacted(getattr(section, "uri", None)), "experiment": getattr(section, "experiment", None)}
@@ -558,11 +632,7 @@ def log_recorded(
         if {key: told.get(key) for key in to} == to:
             return str(told["logged"])
     tracker: Tracker = instantiate(section, outputs)
-    try:
-        logged = tracker.log(result, path)
-    except TrackingError as error:
-        tell(f"Not tracked: {error}", style="yellow", markup=False)
-        return None
+    logged = tracker.log(result, path)
     if logged is not None:
         write_whole(mark, json.dumps(to | {"logged": logged}, indent=1))
     return logged
@@ -599,11 +669,15 @@ def sync_command(arguments: list[str]) -> int:
         epilog="Each goes where its own configuration says; what was recorded with tracking=none stays where it is.",
     )
     parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
+    parser.add_argument(
+        "--uri", help="address with user and password, which no record holds, for those that go to this address"
+    )
     options = parser.parse_args(arguments)
     outputs: Path = options.outputs.absolute()
     if not outputs.is_dir():
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
     failed = 0
+    away: set[tuple[str | None, str]] = set()  # where nothing more is tried
     for path in unsent(outputs):
         try:
             result = load_record(path)
@@ -612,11 +686,19 @@ def sync_command(arguments: list[str]) -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             continue
-        logged = log_recorded(result, path, section, outputs, lambda text, **_: print(text))
-        if logged is None:
+        if options.uri is not None and section.uri == redacted(options.uri):
+            section = replace(section, uri=options.uri)
+        to = (section.uri, section.experiment)
+        if to in away:
             failed += 1
-        else:
-            print(logged)
+            continue
+        try:
+            print(log_marked(result, path, section, outputs))
+        except TrackingError as error:
+            print(f"Not tracked: {error}")
+            failed += 1
+            if isinstance(error, AwayError):
+                away.add(to)
     print(f"{failed} records are still not logged" if failed else "all records are logged")
     return 1 if failed else 0
 

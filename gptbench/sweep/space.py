@@ -163,6 +163,8 @@ class Random:
 
     def draw(self, space: Space) -> list[Overrides]:
         """The jobs: fewer than asked for where the space has no more."""
+        if not space.axes:
+            return [space.fixed]
         jobs: dict[Overrides, None] = {}
         tries = 0
         for point in self.points(len(space.axes)):

@@ -1,0 +1,144 @@
+"""A function in a process of its own: it gives its value, and whatever kills it is told and reaches nobody else."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptbench.isolation import Died, in_own_process, memory_kills
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def square(value: int) -> tuple[int, int]:
+    return value * value, os.getpid()
+
+
+def rest(seconds: float, pid_file: Path | None = None) -> str:
+    if pid_file is not None:
+        pid_file.write_text(str(os.getpid()))
+    time.sleep(seconds)
+    return "rested"
+
+
+def die(how: str) -> None:
+    if how == "segfault":
+        ctypes.string_at(0)
+    elif how == "exit":
+        os._exit(3)
+    elif how == "raise":
+        raise RuntimeError("nobody catches it")
+    else:
+        os.kill(os.getpid(), getattr(signal, how))
+
+
+def interrupt_itself() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    return "went on"
+
+
+def test_it_gives_the_value_of_another_process() -> None:
+    ended = in_own_process(square, 12)
+    assert ended.died is None
+    assert ended.value is not None
+    value, pid = ended.value
+    assert value == 144
+    assert pid != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("SIGKILL", "its process was killed by SIGKILL (kill -9, or the kernel's out-of-memory killer)"),
+        ("SIGTERM", "its process was killed by SIGTERM"),
+        ("SIGABRT", "its process was killed by SIGABRT"),
+        ("segfault", "its process was killed by SIGSEGV"),
+        ("exit", "its process ended with exit code 3 and told nothing"),
+        ("raise", "its process ended with exit code 1 and told nothing"),
+    ],
+)
+def test_a_death_is_told_and_the_next_one_lives(how: str, told: str) -> None:
+    assert in_own_process(die, how).died == Died(told)
+    assert in_own_process(square, 3).died is None
+
+
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    ended = in_own_process(rest, 60.0, tmp_path / "pid", timeout_s=1.0)
+    assert time.perf_counter() - start < 10
+    assert ended.died == Died("it took more than 1 s", timed_out=True)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_waiting_uses_no_processor() -> None:
+    in_own_process(square, 1)  # the server starts
+    before = time.process_time()
+    assert in_own_process(rest, 2.0).value == "rested"
+    assert time.process_time() - before < 0.2
+
+
+def test_ctrl_c_ends_it_and_is_raised(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+
+    def interrupt() -> None:
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        in_own_process(rest, 60.0, pid_file)
+    thread.join()
+    assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+def test_a_terminals_ctrl_c_does_not_reach_it() -> None:
+    assert in_own_process(interrupt_itself).value == "went on"
+
+
+def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    code = f"""
+import gptbench.isolation
+from pathlib import Path
+from tests.test_isolation import rest
+gptbench.isolation.PRELOADED = []
+gptbench.isolation.in_own_process(rest, 60.0, Path({str(pid_file)!r}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        end = time.monotonic() + 60
+        while not (pid_file.exists() and pid_file.read_text()):
+            assert time.monotonic() < end and parent.poll() is None
+            time.sleep(0.05)
+        child = psutil.Process(int(pid_file.read_text()))
+    finally:
+        parent.kill()
+        parent.wait()
+    child.wait(timeout=10)
+
+
+def test_the_kernels_kills_for_memory_are_counted(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    assert memory_kills(events) == 0
+    events.write_text("low 0\nhigh 4\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n")
+    assert memory_kills(events) == 2
+
+
+def test_a_kill_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([4, 5])
+    monkeypatch.setattr("gptbench.isolation.memory_kills", lambda: next(counts))
+    died = in_own_process(die, "SIGKILL").died
+    assert died is not None
+    assert died.out_of_memory
+    assert re.search("SIGKILL.*no memory left", died.reason)

@@ -1,0 +1,349 @@
+"""Sweeps that cannot lose a result: whatever fails or is killed, each job is recorded once in the end, and told."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from gptbench.errors import UserError
+from gptbench.record import Failure, SweepRecord
+from gptbench.record.files import load_record, problem
+from gptbench.record.outcome import Outcome
+from tests.warm import Call, Warm, wait_for
+
+SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1"]
+PLAIN = ["engine=eager", "device=cpu", "device.threads=1"]
+SWEEP = ["-m", *SHORT, *PLAIN]
+TWELVE = ["sampling.top_k=1,5,50,100", "sampling.temperature=0.5,1,2"]
+LONG = ["workload.new_tokens=500", "workload.samples=200"]
+"""A job that takes minutes."""
+SECONDS = ["workload.new_tokens=500", "workload.samples=1"]
+"""A job that takes a few."""
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    server = Warm()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def begun(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outputs folder with a measured roof and an empty store, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("begun")
+    code, call = warm.run(folder, *SHORT, *PLAIN, "tracking=none")
+    assert code == 0, call.err
+    MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db").search_experiments()
+    return folder / "outputs"
+
+
+@pytest.fixture
+def folder(begun: Path, tmp_path: Path) -> Path:
+    """To work in."""
+    shutil.copytree(begun / "roofs", tmp_path / "outputs" / "roofs")
+    shutil.copy(begun / "mlflow.db", tmp_path / "outputs")
+    return tmp_path
+
+
+def runs(folder: Path) -> tuple[list[Run], list[Run]]:
+    """Parents and children in MLflow's store."""
+    client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
+    experiment = client.get_experiment_by_name("gptbench")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    return [run for run in found if run not in children], children
+
+
+def measurements(folder: Path) -> Counter[str | None]:
+    """How often each identity is recorded."""
+    counted: Counter[str | None] = Counter()
+    for path in (folder / "outputs").glob("2*/*/*/result*.json"):
+        record = load_record(path)
+        assert problem(record) is None
+        counted[record.identity] += 1
+    return counted
+
+
+def sweeps(folder: Path) -> list[SweepRecord]:
+    """Records of all calls, in their order."""
+    return [SweepRecord.load(path) for path in sorted((folder / "outputs").glob("2*/*/sweep.json"))]
+
+
+def job_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in (folder / "outputs").glob("2*/*/*/job.json"))
+
+
+def check_every_job_is_recorded_once(folder: Path, jobs: int) -> None:
+    counted = measurements(folder)
+    assert len(counted) == jobs
+    assert set(counted.values()) == {1}
+    parents, children = runs(folder)
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert Counter(run.info.status for run in children) == {"FINISHED": jobs}
+    assert {run.data.tags["identity"] for run in children} == set(counted)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert all("decode_tokens_per_s" in run.data.metrics for run in children)
+
+
+def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
+    """Kills a sweep at random points, starts it again each time, and lets it end; how often it was really killed."""
+    draw = random.Random(seed)
+    arguments = [*SWEEP, *TWELVE, "sweep.resume=true"]
+    hit = 0
+    for _ in range(kills):
+        call = warm.start(folder, *arguments)
+        end = time.monotonic() + draw.uniform(0.0, 2.5)
+        while time.monotonic() < end and call.is_running():
+            time.sleep(0.01)
+        if call.is_running():
+            os.kill(call.pid, signal.SIGKILL)
+        hit += warm.end(call) == -signal.SIGKILL
+    code, call = warm.run(folder, *arguments)
+    assert code == 0, call.err
+    assert call.lines[-1]["recorded"] + call.lines[-1]["found"] == 12
+    return hit
+
+
+def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: Warm, folder: Path) -> None:
+    assert kill_and_resume(warm, folder, kills=10, seed=20261126) > 0
+    check_every_job_is_recorded_once(folder, 12)
+
+
+def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: Warm, folder: Path) -> None:
+    two = ["sampling.top_k=1,5"]
+    code, first = warm.run(folder, *SWEEP, *two)
+    assert code == 0, first.err
+    code, again = warm.run(folder, *SWEEP, *two, "sweep.resume=true")
+    assert code == 0, again.err
+    assert (again.lines[-1]["found"], again.lines[-1]["recorded"]) == (2, 0)
+    assert [line["result"] for line in again.lines[:2]] == [line["result"] for line in first.lines[:2]]
+    check_every_job_is_recorded_once(folder, 2)
+    table = sweeps(folder)[-1]
+    assert table.sweep == sweeps(folder)[0].sweep
+    assert all(job.metrics["decode_tokens_per_s"] > 0 for job in table.jobs), "the table has what was recorded before"
+
+    code, more = warm.run(folder, *SWEEP, "sampling.top_k=1,5,9", "sweep.resume=true")
+    assert code == 0, more.err
+    assert (more.lines[-1]["found"], more.lines[-1]["recorded"]) == (2, 1)
+
+    code, fresh = warm.run(folder, *SWEEP, *two)
+    assert code == 0, fresh.err
+    assert fresh.lines[-1]["recorded"] == 2
+    assert sorted(measurements(folder).values()) == [1, 2, 2]
+    assert len(runs(folder)[0]) == 3
+    records = {path for path in (folder / "outputs").rglob("result*.json") if "mlartifacts" not in path.parts}
+    assert len(records) == 5, "nothing was overwritten"
+
+
+def test_a_single_run_counts_for_a_sweep(warm: Warm, folder: Path) -> None:
+    code, call = warm.run(folder, *SHORT, *PLAIN, "sampling.top_k=5", "tracking=none")
+    assert code == 0, call.err
+    code, call = warm.run(folder, *SWEEP, "sampling.top_k=5,6", "sweep.resume=true", "tracking=none")
+    assert code == 0, call.err
+    assert (call.lines[-1]["found"], call.lines[-1]["recorded"]) == (1, 1)
+
+
+def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: Warm, folder: Path) -> None:
+    arguments = [*SWEEP, "sampling.top_k=3,4,5,6", "sweep.resume=true"]
+    faults = {"sampling.top_k=4": "RuntimeError", "sampling.top_k=5": "OutOfMemoryError"}
+    code, call = warm.run(folder, *arguments, faults=faults)
+    assert code == 1
+    assert "of 4 jobs 2 recorded, 2 failed; to go on: the same command with sweep.resume=true" in call.err
+    *lines, whole = call.lines
+    assert [line.get("failed") for line in lines] == [None, "raised", "out of memory", None]
+    assert (whole["recorded"], whole["failed"], whole["status"]) == (2, 2, "FAILED")
+    (record,) = sweeps(folder)
+    assert [job.status for job in record.jobs] == ["recorded", "failed", "failed", "recorded"]
+    failure = load_record(Path(record.jobs[1].record or ""))
+    assert isinstance(failure, Failure)
+    assert failure.reason == record.jobs[1].reason == "RuntimeError: a planted fault"
+    assert "Traceback" in (failure.traceback or "")
+    assert failure.identity == record.jobs[1].identity is not None
+    (parent,), children = runs(folder)
+    assert parent.info.status == "FAILED"
+    assert "| failed |" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.metrics["jobs_failed"] == 2
+    assert Counter(run.info.status for run in children) == {"FINISHED": 2, "FAILED": 2}
+    assert {run.data.tags.get("failure") for run in children} == {None, "raised", "out of memory"}
+    assert len({run.info.run_name for run in children}) == 4
+
+    code, call = warm.run(folder, *arguments)
+    assert code == 0, call.err
+    assert (call.lines[-1]["found"], call.lines[-1]["recorded"]) == (2, 2), "what failed is done again"
+    (parent,), children = runs(folder)
+    assert parent.info.status == "FINISHED"
+    assert Counter(run.info.status for run in children) == {"FINISHED": 4, "FAILED": 2}
+    assert set(measurements(folder).values()) == {1}
+
+
+def attempt_process(call: Call) -> psutil.Process | None:
+    """The process in which a job runs by itself: a child of the server that the sweep has started."""
+    for process in call.process.children(recursive=True):
+        if process.parent() != call.process and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def test_a_job_in_its_own_process_may_be_killed_or_take_too_long(warm: Warm, folder: Path) -> None:
+    jobs = ["sampling.top_k=2,3,4,5", "isolation=process", "sweep.timeout_s=6"]
+    call = warm.start(folder, *SWEEP, *LONG, *jobs)
+    killed = wait_for(lambda: attempt_process(call))
+    wait_for(lambda: list((folder / "outputs").glob("jobs/*.jsonl")))
+    killed.kill()
+    seconds_before = sum(call.process.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(call.process.cpu_times()[:2]) - seconds_before < 1.0, "the parent burns no core"
+    wait_for(lambda: len(job_folders(folder)) == 3)
+    os.kill(call.pid, signal.SIGINT)
+    assert warm.end(call) == 130, call.err
+    (record,) = sweeps(folder)
+    assert record.status == "KILLED"
+    first, second, third, fourth = record.jobs
+    assert (first.status, first.cause) == ("failed", "killed")
+    assert first.reason == "its process was killed by SIGKILL (kill -9, or the kernel's out-of-memory killer)"
+    assert (second.status, second.cause, second.reason) == ("failed", "timed out", "it took more than 6 s")
+    assert (third.status, third.cause) == ("failed", "timed out"), (
+        "the job that ran when Ctrl-C came went on to its end"
+    )
+    assert fourth.status == "not run"
+    (parent,), children = runs(folder)
+    assert parent.info.status == "KILLED"
+    assert sorted(run.data.tags["failure"] for run in children) == ["killed", "timed out", "timed out"]
+
+
+def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -> None:
+    call = warm.start(folder, *SWEEP, "sampling.top_k=2,3,4,5", *SECONDS)
+    wait_for(lambda: "sweep: 1/4 jobs" in call.err)
+    wait_for(lambda: len(job_folders(folder)) == 2)
+    os.kill(call.pid, signal.SIGINT)
+    assert warm.end(call) == 130
+    assert "ends after the job that runs now" in call.err
+    assert call.err.splitlines()[-1] == "gptbench: interrupted"
+    assert [job.status for job in sweeps(folder)[-1].jobs] == ["recorded", "recorded", "not run", "not run"]
+    (parent,), children = runs(folder)
+    assert (parent.info.status, len(children)) == ("KILLED", 2)
+
+    arguments = [*SWEEP, "sampling.top_k=2,3", *LONG]
+    call = warm.start(folder, *arguments)
+    wait_for(lambda: len(job_folders(folder)) == 3)
+    os.kill(call.pid, signal.SIGINT)
+    wait_for(lambda: "ends after the job that runs now" in call.err)
+    start = time.monotonic()
+    os.kill(call.pid, signal.SIGINT)
+    assert warm.end(call) == 130
+    assert time.monotonic() - start < 20
+    assert [job.status for job in sweeps(folder)[-1].jobs] == ["interrupted", "not run"]
+    assert {run.info.status for run in runs(folder)[0]} == {"KILLED"}
+    assert sum(measurements(folder).values()) == 2
+
+
+def test_sigterm_ends_at_once_with_a_record(warm: Warm, folder: Path) -> None:
+    call = warm.start(folder, *SWEEP, "sampling.top_k=2,3", *LONG, "tracking=none")
+    wait_for(lambda: job_folders(folder))
+    os.kill(call.pid, signal.SIGTERM)
+    assert warm.end(call) == 130
+    assert [job.status for job in sweeps(folder)[-1].jobs] == ["interrupted", "not run"]
+
+
+def test_progress_is_told_with_an_estimate(warm: Warm, folder: Path) -> None:
+    code, call = warm.run(folder, *SWEEP, "sampling.top_k=2,3,4", "tracking=none")
+    assert code == 0, call.err
+    told = [line for line in call.err.splitlines() if line.startswith("sweep: ") and "jobs" in line]
+    assert [line.partition(" jobs")[0] for line in told] == ["sweep: 1/3", "sweep: 2/3", "sweep: 3/3"]
+    assert all(" left" in line for line in told[:2]) and " left" not in told[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sampling.top_k=5,0"], "job 1 (sampling.top_k=0): sampling.top_k=0: expected a number of at least 1"),
+        (["sampling.top_k=5,6", "quant=int9"], "quant/int9"),
+        (["sampling.temperature=interval(0,1)"], "sweep=random and sobol draw from intervals"),
+        (
+            ["sampling.top_k=1,2", "sampling.temperature=1,2,3", "sweep.paired=[sampling.top_k,sampling.temperature]"],
+            "sampling.top_k has 2",
+        ),
+        (["sweep.resume=true,false"], "sweep.resume: is of the whole sweep"),
+        (["sampling.top_k=5,6", "workload.prompt_text=Hello"], "workload.prompt_text=Hello: expected null"),
+    ],
+)
+def test_a_mistake_in_any_job_is_told_before_any_runs(
+    warm: Warm, folder: Path, arguments: list[str], told: str
+) -> None:
+    short = [argument for argument in SWEEP if "prompt" not in argument or "prompt_text" not in "".join(arguments)]
+    code, call = warm.run(folder, *short, *arguments)
+    assert (code, call.out) == (2, "")
+    assert told in call.err
+    assert "Traceback" not in call.err
+    assert not list((folder / "outputs").glob("2*/*/plan.json"))
+
+
+def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
+    space = ["sampling.temperature=interval(0.1,2)", "sampling.top_k=int(tag(log,interval(1,100)))"]
+    code, call = warm.run(folder, *SWEEP, *space, "sweep=sobol", "sweep.jobs=4", "tracking=none")
+    assert code == 0, call.err
+    (record,) = sweeps(folder)
+    drawn = [dict(override.split("=") for override in job.swept) for job in record.jobs]
+    assert len({tuple(job.items()) for job in drawn}) == 4
+    assert all(0.1 <= float(job["sampling.temperature"]) <= 2 for job in drawn)
+    paired = ["sampling.top_k=1,2", "sampling.temperature=0.5,1", "sweep.paired=[sampling.top_k,sampling.temperature]"]
+    code, call = warm.run(folder, *SWEEP, *paired, "tracking=none")
+    assert code == 0, call.err
+    assert [job.swept for job in sweeps(folder)[-1].jobs] == [
+        ["sampling.top_k=1", "sampling.temperature=0.5"],
+        ["sampling.top_k=2", "sampling.temperature=1"],
+    ]
+
+
+def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm, folder: Path) -> None:
+    call = warm.start(folder, *SWEEP, "sampling.top_k=2,3,4,5", *SECONDS)
+    wait_for(lambda: len(job_folders(folder)) == 3)
+    os.kill(call.pid, signal.SIGKILL)
+    warm.end(call)
+    assert sweeps(folder) == []
+    (parent,), _ = runs(folder)
+    assert parent.info.status == "RUNNING"
+    code, call = warm.run(folder, "sync")
+    assert code == 0, call.err
+    assert call.out.splitlines()[-1] == "all records are logged"
+    (record,) = sweeps(folder)
+    assert [job.status for job in record.jobs] == ["recorded", "recorded", "interrupted", "not run"]
+    (parent,), children = runs(folder)
+    assert (parent.info.status, len(children)) == ("KILLED", 2)
+    assert warm.run(folder, "sync")[1].out == "all records are logged\n"
+
+
+def test_a_folder_that_holds_no_outcome_is_no_job_that_ended(tmp_path: Path) -> None:
+    assert Outcome.of(tmp_path) is None
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match="not a result"):
+        load_record(tmp_path / "sweep.json")
+
+
+def figures(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """For LOG.md: python -c "from tests.test_sweep import *; print(figures(30, 1, Path(...)))" """
+    server = Warm()
+    try:
+        hit = kill_and_resume(server, folder, kills, seed)
+    finally:
+        server.close()
+    check_every_job_is_recorded_once(folder, 12)
+    attempts = sum(bool(line.strip()) for path in (folder / "outputs" / "jobs").glob("*.jsonl") for line in path.open())
+    return {"kills": hit, "attempts": attempts, "lost": 12 - len(measurements(folder))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(figures(10, 0, Path.cwd())))

@@ -1,0 +1,154 @@
+"""`python -m gptbench` without waiting for its imports: a server imports all of it once, and forks for each call.
+
+What a call is is a process of its own, with its own working folder, environment and output files, that runs `main` from
+its beginning; it can be killed like any other.
+"""
+
+import builtins
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Call:
+    """One that was started.
+
+    Attributes:
+        pid: of its process, which leads a process group of its own.
+    """
+
+    def __init__(self, pid: int, folder: Path, name: str) -> None:
+        self.pid, self.folder, self.name = pid, folder, name
+        self.process = psutil.Process(pid)
+
+    @property
+    def out(self) -> str:
+        return (self.folder / f"{self.name}.out").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self.folder / f"{self.name}.err").read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def is_running(self) -> bool:
+        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+
+
+class Warm:
+    """The server."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "GPTBENCH_COMMIT": "0" * 40}
+        environment.pop("HYDRA_FULL_ERROR", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.calls: list[Call] = []
+
+    def ask(self, request: dict[str, Any]) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, folder: Path, *arguments: str, faults: dict[str, str] | None = None) -> Call:
+        """Starts one.
+
+        Args:
+            faults: what is to go wrong in jobs with such an override, once they measure: see `fail`.
+        """
+        name = f"call-{len(self.calls)}"
+        request = {"folder": str(folder), "name": name, "arguments": arguments, "faults": faults or {}}
+        self.calls.append(Call(self.ask(request), folder, name))
+        return self.calls[-1]
+
+    def end(self, call: Call) -> int:
+        """Waits for its end; the exit code, or the signal's number as a negative one."""
+        return os.waitstatus_to_exitcode(self.ask({"wait": call.pid}))
+
+    def run(self, folder: Path, *arguments: str, faults: dict[str, str] | None = None) -> tuple[int, Call]:
+        call = self.start(folder, *arguments, faults=faults)
+        return self.end(call), call
+
+    def close(self) -> None:
+        """Ends it, and what a test that failed has left running."""
+        assert self.process.stdin is not None
+        for call in self.calls:
+            if call.is_running():
+                os.killpg(call.pid, signal.SIGKILL)
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve() -> None:
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
+
+    import gptbench.__main__
+    import gptbench.attempt
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitpid(request["wait"], 0)[1]
+        elif (answer := os.fork()) == 0:
+            os.setsid()
+            os.chdir(request["folder"])
+            for number, end in ((0, None), (1, "out"), (2, "err")):
+                path = os.devnull if end is None else f"{request['name']}.{end}"
+                os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
+            sys.argv = ["gptbench", *request["arguments"]]
+            fail(*request["faults"].items())
+            sys.exit(gptbench.__main__.main())
+        print(answer, flush=True)
+
+
+def fail(*faults: tuple[str, str]) -> None:
+    """Makes measuring fail in this process: with an error of Python's, or of torch's, of that name, or by a signal."""
+    import torch
+
+    import gptbench.run
+
+    measure = gptbench.run.measure_engine
+
+    def failing(config: Any, *more: Any) -> Any:
+        for override, fault in faults:
+            key, _, value = override.partition("=")
+            if str(functools.reduce(getattr, key.split("."), config)) == value:
+                if fault.startswith("SIG"):
+                    os.kill(os.getpid(), getattr(signal, fault))
+                raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
+        return measure(config, *more)
+
+    gptbench.run.measure_engine = failing
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> Any:
+    """What the condition gives once that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+    return found
+
+
+if __name__ == "__main__":
+    serve()
