@@ -109,7 +109,7 @@ LAUNCHERS: dict[str, Shape] = {
 }
 """By class, what may be set; what else these take (`setup`, `runtime_env`) are commands or code."""
 
-SWEEPERS: dict[str, Shape] = {"hydra_plugins.gptbench.Sweeper": None}
+SWEEPERS: dict[str, Shape] = {"hydra_plugins.gptbench.Sweeper": {}}
 """Hydra's own would run jobs that nobody has planned."""
 
 

@@ -208,9 +208,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "sweeper-basic": (["-m", "hydra/sweeper=basic", "sampling.top_k=5,6"], "hydra.sweeper._target_=hydra._internal"),
     "sweeper-params": (["-m", "experiment=evil_params"], "hydra.sweeper.params.tracking._target_=evil.touch"),
-    "sweeper-job": (["-m", "experiment=evil_job"], "hydra.sweeper._target_=hydra._internal"),
-    "ray-runtime": (["hydra/launcher=ray", "+hydra.launcher.ray.init.runtime_env.setup=x"], "ray.init.runtime_env"),
-    "ray-remote": (["hydra/launcher=ray", "+hydra.launcher.ray.remote.runtime_env={py: x}"], "ray.remote.runtime_env"),
+    "sweeper-job": (["-m", "experiment=evil_job"], "hydra.sweeper.params"),
+    "ray-runtime": (["hydra/launcher=ray_gpu", "+hydra.launcher.ray.init.runtime_env.setup=x"], "ray.init.runtime_env"),
+    "ray-remote": (
+        ["hydra/launcher=ray_gpu", "+hydra.launcher.ray.remote.runtime_env={py: x}"],
+        "ray.remote.runtime_env",
+    ),
     "slurm-setup": ([SLURM, "hydra.launcher.setup=['touch CANARY']"], "hydra.launcher.setup"),
     "slurm-parameters": (
         [SLURM, "+hydra.launcher.additional_parameters.wrap=x"],
@@ -412,7 +415,7 @@ PASSING = {
     ],
     "name": ["hydra.job.name=${model.name}"],
     "ray": [
-        "hydra/launcher=ray",
+        "hydra/launcher=ray_gpu",
         "++hydra.launcher.ray.init={address: 'ray://head:10001', num_gpus: 8, _temp_dir: /scratch/ray}",
         "++hydra.launcher.ray.remote={num_gpus: 1, resources: {H100: 0.5}}",
     ],

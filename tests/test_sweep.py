@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from collections import Counter
@@ -13,23 +12,27 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from gptbench.errors import UserError
-from gptbench.record import Failure, SweepRecord
-from gptbench.record.files import load_record, problem
+from gptbench.record import Failure
+from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
+from tests.sweeps import (
+    LONG,
+    PLAIN,
+    SECONDS,
+    SHORT,
+    SWEEP,
+    TWELVE,
+    begin,
+    check_every_job_is_recorded_once,
+    copy_of,
+    job_folders,
+    measurements,
+    runs,
+    sweeps,
+)
 from tests.warm import Call, Warm, wait_for
-
-SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1"]
-PLAIN = ["engine=eager", "device=cpu", "device.threads=1"]
-SWEEP = ["-m", *SHORT, *PLAIN]
-TWELVE = ["sampling.top_k=1,5,50,100", "sampling.temperature=0.5,1,2"]
-LONG = ["workload.new_tokens=500", "workload.samples=200"]
-"""A job that takes minutes."""
-SECONDS = ["workload.new_tokens=500", "workload.samples=1"]
-"""A job that takes a few."""
 
 
 @pytest.fixture(scope="module")
@@ -41,61 +44,12 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="module")
 def begun(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outputs folder with a measured roof and an empty store, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("begun")
-    code, call = warm.run(folder, *SHORT, *PLAIN, "tracking=none")
-    assert code == 0, call.err
-    MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db").search_experiments()
-    return folder / "outputs"
+    return begin(warm, tmp_path_factory.mktemp("begun"))
 
 
 @pytest.fixture
 def folder(begun: Path, tmp_path: Path) -> Path:
-    """To work in."""
-    shutil.copytree(begun / "roofs", tmp_path / "outputs" / "roofs")
-    shutil.copy(begun / "mlflow.db", tmp_path / "outputs")
-    return tmp_path
-
-
-def runs(folder: Path) -> tuple[list[Run], list[Run]]:
-    """Parents and children in MLflow's store."""
-    client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
-    experiment = client.get_experiment_by_name("gptbench")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    return [run for run in found if run not in children], children
-
-
-def measurements(folder: Path) -> Counter[str | None]:
-    """How often each identity is recorded."""
-    counted: Counter[str | None] = Counter()
-    for path in (folder / "outputs").glob("2*/*/*/result*.json"):
-        record = load_record(path)
-        assert problem(record) is None
-        counted[record.identity] += 1
-    return counted
-
-
-def sweeps(folder: Path) -> list[SweepRecord]:
-    """Records of all calls, in their order."""
-    return [SweepRecord.load(path) for path in sorted((folder / "outputs").glob("2*/*/sweep.json"))]
-
-
-def job_folders(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in (folder / "outputs").glob("2*/*/*/job.json"))
-
-
-def check_every_job_is_recorded_once(folder: Path, jobs: int) -> None:
-    counted = measurements(folder)
-    assert len(counted) == jobs
-    assert set(counted.values()) == {1}
-    parents, children = runs(folder)
-    assert [run.info.status for run in parents] == ["FINISHED"]
-    assert Counter(run.info.status for run in children) == {"FINISHED": jobs}
-    assert {run.data.tags["identity"] for run in children} == set(counted)
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
-    assert all("decode_tokens_per_s" in run.data.metrics for run in children)
+    return copy_of(begun, tmp_path)
 
 
 def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:

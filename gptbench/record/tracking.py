@@ -140,7 +140,7 @@ class MLflowTracker(Tracker):
         # experiment, or the sweep's parent.
         self.lock = FileLock(self.outputs / "mlflow.lock")
         self.away = self.outputs / "mlflow.away"
-        """Touched when the store does not answer."""
+        """Touched when a server does not answer."""
 
     def log(self, result: Recorded, result_path: Path) -> str:
         record = make_record(result, result_path, self.config.run_name)
@@ -170,8 +170,8 @@ class MLflowTracker(Tracker):
         """With the lock: a client, and the id of the experiment.
 
         Raises:
-            AwayError: the store does not answer, or did not answer another process while this one waited for that: it
-                does not wait itself, too, or many of them would for hours, one after the other.
+            AwayError: the store does not answer; or a server did not answer another process while this one waited for
+                that: if it then waited for the server, too, many of them would for hours, one after the other.
         """
         before = touched(self.away)
         with self.lock:
@@ -181,8 +181,9 @@ class MLflowTracker(Tracker):
                 client = self.client()
                 experiment = self.experiment(client)
             except Exception as error:
-                with contextlib.suppress(OSError):
-                    self.away.touch()
+                if not self.is_embedded:
+                    with contextlib.suppress(OSError):
+                        self.away.touch()
                 raise AwayError(reason(error)) from error
             yield client, experiment
 

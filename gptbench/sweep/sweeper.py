@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 NAME = "hydra_plugins.gptbench.Sweeper"
 """By which a configuration names the sweeper. Hydra takes plugins from its own package and from `hydra_plugins` alone,
 and looks them up by name."""
+MOST_STALLED = 2
+"""Launches in a row after which no job had ended. After one, those of the first may still run."""
 LOOK_S = 1.0
 """Seconds between two looks at the jobs of another process."""
 
@@ -206,7 +208,8 @@ class Sweep:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
         waiting = list(range(len(self.jobs)))
-        while waiting and not self.interrupted:
+        stalled = 0
+        while waiting and not self.interrupted and stalled < MOST_STALLED:
             launcher = self.launcher()
             self.progress.begin(len(self.jobs) - len(waiting))
             with self.watching(launcher):
@@ -215,8 +218,7 @@ class Sweep:
                 except Exception as error:
                     self.trouble = f"{type(launcher).__name__}: {error!r}"
             before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
-            if len(waiting) == len(before):
-                break
+            stalled = stalled + 1 if len(waiting) == len(before) else 0
 
     def launcher(self) -> Launcher:
         """The one that was asked for. In this process, each job tells when it has ended."""
