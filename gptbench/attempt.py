@@ -124,11 +124,10 @@ def attempt(job: Job) -> Outcome:
         return failed(job, Cause.refused, str(error), start)
     except BadResultError as error:
         return failed(job, Cause.bad_result, str(error), start)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return failed(job, Cause.memory, in_one_line(error), start, traceback.format_exc())
     except Exception as error:
         traceback.print_exc()
-        return failed(job, Cause.raised, in_one_line(error), start, traceback.format_exc())
+        cause = Cause.memory if is_for_memory(error) else Cause.raised
+        return failed(job, cause, in_one_line(error), start, traceback.format_exc())
     return measured(job, start)
 
 
@@ -213,6 +212,11 @@ def publish(job: Job) -> None:
     logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.print)
     console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     print_json(record, job.record, logged)
+
+
+def is_for_memory(error: Exception) -> bool:
+    """Whether there was not enough. On a CPU, torch has no type for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def in_one_line(error: Exception) -> str:

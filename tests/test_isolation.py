@@ -1,5 +1,6 @@
 """A function in a process of its own: it gives its value, and whatever kills it is told and reaches nobody else."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -44,6 +45,25 @@ def interrupt_itself() -> str:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     return "went on"
+
+
+def use_gpu(value: float) -> float:
+    import torch
+
+    return float(torch.full((4,), value, device="cuda").sum())
+
+
+def poison_gpu() -> str:
+    """Leaves a context in which every further call fails."""
+    import torch
+
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(4, device="cuda")[torch.tensor([1000], device="cuda")].cpu()
+    try:
+        use_gpu(1.0)
+    except RuntimeError:
+        return "poisoned"
+    return "not poisoned"
 
 
 def test_it_gives_the_value_of_another_process() -> None:
@@ -142,3 +162,11 @@ def test_a_kill_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert died is not None
     assert died.out_of_memory
     assert re.search("SIGKILL.*no memory left", died.reason)
+
+
+@pytest.mark.gpu
+def test_a_poisoned_gpu_does_not_reach_the_next_process() -> None:
+    assert in_own_process(use_gpu, 2.0).value == 8.0
+    assert in_own_process(poison_gpu).value == "poisoned"
+    assert in_own_process(die, "SIGKILL").died is not None
+    assert in_own_process(use_gpu, 3.0).value == 12.0

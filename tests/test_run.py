@@ -10,14 +10,26 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from gptbench import attempt
 from gptbench import run as run_module
-from gptbench.config import AutoConfig, Config, DeviceConfig, DeviceKind, Dtype, InductorConfig, QualityConfig
+from gptbench.config import (
+    AutoConfig,
+    Config,
+    DeviceConfig,
+    DeviceKind,
+    Dtype,
+    InductorConfig,
+    Isolation,
+    QualityConfig,
+)
 from gptbench.device import Device
 from gptbench.engine import Auto, Eager, Inductor
-from gptbench.errors import BadResultError, ConfigError, DoesNotFitError
+from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, UserError
 from gptbench.measure import Quality, roof
 from gptbench.model import Transformer
 from gptbench.record import Result
+from gptbench.record.files import load_record
+from gptbench.record.outcome import Outcome
 from gptbench.run import Job
 from tests.models import DENSE, run_config
 
@@ -179,3 +191,50 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto: this one needs a C"):
         run_module.plan(chosen, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("isolation", [Isolation.none, Isolation.process])
+def test_a_job_that_runs_out_of_gpu_memory_is_told_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: Isolation
+) -> None:
+    of = run_config(DENSE)
+    of = replace(of, outputs=str(tmp_path / "outputs"), isolation=isolation)
+    much = replace(of, workload=replace(of.workload, batch_size=2**24))
+
+    def outcome(of: Config, name: str) -> Outcome:
+        job = Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / name, tmp_path)
+        return attempt.attempt(job) if isolation is Isolation.none else attempt.isolated(job)
+
+    if isolation is Isolation.none:
+        monkeypatch.setattr(run_module, "require_fit", lambda *_: None)  # an estimate may be wrong
+    failed = outcome(much, "much")
+    assert (failed.status, failed.cause) == (
+        "failed",
+        "out of memory" if isolation is Isolation.none else "refused",
+    ), failed.reason
+    assert outcome(of, "little").status == "recorded"
+
+
+def test_what_is_raised_for_memory_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {
+        torch.OutOfMemoryError("CUDA out of memory"): "out of memory",
+        MemoryError(): "out of memory",
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        ): "out of memory",
+        RuntimeError("something else"): "raised",
+        BadResultError("numbers that mean nothing"): "bad result",
+        UserError("a mistake"): "refused",
+    }
+    of = config(tmp_path)
+    for number, (error, cause) in enumerate(errors.items()):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(attempt, "run", fail)
+        job = Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / str(number), tmp_path)
+        outcome = attempt.attempt(job)
+        assert outcome.cause == cause
+        assert load_record(Path(outcome.record or "")).cause == cause  # type: ignore[attr-defined]
