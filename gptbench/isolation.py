@@ -46,6 +46,8 @@ def context() -> multiprocessing.context.BaseContext:
     """Of the processes: forked from the server where there can be one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    # torch's compiler asks for GPUs while it is imported. Asked through CUDA, no process forked after that could use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
     return forking

@@ -21,10 +21,13 @@ from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
 from gptbench.record import MLflowTracker, NoTracker, Result
 from gptbench.record.statistics import METRICS, sample_metrics, summary
-from gptbench.record.tracking import log_command
+from gptbench.record.tracking import log_command, metrics
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"
+NOTE = """decode 90.31 tokens/s, TPOT 11.16 ms, p99 11.33 ms, TTFT 60 ms, MBU 0.06784 %, peak memory 0.1 GB
+
+`` python -m gptbench model=stories15m quant=none ``"""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_series_has_each_valid_sample_at_its_own_step(store: Store, run: Run, re
 
 
 def test_invalid_sample_is_only_seen_in_its_compiles(store: Store, run: Run) -> None:
-    assert store.series(run, "sample_compiles") == [(0, 0.0), (1, 1.0), (2, 0.0)]
+    assert store.series(run, "sample/compiles") == [(0, 0.0), (1, 1.0), (2, 0.0)]
 
 
 def test_scalars_are_the_summary(run: Run, result: Result) -> None:
@@ -92,6 +95,22 @@ def test_scalars_are_the_summary(run: Run, result: Result) -> None:
     assert run.data.metrics["compile_cold_s"] == 20.0
     assert run.data.metrics["compile_warm_s"] == 3.0
     assert run.data.metrics["samples_valid"] == 2.0
+
+
+def test_what_is_compared_is_logged_first_in_units_with_digits_before_the_point(run: Run, result: Result) -> None:
+    assert next(metrics(result))[0] == "brief/decode_tokens_per_s"
+    prefix, expected = "brief/", summary(result)
+    shown = {name.removeprefix(prefix): value for name, value in run.data.metrics.items() if name.startswith(prefix)}
+    assert shown == pytest.approx(
+        {
+            "decode_tokens_per_s": expected["decode_tokens_per_s"],
+            "tpot_p50_ms": expected["tpot_p50_s"] * 1000,
+            "tpot_p99_ms": expected["tpot_p99_s"] * 1000,
+            "ttft_ms": expected["ttft_s"] * 1000,
+            "mbu_percent": expected["mbu"] * 100,
+            "peak_memory_gb": expected["peak_memory_bytes"] / 1e9,
+        }
+    )
 
 
 def test_stages_of_compiling_are_logged_cold_and_warm(run: Run) -> None:
@@ -136,6 +155,7 @@ def test_tags(run: Run, path: Path) -> None:
         "gptbench.command": "python -m gptbench model=stories15m quant=none",
         "mlflow.source.name": "gptbench",
         "mlflow.runName": "stories15m-bfloat16-inductor-b1",
+        "mlflow.note.content": NOTE,
         "model": "stories15m",
         "quant": "none",
         "engine": "inductor",
@@ -190,7 +210,20 @@ def test_not_finite_is_failed_and_without_valid_samples_there_are_no_medians(sto
     assert logged.info.status == "FAILED"
     assert logged.data.metrics["finite"] == 0.0
     assert "decode_tokens_per_s" not in logged.data.metrics
-    assert not [key for key in logged.data.metrics if key.startswith("sample/")]
+    assert {key for key in logged.data.metrics if "/" in key and "compile_stage" not in key} == {"sample/compiles"}
+    assert logged.data.tags["mlflow.note.content"].startswith("`` python -m gptbench")
+
+
+def test_name_of_a_job_begins_with_what_tells_it_from_the_others(store: Store, tmp_path: Path) -> None:
+    swept = [["engine=inductor", "sampling.top_k=5"], ["a.top_k=1", "b.top_k=2", "+workload.seed=3"], []]
+    for number, overrides in enumerate(swept):
+        job = dataclasses.replace(made_result(started=f"2026-11-22T1{number}:00:00+00:00"), swept=overrides)
+        store.log(job, job.save(tmp_path), experiment="swept")
+    assert [entry.info.run_name for entry in store.runs("swept")] == [
+        "engine=inductor top_k=5 stories15m-bfloat16-inductor-b1",
+        "a.top_k=1 b.top_k=2 seed=3 stories15m-bfloat16-inductor-b1",
+        "stories15m-bfloat16-inductor-b1",
+    ]
 
 
 def test_the_same_result_is_logged_once(store: Store, run: Run, result: Result, path: Path) -> None:

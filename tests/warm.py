@@ -33,11 +33,15 @@ class Call:
 
     @property
     def out(self) -> str:
-        return (self.folder / f"{self.name}.out").read_text()
+        return self.printed("out")
 
     @property
     def err(self) -> str:
-        return (self.folder / f"{self.name}.err").read_text()
+        return self.printed("err")
+
+    def printed(self, where: str) -> str:
+        file = self.folder / f"{self.name}.{where}"
+        return file.read_text() if file.exists() else ""  # it has only just been started
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from gptbench.record.plan import LOCK as SWEEP_LOCK
 from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
 from gptbench.record.statistics import compilation_name, sample_metrics, summary
-from gptbench.record.sweep import SweepRecord, record_of
+from gptbench.record.sweep import SweepRecord, cell, record_of
 from gptbench.targets import instantiate
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ MARK = "tracked-"
 """Begins the name of a file beside a record: where that is logged."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
+BRIEF = (
+    ("decode_tokens_per_s", "decode_tokens_per_s", 1.0, "decode {} tokens/s"),
+    ("tpot_p50_s", "tpot_p50_ms", 1e3, "TPOT {} ms"),
+    ("tpot_p99_s", "tpot_p99_ms", 1e3, "p99 {} ms"),
+    ("ttft_s", "ttft_ms", 1e3, "TTFT {} ms"),
+    ("mbu", "mbu_percent", 1e2, "MBU {} %"),
+    ("peak_memory_bytes", "peak_memory_gb", 1e-9, "peak memory {} GB"),
+    ("perplexity", "perplexity", 1.0, "perplexity {}"),
+)
+"""Of the summary, what runs are compared by: its name there, its name in ``brief/<name>``, the factor between the two,
+and how it is told. MLflow's charts and comparisons show two or three decimals, which leave nothing of seconds; and
+charts are grouped by what stands before the slash, in alphabetical order, those without one last."""
 
 
 class AwayError(TrackingError):
@@ -128,7 +141,7 @@ class MLflowTracker(Tracker):
     """Logs to the embedded SQLite store in the outputs folder, or to any MLflow store or server.
 
     A metric of a sample is a series ``sample/<metric>`` whose step is the sample's number; what is compared between
-    runs, the medians, has the plain name.
+    runs, the medians, has the plain name, and the few that matter most stand first, as ``brief/<metric>``.
     """
 
     config: MLflowConfig
@@ -239,7 +252,10 @@ class MLflowTracker(Tracker):
         run_id = run.info.run_id
         params = [Param(key, value) for key, value in record.params]
         metrics = [Metric(key, value, record.end_ms, step) for key, value, step in record.metrics]
-        tags = [RunTag(key, value) for key, value in record.tags.items()] if isinstance(result, SweepRecord) else []
+        tags = []
+        if isinstance(result, SweepRecord):
+            note = f"[Charts]({charts_of_jobs(run.info.experiment_id, run_id)}) of {record.tags[NOTE_TAG]}"
+            tags = [RunTag(key, value) for key, value in (record.tags | {NOTE_TAG: note}).items()]
         client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(result, result_path, Path(folder))
@@ -329,6 +345,19 @@ def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run |
     return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
 
 
+def charts_of_jobs(experiment: str, parent: str) -> str:
+    """Where MLflow's pages show charts of a sweep's jobs, the fastest first. In the list of all runs they are folded up
+    under their parent, and the charts beside it know nothing of them."""
+    query = {
+        "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
+        "orderByKey": "metrics.`decode_tokens_per_s`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+        "workflowType": "machine_learning",  # else the pages beside it are those for language models' traces
+    }
+    return f"#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
+
+
 def touched(path: Path) -> int | None:
     """When a file last was, in the clock of where it lies; None where there is none."""
     with contextlib.suppress(OSError):
@@ -352,22 +381,25 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         assert isinstance(result, Measured)
         own = run_record(result, start) if isinstance(result, Result) else kernel_record(result, start)
     groups = ("model", "quant") if not isinstance(result, SweepRecord) else ()
-    tags: dict[str, str | None] = {
-        RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
-        "gptbench.command": shlex.join(result.command),
-        "mlflow.source.name": "gptbench",
+    command = shlex.join(result.command)
+    tags: dict[str, str | None] = {  # MLflow shows them in this order: first what one filters by
         **{group: result.config[group]["name"] for group in groups},
+        **own.tags,
         "task": result.config["task"]["name"] if "task" in result.config else None,
+        **(where(result) if isinstance(result, Measured) else {}),
         "sweep": result.sweep,
         "identity": result.identity,
-        **(where(result) if isinstance(result, Measured) else {}),
+        RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
+        "gptbench.command": command,
+        "mlflow.source.name": "gptbench",
+        NOTE_TAG: f"{own.tags.get(NOTE_TAG, '')}\n\n`` {command} ``".lstrip(),
     }
     values = () if isinstance(result, SweepRecord) else flat(result.config)
     return replace(
         own,
-        name=redacted(" ".join([name or own.name, *told_apart(result.swept)])),
+        name=redacted(" ".join([*told_apart(result.swept), name or own.name])),
         params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in values), *own.params],
-        tags={key: value[:MOST_CHARACTERS] for key, value in (tags | own.tags).items() if value is not None},
+        tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
     )
 
 
@@ -384,15 +416,12 @@ def where(result: Measured) -> dict[str, str | None]:
     }
 
 
-IN_NAMES = ("model", "quant", "engine", "workload.batch_size")
-"""What a run's name holds anyway."""
-
-
 def told_apart(swept: list[str]) -> list[str]:
-    """What tells a job of a sweep from the others, shortened: `top_k=5`."""
+    """What tells a job of a sweep from the others, shortened: `top_k=5`. A name begins with it: MLflow's list of runs
+    shows some fifteen characters."""
     values = dict(override.split("=", 1) for override in swept if "=" in override)
     short = short_keys(list(values))
-    return [f"{short[key]}={value}" for key, value in values.items() if key.lstrip("+") not in IN_NAMES]
+    return [f"{short[key]}={value}" for key, value in values.items()]
 
 
 def short_keys(keys: list[str]) -> dict[str, str]:
@@ -415,6 +444,8 @@ def run_record(result: Result, start: float) -> Record:
     }
     if result.compilations:
         tags["compile_cache"] = result.compilations[0].cache
+    if told := told_in_brief(result):
+        tags[NOTE_TAG] = told
     return Record(
         name=f"{names['model']}-{weights_of(result)}-{names['engine']}-b{result.config['workload']['batch_size']}",
         start_ms=round(start * 1000),
@@ -491,18 +522,30 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
-    """Name, value and step of every number that is logged."""
+    """Name, value and step of every number that is logged. MLflow's pages keep the order, and the plot of its page that
+    compares runs begins with the first."""
+    medians = summary(result)
+    for name, shown, factor, _ in BRIEF:
+        if name in medians:
+            yield f"brief/{shown}", medians[name] * factor, 0
+    for name, value in medians.items():
+        yield name, value, 0
     for step, sample in enumerate(result.samples):
-        yield "sample_compiles", float(sample.compiles), step
+        yield "sample/compiles", float(sample.compiles), step
         if not sample.compiles:
             for name, value in sample_metrics(result, sample).items():
                 yield f"sample/{name}", value, step
-    for name, value in summary(result).items():
-        yield name, value, 0
     named = {compilation_name(each): each for each in reversed(result.compilations) if each.cache != "none"}
     for whose, compilation in named.items():  # of two that met the same, the first
         for stage, seconds in compilation.costs_s.items():
             yield f"compile_stage/{whose}/{stage}", seconds, 0
+
+
+def told_in_brief(result: Result) -> str:
+    """A run's few numbers in a line; nothing without a valid sample."""
+    medians = summary(result)
+    told = [text.format(cell(medians[name] * factor)) for name, _, factor, text in BRIEF if name in medians]
+    return ", ".join(told)
 
 
 def clean(key: str) -> str:
