@@ -56,13 +56,14 @@ class Shown:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     outputs = tmp_path_factory.mktemp("outputs")
     store = f"sqlite:///{outputs}/mlflow.db"
-    with pytest.MonkeyPatch.context() as patch, hasty_sqlite():
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    with hasty_sqlite():
         log_sweep(outputs)
-        client = MlflowClient(store)
-        found = client.get_experiment_by_name("gptbench")
-        assert found is not None
-        runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name("gptbench")
+    assert found is not None
+    runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         with mlflow_server(outputs, store) as url:
             yield Shown(
                 url,
@@ -128,7 +129,7 @@ def chromium() -> Iterator[BrowserContext]:
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
-        context = browser.new_context(viewport={"width": 1600, "height": 1400})
+        context = browser.new_context(viewport={"width": 1600, "height": 2000})
         context.set_default_timeout(PATIENCE_MS)
         hosts = set()
         context.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
@@ -238,7 +239,8 @@ def test_comparison_shows_what_differs_and_the_numbers(page: Page, shown: Shown)
     for axis in ("sampling.temperature", "sampling.top_k", "brief/decode_tokens_per_s"):
         expect(charts.locator("svg").get_by_text(axis, exact=True).first).to_be_visible()
 
-    charts.get_by_role("switch").first.click()
+    charts.get_by_role("switch").first.click()  # parameters: show diff only
+    expect(charts.get_by_text("model.dim", exact=True)).to_have_count(0)
     rows = {cells[0]: cells[1:] for cells in cells_of(charts.get_by_role("row"))}
     assert sorted(name for name in rows if name.startswith(("model.", "sampling.", "engine."))) == [
         "sampling.temperature",

@@ -1,6 +1,5 @@
 """Sweeps that cannot lose a result: whatever fails or is killed, each job is recorded once in the end, and told."""
 
-import json
 import os
 import random
 import signal
@@ -53,13 +52,20 @@ def folder(begun: Path, tmp_path: Path) -> Path:
 
 
 def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
-    """Kills a sweep at random points, starts it again each time, and lets it end; how often it was really killed."""
+    """Kills a sweep at random points, starts it again each time, and lets it end; how often it was really killed.
+
+    A point is some time after the start, or after one of the next jobs has begun: it may lie in the planning, in a
+    measurement, while a record is written, or while it is logged.
+    """
     draw = random.Random(seed)
     arguments = [*SWEEP, *TWELVE, "sweep.resume=true"]
     hit = 0
     for _ in range(kills):
+        before = len(job_folders(folder))
         call = warm.start(folder, *arguments)
-        end = time.monotonic() + draw.uniform(0.0, 2.5)
+        more = draw.choice((0, 1, 2, 2, 3))
+        wait_for(lambda until=before + more, of=call: len(job_folders(folder)) >= until or not of.is_running())
+        end = time.monotonic() + draw.uniform(0.0, 0.7)
         while time.monotonic() < end and call.is_running():
             time.sleep(0.01)
         if call.is_running():
@@ -72,8 +78,9 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
 
 
 def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: Warm, folder: Path) -> None:
-    assert kill_and_resume(warm, folder, kills=10, seed=20261126) > 0
+    assert kill_and_resume(warm, folder, kills=10, seed=20261126) == 10
     check_every_job_is_recorded_once(folder, 12)
+    assert attempts(folder) > 12, "some kill met a job that ran"
 
 
 def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: Warm, folder: Path) -> None:
@@ -287,6 +294,12 @@ def test_a_folder_that_holds_no_outcome_is_no_job_that_ended(tmp_path: Path) -> 
         load_record(tmp_path / "sweep.json")
 
 
+def attempts(folder: Path) -> int:
+    """Jobs that were begun, some of them again."""
+    ledgers = (folder / "outputs" / "jobs").glob("*.jsonl")
+    return sum(bool(line.strip()) for path in ledgers for line in path.read_text().splitlines())
+
+
 def figures(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """For LOG.md: python -c "from tests.test_sweep import *; print(figures(30, 1, Path(...)))" """
     server = Warm()
@@ -295,9 +308,4 @@ def figures(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     finally:
         server.close()
     check_every_job_is_recorded_once(folder, 12)
-    attempts = sum(bool(line.strip()) for path in (folder / "outputs" / "jobs").glob("*.jsonl") for line in path.open())
-    return {"kills": hit, "attempts": attempts, "lost": 12 - len(measurements(folder))}
-
-
-if __name__ == "__main__":
-    print(json.dumps(figures(10, 0, Path.cwd())))
+    return {"kills": hit, "attempts": attempts(folder), "lost": 12 - len(measurements(folder))}
