@@ -5,12 +5,8 @@ Each test logs to an experiment of its own, through a proxy that makes the troub
 
 import contextlib
 import dataclasses
-import json
 import multiprocessing
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +31,7 @@ from servers import (
     postgresql,
     sweep_job,
 )
+from sweeps import SWEEP
 
 from gptbench.config import MLflowConfig
 from gptbench.errors import TrackingError
@@ -48,8 +45,8 @@ from gptbench.record.result import Recorded
 from gptbench.record.statistics import summary
 from gptbench.record.sweep import SweepRecord, record_of
 from gptbench.record.tracking import log_marked, log_recorded, sync_command
+from tests.warm import Warm
 
-ROOT = Path(__file__).parent.parent
 CREATE, BATCH, ARTIFACT, END = "runs/create", "runs/log-batch", "mlflow-artifacts", "runs/update"
 """In the paths of requests."""
 PROCESSES = 24
@@ -618,31 +615,27 @@ def test_sweep_that_was_gone_on_with(backend: Backend, outputs: Outputs) -> None
 # All of it
 
 
-def gptbench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "gptbench", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
-
-
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)  # takes long
 def test_sweep_while_the_server_is_away(backend: Backend, outputs: Outputs, tmp_path: Path) -> None:
     outputs.proxy.make(Trouble.refuse)
-    quick = ["model=mixtral_tiny", "engine=eager", "workload.prompt=[1,2,3]", "workload.new_tokens=4"]
     tracking = [f"tracking.uri={outputs.proxy.url}", f"tracking.experiment='{outputs.experiment}'"]
     tracking += ["tracking.timeout_s=60", "tracking.retries=0"]
-    done = gptbench(tmp_path, "-m", *quick, "workload.samples=1", "sampling.top_k=2,5,9", *tracking)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Connection refused") == 1 + 3 + 1
-    assert json.loads(done.stdout.splitlines()[-1])["tracking"] is None
+    with contextlib.closing(Warm()) as warm:
+        code, call = warm.run(tmp_path, *SWEEP, "sampling.top_k=2,5,9", *tracking)
+        assert code == 0, call.err
+        assert call.err.count("Connection refused") == 1 + 3 + 1
+        assert [line["tracking"] for line in call.lines] == [None] * 4
 
-    outputs.proxy.work()
-    done = gptbench(tmp_path, "sync")
-    assert done.returncode == 0, done.stderr
-    parent, children = backend.family(outputs.experiment)
-    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 4
-    assert sorted(run.data.params["sampling.top_k"] for run in children) == ["2", "5", "9"]
-    assert all(run.data.metrics["decode_tokens_per_s"] > 0 for run in children)
-    assert parent.data.metrics["jobs_recorded"] == 3
-    before = len(outputs.proxy.requests)
-    assert sync_command(["--outputs", str(tmp_path / "outputs")]) == 0
-    assert len(outputs.proxy.requests) == before
+        outputs.proxy.work()
+        code, call = warm.run(tmp_path, "sync")
+        assert code == 0, call.err
+        assert len(call.out.splitlines()) == 4 + 1
+        parent, children = backend.family(outputs.experiment)
+        assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 4
+        assert sorted(run.data.params["sampling.top_k"] for run in children) == ["2", "5", "9"]
+        assert all(run.data.metrics["decode_tokens_per_s"] > 0 for run in children)
+        assert parent.data.metrics["jobs_recorded"] == 3
+
+        outputs.proxy.requests.clear()
+        assert warm.run(tmp_path, "sync")[0] == 0
+        assert outputs.proxy.requests == []
