@@ -6,7 +6,6 @@ after any other was killed knows how far that had got.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
@@ -26,7 +25,7 @@ from gptbench.record.failure import Cause, Failure
 from gptbench.record.files import headline, load_record, problem, records_in
 from gptbench.record.kernels import KernelResult
 from gptbench.record.ledger import hold
-from gptbench.record.outcome import BEGUN, Outcome, Status
+from gptbench.record.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.record.plan import STOP, Plan
 from gptbench.record.result import Result, write_whole
 from gptbench.record.tracking import log_recorded
@@ -34,10 +33,8 @@ from gptbench.run import Job, run
 from gptbench.terminal import console, print_json
 
 DIED = "its process ended without a record of it"
-LOCK = ".job.lock"
-"""There, locked by the process that answers for the job."""
 RUNNING = ".attempt.lock"
-"""There, locked by the process that runs it, which may be another one."""
+"""In a job's folder, locked by the process that runs it, which may be another one than answers for it."""
 
 
 def alone(job: Job) -> None:
@@ -70,38 +67,44 @@ def of_sweep(folder: Path, sweep: Path, read: Callable[[], Job]) -> Outcome:
     """
     plan = Plan.load(sweep)
     swept = plan.jobs[folder.name]
-    with hold(folder / LOCK):
+    with hold(folder / LOCK, "an earlier process with the same job"):
         if (before := Outcome.of(folder)) is not None:
             return before
         if (sweep / STOP).exists():
-            outcome = Outcome(status=Status.not_run.value, reason="the sweep was ended before")
-        else:
-            outcome = tried(folder, plan, swept, read)
-        outcome = dataclasses.replace(outcome, swept=swept)
+            outcome = Outcome(status=Status.not_run.value, swept=swept, reason="the sweep was ended before")
+            outcome.save(folder)
+            return outcome
+        try:
+            job = read()
+        except UserError as error:  # what the sweeper could read, and this machine cannot
+            told = str(error)
+            outcome = Outcome(status=Status.failed.value, swept=swept, cause=Cause.refused.value, reason=told)
+            outcome.save(folder)
+            return outcome
+        job.sweep, job.swept, job.resume = Path(plan.sweep), swept, plan.resume
+        outcome = tried(job)
         outcome.save(folder)
+        publish(job)
         return outcome
 
 
-def tried(folder: Path, plan: Plan, swept: list[str], read: Callable[[], Job]) -> Outcome:
-    """What comes of it, or has come of it where an earlier process began it and is gone."""
+def tried(job: Job) -> Outcome:
+    """What comes of it, or has come of it where an earlier process began it and is gone.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; that is told in its folder.
+    """
+    if (job.folder / BEGUN).exists():
+        return after_death(job)
+    begin(job)
     try:
-        job = read()
-    except UserError as error:  # what the sweeper could read, and this machine cannot
-        return Outcome(status=Status.failed.value, cause=Cause.refused.value, reason=str(error))
-    job.sweep, job.swept, job.resume = Path(plan.sweep), swept, plan.resume
-    if (folder / BEGUN).exists():
-        outcome = after_death(job)
-    else:
-        begin(job)
-        try:
-            outcome = attempt(job) if job.config.isolation is Isolation.none else isolated(job)
-        except KeyboardInterrupt:
-            outcome = Outcome(status=Status.interrupted.value, swept=swept, identity=job.identity, reason="Ctrl-C")
-            outcome.record = None if job.record is None else str(job.record)
-            outcome.save(folder)
-            raise
-    publish(job)
-    return outcome
+        return attempt(job) if job.config.isolation is Isolation.none else isolated(job)
+    except KeyboardInterrupt:
+        recorded = [*records_since(job), job.record]
+        outcome = Outcome(status=Status.interrupted.value, swept=job.swept, identity=job.identity, reason="Ctrl-C")
+        outcome.record = None if recorded[0] is None else str(recorded[0])
+        outcome.save(job.folder)
+        raise
 
 
 def begin(job: Job) -> None:
@@ -118,7 +121,7 @@ def attempt(job: Job) -> Outcome:
     """
     start = time.perf_counter()
     try:
-        with hold(job.folder / RUNNING):
+        with hold(job.folder / RUNNING, "the process that began the job"):
             execute(job)
     except UserError as error:
         return failed(job, Cause.refused, str(error), start)
@@ -153,14 +156,19 @@ def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start
     start = time.perf_counter() if start is None else start
     with contextlib.suppress(OSError, ValueError, KeyError):
         job.started = json.loads((job.folder / BEGUN).read_text())["started"]
-    with hold(job.folder / RUNNING):  # a process whose parent was killed ends a moment later
-        found = [(path, load_record(path)) for path in records_in(job.folder, Result, KernelResult)]
-    for path, record in found:
-        if record.started >= job.started:  # not of an earlier run in the same folder
-            job.identity, job.record = record.identity, path
-            wrong = problem(record)
-            return measured(job, start) if wrong is None else failed(job, Cause.bad_result, f"{path}: {wrong}", start)
+    with hold(job.folder / RUNNING, "the process that began the job"):  # which ends a moment after its parent
+        found = records_since(job)
+    for job.record in found:
+        record = load_record(job.record)
+        job.identity = record.identity
+        if problem(record) is None:
+            return measured(job, start)
     return failed(job, cause, reason, start)
+
+
+def records_since(job: Job) -> list[Path]:
+    """Measurements in a job's folder, without those of an earlier run in the same folder."""
+    return [path for path in records_in(job.folder, Result, KernelResult) if load_record(path).started >= job.started]
 
 
 def measured(job: Job, start: float) -> Outcome:
@@ -179,7 +187,7 @@ def measured(job: Job, start: float) -> Outcome:
 def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None = None) -> Outcome:
     """Of a job that is not, or does not count. Writes the record of that, where there is no other."""
     seconds = time.perf_counter() - start
-    if job.record is None:
+    if job.record is None and job.sweep is not None:
         failure = Failure(
             **job.header(),
             started=job.started,
@@ -199,7 +207,7 @@ def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None 
         cause=cause.value,
         reason=reason,
         identity=job.identity,
-        record=str(job.record),
+        record=None if job.record is None else str(job.record),
         seconds=seconds,
     )
 

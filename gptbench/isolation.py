@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ GRACE_S = 5.0
 """Seconds between asking a process to end and killing it."""
 PRELOADED = ["gptbench.run", "gptbench.record.tracking"]
 """What the server imports, once for all processes."""
+ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 """Where a container tells how often the kernel killed one of its processes for memory."""
 
@@ -46,10 +48,16 @@ def context() -> multiprocessing.context.BaseContext:
     """Of the processes: forked from the server where there can be one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    # torch's compiler asks for GPUs while it is imported. Asked through CUDA, no process forked after that could use it.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
+    # torch's compiler asks for GPUs while it is imported. Asked through CUDA, no process forked later could use one.
+    given = os.environ.get(ASK_NVML)
+    os.environ[ASK_NVML] = "1"
+    forkserver.ensure_running()
+    if given is None:
+        del os.environ[ASK_NVML]
+    else:
+        os.environ[ASK_NVML] = given
     return forking
 
 
@@ -80,7 +88,7 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
                 process.join(GRACE_S)
                 return Ended(value)
         process.join(GRACE_S)
-        killed = memory_kills() > kills
+        killed = process.exitcode == -signal.SIGKILL and memory_kills() > kills
         return Ended(died=Died(told(process.exitcode, killed), out_of_memory=killed))
     finally:
         end(process)
@@ -89,13 +97,24 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
 
 def call(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """In the process itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent says what it means
+    # A group of its own, with all that it starts: it ends as a whole. A terminal's Ctrl-C goes to the parent alone,
+    # which says what it means; ended by that, the function is told as if it were Ctrl-C.
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, interrupt)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         connection.send(function(*args))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:
@@ -103,17 +122,19 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def end(process: Any) -> None:
-    """Asks a process to end, and kills it where it does not."""
+    """Asks a process to end, and kills it where it does not, and whatever it has started."""
     if process.is_alive():
         process.terminate()
         process.join(GRACE_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():
         process.kill()
-        process.join()
+    process.join()
 
 
 def told(exit_code: int | None, for_memory: bool) -> str:

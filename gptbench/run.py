@@ -104,10 +104,12 @@ def run(job: Job, tokenizer: Tokenizer | None) -> None:
         KeyboardInterrupt: Ctrl-C; what `task=kernels` has measured until then is recorded.
     """
     device: Device = instantiate(job.config.device)
-    of, resolved, choice = with_engine(job.config, job.resolved, device)
+    of, resolved, choice = job.config, job.resolved, None
+    if not isinstance(of.task, KernelsConfig):
+        of, resolved, choice = with_engine(of, resolved, device)
     job.identity = identity(of, device)
     ledger = Ledger(job.outputs)
-    with ledger.claim(job.identity, lambda: console.print("waiting: another process is measuring the same")):
+    with ledger.claim(job.identity, job.resume):
         if job.resume and (before := ledger.recorded(job.identity)) is not None:
             job.record, job.found = before, True
             return

@@ -161,10 +161,10 @@ def no_postgresql() -> str | None:
     return None
 
 
-def postgresql_user() -> str | None:
-    """That runs it where root may not."""
+def postgresql_user() -> pwd.struct_passwd | None:
+    """Who runs it where root may not."""
     with contextlib.suppress(KeyError):
-        return pwd.getpwnam("postgres").pw_name
+        return pwd.getpwnam("postgres")
     return None
 
 
@@ -176,15 +176,15 @@ def postgresql() -> Iterator[str]:
     # Not below pytest's folder: the user postgres may not look into that. And a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="gptbench-") as name:
         user = postgresql_user() if os.geteuid() == 0 else None
+        rights: dict[str, Any] = {}
         if user is not None:
-            shutil.chown(name, user)
+            os.chown(name, user.pw_uid, user.pw_gid)
+            rights = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
         def call(program: str, *arguments: str) -> None:
             command = [str(programs / program), "--pgdata", f"{name}/data", *arguments]
             with Path(name, "log").open("a+") as log:
-                done = subprocess.run(
-                    command, user=user, extra_groups=[] if user else None, cwd=name, stdout=log, stderr=log, check=False
-                )
+                done = subprocess.run(command, cwd=name, stdout=log, stderr=log, check=False, **rights)
                 log.seek(0)
                 assert done.returncode == 0, log.read()
 

@@ -1,6 +1,7 @@
 """`task=kernels`: its cases are right, wrong implementations are caught, and everything is recorded."""
 
 import csv
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -64,13 +65,17 @@ def quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernel_cases, "ROWS", 7)
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
+    if importlib.util.find_spec("triton") is not None:
+        from tests.test_kernel_interpreter import prepare_language_once
+
+        prepare_language_once(monkeypatch)
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 def device(kind: str = "cpu") -> Device:
-    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind)))
+    return Device(device_config(kind))
 
 
 def task(**values: Any) -> KernelsConfig:
@@ -90,7 +95,7 @@ def config(folder: Path, batch: int = 1, **values: Any) -> Config:
 
 
 def device_config(kind: str) -> DeviceConfig:
-    return DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind))
+    return DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind), threads=1)
 
 
 def plain_gemv(weight: Tensor, x: Tensor, _: Tensor) -> Tensor:

@@ -543,10 +543,9 @@ from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
 from tests.models import quantisation, run_config, tiny
 
-torch.set_num_threads(1)
 config = tiny("big", vocab_size=16, dim={DIM}, n_layers={SHARDS}, n_heads=8, n_kv_heads=8, ffn_dim={FFN}, context=64,
               checkpoint=sys.argv[1])
-device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
 model = on_meta(config, quantisation(sys.argv[2]), torch.float32)
 device.reset_peak_memory()
 before = device.peak_memory()

@@ -39,6 +39,7 @@ from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate, target
 from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens, run_config
+from tests.test_kernel_interpreter import prepare_language_once
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -56,15 +57,15 @@ def inductor(**options: Any) -> InductorConfig:
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
+def nothing_compiled(one_thread: None) -> Iterator[None]:
     """Each test compiles for itself: torch keeps at most 8 shapes of the same code."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
-def device(kind: str) -> Device:
-    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind)))
+def device(kind: str, threads: int = 1) -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind), threads=threads))
 
 
 def make_engine(
@@ -122,7 +123,8 @@ def test_inductor_agrees_with_eager(model: ModelConfig, quant: str, batch: int) 
 
 @pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (MOE, "int8")], ids=model_name)
 def test_inductor_agrees_with_eager_in_bfloat16(model: ModelConfig, quant: str) -> None:
-    on, dtype = device("cpu"), torch.bfloat16
+    """On several threads, for which the compiler writes other code; elsewhere one is enough, and quicker."""
+    on, dtype = device("cpu", threads=2), torch.bfloat16
     reference = make_engine(EAGER, model, quant, 1, dtype, on)
     assert_agrees(make_engine(inductor(), model, quant, 1, dtype, on), reference, dtype)
 
@@ -154,6 +156,7 @@ def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch
 @pytest.fixture
 def few_programs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
+    prepare_language_once(monkeypatch)
 
     def tile(self: Tiles, use: Use) -> Tile:
         return Tile(

@@ -14,6 +14,7 @@ from gptbench.kernels.launch import can_overlap
 from gptbench.model.rope import rotation_table
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error
+from tests.test_kernel_interpreter import prepare_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POISON = 0x5EADBEEF
@@ -26,6 +27,11 @@ KEY_TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: BFLO
 FIXED_POINT = 1e-4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_language_once(monkeypatch)
 
 
 @dataclass(frozen=True)

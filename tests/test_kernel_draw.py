@@ -10,6 +10,7 @@ from torch import Tensor
 from gptbench.kernels import draw as module
 from gptbench.kernels.draw import CHUNK, Scratch, chunk_maxima, chunk_maxima_reference, draw, draw_reference
 from gptbench.kernels.launch import can_overlap
+from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,6 +41,11 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),  # numpy's, of infinities
 ]
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_language_once(monkeypatch)
 
 
 @dataclass

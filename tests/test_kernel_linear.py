@@ -18,6 +18,7 @@ from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
 from gptbench.kernels.route import Routing, Scratch, Votes, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.quant.int8 import quantise_rows
+from tests.test_kernel_interpreter import prepare_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAN = float("nan")
@@ -29,6 +30,11 @@ DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 """The interpreter works with numpy, which has no bfloat16."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_language_once(monkeypatch)
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.gpu)], ids=["", "overlap"])

@@ -45,8 +45,12 @@ def quality(of: Config, **values: Any) -> Quality:
     return Quality(task(**values), of, make_tokenizer(of.model))
 
 
+def one_core() -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
+
+
 def engine(of: Config, seed: int = 1234, dtype: torch.dtype = torch.float32, quant: str = "none") -> Engine:
-    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+    device = one_core()
     model = make_model(of.model, quant, of.workload.batch_size, 16, dtype, seed)
     greedy = Sampler(
         SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy"), of.model.vocab_size, device.torch
@@ -205,7 +209,7 @@ def test_the_demo_model_predicts_its_held_out_text() -> None:
     of = replace(of, workload=replace(of.workload, new_tokens=100))
     from gptbench.run import make_engine, plan
 
-    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+    device = one_core()
     measured, loaded = make_engine(of, device, plan(of, device))
     found = quality(of, tokens=1000, reference=False).evaluate(measured, never)
     assert loaded is not None and loaded.files == ["model.safetensors"]

@@ -60,7 +60,7 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
     draw = random.Random(seed)
     arguments = [*SWEEP, *TWELVE, "sweep.resume=true"]
     hit = 0
-    for _ in range(kills):
+    while hit < kills:
         before = len(job_folders(folder))
         call = warm.start(folder, *arguments)
         more = draw.choice((0, 1, 2, 2, 3))
@@ -74,13 +74,39 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
     code, call = warm.run(folder, *arguments)
     assert code == 0, call.err
     assert call.lines[-1]["recorded"] + call.lines[-1]["found"] == 12
+    code, call = warm.run(folder, "sync")
+    assert code == 0, call.err
     return hit
 
 
 def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: Warm, folder: Path) -> None:
     assert kill_and_resume(warm, folder, kills=10, seed=20261126) == 10
     check_every_job_is_recorded_once(folder, 12)
-    assert attempts(folder) > 12, "some kill met a job that ran"
+
+
+GAPS = {
+    "gptbench.attempt.attempt": "the job has begun",
+    "gptbench.run.run_model": "the ledger knows of the attempt",
+    "gptbench.run.show_result": "the result is written",
+    "gptbench.attempt.publish": "what came of the job is written",
+    "gptbench.record.tracking.write_artifacts": "the run in MLflow is half filled",
+    "gptbench.record.tracking.read_marks:2": "the run in MLflow is whole, and the mark is not there",
+    "gptbench.terminal.show_sweep": "the sweep's record is written, and not logged",
+}
+"""Function that a process is killed in, and what that means."""
+
+
+def test_a_sweep_killed_between_any_two_steps_has_each_job_once(warm: Warm, folder: Path) -> None:
+    arguments = [*SWEEP, "sampling.top_k=2,3,4", "sweep.resume=true"]
+    for gap in GAPS:
+        code, call = warm.run(folder, *arguments, faults={"kill in": gap})
+        assert code == -signal.SIGKILL, f"{gap}: {call.err}"
+    assert attempts(folder) > 3
+    code, call = warm.run(folder, *arguments)
+    assert code == 0, call.err
+    code, call = warm.run(folder, "sync")
+    assert code == 0, call.err
+    check_every_job_is_recorded_once(folder, 3)
 
 
 def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: Warm, folder: Path) -> None:
@@ -252,6 +278,16 @@ def test_a_mistake_in_any_job_is_told_before_any_runs(
     assert not list((folder / "outputs").glob("2*/*/plan.json"))
 
 
+def test_a_folder_of_another_sweep_is_refused(warm: Warm, folder: Path) -> None:
+    """What its jobs came to would be taken for that of new ones."""
+    arguments = [*SWEEP, "sampling.top_k=2", "tracking=none", "hydra.sweep.dir=mine"]
+    code, call = warm.run(folder, *arguments)
+    assert code == 0, call.err
+    code, call = warm.run(folder, *arguments)
+    assert (code, call.out) == (2, "")
+    assert f"hydra.sweep.dir={folder}/mine: expected a folder that holds no other sweep" in call.err
+
+
 def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
     space = ["sampling.temperature=interval(0.1,2)", "sampling.top_k=int(tag(log,interval(1,100)))"]
     code, call = warm.run(folder, *SWEEP, *space, "sweep=sobol", "sweep.jobs=4", "tracking=none")
@@ -285,6 +321,21 @@ def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm,
     (parent,), children = runs(folder)
     assert (parent.info.status, len(children)) == ("KILLED", 2)
     assert warm.run(folder, "sync")[1].out == "all records are logged\n"
+
+    code, call = warm.run(folder, *SWEEP, *SECONDS, "sampling.top_k=2,3,4,5", "sweep.resume=true")
+    assert code == 0, call.err
+    (dead,) = (path for path in (folder / "outputs").glob("2*/*/sweep.json") if load_record(path).status == "KILLED")
+    dead.unlink()
+    dead.with_name("tracked-sweep.json").unlink()
+    assert warm.run(folder, "sync")[0] == 0
+    (parent,), children = runs(folder)
+    assert parent.info.status == "FINISHED", "the end of the sweep that went on counts"
+    assert len(children) == 4
+    (folder / "outputs" / "mlflow.db").unlink()
+    code, call = warm.run(folder, "sync", "--all")
+    assert code == 0, call.err
+    (parent,), children = runs(folder)
+    assert (parent.info.status, len(children)) == ("FINISHED", 4)
 
 
 def test_a_folder_that_holds_no_outcome_is_no_job_that_ended(tmp_path: Path) -> None:

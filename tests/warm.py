@@ -6,6 +6,7 @@ its beginning; it can be killed like any other.
 
 import builtins
 import functools
+import importlib
 import json
 import os
 import signal
@@ -131,18 +132,38 @@ def fail(*faults: tuple[str, str]) -> None:
 
     import gptbench.run
 
+    for override, place in faults:
+        if override == "kill in":
+            kill_in(*place.partition(":")[::2])
     measure = gptbench.run.measure_engine
 
     def failing(config: Any, *more: Any) -> Any:
         for override, fault in faults:
             key, _, value = override.partition("=")
-            if str(functools.reduce(getattr, key.split("."), config)) == value:
+            if value and str(functools.reduce(getattr, key.split("."), config)) == value:
                 if fault.startswith("SIG"):
                     os.kill(os.getpid(), getattr(signal, fault))
                 raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
         return measure(config, *more)
 
     gptbench.run.measure_engine = failing
+
+
+def kill_in(place: str, call: str) -> None:
+    """Makes this process kill itself when it calls a function, for the first time, or for the so-manieth."""
+    module = importlib.import_module(place.rpartition(".")[0])
+    name = place.rpartition(".")[2]
+    function, left = getattr(module, name), [int(call or 1)]
+
+    def killing(*args: Any, **more: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **more)
+
+    for loaded in list(sys.modules.values()):  # wherever it was imported to
+        if getattr(loaded, name, None) is function:
+            setattr(loaded, name, killing)
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -253,5 +254,12 @@ def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compi
     Raises:
         Exception: what the function raises, or BrokenProcessPool if the process is killed.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+    spawning = multiprocessing.get_context("spawn")
+    # A terminal's Ctrl-C goes to both; only the parent knows whether it is to end now.
+    with ProcessPoolExecutor(1, spawning, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise

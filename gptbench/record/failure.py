@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from gptbench.record.result import Recorded
+from gptbench.record.result import Recorded, redacted
 
 
 class Cause(Enum):
@@ -38,3 +38,7 @@ class Failure(Recorded):
     """From its start to its end."""
     commit: str | None = None
     """Of the code, as far as it is told without a run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reason, self.traceback = redacted(self.reason), redacted(self.traceback)

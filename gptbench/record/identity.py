@@ -20,8 +20,10 @@ from gptbench.measure.environment import gpu_state
 MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
 it is compared with, does not."""
-PLACES = {"engine": ("tiles",)}
-"""Fields of them that say where something lies."""
+PLACES = {"engine": ("tiles",), "model": ("checkpoint", "tokenizer"), "task": ("text_file",)}
+"""Fields of them that say where something lies: what lies there counts instead (see `contents`)."""
+MOST_HASHED = 64 * 2**20
+"""Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
 PEERS = {"gptbench.engine.HuggingFace": ("transformers",)}
 """What else runs the model, by `_target_` of the engine."""
@@ -48,7 +50,31 @@ def code_version() -> str:
 
 def measured(config: Config) -> dict[str, Any]:
     """What of a configuration a number depends on, as plain data."""
-    return {name: plain(getattr(config, name), PLACES.get(name, ())) for name in MEASURED}
+    found = {name: plain(getattr(config, name), PLACES.get(name, ())) for name in MEASURED}
+    return found | {"contents": contents(config)}
+
+
+def contents(config: Config) -> dict[str, list[list[Any]]]:
+    """What lies where the configuration points to, wherever that is: name and hash of each file."""
+    model = config.model
+    places = {
+        "checkpoint": model.checkpoint if model.reads_checkpoint else None,
+        "tokenizer": model.tokenizer,
+        "text_file": getattr(config.task, "text_file", None),
+    }
+    return {name: [file_hash(file) for file in files_in(Path(place))] for name, place in places.items() if place}
+
+
+def files_in(place: Path) -> list[Path]:
+    """A file itself, or those that lie in a folder."""
+    return [place] if place.is_file() else sorted(file for file in place.glob("*") if file.is_file())
+
+
+def file_hash(file: Path) -> list[Any]:
+    status = file.stat()
+    if status.st_size > MOST_HASHED:
+        return [file.name, status.st_size, status.st_mtime_ns]
+    return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]]
 
 
 def plain(section: Section, left_out: tuple[str, ...]) -> dict[str, Any]:
@@ -76,10 +102,13 @@ def identity(config: Config, device: Device) -> str:
         except importlib.metadata.PackageNotFoundError:  # Triton is not everywhere
             versions[name] = None
     _, power_limit_w = gpu_state(device)
-    where = {
+    where: dict[str, Any] = {
         "name": device.name,
         "dtype": device.dtype_name,
         "threads": None if device.is_cuda else torch.get_num_threads(),
         "power_limit_w": power_limit_w,
     }
+    if getattr(config.engine, "tune", True) is False:  # and those of a search are not known before it
+        tiles = Path(config.engine.tiles)  # type: ignore[attr-defined]
+        where["tiles"] = [file_hash(file) for file in sorted(tiles.glob(f"{device.key}-*.json"))]
     return digest([code_version(), versions, measured(config), where])

@@ -9,7 +9,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,6 +21,10 @@ from gptbench.record.kernels import KernelResult
 from gptbench.record.result import Result
 
 FOLDER = "jobs"
+SWEEPS = "sweeps"
+"""Beside it: of the jobs of a sweep, the last sweep over them."""
+PATIENCE_S = 0.5
+"""Before it is said that a lock is waited for."""
 
 
 class Ledger:
@@ -34,11 +39,14 @@ class Ledger:
         self.folder = self.outputs / FOLDER
 
     @contextlib.contextmanager
-    def claim(self, identity: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Waits until nobody else runs a job of this identity, and keeps others waiting; `waiting` is called if it must
-        wait."""
+    def claim(self, identity: str, resume: bool) -> Iterator[None]:
+        """Keeps others that `resume` waiting while a job of this identity runs, and waits itself to `resume`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold(self.folder / f"{identity}.lock", waiting):
+        lock = self.folder / f"{identity}.lock"
+        if not resume and is_held(lock):  # it measures anyway, and the other one's measurement counts as well
+            yield
+            return
+        with hold(lock, "another process, which measures the same"):
             yield
 
     def note(self, identity: str, folder: Path, started: str) -> None:
@@ -75,16 +83,44 @@ class Ledger:
         return None
 
 
+def folders_told(outputs: Path) -> set[Path]:
+    """All folders in which a job or a sweep of these outputs has put something, wherever they are."""
+    told = set()
+    for path in [*(outputs / FOLDER).glob("*.jsonl"), *(outputs / SWEEPS).glob("*.json")]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, AttributeError):
+                entry = json.loads(line)
+                told |= {(outputs / where).resolve() for where in map(entry.get, ("folder", "sweep", "call")) if where}
+    return {folder for folder in told if folder.is_dir()}
+
+
 @contextlib.contextmanager
-def hold(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the lock of a file, which ends with the process that holds it, however that ends."""
+def hold(path: Path, whom: str) -> Iterator[None]:
+    """Holds the lock of a file, which ends with the process that holds it, however that ends.
+
+    Args:
+        whom: who may be waited for; said if so.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0.2)
+        lock.acquire(timeout=PATIENCE_S)
     except Timeout:
-        waiting()
+        print(f"waiting for {whom} ({path})", file=sys.stderr, flush=True)
         lock.acquire(poll_interval=0.5)
     try:
         yield
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock of a file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

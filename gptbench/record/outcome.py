@@ -10,6 +10,8 @@ from gptbench.record.result import redacted, write_whole
 
 BEGUN = "job.json"
 """In a job's folder: which process began it."""
+LOCK = ".job.lock"
+"""There, locked by the process that answers for the job."""
 
 
 class Status(Enum):

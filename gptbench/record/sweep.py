@@ -76,22 +76,27 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def record_of(folder: Path, plan: Plan, interrupted: bool, reason: str | None = None) -> SweepRecord:
+def cut_short(folder: Path) -> Status:
+    """What a job is that has no outcome."""
+    return Status.interrupted if (folder / BEGUN).exists() else Status.not_run
+
+
+def record_of(
+    folder: Path, plan: Plan, interrupted: bool, reason: str | None = None, ended: float | None = None
+) -> SweepRecord:
     """What one call of a sweep has come to.
 
     Args:
         folder: that Hydra made for it.
         interrupted: whether it was cut short.
         reason: why jobs were not run that could have been.
+        ended: when, in seconds since 1970; None is now.
     """
-    jobs = []
-    for name, swept in plan.jobs.items():
-        outcome = Outcome.of(folder / name)
-        if outcome is None:
-            begun = (folder / name / BEGUN).exists()
-            came_to = Status.interrupted if begun else Status.not_run
-            outcome = Outcome(status=came_to.value, swept=swept, reason=None if begun else reason)
-        jobs.append(outcome)
+    end = datetime.datetime.now(datetime.UTC) if ended is None else datetime.datetime.fromtimestamp(ended, datetime.UTC)
+    jobs = [
+        Outcome.of(folder / name) or Outcome(status=cut_short(folder / name).value, swept=swept, reason=reason)
+        for name, swept in plan.jobs.items()
+    ]
     unfinished = "KILLED" if interrupted else "FAILED"
     return SweepRecord(
         started=plan.started,
@@ -99,7 +104,7 @@ def record_of(folder: Path, plan: Plan, interrupted: bool, reason: str | None = 
         sweep=plan.sweep,
         config=plan.config,
         identity=plan.identity,
-        ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ended=end.isoformat(timespec="seconds"),
         status="FINISHED" if all(job.is_recorded for job in jobs) else unfinished,
         jobs=jobs,
     )

@@ -1,8 +1,8 @@
 """Where a result is logged beside its `result.json`: nowhere, or to MLflow.
 
 A result is logged as a whole and after the measurement, from nothing but what `result.json` holds; so `gptbench log`
-can do the same at any later time. MLflow is imported only then: it takes seconds, and runs nothing while a run is
-timed.
+can do the same at any later time. MLflow is imported only then, or before the first job of a sweep, whose parent run
+that job belongs to: it takes seconds, and runs nothing while a run is timed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
@@ -34,6 +34,8 @@ from gptbench.record.charts import draw_compile_stages
 from gptbench.record.failure import Failure
 from gptbench.record.files import load_record, records_in
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
+from gptbench.record.ledger import folders_told, is_held
+from gptbench.record.outcome import LOCK as JOB_LOCK
 from gptbench.record.plan import LOCK as SWEEP_LOCK
 from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
@@ -148,7 +150,7 @@ class MLflowTracker(Tracker):
 
     def __init__(self, config: MLflowConfig, outputs: Path) -> None:
         super().__init__(config, outputs)
-        self.uri = config.uri or f"sqlite:///{self.outputs / 'mlflow.db'}"
+        self.uri = config.uri or embedded_store(self.outputs)
         # Several processes that open a new SQLite store at once break its migrations, and would each make the
         # experiment, or the sweep's parent.
         self.lock = FileLock(self.outputs / "mlflow.lock")
@@ -669,17 +671,44 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
     Raises:
         TrackingError: it is not.
     """
-    mark = path.with_name(f"{MARK}{path.name}")
-    to = {"uri": redacted(getattr(section, "uri", None)), "experiment": getattr(section, "experiment", None)}
-    with contextlib.suppress(OSError, ValueError):
-        told = json.loads(mark.read_text())
-        if {key: told.get(key) for key in to} == to:
-            return str(told["logged"])
+    if (before := marked(path, section, outputs)) is not None:
+        return before
     tracker: Tracker = instantiate(section, outputs)
     logged = tracker.log(result, path)
     if logged is not None:
-        write_whole(mark, json.dumps(to | {"logged": logged}, indent=1))
+        marks = read_marks(path) | {destination(section, outputs): logged}
+        write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))
     return logged
+
+
+def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
+    """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
+    to = destination(section, outputs)
+    store = to.partition(" ")[0].removeprefix("sqlite:///")
+    if to.startswith("sqlite:///") and not Path(store).exists():
+        return None  # it was lost, or the outputs were moved without it
+    return read_marks(path).get(to)
+
+
+def read_marks(path: Path) -> dict[str, str]:
+    """Of a record: destination to what was said of it there."""
+    try:
+        marks = json.loads(path.with_name(f"{MARK}{path.name}").read_text())
+    except (OSError, ValueError):
+        return {}
+    return marks if isinstance(marks, dict) else {}
+
+
+def destination(section: TrackingConfig, outputs: Path) -> str:
+    """Store and experiment."""
+    if not isinstance(section, MLflowConfig):
+        return ""
+    return f"{redacted(section.uri or embedded_store(outputs))} {section.experiment}"
+
+
+def embedded_store(outputs: Path) -> str:
+    """Of an outputs folder."""
+    return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
 
 
 def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | None:
@@ -716,13 +745,14 @@ def sync_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--uri", help="address with user and password, which no record holds, for those that go to this address"
     )
+    parser.add_argument("--all", action="store_true", help="ask also for what was logged: the store may have been lost")
     options = parser.parse_args(arguments)
     outputs: Path = options.outputs.absolute()
     if not outputs.is_dir():
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
     failed = 0
     away: set[tuple[str | None, str]] = set()  # where nothing more is tried
-    for path in unsent(outputs):
+    for path in all_records(outputs):
         try:
             result = load_record(path)
             if (section := tracking_of(path, result, default=False)) is None:
@@ -732,6 +762,10 @@ def sync_command(arguments: list[str]) -> int:
             continue
         if options.uri is not None and section.uri == redacted(options.uri):
             section = replace(section, uri=options.uri)
+        if options.all:
+            path.with_name(f"{MARK}{path.name}").unlink(missing_ok=True)
+        elif marked(path, section, outputs) is not None:
+            continue
         to = (section.uri, section.experiment)
         if to in away:
             failed += 1
@@ -747,16 +781,13 @@ def sync_command(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def unsent(outputs: Path) -> Iterator[Path]:
-    """Records without a mark, jobs before their sweep. Sweeps that nobody runs any more get a record."""
+def all_records(outputs: Path) -> Iterator[Path]:
+    """Jobs before their sweeps. Sweeps that nobody runs any more get a record first."""
     sweeps = []
-    for folder, inner, names in os.walk(outputs):
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in ("mlartifacts", "jobs"))
-        if PLAN in names:
-            end_dead_sweep(Path(folder))
-        for path in records_in(Path(folder)):
-            if path.with_name(f"{MARK}{path.name}").exists():
-                continue
+    for folder in record_folders(outputs):
+        if (folder / PLAN).exists():
+            end_dead_sweep(folder)
+        for path in records_in(folder):
             if path.name.startswith(SweepRecord.FILE):
                 sweeps.append(path)
             else:
@@ -764,14 +795,26 @@ def unsent(outputs: Path) -> Iterator[Path]:
     yield from sweeps
 
 
+def record_folders(outputs: Path) -> Iterator[Path]:
+    """All below the outputs folder, and those elsewhere that it refers to (`hydra.run.dir`, `hydra.sweep.dir`)."""
+    for top, inner, _ in os.walk(outputs):
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "mlartifacts")
+        yield Path(top)
+    yield from sorted(folder for folder in folders_told(outputs) if not folder.is_relative_to(outputs.resolve()))
+
+
 def end_dead_sweep(folder: Path) -> None:
-    """Writes the record of a sweep whose process was killed before it could."""
+    """Writes the record of a sweep whose process was killed before it could, once none of its jobs runs any more."""
     if records_in(folder, SweepRecord):
         return
-    lock = FileLock(folder / SWEEP_LOCK)
-    with contextlib.suppress(Timeout, UserError), lock.acquire(timeout=0):
-        reason = "the sweep's process ended before its turn"
-        record_of(folder, Plan.load(folder), interrupted=True, reason=reason).save(folder)
+    with contextlib.suppress(UserError):
+        plan = Plan.load(folder)
+        if is_held(folder / SWEEP_LOCK) or any(is_held(folder / name / JOB_LOCK) for name in plan.jobs):
+            return
+        # Not now: it may have been gone on with since.
+        ended = max(path.stat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
+        reason = "the sweep's process ended before"
+        record_of(folder, plan, interrupted=True, reason=reason, ended=ended).save(folder)
 
 
 def log_command(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ interval, a coordinate is a number between its ends, or the logarithm of one.
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class Space:
             axes[key] = axis_of(key, override)  # as Hydra has it, the last one counts
         swept = tuple(key for key, axis in axes.items() if isinstance(axis, Interval) or len(axis.values) > 1)
         for key in swept:
-            if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs"):
+            if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs", "tracking"):
                 raise UserError(f"{key}: is of the whole sweep, and has one value")
         fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in swept)))
         if paired:
@@ -171,7 +172,10 @@ class Random:
             before = len(jobs)
             jobs.setdefault(space.at(point))
             tries = 0 if len(jobs) > before else tries + 1
-            if len(jobs) == self.config.jobs or tries == MOST_TRIES:
+            if len(jobs) == self.config.jobs:
+                break
+            if tries == MOST_TRIES:
+                print(f"sweep.jobs={self.config.jobs}: there are {len(jobs)} in the space", file=sys.stderr)
                 break
         return list(jobs)
 

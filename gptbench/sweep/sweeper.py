@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,7 @@ class Sweeper(HydraSweeper):
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         space = Space.of(parser.parse_overrides(arguments), section.paired)
         drawn = instantiate(section).draw(space)
+        print(f"planning {len(drawn)} jobs", file=sys.stderr, flush=True)
         tokenizer_of = functools.cache(lambda index: make_tokenizer(models[index]))
         models: list[ModelConfig] = []
         planned: list[Planned] = []
@@ -109,14 +111,16 @@ class Sweeper(HydraSweeper):
 
 
 def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
-    """Runs what was planned, and tells how it went. Raises JobError, or KeyboardInterrupt."""
-    from gptbench.record.ledger import hold  # importing torch takes seconds
-    from gptbench.record.plan import LOCK
+    """Runs what was planned, and tells how it went. Raises JobError, KeyboardInterrupt, or ConfigError."""
+    from gptbench.record.ledger import hold, is_held  # importing torch takes seconds
+    from gptbench.record.plan import LOCK, PLAN
 
-    hydra_config = sweeper.base.hydra
-    folder = Path(hydra_config.sweep.dir).absolute()
+    folder = Path(sweeper.base.hydra.sweep.dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / LOCK):
+    if is_held(folder / LOCK) or (folder / PLAN).exists():
+        # What the jobs of another sweep came to would be taken for that of these.
+        raise ConfigError("hydra.sweep.dir", folder, "a folder that holds no other sweep")
+    with hold(folder / LOCK, "another sweep"):
         Sweep(sweeper, jobs, folder).run()
 
 
@@ -144,30 +148,47 @@ class Sweep:
 
     def make_plan(self, identity: str, resume: bool) -> "Plan":
         """Written to the folder, where the jobs find it."""
+        from gptbench.record.ledger import SWEEPS
         from gptbench.record.plan import Plan
         from gptbench.record.result import redacted, write_whole
 
-        # Which sweep the same jobs were last asked for in.
-        last = self.outputs / "sweeps" / f"{identity}.json"
-        sweep = self.folder
-        if resume and last.exists():
-            sweep = (self.outputs / json.loads(last.read_text())["sweep"]).resolve()
+        # Relative, so that the outputs can be moved.
+        last = self.outputs / SWEEPS / f"{identity}.json"
+        sweep = self.earlier(last) if resume else None
         hydra_config = self.sweeper.base.hydra
-        resolved = OmegaConf.to_container(without_hydra(self.sweeper.base), resolve=True, enum_to_str=True)
-        assert isinstance(resolved, dict)
+        first = OmegaConf.to_container(OmegaConf.structured(self.jobs[0].config), enum_to_str=True)
+        assert isinstance(first, dict)
         plan = Plan(
-            sweep=str(sweep),
+            sweep=str(sweep or self.folder),
             identity=identity,
             resume=resume,
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=["python", "-m", "gptbench", *own_configs(hydra_config), "-m", *hydra_config.overrides.task],
-            config={str(group): values for group, values in resolved.items()},
+            config={str(group): values for group, values in first.items()},
             jobs={str(number): redacted(job.swept) for number, job in enumerate(self.jobs)},
         )
         plan.save(self.folder)
-        # Relative, so that the outputs can be moved.
-        write_whole(last, json.dumps({"sweep": os.path.relpath(sweep, self.outputs)}))
+        told = {"sweep": plan.sweep, "call": str(self.folder)}
+        write_whole(last, json.dumps({key: os.path.relpath(where, self.outputs) for key, where in told.items()}))
         return plan
+
+    def earlier(self, last: Path) -> Path | None:
+        """Folder of the sweep in which the same jobs were last asked for.
+
+        Raises:
+            ConfigError: it is running.
+        """
+        from gptbench.record.ledger import is_held
+        from gptbench.record.plan import LOCK, PLAN
+
+        try:
+            told = json.loads(last.read_text())
+            sweep, call = ((self.outputs / told[key]).resolve() for key in ("sweep", "call"))
+        except (OSError, ValueError, KeyError):
+            return None
+        if is_held(call / LOCK):
+            raise ConfigError("sweep.resume", "true", f"that the sweep in {call} has ended; it is running")
+        return sweep if (sweep / PLAN).exists() else None
 
     def run(self) -> None:
         from gptbench.record.sweep import record_of
@@ -176,11 +197,11 @@ class Sweep:
 
         swept = list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
         try:
-            self.tracker.begin_sweep(self.plan.sweep, self.plan.started, swept)
-        except TrackingError as error:
-            console.print(f"Not tracked yet: {error}", style="yellow", markup=False)
-        try:
             with stopping(self):
+                try:
+                    self.tracker.begin_sweep(self.plan.sweep, self.plan.started, swept)
+                except TrackingError as error:
+                    console.print(f"Not tracked yet: {error}", style="yellow", markup=False)
                 self.launch_all()
         except KeyboardInterrupt:
             self.interrupted = True
@@ -207,6 +228,8 @@ class Sweep:
     def launch_all(self) -> None:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
+        from gptbench.terminal import console
+
         waiting = list(range(len(self.jobs)))
         stalled = 0
         while waiting and not self.interrupted and stalled < MOST_STALLED:
@@ -214,9 +237,12 @@ class Sweep:
             self.progress.begin(len(self.jobs) - len(waiting))
             with self.watching(launcher):
                 try:
-                    launcher.launch([self.overrides(number) for number in waiting], initial_job_idx=0)
-                except Exception as error:
+                    returned = launcher.launch([self.overrides(number) for number in waiting], initial_job_idx=0)
+                    for job in returned:
+                        _ = job.return_value  # raises what the job has
+                except Exception as error:  # of a launcher that lost a job, or of a job that could not write
                     self.trouble = f"{type(launcher).__name__}: {error!r}"
+                    console.print(self.trouble, style="red", markup=False)
             before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
             stalled = stalled + 1 if len(waiting) == len(before) else 0
 
@@ -225,6 +251,8 @@ class Sweep:
         context, config = self.sweeper.context, self.sweeper.base
 
         def task(composed: DictConfig) -> Any:
+            if self.interrupted:
+                raise KeyboardInterrupt
             outcome: Outcome = self.sweeper.task(composed)
             self.progress.ended(outcome)
             return outcome
@@ -325,14 +353,6 @@ def stopping(sweep: Sweep) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """What is the run's own. Raises ConfigError where it is not all there."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    if missing := sorted(OmegaConf.missing_keys(own)):
-        raise ConfigError(missing[0], "???", "a value")
-    return own
 
 
 def quoted(path: Path) -> str:
