@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from gptbench.config import register
 from gptbench.guard import install
 from gptbench.paths import conf_folder
+from tests.warm import Warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +44,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """For tests of whole commands that are started often."""
+    server = Warm()
+    yield server
+    server.close()
 
 
 @pytest.fixture

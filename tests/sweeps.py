@@ -17,12 +17,12 @@ SWEEP = ["-m", *SHORT, *PLAIN]
 TWELVE = ["sampling.top_k=1,5,50,100", "sampling.temperature=0.5,1,2"]
 LONG = ["workload.new_tokens=500", "workload.samples=200"]
 """A job that takes minutes."""
-SECONDS = ["workload.new_tokens=500", "workload.samples=1"]
+SECONDS = ["workload.new_tokens=200", "workload.samples=1"]
 """A job that takes a few."""
 
 
 def begin(warm: Warm, folder: Path) -> Path:
-    """An outputs folder with a measured roof and an empty store, which take seconds to make."""
+    """An outputs folder with a measured roof and an empty store, which are not to be made each time."""
     code, call = warm.run(folder, *SHORT, *PLAIN, "tracking=none")
     assert code == 0, call.err
     MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db").search_experiments()

@@ -1,5 +1,5 @@
-"""Triton's interpreter, in which the kernels are tested where there is no GPU: how it is made faster, and that it is the
-same one."""
+"""Triton's interpreter, in which the kernels are tested where there is no GPU: how it is made faster, and that what it
+gives stays the same."""
 
 from collections.abc import Callable
 from typing import Any

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ RAY = [
     *("hydra/launcher=ray_gpu", "hydra.launcher.ray.remote.num_gpus=0", "hydra.launcher.ray.init.num_cpus=2"),
     "hydra.launcher.ray.init.num_gpus=0",
 ]
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    server = Warm()
-    yield server
-    server.close()
 
 
 @pytest.fixture

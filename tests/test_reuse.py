@@ -54,8 +54,8 @@ LENGTHS = [(5, 6), (9, 4), (5, 30), (2, 3), (1, 9), (1, 40), (20, 25)]
 
 @pytest.fixture(scope="module", autouse=True)
 def little_to_search() -> Iterator[None]:
-    """Each job collects garbage several times. What was there before these tests is none of theirs: all the modules, and
-    in a whole run every test; to search it would take most of their time."""
+    """Each job collects garbage several times. What was there before these tests is none of theirs: all the modules,
+    and in a whole run every test. To search it would take most of their time."""
     gc.collect()
     gc.freeze()
     yield

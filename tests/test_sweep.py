@@ -5,7 +5,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ from tests.sweeps import (
     sweeps,
 )
 from tests.warm import Call, Warm, wait_for
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    server = Warm()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
