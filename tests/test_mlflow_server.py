@@ -288,6 +288,16 @@ def test_database_without_a_server(backend: Backend, outputs: Outputs) -> None:
     check_artifacts(folder, result, path)
 
 
+def test_sync_knows_what_is_in_the_embedded_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = tmp_path / "out puts"
+    made_result(tracking={}, outputs=str(outputs)).save(outputs / "2026-11-22" / "12-00-00")
+    with hasty_sqlite():
+        assert sync_command(["--outputs", str(outputs)]) == 0
+    capsys.readouterr()
+    assert sync_command(["--outputs", str(outputs)]) == 0
+    assert capsys.readouterr().out == "all records are logged\n"
+
+
 # The server is away
 
 

@@ -14,7 +14,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 from results import made_result
 from servers import config, hasty_sqlite, mlflow_server
 
@@ -25,6 +24,9 @@ from gptbench.record.plan import Plan
 from gptbench.record.result import Recorded
 from gptbench.record.sweep import record_of
 from gptbench.record.tracking import log_recorded
+
+pytest.importorskip("playwright", reason="drives the browser")
+from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parent.parent / "outputs" / "screenshots"

@@ -683,11 +683,10 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
 
 def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
     """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
-    to = destination(section, outputs)
-    store = to.partition(" ")[0].removeprefix("sqlite:///")
-    if to.startswith("sqlite:///") and not Path(store).exists():
+    uri = (section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else ""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return None  # it was lost, or the outputs were moved without it
-    return read_marks(path).get(to)
+    return read_marks(path).get(destination(section, outputs))
 
 
 def read_marks(path: Path) -> dict[str, str]:
