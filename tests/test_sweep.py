@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from gptbench.errors import UserError
+from gptbench.paths import shipped_folder
 from gptbench.record import Failure
 from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
@@ -278,6 +279,16 @@ def test_a_folder_of_another_sweep_is_refused(warm: Warm, folder: Path) -> None:
     code, call = warm.run(folder, *arguments)
     assert (code, call.out) == (2, "")
     assert f"hydra.sweep.dir={folder}/mine: expected a folder that holds no other sweep" in call.err
+
+
+def test_what_only_a_checkpoint_tells_and_groups_can_be_swept(warm: Warm, folder: Path) -> None:
+    (folder / "checkpoint").symlink_to(shipped_folder() / "demo")
+    auto = ["model=auto", "model.checkpoint=checkpoint", "workload.new_tokens=4", "workload.samples=1", *PLAIN]
+    code, call = warm.run(folder, "-m", *auto, "sampling=greedy,default", "tracking=none")
+    assert code == 0, call.err
+    (record,) = sweeps(folder)
+    assert [job.swept for job in record.jobs] == [["sampling=greedy"], ["sampling=default"]]
+    assert record.config["model"]["dim"] == 256
 
 
 def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
