@@ -1,5 +1,6 @@
 """Where there is no GPU: Triton kernels run in Triton's interpreter, and what is marked `gpu` is skipped."""
 
+import gc
 import os
 
 import torch
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Each job collects garbage several times. What is there before the tests, modules and every test, is none of
+    theirs: to search it would take most of their time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from mlflow import MlflowClient
 from torch import Tensor
 
+from gptbench import attempt
 from gptbench import run as run_module
 from gptbench.build import cache_length
 from gptbench.config import (
@@ -461,7 +462,16 @@ def made(sizes: tuple[int, ...] = (1024, 4096, 8192, 16384)) -> KernelResult:
     of = base.config | {"task": {"name": "kernels"}}
     of["baseline"] = of["baseline"] | {"targets": TARGETS}
     return KernelResult(
-        base.started, base.command, None, of, base.environment, base.dtype, base.roof, 12.0, 1e15, entries
+        started=base.started,
+        command=base.command,
+        sweep=None,
+        config=of,
+        environment=base.environment,
+        dtype=base.dtype,
+        roof=base.roof,
+        wall_s=12.0,
+        peak_flops=1e15,
+        kernels=entries,
     )
 
 
@@ -512,7 +522,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = config(tmp_path, only="gemv/D32/bfloat16")
-    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
+    attempt.alone(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path))
     result = KernelResult.load(tmp_path / "kernels.json")
     assert [kernel.label for kernel in result.kernels] == ["gemv/D32/bfloat16"]
     shown = capsys.readouterr()

@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 from results import made_result
 
+from gptbench import attempt
 from gptbench import run as run_module
 from gptbench.compare import Baseline
 from gptbench.config import (
@@ -37,6 +38,7 @@ from gptbench.measure import roof
 from gptbench.measure.breakdown import PROFILED, Breakdown, Launch, break_down, chrome_trace, find_steps
 from gptbench.record import MLflowTracker, Result
 from gptbench.record.statistics import summary
+from gptbench.run import Job
 from gptbench.terminal import show_result
 from tests.models import DENSE, run_config
 from tests.test_run import resolved
@@ -222,7 +224,7 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
 
 
 def run(of: Config, folder: Path) -> Result:
-    run_module.run(of, None, resolved(of), ["python", "-m", "gptbench"], folder, None)
+    attempt.alone(Job(of, resolved(of), ["python", "-m", "gptbench"], folder))
     return Result.load(folder / "result.json")
 
 

@@ -52,16 +52,6 @@ LENGTHS = [(5, 6), (9, 4), (5, 30), (2, 3), (1, 9), (1, 40), (20, 25)]
 """Prompt, new tokens."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def little_to_search() -> Iterator[None]:
-    """Each job collects garbage several times. What was there before these tests is none of theirs: all the modules,
-    and in a whole run every test. To search it would take most of their time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def nothing_kept(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
