@@ -65,7 +65,8 @@ def test_installed_wheel_works_outside_the_checkout(installed: Path, tmp_path: P
         installed / "gptbench" / "conf"
     )
     shown = call(sys.executable, "-m", "gptbench", "--help", cwd=tmp_path, pythonpath=installed)
-    for group in {Path(name).parent.name for name in CONF} - {""}:
+    groups = {Path(name).parent.as_posix() for name in CONF} - {"."}
+    for group in groups - {"hydra/launcher", "hydra/sweeper"}:  # of which Hydra's own help tells
         assert group in shown
 
 
