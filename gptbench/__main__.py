@@ -17,14 +17,14 @@ from gptbench.sweep import sweeper
 
 def log(arguments: list[str]) -> int:
     """Logs recorded results to a tracking server."""
-    from gptbench.record.tracking import log_command
+    from gptbench.record.sync import log_command
 
     return log_command(arguments)
 
 
 def sync(arguments: list[str]) -> int:
     """Logs what could not be logged before."""
-    from gptbench.record.tracking import sync_command
+    from gptbench.record.sync import sync_command
 
     return sync_command(arguments)
 

@@ -28,7 +28,7 @@ from gptbench.record.ledger import hold
 from gptbench.record.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.record.plan import STOP, Plan
 from gptbench.record.result import Result, write_whole
-from gptbench.record.tracking import log_recorded
+from gptbench.record.sync import log_recorded
 from gptbench.run import Job, run
 from gptbench.terminal import console, print_json
 

@@ -270,8 +270,7 @@ def number(value: float) -> str:
 
 def show_sweep(record: SweepRecord) -> None:
     """The table: what was varied, what came of it, and the numbers."""
-    counts = ", ".join(f"{count} {name}" for name, count in record.counts.items() if count)
-    table = Table(title=f"sweep of {len(record.jobs)} jobs: {counts}", title_justify="left")
+    table = Table(title=f"sweep of {len(record.jobs)} jobs: {record.told}", title_justify="left")
     head, rows = record.table()
     if not any(job.reason for job in record.jobs):
         head, rows = head[:-1], [row[:-1] for row in rows]

@@ -48,7 +48,7 @@ from gptbench.model import Weight
 from gptbench.record import KernelResult
 from gptbench.record.files import load_record
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
-from gptbench.record.tracking import log_command
+from gptbench.record.sync import log_command
 from gptbench.run import Job
 from gptbench.sampling import Sampler
 from gptbench.targets import target

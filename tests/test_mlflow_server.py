@@ -43,7 +43,7 @@ from gptbench.record.plan import LOCK, Plan
 from gptbench.record.result import Recorded
 from gptbench.record.statistics import summary
 from gptbench.record.sweep import SweepRecord, record_of
-from gptbench.record.tracking import log_marked, log_recorded, sync_command
+from gptbench.record.sync import log_marked, log_recorded, sync_command
 from tests.sweeps import SWEEP
 from tests.warm import Warm
 

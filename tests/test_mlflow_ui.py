@@ -23,7 +23,7 @@ from gptbench.record.outcome import Outcome, Status
 from gptbench.record.plan import Plan
 from gptbench.record.result import Recorded
 from gptbench.record.sweep import record_of
-from gptbench.record.tracking import log_recorded
+from gptbench.record.sync import log_recorded
 
 pytest.importorskip("playwright", reason="drives the browser")
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright

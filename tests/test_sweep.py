@@ -83,7 +83,7 @@ GAPS = {
     "gptbench.run.show_result": "the result is written",
     "gptbench.attempt.publish": "what came of the job is written",
     "gptbench.record.tracking.write_artifacts": "the run in MLflow is half filled",
-    "gptbench.record.tracking.read_marks:2": "the run in MLflow is whole, and the mark is not there",
+    "gptbench.record.sync.read_marks:2": "the run in MLflow is whole, and the mark is not there",
     "gptbench.terminal.show_sweep": "the sweep's record is written, and not logged",
 }
 """Function that a process is killed in, and what that means."""

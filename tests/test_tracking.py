@@ -21,7 +21,8 @@ from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
 from gptbench.record import MLflowTracker, NoTracker, Result
 from gptbench.record.statistics import METRICS, sample_metrics, summary
-from gptbench.record.tracking import log_command, metrics
+from gptbench.record.sync import log_command
+from gptbench.record.tracking import metrics
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"

@@ -39,6 +39,11 @@ class SweepRecord(Recorded):
         counted = Counter(job.status for job in self.jobs)
         return {status.value: counted[status.value] for status in Status}
 
+    @property
+    def told(self) -> str:
+        """How many jobs came to what: 5 recorded, 1 failed."""
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
         keys = self.swept_keys
@@ -58,9 +63,8 @@ class SweepRecord(Recorded):
     def markdown(self) -> str:
         """How many jobs came to what, and the table."""
         head, rows = self.table()
-        told = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
         lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-        text = f"{len(self.jobs)} jobs: {told}\n"
+        text = f"{len(self.jobs)} jobs: {self.told}\n"
         for number, line in enumerate(lines):
             row = f"\n| {' | '.join(line)} |"
             if len(text) + len(row) > MOST_CHARACTERS:

@@ -5,7 +5,6 @@ can do the same at any later time. MLflow is imported only then, or before the f
 that job belongs to: it takes seconds, and runs nothing while a run is timed.
 """
 
-import argparse
 import contextlib
 import csv
 import datetime
@@ -16,10 +15,9 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +26,15 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError, UserError
+from gptbench.errors import TrackingError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.charts import draw_compile_stages
 from gptbench.record.failure import Failure
-from gptbench.record.files import load_record, records_in
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
-from gptbench.record.ledger import folders_told, is_held
-from gptbench.record.outcome import LOCK as JOB_LOCK
-from gptbench.record.plan import LOCK as SWEEP_LOCK
-from gptbench.record.plan import PLAN, Plan
+from gptbench.record.plan import PLAN
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
 from gptbench.record.statistics import compilation_name, sample_metrics, summary
-from gptbench.record.sweep import SweepRecord, cell, record_of
-from gptbench.targets import instantiate
+from gptbench.record.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,8 +51,6 @@ NOTE_TAG = "mlflow.note.content"
 """Markdown, which MLflow's page of a run begins with."""
 PARENT_FILE = "mlflow_parent.json"
 """In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
-MARK = "tracked-"
-"""Begins the name of a file beside a record: where that is logged."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
 BRIEF = (
@@ -647,198 +638,6 @@ def reason(error: BaseException) -> str:
     return (said[-1] if said else str(error).strip() or repr(error)).splitlines()[0]
 
 
-def log_recorded(
-    result: Recorded, path: Path, section: TrackingConfig, outputs: Path, tell: Callable[..., None]
-) -> str | None:
-    """`log_marked`, but what goes wrong, which loses nothing, is told to `tell`.
-
-    Returns:
-        Where it is logged; None where it is not.
-    """
-    try:
-        return log_marked(result, path, section, outputs)
-    except TrackingError as error:
-        tell(f"Not tracked: {error}", style="yellow", markup=False)
-        return None
-
-
-def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: Path) -> str | None:
-    """Logs a record that was saved, and leaves a mark beside it, by which `sync` knows that it need not.
-
-    Returns:
-        Where it is logged; None where there is nothing to say.
-
-    Raises:
-        TrackingError: it is not.
-    """
-    if (before := marked(path, section, outputs)) is not None:
-        return before
-    tracker: Tracker = instantiate(section, outputs)
-    logged = tracker.log(result, path)
-    if logged is not None:
-        marks = read_marks(path) | {destination(section, outputs): logged}
-        write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))
-    return logged
-
-
-def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
-    """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
-    uri = (section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else ""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return None  # it was lost, or the outputs were moved without it
-    return read_marks(path).get(destination(section, outputs))
-
-
-def read_marks(path: Path) -> dict[str, str]:
-    """Of a record: destination to what was said of it there."""
-    try:
-        marks = json.loads(path.with_name(f"{MARK}{path.name}").read_text())
-    except (OSError, ValueError):
-        return {}
-    return marks if isinstance(marks, dict) else {}
-
-
-def destination(section: TrackingConfig, outputs: Path) -> str:
-    """Store and experiment."""
-    if not isinstance(section, MLflowConfig):
-        return ""
-    return f"{redacted(section.uri or embedded_store(outputs))} {section.experiment}"
-
-
 def embedded_store(outputs: Path) -> str:
     """Of an outputs folder."""
     return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
-
-
-def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | None:
-    """Where a record's own configuration says that it goes; where it says nowhere, and there is a `default`, to the
-    store in the outputs folder.
-
-    Raises:
-        UserError: it does not say.
-    """
-    try:
-        section = result.config["tracking"]
-        if section["_target_"] not in MLflowConfig.TARGETS:
-            if not default:
-                return None
-            section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
-        return MLflowConfig(**section)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
-
-
-def sync_command(arguments: list[str]) -> int:
-    """`gptbench sync`: logs all records that could not be logged before. Returns the exit code: 1 if some still cannot.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    parser = argparse.ArgumentParser(
-        prog="gptbench sync",
-        description="Logs to MLflow all that is recorded in the outputs folder and not logged yet, because the server "
-        "was away, or a process was killed before it had logged. Sweeps whose process was killed get their end.",
-        epilog="Each goes where its own configuration says; what was recorded with tracking=none stays where it is.",
-    )
-    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
-    parser.add_argument(
-        "--uri", help="address with user and password, which no record holds, for those that go to this address"
-    )
-    parser.add_argument("--all", action="store_true", help="ask also for what was logged: the store may have been lost")
-    options = parser.parse_args(arguments)
-    outputs: Path = options.outputs.absolute()
-    if not outputs.is_dir():
-        raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
-    failed = 0
-    away: set[tuple[str | None, str]] = set()  # where nothing more is tried
-    for path in all_records(outputs):
-        try:
-            result = load_record(path)
-            if (section := tracking_of(path, result, default=False)) is None:
-                continue
-        except UserError as error:
-            print(error, file=sys.stderr)
-            continue
-        if options.uri is not None and section.uri == redacted(options.uri):
-            section = replace(section, uri=options.uri)
-        if options.all:
-            path.with_name(f"{MARK}{path.name}").unlink(missing_ok=True)
-        elif marked(path, section, outputs) is not None:
-            continue
-        to = (section.uri, section.experiment)
-        if to in away:
-            failed += 1
-            continue
-        try:
-            print(log_marked(result, path, section, outputs))
-        except TrackingError as error:
-            print(f"Not tracked: {error}")
-            failed += 1
-            if isinstance(error, AwayError):
-                away.add(to)
-    print(f"{failed} records are still not logged" if failed else "all records are logged")
-    return 1 if failed else 0
-
-
-def all_records(outputs: Path) -> Iterator[Path]:
-    """Jobs before their sweeps. Sweeps that nobody runs any more get a record first."""
-    sweeps = []
-    for folder in record_folders(outputs):
-        if (folder / PLAN).exists():
-            end_dead_sweep(folder)
-        for path in records_in(folder):
-            if path.name.startswith(SweepRecord.FILE):
-                sweeps.append(path)
-            else:
-                yield path
-    yield from sweeps
-
-
-def record_folders(outputs: Path) -> Iterator[Path]:
-    """All below the outputs folder, and those elsewhere that it refers to (`hydra.run.dir`, `hydra.sweep.dir`)."""
-    for top, inner, _ in os.walk(outputs):
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "mlartifacts")
-        yield Path(top)
-    yield from sorted(folder for folder in folders_told(outputs) if not folder.is_relative_to(outputs.resolve()))
-
-
-def end_dead_sweep(folder: Path) -> None:
-    """Writes the record of a sweep whose process was killed before it could, once none of its jobs runs any more."""
-    if records_in(folder, SweepRecord):
-        return
-    with contextlib.suppress(UserError):
-        plan = Plan.load(folder)
-        if is_held(folder / SWEEP_LOCK) or any(is_held(folder / name / JOB_LOCK) for name in plan.jobs):
-            return
-        # Not now: it may have been gone on with since.
-        ended = max(path.stat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
-        reason = "the sweep's process ended before"
-        record_of(folder, plan, interrupted=True, reason=reason, ended=ended).save(folder)
-
-
-def log_command(arguments: list[str]) -> int:
-    """`gptbench log`: logs recorded results. Returns the exit code.
-
-    Raises:
-        UserError: a file is not a result (then nothing is logged), or the store refuses one.
-    """
-    parser = argparse.ArgumentParser(
-        prog="gptbench log",
-        description="Logs recorded results to MLflow; what is there already is left as it is.",
-        epilog="Without options, a result goes where its own configuration says; one that was recorded with "
-        "tracking=none goes to the store in the outputs folder.",
-    )
-    parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="a result.json or kernels.json")
-    parser.add_argument("--uri", help="MLflow tracking server or store")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
-    parser.add_argument("--outputs", metavar="DIR", type=Path, help="outputs folder, with the embedded store")
-    options = parser.parse_args(arguments)
-    changes = {"uri": options.uri, "experiment": options.experiment}
-    results = [(path, load_record(path)) for path in options.results]
-    for path, result in results:
-        config = tracking_of(path, result, default=True)
-        assert config is not None
-        outputs = options.outputs or Path(result.config["outputs"])
-        config = replace(config, **{key: value for key, value in changes.items() if value is not None})
-        print(MLflowTracker(config, outputs).log(result, path))
-    return 0

@@ -192,7 +192,7 @@ class Sweep:
 
     def run(self) -> None:
         from gptbench.record.sweep import record_of
-        from gptbench.record.tracking import log_recorded
+        from gptbench.record.sync import log_recorded
         from gptbench.terminal import console, print_sweep, show_sweep
 
         swept = list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
@@ -215,8 +215,7 @@ class Sweep:
         if self.interrupted:
             raise KeyboardInterrupt
         if record.status != "FINISHED":
-            told = ", ".join(f"{count} {name}" for name, count in record.counts.items() if count)
-            raise JobError(f"of {len(self.jobs)} jobs {told}; to go on: the same command with sweep.resume=true")
+            raise JobError(f"of {len(self.jobs)} jobs {record.told}; to go on: the same command with sweep.resume=true")
 
     def stop(self) -> None:
         """No further job begins, wherever it would."""
