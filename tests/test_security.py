@@ -692,7 +692,7 @@ def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkey
 
 
 def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptbench.record import tracking
+    from gptbench.record import sync, tracking
 
     logged: list[Any] = []
     monkeypatch.setattr(tracking.MLflowTracker, "log", lambda self, result, path: logged.append(self.config))
@@ -701,13 +701,13 @@ def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeyp
         if isinstance(group, dict):
             group["_target_"] = "evil.touch"
     path = result.save(machine.folder)
-    assert tracking.log_command([str(path)]) == 0
+    assert sync.log_command([str(path)]) == 0
     assert [type(config) for config in logged] == [MLflowConfig]
     assert logged[0].uri is None
     result.config["tracking"] = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow", **TARGET}
     result.config["tracking"]["_target_"] = MLflowConfig.TARGETS[0]
     with pytest.raises(UserError, match="no usable tracking section"):
-        tracking.log_command([str(result.save(machine.folder))])
+        sync.log_command([str(result.save(machine.folder))])
     assert not machine.harmed()
 
 
