@@ -456,6 +456,8 @@ class TaskConfig(Section):
 
     breakdown: bool = False
     """Profile a few decode steps after the samples, and tell where the time of one goes, kernel by kernel."""
+    energy: bool = False
+    """Measure joules per token of prefill and decode after the samples, where the device counts them; takes seconds."""
 
 
 @dataclass(kw_only=True)
@@ -492,8 +494,9 @@ class KernelsConfig(TaskConfig):
     """Timed repetitions of a round over all sets of inputs; the median counts."""
 
     def check(self) -> None:
-        if self.breakdown:
-            raise self.error("breakdown", "false with task=kernels, which decodes nothing")
+        for name in ("breakdown", "energy"):
+            if getattr(self, name):
+                raise self.error(name, "false with task=kernels, which decodes nothing")
         if not self.sizes or min(self.sizes) < 1:
             raise self.error("sizes", "some numbers of at least 1")
         if len(set(self.sizes)) < len(self.sizes):
@@ -525,6 +528,8 @@ class MLflowConfig(TrackingConfig):
     """Seconds a request to a tracking server may take."""
     retries: int = 2
     """How often a failed request is tried again."""
+    figures: bool = True
+    """Whether the report's charts of a run are drawn and logged with it."""
 
     def check(self) -> None:
         if not self.experiment:

@@ -21,10 +21,12 @@ from gptbench.generate import Workload
 from gptbench.measure import Kernels, Speed
 from gptbench.measure.breakdown import break_down
 from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
+from gptbench.measure.energy import measure_energy
 from gptbench.measure.environment import Environment, environment
 from gptbench.measure.kernels import KernelTimes, peak_flops
 from gptbench.measure.roof import Roof, read_roof
 from gptbench.measure.samples import take_samples, warm_up
+from gptbench.measure.sensors import sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
 from gptbench.record import KernelResult, Recorded, Result
@@ -332,6 +334,7 @@ def measure_engine(
             engine, loaded, load_s = engine_over(config, device, model), kept.loaded, kept.load_s
         leaving.callback(engine.release)
         stages.done()
+        sensor = sensor_of(device)
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
         stages.start("searching tiles" if engine.tunes else "compiling")
@@ -342,12 +345,12 @@ def measure_engine(
             compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
             stages.done()
             stages.start("warming up")
-            warm_ups = warm_up(engine, workload, watch)
+            warm_ups = warm_up(engine, workload, watch, sensor)
             compilation.first_generation_s = warm_ups[0].call_s
             compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
             prepare_peak = device.peak_memory()
             stages.done()
-            samples = take_samples(engine, workload, watch, stages.sample_done)
+            samples = take_samples(engine, workload, watch, stages.sample_done, sensor)
         details = engine.details()
 
         def reference() -> Engine:
@@ -363,6 +366,11 @@ def measure_engine(
             stages.start("profiling a step")
             breakdown = attempt("Breakdown", break_down, engine, workload)
             stages.done()
+        energy = None
+        if config.task.energy:
+            stages.start("measuring energy")
+            energy = attempt("Energy", measure_energy, engine, workload, sensor)
+            stages.done()
         if task.stage is not None:
             stages.start(task.stage)
         quality = attempt("Quality", task.evaluate, engine, reference)
@@ -370,6 +378,7 @@ def measure_engine(
         "checkpoint": loaded,
         "quality": quality,
         "breakdown": breakdown,
+        "energy": energy,
         "load_s": load_s,
         "tune_s": tune_s,
         "engine_details": details,
@@ -415,6 +424,6 @@ def prepare_alone(config: Config) -> Compilation:
         engine, _ = make_engine(config, device, plan(config, device))
         workload: Workload = instantiate(config.workload, device)
         compilation = prepare(engine, watch, empty_cache=False, process="second")
-        warm_ups = warm_up(engine, workload, watch)
+        warm_ups = warm_up(engine, workload, watch, sensor_of(device))
         compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
         return compilation

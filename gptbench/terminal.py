@@ -89,7 +89,7 @@ def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
 
 def progress(config: Config, task: Speed) -> AbstractContextManager["Stages"]:
     """A bar over the stages of a run."""
-    after = config.engine.measure_warm_start + config.task.breakdown + (task.stage is not None)
+    after = config.engine.measure_warm_start + config.task.breakdown + config.task.energy + (task.stage is not None)
     return stage_bar(4 + config.workload.samples + after, config.workload.samples)
 
 

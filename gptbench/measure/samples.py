@@ -10,8 +10,10 @@ import torch
 from gptbench.engine import Engine
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
+from gptbench.measure.sensors import DeviceState, Sensor, watched
 
 MOST_WARM_UPS = 10
+NO_SENSOR = Sensor()
 
 
 @dataclass
@@ -38,6 +40,13 @@ class Sample:
     """The answer of each row as text, if the model has a tokenizer."""
     generated: list[int] = field(default_factory=list)
     """Tokens of each row's answer: those up to its first stop token, which counts; all where it drew none."""
+    state: DeviceState | None = None
+    """Clocks, power, temperature and throttling meanwhile; None in a record of a version that did not look."""
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the device was held back by power or heat."""
+        return self.state is not None and bool(self.state.throttled)
 
 
 @dataclass
@@ -54,7 +63,7 @@ class StillCompilingError(RuntimeError):
     """Every warm-up generation compiled something."""
 
 
-def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWatch) -> Sample:
+def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> Sample:
     """Runs and checks one generation."""
     device = engine.device
     engine.seed(seed)
@@ -63,13 +72,14 @@ def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWat
     device.reset_peak_memory()
     gc.disable()  # a collection in the midst of it would be counted as decoding
     try:
-        allocated = allocations(engine)
-        device.synchronize()
-        start = time.perf_counter()
-        generate(engine, workload)
-        device.synchronize()
-        call_s = time.perf_counter() - start
-        allocated_after = allocations(engine)
+        with watched(sensor) as state:
+            allocated = allocations(engine)
+            device.synchronize()
+            start = time.perf_counter()
+            generate(engine, workload)
+            device.synchronize()
+            call_s = time.perf_counter() - start
+            allocated_after = allocations(engine)
     finally:
         gc.enable()
     ttft_s, *step_s = workload.clock.intervals()
@@ -86,6 +96,7 @@ def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWat
         finite=all_finite(engine),
         tokens=tokens,
         generated=[answer_length(row, stops) for row in tokens],
+        state=state,
     )
 
 
@@ -94,7 +105,7 @@ def answer_length(tokens: list[int], stops: set[int]) -> int:
     return next((count for count, token in enumerate(tokens, 1) if token in stops), len(tokens))
 
 
-def warm_up(engine: Engine, workload: Workload, watch: CompileWatch) -> list[WarmUp]:
+def warm_up(engine: Engine, workload: Workload, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> list[WarmUp]:
     """Generates until a whole generation compiles nothing.
 
     Raises:
@@ -104,18 +115,22 @@ def warm_up(engine: Engine, workload: Workload, watch: CompileWatch) -> list[War
     while not calls or calls[-1].compiles:
         if len(calls) == MOST_WARM_UPS:
             raise StillCompilingError(f"{MOST_WARM_UPS} generations each compiled something; the last: {calls[-1]}")
-        sample = take_sample(engine, workload, workload.config.seed, watch)
+        sample = take_sample(engine, workload, workload.config.seed, watch, sensor)
         calls.append(WarmUp(sample.call_s, sample.compiles))
     return calls
 
 
 def take_samples(
-    engine: Engine, workload: Workload, watch: CompileWatch, done: Callable[[Sample], None]
+    engine: Engine,
+    workload: Workload,
+    watch: CompileWatch,
+    done: Callable[[Sample], None],
+    sensor: Sensor = NO_SENSOR,
 ) -> list[Sample]:
     """The workload's samples; `done` is told of each, outside the timed region."""
     samples = []
     for index in range(workload.config.samples):
-        samples.append(take_sample(engine, workload, workload.config.seed + index, watch))
+        samples.append(take_sample(engine, workload, workload.config.seed + index, watch, sensor))
         done(samples[-1])
     return samples
 

@@ -19,10 +19,12 @@ from gptbench.errors import UserError
 from gptbench.guard import redacted as redacted  # what is recorded goes through it
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation, costs
+from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.environment import Environment
 from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, WarmUp
+from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
 
 SCHEMA_VERSION = 1
@@ -147,6 +149,8 @@ class Result(Measured):
     None where it made its own."""
     breakdown: Breakdown | None = None
     """Where the time of one decode step goes, if the task was to tell."""
+    energy: Energy | None = None
+    """What prefill and decode use, if the task was to tell, and the device does."""
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
@@ -157,13 +161,21 @@ class Result(Measured):
                 entry["costs_s"] = costs(entry["prepare_s"], entry["stages_s"], triton_s=0.0, capture_s=0.0)
         raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
         raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
-        raw["samples"] = [Sample(**entry) for entry in raw["samples"]]
+        raw["samples"] = [restored_sample(entry) for entry in raw["samples"]]
         raw.setdefault("prompt", raw["config"]["workload"].get("prompt"))
         for name, kind in (("checkpoint", Loaded), ("quality", Predictions)):
             raw[name] = kind(**raw[name]) if raw.get(name) else None
         if raw.get("breakdown"):
             launches = [Launch(**entry) for entry in raw["breakdown"]["launches"]]
             raw["breakdown"] = Breakdown(**(raw["breakdown"] | {"launches": launches}))
+        if raw.get("energy"):
+            phases = {name: Spent(**raw["energy"][name]) for name in ("prefill", "decode")}
+            raw["energy"] = Energy(**(raw["energy"] | phases))
+
+
+def restored_sample(raw: dict[str, Any]) -> Sample:
+    """A sample as it was before it became plain data."""
+    return Sample(**(raw | ({"state": DeviceState(**raw["state"])} if raw.get("state") else {})))
 
 
 @contextlib.contextmanager

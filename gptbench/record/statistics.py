@@ -117,9 +117,36 @@ def breakdown_metrics(result: Result) -> dict[str, float]:
     }
 
 
+def energy_metrics(result: Result) -> dict[str, float]:
+    """Joules per token and tokens per joule of prefill (tokens of the prompt) and decode (new tokens), without what the
+    device uses while idle, which `idle_w` tells; empty where no energy was measured. Tokens per joule are left out where
+    nothing is left after that."""
+    found = result.energy
+    if found is None:
+        return {}
+    metrics = {"idle_w": found.idle_w}
+    for name, phase in (("prefill", found.prefill), ("decode", found.decode)):
+        joules = phase.joules_per_token(found.idle_w)
+        metrics |= {f"{name}_joules_per_token": joules, f"{name}_w": phase.watts}
+        if joules > 0:
+            metrics[f"{name}_tokens_per_joule"] = 1 / joules
+    return metrics
+
+
+def state_metrics(result: Result) -> dict[str, float]:
+    """Clock of the processors, power and temperature: median of all readings during the valid samples, of what was
+    told."""
+    states = [sample.state for sample in valid_samples(result) if sample.state is not None]
+    metrics = {}
+    for name in ("clock_mhz", "power_w", "temperature_c"):
+        if readings := [value for state in states for value in getattr(state, name)]:
+            metrics[name] = float(np.median(readings))
+    return metrics
+
+
 def summary(result: Result) -> dict[str, float]:
-    """Median of each metric over the valid samples, then compile times, quality, a profiled step, bytes and the roof.
-    Without a valid sample, the medians are missing."""
+    """Median of each metric over the valid samples, then compile times, quality, a profiled step, energy, bytes, the
+    roof and the device's state. Without a valid sample, the medians are missing."""
     rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
     medians = {m.name: float(np.median([row[m.name] for row in rows])) for m in METRICS} if rows else {}
     return (
@@ -127,6 +154,8 @@ def summary(result: Result) -> dict[str, float]:
         | compile_metrics(result)
         | quality_metrics(result)
         | breakdown_metrics(result)
+        | energy_metrics(result)
+        | state_metrics(result)
         | {
             "load_s": result.load_s,
             "weight_gb_per_step": result.traffic.weights / 1e9,
@@ -134,6 +163,7 @@ def summary(result: Result) -> dict[str, float]:
             "read_roof_gb_per_s": result.roof.gb_per_s,
             "samples_valid": float(len(rows)),
             "samples_all": float(len(result.samples)),
+            "samples_throttled": float(sum(sample.throttled for sample in valid_samples(result))),
             "finite": float(all(sample.finite for sample in result.samples)),
         }
     )

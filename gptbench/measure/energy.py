@@ -1,0 +1,100 @@
+"""Energy: joules of prefill and decode, from the device's own counter.
+
+The counter moves in steps that are longer than a prefill, so each phase is repeated for seconds, after the samples and
+apart from them: first nothing is done, for the power that the device takes anyhow with the model in its memory; then
+prefills; then whole generations, from which as many prefills are subtracted, which leaves their decode steps. What is
+used while idle is told, and subtracted, too.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gptbench.engine import Engine
+from gptbench.generate import Workload
+from gptbench.measure.sensors import Sensor
+
+SECONDS = 2.0
+"""At least, of each phase: twenty times what lies between two changes of NVML's counter."""
+SETTLE_S = 0.5
+"""After the last work, before the device counts as idle."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One phase, repeated."""
+
+    joules: float
+    """By the counter, what is used while idle included."""
+    seconds: float
+    tokens: int
+    """Of a prefill, the prompt's; of decode, the new ones; of all rows and repetitions."""
+
+    @property
+    def watts(self) -> float:
+        return self.joules / self.seconds
+
+    def joules_per_token(self, idle_w: float) -> float:
+        """Without what the device would have used in the same time while idle."""
+        return (self.joules - idle_w * self.seconds) / self.tokens
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What a run uses."""
+
+    counter: str
+    """Whose it is."""
+    idle_w: float
+    """Watts while nothing runs, with the model in memory."""
+    prefill: Spent
+    decode: Spent
+
+
+def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: float = SECONDS) -> Energy | None:
+    """Runs the phases, each for so many seconds at least; None where the device has no counter.
+
+    Raises:
+        RuntimeError: the counter did not move, or decode is lost in what a prefill uses.
+    """
+    if sensor.counter is None:
+        return None
+    device, rows = engine.device, engine.batch
+    steps = workload.new_tokens - 1
+
+    def prefill() -> None:
+        engine.prefill(workload.prompt)
+
+    def generation() -> None:
+        prefill()
+        for _ in range(steps):
+            engine.decode()
+
+    def repeated(work: Callable[[], None]) -> tuple[float, float, int]:
+        """Joules, seconds and repetitions."""
+        device.synchronize()
+        start, before, times = time.perf_counter(), sensor.energy_j(), 0
+        while time.perf_counter() - start < seconds or not times:
+            work()
+            device.synchronize()
+            times += 1
+        elapsed, joules = time.perf_counter() - start, sensor.energy_j() - before
+        if joules <= 0:
+            raise RuntimeError(f"{sensor.counter} did not move in {elapsed:.3g} s")
+        return joules, elapsed, times
+
+    engine.seed(workload.config.seed)
+    generation()
+    device.synchronize()
+    time.sleep(SETTLE_S * seconds / SECONDS)
+    start, before = time.perf_counter(), sensor.energy_j()
+    time.sleep(seconds)
+    idle_w = (sensor.energy_j() - before) / (time.perf_counter() - start)
+    joules, elapsed, times = repeated(prefill)
+    of_prefill = Spent(joules, elapsed, times * rows * engine.prompt_length)
+    whole_joules, whole_s, cycles = repeated(generation)
+    share = cycles / times
+    of_decode = Spent(whole_joules - share * joules, whole_s - share * elapsed, cycles * rows * steps)
+    if of_decode.joules <= 0 or of_decode.seconds <= 0:
+        raise RuntimeError(f"{steps} decode steps use too little beside a prefill to be told from it")
+    return Energy(sensor.counter, idle_w, of_prefill, of_decode)

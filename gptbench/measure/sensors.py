@@ -1,0 +1,267 @@
+"""What the device tells of itself: clocks, power, temperature, throttling, and a counter of the energy it has used.
+
+On an NVIDIA GPU all of it comes from NVML (https://docs.nvidia.com/deploy/nvml-api). On a CPU it comes from where Linux
+tells it: clocks and the counts of thermal throttling from /sys/devices/system/cpu, energy from the counters of the
+powercap interface (https://docs.kernel.org/power/powercap/powercap.html), which many machines give to root alone, and
+virtual ones to nobody. What is not told is None.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from gptbench.device import Device
+
+T = TypeVar("T")
+
+INTERVAL_S = 0.05
+"""Between two readings of a GPU during a sample. NVML renews power and clocks about as often."""
+
+THROTTLING = {
+    "power cap": "SwPowerCap",
+    "hardware slowdown": "HwSlowdown",
+    "thermal slowdown": "SwThermalSlowdown",
+    "hardware thermal slowdown": "HwThermalSlowdown",
+    "power brake": "HwPowerBrakeSlowdown",
+}
+"""Reasons for which a GPU runs below the clock that was asked for, that make it slower than it could be: our name, and
+the end of NVML's. Others are of someone's choosing, such as locked clocks, or of idleness."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at a device."""
+
+    clock_mhz: float | None = None
+    """Of the processors: a GPU's SMs; the mean over a CPU's cores."""
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttled: tuple[str, ...] = ()
+    """Of `THROTTLING`, what is at work now."""
+
+
+@dataclass
+class DeviceState:
+    """A device during a sample: what was read just before it, during it (of a GPU) and just after it."""
+
+    at_s: list[float] = field(default_factory=list)
+    """Seconds from the sample's beginning, of each reading."""
+    clock_mhz: list[float] = field(default_factory=list)
+    """Of the processors, by reading; empty where nothing tells it, as all below."""
+    memory_clock_mhz: list[float] = field(default_factory=list)
+    power_w: list[float] = field(default_factory=list)
+    temperature_c: list[float] = field(default_factory=list)
+    throttled: list[str] = field(default_factory=list)
+    """Reasons that were at work at some reading, or for which the device's own counters have grown."""
+    throttled_s: float | None = None
+    """Seconds that the device was held back by power or heat during the sample, by its own counters; None where it has
+    none."""
+
+
+class Sensor:
+    """A device that tells nothing."""
+
+    polls = False
+    """Whether it can be read while a sample runs, without taking time from it."""
+    counter: str | None = None
+    """What counts the energy; None where nothing does."""
+
+    def read(self) -> Reading:
+        return Reading()
+
+    def energy_j(self) -> float:
+        """Joules used since some moment. Raises OSError or RuntimeError where `counter` is None, or cannot be read."""
+        raise RuntimeError("there is no counter")
+
+    def held_back_s(self) -> dict[str, float]:
+        """Seconds so far, by reason, that the device was held back; empty where it does not count."""
+        return {}
+
+
+class NvmlSensor(Sensor):
+    """An NVIDIA GPU.
+
+    Args:
+        handle: NVML's.
+    """
+
+    polls = True
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        if self.told(self.nvml.nvmlDeviceGetTotalEnergyConsumption, handle) is not None:
+            self.counter = "NVML's total energy consumption"
+        bits = {name: getattr(self.nvml, f"nvmlClocksEventReason{end}", None) for name, end in THROTTLING.items()}
+        older = {name: getattr(self.nvml, f"nvmlClocksThrottleReason{end}", 0) for name, end in THROTTLING.items()}
+        self.reasons = {name: older[name] if bit is None else bit for name, bit in bits.items()}
+
+    @property
+    def nvml(self) -> Any:
+        import pynvml
+
+        return pynvml
+
+    def told(self, ask: Callable[..., T], *args: Any) -> T | None:
+        """What NVML answers, or None where this GPU does not tell."""
+        try:
+            return ask(*args)
+        except self.nvml.NVMLError:
+            return None
+
+    def read(self) -> Reading:
+        nvml = self.nvml
+        clock = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_SM)
+        memory = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_MEM)
+        power = self.told(nvml.nvmlDeviceGetPowerUsage, self.handle)
+        heat = self.told(nvml.nvmlDeviceGetTemperature, self.handle, nvml.NVML_TEMPERATURE_GPU)
+        reasons = self.told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, self.handle) or 0
+        return Reading(
+            clock_mhz=None if clock is None else float(clock),
+            memory_clock_mhz=None if memory is None else float(memory),
+            power_w=None if power is None else power / 1e3,
+            temperature_c=None if heat is None else float(heat),
+            throttled=tuple(name for name, bit in self.reasons.items() if reasons & bit),
+        )
+
+    def energy_j(self) -> float:
+        if self.counter is None:
+            raise RuntimeError("this GPU has no counter of its energy")
+        return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1e3
+
+    def held_back_s(self) -> dict[str, float]:
+        policies = {
+            "power cap": self.nvml.NVML_PERF_POLICY_POWER,
+            "thermal slowdown": self.nvml.NVML_PERF_POLICY_THERMAL,
+        }
+        counted = {
+            name: self.told(self.nvml.nvmlDeviceGetViolationStatus, self.handle, policy)
+            for name, policy in policies.items()
+        }
+        return {name: status.violationTime / 1e9 for name, status in counted.items() if status is not None}
+
+
+class CpuSensor(Sensor):
+    """A CPU, as Linux tells of it.
+
+    Args:
+        system: where sysfs is.
+    """
+
+    def __init__(self, system: Path = Path("/sys")) -> None:
+        cores = system / "devices/system/cpu"
+        self.clocks = sorted(cores.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+        self.throttle_times = sorted(cores.glob("cpu[0-9]*/thermal_throttle/core_throttle_total_time_ms"))
+        self.packages = sorted(path.parent for path in (system / "class/powercap").glob("*:[0-9]*/energy_uj"))
+        # intel-rapl:0 is a package, intel-rapl:0:0 a part of it; psys, the whole board, would count all again.
+        self.packages = [
+            path for path in self.packages if path.name.count(":") == 1 and first_line(path / "name") != "psys"
+        ]
+        self.last: dict[Path, float] = {}
+        self.wrapped: dict[Path, float] = {}
+        try:
+            self.counter = "powercap" if self.packages and self.energy_j() >= 0 else None
+        except (OSError, ValueError):  # for root alone
+            self.counter = None
+
+    def read(self) -> Reading:
+        clocks = [number for path in self.clocks if (number := whole_number(path)) is not None]
+        if clocks:
+            clock: float | None = sum(clocks) / len(clocks) / 1e3
+        else:
+            told = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+            clock = told.current if told is not None and told.current else None
+        return Reading(clock_mhz=clock)
+
+    def energy_j(self) -> float:
+        if not self.packages:
+            raise RuntimeError("this machine has no counter of its energy")
+        total = 0.0
+        for package in self.packages:
+            now = float((package / "energy_uj").read_text())
+            if now < self.last.get(package, 0.0):  # it starts again from 0 where it has no more digits
+                most = float((package / "max_energy_range_uj").read_text())
+                self.wrapped[package] = self.wrapped.get(package, 0.0) + most
+            self.last[package] = now
+            total += now + self.wrapped.get(package, 0.0)
+        return total / 1e6
+
+    def held_back_s(self) -> dict[str, float]:
+        times = [number for path in self.throttle_times if (number := whole_number(path)) is not None]
+        return {"thermal slowdown": max(times) / 1e3} if times else {}
+
+
+def first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def whole_number(path: Path) -> int | None:
+    """What a file of sysfs holds; None where it cannot be read."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def sensor_of(device: Device) -> Sensor:
+    """The sensor of a device; one that tells nothing where NVML cannot be asked."""
+    if not device.is_cuda:
+        return CpuSensor()
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device.torch).uuid
+        return NvmlSensor(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    except pynvml.NVMLError:
+        return Sensor()
+
+
+@contextlib.contextmanager
+def watched(sensor: Sensor) -> Iterator[DeviceState]:
+    """Fills in the state of a device while something runs: read before it, after it, and, if the sensor allows, every
+    `INTERVAL_S` meanwhile, by a thread of its own, which waits for the driver and not for Python."""
+    state = DeviceState()
+    reasons: set[str] = set()
+    start = time.perf_counter()
+
+    def look() -> None:
+        reading = sensor.read()
+        state.at_s.append(time.perf_counter() - start)
+        reasons.update(reading.throttled)
+        for name in ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
+            if (value := getattr(reading, name)) is not None:
+                getattr(state, name).append(value)
+
+    def poll() -> None:
+        while not over.wait(INTERVAL_S):
+            look()
+
+    held_back = sensor.held_back_s()
+    look()
+    over = threading.Event()
+    thread = threading.Thread(target=poll, name="gptbench.sensors", daemon=True) if sensor.polls else None
+    if thread is not None:
+        thread.start()
+    try:
+        yield state
+    finally:
+        over.set()
+        if thread is not None:
+            thread.join()
+        look()
+        after = sensor.held_back_s()
+        grown = {name: seconds - held_back.get(name, seconds) for name, seconds in after.items()}
+        reasons.update(name for name, seconds in grown.items() if seconds > 0)
+        state.throttled = sorted(reasons)
+        state.throttled_s = max(grown.values()) if grown else None
