@@ -39,6 +39,8 @@ ORDER = (
     "attempt",
     "job",
     "sweep",
+    "ab",
+    "commands",
     "__main__",
 )
 """Rooms of gptbench. Each may import itself and what stands before it."""

@@ -1,0 +1,1 @@
+"""Commands beside a run: each reads its arguments, and shows what came of it."""

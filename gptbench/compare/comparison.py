@@ -1,0 +1,249 @@
+"""Recorded runs beside others: per metric the ratio, its interval, and a verdict.
+
+What varies between runs of the same thing is more than what varies between the samples of one run. So where a side has
+several runs of the same configuration, each counts as one value; where both have one, their samples are compared, and
+`Row.of` says so.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptbench.compare.ratio import (
+    KINDS,
+    TIME,
+    Ratio,
+    Verdict,
+    of_groups,
+    of_paired_means,
+    of_pairs,
+    verdict,
+)
+from gptbench.compare.select import Found
+from gptbench.errors import UserError
+from gptbench.record import KernelResult, Measured, Result
+from gptbench.record.files import problem
+from gptbench.record.identity import MEASURED
+from gptbench.record.statistics import METRICS, sample_metrics, summary, valid_samples
+from gptbench.record.tracking import flat
+
+SAMPLED = {metric.name for metric in METRICS}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of A and B."""
+
+    metric: str
+    a: float
+    """Geometric mean of A's values, in the metric's unit; of quality, the first run's own number."""
+    b: float
+    ratio: Ratio
+    verdict: Verdict
+    of: str
+    """What the interval is of: `5 and 5 samples`, `3 and 3 runs`, `2000 tokens`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Runs that are compared."""
+
+    key: dict[str, str]
+    """By what both sides vary, and where these agree; empty where a side is one configuration."""
+    a: list[Found]
+    b: list[Found]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of A beside all of B."""
+
+    pairs: list[Pair]
+    differences: dict[str, tuple[str, str]]
+    """Fields of the configuration and of the environment in which the sides differ: A's value and B's."""
+    left_out: list[tuple[Found, str]]
+    """Records that are not compared, and why."""
+    overall: Row | None = None
+    """Of several pairs: decode tokens/s, each pair one value."""
+
+
+def compare(a: Iterable[Found], b: Iterable[Found], margin: float | None = None) -> Comparison:
+    """Compares what counts of two sides.
+
+    Args:
+        margin: of speed: ratios nearer to 1 are noise; None takes that of its `Kind`.
+
+    Raises:
+        UserError: nothing of A can be compared with anything of B.
+    """
+    left_out: list[tuple[Found, str]] = []
+    sides = [counting(side, left_out) for side in (a, b)]
+    for name, side in zip("AB", sides, strict=True):
+        if not side:
+            why = "; ".join(f"{found.path}: {reason}" for found, reason in left_out)
+            raise UserError(f"{name} has no measurement that counts ({why})")
+    settings = [[fields(found) for found in side] for side in sides]
+    keys = sorted(set().union(*(varied(side) for side in settings)))
+    groups = [grouped(side, values, keys) for side, values in zip(sides, settings, strict=True)]
+    pairs = [
+        Pair(
+            dict(zip(keys, key, strict=True)),
+            groups[0][key],
+            groups[1][key],
+            rows(groups[0][key], groups[1][key], margin),
+        )
+        for key in groups[0]
+        if key in groups[1]
+    ]
+    if not pairs:
+        raise UserError(f"no run of A has its like in B: they differ by {', '.join(keys)}")
+    for own, other, name in ((groups[0], groups[1], "B"), (groups[1], groups[0], "A")):
+        left_out += [(found, f"{name} has no such run") for key in own if key not in other for found in own[key]]
+    return Comparison(pairs, differences(settings, sides, keys), left_out, overall(pairs, margin))
+
+
+def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
+    """Measurements that mean something; the others go to `left_out`."""
+    kept = []
+    for found in side:
+        reason = problem(found.record) if isinstance(found.record, Measured) else "no measurement"
+        if reason is None:
+            kept.append(found)
+        else:
+            left_out.append((found, reason))
+    return kept
+
+
+def fields(found: Found) -> dict[str, str]:
+    """What of a configuration a number depends on, as text."""
+    record = found.record
+    assert isinstance(record, Measured)
+    config = {group: record.config[group] for group in MEASURED if group in record.config}
+    device = {name: record.config.get("device", {}).get(name) for name in ("threads",)}
+    return dict(flat(config | {"device": device | {"dtype": record.dtype}}))
+
+
+def environment(found: Found) -> dict[str, str]:
+    """What else it depends on."""
+    record = found.record
+    assert isinstance(record, Measured)
+    here = vars(record.environment) | {"read_roof_gb_per_s": f"{record.roof.gb_per_s:.4g}"}
+    return dict(flat(here, "environment."))
+
+
+def varied(side: list[dict[str, str]]) -> set[str]:
+    """Fields that are not the same for all of a side."""
+    return {key for values in side for key in values if len({other.get(key) for other in side}) > 1}
+
+
+def grouped(side: list[Found], settings: list[dict[str, str]], keys: list[str]) -> dict[tuple[Any, ...], list[Found]]:
+    """Runs by their values of the fields."""
+    groups: dict[tuple[Any, ...], list[Found]] = {}
+    for found, values in zip(side, settings, strict=True):
+        groups.setdefault(tuple(values.get(key, "") for key in keys), []).append(found)
+    return groups
+
+
+def differences(
+    settings: list[list[dict[str, str]]], sides: list[list[Found]], keys: list[str]
+) -> dict[str, tuple[str, str]]:
+    """Fields in which the sides differ, without those that they vary themselves."""
+    told: dict[str, tuple[str, str]] = {}
+    around = [[environment(found) for found in side] for side in sides]
+    for first, second in (settings, around):
+        for key in dict.fromkeys(key for values in (*first, *second) for key in values):
+            values = [" / ".join(sorted({each.get(key, "") for each in side})) for side in (first, second)]
+            if key not in keys and values[0] != values[1]:
+                told[key] = values[0], values[1]
+    return told
+
+
+def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
+    """Of one pair, each metric that both sides have."""
+    if isinstance(a[0].record, KernelResult) and isinstance(b[0].record, KernelResult):
+        return kernel_rows(a, b, margin)
+    found = []
+    first, second = ([each.record for each in side if isinstance(each.record, Result)] for side in (a, b))
+    if not first or not second:
+        raise UserError(f"{a[0].path} and {b[0].path}: one measured kernels, the other generations")
+    for metric, kind in KINDS.items():
+        row = quality_row(metric, first[0], second[0]) if kind.name == "quality" else None
+        if row is None and kind.name != "quality":
+            values = [values_of(side, metric, bool(len(first) > 1 or len(second) > 1)) for side in (first, second)]
+            if all(values):
+                what = "runs" if len(first) > 1 or len(second) > 1 or metric not in SAMPLED else "samples"
+                row = row_of(metric, values[0], values[1], what, margin if kind.name == "speed" else None)
+        if row is not None:
+            found.append(row)
+    return found
+
+
+def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
+    """Of each run, where there are several; of a single one, of each sample."""
+    if metric in SAMPLED and not by_run:
+        return [sample_metrics(result, sample)[metric] for result in side for sample in valid_samples(result)]
+    told = [summary(result).get(metric) for result in side]
+    return [value for value in told if value is not None and value > 0]
+
+
+def row_of(metric: str, a: list[float], b: list[float], what: str, margin: float | None) -> Row:
+    ratio, kind = of_groups(a, b), KINDS.get(metric, TIME)
+    told = f"{len(a)} and {len(b)} {what}"
+    return Row(metric, geometric_mean(a), geometric_mean(b), ratio, verdict(ratio, kind, margin), told)
+
+
+def geometric_mean(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def quality_row(metric: str, a: Result, b: Result) -> Row | None:
+    """Token by token, where both predicted the same text; None where one did not, or another."""
+    first, second = a.quality, b.quality
+    if first is None or second is None or first.text_sha256 != second.text_sha256 or first.context != second.context:
+        return None
+    values = {
+        "perplexity": (first.nll, second.nll),
+        "kl_divergence": (first.kl, second.kl),
+        "top1_agreement": ([float(same) for same in first.same_top], [float(same) for same in second.same_top]),
+    }[metric]
+    told = summary(a).get(metric), summary(b).get(metric)
+    if told[0] is None or told[1] is None or len(values[0]) != len(values[1]) or len(values[0]) < 2:
+        return None
+    if metric == "perplexity":
+        ratio: Ratio | None = of_pairs([other - own for own, other in zip(*values, strict=True)])
+    else:
+        ratio = of_paired_means(*values)
+    if ratio is None:
+        return None
+    return Row(metric, told[0], told[1], ratio, verdict(ratio, KINDS[metric]), f"{len(values[0])} tokens")
+
+
+def kernel_rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
+    """Of `task=kernels`: each implementation of each kernel, by its rounds; of several runs, by their medians."""
+    several = len(a) > 1 or len(b) > 1
+    sides: list[dict[str, list[float]]] = [{}, {}]
+    for times, side in zip(sides, (a, b), strict=True):
+        for each in side:
+            assert isinstance(each.record, KernelResult)
+            for kernel in each.record.kernels:
+                for name, timing in kernel.timings.items():
+                    if timing.median_s is not None:
+                        values = times.setdefault(f"{kernel.label}/{name}", [])
+                        values += [timing.median_s] if several else timing.seconds
+    first, second = sides
+    what = "runs" if several else "rounds"
+    return [row_of(name, first[name], second[name], what, margin) for name in first if name in second]
+
+
+def overall(pairs: list[Pair], margin: float | None) -> Row | None:
+    """Several pairs as one: the geometric mean of their ratios, each pair one value."""
+    found = [row for pair in pairs for row in pair.rows if row.metric == "decode_tokens_per_s"]
+    if len(found) < 2:
+        return None
+    ratio = of_pairs([float(np.log(row.ratio.value)) for row in found])
+    middles = geometric_mean([row.a for row in found]), geometric_mean([row.b for row in found])
+    told = verdict(ratio, KINDS["decode_tokens_per_s"], margin)
+    return Row("decode_tokens_per_s", *middles, ratio, told, f"{len(found)} pairs")

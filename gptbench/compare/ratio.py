@@ -1,0 +1,149 @@
+"""Ratios of what was measured, with 95% intervals, and what they allow to be said.
+
+Times and rates are compared by their logarithms, where a ratio is a difference: the intervals are Student's, of two
+independent groups with variances of their own (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28), or of pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+
+
+class Verdict(Enum):
+    """Of B beside A. `higher` and `lower` are of a number that is neither better nor worse for it."""
+
+    faster = "faster"
+    slower = "slower"
+    better = "better"
+    worse = "worse"
+    more = "more"
+    less = "less"
+    noise = "within noise"
+    unknown = "one value each"
+
+    @property
+    def is_worse(self) -> bool:
+        """Of all that gptbench compares, more of what is used is worse."""
+        return self in (Verdict.slower, Verdict.worse, Verdict.more)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """B over A."""
+
+    value: float
+    low: float | None
+    """Ends of the interval; None where one value each leaves none."""
+    high: float | None
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval, as a share of the ratio; infinite where there is none."""
+        if self.low is None or self.high is None:
+            return float("inf")
+        return (self.high / self.low) ** 0.5 - 1
+
+    def beyond(self, margin: float) -> int:
+        """1 where the whole interval lies above 1 + margin, -1 where it lies below 1 / (1 + margin), else 0."""
+        if self.low is not None and self.low > 1 + margin:
+            return 1
+        return -1 if self.high is not None and self.high < 1 / (1 + margin) else 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What metrics have in common.
+
+    Attributes:
+        margin: ratios nearer to 1 are noise, however narrow their interval: so much, two starts of the very same thing
+            may differ.
+        words: the verdict on less of it, and on more.
+    """
+
+    name: str
+    margin: float
+    words: tuple[Verdict, Verdict]
+
+
+SPEED = Kind("speed", 0.01, (Verdict.slower, Verdict.faster))
+TIME = Kind("speed", 0.01, (Verdict.faster, Verdict.slower))
+COMPILE = Kind("compile", 0.10, (Verdict.faster, Verdict.slower))
+MEMORY = Kind("memory", 0.01, (Verdict.less, Verdict.more))
+ENERGY = Kind("energy", 0.03, (Verdict.less, Verdict.more))
+LOSS = Kind("quality", 0.005, (Verdict.better, Verdict.worse))
+AGREEMENT = Kind("quality", 0.005, (Verdict.worse, Verdict.better))
+
+KINDS = {
+    "decode_tokens_per_s": SPEED,
+    "tpot_p50_s": TIME,
+    "tpot_p90_s": TIME,
+    "tpot_p99_s": TIME,
+    "ttft_s": TIME,
+    "compile_cold_s": COMPILE,
+    "compile_warm_s": COMPILE,
+    "peak_memory_bytes": MEMORY,
+    "perplexity": LOSS,
+    "kl_divergence": LOSS,
+    "top1_agreement": AGREEMENT,
+    "prefill_joules_per_token": ENERGY,
+    "decode_joules_per_token": ENERGY,
+}
+"""Metrics that are compared, in the order in which they are told. What the seed calls by the same words, and rates that
+follow from these, are not."""
+
+
+def verdict(ratio: Ratio, kind: Kind, margin: float | None = None) -> Verdict:
+    """What can be said of B; the margin is the kind's where none is given."""
+    if ratio.low is None:
+        return Verdict.unknown
+    side = ratio.beyond(kind.margin if margin is None else margin)
+    return Verdict.noise if side == 0 else kind.words[side > 0]
+
+
+def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Of two independent groups of positive numbers: ratio of their geometric means. Where one group is a single value,
+    the other's spread is taken for both; where both are, there is no interval."""
+    first, second = np.log(a), np.log(b)
+    middle = float(second.mean() - first.mean())
+    degrees = [len(group) - 1 for group in (first, second)]
+    if not any(degrees):
+        return Ratio(float(np.exp(middle)), None, None)
+    if all(degrees):
+        parts = [float(group.var(ddof=1)) / len(group) for group in (first, second)]
+        variance = sum(parts)
+        shares = sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
+        freedom = variance**2 / shares if shares else float(sum(degrees))
+    else:
+        spread = max((group for group in (first, second)), key=len).var(ddof=1)
+        variance, freedom = float(spread) * (1 / len(first) + 1 / len(second)), float(max(degrees))
+    return around(middle, variance, freedom)
+
+
+def of_pairs(logarithms: Sequence[float]) -> Ratio:
+    """Of independent pairs, each the logarithm of B over A."""
+    values = np.asarray(logarithms)
+    if len(values) < 2:
+        return Ratio(float(np.exp(values.mean())), None, None)
+    return around(float(values.mean()), float(values.var(ddof=1)) / len(values), len(values) - 1)
+
+
+def of_paired_means(a: Sequence[float], b: Sequence[float]) -> Ratio | None:
+    """Of the means of two series over the same things, such as tokens of a text, whose terms may be 0. To first order
+    in their spread (the delta method); None where a mean is not positive."""
+    first, second = np.asarray(a), np.asarray(b)
+    if not (first.mean() > 0 and second.mean() > 0):
+        return None
+    relative = second / second.mean() - first / first.mean()
+    middle = float(np.log(second.mean() / first.mean()))
+    return around(middle, float(relative.var(ddof=1)) / len(relative), len(relative) - 1)
+
+
+def around(middle: float, variance: float, freedom: float) -> Ratio:
+    """Student's interval around a logarithm."""
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * variance**0.5
+    return Ratio(*(float(np.exp(middle + way * reach)) for way in (0, -1, 1)))
