@@ -36,6 +36,48 @@ def cache(arguments: list[str]) -> int:
     return cache_command(arguments)
 
 
+def compare(arguments: list[str]) -> int:
+    """Compares recorded runs."""
+    from gptbench.commands.compare import compare_command
+
+    return compare_command(arguments)
+
+
+def ab(arguments: list[str]) -> int:
+    """Measures two configurations in turns."""
+    from gptbench.commands.ab import ab_command
+
+    return ab_command(arguments)
+
+
+def gate(arguments: list[str]) -> int:
+    """Fails on what is worse than a baseline, or records one."""
+    from gptbench.commands.gate import gate_command
+
+    return gate_command(arguments)
+
+
+def report(arguments: list[str]) -> int:
+    """Writes a page about recorded runs."""
+    from gptbench.commands.report import report_command
+
+    return report_command(arguments)
+
+
+def explain_run(arguments: list[str]) -> int:
+    """Tells where a run's step time goes."""
+    from gptbench.commands.explain import explain_command
+
+    return explain_command(arguments)
+
+
+def rows(arguments: list[str]) -> int:
+    """Writes runs as rows of PyTorch's benchmark."""
+    from gptbench.commands.rows import rows_command
+
+    return rows_command(arguments)
+
+
 MULTIRUN = ("-m", "--multirun")
 
 
@@ -44,7 +86,17 @@ def flags_first(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"log": log, "sync": sync, "cache": cache}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "compare": compare,
+    "ab": ab,
+    "gate": gate,
+    "report": report,
+    "explain": explain_run,
+    "rows": rows,
+    "log": log,
+    "sync": sync,
+    "cache": cache,
+}
 
 
 def main() -> int:

@@ -43,10 +43,16 @@ class Device:
                 raise ConfigError("device.index", config.index, "0 on a CPU")
             self.torch = torch.device("cpu")
             self.name = cpu_name()
-        torch.set_num_threads(config.threads or DEFAULT_THREADS)
+        self.threads = config.threads or DEFAULT_THREADS
+        self.use()
         self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
         if config.dtype is not Dtype.auto:
             self.dtype = getattr(torch, config.dtype.value)
+
+    def use(self) -> None:
+        """Sets the process's number of CPU threads to this device's, where another one was made since."""
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
     @property
     def dtype_name(self) -> str:

@@ -109,7 +109,7 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
     """Measurements that mean something; the others go to `left_out`."""
     kept = []
     for found in side:
-        reason = problem(found.record) if isinstance(found.record, Measured) else "no measurement"
+        reason = problem(found.record) if isinstance(found.record, Result | KernelResult) else "no single run"
         if reason is None:
             kept.append(found)
         else:

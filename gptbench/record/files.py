@@ -4,13 +4,14 @@ import json
 import math
 from pathlib import Path
 
+from gptbench.record.ab import AbResult
 from gptbench.record.failure import Failure
 from gptbench.record.kernels import KernelResult, kernel_summary
 from gptbench.record.result import Recorded, Result
 from gptbench.record.statistics import quality_metrics, summary, valid_samples
 from gptbench.record.sweep import SweepRecord
 
-KINDS: tuple[type[Recorded], ...] = (Result, KernelResult, Failure, SweepRecord)
+KINDS: tuple[type[Recorded], ...] = (Result, KernelResult, AbResult, Failure, SweepRecord)
 
 
 def load_record(path: Path) -> Recorded:
@@ -26,6 +27,8 @@ def load_record(path: Path) -> Recorded:
         keys = set()  # `load` tells what is wrong
     if "kernels" in keys:
         return KernelResult.load(path)
+    if "order" in keys:
+        return AbResult.load(path)
     if "cause" in keys:
         return Failure.load(path)
     if "jobs" in keys:
@@ -57,6 +60,10 @@ def problem(record: Recorded) -> str | None:
             return f"not all of it could be measured, or was right: {', '.join(failed)}"
         if not any(timing.median_s is not None for kernel in record.kernels for timing in kernel.timings.values()):
             return "nothing was measured"
+    if isinstance(record, AbResult):
+        if not all(sample.finite for side in record.sides.values() for sample in side.samples):
+            return "logits or cached values are not finite"
+        return None if record.blocks() else "no whole block was measured without compiling"
     return record.reason if isinstance(record, Failure) else None
 
 

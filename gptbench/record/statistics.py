@@ -32,19 +32,25 @@ METRICS = (
 )
 
 
-def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
-    """Every one of `METRICS` for one sample."""
+def speed_metrics(sample: Sample) -> dict[str, float]:
+    """Those of `METRICS` that a sample's own times give."""
     batch = len(sample.tokens)
-    decode_s = sum(sample.step_s)
     p50, p90, p99 = np.percentile(sample.step_s, [50, 90, 99])
-    gb_per_s = sum(result.traffic.steps) / decode_s / 1e9
-    seed_tokens_per_s = batch * len(sample.tokens[0]) / sample.call_s
     return {
-        "decode_tokens_per_s": batch * len(sample.step_s) / decode_s,
+        "decode_tokens_per_s": batch * len(sample.step_s) / sum(sample.step_s),
         "tpot_p50_s": float(p50),
         "tpot_p90_s": float(p90),
         "tpot_p99_s": float(p99),
         "ttft_s": sample.ttft_s,
+    }
+
+
+def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
+    """Every one of `METRICS` for one sample."""
+    batch = len(sample.tokens)
+    gb_per_s = sum(result.traffic.steps) / sum(sample.step_s) / 1e9
+    seed_tokens_per_s = batch * len(sample.tokens[0]) / sample.call_s
+    return speed_metrics(sample) | {
         "decode_gb_per_s": gb_per_s,
         "mbu": gb_per_s / result.roof.gb_per_s,
         "seed_tokens_per_s": seed_tokens_per_s,
@@ -119,8 +125,8 @@ def breakdown_metrics(result: Result) -> dict[str, float]:
 
 def energy_metrics(result: Result) -> dict[str, float]:
     """Joules per token and tokens per joule of prefill (tokens of the prompt) and decode (new tokens), without what the
-    device uses while idle, which `idle_w` tells; empty where no energy was measured. Tokens per joule are left out where
-    nothing is left after that."""
+    device uses while idle, which `idle_w` tells; empty where no energy was measured. Tokens per joule are left out
+    where nothing is left after that."""
     found = result.energy
     if found is None:
         return {}

@@ -1,0 +1,134 @@
+"""`gptbench ab`: two configurations, measured in turns."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from gptbench import ab, guard
+from gptbench.commands.compare import row_line, sentence, share, table_of, write_line
+from gptbench.compare.interleaved import HEADLINE, remarks, rows
+from gptbench.compare.ratio import Ratio
+from gptbench.config import register
+from gptbench.errors import BadResultError, UserError
+from gptbench.paths import conf_folder
+from gptbench.record.ab import AbResult
+from gptbench.record.files import problem
+from gptbench.record.sync import log_recorded
+from gptbench.terminal import console, print_whole, stage_bar
+
+
+def ab_command(arguments: list[str]) -> int:
+    """`gptbench ab`: measures two configurations in turns. Returns the exit code: 130 after Ctrl-C.
+
+    Raises:
+        UserError: a side cannot be, or both together cannot.
+        BadResultError: what was measured, and recorded, means nothing.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench ab",
+        description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each block of "
+        "four samples gives one ratio; it ends when the 95%% interval around their mean is narrow enough, or the time "
+        "is over.",
+        epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=seed. Both engines "
+        "are in memory at once. Compile times are not compared: torch's usual cache is used.",
+    )
+    parser.add_argument("a", metavar="A", help="overrides of A, in one argument: 'quant=none engine=fused'")
+    parser.add_argument("b", metavar="B", help="overrides of B")
+    parser.add_argument("shared", metavar="OVERRIDE", nargs="*", help="overrides of both, before their own")
+    parser.add_argument(
+        "--half-width", type=share, default=0.005, help="of the interval around the ratio of decode tokens/s: 0.5%%"
+    )
+    parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for the samples: 300")
+    parser.add_argument(
+        "--margin", type=share, default=0.005, help="ratios nearer to 1 are noise, however narrow the interval: 0.5%%"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
+    options = parser.parse_intermixed_args(arguments)
+    ending = ab.Ending(options.half_width, options.budget_s, options.margin)
+    sides = []
+    for own in (options.a, options.b):
+        overrides = [*options.shared, *shlex.split(own)]
+        sides.append(ab.read(overrides, composed(overrides, options.config_dir)))
+    return measure_and_show((sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *arguments])
+
+
+def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
+    """What Hydra composes, checked as for a run.
+
+    Raises:
+        UserError: an override is none, or is one of Hydra's own options.
+    """
+    for override in overrides:
+        if override.startswith("-") or "=" not in override:
+            raise UserError(f"{override}: expected an override such as engine=fused")
+    guard.check_arguments(overrides)
+    register()
+    guard.install()
+    search_path = create_config_search_path(str(conf_folder()))
+    if config_dir is not None:
+        search_path.append("command-line", str(Path(config_dir).absolute()))
+    GlobalHydra.instance().clear()
+    try:
+        hydra = Hydra.create_main_hydra2("gptbench", search_path)
+        left_out = [f"{key}={value}" for key, value in ab.LEFT_OUT.items()]
+        config = hydra.compose_config(
+            "config", [*overrides, *left_out], run_mode=RunMode.RUN, with_log_configuration=False
+        )
+        with open_dict(config):
+            del config["hydra"]
+        return config
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, command: list[str]) -> int:
+    """Measures, records, shows and logs."""
+    for name, side in zip("AB", sides, strict=True):
+        console.print(f"{name}: {' '.join(side.overrides)}", markup=False)
+    with stage_bar(3) as stages:
+
+        def told(result: AbResult, ratio: Ratio) -> None:
+            width = "" if ratio.low is None else f", ±{ratio.half_width:.2%}"
+            stages.start(f"{len(result.order) // 4} blocks, {result.seconds:.0f} s: B / A = {ratio.value:.4f}{width}")
+
+        result = ab.measure(sides, ending, command, stages, told)
+    outputs = Path(sides[0].config.outputs)
+    path = result.save(ab.folder_for(outputs, result.started))
+    found = rows(result)
+    print_whole(table_of(f"B beside A on {result.environment.device}", [(row.metric, row) for row in found]))
+    for remark in remarks(result):
+        console.print(remark, markup=False, style="yellow")
+    headline = next((row for row in found if row.metric == HEADLINE), None)
+    if headline is not None:
+        ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
+        console.print(
+            f"{sentence(headline)}; {headline.of}, {result.seconds:.0f} s, {ended}", markup=False, style="bold"
+        )
+    logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.print)
+    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+    write_line(
+        {
+            "a": result.a.overrides,
+            "b": result.b.overrides,
+            "metrics": {row.metric: row_line(row) for row in found},
+            "blocks": len(result.blocks()),
+            "seconds": result.seconds,
+            "ended": result.ended,
+            "remarks": remarks(result),
+            "device": result.environment.device,
+            "commit": result.environment.commit,
+            "result": str(path),
+            "tracking": logged,
+        }
+    )
+    if result.ended == "interrupted":
+        return 130
+    if (wrong := problem(result)) is not None:
+        raise BadResultError(f"{path}: {wrong}")
+    return 0

@@ -1,0 +1,182 @@
+"""`gptbench compare`: are recorded runs faster than others, by how much, and is it noise. And how that is shown."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from gptbench.compare.comparison import Comparison, Row, compare
+from gptbench.compare.ratio import KINDS, Verdict
+from gptbench.compare.select import HOW, select
+from gptbench.terminal import SHOWN, console, number, print_whole
+
+COLOUR = {
+    Verdict.faster: "green",
+    Verdict.better: "green",
+    Verdict.less: "green",
+    Verdict.slower: "red",
+    Verdict.worse: "red",
+    Verdict.more: "red",
+}
+
+
+def compare_command(arguments: list[str]) -> int:
+    """`gptbench compare`: recorded runs A beside recorded runs B. Returns the exit code.
+
+    Raises:
+        UserError: a side means no record, or nothing of A can be compared with anything of B.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench compare",
+        description="Of each metric that recorded runs A and B have, the ratio B / A with its 95%% interval, and "
+        "whether B is faster, slower, or within noise. Of whole sweeps, each job is compared with its like.",
+        epilog=f"A and B are {HOW}. Where a side has several runs of one configuration, each counts as one value; "
+        "else samples do, and the interval does not hold what varies between starts: a margin stands for that.",
+    )
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are noise: 1%% if not given")
+    add_places(parser)
+    options = parser.parse_args(arguments)
+    sides = [select(side, options.outputs, options.uri) for side in (options.a, options.b)]
+    comparison = compare(sides[0], sides[1], options.margin)
+    show_comparison(comparison)
+    write_line(line_of(comparison))
+    return 0
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where records are looked up."""
+    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
+    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
+
+
+def share(text: str) -> float:
+    """`0.5%` or `0.005`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share such as 0.5% or 0.005")
+    return value
+
+
+def write_line(line: dict[str, Any]) -> None:
+    """One line of JSON on stdout, for programs."""
+    console.file.flush()
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def line_of(comparison: Comparison) -> dict[str, Any]:
+    pairs = [
+        {
+            "key": pair.key,
+            "a": [str(found.path) for found in pair.a],
+            "b": [str(found.path) for found in pair.b],
+            "metrics": {row.metric: row_line(row) for row in pair.rows},
+        }
+        for pair in comparison.pairs
+    ]
+    return {
+        "pairs": pairs,
+        "overall": None if comparison.overall is None else row_line(comparison.overall),
+        "differences": comparison.differences,
+        "left_out": [[str(found.path), why] for found, why in comparison.left_out],
+    }
+
+
+def row_line(row: Row) -> dict[str, Any]:
+    return {
+        "a": row.a,
+        "b": row.b,
+        "ratio": row.ratio.value,
+        "low": row.ratio.low,
+        "high": row.ratio.high,
+        "verdict": row.verdict.value,
+        "of": row.of,
+    }
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """A table for each pair; of many pairs one, with the metric that decides."""
+    for key, (a, b) in comparison.differences.items():
+        console.print(f"{key}: A {shortened(a)}, B {shortened(b)}", markup=False, style="dim")
+    if len(comparison.pairs) <= MOST_TABLES:
+        for pair in comparison.pairs:
+            title = ", ".join(f"{key}={value}" for key, value in pair.key.items()) or "B beside A"
+            print_whole(table_of(title, [(row.metric, row) for row in pair.rows]))
+    else:
+        rows = [
+            (" ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pair.key.items()), row)
+            for pair in comparison.pairs
+            for row in pair.rows
+            if row.metric == "decode_tokens_per_s"
+        ]
+        print_whole(table_of("decode_tokens_per_s, B beside A", rows))
+    if (row := comparison.overall) is not None:
+        console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")
+    for found, why in comparison.left_out:
+        console.print(f"left out: {found.path}: {why}", markup=False, style="yellow")
+
+
+MOST_TABLES = 4
+"""Of more pairs, one table with a line for each."""
+MOST_CHARACTERS = 80
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+
+
+def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
+    """A row of it for each of a comparison."""
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("metric", "A", "B"):
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    table.add_column("unit")
+    for name in ("B / A", "95% interval", "verdict", "of"):
+        table.add_column(name, justify="right" if name in ("B / A", "95% interval") else "left", no_wrap=True)
+    for name, row in rows:
+        factor, unit = SHOWN.get(row.metric, (1.0, "tokens/s" if row.metric == "decode_tokens_per_s" else ""))
+        if row.metric not in KINDS:  # a kernel's seconds
+            factor, unit = 1e6, "µs"
+        told = row.verdict.value
+        colour = COLOUR.get(row.verdict)
+        table.add_row(
+            escape(name),
+            number(row.a * factor),
+            number(row.b * factor),
+            unit,
+            f"{row.ratio.value:.4f}",
+            interval(row),
+            f"[{colour}]{told}[/]" if colour else told,
+            row.of,
+        )
+    return table
+
+
+def interval(row: Row) -> str:
+    if row.ratio.low is None or row.ratio.high is None:
+        return ""
+    return f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
+
+
+def sentence(row: Row) -> str:
+    """B is 1.9% slower (1.7% to 2.1%), or within noise."""
+    ratio = row.ratio
+    if row.verdict is Verdict.noise and ratio.low is not None and ratio.high is not None:
+        return f"B is within noise of A: {signed(ratio.value)} ({signed(ratio.low)} to {signed(ratio.high)})"
+    if ratio.low is None or ratio.high is None:
+        return f"B / A = {ratio.value:.4f}, one value each"
+    low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
+    return f"B is {abs(ratio.value - 1):.2%} {row.verdict.value} ({low:.2%} to {high:.2%})"
+
+
+def signed(ratio: float) -> str:
+    return f"{ratio - 1:+.2%}"
