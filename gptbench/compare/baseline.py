@@ -1,7 +1,25 @@
-"""Recorded targets of some device, to be shown beside what was measured."""
+"""Recorded targets of some device, to be shown beside what was measured.
 
-from gptbench.config import BaselineConfig, shipped
+A run belongs to a row of a baseline if both measured the same, however it was asked for. `measured` tells what that is,
+as plain values by dotted field. A later gptbench may have fields that a row does not know: a run still belongs to the
+row where these have their default, which is what the row was measured with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
+from gptbench.errors import ConfigError, UserError
+from gptbench.guard import check_value, walk
+from gptbench.paths import conf_folder
 from gptbench.record import Result
+from gptbench.record.identity import MEASURED, PLACES, digest
 
 
 class Baseline:
@@ -15,11 +33,15 @@ class Baseline:
         self.config, self.device = config, config.device
 
     def targets(self, result: Result) -> dict[str, float]:
-        """Metric to target for the model and weights of a result; empty where there are none.
+        """Metric to target for what a result measured; empty where there are none.
 
-        Targets are for the shapes that gptbench ships and the seed's workload: a result with another depth, prompt,
-        length or batch has none.
+        Those of `targets` are for the shapes that gptbench ships and the seed's workload: a result with another depth,
+        prompt, length or batch has none of them.
         """
+        return self.published(result) | self.recorded(result)
+
+    def published(self, result: Result) -> dict[str, float]:
+        """Those of the model and its weights."""
         model = result.config["model"]["name"]
         if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "seed", COUNTS)):
             return {}
@@ -28,6 +50,18 @@ class Baseline:
         quant = result.config["quant"]["name"]
         weights = result.dtype if quant == "none" else quant
         return self.config.targets.get(f"{model}/{weights}", {})
+
+    def recorded(self, result: Result) -> dict[str, float]:
+        """Those of the row that it belongs to."""
+        name = self.row_of(result)
+        return {} if name is None else {key: found.value for key, found in self.config.rows[name].metrics.items()}
+
+    def row_of(self, result: Result) -> str | None:
+        """Name of the row that it belongs to, or None."""
+        if not self.config.rows:
+            return None
+        values = measured(result)
+        return next((name for name, row in self.config.rows.items() if belongs(values, row)), None)
 
 
 COUNTS = ("new_tokens", "batch_size")
@@ -38,3 +72,124 @@ def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | No
     """Whether a group of a result has the values of the option that gptbench ships under that name."""
     values = shipped(group, name)
     return bool(values) and all(result.config[group].get(key) == values[key] for key in keys or values)
+
+
+ALONGSIDE = {
+    "engine": ("measure_warm_start",),
+    "workload": ("samples", "prompt", "prompt_text", "prompt_file", "prompt_length"),
+    "task": ("breakdown", "energy"),
+}
+"""Fields that change no number: how many samples there are, what else is measured after them, and in what words the
+prompt was given, whose tokens count instead."""
+
+
+def measured(result: Result) -> dict[str, Any]:
+    """What a result's numbers depend on beside device and versions, by dotted field; a section's class stands under the
+    section's name. Where something lies and what a section is called make no difference."""
+    values: dict[str, Any] = {}
+    for group in MEASURED:
+        section = dict(result.config.get(group, {}))
+        values[group] = section.pop("_target_", None)
+        for key in ("name", *PLACES.get(group, ()), *ALONGSIDE.get(group, ())):
+            section.pop(key, None)
+        values |= flattened(section, group)
+    values["device.dtype"] = result.dtype
+    values["device.threads"] = result.config.get("device", {}).get("threads")
+    values["prompt"] = digest(result.prompt)
+    values["checkpoint"] = None if result.checkpoint is None else result.checkpoint.headers_sha256
+    values["text"] = None if result.quality is None else result.quality.text_sha256
+    return values
+
+
+def flattened(section: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no dict, under its dotted field."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", value
+
+
+def belongs(values: dict[str, Any], row: BaselineRow) -> bool:
+    """Whether a result that measured these values is a row's."""
+    return all(told(values, key) == told(row.config, key) for key in values | row.config)
+
+
+def told(values: dict[str, Any], key: str) -> Any:
+    """Of a field; its default where the values are of a version that did not have it."""
+    return values[key] if key in values else default_of(values, key)
+
+
+def default_of(values: dict[str, Any], key: str) -> Any:
+    """Of a field, as plain data: that of the dataclass for its section's class; None where there is none."""
+    group, _, name = key.partition(".")
+    for section in sections(Section):
+        if values.get(group) in section.TARGETS:
+            for entry in fields(section):
+                if entry.name == name:
+                    value = entry.default if entry.default_factory is MISSING else entry.default_factory()
+                    return getattr(value, "value", value)  # of an Enum
+    return None
+
+
+def sections(section: type[Section]) -> Iterator[type[Section]]:
+    """All dataclasses of sections, those that are made of others first."""
+    for inner in section.__subclasses__():
+        yield from sections(inner)
+        yield inner
+
+
+def read_baseline(which: str) -> BaselineConfig:
+    """A baseline.
+
+    Args:
+        which: its file, or the name of one that gptbench ships.
+
+    Raises:
+        UserError: there is none, or it is not a baseline.
+    """
+    file = Path(which)
+    if not file.is_file():
+        options = {path.stem: path for path in sorted((conf_folder() / "baseline").glob("*.yaml"))}
+        if which not in options:
+            raise UserError(f"{which}: no such file; expected a baseline's, or one of {', '.join(options)}")
+        file = options[which]
+    try:
+        return parse_baseline(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # a UserError, too
+        raise UserError(f"{file}: {error}") from error
+
+
+def parse_baseline(text: str) -> BaselineConfig:
+    """The same of a file's text. Nothing in it is built, and it may refer to nothing outside of it but what the guard
+    allows.
+
+    Raises:
+        UserError: it is not a baseline.
+    """
+    try:
+        given = OmegaConf.create(text)
+        if not isinstance(given, DictConfig):
+            raise UserError("not a baseline: expected fields and values")
+        for name, value in walk(given, {}, BaselineConfig.GROUP):
+            check_value(name, value)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BaselineConfig), given))
+    except YAMLError as error:
+        raise UserError(f"not a baseline: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"not a baseline: {explain(error)}") from error
+    assert isinstance(config, BaselineConfig)
+    for row in config.rows:
+        check_overrides(f"baseline.rows.{row}.overrides", config.rows[row].overrides)
+    return config
+
+
+def check_overrides(place: str, overrides: list[str]) -> None:
+    """Raises ConfigError for anything that is no override of a single run: a file must not choose another command."""
+    left = list(overrides)
+    if left[:1] == ["--config-dir"]:
+        del left[:2]
+    for override in left:
+        key, separator, _ = override.partition("=")
+        if not separator or key.startswith("-"):
+            raise ConfigError(place, override, "overrides such as model=demo, and --config-dir FOLDER before them")

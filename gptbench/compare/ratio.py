@@ -124,6 +124,43 @@ def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:
     return around(middle, variance, freedom)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """All that is kept of a group of positive numbers, for an interval of their ratio to another's.
+
+    Attributes:
+        mean: of the logarithms.
+        variance: of the logarithms, between them; 0 also where there is one.
+    """
+
+    mean: float
+    variance: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Moments":
+        logarithms = np.log(values)
+        variance = float(logarithms.var(ddof=1)) if len(logarithms) > 1 else 0.0
+        return cls(float(logarithms.mean()), variance, len(logarithms))
+
+
+def of_moments(a: Moments, b: Moments) -> Ratio:
+    """`of_groups` of what is kept of both."""
+    middle = b.mean - a.mean
+    degrees = [group.count - 1 for group in (a, b)]
+    if not any(degrees):
+        return Ratio(float(np.exp(middle)), None, None)
+    if all(degrees):
+        parts = [group.variance / group.count for group in (a, b)]
+        variance = sum(parts)
+        shares = sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
+        freedom = variance**2 / shares if shares else float(sum(degrees))
+    else:
+        spread = max((a, b), key=lambda group: group.count).variance
+        variance, freedom = spread * (1 / a.count + 1 / b.count), float(max(degrees))
+    return around(middle, variance, freedom)
+
+
 def of_pairs(logarithms: Sequence[float]) -> Ratio:
     """Of independent pairs, each the logarithm of B over A."""
     values = np.asarray(logarithms)
