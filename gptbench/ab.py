@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +133,13 @@ def measure(
     command: list[str],
     stages: Stages,
     told: Callable[[AbResult, Ratio], None] = lambda *_: None,
+    ready_to_start: Callable[[dict[str, Contender]], None] = lambda _: None,
 ) -> AbResult:
     """Measures until the interval is narrow enough, the time is over, or Ctrl-C; whole blocks only.
 
     Args:
         told: is told of each block, outside any timed region.
+        ready_to_start: is given both sides before the first sample: `scripts/ab_trials.py` slows one down here.
 
     Raises:
         UserError: one side cannot run, both do not fit together, or are for different devices.
@@ -151,23 +153,23 @@ def measure(
             "device: A and B are on different devices, which do not drift alike; expected the same for both"
         )
     started, surroundings, roof = beginning(first, device, stages, again=first.device.measure_roof)
-    with ExitStack() as leaving:
-        watch = leaving.enter_context(CompileWatch())
-        ready = []
+    with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
+        ready: dict[str, Contender] = {}
         for name, each in zip("AB", asked, strict=True):
             stages.start(f"preparing {name}")
-            ready.append(Contender(each, watch, leaving, stages))
+            ready[name] = Contender(each, watch, leaving, stages)
             stages.done()
+        ready_to_start(ready)
         result = AbResult(
             started=started,
             command=command,
             sweep=None,
-            config=ready[0].side.config,
+            config=ready["A"].side.config,
             environment=surroundings,
-            dtype=ready[0].side.dtype,
+            dtype=ready["A"].side.dtype,
             roof=roof,
-            a=ready[0].side,
-            b=ready[1].side,
+            a=ready["A"].side,
+            b=ready["B"].side,
             order="",
             at_s=[],
             half_width=ending.half_width,
@@ -180,13 +182,13 @@ def measure(
         gc.freeze()  # what is there now stays: each sample looks for garbage first
         leaving.callback(gc.unfreeze)
         try:
-            alternate(result, dict(zip("AB", ready, strict=True)), ending, watch, told)
+            alternate(result, ready, ending, watch, told)
         except KeyboardInterrupt:
             cut_to_blocks(result)
             if not result.order:
                 raise
             result.ended = "interrupted"
-        return replace(result, a=ready[0].side, b=ready[1].side)
+        return result
 
 
 def alternate(

@@ -63,7 +63,9 @@ class StillCompilingError(RuntimeError):
     """Every warm-up generation compiled something."""
 
 
-def take_sample(engine: Engine, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> Sample:
+def take_sample(
+    engine: Engine, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR
+) -> Sample:
     """Runs and checks one generation."""
     device = engine.device
     engine.seed(seed)

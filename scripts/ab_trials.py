@@ -1,0 +1,110 @@
+"""How honest is `gptbench ab`? Runs it many times with A the same as B, and with B slowed down by a known share.
+
+    python scripts/ab_trials.py --trials 100 --slower 2% model=demo device=cpu engine=eager
+
+Both engines are made anew for each trial. B's decode steps are followed by so much waiting: on a GPU a kernel that
+spins, on a CPU a loop. Prints a line for each trial, and at the end how many were said to be what.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gptbench import ab
+from gptbench.commands.ab import composed
+from gptbench.commands.compare import row_line, share
+from gptbench.compare.interleaved import HEADLINE, rows
+from gptbench.terminal import stage_bar
+
+
+def slow_down(contender: ab.Contender, part: float) -> None:
+    """Makes each decode step of an engine longer by a share of its median."""
+    import torch
+
+    engine = contender.engine
+    step_s = statistics.median(contender.workload.clock.intervals()[1:])  # of the last warm-up
+    run = engine.run_decode
+    if engine.device.is_cuda:
+        cycles = 1_000_000
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(3):  # the last one counts
+            begin.record()
+            torch.cuda._sleep(cycles)
+            end.record()
+            engine.device.synchronize()
+        per_s = cycles / (begin.elapsed_time(end) / 1e3)
+        wait = round(step_s * part * per_s)
+
+        def slowed() -> None:
+            run()
+            torch.cuda._sleep(wait)
+    else:
+
+        def slowed() -> None:
+            run()
+            until = time.perf_counter() + step_s * part
+            while time.perf_counter() < until:
+                pass
+
+    engine.run_decode = slowed  # type: ignore[method-assign]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--slower", type=share, help="share by which B is slowed down: 2%%; without it, A against A")
+    parser.add_argument("--half-width", type=share, default=0.005)
+    parser.add_argument("--margin", type=share, default=0.005)
+    parser.add_argument("--budget-s", type=float, default=10.0)
+    options = parser.parse_args()
+    ending = ab.Ending(options.half_width, options.budget_s, options.margin)
+    asked = ab.read(options.overrides, composed(options.overrides, None))
+    verdicts: Counter[str] = Counter()
+    ratios = []
+    begin = time.perf_counter()
+
+    def ready(sides: dict[str, ab.Contender]) -> None:
+        if options.slower:
+            slow_down(sides["B"], options.slower)
+
+    for number in range(options.trials):
+        with stage_bar(3) as stages:
+            result = ab.measure((asked, asked), ending, sys.argv, stages, ready_to_start=ready)
+        row = next(row for row in rows(result) if row.metric == HEADLINE)
+        verdicts[row.verdict.value] += 1
+        ratios.append(row.ratio)
+        line = {"trial": number, "blocks": len(result.blocks()), "seconds": round(result.seconds, 2), **row_line(row)}
+        print(json.dumps(line), flush=True)
+    narrow = [ratio for ratio in ratios if ratio.half_width <= options.half_width]
+    truth = 1 / (1 + (options.slower or 0.0))
+    covered = sum(
+        ratio.low is not None and ratio.high is not None and ratio.low <= truth <= ratio.high for ratio in ratios
+    )
+    told = {
+        "overrides": options.overrides,
+        "slower": options.slower,
+        "trials": options.trials,
+        "verdicts": dict(verdicts),
+        "narrow_enough": len(narrow),
+        "intervals_that_hold_the_truth": covered,
+        "median_ratio": statistics.median(ratio.value for ratio in ratios),
+        "least_and_largest_ratio": [min(ratio.value for ratio in ratios), max(ratio.value for ratio in ratios)],
+        "median_half_width": statistics.median(ratio.half_width for ratio in ratios),
+        "seconds": round(time.perf_counter() - begin),
+        "device": result.environment.device,
+        "power_limit_w": result.environment.power_limit_w,
+        "commit": result.environment.commit,
+        "torch": result.environment.libraries.get("torch"),
+    }
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
