@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -28,12 +29,14 @@ from omegaconf import OmegaConf
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
+from gptbench.record.ab import AbResult
 from gptbench.record.charts import draw_compile_stages
 from gptbench.record.failure import Failure
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
+from gptbench.record.labels import short_keys, weights_of
 from gptbench.record.plan import PLAN
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
-from gptbench.record.statistics import compilation_name, sample_metrics, summary
+from gptbench.record.statistics import compilation_name, sample_metrics, speed_metrics, summary
 from gptbench.record.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
@@ -370,6 +373,8 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         own = sweep_record(result, start)
     elif isinstance(result, Failure):
         own = failure_record(result, start)
+    elif isinstance(result, AbResult):
+        own = ab_record(result, start)
     else:
         assert isinstance(result, Measured)
         own = run_record(result, start) if isinstance(result, Result) else kernel_record(result, start)
@@ -417,12 +422,6 @@ def told_apart(swept: list[str]) -> list[str]:
     return [f"{short[key]}={value}" for key, value in values.items()]
 
 
-def short_keys(keys: list[str]) -> dict[str, str]:
-    """Each key's last part; of those that share it, the whole key."""
-    last = {key: key.lstrip("+").rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
-
-
 def run_record(result: Result, start: float) -> Record:
     """What is of a run alone; it began at `start`, in seconds since 1970."""
     names = {group: result.config[group]["name"] for group in ("model", "engine", "sampling")}
@@ -466,11 +465,10 @@ def kernel_record(result: Measured, start: float) -> Record:
 
 def failure_record(result: Failure, start: float) -> Record:
     """What is of a failure alone."""
-    names = {group: result.config[group]["name"] for group in ("model", "quant", "engine")}
-    weights = result.config["device"]["dtype"] if names["quant"] == "none" else names["quant"]
+    names = {group: result.config[group]["name"] for group in ("model", "engine")}
     batch = result.config["workload"]["batch_size"]
     return Record(
-        name=f"{names['model']}-{weights}-{names['engine']}-b{batch}",
+        name=f"{names['model']}-{weights_of(result)}-{names['engine']}-b{batch}",
         start_ms=round(start * 1000),
         end_ms=round((start + result.seconds) * 1000),
         status="FAILED",
@@ -482,6 +480,29 @@ def failure_record(result: Failure, start: float) -> Record:
             NOTE_TAG: f"**{result.cause}**: {result.reason}",
             **({} if result.commit is None else {"commit": result.commit}),
         },
+    )
+
+
+def ab_record(result: AbResult, start: float) -> Record:
+    """What is of an interleaved measurement: the samples of both sides. Ratios are computed when they are read."""
+    sampled = [
+        (f"{name}/{metric}", value, step)
+        for name, side in result.sides.items()
+        for step, sample in enumerate(side.samples)
+        if not sample.compiles
+        for metric, value in speed_metrics(sample).items()
+    ]
+    medians: dict[str, list[float]] = {}
+    for name, value, _ in sampled:
+        medians.setdefault(f"{name}/median", []).append(value)
+    return Record(
+        name=f"ab-{result.config['model']['name']}",
+        start_ms=round(start * 1000),
+        end_ms=round((start + result.seconds) * 1000),
+        status="FINISHED",
+        params=[(name, " ".join(side.overrides)) for name, side in result.sides.items()],
+        metrics=[*((name, statistics.median(values), 0) for name, values in medians.items()), *sampled],
+        tags={"order": result.order[:MOST_CHARACTERS]},
     )
 
 
@@ -497,12 +518,6 @@ def sweep_record(result: SweepRecord, start: float) -> Record:
         metrics=[(name, value, 0) for name, value in ({"jobs": float(len(result.jobs))} | counts).items()],
         tags={NOTE_TAG: result.markdown(), ENDED_TAG: result.ended},
     )
-
-
-def weights_of(result: Measured) -> str:
-    """How weights are stored: the quantisation, or the type of those that have none."""
-    quant: str = result.config["quant"]["name"]
-    return result.dtype if quant == "none" else quant
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,52 @@
+"""`gptbench report`: recorded runs as one HTML page."""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+from gptbench.compare import Baseline
+from gptbench.compare.baseline import read_baseline
+from gptbench.compare.report import html, is_report
+from gptbench.compare.select import HOW, select
+from gptbench.errors import UserError
+from gptbench.record.result import write_whole
+
+
+def report_command(arguments: list[str]) -> int:
+    """`gptbench report`: writes a page of recorded runs. Returns the exit code.
+
+    Raises:
+        UserError: there is no such record or baseline, or the file is there and is no report.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench report",
+        description="Writes one HTML file with tables and charts of recorded runs. It needs no network and no script.",
+        epilog=f"RUN is {HOW}. An earlier report under the same name is replaced, another file is not.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="report.html in the outputs folder by default"
+    )
+    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
+    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="further targets: a file, or one of conf/baseline; may be given several times",
+    )
+    parser.add_argument("--title", default="gptbench", help="heading of the page")
+    options = parser.parse_args(arguments)
+    path: Path = options.output or options.outputs / "report.html"
+    if path.exists() and not (path.is_file() and is_report(path)):
+        raise UserError(f"--output={path}: expected a new file, or an earlier report, and this is neither")
+    baselines = [Baseline(read_baseline(name)) for name in options.baseline]
+    found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
+    now = datetime.datetime.now(datetime.UTC).astimezone().isoformat(" ", "minutes")
+    write_whole(path, html(found, baselines, options.title, options.runs, now))
+    print(f"report: {path}", file=sys.stderr)
+    print(json.dumps({"report": str(path), "runs": len({each.path for each in found})}))
+    return 0

@@ -1,0 +1,258 @@
+"""The report: any set of records as one HTML page that needs no network, no script and no other file."""
+
+import contextlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from gptbench.compare.baseline import Baseline, parse_baseline
+from gptbench.compare.select import Found
+from gptbench.compare.svg import inline
+from gptbench.errors import UserError
+from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
+from gptbench.record.charts import CHARTS, Run, Target, kernels_figure
+from gptbench.record.files import problem
+from gptbench.record.kernels import kernel_metrics
+from gptbench.record.labels import labels, weights_of
+from gptbench.record.sweep import cell
+
+TEMPLATE = "report.html.j2"
+GENERATOR = '<meta name="generator" content="gptbench report">'
+"""By it a file is known as one of ours."""
+HEAD_BYTES = 1000
+"""Of a file, in which that stands."""
+
+METRICS = (
+    ("decode_tokens_per_s", "decode tokens/s", 1.0),
+    ("mbu", "MBU %", 1e2),
+    ("ttft_s", "TTFT ms", 1e3),
+    ("tpot_p50_s", "TPOT p50 ms", 1e3),
+    ("tpot_p99_s", "TPOT p99 ms", 1e3),
+    ("compile_cold_s", "compile cold s", 1.0),
+    ("compile_warm_s", "compile warm s", 1.0),
+    ("peak_memory_bytes", "peak GB", 1e-9),
+    ("perplexity", "perplexity", 1.0),
+    ("kl_divergence", "KL nats", 1.0),
+    ("decode_joules_per_token", "J/token", 1.0),
+)
+"""Columns of the summary: a metric, its heading, and the factor between the two. Those that no run has are left out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list[str]
+    rows: list[list[str]]
+    numbers: set[int] = field(default_factory=set)
+    """Columns that are aligned at the right."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart on the page."""
+
+    name: str
+    title: str
+    explanation: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a record comes from."""
+
+    label: str
+    started: str
+    path: str
+    identity: str
+    command: str
+
+
+def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, selectors: Sequence[str], made: str) -> str:
+    """The page.
+
+    Args:
+        found: records, of sweeps those of their jobs.
+        baselines: whose targets are shown beside those that a run was configured with.
+        title: heading of the page.
+        selectors: as the records were asked for.
+        made: when, as it is to be read.
+    """
+    records = {str(each.path): each for each in found}  # whoever selects a record twice means it once
+    known = [each for each in records.values() if isinstance(each.record, (Result, Failure))]
+    names = dict(zip((str(each.path) for each in known), labels([each.record for each in known]), strict=True))
+    kernels = [each for each in records.values() if isinstance(each.record, KernelResult)]
+    names |= {str(each.path): f"kernels {each.record.started}" for each in kernels}
+    runs = in_order(
+        [
+            Run(names[str(each.path)], each.record, targets_of(each.record, baselines))
+            for each in known
+            if isinstance(each.record, Result) and problem(each.record) is None
+        ]
+    )
+    timed = [each.record for each in kernels if isinstance(each.record, KernelResult)]
+    measured = [each for each in records.values() if isinstance(each.record, Measured)]
+    same, differing = environments([names[str(each.path)] for each in measured], [each.record for each in measured])
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.get_template(TEMPLATE).render(
+        generator=Markup(GENERATOR),
+        title=title,
+        made=made,
+        selectors=selectors,
+        counted=f"{len(runs)} of {len(known)} runs count" if known else "",
+        best=best(runs),
+        summary=summary_table(runs),
+        left_out=left_out([(names[path], each.record) for path, each in records.items() if path in names]),
+        pictures=pictures(runs, timed),
+        kernels=kernel_table(timed),
+        same=same,
+        differing=differing,
+        origins=[origin(names[path], each) for path, each in records.items() if path in names],
+    )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is one of ours."""
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(HEAD_BYTES)
+
+
+def in_order(runs: list[Run]) -> list[Run]:
+    """By model, the fastest first."""
+    models = list(dict.fromkeys(run.result.config["model"]["name"] for run in runs))
+    return sorted(runs, key=lambda run: (models.index(run.result.config["model"]["name"]), -run.tokens_per_s))
+
+
+def targets_of(result: Result, baselines: Sequence[Baseline]) -> tuple[Target, ...]:
+    """Of its own configuration and of those that were asked for, each once."""
+    own = []
+    with contextlib.suppress(UserError):  # of a version with other fields
+        own = [Baseline(parse_baseline(json.dumps(result.config["baseline"])))] if "baseline" in result.config else []
+    found = {
+        Target(metric, value, baseline.device): None
+        for baseline in [*own, *baselines]
+        for metric, value in baseline.targets(result).items()
+    }
+    return tuple(found)
+
+
+def best(runs: list[Run]) -> list[str]:
+    """A sentence for the fastest run of each model."""
+    fastest: dict[str, Run] = {}
+    for run in runs:
+        fastest.setdefault(run.result.config["model"]["name"], run)
+    return [sentence(model, run, alone=len(runs) == 1) for model, run in fastest.items()]
+
+
+def sentence(model: str, run: Run, alone: bool) -> str:
+    result, numbers = run.result, run.summary
+    share = run.tokens_per_s / run.limit_tokens_per_s * 100
+    which = "" if alone else f" ({run.label})"
+    batch = result.config["workload"]["batch_size"]
+    text = (
+        f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}{which} decodes "
+        f"{cell(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {cell(share)} % of the "
+        f"{cell(run.limit_tokens_per_s)} tokens/s at which the {cell(numbers['gb_per_step'])} GB that a step moves "
+        f"would pass at the read roof of {cell(result.roof.gb_per_s)} GB/s."
+    )
+    return text if alone else f"Fastest: {text}"
+
+
+def summary_table(runs: list[Run]) -> Table:
+    columns = [column for column in METRICS if any(column[0] in run.summary for run in runs)]
+    head = ["run", "model", "weights", "engine", "batch"]
+    for name, heading, _ in columns:
+        head += [heading, "min … max", "limit tokens/s"] if name == "decode_tokens_per_s" else [heading]
+    rows = []
+    for run in runs:
+        config = run.result.config
+        row = [run.label, config["model"]["name"], weights_of(run.result), config["engine"]["name"]]
+        row.append(str(config["workload"]["batch_size"]))
+        for name, _, factor in columns:
+            row.append(cell(run.summary[name] * factor) if name in run.summary else "")
+            if name == "decode_tokens_per_s":
+                row += [" … ".join(map(cell, run.spread(name))), cell(run.limit_tokens_per_s)]
+        rows.append([*row, samples_of(run)])
+    return Table([*head, "valid samples"], rows, set(range(4, len(head))))
+
+
+def samples_of(run: Run) -> str:
+    """How many count, and how many of these were held back by power or heat."""
+    valid, of, throttled = (int(run.summary[f"samples_{name}"]) for name in ("valid", "all", "throttled"))
+    return f"{valid} of {of}" + (f", {throttled} throttled" if throttled else "")
+
+
+def left_out(named: list[tuple[str, Recorded]]) -> Table:
+    """What counts for nothing, and why."""
+    rows = [
+        [name, record.cause if isinstance(record, Failure) else "does not count", reason, " ".join(record.swept)]
+        for name, record in named
+        if (reason := problem(record)) is not None
+    ]
+    return Table(["run", "what", "why", "overrides"], rows)
+
+
+def pictures(runs: list[Run], kernels: list[KernelResult]) -> list[Picture]:
+    """Every chart for which there is something."""
+    made = []
+    for chart in CHARTS:
+        figure = chart.draw(runs) if runs else None
+        if figure is not None:
+            svg = inline(figure, chart.name, chart.title)
+            made.append(Picture(chart.name, chart.title, chart.explanation, svg))
+    figure = kernels_figure(kernels)
+    if figure is not None:
+        title = "Kernels by themselves"
+        told = "The rate at which each implementation moves the bytes of a call, of the read roof."
+        made.append(Picture("kernels", title, told, inline(figure, "kernels", title)))
+    return made
+
+
+def kernel_table(results: list[KernelResult]) -> Table:
+    """Every implementation that was timed."""
+    head = ["kernel", "by", "µs", "MB", "GB/s", "% of the roof", "% of peak flops", "device"]
+    rows = []
+    for result in results:
+        for kernel in result.kernels:
+            for name, row in kernel_metrics(result, kernel).items():
+                flops = "" if row.flops_utilisation is None else cell(row.flops_utilisation * 100)
+                numbers = [row.seconds * 1e6, row.moved_bytes / 1e6, row.gb_per_s, row.share_of_roof * 100]
+                rows.append([kernel.label, name, *map(cell, numbers), flops, result.environment.device])
+    return Table(head, rows, {2, 3, 4, 5, 6})
+
+
+def environments(names: list[str], records: Sequence[Recorded]) -> tuple[Table, Table]:
+    """What was the same for all, and what was not: a row for each run."""
+    places = [place(record) for record in records if isinstance(record, Measured)]
+    keys = list(dict.fromkeys(key for each in places for key in each))
+    values = {key: [each.get(key, "") for each in places] for key in keys}
+    same = [[key, each[0]] for key, each in values.items() if len(set(each)) == 1]
+    differing = [key for key, each in values.items() if len(set(each)) > 1]
+    rows = [[name, *(values[key][index] for key in differing)] for index, name in enumerate(names)]
+    return Table(["what", "value"], same), Table(["run", *differing], rows if differing else [])
+
+
+def place(record: Measured) -> dict[str, str]:
+    """Where a number comes from, as text."""
+    values: dict[str, Any] = asdict(record.environment)
+    libraries = values.pop("libraries")
+    values |= {
+        "dtype": record.dtype,
+        "read roof GB/s": record.roof.gb_per_s,
+        "read roof measured": record.roof.measured,
+    }
+    values |= libraries
+    return {
+        key.replace("_w", " W").replace("_", " "): cell(value) for key, value in values.items() if value is not None
+    }
+
+
+def origin(label: str, found: Found) -> Origin:
+    record = found.record
+    return Origin(label, record.started, str(found.path), record.identity or "", shlex.join(record.command))

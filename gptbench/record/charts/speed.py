@@ -1,0 +1,343 @@
+"""How fast: against the limit, from step to step, and by what was varied."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptbench.record.charts.canvas import (
+    BAR,
+    BLUE,
+    GREY,
+    INK,
+    LINES,
+    LONGEST_NAME,
+    MOST_LINES,
+    MOST_ROWS,
+    MUTED,
+    PAPER,
+    PURPLE,
+    RED,
+    SMALL,
+    Run,
+    bar_rows,
+    fastest,
+    ink_on,
+    legend_below,
+    mark,
+    new_figure,
+    short,
+    tell_left_out,
+    time_unit,
+    timed,
+)
+from gptbench.record.labels import names, shortened, traits
+from gptbench.record.statistics import valid_samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 400
+"""Of a line."""
+SHOWN_STEPS = 0.995
+"""Quantile of a run's steps up to which their distribution is drawn."""
+WIDE = 5.0
+"""Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
+SEED = "seed_tokens_per_s"
+
+
+def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
+    """A bar for each run, from its slowest to its fastest sample, its own limit, and targets."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    values = [run.tokens_per_s for run in shown]
+    limits = [run.limit_tokens_per_s for run in shown]
+    told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
+    figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.5)
+    draw_bars(axes, shown, values, [run.spread("decode_tokens_per_s") for run in shown])
+    rows = np.arange(len(shown))
+    axes.scatter(limits, rows, marker="|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
+    draw_targets(axes, shown)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("decode tokens/s")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 1)
+    return figure
+
+
+def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[tuple[float, float]]) -> None:
+    """With whiskers; runs that were throttled are hatched."""
+    reach = np.array(
+        [(max(value - low, 0), max(high - value, 0)) for value, (low, high) in zip(values, spreads, strict=True)]
+    )
+    throttled = [run.summary["samples_throttled"] > 0 for run in runs]
+    rows = np.arange(len(runs))
+    for which, hatch, label in ((False, "", None), (True, "////", "throttled in some sample")):
+        chosen = [row for row in rows if throttled[row] is which]
+        if chosen:
+            axes.barh(chosen, [values[row] for row in chosen], height=BAR, color=BLUE, hatch=hatch, label=label)
+    axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label="samples")
+
+
+def draw_targets(axes: "Axes", runs: list[Run]) -> None:
+    """Targets of decode as they are. The seed's figure takes in the prefill: beside its target stands the run's own."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row, run in enumerate(runs):
+        for target in run.targets:
+            if target.metric in ("decode_tokens_per_s", SEED):
+                what = "target" if target.metric != SEED else "target, prefill included"
+                points.setdefault(f"{what} ({target.device})", []).append((target.value, row))
+    for (label, known), marker in zip(points.items(), "Dsovd^<>", strict=False):
+        mark(axes, known, marker, s=44, facecolors=PAPER, edgecolors=INK, zorder=3, label=label)
+    own = [(run.summary[SEED], row) for row, run in enumerate(runs) if SEED in {each.metric for each in run.targets}]
+    mark(axes, own, "D", s=18, color=INK, zorder=4, label="measured, prefill included")
+
+
+def mbu(runs: Sequence[Run]) -> "Figure | None":
+    """A bar for each run, and a line at the read roof."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    values = [100 * run.summary["mbu"] for run in shown]
+    spreads = [(100 * low, 100 * high) for low, high in (run.spread("mbu") for run in shown)]
+    figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} %" for value in values], rest_in=1.3)
+    draw_bars(axes, shown, values, spreads)
+    axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
+    axes.set_xlim(0, max(105.0, *(high * 1.03 for _, high in spreads)))
+    axes.set_xlabel("% of the read roof, while decoding")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+def step_times(run: Run) -> np.ndarray:
+    """Seconds of every step of the valid samples: samples × steps."""
+    return np.array([sample.step_s for sample in valid_samples(run.result)])
+
+
+def latency(runs: Sequence[Run]) -> "Figure | None":
+    """Step by position: median and range of the samples, and the least time."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_LINES)
+    factor, unit = time_unit(min(float(np.median(step_times(run))) for run in shown))
+    figure = new_figure(3.0 + 0.17 * len(shown))
+    axes = figure.subplots()
+    top = 0.0
+    for run, (colour, style) in zip(shown, LINES, strict=False):
+        positions = np.array(run.result.traffic.positions_filled)
+        seconds = step_times(run) * factor
+        least = np.array(run.result.traffic.steps) / run.result.roof.gb_per_s / 1e9 * factor
+        where, middle = thinned(positions, np.median(seconds, 0), np.median)
+        low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
+        axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(where, middle, color=colour, linestyle=style, label=run.label)
+        axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
+        top = max(top, float(np.quantile(seconds, 0.99)), float(least.max()))
+    axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
+    axes.set_ylim(0, 1.1 * top)
+    axes.set_xlabel("position (cached tokens, the step's own included)")
+    axes.set_ylabel(f"decode step, {unit}")
+    axes.grid()
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+def thinned(x: np.ndarray, y: np.ndarray, reduce: Any) -> tuple[np.ndarray, np.ndarray]:
+    """No more than `MOST_POINTS`: neighbours are made one."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), MOST_POINTS))
+    return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
+
+
+def distribution(runs: Sequence[Run]) -> "Figure | None":
+    """Share of the steps that are no longer than so long."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_LINES)
+    medians = [float(np.median(step_times(run))) for run in shown]
+    factor, unit = time_unit(min(medians))
+    figure = new_figure(3.0 + 0.17 * len(shown))
+    axes = figure.subplots()
+    end = 1.02 * factor * max(float(np.quantile(step_times(run), SHOWN_STEPS)) for run in shown)
+    beyond, count = 0, 0
+    for run, (colour, style) in zip(shown, LINES, strict=False):
+        seconds = np.sort(step_times(run).ravel()) * factor
+        share = np.arange(1, len(seconds) + 1) / len(seconds) * 100
+        kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
+        p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))
+        told = f": p50 {short(p50)}, p99 {short(p99)} {unit}"
+        label = shortened(run.label, LONGEST_NAME - len(told)) + told
+        axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
+        beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
+    if max(medians) > WIDE * min(medians):
+        axes.set_xscale("log")
+    for level in (50, 99):
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle=":")
+        axes.annotate(f"p{level}", (1, level), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
+    axes.set_xlim(right=end)
+    axes.set_ylim(0, 101)
+    slower = f"; {beyond} of {count} are longer than is shown" if beyond else ""
+    axes.set_xlabel(f"decode step, {unit}{slower}")
+    axes.set_ylabel("% of the steps")
+    axes.grid()
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 1)
+    return figure
+
+
+X, Y = "sampling.temperature", "sampling.top_k"
+"""Of the heat maps."""
+MOST_MAPS = 6
+
+
+def heat_maps(runs: Sequence[Run]) -> "Figure | None":
+    """Decode tokens/s by top_k and temperature: a map for each setting of all else."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in timed(runs):
+        rest = {key: value for key, value in traits(run.result).items() if key not in (X, Y, "sampling.name")}
+        groups.setdefault(tuple(rest.items()), []).append(run)
+    maps = {rest: grid for rest, group in groups.items() if (grid := heat_grid(group)) is not None}
+    if not maps:
+        return None
+    shown = list(maps.items())[:MOST_MAPS]
+    titles = names([dict(rest) for rest, _ in shown]) if len(maps) > 1 else [""]
+    heights = [0.75 + 0.34 * len(top_ks) for _, (_, top_ks, _) in shown]
+    figure = new_figure(sum(heights))
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, title, (_, grid) in zip(panels, titles, shown, strict=True):
+        draw_heat_map(axes, *grid)
+        if title:
+            axes.set_title(shortened(title, LONGEST_NAME))
+    if len(shown) < len(maps):
+        figure.suptitle(f"the first {len(shown)} of {len(maps)} maps", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+    return figure
+
+
+def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndarray] | None:
+    """Temperatures, top_ks (all of them last) and the median of the runs in each cell, NaN where there is none; None
+    where that is no map."""
+    drawing = [run.result.config["sampling"] for run in runs]
+    columns = sorted({each["temperature"] for each in drawing})
+    rows = sorted({each["top_k"] for each in drawing}, key=lambda top_k: (top_k is None, top_k))
+    cells: dict[tuple[int, int], list[float]] = {}
+    for run, each in zip(runs, drawing, strict=True):
+        place = rows.index(each["top_k"]), columns.index(each["temperature"])
+        cells.setdefault(place, []).append(run.tokens_per_s)
+    if len(cells) < 3:
+        return None
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for place, values in cells.items():
+        grid[place] = np.median(values)
+    return columns, rows, grid
+
+
+def draw_heat_map(axes: "Axes", columns: list[float], rows: list[float | None], grid: np.ndarray) -> None:
+    """Cells of squares, not an image: they stay sharp at any size."""
+    mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", edgecolors=PAPER, linewidth=1.5)
+    size = SMALL if len(columns) <= 7 else SMALL - 1
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=MUTED, fontsize=size)
+        else:
+            colour = ink_on(mesh.cmap(mesh.norm(value))[:3])
+            axes.text(column + 0.5, row + 0.5, short(value), ha="center", va="center", color=colour, fontsize=size)
+    told = ["greedy" if temperature == 0 else f"{temperature:g}" for temperature in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, told)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, ["all" if top_k is None else f"{top_k:g}" for top_k in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    axes.set_xlabel("temperature")
+    axes.set_ylabel("top_k")
+
+
+QUALITIES = {"perplexity": "perplexity", "kl_divergence": "KL divergence from the reference, nats"}
+
+
+def pareto(runs: Sequence[Run]) -> "Figure | None":
+    """Decode tokens/s against quality: a panel for each model of which there are several ways to store it."""
+    models: dict[str, list[Run]] = {}
+    for run in timed(runs):
+        models.setdefault(run.result.config["model"]["name"], []).append(run)
+    panels = []
+    for model, group in models.items():
+        for metric in QUALITIES:
+            known = [run for run in group if metric in run.summary]
+            if len({traits(run.result)["weights"] for run in known}) > 1:
+                panels.append((model, metric, known))
+                break
+    if not panels:
+        return None
+    figure = new_figure(0.2 + 3.0 * len(panels))
+    each = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (model, metric, known) in zip(each, panels, strict=True):
+        draw_pareto(axes, metric, known)
+        if len(panels) > 1 or len(models) > 1:
+            axes.set_title(shortened(model, LONGEST_NAME))
+    legend_below(figure)
+    for axes in each:
+        place_names(figure, axes)
+    return figure
+
+
+def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
+    points = [(run.summary[metric], run.tokens_per_s) for run in runs]
+    best = front(points)
+    line = [*best, (max(quality for quality, _ in points), best[-1][1])]
+    axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
+    for marker, chosen, colour in (("o", True, BLUE), ("s", False, PURPLE)):
+        told = "on the front" if chosen else "behind it"
+        some = [point for point in points if (point in best) is chosen]
+        mark(axes, some, marker, s=42, color=colour, zorder=3, label=told)
+    for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
+        axes.annotate(shortened(name, 30), point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
+    axes.margins(0.15, 0.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"{QUALITIES[metric]} (less is better)")
+    axes.set_ylabel("decode tokens/s")
+    axes.grid()
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (quality, speed) those than which none has both less and more, by quality."""
+    kept: list[tuple[float, float]] = []
+    for quality, speed in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or speed > kept[-1][1]:
+            kept.append((quality, speed))
+    return kept
+
+
+PLACES = (
+    ((0, 8), "center"), ((8, -3), "left"), ((-8, -3), "right"), ((0, -15), "center"), ((8, 8), "left"),
+    ((-8, 8), "right"), ((8, -15), "left"), ((-8, -15), "right"),
+)  # fmt: skip
+"""Around a point, in points: where a name may stand."""
+
+
+def place_names(figure: "Figure", axes: "Axes") -> None:
+    """Moves each annotation to the first place where it is within the figure, and on no other name or point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Annotation
+
+    figure.draw_without_rendering()  # lays it out
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    notes = [each for each in axes.texts if isinstance(each, Annotation)]
+    dots = axes.transData.transform([note.xy for note in notes])
+    taken: list[Any] = []
+    within = axes.get_window_extent(renderer)
+    for note in sorted(notes, key=lambda note: -note.xy[1]):
+        for offset, align in PLACES:
+            note.set_position(offset)
+            note.set_horizontalalignment(align)  # type: ignore[arg-type]
+            box = note.get_window_extent(renderer)
+            inside = within.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= within.y0
+            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(dots):
+                break
+        taken.append(note.get_window_extent(renderer))
