@@ -141,16 +141,20 @@ def show_result(result: Result, baseline: Baseline) -> None:
         table.add_column(escape(f"target ({baseline.device})"), justify="right")
     rows = [sample_metrics(result, sample) for sample in valid]
     medians = summary(result)
+
+    def add(name: str, value: float, spread: str, unit: str, factor: float = 1.0) -> None:
+        target = [number(targets[name] * factor)] if name in targets else []
+        table.add_row(name, number(value * factor), spread, unit, *target)
+
     for metric in METRICS if rows else ():
         factor, unit = SHOWN.get(metric.name, (1.0, metric.unit))
         values = [row[metric.name] * factor for row in rows]
-        cells = [metric.name, number(medians[metric.name] * factor), f"{number(min(values))} … {number(max(values))}"]
-        table.add_row(*cells, unit, *([number(targets[metric.name])] if metric.name in targets else []))
+        add(metric.name, medians[metric.name], f"{number(min(values))} … {number(max(values))}", unit, factor)
     for name, seconds in compile_metrics(result).items():
-        table.add_row(name, number(seconds), "", "s", *([number(targets[name])] if name in targets else []))
+        add(name, seconds, "", "s")
     for name, value in quality_metrics(result).items():
         factor, unit = SHOWN.get(name, (1.0, ""))
-        table.add_row(name, number(value * factor), "", unit)
+        add(name, value, "", unit, factor)
     console.print(table)
     for compilation in result.compilations:
         if compilation.cache != "none":

@@ -1,0 +1,220 @@
+"""`gptbench gate`: fails on what is worse than a baseline, and records baselines."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from gptbench.commands.compare import COLOUR, add_places, write_line
+from gptbench.compare.baseline import check_overrides, read_baseline
+from gptbench.compare.gate import Check, Gate, gate, recorded_text, require_device, require_rows
+from gptbench.compare.select import HOW, Found, select
+from gptbench.config import BaselineConfig, BaselineRow
+from gptbench.errors import JobError, UserError
+from gptbench.record import Measured
+from gptbench.record.files import load_record
+from gptbench.record.result import write_whole
+from gptbench.terminal import SHOWN, console, number, print_whole
+
+
+class NotMeasuredError(JobError):
+    """A run that was started, and did not end well."""
+
+
+def gate_command(arguments: list[str]) -> int:
+    """`gptbench gate`: holds runs against a baseline, or records one. Returns the exit code: 1 if anything is worse.
+
+    Raises:
+        UserError: the baseline is none or of another device, or one cannot be made of the runs.
+        NotMeasuredError: a run that was to be recorded did not end well.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench gate",
+        description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
+        "time, memory, quality or energy is worse beyond noise. Only on the device that the baseline is of.",
+        epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
+        "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--baseline", metavar="FILE", help="a baseline with rows: a file, or the name of a shipped one")
+    what.add_argument("--record", metavar="FILE", type=Path, help="write a baseline instead")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="recorded runs, instead of measuring")
+    parser.add_argument("--partial", action="store_true", help="rows without a run do not fail")
+    parser.add_argument(
+        "--run", metavar="OVERRIDES", action="append", default=[], help="with --record: measure this, in one argument"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="with --run: how often each is measured, in turns: 1")
+    parser.add_argument("--force", action="store_true", help="with --record: replace the file")
+    parser.add_argument(
+        "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
+    )
+    add_places(parser)
+    options = parser.parse_intermixed_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats={options.repeats}: expected a number of at least 1")
+    check_overrides("--set", options.set)
+    more = list(options.set)
+    if options.outputs != parser.get_default("outputs"):
+        more.append(f"outputs={options.outputs}")
+    found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
+    if options.record is None:
+        if options.run or options.force:
+            parser.error("--run, --repeats and --force are for --record")
+        return hold(options.baseline, found, more, bool(options.runs), options.partial)
+    if bool(options.run) == bool(found):
+        parser.error("--record takes RUNs, or --run: one of both")
+    command = shlex.join(["gptbench", "gate", *arguments])
+    return record(options.record, found, [shlex.split(run) + more for run in options.run], options, command)
+
+
+def hold(which: str, found: list[Found], more: list[str], given: bool, partial: bool) -> int:
+    """Holds runs against a baseline; measures them where none are given."""
+    config = read_baseline(which)
+    require_rows(config)
+    hindered = []
+    if not given:
+        for name, row in config.rows.items():
+            try:
+                found.append(measure([*row.overrides, *more]))
+            except NotMeasuredError as error:
+                hindered.append((name, str(error)))
+                continue
+            if isinstance(record := found[-1].record, Measured):
+                require_device(config, record.environment)  # before minutes are spent on the others
+    held = gate(config, found, hindered, partial)
+    show_gate(config, held)
+    write_line(line_of(config, which, held))
+    return 1 if held.failed else 0
+
+
+def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
+    """Writes a baseline of recorded runs, or of what is measured for it."""
+    if file.exists() and not options.force:
+        raise UserError(f"{file}: it is there already; --force replaces it")
+    for overrides in asked:
+        check_overrides("--run", overrides)
+    for _ in range(options.repeats):
+        found += [measure(overrides) for overrides in asked]
+    text = recorded_text(file.stem, found, command)
+    write_whole(file, text)
+    config = read_baseline(str(file))
+    console.print(f"{file}: {len(config.rows)} rows of {len(found)} runs on {config.device}", markup=False)
+    line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
+    write_line(line | {"runs": [str(each.path) for each in found]})
+    return 0
+
+
+def measure(overrides: list[str]) -> Found:
+    """Runs gptbench in a process of its own, and finds its record.
+
+    Raises:
+        NotMeasuredError: it did not end well.
+    """
+    console.print(f"measuring {shlex.join(overrides)}", style="bold", markup=False)
+    console.file.flush()
+    # What it tells a person goes where ours does; its lines for programs are ours to read.
+    command = [sys.executable, "-m", "gptbench", *overrides]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    line = last_line(process.stdout)
+    if process.returncode:
+        why = line.get("reason") or f"exit code {process.returncode}"
+        raise NotMeasuredError(f"{shlex.join(overrides)}: {why}")
+    if "result" not in line:
+        raise NotMeasuredError(f"{shlex.join(overrides)}: it told of no record")
+    path = Path(line["result"])
+    return Found(path, load_record(path))
+
+
+def last_line(printed: str) -> dict[str, Any]:
+    """The last line that is a JSON object; empty where there is none."""
+    for text in reversed(printed.splitlines()):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            return line
+    return {}
+
+
+def line_of(config: BaselineConfig, which: str, held: Gate) -> dict[str, Any]:
+    return {
+        "gate": "failed" if held.failed else "passed",
+        "baseline": which,
+        "device": config.device,
+        "rows": len(config.rows),
+        "failed": [check_line(check) for check in held.failed],
+        "differences": held.differences,
+        "left_out": [[str(path), why] for path, why in held.left_out],
+    }
+
+
+def check_line(check: Check) -> dict[str, Any]:
+    ratio = check.ratio
+    return {
+        "row": check.row,
+        "metric": check.metric,
+        "baseline": check.baseline,
+        "now": check.now,
+        "ratio": None if ratio is None else ratio.value,
+        "low": None if ratio is None else ratio.low,
+        "high": None if ratio is None else ratio.high,
+        "verdict": None if check.verdict is None else check.verdict.value,
+        "reason": check.told,
+    }
+
+
+def show_gate(config: BaselineConfig, held: Gate) -> None:
+    """The table, what fails last; then each failure in a sentence."""
+    for name, (before, now) in held.differences.items():
+        console.print(f"{name}: baseline {before}, now {now}", markup=False, style="dim")
+    for path, why in held.left_out:
+        console.print(f"left out: {path}: {why}", markup=False, style="yellow")
+    if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
+        told = f"{', '.join(single)}: of a single run, so the intervals do not hold what varies between starts"
+        console.print(told, markup=False, style="dim")
+    table = Table(title=escape(f"against {config.name}, {config.device}"), title_justify="left")
+    for name in ("row", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("baseline", "now"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    for name in ("ratio", "95% interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("verdict", "of"):
+        table.add_column(name, no_wrap=True)
+    for check in sorted(held.checks, key=lambda check: check.failed):
+        table.add_row(*cells(check), style="red" if check.failed else None)
+    print_whole(table)
+    for check in held.checks:
+        if check.told and (check.failed or check.ratio is None):
+            where = check.row if check.metric is None else f"{check.row} {check.metric}"
+            console.print(f"{where}: {check.told}", markup=False, style="red" if check.failed else "yellow")
+    told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
+    console.print(told, style="bold red" if held.failed else "bold green")
+
+
+def is_of_single_run(row: BaselineRow) -> bool:
+    return any(metric.of == "samples" for metric in row.metrics.values())
+
+
+def cells(check: Check) -> Sequence[str]:
+    """A row of the table."""
+    factor, unit = SHOWN.get(check.metric or "", (1.0, "tokens/s" if check.metric == "decode_tokens_per_s" else ""))
+    values = ["" if value is None else number(value * factor) for value in (check.baseline, check.now)]
+    ratio, interval = "", ""
+    if check.ratio is not None:
+        ratio = f"{check.ratio.value:.4f}"
+        if check.ratio.low is not None and check.ratio.high is not None:
+            interval = f"{check.ratio.low:.4f} … {check.ratio.high:.4f}"
+    outcome = "not compared" if check.verdict is None else check.verdict.value
+    colour = None if check.verdict is None else COLOUR.get(check.verdict)
+    verdict = f"[{colour}]{outcome}[/]" if colour else outcome
+    return [escape(check.row), escape(check.metric or ""), *values, unit, ratio, interval, verdict, check.of]

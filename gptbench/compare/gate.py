@@ -1,0 +1,372 @@
+"""Recorded runs against a baseline: whether anything is worse beyond noise. And baselines, made of recorded runs.
+
+Several runs of one configuration count as one value each; of a single run, its samples do. A metric fails where the
+whole 95% interval of new over baseline lies beyond the margin of its kind, on the worse side. Where both sides have one
+value there is no interval: it fails where it is worse by more than the margin.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from gptbench.compare.baseline import Baseline, measured, parse_baseline
+from gptbench.compare.comparison import geometric_mean, values_of
+from gptbench.compare.ratio import KINDS, Kind, Moments, Ratio, Verdict, of_moments, verdict
+from gptbench.compare.select import Found
+from gptbench.config import BaselineConfig, BaselineMetric
+from gptbench.errors import ConfigError, UserError
+from gptbench.measure.environment import Environment
+from gptbench.record import Result
+from gptbench.record.files import problem
+from gptbench.record.labels import weights_of
+from gptbench.record.statistics import summary
+
+SAME_POWER_LIMIT_W = 0.5
+"""Limits nearer to each other are the same."""
+DIGITS = 6
+"""That a baseline keeps of a number."""
+CPU_MARGINS = {"memory": 0.1}
+"""Of a baseline from a CPU, where peak memory is the whole process's."""
+BY_TOKEN = {"kl_divergence": "kl", "top1_agreement": "same_top"}
+"""Metrics that are means over tokens and change with every order of summing, and the field that has each token's value.
+Their spread between tokens counts; perplexity's would hide any loss: it stays one value."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One metric of a row of the baseline, or what hindered the row."""
+
+    row: str
+    metric: str | None
+    """None where nothing of the row was compared."""
+    failed: bool
+    told: str
+    """In a sentence; empty where there is nothing to say."""
+    baseline: float | None = None
+    now: float | None = None
+    ratio: Ratio | None = None
+    """New over baseline."""
+    verdict: Verdict | None = None
+    of: str = ""
+    """What the interval is of: `3 runs and 1 run`."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All rows of a baseline."""
+
+    checks: list[Check]
+    differences: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Versions that differ: the baseline's and those now."""
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    """Records that are of no row, and why."""
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.failed]
+
+
+def margins_of(config: BaselineConfig) -> dict[str, float]:
+    """By name of the kind.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    known = {kind.name: kind.margin for kind in KINDS.values()}
+    for name, margin in config.margins.items():
+        if name not in known:
+            raise ConfigError(f"baseline.margins.{name}", margin, f"one of {', '.join(known)}")
+    return known | config.margins
+
+
+def require_rows(config: BaselineConfig) -> None:
+    """Raises UserError for a baseline that nothing can be held against."""
+    margins_of(config)
+    if not config.rows:
+        raise UserError(f"baseline {config.name}: it has no rows; gptbench gate --record FILE RUN makes one that has")
+
+
+def require_device(config: BaselineConfig, here: Environment) -> None:
+    """Raises UserError where a number is of another device than the baseline's, or of another power limit."""
+    if here.device != config.device:
+        raise UserError(
+            f"baseline {config.name} is of {config.device}, and this is {here.device}: never compared across devices"
+        )
+    if not same_limit(here.power_limit_w, config.power_limit_w):
+        raise UserError(
+            f"baseline {config.name} is of {config.device} at {watts(config.power_limit_w)}, and this is at "
+            f"{watts(here.power_limit_w)}: never compared across power limits"
+        )
+
+
+def same_limit(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return abs(a - b) < SAME_POWER_LIMIT_W
+
+
+def watts(limit: float | None) -> str:
+    return "no known power limit" if limit is None else f"{limit:g} W"
+
+
+def gate(
+    config: BaselineConfig, found: Sequence[Found], hindered: Sequence[tuple[str, str]] = (), partial: bool = False
+) -> Gate:
+    """Holds runs against a baseline.
+
+    Args:
+        found: recorded runs.
+        hindered: rows that could not be measured, and why.
+        partial: whether rows without a run are left out; else they fail.
+
+    Raises:
+        UserError: the baseline has no rows, or a run is of another device.
+    """
+    require_rows(config)
+    baseline = Baseline(config)
+    runs: dict[str, list[Result]] = {name: [] for name in config.rows}
+    checks = [Check(row, None, True, why) for row, why in hindered]
+    left_out = []
+    results = []
+    for each in found:
+        result = each.record
+        if not isinstance(result, Result):
+            left_out.append((each.path, "no single run of a model"))
+            continue
+        require_device(config, result.environment)
+        results.append(result)
+        if (row := baseline.row_of(result)) is None:
+            left_out.append((each.path, "the baseline has no row of what it measured"))
+        elif (wrong := problem(result)) is not None:
+            checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
+        else:
+            runs[row].append(result)
+    told = {check.row for check in checks}
+    for row, own in runs.items():
+        if own:
+            checks += row_checks(config, row, own)
+        elif row not in told:
+            checks.append(Check(row, None, not partial, "it was not measured"))
+    return Gate(checks, differences(config, results), left_out)
+
+
+def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
+    """Of a row with runs, every metric that the baseline has."""
+    margins = margins_of(config)
+    checks = []
+    for metric, before in config.rows[row].metrics.items():
+        kind = KINDS.get(metric)
+        if kind is None:
+            checks.append(Check(row, metric, False, "not compared: this gptbench has no such metric", before.value))
+            continue
+        now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
+        if now is not None:
+            checks.append(check(row, metric, kind, before, now, margins[kind.name]))
+            continue
+        must = is_due(metric, runs[0])
+        told = "the baseline has it, and the run has not"
+        if not must:
+            told += ": it depends on what the compile cache held"
+        checks.append(Check(row, metric, must, told, before.value))
+    return checks
+
+
+def is_due(metric: str, result: Result) -> bool:
+    """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
+    cache of its own, a run may meet a cold one or a warm one."""
+    if KINDS[metric].name != "compile":
+        return True
+    asked = {"compile_cold_s": "fresh_cache", "compile_warm_s": "measure_warm_start"}[metric]
+    return bool(result.config["engine"].get(asked))
+
+
+def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float) -> Check:
+    """One metric that both have."""
+    ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
+    outcome = verdict(ratio, kind, margin)
+    told = ""
+    if outcome is Verdict.unknown:
+        side = Ratio(ratio.value, ratio.value, ratio.value).beyond(margin)
+        outcome = Verdict.noise if side == 0 else kind.words[side > 0]
+        told = f"one value each, so by the margin of {margin:.3g} alone"
+    if outcome.is_worse:
+        much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
+        if ratio.low is not None and ratio.high is not None:
+            low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
+            told = f"95% interval {low:.2%} to {high:.2%}, margin {margin:.2%}"
+        told = f"{outcome.value}: {much} ({told})"
+    counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
+    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted)
+
+
+def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | None:
+    """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0."""
+    if (name := BY_TOKEN.get(metric)) is not None:
+        return of_tokens(runs[0], metric, name)
+    values = values_of(runs, metric, by_run)
+    if (by_run and len(values) < len(runs)) or not values or not min(values) > 0:
+        return None
+    of = "samples" if len(values) > len(runs) else "runs"
+    return BaselineMetric(
+        value=geometric_mean(values), spread=Moments.of(values).variance ** 0.5, count=len(values), of=of
+    )
+
+
+def of_tokens(result: Result, metric: str, name: str) -> BaselineMetric | None:
+    """Of a mean over tokens; the spread is relative to it, which to first order is that of the logarithms."""
+    value = summary(result).get(metric)
+    if result.quality is None or value is None or not value > 0:
+        return None
+    tokens = np.asarray(getattr(result.quality, name), dtype=float)
+    spread = float(tokens.std(ddof=1)) / value if len(tokens) > 1 else 0.0
+    return BaselineMetric(value=value, spread=spread, count=len(tokens), of="tokens")
+
+
+def differences(config: BaselineConfig, results: list[Result]) -> dict[str, tuple[str, str]]:
+    """Driver, commit and versions that are not the baseline's."""
+    before = {"driver": config.driver, "commit": config.commit} | dict(config.versions)
+    told = {}
+    for name, value in before.items():
+        now = sorted({str(versions_of(result.environment).get(name)) for result in results})
+        if now and now != [str(value)]:
+            told[name] = str(value), " / ".join(now)
+    return told
+
+
+def versions_of(here: Environment) -> dict[str, str | None]:
+    """Of driver, gptbench and libraries."""
+    return {"driver": here.driver, "commit": here.commit} | dict(here.libraries)
+
+
+# Recording
+
+
+def recorded_text(name: str, found: Sequence[Found], command: str) -> str:
+    """A baseline's file, of recorded runs.
+
+    Args:
+        name: the baseline's.
+        command: what makes it, for the first line.
+
+    Raises:
+        UserError: a run does not count, or the runs are not all of one device, power limit and state of the code.
+    """
+    runs = countable(found)
+    here = runs[0].environment
+    groups: list[tuple[dict[str, Any], list[Result]]] = []
+    for result in runs:
+        values = measured(result)
+        same = next((own for known, own in groups if known == values), None)
+        if same is None:
+            groups.append((values, [result]))
+        else:
+            same.append(result)
+    rows: dict[str, Any] = {}
+    for values, own in groups:
+        row = free_name(row_name(own[0]), rows)
+        rows[row] = {"overrides": overrides_of(own[0].command), "config": values, "metrics": metrics_of(own)}
+    content = {
+        "_target_": BaselineConfig.TARGETS[0],
+        "name": name,
+        "device": here.device,
+        "power_limit_w": here.power_limit_w,
+        "driver": here.driver,
+        "commit": here.commit,
+        "versions": here.libraries,
+        "recorded": max(result.started for result in runs)[:10],
+        "read_roof_gb_per_s": rounded(runs[0].roof.gb_per_s),
+        "margins": CPU_MARGINS if here.driver is None else {},
+        "rows": rows,
+    }
+    text = f"# {' '.join(command.split())}\n{OmegaConf.to_yaml(OmegaConf.create(escaped(content)))}"
+    parse_baseline(text)  # nothing is written that could not be read
+    return text
+
+
+def countable(found: Sequence[Found]) -> list[Result]:
+    """Runs that one baseline can be made of."""
+    runs: list[Result] = []
+    for each in found:
+        result = each.record
+        if not isinstance(result, Result):
+            raise UserError(f"{each.path}: expected a run of a model (a baseline is made of such)")
+        if (wrong := problem(result)) is not None:
+            raise UserError(f"{each.path}: it does not count: {wrong}")
+        here, first = result.environment, (runs or [result])[0].environment
+        if here.device != first.device:
+            raise UserError(f"{each.path}: expected runs of one device, and it is of {here.device}, not {first.device}")
+        if not same_limit(here.power_limit_w, first.power_limit_w):
+            limits = f"{watts(here.power_limit_w)}, not {watts(first.power_limit_w)}"
+            raise UserError(f"{each.path}: expected runs at one power limit, and it is at {limits}")
+        for name, version in versions_of(here).items():
+            if version != (other := versions_of(first).get(name)):
+                raise UserError(
+                    f"{each.path}: expected runs of one version of {name}, and it has {version}, not {other}"
+                )
+        runs.append(result)
+    if not runs:
+        raise UserError("no run to make a baseline of")
+    return runs
+
+
+def metrics_of(runs: list[Result]) -> dict[str, dict[str, Any]]:
+    """By metric, of those that all runs of a row have."""
+    kept = {}
+    for metric in KINDS:
+        if (found := moments(runs, metric, by_run=len(runs) > 1)) is not None:
+            numbers = {"value": rounded(found.value), "spread": rounded(found.spread)}
+            kept[metric] = numbers | {"count": found.count, "of": found.of}
+    return kept
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def row_name(result: Result) -> str:
+    """The experiment's that it was asked for by, or what it is of."""
+    for override in result.command:
+        key, _, value = override.partition("=")
+        if key == "experiment":
+            return value
+    names = {group: result.config[group]["name"] for group in ("model", "engine")}
+    return f"{names['model']}-{weights_of(result)}-{names['engine']}-b{result.config['workload']['batch_size']}"
+
+
+def free_name(name: str, taken: dict[str, Any]) -> str:
+    """The name, with a number behind it where another row has it."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
+PLACES = ("tracking", "outputs", "baseline", "sweep", "isolation", "commit", "hydra")
+"""What of a command line changes no number: where records go, what they are compared with, and how jobs are run."""
+
+
+def overrides_of(command: list[str]) -> list[str]:
+    """Of a record's command line, what says what is measured."""
+    config_dir = command[3:5] if command[3:4] == ["--config-dir"] else []
+    given = command[3 + len(config_dir) :]
+    return [*config_dir, *(override for override in given if section_of(override) not in PLACES)]
+
+
+def section_of(override: str) -> str:
+    """`engine` of `+engine.tune=true`, and of `engine=fused`."""
+    return re.split(r"[=./@]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def escaped(value: Any) -> Any:
+    """The same, for OmegaConf to read as it stands: `${` begins an interpolation, and backslashes before it count."""
+    if isinstance(value, dict):
+        return {key: escaped(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [escaped(entry) for entry in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
