@@ -123,6 +123,7 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
         "run_name": None,
         "timeout_s": 10.0,
         "retries": 2,
+        "figures": False,
     }
     return {
         "model": {

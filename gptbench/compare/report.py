@@ -16,7 +16,7 @@ from gptbench.compare.select import Found
 from gptbench.compare.svg import inline
 from gptbench.errors import UserError
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
-from gptbench.record.charts import CHARTS, Run, Target, kernels_figure
+from gptbench.record.charts import CHARTS, KERNELS, Run, Target, kernels_figure
 from gptbench.record.files import problem
 from gptbench.record.kernels import kernel_metrics
 from gptbench.record.labels import labels, weights_of
@@ -83,21 +83,20 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         selectors: as the records were asked for.
         made: when, as it is to be read.
     """
-    records = {str(each.path): each for each in found}  # whoever selects a record twice means it once
-    known = [each for each in records.values() if isinstance(each.record, (Result, Failure))]
-    names = dict(zip((str(each.path) for each in known), labels([each.record for each in known]), strict=True))
-    kernels = [each for each in records.values() if isinstance(each.record, KernelResult)]
-    names |= {str(each.path): f"kernels {each.record.started}" for each in kernels}
+    records = {str(each.path): each.record for each in found}  # whoever selects a record twice means it once
+    known = {path: record for path, record in records.items() if isinstance(record, (Result, Failure))}
+    names = dict(zip(known, labels(known.values()), strict=True))
+    others = {path: f"{record.FILE} {record.started}" for path, record in records.items() if path not in known}
+    named = [((names | others)[path], record) for path, record in records.items()]
     runs = in_order(
         [
-            Run(names[str(each.path)], each.record, targets_of(each.record, baselines))
-            for each in known
-            if isinstance(each.record, Result) and problem(each.record) is None
+            Run(name, record, targets_of(record, baselines))
+            for name, record in named
+            if isinstance(record, Result) and problem(record) is None
         ]
     )
-    timed = [each.record for each in kernels if isinstance(each.record, KernelResult)]
-    measured = [each for each in records.values() if isinstance(each.record, Measured)]
-    same, differing = environments([names[str(each.path)] for each in measured], [each.record for each in measured])
+    kernels = [record for record in records.values() if isinstance(record, KernelResult)]
+    same, differing = environments([(name, record) for name, record in named if isinstance(record, Measured)])
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return page.get_template(TEMPLATE).render(
@@ -108,12 +107,12 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         counted=f"{len(runs)} of {len(known)} runs count" if known else "",
         best=best(runs),
         summary=summary_table(runs),
-        left_out=left_out([(names[path], each.record) for path, each in records.items() if path in names]),
-        pictures=pictures(runs, timed),
-        kernels=kernel_table(timed),
+        left_out=left_out(named),
+        pictures=pictures(runs, kernels),
+        kernels=kernel_table(kernels),
         same=same,
         differing=differing,
-        origins=[origin(names[path], each) for path, each in records.items() if path in names],
+        origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
     )
 
 
@@ -189,12 +188,15 @@ def samples_of(run: Run) -> str:
 
 
 def left_out(named: list[tuple[str, Recorded]]) -> Table:
-    """What counts for nothing, and why."""
-    rows = [
-        [name, record.cause if isinstance(record, Failure) else "does not count", reason, " ".join(record.swept)]
-        for name, record in named
-        if (reason := problem(record)) is not None
-    ]
+    """What counts for nothing, or is not shown, and why."""
+    rows = []
+    for name, record in named:
+        if isinstance(record, Failure):
+            rows.append([name, record.cause, record.reason, " ".join(record.swept)])
+        elif not isinstance(record, (Result, KernelResult)):
+            rows.append([name, "not shown", "no record of one run", " ".join(record.swept)])
+        elif (reason := problem(record)) is not None:
+            rows.append([name, "does not count", reason, " ".join(record.swept)])
     return Table(["run", "what", "why", "overrides"], rows)
 
 
@@ -208,9 +210,8 @@ def pictures(runs: list[Run], kernels: list[KernelResult]) -> list[Picture]:
             made.append(Picture(chart.name, chart.title, chart.explanation, svg))
     figure = kernels_figure(kernels)
     if figure is not None:
-        title = "Kernels by themselves"
         told = "The rate at which each implementation moves the bytes of a call, of the read roof."
-        made.append(Picture("kernels", title, told, inline(figure, "kernels", title)))
+        made.append(Picture("kernels", KERNELS, told, inline(figure, "kernels", KERNELS)))
     return made
 
 
@@ -227,14 +228,13 @@ def kernel_table(results: list[KernelResult]) -> Table:
     return Table(head, rows, {2, 3, 4, 5, 6})
 
 
-def environments(names: list[str], records: Sequence[Recorded]) -> tuple[Table, Table]:
+def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:
     """What was the same for all, and what was not: a row for each run."""
-    places = [place(record) for record in records if isinstance(record, Measured)]
-    keys = list(dict.fromkeys(key for each in places for key in each))
-    values = {key: [each.get(key, "") for each in places] for key in keys}
+    places = [place(record) for _, record in named]
+    values = {key: [each.get(key, "") for each in places] for each in places for key in each}
     same = [[key, each[0]] for key, each in values.items() if len(set(each)) == 1]
-    differing = [key for key, each in values.items() if len(set(each)) > 1]
-    rows = [[name, *(values[key][index] for key in differing)] for index, name in enumerate(names)]
+    differing = {key: each for key, each in values.items() if len(set(each)) > 1}
+    rows = [[name, *cells] for (name, _), *cells in zip(named, *differing.values(), strict=True)]
     return Table(["what", "value"], same), Table(["run", *differing], rows if differing else [])
 
 
@@ -253,6 +253,5 @@ def place(record: Measured) -> dict[str, str]:
     }
 
 
-def origin(label: str, found: Found) -> Origin:
-    record = found.record
-    return Origin(label, record.started, str(found.path), record.identity or "", shlex.join(record.command))
+def origin(label: str, record: Recorded, path: str) -> Origin:
+    return Origin(label, record.started, path, record.identity or "", shlex.join(record.command))

@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import statistics
+import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
-from gptbench.record.charts import draw_compile_stages
+from gptbench.record.charts import draw_compile_stages, write_figures
 from gptbench.record.failure import Failure
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.labels import short_keys, weights_of
@@ -254,7 +255,7 @@ class MLflowTracker(Tracker):
             tags = [RunTag(key, value) for key, value in (record.tags | {NOTE_TAG: note}).items()]
         client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
         with tempfile.TemporaryDirectory() as folder:
-            write_artifacts(result, result_path, Path(folder))
+            write_artifacts(result, result_path, Path(folder), self.config.figures)
             client.log_artifacts(run_id, folder)
         client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
 
@@ -561,8 +562,9 @@ def clean(key: str) -> str:
     return re.sub(r"[^\w.\- ]", "_", key)
 
 
-def write_artifacts(result: Recorded, result_path: Path, folder: Path) -> None:
-    """The record itself, its configuration to run it again, and what is in it as tables, texts and traces."""
+def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: bool) -> None:
+    """The record itself, its configuration to run it again, and what is in it as tables, texts, traces and, if
+    `figures`, pictures."""
     shutil.copyfile(result_path, folder / f"{result.FILE}.json")
     if isinstance(result, SweepRecord):
         write_table(folder / "jobs.csv", *result.table())
@@ -575,6 +577,9 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path) -> None:
     if isinstance(result, KernelResult):
         rows = [asdict(row) for row in all_metrics(result)]
         write_table(folder / "kernels.csv", list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+    if figures and isinstance(result, (Result, KernelResult)):
+        for name, error in write_figures(result, folder / "figures").items():
+            print(f"Not drawn: {name}: {error!r}", file=sys.stderr)
 
 
 def write_run(result: Result, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Pictures of results, drawn by matplotlib: on the report's page, and beside a run in MLflow."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHARTS",
     "COLOURS",
+    "KERNELS",
     "Chart",
     "Run",
     "Target",
@@ -28,8 +30,8 @@ __all__ = [
     "write_figures",
 ]
 
-DPI = 110
-"""Of a picture: some 620 pixels wide."""
+DPI = 130
+"""Of a picture: some 730 pixels wide."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,12 @@ CHARTS = (
     ),
 )
 """In the order of the page."""
+KERNELS = "Kernels by themselves"
+"""Title of the one chart of `task=kernels`."""
 
 
 def kernels_figure(results: Sequence[KernelResult]) -> "Figure | None":
-    """Of `task=kernels`, whose records have no chart else."""
+    """Of `task=kernels`, whose records have no other chart."""
     with styled():
         return cost.kernel_rates(results)
 
@@ -156,19 +160,25 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
     return figure is not None
 
 
-def write_figures(result: Result, folder: Path) -> dict[str, Exception]:
-    """Writes every chart that a run alone has but that of compile time, as PNG. Returns what was raised by those that
-    could not be drawn: the others are there."""
-    run = single(result)
+def write_figures(result: Result | KernelResult, folder: Path) -> dict[str, Exception]:
+    """Writes every chart that a record alone has but that of compile time, as PNG. Returns what was raised by those
+    that could not be drawn: the others are there."""
     failed: dict[str, Exception] = {}
-    for chart in CHARTS:
-        if chart is COMPILE:
-            continue
+
+    def attempt(name: str, title: str, draw: Callable[[], "Figure | None"]) -> None:
         try:
-            figure = chart.draw([run])
+            figure = draw()
             if figure is not None:
                 folder.mkdir(exist_ok=True)
-                write(figure, folder / f"{chart.name}.png", f"{chart.title}: {run.label}")
+                write(figure, folder / f"{name}.png", title)
         except Exception as error:  # a picture is not worth a record
-            failed[chart.name] = error
+            failed[name] = error
+
+    if isinstance(result, KernelResult):
+        attempt("kernels", KERNELS, lambda: kernels_figure([result]))
+    else:
+        run = single(result)
+        for chart in CHARTS:
+            if chart is not COMPILE:
+                attempt(chart.name, f"{chart.title}: {run.label}", functools.partial(chart.draw, [run]))
     return failed

@@ -39,8 +39,8 @@ FONT, SMALL = 10, 9
 """Points. At this width a phone shows them as 8 or 9 pixels."""
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels of one run each."""
-SHORT_NAME, LONGEST_NAME = 16, 60
-"""Characters: of names that stand beside their bar, and of those above it."""
+SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 60, 64
+"""Characters: of names that stand beside their bar, of those above it, and of a line of the legend."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """A text that lines pass behind."""
 BAR = 0.5
@@ -198,8 +198,8 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if drawn:
-        labels = [shortened(label, LONGEST_NAME) for label in drawn]
-        columns = 1 if max(map(len, labels)) > LONGEST_NAME / columns else columns
+        labels = [shortened(label, LONGEST_ENTRY) for label in drawn]
+        columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns - 4 else columns
         figure.legend(list(drawn.values()), labels, loc="outside lower left", ncols=columns, **how)
 
 

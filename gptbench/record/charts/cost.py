@@ -87,7 +87,7 @@ def compile_stages(runs: Sequence[Run]) -> "Figure | None":
 
 def draw_stacked(axes: "Axes", parts: dict[str, list[float]], longest: float) -> None:
     """Bars that are made of parts, one after the other; parts that no bar has are left out."""
-    begins = np.zeros(len(next(iter(parts.values()))))
+    begins = [0.0] * len(next(iter(parts.values())))
     for (name, values), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
         if not any(values):
             continue
@@ -100,7 +100,7 @@ def draw_stacked(axes: "Axes", parts: dict[str, list[float]], longest: float) ->
         for text in axes.bar_label(drawn, told, label_type="center", fontsize=SMALL - 1, color=ink_on(colour)):
             if text.get_text():
                 text.set_bbox(box)
-        begins = begins + np.array(values)
+        begins = [begin + value for begin, value in zip(begins, values, strict=True)]
 
 
 NEEDS = {"weights": "weights", "kv_cache": "KV cache", "workspace": "workspace"}
@@ -118,7 +118,7 @@ def memory(runs: Sequence[Run]) -> "Figure | None":
     figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} GB" for value in measured], rest_in=1.6)
     draw_stacked(axes, parts, longest=2 * max(*measured, *prepared))
     rows = range(len(shown))
-    axes.scatter(prepared, rows, marker="o", s=34, facecolors=PAPER, edgecolors=INK, zorder=3, label="peak, preparing")
+    axes.scatter(prepared, rows, marker="o", s=80, facecolors=PAPER, edgecolors=INK, zorder=3, label="peak, preparing")
     axes.scatter(measured, rows, marker="D", s=34, color=RED, edgecolors=INK, zorder=4, label="peak, in the samples")
     axes.set_xlim(left=0)
     axes.set_xlabel("GB (1e9 bytes)")

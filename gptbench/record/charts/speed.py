@@ -11,6 +11,7 @@ from gptbench.record.charts.canvas import (
     GREY,
     INK,
     LINES,
+    LONGEST_ENTRY,
     LONGEST_NAME,
     MOST_LINES,
     MOST_ROWS,
@@ -45,6 +46,7 @@ SHOWN_STEPS = 0.995
 WIDE = 5.0
 """Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
 SEED = "seed_tokens_per_s"
+SPREAD = "slowest … fastest sample"
 
 
 def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
@@ -79,7 +81,7 @@ def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[
         chosen = [row for row in rows if throttled[row] is which]
         if chosen:
             axes.barh(chosen, [values[row] for row in chosen], height=BAR, color=BLUE, hatch=hatch, label=label)
-    axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label="samples")
+    axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label=SPREAD)
 
 
 def draw_targets(axes: "Axes", runs: list[Run]) -> None:
@@ -173,7 +175,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
         kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
         p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))
         told = f": p50 {short(p50)}, p99 {short(p99)} {unit}"
-        label = shortened(run.label, LONGEST_NAME - len(told)) + told
+        label = shortened(run.label, LONGEST_ENTRY - len(told)) + told
         axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
         beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
     if max(medians) > WIDE * min(medians):
@@ -298,8 +300,8 @@ def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
         mark(axes, some, marker, s=42, color=colour, zorder=3, label=told)
     for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
         axes.annotate(shortened(name, 30), point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
-    axes.margins(0.15, 0.2)
-    axes.set_ylim(bottom=0)
+    axes.margins(x=0.15)
+    axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
     axes.set_xlabel(f"{QUALITIES[metric]} (less is better)")
     axes.set_ylabel("decode tokens/s")
     axes.grid()
