@@ -193,12 +193,12 @@ def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: Baseli
     if outcome is Verdict.unknown:
         side = Ratio(ratio.value, ratio.value, ratio.value).beyond(margin)
         outcome = Verdict.noise if side == 0 else kind.words[side > 0]
-        told = f"one value each, so by the margin of {margin:.3g} alone"
+        told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
         if ratio.low is not None and ratio.high is not None:
             low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
-            told = f"95% interval {low:.2%} to {high:.2%}, margin {margin:.2%}"
+            told = f"95% interval {low:.2%} to {high:.2%}, margin {100 * margin:.3g}%"
         told = f"{outcome.value}: {much} ({told})"
     counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
     return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted)

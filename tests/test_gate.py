@@ -1,0 +1,518 @@
+"""The gate: what is worse than a baseline fails; baselines are recorded, read again, and composed."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from results import made_result
+
+from gptbench.__main__ import main
+from gptbench.commands import gate as command
+from gptbench.commands.gate import gate_command
+from gptbench.compare import Baseline
+from gptbench.compare.baseline import parse_baseline, read_baseline
+from gptbench.compare.gate import Gate, gate, overrides_of, recorded_text
+from gptbench.compare.ratio import Moments, of_groups, of_moments
+from gptbench.compare.select import Found
+from gptbench.config import BaselineConfig, load, register
+from gptbench.errors import ConfigError, UserError
+from gptbench.guard import install
+from gptbench.measure.quality import Predictions
+from gptbench.paths import conf_folder
+from gptbench.record import Result
+from gptbench.terminal import show_result
+from tests.sweeps import PLAIN, SHORT
+
+
+def found(*results: Result) -> list[Found]:
+    return [Found(Path(f"run-{number}.json"), result) for number, result in enumerate(results)]
+
+
+def with_config(result: Result, **groups: dict[str, Any]) -> Result:
+    config = {name: result.config[name] | values for name, values in groups.items()}
+    return replace(result, config=result.config | config)
+
+
+def with_task(result: Result) -> Result:
+    task = {"_target_": "gptbench.measure.Speed", "name": "speed", "breakdown": False, "energy": False}
+    return replace(result, config=result.config | {"task": task})
+
+
+def steady(factor: float = 1.0, **more: Any) -> Result:
+    """A run whose samples differ by a thousandth."""
+    result = with_task(made_result(compiles=(0, 0, 0, 0), **more))
+    steps = [0.01 * factor * (1 + step / 100) for step in range(4)]
+    samples = [
+        replace(sample, step_s=[step * (1 + number / 1000) for step in steps], ttft_s=0.05 * (1 + number / 1000))
+        for number, sample in enumerate(result.samples)
+    ]
+    return replace(result, samples=samples)
+
+
+def baseline_of(*results: Result) -> BaselineConfig:
+    return parse_baseline(recorded_text("made", found(*results), "gptbench gate --record made.yaml"))
+
+
+def failed(held: Gate) -> list[str | None]:
+    return [check.metric for check in held.failed]
+
+
+def test_moments_give_the_interval_of_the_values() -> None:
+    for a, b in (([1.0, 1.1, 1.3], [1.2, 1.5]), ([2.0], [1.0, 1.5, 1.1]), ([1.0], [3.0]), ([1.0, 1.0], [2.0, 2.0])):
+        ratio, expected = of_moments(Moments.of(a), Moments.of(b)), of_groups(a, b)
+        assert ratio.value == pytest.approx(expected.value)
+        assert (ratio.low is None) == (expected.low is None)
+        if ratio.low is not None:
+            assert (ratio.low, ratio.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_the_same_passes() -> None:
+    config = baseline_of(steady())
+    assert not gate(config, found(steady())).failed
+    assert config.device == "Processor X" and config.power_limit_w == 700 and config.versions["torch"] == "2.13.0"
+    row = config.rows["stories15m-bfloat16-inductor-b1"]
+    assert row.overrides == ["model=stories15m", "quant=none"]
+    speed = row.metrics["decode_tokens_per_s"]
+    assert (speed.count, speed.of, row.metrics["compile_cold_s"].count) == (4, "samples", 1)
+    assert 0 < speed.spread < 0.002
+
+
+@pytest.mark.parametrize(
+    ("factor", "lost"),
+    [(1.005, []), (1.03, ["decode_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s"]), (0.9, [])],
+)
+def test_only_what_is_slower_beyond_the_margin_fails(factor: float, lost: list[str]) -> None:
+    held = gate(baseline_of(steady()), found(steady(factor)))
+    assert failed(held) == lost
+    assert all("slower" in check.told and "95% interval" in check.told for check in held.failed)
+
+
+def test_what_lies_within_the_noise_of_the_runs_passes() -> None:
+    noisy = baseline_of(*(steady(factor) for factor in (0.9, 1.0, 1.1)))
+    assert noisy.rows["stories15m-bfloat16-inductor-b1"].metrics["tpot_p50_s"].of == "runs"
+    assert not gate(noisy, found(steady(1.05))).failed, "a single run beside several counts as one value"
+    assert "tpot_p50_s" in failed(gate(noisy, found(steady(2.0))))
+
+
+def test_compile_time_and_memory_of_one_value_each_fail_by_the_margin() -> None:
+    before = steady()
+    config = baseline_of(before)
+    first, second = before.compilations
+    for seconds, lost in ((21.0, []), (23.0, ["compile_cold_s"]), (10.0, [])):
+        now = replace(before, compilations=[replace(first, prepare_s=seconds), second])
+        held = gate(config, found(now))
+        assert failed(held) == lost
+    cold = next(check for check in held.checks if check.metric == "compile_cold_s")
+    assert cold.told == "one value each, so by the margin of 10% alone" and cold.of == "1 run and 1 run"
+    heavy = [replace(sample, peak_memory_bytes=sample.peak_memory_bytes * 102 // 100) for sample in before.samples]
+    held = gate(config, found(replace(before, samples=heavy)))
+    assert failed(held) == ["peak_memory_bytes"] and "more: 2.0" in held.failed[0].told
+
+
+def test_margins_of_the_file_count() -> None:
+    config = baseline_of(steady())
+    assert not gate(replace(config, margins={"speed": 0.05}), found(steady(1.03))).failed
+    with pytest.raises(ConfigError, match=r"baseline.margins.sped=0.1: expected one of speed, compile"):
+        gate(replace(config, margins={"sped": 0.1}), found(steady()))
+    with pytest.raises(ConfigError, match=r"margins\.speed=nan"):
+        replace(config, margins={"speed": float("nan")})
+
+
+def test_a_baseline_from_a_cpu_has_a_wider_margin_for_memory() -> None:
+    result = steady()
+    on_cpu = replace(result, environment=replace(result.environment, driver=None, power_limit_w=None))
+    assert baseline_of(on_cpu).margins == {"memory": 0.1}
+    assert baseline_of(result).margins == {}
+
+
+def with_quality(shift: float = 0.0, kl: float = 0.01) -> Result:
+    nll = [1.0 + shift + token % 7 for token in range(200)]
+    predictions = Predictions(
+        text="text.txt",
+        text_sha256="abc",
+        scored_bytes=800,
+        context=[3, 4],
+        nll=nll,
+        reference_nll=nll,
+        kl=[kl * (1 + token % 3) for token in range(200)],
+        same_top=[token % 50 > 0 for token in range(200)],
+    )
+    return replace(with_config(steady(), task={"_target_": "x", "name": "quality"}), quality=predictions)
+
+
+def test_quality_that_is_lost_fails() -> None:
+    config = baseline_of(with_quality())
+    metrics = config.rows["stories15m-bfloat16-inductor-b1"].metrics
+    assert (metrics["kl_divergence"].of, metrics["kl_divergence"].count) == ("tokens", 200)
+    assert metrics["perplexity"].count == 1
+    assert not gate(config, found(with_quality(0.001, kl=0.0101))).failed
+    assert failed(gate(config, found(with_quality(0.01, kl=0.02)))) == ["perplexity", "kl_divergence"]
+
+
+def test_what_the_baseline_has_and_the_run_has_not_fails() -> None:
+    before = steady()
+    config = baseline_of(before)
+    held = gate(config, found(replace(before, compilations=before.compilations[:1])))
+    assert failed(held) == ["compile_warm_s"] and "the run has not" in held.failed[0].told
+    shared = baseline_of(with_config(before, engine={"fresh_cache": False}))
+    now = replace(with_config(before, engine={"fresh_cache": False}), compilations=before.compilations[1:])
+    assert not gate(shared, found(now)).failed, "what a usual cache holds is nobody's doing"
+
+
+def test_rows_without_a_run_fail_unless_only_part_is_asked_for() -> None:
+    config = baseline_of(steady(), steady(quant="int8"))
+    assert list(config.rows) == ["stories15m-bfloat16-inductor-b1", "stories15m-int8-inductor-b1"]
+    held = gate(config, found(steady()))
+    assert [(check.row, check.metric) for check in held.failed] == [("stories15m-int8-inductor-b1", None)]
+    assert not gate(config, found(steady()), partial=True).failed
+    other = with_config(steady(), model={"n_layers": 5})
+    held = gate(config, found(steady(), steady(quant="int8"), other))
+    assert not held.failed and [why for _, why in held.left_out] == ["the baseline has no row of what it measured"]
+
+
+def test_a_run_that_means_nothing_fails_its_row() -> None:
+    held = gate(baseline_of(steady()), found(steady(finite=False)))
+    assert [check.told for check in held.failed] == ["run-0.json: logits or cached values are not finite"]
+
+
+def test_a_row_that_could_not_be_measured_fails_and_the_others_are_held() -> None:
+    config = baseline_of(steady(), steady(quant="int8"))
+    held = gate(config, found(steady()), [("stories15m-int8-inductor-b1", "exit code 1")])
+    assert [check.told for check in held.failed] == ["exit code 1"]
+    assert len(held.checks) > 5
+
+
+def test_another_device_or_power_limit_is_refused() -> None:
+    config = baseline_of(steady())
+    with pytest.raises(UserError, match="is of Processor X, and this is Processor Z"):
+        gate(config, found(steady(device="Processor Z")))
+    weaker = steady()
+    weaker.environment = replace(weaker.environment, power_limit_w=500.0)
+    with pytest.raises(UserError, match="at 700 W, and this is at 500 W"):
+        gate(config, found(weaker))
+    weaker.environment = replace(weaker.environment, power_limit_w=None)
+    with pytest.raises(UserError, match="no known power limit"):
+        gate(config, found(weaker))
+
+
+def test_other_versions_are_told() -> None:
+    newer = steady(commit="7654321")
+    newer.environment = replace(newer.environment, driver="580.2", libraries={"torch": "2.14.0", "gptbench": "0.1.0"})
+    told = gate(baseline_of(steady()), found(newer)).differences
+    assert told["commit"] == ("1234567", "7654321") and told["torch"] == ("2.13.0", "2.14.0")
+    assert told["driver"] == ("570.1", "580.2") and "gptbench" not in told
+
+
+# Which row a run belongs to
+
+
+def test_a_run_belongs_to_the_row_of_what_it_measured() -> None:
+    baseline = Baseline(baseline_of(steady()))
+    result, row = steady(), "stories15m-bfloat16-inductor-b1"
+    shuffled = replace(
+        result,
+        config={
+            key: dict(reversed(value.items())) if isinstance(value, dict) else value
+            for key, value in reversed(result.config.items())
+        },
+    )
+    assert baseline.row_of(shuffled) == row
+    for same in (
+        {"workload": {"samples": 9, "prompt": [], "prompt_text": "Hello", "name": "mine"}},
+        {"model": {"name": "other", "checkpoint": "/elsewhere"}},
+        {"engine": {"measure_warm_start": False}, "tracking": {"uri": "x"}, "task": {"breakdown": True}},
+        {"model": {"qk_norm": False, "sliding_window": 0}},  # a field that the row does not know, at its default
+        {"sampling": {"stop_tokens": []}},
+    ):
+        assert baseline.row_of(with_config(result, **same)) == row, same
+    for other in (
+        {"model": {"qk_norm": True}},
+        {"model": {"rope_scaling": {"factor": 8.0}}},
+        {"sampling": {"top_k": None}},
+        {"sampling": {"stop_tokens": [2]}},
+        {"workload": {"batch_size": 2}},
+        {"engine": {"scope": "model"}},
+        {"engine": {"_target_": "gptbench.engine.Eager"}},
+        {"device": {"threads": 7}},
+        {"quant": {"_target_": "gptbench.quant.Int8"}},
+    ):
+        assert baseline.row_of(with_config(result, **other)) is None, other
+    assert baseline.row_of(replace(result, prompt=[1, 2])) is None
+    assert baseline.row_of(replace(result, dtype="float32")) is None
+    assert baseline.row_of(replace(result, checkpoint=None)) is None
+
+
+def test_a_row_of_a_later_version_takes_runs_of_an_older_one() -> None:
+    later = with_config(steady(), model={"qkv_bias": False, "head_dim": 0})
+    assert Baseline(baseline_of(later)).row_of(steady()) is not None
+
+
+def test_targets_of_a_row_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = Baseline(baseline_of(steady()))
+    result = steady(1.5)
+    assert baseline.targets(result)["tpot_p50_s"] == pytest.approx(0.01017, rel=1e-3)
+    show_result(result, baseline)
+    row = next(line for line in capsys.readouterr().err.splitlines() if "tpot_p50_s" in line)
+    assert row.split("│")[-2].strip() == "10.17", "in the unit in which the median is shown"
+    assert baseline.targets(steady(quant="int8")) == {}
+
+
+# Recording
+
+
+def test_runs_that_are_not_of_one_place_make_no_baseline() -> None:
+    for other, told in (
+        (steady(device="Processor Z"), "expected runs of one device, and it is of Processor Z, not Processor X"),
+        (steady(commit="7654321"), "expected runs of one version of commit, and it has 7654321, not 1234567"),
+        (steady(finite=False), "it does not count: logits"),
+    ):
+        with pytest.raises(UserError, match=told):
+            baseline_of(steady(), other)
+    weaker = steady()
+    weaker.environment = replace(weaker.environment, power_limit_w=500.0)
+    with pytest.raises(UserError, match="it is at 500 W, not 700 W"):
+        baseline_of(steady(), weaker)
+
+
+def test_the_first_line_says_what_made_it() -> None:
+    text = recorded_text("made", found(steady()), "gptbench gate --record made.yaml a\nb")
+    assert text.splitlines()[0] == "# gptbench gate --record made.yaml a b"
+
+
+def test_only_what_says_what_is_measured_is_measured_again() -> None:
+    command = ["python", "-m", "gptbench", "--config-dir", "mine", "model=demo", "tracking.uri=x", "outputs=o"]
+    command += ["+hydra.run.dir=x", "hydra/launcher=ray", "engine.fresh_cache=true", "sweep.timeout_s=1", "baseline=b"]
+    assert overrides_of(command) == ["--config-dir", "mine", "model=demo", "engine.fresh_cache=true"]
+
+
+ODD = ["a/b", "quo\"ted 'twice'", "${outputs}", "$HOME: [1, {2}]", "\\${x}", "ünï", "-", "yes", "1e3", "#"]
+
+
+def odd(name: str) -> Result:
+    """A run that was asked for with odd words, and is called so."""
+    result = steady()
+    return replace(result, command=[*result.command, f"experiment={name}", f"workload.prompt_text='{name}'"])
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_and_overrides_come_back_as_they_were(name: str) -> None:
+    config = baseline_of(odd(name))
+    assert list(config.rows) == [name]
+    assert config.rows[name].overrides == [*odd(name).command[3:]]
+
+
+HOSTILE = {
+    "target": ("_target_: os.system", "baseline._target_=os.system"),
+    "of a row": ("rows: {a: {_target_: os.system}}", "baseline.rows.a._target_=os.system"),
+    "a row": ("rows: {_target_: {overrides: []}}", "baseline.rows._target_"),
+    "in a config": ("rows: {a: {config: {x: {_partial_: true}}}}", "baseline.rows.a.config.x._partial_"),
+    "environment": ("driver: ${oc.env:AWS_SECRET}", "baseline.driver=${oc.env:AWS_SECRET}"),
+    "command": (
+        "rows: {a: {overrides: [cache, load, evil.tar]}}",
+        "baseline.rows.a.overrides=cache: expected overrides",
+    ),
+    "sweep": ("rows: {a: {overrides: [-m, model=demo]}}", "overrides=-m"),
+    "option": ("rows: {a: {overrides: [--experimental-rerun=x]}}", "overrides=--experimental-rerun=x"),
+    "unknown": ("colour: red", "colour: no such field"),
+    "number": ("rows: {a: {metrics: {ttft_s: {value: -1}}}}", "metrics.ttft_s.value=-1.0: expected a number over 0"),
+    "python": ("driver: !!python/object/apply:os.system [ls]", "not a baseline"),
+    "no mapping": ("[1, 2]", "not a baseline"),
+    "broken": ("rows: {", "not a baseline"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused(case: str) -> None:
+    text, told = HOSTILE[case]
+    start = "" if case in ("target", "no mapping") else "_target_: gptbench.compare.Baseline\n"
+    start += "" if case == "no mapping" else "name: x\ndevice: y\n"
+    with pytest.raises(UserError) as error:
+        parse_baseline(start + text)
+    assert told in str(error.value)
+
+
+def test_a_baseline_is_found_by_file_and_by_name(tmp_path: Path) -> None:
+    assert read_baseline("a100_40gb").targets["llama2_7b/int8"]["seed_tokens_per_s"] == 144
+    with pytest.raises(UserError, match="no such file; expected a baseline's, or one of a100_40gb"):
+        read_baseline("h900")
+    (tmp_path / "bad.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match=r"bad\.yaml: not a baseline"):
+        read_baseline(str(tmp_path / "bad.yaml"))
+    with pytest.raises(UserError, match="it has no rows"):
+        gate(read_baseline("a100_40gb"), [])
+
+
+def test_what_was_recorded_composes(tmp_path: Path) -> None:
+    (tmp_path / "baseline").mkdir()
+    text = recorded_text("mine", found(*(odd(name) for name in ("a/b 'c' ${d} $e",)), steady(quant="int8")), "made")
+    (tmp_path / "baseline" / "mine.yaml").write_text(text)
+    GlobalHydra.instance().clear()
+    register()
+    install()
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        composed = compose("config", ["baseline=mine", f"hydra.searchpath=[{tmp_path}]"], return_hydra_config=False)
+        config = load(composed)
+    assert config.baseline == parse_baseline(text)
+    assert Baseline(config.baseline).row_of(steady(quant="int8")) == "stories15m-int8-inductor-b1"
+
+
+# The command
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str, Result], str]:
+    def saved(name: str, result: Result) -> str:
+        return str(result.save(tmp_path / name))
+
+    return saved
+
+
+Save = Callable[[str, Result], str]
+
+
+def line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return printed
+
+
+def test_command_on_recorded_runs(tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "base" / "mine.yaml")
+    runs = [save(f"run-{number}", steady(1 + number / 2000)) for number in range(3)]
+    assert gate_command(["--record", file, *runs]) == 0
+    assert line(capsys) | {"runs": 0} == {
+        "gate": "recorded", "baseline": file, "device": "Processor X", "rows": 1, "runs": 0
+    }  # fmt: skip
+    assert gate_command(["--baseline", file, *runs]) == 0
+    assert line(capsys)["gate"] == "passed"
+    assert gate_command(["--baseline", file, save("slow", steady(1.2))]) == 1
+    printed = capsys.readouterr()
+    assert "tpot_p50_s: slower: 19.9" in printed.err
+    told = json.loads(printed.out.splitlines()[-1])
+    assert told["gate"] == "failed" and [one["metric"] for one in told["failed"]][:2] == [
+        "decode_tokens_per_s",
+        "tpot_p50_s",
+    ]
+    assert told["failed"][1]["low"] > 1.1 and told["failed"][1]["row"] == "stories15m-bfloat16-inductor-b1"
+    with pytest.raises(UserError, match="it is there already; --force replaces it"):
+        gate_command(["--record", file, *runs])
+    assert gate_command(["--record", file, "--force", runs[0]]) == 0
+    with pytest.raises(UserError, match="never compared across devices"):
+        gate_command(["--baseline", file, save("elsewhere", steady(device="Processor Z"))])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--baseline", "a", "--record", "b"],
+        ["--record", "b"],
+        ["--record", "b", "--run", "x=1", "RUN"],
+        ["--baseline", "a", "--run", "x=1"],
+        ["--baseline", "a", "--force"],
+        ["--record", "b", "--run", "x=1", "--repeats", "0"],
+    ],
+)
+def test_wrong_arguments(arguments: list[str], save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [save("run", steady()) if argument == "RUN" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        gate_command(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("override", ["cache", "-m", "--info"])
+def test_what_is_no_override_is_not_run(override: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected overrides"):
+        gate_command(["--record", str(tmp_path / "x.yaml"), "--run", f"{override} model=demo"])
+    with pytest.raises(ConfigError, match="--set"):
+        gate_command(["--baseline", "a100_40gb", f"--set={override}"])
+
+
+def test_repeats_are_measured_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def stand_in(overrides: list[str]) -> Found:
+        asked.append(overrides)
+        return found(steady(quant=overrides[0].partition("=")[2]))[0]
+
+    monkeypatch.setattr(command, "measure", stand_in)
+    file = tmp_path / "mine.yaml"
+    arguments = ["--record", str(file), "--run", "quant=none", "--run", "quant=int8", "--repeats", "2"]
+    assert gate_command([*arguments, "--set", "tracking=none", "--outputs", "elsewhere"]) == 0
+    assert [one[0] for one in asked] == ["quant=none", "quant=int8"] * 2
+    assert asked[0][1:] == ["tracking=none", "outputs=elsewhere"]
+    assert file.read_text().startswith(f"# gptbench gate --record {file} --run quant=none")
+    assert {row.metrics["ttft_s"].count for row in read_baseline(str(file)).rows.values()} == {2}
+
+
+def test_what_cannot_be_measured_fails_its_row(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "mine.yaml")
+    assert gate_command(["--record", file, save("a", steady()), save("b", steady(quant="int8"))]) == 0
+
+    def stand_in(overrides: list[str]) -> Found:
+        if "quant=int8" in overrides:
+            raise command.NotMeasuredError("exit code 1")
+        return found(steady())[0]
+
+    monkeypatch.setattr(command, "measure", stand_in)
+    assert gate_command(["--baseline", file]) == 1
+    assert [(one["row"], one["reason"]) for one in line(capsys)["failed"]] == [
+        ("stories15m-int8-inductor-b1", "exit code 1")
+    ]
+    monkeypatch.setattr(command, "measure", lambda _: found(steady(device="Processor Z"))[0])
+    with pytest.raises(UserError, match="never compared across devices"):
+        gate_command(["--baseline", file])
+
+
+def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in = tmp_path / "stand_in"
+    for code, told in (
+        ("print('{}'); exit(3)", "exit code 3"),
+        ("print('x'); print('{\"reason\": \"no memory\"}'); exit(1)", "no memory"),
+        ("print('[1]')", "it told of no record"),
+    ):
+        stand_in.write_text(f"#!{sys.executable}\n{code}\n")
+        stand_in.chmod(0o700)
+        with monkeypatch.context() as context:
+            context.setattr(sys, "executable", str(stand_in))
+            with pytest.raises(command.NotMeasuredError, match=told):
+                command.measure(["model=demo"])
+
+
+def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run is measured in a process of its own and recorded, and held against itself, then against planted values."""
+    monkeypatch.chdir(tmp_path)
+
+    def gptbench(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        monkeypatch.setattr(sys, "argv", ["gptbench", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        code = main()
+        printed = capfd.readouterr()
+        return code, json.loads(printed.out) if printed.out else {}, printed.err
+
+    run = [*SHORT, *PLAIN, "workload.samples=2"]
+    code, told, shown = gptbench("gate", "--record", "mine.yaml", "--run", shlex.join(run), "--set", "tracking=none")
+    assert code == 0, shown
+    assert "measuring model=mixtral_tiny" in shown and "decode_tokens_per_s" in shown
+    record, file = told["runs"][0], Path("mine.yaml")
+    code, told, shown = gptbench("gate", "--baseline", "mine.yaml", record)
+    assert code == 0 and told["gate"] == "passed" and told["rows"] == 1, shown
+    text = file.read_text()
+    row = read_baseline("mine.yaml").rows["mixtral_tiny-float32-eager-b1"]
+    assert row.overrides == run
+    file.write_text(text.replace(f"value: {row.metrics['peak_memory_bytes'].value}", "value: 1.0"))
+    code, told, shown = gptbench("gate", "--baseline", "mine.yaml", record)
+    assert code == 1 and [one["metric"] for one in told["failed"]] == ["peak_memory_bytes"], shown
+    file.write_text(text.replace("device: ", "device: Not ", 1))
+    code, _, shown = gptbench("gate", "--baseline", "mine.yaml", record)
+    assert code == 2 and "never compared across devices" in shown
