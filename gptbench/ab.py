@@ -1,8 +1,13 @@
-"""Two configurations measured in turns, in one process: both engines are ready, and their samples alternate."""
+"""Two configurations measured in turns, in one process.
+
+A round makes both engines, one after the other, and lets their samples alternate for as long as making them took. The
+next round makes them anew, in the other order: what a pair of engines differs by that is not their configuration, such
+as where their weights lie, is then another.
+"""
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +16,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gptbench.compare.interleaved import HEADLINE, rows
-from gptbench.compare.ratio import Ratio
 from gptbench.config import Config, KernelsConfig, load
 from gptbench.device import Device
 from gptbench.errors import ConfigError, UserError
@@ -21,14 +25,16 @@ from gptbench.measure.samples import Sample, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.prompt import make_tokenizer, with_prompt
-from gptbench.record.ab import BLOCK, AbResult, Side
+from gptbench.record.ab import BLOCK, AbResult, Round, Side
 from gptbench.reuse import give_back, release
 from gptbench.run import beginning, make_engine, plan, with_engine
 from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages
 
-LEAST_BLOCKS = 6
+LEAST_ROUNDS = 6
 """Before the interval may end it: of fewer, it is narrow by chance too often."""
+LEAST_BLOCKS = 2
+"""Of a round."""
 LEFT_OUT = {"engine.fresh_cache": "false", "engine.measure_warm_start": "false"}
 """What a configuration may ask for that has no place here: compile times are a single run's."""
 
@@ -40,7 +46,7 @@ class Ending:
     half_width: float
     """Of the interval around the ratio of decode tokens/s."""
     budget_s: float
-    """Seconds for the samples."""
+    """Seconds for all rounds, with making the engines. One round there is in any case."""
     margin: float
     """Ratios nearer to 1 count as noise."""
 
@@ -86,7 +92,7 @@ class Contender:
 
     def __init__(self, asked: Asked, watch: CompileWatch, leaving: ExitStack, stages: Stages) -> None:
         self.device: Device = instantiate(asked.config.device)
-        config, resolved, _ = with_engine(asked.config, asked.resolved, self.device)
+        config, self.resolved, _ = with_engine(asked.config, asked.resolved, self.device)
         target(config.engine).begin(config.engine, self.device)
         start = time.perf_counter()
         model = plan(config, self.device)
@@ -94,37 +100,28 @@ class Contender:
         self.engine, _ = make_engine(config, self.device, model, stages.reading)
         leaving.callback(self.engine.release)
         self.device.synchronize()
-        load_s = time.perf_counter() - start
+        self.load_s = time.perf_counter() - start
         self.workload: Workload = instantiate(config.workload, self.device)
         self.sensor: Sensor = sensor_of(self.device)
         self.engine.tune()
-        compilation = prepare(self.engine, watch, empty_cache=False)
+        self.compilation = prepare(self.engine, watch, empty_cache=False)
         warm_up(self.engine, self.workload, watch, self.sensor)
-        self.side = Side(
-            overrides=asked.overrides,
-            config=resolved,
-            dtype=self.device.dtype_name,
-            traffic=traffic(self.engine, self.workload.new_tokens),
-            load_s=load_s,
-            compilation=compilation,
-        )
+
+    def side(self, overrides: list[str]) -> Side:
+        """What is recorded of it."""
+        moved = traffic(self.engine, self.workload.new_tokens)
+        return Side(overrides=overrides, config=self.resolved, dtype=self.device.dtype_name, traffic=moved)
 
     def sample(self, number: int, watch: CompileWatch) -> Sample:
         """One more; the two sides' samples of the same number draw from the same seed."""
         self.device.use()
-        seed = self.workload.config.seed + number
-        taken = take_sample(self.engine, self.workload, seed, watch, self.sensor)
-        self.side.samples.append(taken)
-        return taken
+        return take_sample(self.engine, self.workload, self.workload.config.seed + number, watch, self.sensor)
 
 
-def turns() -> Iterator[str]:
-    """A B B A B A A B B A A B … (Thue and Morse's sequence): in each block of four, what drifts steadily cancels; over
-    blocks, what bends does, too."""
-    number = 0
-    while True:
-        yield "AB"[number.bit_count() % 2]
-        number += 1
+def block(number: int) -> str:
+    """ABBA BAAB BAAB ABBA … (Thue and Morse's sequence): in each block what drifts steadily cancels, over several what
+    bends does, too."""
+    return "ABBA" if number.bit_count() % 2 == 0 else "BAAB"
 
 
 def measure(
@@ -132,14 +129,14 @@ def measure(
     ending: Ending,
     command: list[str],
     stages: Stages,
-    told: Callable[[AbResult, Ratio], None] = lambda *_: None,
+    told: Callable[[AbResult], None] = lambda _: None,
     ready_to_start: Callable[[dict[str, Contender]], None] = lambda _: None,
 ) -> AbResult:
-    """Measures until the interval is narrow enough, the time is over, or Ctrl-C; whole blocks only.
+    """Measures round after round, until the interval is narrow enough, the time is over, or Ctrl-C.
 
     Args:
-        told: is told of each block, outside any timed region.
-        ready_to_start: is given both sides before the first sample: `scripts/ab_trials.py` slows one down here.
+        told: is told of each round that is done.
+        ready_to_start: is given both sides of a round before their first sample: `scripts/ab_trials.py` slows one down.
 
     Raises:
         UserError: one side cannot run, both do not fit together, or are for different devices.
@@ -153,78 +150,88 @@ def measure(
             "device: A and B are on different devices, which do not drift alike; expected the same for both"
         )
     started, surroundings, roof = beginning(first, device, stages, again=first.device.measure_roof)
+    result = AbResult(
+        started=started,
+        command=command,
+        sweep=None,
+        config=asked[0].resolved,
+        environment=surroundings,
+        dtype=device.dtype_name,
+        roof=roof,
+        sides={},
+        half_width=ending.half_width,
+        margin=ending.margin,
+        budget_s=ending.budget_s,
+    )
+    begin = time.perf_counter()
+    try:
+        while not is_enough(result, ending):
+            take_round(result, dict(zip("AB", asked, strict=True)), begin, stages, ready_to_start)
+            result.seconds = time.perf_counter() - begin
+            told(result)
+    except KeyboardInterrupt:
+        result.seconds, result.ended = time.perf_counter() - begin, "interrupted"
+        cut_to_blocks(result)
+        if not result.rounds:
+            raise
+    return result
+
+
+def is_enough(result: AbResult, ending: Ending) -> bool:
+    """Whether the interval is narrow enough, or another round would most likely end after the time; notes which."""
+    done = len(result.rounds)
+    row = next((row for row in rows(result) if row.metric == HEADLINE), None)
+    if row is not None and done >= LEAST_ROUNDS and row.ratio.half_width <= ending.half_width:
+        result.ended = "narrow"
+        return True
+    return done > 0 and result.seconds * (done + 1) / done > ending.budget_s
+
+
+def take_round(
+    result: AbResult,
+    asked: dict[str, Asked],
+    begin: float,
+    stages: Stages,
+    ready_to_start: Callable[[dict[str, Contender]], None],
+) -> None:
+    """Makes both engines, and takes samples in turns. The round is in the result from its beginning on."""
+    number = len(result.rounds)
+    one = Round(built="AB" if number % 2 == 0 else "BA")
     with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
         ready: dict[str, Contender] = {}
-        for name, each in zip("AB", asked, strict=True):
-            stages.start(f"preparing {name}")
-            ready[name] = Contender(each, watch, leaving, stages)
-            stages.done()
+        start = time.perf_counter()
+        for name in one.built:
+            stages.start(f"round {number + 1}: preparing {name}")
+            ready[name] = Contender(asked[name], watch, leaving, stages)
+            one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
+        if not result.sides:
+            result.sides = {name: ready[name].side(asked[name].overrides) for name in "AB"}
+            result.config = result.sides["A"].config
+        built_s = time.perf_counter() - start
         ready_to_start(ready)
-        result = AbResult(
-            started=started,
-            command=command,
-            sweep=None,
-            config=ready["A"].side.config,
-            environment=surroundings,
-            dtype=ready["A"].side.dtype,
-            roof=roof,
-            a=ready["A"].side,
-            b=ready["B"].side,
-            order="",
-            at_s=[],
-            half_width=ending.half_width,
-            margin=ending.margin,
-            budget_s=ending.budget_s,
-            seconds=0.0,
-            ended="budget",
-        )
+        stages.start(f"round {number + 1}: sampling")
         gc.collect()
         gc.freeze()  # what is there now stays: each sample looks for garbage first
         leaving.callback(gc.unfreeze)
-        try:
-            alternate(result, ready, ending, watch, told)
-        except KeyboardInterrupt:
-            cut_to_blocks(result)
-            if not result.order:
-                raise
-            result.ended = "interrupted"
-        return result
-
-
-def alternate(
-    result: AbResult,
-    ready: dict[str, Contender],
-    ending: Ending,
-    watch: CompileWatch,
-    told: Callable[[AbResult, Ratio], None],
-) -> None:
-    """Takes samples in turns, and notes them in the result."""
-    begin = time.perf_counter()
-    turn = turns()
-    while True:
-        for _ in range(BLOCK):
-            name = next(turn)
-            at = time.perf_counter() - begin
-            ready[name].sample(len(ready[name].side.samples), watch)
-            result.order += name
-            result.at_s.append(at)
-        result.seconds = time.perf_counter() - begin
-        found = {row.metric: row for row in rows(result)}
-        if (row := found.get(HEADLINE)) is not None:
-            told(result, row.ratio)
-            if len(result.blocks()) >= LEAST_BLOCKS and row.ratio.half_width <= ending.half_width:
-                result.ended = "narrow"
-                return
-        if result.seconds >= ending.budget_s:
-            return
+        result.rounds.append(one)
+        start = time.perf_counter()
+        while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s:
+            for name in block(len(one.order) // BLOCK + number):
+                at = time.perf_counter() - begin
+                taken = ready[name].sample(len(one.samples[name]), watch)
+                one.samples[name].append(taken)
+                one.order += name
+                one.at_s.append(at)
 
 
 def cut_to_blocks(result: AbResult) -> None:
-    """Leaves out the samples of a block that was not finished."""
-    whole = len(result.order) // BLOCK
-    result.order, result.at_s = result.order[: whole * BLOCK], result.at_s[: whole * BLOCK]
-    for side in result.sides.values():
-        del side.samples[whole * BLOCK // 2 :]
+    """Leaves out the samples of a block that was not finished, and a round without one."""
+    for each in result.rounds:
+        whole = len(each.order) // BLOCK * BLOCK
+        each.order, each.at_s = each.order[:whole], each.at_s[:whole]
+        for samples in each.samples.values():
+            del samples[whole // 2 :]
+    result.rounds = [each for each in result.rounds if each.order]
 
 
 def folder_for(outputs: Path, started: str) -> Path:

@@ -2,7 +2,7 @@
 
     python scripts/ab_trials.py --trials 100 --slower 2% model=demo device=cpu engine=eager
 
-Both engines are made anew for each trial. B's decode steps are followed by so much waiting: on a GPU a kernel that
+B's decode steps are followed by so much waiting: on a GPU a kernel that
 spins, on a CPU a loop. Prints a line for each trial, and at the end how many were said to be what.
 """
 
@@ -12,7 +12,10 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,39 +23,51 @@ from gptbench import ab
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import row_line, share
 from gptbench.compare.interleaved import HEADLINE, rows
+from gptbench.device import Device
+from gptbench.generate import generate
 from gptbench.terminal import stage_bar
 
 
 def slow_down(contender: ab.Contender, part: float) -> None:
     """Makes each decode step of an engine longer by a share of its median."""
-    import torch
+    engine, run = contender.engine, contender.engine.run_decode
+    step_s = median_step(contender)
+    wait = spin_on_gpu(engine.device) if engine.device.is_cuda else spin
+    more = 0.0
 
-    engine = contender.engine
-    step_s = statistics.median(contender.workload.clock.intervals()[1:])  # of the last warm-up
-    run = engine.run_decode
-    if engine.device.is_cuda:
-        cycles = 1_000_000
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(3):  # the last one counts
-            begin.record()
-            torch.cuda._sleep(cycles)
-            end.record()
-            engine.device.synchronize()
-        per_s = cycles / (begin.elapsed_time(end) / 1e3)
-        wait = round(step_s * part * per_s)
-
-        def slowed() -> None:
-            run()
-            torch.cuda._sleep(wait)
-    else:
-
-        def slowed() -> None:
-            run()
-            until = time.perf_counter() + step_s * part
-            while time.perf_counter() < until:
-                pass
+    def slowed() -> None:
+        run()
+        wait(more)
 
     engine.run_decode = slowed  # type: ignore[method-assign]
+    more = max(0.0, step_s * (1 + part) - median_step(contender))  # launching it takes time, too
+
+
+def median_step(contender: ab.Contender) -> float:
+    """Seconds of a decode step, in a generation that is thrown away."""
+    generate(contender.engine, contender.workload)
+    contender.device.synchronize()
+    return statistics.median(contender.workload.clock.intervals()[1:])
+
+
+def spin(seconds: float) -> None:
+    """Keeps a CPU busy."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def spin_on_gpu(device: Device) -> Callable[[float], None]:
+    """A kernel that keeps a GPU waiting for so many seconds."""
+    cycles = 1_000_000
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(3):  # the last one counts
+        begin.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        device.synchronize()
+    per_s = cycles / (begin.elapsed_time(end) / 1e3)
+    return lambda seconds: torch.cuda._sleep(max(1, round(seconds * per_s)))
 
 
 def main() -> None:
@@ -80,7 +95,7 @@ def main() -> None:
         row = next(row for row in rows(result) if row.metric == HEADLINE)
         verdicts[row.verdict.value] += 1
         ratios.append(row.ratio)
-        line = {"trial": number, "blocks": len(result.blocks()), "seconds": round(result.seconds, 2), **row_line(row)}
+        line = {"trial": number, "rounds": len(result.rounds), "seconds": round(result.seconds, 2), **row_line(row)}
         print(json.dumps(line), flush=True)
     narrow = [ratio for ratio in ratios if ratio.half_width <= options.half_width]
     truth = 1 / (1 + (options.slower or 0.0))

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, open_dict
 from gptbench import ab, guard
 from gptbench.commands.compare import row_line, sentence, share, table_of, write_line
 from gptbench.compare.interleaved import HEADLINE, remarks, rows
-from gptbench.compare.ratio import Ratio
 from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
@@ -32,9 +31,9 @@ def ab_command(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="gptbench ab",
-        description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each block of "
-        "four samples gives one ratio; it ends when the 95%% interval around their mean is narrow enough, or the time "
-        "is over.",
+        description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each round makes "
+        "both engines anew and gives one ratio; it ends when the 95%% interval around their mean is narrow enough, or "
+        "the time is over.",
         epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=seed. Both engines "
         "are in memory at once. Compile times are not compared: torch's usual cache is used.",
     )
@@ -44,7 +43,7 @@ def ab_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--half-width", type=share, default=0.005, help="of the interval around the ratio of decode tokens/s: 0.5%%"
     )
-    parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for the samples: 300")
+    parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for all rounds: 300")
     parser.add_argument(
         "--margin", type=share, default=0.005, help="ratios nearer to 1 are noise, however narrow the interval: 0.5%%"
     )
@@ -93,9 +92,11 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         console.print(f"{name}: {' '.join(side.overrides)}", markup=False)
     with stage_bar(3) as stages:
 
-        def told(result: AbResult, ratio: Ratio) -> None:
-            width = "" if ratio.low is None else f", ±{ratio.half_width:.2%}"
-            stages.start(f"{len(result.order) // 4} blocks, {result.seconds:.0f} s: B / A = {ratio.value:.4f}{width}")
+        def told(result: AbResult) -> None:
+            ratio = next((row.ratio for row in rows(result) if row.metric == HEADLINE), None)
+            known = "" if ratio is None else f": B / A = {ratio.value:.4f}"
+            known += "" if ratio is None or ratio.low is None else f" ±{ratio.half_width:.2%}"
+            console.print(f"{len(result.rounds)} rounds, {result.seconds:.0f} s{known}", markup=False, style="dim")
 
         result = ab.measure(sides, ending, command, stages, told)
     outputs = Path(sides[0].config.outputs)
@@ -114,10 +115,10 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     write_line(
         {
-            "a": result.a.overrides,
-            "b": result.b.overrides,
+            "a": result.sides["A"].overrides,
+            "b": result.sides["B"].overrides,
             "metrics": {row.metric: row_line(row) for row in found},
-            "blocks": len(result.blocks()),
+            "rounds": len(result.rounds),
             "seconds": result.seconds,
             "ended": result.ended,
             "remarks": remarks(result),

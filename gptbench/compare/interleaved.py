@@ -1,7 +1,8 @@
 """What an interleaved measurement of A and B tells.
 
-Each block of samples, ABBA or BAAB, gives one ratio; what changes steadily meanwhile changes both sides of it alike. So
-the interval is of independent blocks, however much the device drifts.
+Two engines of the very same configuration differ, too: by where in memory their weights came to lie, up to a percent
+or two for a small model (LOG.md). So each round makes both anew, and gives one ratio; the interval is of rounds. Within
+a round samples come in blocks, ABBA or BAAB, so that what changes steadily changes both sides alike.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from scipy.special import stdtr
 from gptbench.compare.comparison import Row, geometric_mean
 from gptbench.compare.ratio import KINDS, of_pairs, verdict
 from gptbench.measure.samples import Sample
-from gptbench.record.ab import AbResult, Side
+from gptbench.record.ab import AbResult
 from gptbench.record.statistics import speed_metrics
 
 HEADLINE = "decode_tokens_per_s"
@@ -25,17 +26,22 @@ CLOCKS_APART = 0.005
 
 def rows(result: AbResult) -> list[Row]:
     """Each metric of a sample's own times; none without a whole block."""
-    blocks = [tuple([speed_metrics(sample) for sample in side] for side in pair) for pair in result.blocks()]
-    if not blocks:
+    rounds = [blocks for each in result.rounds if (blocks := each.blocks())]
+    if not rounds:
         return []
     found = []
-    for metric in blocks[0][0][0]:
-        a, b = ([[each[metric] for each in pair[side]] for pair in blocks] for side in (0, 1))
-        ratios = [float(np.mean(np.log(b[n])) - np.mean(np.log(a[n]))) for n in range(len(blocks))]
+    for metric in speed_metrics(rounds[0][0][0][0]):
+        ratios: list[float] = []
+        values: tuple[list[float], list[float]] = ([], [])
+        for blocks in rounds:
+            of = [[[speed_metrics(sample)[metric] for sample in side] for side in pair] for pair in blocks]
+            ratios.append(float(np.mean([np.mean(np.log(b)) - np.mean(np.log(a)) for a, b in of])))
+            for side in (0, 1):
+                values[side].extend(value for pair in of for value in pair[side])
         ratio = of_pairs(ratios)
-        middles = [geometric_mean([value for block in side for value in block]) for side in (a, b)]
         told = verdict(ratio, KINDS[metric], result.margin)
-        found.append(Row(metric, middles[0], middles[1], ratio, told, f"{len(blocks)} blocks"))
+        a, b = map(geometric_mean, values)
+        found.append(Row(metric, a, b, ratio, told, f"{len(rounds)} rounds"))
     return found
 
 
@@ -44,32 +50,37 @@ class Drift:
     """A steady change of decode tokens/s."""
 
     change: float
-    """Over the whole measurement, as a share: -0.02 is 2% slower in the end."""
+    """Within rounds, reckoned up to the whole measurement, as a share: -0.02 is 2% slower in the end."""
     probability: float
     """Of a slope as steep as this by chance."""
 
 
 def drift(result: AbResult) -> Drift | None:
-    """By least squares on the logarithms, one slope for both sides; None with less than two blocks."""
+    """By least squares on the logarithms: each side of each round has a level of its own, and all share one slope. None
+    where that leaves nothing to judge it by, or the samples took no time."""
     times: list[float] = []
     values: list[float] = []
-    for name, side in result.sides.items():
-        at = [when for when, whose in zip(result.at_s, result.order, strict=True) if whose == name]
-        rates = [np.log(speed_metrics(sample)[HEADLINE]) for sample in side.samples]
-        own = [(t, r) for t, r, s in zip(at, rates, side.samples, strict=True) if not s.compiles]
-        if len(own) < BLOCKS_FOR_DRIFT * 2:
-            return None
-        times += list(np.array([t for t, _ in own]) - np.mean([t for t, _ in own]))
-        values += list(np.array([r for _, r in own]) - np.mean([r for _, r in own]))
+    levels = 0
+    for each in result.rounds:
+        for name in result.sides:
+            at = [when for when, whose in zip(each.at_s, each.order, strict=True) if whose == name]
+            own = [
+                (when, np.log(speed_metrics(sample)[HEADLINE]))
+                for when, sample in zip(at, each.samples[name], strict=True)
+                if not sample.compiles
+            ]
+            if own:
+                levels += 1
+                times += list(np.array([when for when, _ in own]) - np.mean([when for when, _ in own]))
+                values += list(np.array([rate for _, rate in own]) - np.mean([rate for _, rate in own]))
     x, y = np.array(times), np.array(values)
+    freedom = len(x) - levels - 1
+    if freedom < 1 or not (x * x).sum():
+        return None
     slope = float((x * y).sum() / (x * x).sum())
-    freedom = len(x) - 3  # two means and a slope
     error = float(((y - slope * x) ** 2).sum() / freedom / (x * x).sum()) ** 0.5
     probability = 2 * float(stdtr(freedom, -abs(slope) / error)) if error else float(slope == 0)
-    return Drift(float(np.exp(slope * (max(result.at_s) - min(result.at_s)))) - 1, probability)
-
-
-BLOCKS_FOR_DRIFT = 2
+    return Drift(float(np.exp(slope * result.seconds)) - 1, probability)
 
 
 def remarks(result: AbResult) -> list[str]:
@@ -78,25 +89,25 @@ def remarks(result: AbResult) -> list[str]:
     if (found := drift(result)) is not None and found.probability < SURE and abs(found.change) > result.margin:
         way = "slower" if found.change < 0 else "faster"
         told.append(
-            f"both sides got {way} by {abs(found.change):.1%} over {result.seconds:.0f} s; what is steady of that "
-            "cancels within each block"
+            f"both sides got {way}, at a rate of {abs(found.change):.1%} over {result.seconds:.0f} s; what is steady "
+            "of that cancels within each block"
         )
     told += clock_remarks(result)
-    for name, side in result.sides.items():
-        throttled = [sample for sample in side.samples if sample.throttled]
-        if throttled:
+    for name in result.sides:
+        samples = result.samples(name)
+        if throttled := [sample for sample in samples if sample.throttled]:
             reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
-            told.append(f"{name}: {len(throttled)} of {len(side.samples)} samples throttled ({', '.join(reasons)})")
-        if compiled := sum(1 for sample in side.samples if sample.compiles):
+            told.append(f"{name}: {len(throttled)} of {len(samples)} samples throttled ({', '.join(reasons)})")
+        if compiled := sum(1 for sample in samples if sample.compiles):
             told.append(f"{name}: {compiled} samples compiled something; their blocks are left out")
-        if bad := sum(1 for sample in side.samples if not sample.finite):
+        if bad := sum(1 for sample in samples if not sample.finite):
             told.append(f"{name}: {bad} samples are not finite: these numbers measure nonsense")
     return told
 
 
 def clock_remarks(result: AbResult) -> list[str]:
     """Whether the clock of the processors changed, or was another one for A than for B."""
-    means = {name: [clock for sample in side.samples if (clock := mean_clock(sample))] for name, side in sides(result)}
+    means = {name: [clock for sample in result.samples(name) if (clock := mean_clock(sample))] for name in result.sides}
     if not all(means.values()):
         return []
     told = []
@@ -107,10 +118,6 @@ def clock_remarks(result: AbResult) -> list[str]:
     if max(both) / min(both) - 1 > 2 * CLOCKS_APART:
         told.append(f"the clock went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
     return told
-
-
-def sides(result: AbResult) -> list[tuple[str, Side]]:
-    return list(result.sides.items())
 
 
 def mean_clock(sample: Sample) -> float | None:

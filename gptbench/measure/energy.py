@@ -14,8 +14,8 @@ from gptbench.engine import Engine
 from gptbench.generate import Workload
 from gptbench.measure.sensors import Sensor
 
-SECONDS = 2.0
-"""At least, of each phase: twenty times what lies between two changes of NVML's counter."""
+SECONDS = 4.0
+"""At least, of each phase: on Hopper forty times what lies between two changes of NVML's counter, 0.1 s."""
 SETTLE_S = 0.5
 """After the last work, before the device counts as idle."""
 

@@ -120,7 +120,7 @@ class NvmlSensor(Sensor):
         nvml = self.nvml
         clock = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_SM)
         memory = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_MEM)
-        power = self.told(nvml.nvmlDeviceGetPowerUsage, self.handle)
+        power = self.power_mw()
         heat = self.told(nvml.nvmlDeviceGetTemperature, self.handle, nvml.NVML_TEMPERATURE_GPU)
         reasons = self.told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, self.handle) or 0
         return Reading(
@@ -130,6 +130,14 @@ class NvmlSensor(Sensor):
             temperature_c=None if heat is None else float(heat),
             throttled=tuple(name for name, bit in self.reasons.items() if reasons & bit),
         )
+
+    def power_mw(self) -> int | None:
+        """At this moment, where the GPU tells; else the mean over the last second."""
+        field = getattr(self.nvml, "NVML_FI_DEV_POWER_INSTANT", None)
+        values = None if field is None else self.told(self.nvml.nvmlDeviceGetFieldValues, self.handle, [field])
+        if values and values[0].nvmlReturn == self.nvml.NVML_SUCCESS:
+            return int(values[0].value.uiVal)
+        return self.told(self.nvml.nvmlDeviceGetPowerUsage, self.handle)
 
     def energy_j(self) -> float:
         if self.counter is None:

@@ -14,6 +14,34 @@ BLOCK = 4
 
 
 @dataclass
+class Round:
+    """What was measured with one pair of engines."""
+
+    built: str
+    """AB or BA: whose engine was made first."""
+    order: str = ""
+    """Whose sample came when, such as ABBABAAB."""
+    at_s: list[float] = field(default_factory=list)
+    """When each sample began, in seconds since the first round did."""
+    samples: dict[str, list[Sample]] = field(default_factory=lambda: {"A": [], "B": []})
+    """Of A and of B, in the order in which they were taken."""
+    load_s: dict[str, float] = field(default_factory=dict)
+    """Seconds to make and fill the weights, of each side."""
+    compilations: dict[str, Compilation] = field(default_factory=dict)
+    """From torch's usual compile cache, whatever was in it."""
+
+    def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
+        """A's and B's samples of each whole block during which nothing was compiled."""
+        found = []
+        for number in range(len(self.order) // BLOCK):
+            own = slice(number * BLOCK // 2, (number + 1) * BLOCK // 2)
+            pair = self.samples["A"][own], self.samples["B"][own]
+            if not any(sample.compiles for samples in pair for sample in samples):
+                found.append(pair)
+        return found
+
+
+@dataclass
 class Side:
     """A or B."""
 
@@ -23,12 +51,6 @@ class Side:
     """Resolved."""
     dtype: str
     traffic: Traffic
-    load_s: float
-    """Seconds to make and fill the weights."""
-    compilation: Compilation
-    """From torch's usual compile cache, whatever was in it."""
-    samples: list[Sample] = field(default_factory=list)
-    """In the order in which they were taken."""
 
     def __post_init__(self) -> None:
         self.overrides, self.config = redacted(self.overrides), redacted(self.config)
@@ -40,43 +62,31 @@ class AbResult(Measured):
 
     FILE: ClassVar[str] = "ab"
 
-    a: Side
-    b: Side
-    order: str
-    """Whose sample came when, such as ABBABAAB."""
-    at_s: list[float]
-    """Seconds from the first sample to each."""
+    sides: dict[str, Side]
+    """A and B."""
     half_width: float
     """Of the interval around the ratio of decode tokens/s, at which it was to end."""
     margin: float
     """Ratios nearer to 1 count as noise."""
     budget_s: float
     """Seconds after which it was to end anyway."""
-    seconds: float
-    """That the samples took, with all between them."""
-    ended: str
+    rounds: list[Round] = field(default_factory=list)
+    seconds: float = 0.0
+    """That all rounds took, with making the engines."""
+    ended: str = "budget"
     """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C."""
 
-    @property
-    def sides(self) -> dict[str, Side]:
-        return {"A": self.a, "B": self.b}
-
-    def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
-        """A's and B's samples of each whole block during which nothing was compiled."""
-        found = []
-        for number in range(len(self.order) // BLOCK):
-            own = slice(number * BLOCK // 2, (number + 1) * BLOCK // 2)
-            pair = self.a.samples[own], self.b.samples[own]
-            if not any(sample.compiles for samples in pair for sample in samples):
-                found.append(pair)
-        return found
+    def samples(self, side: str) -> list[Sample]:
+        """A's or B's, of all rounds."""
+        return [sample for each in self.rounds for sample in each.samples[side]]
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
         super().restore(raw)
-        for name in "ab":
-            side = raw[name]
+        for side in raw["sides"].values():
             side["traffic"] = Traffic(**side["traffic"])
-            side["compilation"] = Compilation(**side["compilation"])
-            side["samples"] = [restored_sample(sample) for sample in side["samples"]]
-            raw[name] = Side(**side)
+        raw["sides"] = {name: Side(**side) for name, side in raw["sides"].items()}
+        for each in raw["rounds"]:
+            each["samples"] = {name: [restored_sample(one) for one in of] for name, of in each["samples"].items()}
+            each["compilations"] = {name: Compilation(**one) for name, one in each["compilations"].items()}
+        raw["rounds"] = [Round(**each) for each in raw["rounds"]]

@@ -27,7 +27,7 @@ def load_record(path: Path) -> Recorded:
         keys = set()  # `load` tells what is wrong
     if "kernels" in keys:
         return KernelResult.load(path)
-    if "order" in keys:
+    if "rounds" in keys:
         return AbResult.load(path)
     if "cause" in keys:
         return Failure.load(path)
@@ -61,9 +61,10 @@ def problem(record: Recorded) -> str | None:
         if not any(timing.median_s is not None for kernel in record.kernels for timing in kernel.timings.values()):
             return "nothing was measured"
     if isinstance(record, AbResult):
-        if not all(sample.finite for side in record.sides.values() for sample in side.samples):
+        if not all(sample.finite for name in record.sides for sample in record.samples(name)):
             return "logits or cached values are not finite"
-        return None if record.blocks() else "no whole block was measured without compiling"
+        whole = any(each.blocks() for each in record.rounds)
+        return None if whole else "no whole block was measured without compiling"
     return record.reason if isinstance(record, Failure) else None
 
 
