@@ -1,13 +1,21 @@
 """Results that look as if they had been measured."""
 
+import math
 from typing import Any
 
 from gptbench.checkpoint import Loaded
+from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation
+from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.environment import Environment
+from gptbench.measure.kernels import KernelTimes, Timing
+from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, WarmUp
+from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
+from gptbench.record.failure import Cause, Failure
+from gptbench.record.kernels import KernelResult
 from gptbench.record.result import Result
 
 PROMPT, NEW_TOKENS = [1, 15043, 29892], 5
@@ -26,6 +34,11 @@ def made_result(
     sweep: str | None = None,
     outputs: str = "outputs",
     tracking: dict[str, Any] | None = None,
+    model: str = "stories15m",
+    engine: str = "inductor",
+    top_k: int | None = 200,
+    temperature: float = 0.8,
+    perplexity: float | None = None,
 ) -> Result:
     """A run of stories15m in bfloat16 or int8, compiled by Inductor, on one GPU.
 
@@ -35,6 +48,8 @@ def made_result(
         compiles: what was compiled during each sample; by default there are three samples, and the second is invalid.
         finite: whether the last sample's numbers are.
         tracking: fields of `MLflowConfig` that differ from its defaults; None is no tracking.
+        model, engine: names alone.
+        perplexity: that of a text of four tokens; None is a run that predicted none.
     """
     environment = Environment(
         commit=commit,
@@ -67,14 +82,18 @@ def made_result(
             )
         )
     first = len(PROMPT)
+    config = made_config(quant, outputs, tracking)
+    config["model"]["name"], config["engine"]["name"] = model, engine
+    config["sampling"] |= {"top_k": top_k, "temperature": temperature}
     return Result(
+        quality=None if perplexity is None else made_predictions(perplexity),
         prompt=PROMPT,
         prompt_text="Once",
         checkpoint=Loaded("/checkpoints/stories", ["model.safetensors"], 30_000_000, "abc"),
         started=started,
         command=["python", "-m", "gptbench", "model=stories15m", f"quant={quant}"],
         sweep=sweep,
-        config=made_config(quant, outputs, tracking),
+        config=config,
         environment=environment,
         dtype="bfloat16",
         roof=Roof(device, 4000.0, "gptbench.kernels.read_reduce", 2**32, [0.0011, 0.00107], started, environment),
@@ -110,6 +129,82 @@ def made_result(
         ],
         warm_ups=[WarmUp(0.12, 0)],
         samples=samples,
+    )
+
+
+def made_predictions(perplexity: float) -> Predictions:
+    return Predictions(
+        "text.txt", "abc", 16, [1, 4], nll=[math.log(perplexity)] * 4, kl=[0.25] * 4, same_top=[True] * 4
+    )
+
+
+def made_breakdown(kernels: int = 3) -> Breakdown:
+    """A step of 100 µs for each kernel, each of which runs twice, 10 µs less than the one before it; of the first it is
+    known what it reads."""
+    launches, start = [], 0.0
+    for number in range(2 * kernels):
+        kernel = number // 2
+        duration = (45 - 5 * kernel) * 1e-6
+        launches.append(Launch(f"kernel_{kernel}", start, duration, None, 40_000 if kernel == 0 else None))
+        start += duration + 1e-6
+    return Breakdown(position=7, step_s=1e-4 * kernels, launches=launches)
+
+
+def made_energy() -> Energy:
+    """At 60 W while idle: 0.5 J per token of decode and 0.125 J of prefill."""
+    return Energy("a counter", 60.0, prefill=Spent(185.0, 2.0, 520), decode=Spent(220.0, 2.0, 200))
+
+
+def made_state(throttled: bool = False) -> DeviceState:
+    return DeviceState(
+        at_s=[0.0, 0.03, 0.06],
+        clock_mhz=[1980.0, 1970.0, 1755.0],
+        power_w=[300.0, 500.0, 690.0],
+        temperature_c=[40.0, 45.0, 50.0],
+        throttled=["power cap"] if throttled else [],
+    )
+
+
+def made_kernels() -> KernelResult:
+    """Two kernels: our own at a half and three quarters of the read roof, the library's at a quarter of it."""
+    run = made_result()
+
+    def timed(share: float) -> Timing:
+        return Timing(seconds=[4_000_000 / (share * run.roof.gb_per_s * 1e9)] * 3)
+
+    def times(label: str, **timings: Timing) -> KernelTimes:
+        name = label.partition("/")[0]
+        return KernelTimes(name, {"D": 1024}, "bfloat16", label, 4_000_000, 2_000_000, 3, timings)
+
+    return KernelResult(
+        started=run.started,
+        command=["python", "-m", "gptbench", "task=kernels"],
+        sweep=None,
+        config=run.config,
+        environment=run.environment,
+        dtype="bfloat16",
+        roof=run.roof,
+        wall_s=3.0,
+        peak_flops=None,
+        kernels=[
+            times("gemv/D1024/bfloat16", kernel=timed(0.75), library=timed(0.25)),
+            times("layer_norm/D1024/bfloat16", kernel=timed(0.5)),
+        ],
+    )
+
+
+def made_failure() -> Failure:
+    run = made_result(temperature=2.0)
+    run.config["device"]["dtype"] = "bfloat16"
+    return Failure(
+        started=run.started,
+        command=run.command,
+        sweep=None,
+        config=run.config,
+        swept=["sampling.temperature=2"],
+        cause=Cause.killed.value,
+        reason="signal 9 (SIGKILL)",
+        seconds=1.5,
     )
 
 

@@ -1,49 +1,334 @@
 """Pictures: what is drawn is what was measured."""
 
+import dataclasses
+import io
+import math
+import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from gptbench.measure.compilation import STAGES
-from gptbench.record.charts import COLOURS, compile_bars, draw_compile_stages
-from tests.results import made_result
+from gptbench.record.charts import (
+    CHARTS,
+    COLOURS,
+    Run,
+    Target,
+    canvas,
+    compile_bars,
+    cost,
+    draw_compile_stages,
+    kernels_figure,
+    speed,
+    styled,
+    write_figures,
+)
+from gptbench.record.labels import labels
+from gptbench.record.result import Result
+from gptbench.record.statistics import sample_metrics, summary
+from tests.results import (
+    made_breakdown,
+    made_energy,
+    made_kernels,
+    made_result,
+    made_state,
+)
+
+DRAWN = {chart.name: chart for chart in CHARTS}
 
 
-def test_compile_time_is_drawn_by_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def runs_of(results: Sequence[Result]) -> list[Run]:
+    return [Run(label, result) for label, result in zip(labels(results), results, strict=True)]
+
+
+def draw(name: str, *results: Result) -> Figure:
+    """A chart that is there, and can be laid out and written."""
+    figure = DRAWN[name].draw(runs_of(results))
+    assert figure is not None
+    return written(figure)
+
+
+def written(figure: Figure) -> Figure:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of the layout, for one: too little room
+        with styled():
+            figure.savefig(io.BytesIO(), format="svg")
+    return figure
+
+
+def bars(axes: Axes) -> list[tuple[float, float, float]]:
+    """Row, beginning and length of each."""
+    found = [
+        (round(bar.get_y() + bar.get_height() / 2, 6), bar.get_x(), bar.get_width())
+        for container in axes.containers
+        if isinstance(container, BarContainer)
+        for bar in container
+    ]
+    return sorted(found)
+
+
+def marks(axes: Axes, label: str) -> list[tuple[float, float]]:
+    """Points of the marker whose label begins so, by row."""
+    (found,) = (
+        each
+        for each in axes.collections
+        if isinstance(each, PathCollection) and str(each.get_label()).startswith(label)
+    )
+    points = [(float(x), float(y)) for x, y in np.asarray(found.get_offsets())]
+    return sorted(points, key=lambda point: point[1])
+
+
+def texts(figure: Figure) -> list[str]:
+    """All that is written, but in legends."""
+    ticks = [tick.get_text() for axes in figure.axes for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    axes_texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    names = [
+        f() for axes in figure.axes for f in (axes.get_xlabel, axes.get_ylabel, lambda a=axes: a.get_title("left"))
+    ]
+    above = [] if figure.get_suptitle() == "" else [figure.get_suptitle()]
+    return [text for text in (*ticks, *axes_texts, *names, *above) if text]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for each in figure.legends for text in each.get_texts()]
+
+
+def many(count: int) -> list[Result]:
+    """Each slower than the one before it."""
+    return [made_result(step_s=0.001 * (1 + n / 10), temperature=(n + 1) / 100) for n in range(count)]
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    for chart in CHARTS:
+        assert chart.draw([]) is None
+    assert kernels_figure([]) is None
+
+
+def test_a_run_alone_has_the_charts_that_compare_none() -> None:
+    told = {chart.name for chart in CHARTS if chart.draw(runs_of([made_result()])) is not None}
+    assert told == {"tokens_per_s", "mbu", "latency", "distribution", "compile", "memory"}
+
+
+def test_a_run_without_a_valid_sample_has_no_times() -> None:
+    invalid = made_result(compiles=(1, 2))
+    told = {chart.name for chart in CHARTS if chart.draw(runs_of([invalid])) is not None}
+    assert told == {"compile"}
+
+
+def test_decode_speed_stands_beside_its_own_limit() -> None:
+    results = [made_result(step_s=0.01), made_result(step_s=0.005, quant="int8")]
+    (axes,) = draw("tokens_per_s", *results).axes
+    medians = [summary(result)["decode_tokens_per_s"] for result in results]
+    assert bars(axes) == [(row, 0, pytest.approx(median)) for row, median in enumerate(medians)]
+    limits = [1 / (np.mean(result.traffic.steps) / 4000e9) for result in results]
+    assert marks(axes, "limit") == [(pytest.approx(limit), row) for row, limit in enumerate(limits)]
+    (whiskers,) = (each for each in axes.containers if isinstance(each, ErrorbarContainer))
+    reach = [segment[:, 0].tolist() for segment in whiskers.lines[2][0].get_segments()]
+    rates = [
+        [sample_metrics(result, sample)["decode_tokens_per_s"] for sample in result.samples if not sample.compiles]
+        for result in results
+    ]
+    assert reach == [[pytest.approx(min(each)), pytest.approx(max(each))] for each in rates]
+
+
+def test_targets_of_the_whole_call_stand_beside_its_rate() -> None:
+    results = runs_of([made_result(step_s=0.01), made_result(step_s=0.005, quant="int8")])
+    targets = (Target("seed_tokens_per_s", 60.0, "Processor Z"), Target("seed_gb_per_s", 1.0, "Processor Z"))
+    figure = DRAWN["tokens_per_s"].draw([results[0], replace(results[1], targets=targets)])
+    assert figure is not None
+    (axes,) = figure.axes
+    assert marks(axes, "target, prefill included (Processor Z)") == [(60.0, 1)]
+    assert marks(axes, "measured, prefill included") == [(results[1].summary["seed_tokens_per_s"], 1)]
+
+
+def test_utilisation_is_drawn_to_the_read_roof() -> None:
+    result = made_result(step_s=1e-5)
+    (axes,) = draw("mbu", result).axes
+    assert bars(axes) == [(0, 0, pytest.approx(100 * summary(result)["mbu"]))]
+    roof = next(line for line in axes.lines if line.get_label() == "read roof")
+    assert list(roof.get_xdata()) == [100, 100]
+    assert axes.get_xlim()[1] > 100
+
+
+def test_runs_that_were_throttled_are_hatched() -> None:
     result = made_result()
-    drawn: dict[str, list[float]] = {}
-    barh = Axes.barh
+    result.samples[0].state = made_state(throttled=True)
+    figure = draw("mbu", result, made_result(quant="int8"))
+    hatched = {
+        round(bar.get_y() + bar.get_height() / 2): bool(bar.get_hatch())
+        for container in figure.axes[0].containers
+        if isinstance(container, BarContainer)
+        for bar in container
+    }
+    assert hatched == {0: True, 1: False}
+    assert "throttled in some sample" in legend(figure)
 
-    def watched(self: Axes, y: object, width: list[float], **how: object) -> object:
-        drawn[str(how["label"])] = width
-        left = how["left"]
-        assert isinstance(left, list)
-        assert left == [sum(widths[bar] for widths in list(drawn.values())[:-1]) for bar in range(2)], "stacked"
-        return barh(self, y, width, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Axes, "barh", watched)
+def test_latency_is_median_and_range_over_positions() -> None:
+    result = made_result(step_s=0.01, compiles=(0, 0, 0))
+    (axes,) = draw("latency", result).axes
+    middle, least = axes.lines[:2]
+    assert list(middle.get_xdata()) == result.traffic.positions_filled
+    assert list(middle.get_ydata()) == pytest.approx([1e3 * step for step in result.samples[1].step_s])
+    assert list(least.get_ydata()) == pytest.approx([moved / 4000e9 * 1e3 for moved in result.traffic.steps])
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(10.0)
+    assert heights.max() == pytest.approx(12 * 1.03)
+    assert axes.get_ylim()[0] == 0
+
+
+def test_long_runs_are_thinned() -> None:
+    x = np.arange(10_000.0)
+    where, least = speed.thinned(x, x % 100, np.min)
+    assert len(where) == len(least) == speed.MOST_POINTS
+    assert least.max() == 75
+    few = speed.thinned(x[:5], x[:5], np.median)
+    assert few[0].tolist() == few[1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_distribution_is_that_of_all_valid_steps() -> None:
+    result = made_result(step_s=0.01)
+    figure = draw("distribution", result)
+    (axes,) = figure.axes
+    steps = sorted(step for sample in result.samples if not sample.compiles for step in sample.step_s)
+    line = axes.lines[0]
+    assert list(line.get_xdata()) == pytest.approx([1e3 * step for step in steps])
+    assert list(line.get_ydata()) == pytest.approx([100 * (n + 1) / len(steps) for n in range(len(steps))])
+    numbers = summary(result)
+    told = f"p50 {canvas.short(numbers['tpot_p50_s'] * 1e3)}, p99 {canvas.short(numbers['tpot_p99_s'] * 1e3)} ms"
+    assert told in legend(figure)[0]
+
+
+def test_distribution_says_what_it_does_not_show() -> None:
+    result = made_result(compiles=(0,))
+    steps = 1000
+    result.samples[0].step_s = [0.001] * (steps - 2) + [0.5, 0.7]
+    result.traffic = replace(
+        result.traffic, positions_read=list(range(steps)), positions_filled=list(range(1, steps + 1))
+    )
+    figure = draw("distribution", result)
+    assert figure.axes[0].get_xlim()[1] < 2
+    assert "decode step, ms; 2 of 1000 are longer than is shown" in texts(figure)
+
+
+def test_slow_and_fast_runs_share_a_logarithmic_axis() -> None:
+    assert draw("distribution", made_result(), made_result(quant="int8")).axes[0].get_xscale() == "linear"
+    both = made_result(step_s=0.1), made_result(step_s=0.001, quant="int8")
+    (axes,) = draw("distribution", *both).axes
+    assert axes.get_xscale() == "log"
+    assert {"1", "10", "100"} <= {tick.get_text() for tick in axes.get_xticklabels()}
+    assert draw("latency", *both).axes[0].get_yscale() == "log"
+
+
+def test_heat_map_has_the_median_of_each_cell() -> None:
+    sweep = [
+        made_result(step_s=0.001 * top_k * temperature, top_k=top_k, temperature=temperature)
+        for top_k in (1, 5, 50)
+        for temperature in (0.5, 1.0)
+    ]
+    unlimited = made_result(step_s=0.01, top_k=None, temperature=0.0)
+    again = made_result(step_s=0.03, top_k=None, temperature=0.0)
+    figure = draw("heat_map", *sweep, unlimited, again)
+    (axes,) = figure.axes
+    (mesh,) = (each for each in axes.collections if isinstance(each, QuadMesh))
+    found = np.ma.getmaskarray(mesh.get_array())
+    assert found.tolist() == [[True, False, False]] * 3 + [[False, True, True]], "rows top_k, columns temperature"
+    rate = [summary(result)["decode_tokens_per_s"] for result in (*sweep, unlimited, again)]
+    grid = mesh.get_array()
+    assert grid[0, 1:].tolist() == pytest.approx(rate[:2])
+    assert grid[2, 1:].tolist() == pytest.approx(rate[4:6])
+    assert grid[3, 0] == pytest.approx(np.median(rate[6:]))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["greedy", "0.5", "1"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "5", "50", "all"]
+    assert [text.get_text() for text in axes.texts].count("–") == found.sum(), "an empty cell is to be seen"
+    assert canvas.short(rate[0]) in texts(figure)
+
+
+def test_there_is_a_heat_map_for_each_setting_of_all_else() -> None:
+    sweep = [made_result(quant=quant, top_k=top_k) for quant in ("none", "int8") for top_k in (1, 5, 50)]
+    figure = draw("heat_map", *sweep)
+    assert [axes.get_title("left") for axes in figure.axes] == ["bfloat16", "int8"]
+    assert DRAWN["heat_map"].draw(runs_of(sweep[1:3])) is None, "two cells are no map"
+
+
+def test_quality_is_drawn_with_its_front() -> None:
+    ways = {"none": (0.010, 10.0), "int8": (0.006, 10.5), "int4": (0.005, 12.0), "nf4": (0.008, 12.5)}
+    results = [made_result(quant=quant, step_s=step, perplexity=value) for quant, (step, value) in ways.items()]
+    figure = draw("pareto", *results)
+    (axes,) = figure.axes
+    rates = [summary(result)["decode_tokens_per_s"] for result in results]
+    on, behind = marks(axes, "on the front"), marks(axes, "behind it")
+    assert on == [
+        (pytest.approx(value), pytest.approx(rate)) for value, rate in zip((10, 10.5, 12), rates, strict=False)
+    ]
+    assert behind == [(pytest.approx(12.5), pytest.approx(rates[3]))]
+    line = axes.lines[0]
+    assert list(line.get_xdata()) == pytest.approx([10, 10.5, 12, 12.5])
+    assert list(line.get_ydata()) == pytest.approx([*rates[:3], rates[2]])
+    assert [text.get_text() for text in axes.texts] == ["bfloat16", "int8", "int4", "nf4"]
+    assert axes.get_xlabel().startswith("perplexity")
+
+
+def test_quality_of_random_tokens_is_their_divergence() -> None:
+    results = [made_result(quant=quant, perplexity=10) for quant in ("none", "int8")]
+    for result in results:
+        assert result.quality is not None
+        result.quality.text = None
+    assert draw("pareto", *results).axes[0].get_xlabel().startswith("KL divergence")
+    assert DRAWN["pareto"].draw(runs_of(results[:1])) is None, "one way to store weights is no comparison"
+
+
+def test_names_of_neighbours_do_not_lie_on_each_other() -> None:
+    results = [made_result(quant=f"int{n}", step_s=0.01 + n / 1e5, perplexity=10 + n / 50) for n in range(6)]
+    figure = draw("pareto", *results)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
+
+
+def test_models_have_panels_of_their_own() -> None:
+    results = [
+        made_result(model=model, quant=quant, perplexity=10)
+        for model in ("demo", "other")
+        for quant in ("none", "int8")
+    ]
+    assert [axes.get_title("left") for axes in draw("pareto", *results).axes] == ["demo", "other"]
+
+
+def test_compile_time_is_stacked_by_stage() -> None:
+    result = made_result()
+    figure = draw("compile", result)
+    (axes,) = figure.axes
+    for row, compilation in enumerate(result.compilations):
+        begin = 0.0
+        expected = []
+        for stage in STAGES:
+            expected.append((begin, compilation.costs_s.get(stage, 0.0)))
+            begin += expected[-1][1]
+        drawn = [(x, width) for at, x, width in bars(axes) if at == row and width]
+        assert drawn == [pytest.approx(each) for each in expected if each[1]]
+    assert [label for label, _ in compile_bars(result)] == ["cold", "warm, second process"]
+    assert {"20 s", "3 s"} <= set(texts(figure))
+
+
+def test_compile_time_is_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "compile.png"
-    assert draw_compile_stages(result, path)
-    cold, warm = result.compilations
-    for stage in STAGES:
-        values = [cold.costs_s[stage], warm.costs_s.get(stage, 0.0)]
-        assert drawn.get(stage, [0.0, 0.0]) == values
-    assert [label for label, _ in compile_bars(result)] == ["cold\n20 s", "warm, second process\n3 s"]
+    assert draw_compile_stages(made_result(), path)
     image = imread(path)
-    assert image.shape[1] > 1000
-    for stage in drawn:
+    assert image.shape[1] == 702
+    for stage in ("tracing", "lowering", "kernels", "tuning"):
         colour = matplotlib.colors.to_rgb(COLOURS[STAGES.index(stage)])
         assert (abs(image[..., :3] - colour).max(-1) < 0.01).mean() > 0.001, f"{stage} is to be seen"
-
-
-def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    result = made_result()
-    result.config["model"]["name"] = "a$b_{$"  # is no formula
-    assert draw_compile_stages(result, tmp_path / "compile.png")
 
 
 def test_nothing_compiled_is_not_drawn(tmp_path: Path) -> None:
@@ -51,3 +336,167 @@ def test_nothing_compiled_is_not_drawn(tmp_path: Path) -> None:
     nothing = replace(result, compilations=[replace(result.compilations[0], cache="none")])
     assert not draw_compile_stages(nothing, tmp_path / "compile.png")
     assert not (tmp_path / "compile.png").exists()
+
+
+def test_memory_is_what_was_expected_and_what_was_seen() -> None:
+    result = made_result()
+    (axes,) = draw("memory", result).axes
+    needs = list(result.memory_need_bytes.values())
+    begins = [sum(needs[:n]) / 1e9 for n in range(3)]
+    assert bars(axes) == [
+        (0, pytest.approx(x), pytest.approx(need / 1e9)) for x, need in zip(begins, needs, strict=True)
+    ]
+    assert marks(axes, "peak, in the samples") == [(pytest.approx(summary(result)["peak_memory_bytes"] / 1e9), 0)]
+    assert marks(axes, "peak, preparing") == [(0.2, 0)]
+
+
+def test_a_step_is_drawn_by_kernel() -> None:
+    result = made_result()
+    result.breakdown = made_breakdown()
+    figure = draw("breakdown", result)
+    (axes,) = figure.axes
+    gaps = 300 - 90 - 80 - 70
+    assert bars(axes) == [(row, 0, pytest.approx(us)) for row, us in enumerate((90, 80, 70, gaps))]
+    assert marks(axes, "least time") == [(pytest.approx(80_000 / 4000e9 * 1e6), 0)]
+    assert "kernel_0 ×2" in texts(figure)
+
+
+def test_small_kernels_are_one_row() -> None:
+    rows = cost.step_parts(made_breakdown(kernels=8), 4000.0)
+    assert len(rows) == 8 + 1
+    step = made_breakdown(kernels=8)
+    for number, launch in enumerate(step.launches):
+        launch.name += f"_{number}"
+    rows = cost.step_parts(step, 4000.0)
+    assert [name for name, *_ in rows[-2:]] == ["7 others", cost.GAPS]
+    assert len(rows) == cost.MOST_KERNELS + 1
+    assert sum(us for _, us, _ in rows) == pytest.approx(step.step_s * 1e6)
+
+
+def test_energy_is_per_token() -> None:
+    result = made_result()
+    result.energy = made_energy()
+    figure = draw("energy", result)
+    assert [length for _, _, length in bars(figure.axes[0])] == pytest.approx([0.5, 0.125])
+    assert "idle 60 W" in texts(figure)
+
+
+def test_states_follow_one_another() -> None:
+    result = made_result()
+    for number, sample in enumerate(result.samples):
+        sample.state = made_state(throttled=number == 2)
+    figure = draw("device_state", result)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["clock, MHz", "power, W", "temperature, °C"]
+    line, crosses = figure.axes[0].lines
+    begins = np.cumsum([0, *(sample.call_s for sample in result.samples[:2])])
+    assert list(line.get_xdata()) == pytest.approx([begin + at for begin in begins for at in (0, 0.03, 0.06)])
+    assert list(line.get_ydata()) == [1980, 1970, 1755] * 3
+    assert list(crosses.get_ydata()) == [1980, 1970, 1755]
+    assert crosses.get_xdata()[0] == pytest.approx(begins[2])
+
+
+def test_what_a_device_does_not_tell_is_not_drawn() -> None:
+    result = made_result()
+    for sample in result.samples:
+        sample.state = replace(made_state(), power_w=[], temperature_c=[40.0])  # not at every reading
+    assert [axes.get_ylabel() for axes in draw("device_state", result).axes] == ["clock, MHz"]
+
+
+def test_kernels_stand_below_the_read_roof() -> None:
+    figure = kernels_figure([made_kernels()])
+    assert figure is not None
+    (axes,) = written(figure).axes
+    assert marks(axes, "kernel") == [(pytest.approx(75), 0), (pytest.approx(50), 1)]
+    assert marks(axes, "library") == [(pytest.approx(25), 0)]
+
+
+@pytest.mark.parametrize("name", ["a$b_{$", "<script>", "x" * 300, "模型"])
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    results = [made_result(model=model, perplexity=10, quant=q) for model in (name, "b") for q in ("none", "int8")]
+    for chart in CHARTS:
+        figure = chart.draw(runs_of(results))
+        if figure is not None:
+            with styled():
+                figure.savefig(io.BytesIO(), format="svg")
+    assert any(name[:8] in text for text in texts(draw("mbu", *results)))
+
+
+def test_of_many_runs_the_fastest_are_drawn() -> None:
+    results = many(40)
+    bars_of, lines_of = draw("tokens_per_s", *results), draw("latency", *results)
+    assert len(bars(bars_of.axes[0])) == canvas.MOST_ROWS
+    assert f"the {canvas.MOST_ROWS} fastest of 40" in texts(bars_of)
+    assert len(lines_of.axes[0].collections) == canvas.MOST_LINES
+    assert f"the {canvas.MOST_LINES} fastest of 40" in texts(lines_of)
+    kept = labels(results)[: canvas.MOST_LINES]
+    assert legend(lines_of)[: canvas.MOST_LINES] == kept
+    for name in ("mbu", "distribution", "compile", "memory"):
+        figure = draw(name, *results)
+        assert any("fastest of 40" in text for text in texts(figure))
+        assert figure.get_figheight() < 14
+
+
+def test_labels_are_what_differs() -> None:
+    alone = labels([made_result()])
+    assert alone == ["stories15m bfloat16 inductor"]
+    assert labels([made_result(), made_result(quant="int8")]) == ["bfloat16", "int8"]
+    swept = [made_result(top_k=top_k, temperature=t) for top_k, t in ((1, 0.0), (None, 0.0), (1, 0.5))]
+    assert labels(swept) == [
+        "temperature=greedy top_k=1",
+        "temperature=greedy top_k=all",
+        "temperature=0.5 top_k=1",
+    ]
+    assert labels([made_result(engine="eager"), made_result()]) == ["eager", "inductor"]
+
+
+def test_equal_labels_are_told_by_commit_and_number() -> None:
+    assert labels([made_result(commit="a" * 40), made_result(commit="b" * 40 + "-dirty")]) == [
+        "aaaaaaa",
+        "bbbbbbb-dirty",
+    ]
+    twice = labels([made_result(), made_result(), made_result(quant="int8")])
+    assert twice == ["bfloat16 #1", "bfloat16 #2", "int8"]
+    different = [made_result(commit="a" * 40), made_result(commit="b" * 40, quant="int8")]
+    assert labels(different) == ["bfloat16", "int8"], "the commit is not needed"
+    assert labels([made_result(), made_result(device="Y")]) == ["Processor X", "Y"]
+
+
+def test_fields_of_another_model_tell_nothing() -> None:
+    other = made_result(model="other")
+    other.config["model"]["dim"] = 4096
+    assert labels([made_result(), other]) == ["stories15m", "other"]
+    wide = made_result()
+    wide.config["model"]["dim"] = 4096
+    assert labels([made_result(), wide]) == ["dim=288", "dim=4096"]
+
+
+def test_figures_of_a_run_are_pictures(tmp_path: Path) -> None:
+    result = made_result()
+    result.breakdown, result.energy = made_breakdown(), made_energy()
+    begin = time.perf_counter()
+    assert write_figures(result, tmp_path / "figures") == {}
+    assert time.perf_counter() - begin < 20, "it takes half a second; a machine may be busy"
+    names = {"tokens_per_s", "mbu", "latency", "distribution", "memory", "breakdown", "energy"}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == names
+    for path in (tmp_path / "figures").iterdir():
+        image = imread(path)
+        assert image.shape[1] == 702
+        assert (image[..., :3].std((0, 1)) > 0.05).all(), f"{path.name} is not blank"
+
+
+def test_figures_of_kernels_are_a_picture(tmp_path: Path) -> None:
+    assert write_figures(made_kernels(), tmp_path / "figures") == {}
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["kernels.png"]
+
+
+def test_a_figure_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    result = made_result()
+    result.memory_need_bytes = {"weights": math.nan, "kv_cache": "nonsense"}  # type: ignore[dict-item]
+    assert list(write_figures(result, tmp_path / "figures")) == ["memory"]
+    assert (tmp_path / "figures" / "mbu.png").exists()
+
+
+def test_charts_have_names_and_texts() -> None:
+    assert len({chart.name for chart in CHARTS}) == len(CHARTS)
+    for chart in CHARTS:
+        assert all(getattr(chart, field.name) for field in dataclasses.fields(chart))

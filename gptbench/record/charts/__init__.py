@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 DPI = 130
-"""Of a picture: some 730 pixels wide."""
+"""Of a picture: 702 pixels wide."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ second to import, and is imported where it is needed.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from gptbench.record.statistics import sample_metrics, summary, valid_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1a1b1e", "#5c5f66", "#d0d1d3", "#fefffe"
@@ -34,12 +36,12 @@ LINES: tuple[tuple[str, Any], ...] = (
     (YELLOW, (0, (3, 1, 1, 1))),
 )
 """Colour and style of each line of a chart: no more lines than these can be told apart."""
-WIDTH_IN = 5.6
+WIDTH_IN = 5.4
 FONT, SMALL = 10, 9
 """Points. At this width a phone shows them as 8 or 9 pixels."""
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels of one run each."""
-SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 60, 64
+SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
 """Characters: of names that stand beside their bar, of those above it, and of a line of the legend."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """A text that lines pass behind."""
@@ -116,7 +118,8 @@ def styled() -> Iterator[None]:
     """matplotlib's settings for a chart, which count while it is drawn and while it is written."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # on a page, the reader's fonts may have it
         yield
 
 
@@ -199,7 +202,7 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
     }
     if drawn:
         labels = [shortened(label, LONGEST_ENTRY) for label in drawn]
-        columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns - 4 else columns
+        columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns else columns
         figure.legend(list(drawn.values()), labels, loc="outside lower left", ncols=columns, **how)
 
 
@@ -210,6 +213,15 @@ def ink_on(colour: Any) -> str:
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
     return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def name_log_ticks(axis: "Axis") -> None:
+    """Of an axis with such a scale: ticks at 1, 2, 5, 10, …, as plain numbers; matplotlib would write formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def short(value: float) -> str:

@@ -247,7 +247,7 @@ def draw_readings(axes: "Axes", run: Run, name: str, colour: str, style: str) ->
             where, values = [*where, *at], [*values, *known]
             if sample.throttled:
                 crosses += zip(at, known, strict=True)
-        begin += sample.call_s
+        begin += max(sample.call_s, *sample.state.at_s) if sample.state else sample.call_s
     if values:
         axes.plot(where, values, color=colour, linestyle=style, marker=".", markersize=4, label=run.label)
     if crosses:

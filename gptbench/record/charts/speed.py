@@ -26,6 +26,7 @@ from gptbench.record.charts.canvas import (
     ink_on,
     legend_below,
     mark,
+    name_log_ticks,
     new_figure,
     short,
     tell_left_out,
@@ -127,7 +128,8 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     if not there:
         return None
     shown = fastest(there, MOST_LINES)
-    factor, unit = time_unit(min(float(np.median(step_times(run))) for run in shown))
+    medians = [float(np.median(step_times(run))) for run in shown]
+    factor, unit = time_unit(min(medians))
     figure = new_figure(3.0 + 0.17 * len(shown))
     axes = figure.subplots()
     top = 0.0
@@ -142,7 +144,12 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
         axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
         top = max(top, float(np.quantile(seconds, 0.99)), float(least.max()))
     axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
-    axes.set_ylim(0, 1.1 * top)
+    if max(medians) > WIDE * min(medians):
+        axes.set_yscale("log")
+        name_log_ticks(axes.yaxis)
+        axes.set_ylim(top=1.1 * top)
+    else:
+        axes.set_ylim(0, 1.1 * top)
     axes.set_xlabel("position (cached tokens, the step's own included)")
     axes.set_ylabel(f"decode step, {unit}")
     axes.grid()
@@ -180,6 +187,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
         beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
     if max(medians) > WIDE * min(medians):
         axes.set_xscale("log")
+        name_log_ticks(axes.xaxis)
     for level in (50, 99):
         axes.axhline(level, color=MUTED, linewidth=1, linestyle=":")
         axes.annotate(f"p{level}", (1, level), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
