@@ -105,28 +105,13 @@ def verdict(ratio: Ratio, kind: Kind, margin: float | None = None) -> Verdict:
     return Verdict.noise if side == 0 else kind.words[side > 0]
 
 
-def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Of two independent groups of positive numbers: ratio of their geometric means. Where one group is a single value,
-    the other's spread is taken for both; where both are, there is no interval."""
-    first, second = np.log(a), np.log(b)
-    middle = float(second.mean() - first.mean())
-    degrees = [len(group) - 1 for group in (first, second)]
-    if not any(degrees):
-        return Ratio(float(np.exp(middle)), None, None)
-    if all(degrees):
-        parts = [float(group.var(ddof=1)) / len(group) for group in (first, second)]
-        variance = sum(parts)
-        shares = sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
-        freedom = variance**2 / shares if shares else float(sum(degrees))
-    else:
-        spread = max((group for group in (first, second)), key=len).var(ddof=1)
-        variance, freedom = float(spread) * (1 / len(first) + 1 / len(second)), float(max(degrees))
-    return around(middle, variance, freedom)
+FEW = 5
+"""Values of a group, below which its own variance is too uncertain for Welch's interval to hold what it promises."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """All that is kept of a group of positive numbers, for an interval of their ratio to another's.
+    """All that must be kept of a group of positive numbers, for an interval of their ratio to another's.
 
     Attributes:
         mean: of the logarithms.
@@ -144,21 +129,28 @@ class Moments:
         return cls(float(logarithms.mean()), variance, len(logarithms))
 
 
+def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """Of two independent groups of positive numbers: see `of_moments`."""
+    return of_moments(Moments.of(a), Moments.of(b))
+
+
 def of_moments(a: Moments, b: Moments) -> Ratio:
-    """`of_groups` of what is kept of both."""
+    """Ratio of the geometric means of two independent groups. Where one has few values, the wider of Welch's interval
+    and that of a variance that both share; where it is a single value, the latter alone; where both are, there is no
+    interval."""
     middle = b.mean - a.mean
-    degrees = [group.count - 1 for group in (a, b)]
-    if not any(degrees):
+    sizes = np.array([a.count, b.count])
+    freedoms, variances = sizes - 1, np.array([a.variance, b.variance])
+    if not freedoms.any():
         return Ratio(float(np.exp(middle)), None, None)
-    if all(degrees):
-        parts = [group.variance / group.count for group in (a, b)]
-        variance = sum(parts)
-        shares = sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
-        freedom = variance**2 / shares if shares else float(sum(degrees))
-    else:
-        spread = max((a, b), key=lambda group: group.count).variance
-        variance, freedom = spread * (1 / a.count + 1 / b.count), float(max(degrees))
-    return around(middle, variance, freedom)
+    total = float(freedoms.sum())
+    shared = around(middle, float(freedoms @ variances / total * (1 / sizes).sum()), total)
+    if not freedoms.all():
+        return shared
+    parts = variances / sizes
+    uncertain = float((parts**2 / freedoms).sum())
+    own = around(middle, float(parts.sum()), float(parts.sum()) ** 2 / uncertain if uncertain else total)
+    return max(own, shared, key=lambda ratio: ratio.half_width) if sizes.min() < FEW else own
 
 
 def of_pairs(logarithms: Sequence[float]) -> Ratio:

@@ -1,0 +1,120 @@
+"""Ratios and verdicts: an interval holds the truth as often as it says, and nothing is said that it does not allow."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gptbench.compare.ratio import (
+    AGREEMENT,
+    COMPILE,
+    KINDS,
+    LOSS,
+    MEMORY,
+    SPEED,
+    TIME,
+    Ratio,
+    Verdict,
+    of_groups,
+    of_paired_means,
+    of_pairs,
+    verdict,
+)
+
+TRIALS = 2000
+
+
+def test_groups_are_compared_as_scipy_does() -> None:
+    random = np.random.default_rng(0)
+    a, b = np.exp(random.normal(3, 0.1, 7)), np.exp(random.normal(3.2, 0.4, 12))
+    ratio = of_groups(list(a), list(b))
+    ends = stats.ttest_ind(np.log(b), np.log(a), equal_var=False).confidence_interval(0.95)
+    assert ratio.value == pytest.approx(stats.gmean(b) / stats.gmean(a))
+    assert (ratio.low, ratio.high) == (pytest.approx(np.exp(ends.low)), pytest.approx(np.exp(ends.high)))
+
+
+def test_pairs_are_compared_as_scipy_does() -> None:
+    random = np.random.default_rng(1)
+    a, b = random.normal(3, 0.5, 9), random.normal(3.1, 0.5, 9)
+    ratio = of_pairs(list(b - a))
+    ends = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert (ratio.low, ratio.high) == (pytest.approx(np.exp(ends.low)), pytest.approx(np.exp(ends.high)))
+
+
+@pytest.mark.parametrize(("count_a", "count_b"), [(5, 5), (3, 20), (2, 2), (1, 6), (6, 1)])
+def test_an_interval_holds_the_truth_in_95_of_100_cases(count_a: int, count_b: int) -> None:
+    random = np.random.default_rng(2)
+    held = 0
+    for _ in range(TRIALS):
+        a = np.exp(random.normal(0, 0.02, count_a))
+        b = np.exp(random.normal(np.log(1.3), 0.02, count_b))
+        ratio = of_groups(list(a), list(b))
+        assert ratio.low is not None
+        assert ratio.high is not None
+        held += ratio.low <= 1.3 <= ratio.high
+    # Welch's is a little careful with few values. Four standard errors of a share of 2000 are 2%.
+    assert 0.93 <= held / TRIALS <= 0.995
+
+
+def test_paired_means_hold_the_truth_too() -> None:
+    random = np.random.default_rng(3)
+    held = 0
+    for _ in range(TRIALS):
+        base = random.exponential(1.0, 400)
+        b = 1.1 * base * np.exp(random.normal(-0.005, 0.1, 400))
+        ratio = of_paired_means(list(base), list(b))
+        assert ratio is not None
+        assert ratio.low is not None
+        assert ratio.high is not None
+        held += ratio.low <= 1.1 <= ratio.high
+    assert 0.93 <= held / TRIALS <= 0.97
+
+
+def test_means_that_are_not_positive_have_no_ratio() -> None:
+    assert of_paired_means([0.0, 0.0], [1.0, 2.0]) is None
+
+
+def test_one_value_each_says_nothing_of_noise() -> None:
+    ratio = of_groups([2.0], [3.0])
+    assert ratio == Ratio(pytest.approx(1.5), None, None)
+    assert ratio.half_width == float("inf")
+    assert verdict(ratio, SPEED) is Verdict.unknown
+    assert of_pairs([0.5]).low is None
+
+
+def test_the_same_values_are_the_same() -> None:
+    ratio = of_groups([3.0, 3.0], [3.0, 3.0, 3.0])
+    assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+    assert verdict(ratio, MEMORY) is Verdict.noise
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_less", "on_more"),
+    [
+        (SPEED, Verdict.slower, Verdict.faster),
+        (TIME, Verdict.faster, Verdict.slower),
+        (COMPILE, Verdict.faster, Verdict.slower),
+        (MEMORY, Verdict.less, Verdict.more),
+        (LOSS, Verdict.better, Verdict.worse),
+        (AGREEMENT, Verdict.worse, Verdict.better),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_beyond_the_margin(kind: object, on_less: Verdict, on_more: Verdict) -> None:
+    def told(low: float, high: float, margin: float = 0.01) -> Verdict:
+        return verdict(Ratio((low * high) ** 0.5, low, high), kind, margin)  # type: ignore[arg-type]
+
+    assert told(1.02, 1.03) is on_more
+    assert told(0.97, 0.98) is on_less
+    assert told(0.9, 1.1) is Verdict.noise
+    assert told(1.005, 1.03) is Verdict.noise, "a part of it is within the margin"
+    assert told(0.97, 0.995) is Verdict.noise
+    assert told(1.005, 1.03, margin=0.0) is on_more
+
+
+def test_what_is_worse() -> None:
+    assert {each for each in Verdict if each.is_worse} == {Verdict.slower, Verdict.worse, Verdict.more}
+    for kind in set(KINDS.values()):
+        assert sum(word.is_worse for word in kind.words) == 1, kind.name
+
+
+def test_half_width_is_of_the_ratio() -> None:
+    assert Ratio(2.0, 2.0 / 1.01, 2.0 * 1.01).half_width == pytest.approx(0.01)
