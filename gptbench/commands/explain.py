@@ -1,0 +1,100 @@
+"""`gptbench explain`: where a run's step time goes against the limit, and what would help."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from gptbench.commands.compare import add_places, write_line
+from gptbench.compare.explain import Advice, Explanation, explain, micro
+from gptbench.compare.select import HOW, select
+from gptbench.errors import UserError
+from gptbench.record import Result
+from gptbench.record.files import problem
+from gptbench.terminal import console, number, print_whole
+
+
+def explain_command(arguments: list[str]) -> int:
+    """`gptbench explain`: of several runs, the latest. Returns the exit code.
+
+    Raises:
+        UserError: there is no run of a model that counts.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gptbench explain",
+        description="Where the time of a run's decode step goes: bytes, boundaries, attention, sampling, host; how far "
+        "it is from the limit; and what would help. task.breakdown=true in the run tells most.",
+        epilog=f"RUN is {HOW}; of several, the latest is explained.",
+    )
+    parser.add_argument("run", metavar="RUN")
+    add_places(parser)
+    options = parser.parse_args(arguments)
+    runs = [
+        (found.path, found.record)
+        for found in select(options.run, options.outputs, options.uri)
+        if isinstance(found.record, Result)
+    ]
+    if not runs:
+        raise UserError(f"{options.run}: expected a run of a model")
+    path, result = runs[-1]
+    if (wrong := problem(result)) is not None:
+        raise UserError(f"{path}: it does not count: {wrong}")
+    if len(runs) > 1:
+        console.print(f"{path}, the latest of {len(runs)} runs", markup=False, style="dim")
+    told = explain(result)
+    show_explanation(told)
+    write_line(line_of(told, path))
+    return 0
+
+
+def show_explanation(told: Explanation) -> None:
+    """The limit, the parts as a table, and what would help."""
+    console.print(told.title, markup=False, style="bold")
+    console.print(told.limit, markup=False)
+    if told.parts:
+        table = Table(title="where a decode step's time goes", title_justify="left")
+        for name in ("part", "µs", "% of the step", "what"):
+            table.add_column(name, justify="right" if name in ("µs", "% of the step") else "left", no_wrap=True)
+        for part in told.parts:
+            share = number(part.seconds / told.step_s * 100)
+            table.add_row(part.name, number(part.seconds * 1e6), share, escape(part.told))
+        table.add_section()
+        table.add_row("step", number(told.step_s * 1e6), "100", f"at the read roof {micro(told.least_s)}")
+        print_whole(table)
+    for note in told.notes:
+        console.print(note, markup=False)
+    if told.advice:
+        console.print("What would help:", style="bold")
+    for one in told.advice:
+        console.print(f"  {sentence(one, told)}", markup=False)
+    if told.more is not None:
+        console.print(f"To see more: {told.more}", markup=False)
+
+
+def sentence(one: Advice, told: Explanation) -> str:
+    if one.tokens_per_s is None:
+        return f"{one.change}: {one.why}"
+    gain = f"{one.tokens_per_s / told.tokens_per_s - 1:+.1%}"
+    bound = "at most" if one.at_most else "about"
+    return f"{one.change}: {bound} {one.tokens_per_s:.4g} tokens/s ({gain}): {one.why}"
+
+
+def line_of(told: Explanation, path: Path) -> dict[str, Any]:
+    return {
+        "step_s": told.step_s,
+        "least_s": told.least_s,
+        "mbu": told.mbu,
+        "tokens_per_s": told.tokens_per_s,
+        "most_tokens_per_s": told.most_tokens_per_s,
+        "profiled_step_s": told.profiled_s,
+        "parts": {part.name: part.seconds for part in told.parts} or None,
+        "beyond_steps_s": told.beyond_s,
+        "advice": [
+            {"change": one.change, "tokens_per_s": one.tokens_per_s, "at_most": one.at_most, "why": one.why}
+            for one in told.advice
+        ],
+        "more": told.more,
+        "result": str(path),
+    }
