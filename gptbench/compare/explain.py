@@ -366,8 +366,8 @@ def another_engine(step: Step) -> Iterator[Advice]:
         reasons.append(f"launches all of a step at once ({micro(host)} of gaps)")
     if not step.on_gpu:
         if "Eager" in step.engine["_target_"] and reasons:
-            told = f"compiled code has far fewer calls: {micro(host)} of the step are gaps between them"
-            yield Advice("engine=inductor", told, step.without(host), at_most=True)
+            told = f"compiled code has fewer calls; without the {micro(host)} of gaps between them alone"
+            yield Advice("engine=inductor", told, step.without(host))
         return
     allowed = config["quant"]["name"] in ("none", "int8") and step.result.dtype != "float16"
     if step.is_fused or not allowed or step.batch > MOST_FUSED_SEQUENCES:
