@@ -36,6 +36,7 @@ from gptbench.record.charts import (
 from gptbench.record.labels import labels
 from gptbench.record.result import Result
 from gptbench.record.statistics import sample_metrics, summary
+from gptbench.record.tracking import write_artifacts
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -494,6 +495,29 @@ def test_a_figure_that_fails_leaves_the_others(tmp_path: Path) -> None:
     result.memory_need_bytes = {"weights": math.nan, "kv_cache": "nonsense"}  # type: ignore[dict-item]
     assert list(write_figures(result, tmp_path / "figures")) == ["memory"]
     assert (tmp_path / "figures" / "mbu.png").exists()
+
+
+def test_figures_are_logged_with_a_run_unless_they_are_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = made_result()
+    path = result.save(tmp_path)
+    for folder in ("with", "without", "failing"):
+        (tmp_path / folder).mkdir()
+    write_artifacts(result, path, tmp_path / "with", figures=True)
+    assert (tmp_path / "with" / "figures" / "mbu.png").exists()
+    assert not (tmp_path / "with" / "figures" / "compile.png").exists(), "it is beside them"
+    write_artifacts(result, path, tmp_path / "without", figures=False)
+    assert not (tmp_path / "without" / "figures").exists()
+    assert (tmp_path / "without" / "compile.png").exists()
+
+    def fail(runs: Sequence[Run]) -> None:
+        raise ValueError("no room")
+
+    monkeypatch.setattr("gptbench.record.charts.CHARTS", [replace(chart, function=fail) for chart in CHARTS])
+    write_artifacts(result, path, tmp_path / "failing", figures=True)
+    assert (tmp_path / "failing" / "steps.csv").exists()
+    assert "Not drawn: mbu: ValueError('no room')" in capsys.readouterr().err
 
 
 def test_charts_have_names_and_texts() -> None:

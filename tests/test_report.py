@@ -123,6 +123,14 @@ def test_columns_that_no_run_has_are_left_out() -> None:
     assert not {"perplexity", "KL nats", "J/token"} & set(row)
 
 
+def test_what_all_runs_have_in_common_is_told_once() -> None:
+    reader = read(made_result(), made_result(quant="int8"))
+    assert not {"model", "engine", "batch"} & set(rows(reader, "summary")[0])
+    assert {row["weights"] for row in rows(reader, "summary")} == {"int8", "bfloat16"}
+    assert any("The same for all: model stories15m, engine inductor, batch 1." in text for text in reader.texts)
+    assert rows(read(made_result()), "summary")[0]["model"] == "stories15m"
+
+
 def test_throttled_samples_are_told() -> None:
     result = made_result()
     result.samples[0].state = made_state(throttled=True)
@@ -234,14 +242,18 @@ def test_whatever_a_record_holds_is_text() -> None:
     assert any(HOSTILE in text for text in reader.texts)
 
 
-def test_page_needs_nothing_else() -> None:
-    page = page_of(*everything())
-    assert "http:" not in page
-    assert "https:" not in page
-    assert "@import" not in page
-    assert "mathdefault" not in page, "numbers are no formulas"
-    assert all(found.startswith("#") for found in re.findall(r"url\(\s*([^)]*)\)", page))
-    reader = Reader(page)
+@pytest.fixture(scope="module")
+def whole() -> str:
+    return page_of(*everything())
+
+
+def test_page_needs_nothing_else(whole: str) -> None:
+    assert "http:" not in whole
+    assert "https:" not in whole
+    assert "@import" not in whole
+    assert "mathdefault" not in whole, "numbers are no formulas"
+    assert all(found.startswith("#") for found in re.findall(r"url\(\s*([^)]*)\)", whole))
+    reader = Reader(whole)
     for tag, key, value in reader.attributes:
         if key in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
             assert value.startswith("#"), f"<{tag} {key}={value}>"
@@ -250,12 +262,12 @@ def test_page_needs_nothing_else() -> None:
     ids = [value for _, key, value in reader.attributes if key == "id"]
     assert len(set(ids)) == len(ids)
     used = {value.removeprefix("#") for _, key, value in reader.attributes if key == "href"}
-    used |= set(re.findall(r"url\(#([^)]*)\)", page))
+    used |= set(re.findall(r"url\(#([^)]*)\)", whole))
     assert used <= set(ids)
 
 
-def test_every_chart_is_there_and_has_a_name() -> None:
-    reader = read(*everything())
+def test_every_chart_is_there_and_has_a_name(whole: str) -> None:
+    reader = Reader(whole)
     names = [value for tag, key, value in reader.attributes if (tag, key) == ("svg", "aria-label")]
     assert names == [*(chart.title for chart in CHARTS), "Kernels by themselves"]
 
@@ -323,9 +335,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(whole: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(page_of(*everything()), encoding="utf-8")
+    path.write_text(whole, encoding="utf-8")
     return path
 
 

@@ -107,6 +107,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         counted=f"{len(runs)} of {len(known)} runs count" if known else "",
         best=best(runs),
         summary=summary_table(runs),
+        shared=", ".join(f"{key} {value}" for key, value in shared_names(runs).items()),
         left_out=left_out(named),
         pictures=pictures(runs, kernels),
         kernels=kernel_table(kernels),
@@ -163,22 +164,40 @@ def sentence(model: str, run: Run, alone: bool) -> str:
     return text if alone else f"Fastest: {text}"
 
 
+def names_of(run: Run) -> dict[str, str]:
+    """What was run, in the summary's first columns."""
+    config = run.result.config
+    return {
+        "model": config["model"]["name"],
+        "weights": weights_of(run.result),
+        "engine": config["engine"]["name"],
+        "batch": str(config["workload"]["batch_size"]),
+    }
+
+
+def shared_names(runs: list[Run]) -> dict[str, str]:
+    """Those that several runs all have in common: they are told once, and have no column."""
+    told = [names_of(run) for run in runs]
+    return (
+        {key: value for key, value in told[0].items() if all(each[key] == value for each in told)} if told[1:] else {}
+    )
+
+
 def summary_table(runs: list[Run]) -> Table:
     columns = [column for column in METRICS if any(column[0] in run.summary for run in runs)]
-    head = ["run", "model", "weights", "engine", "batch"]
+    names = [name for name in ("model", "weights", "engine", "batch") if name not in shared_names(runs)]
+    head = ["run", *names]
     for name, heading, _ in columns:
         head += [heading, "min … max", "limit tokens/s"] if name == "decode_tokens_per_s" else [heading]
     rows = []
     for run in runs:
-        config = run.result.config
-        row = [run.label, config["model"]["name"], weights_of(run.result), config["engine"]["name"]]
-        row.append(str(config["workload"]["batch_size"]))
+        row = [run.label, *(names_of(run)[name] for name in names)]
         for name, _, factor in columns:
             row.append(cell(run.summary[name] * factor) if name in run.summary else "")
             if name == "decode_tokens_per_s":
                 row += [" … ".join(map(cell, run.spread(name))), cell(run.limit_tokens_per_s)]
         rows.append([*row, samples_of(run)])
-    return Table([*head, "valid samples"], rows, set(range(4, len(head))))
+    return Table([*head, "valid samples"], rows, set(range(1 + len(names), len(head))))
 
 
 def samples_of(run: Run) -> str:
