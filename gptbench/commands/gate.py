@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gptbench.commands.compare import COLOUR, add_places, write_line
 from gptbench.compare.baseline import check_overrides, read_baseline
-from gptbench.compare.gate import Check, Gate, gate, recorded_text, require_device, require_rows
+from gptbench.compare.gate import Check, Gate, confirmed, gate, recorded_text, require_device, require_rows
 from gptbench.compare.select import HOW, Found, select
 from gptbench.config import BaselineConfig, BaselineRow
 from gptbench.errors import JobError, UserError
@@ -78,20 +78,31 @@ def hold(which: str, found: list[Found], more: list[str], given: bool, partial: 
     """Holds runs against a baseline; measures them where none are given."""
     config = read_baseline(which)
     require_rows(config)
-    hindered = []
-    if not given:
-        for name, row in config.rows.items():
-            try:
-                found.append(measure([*row.overrides, *more]))
-            except NotMeasuredError as error:
-                hindered.append((name, str(error)))
-                continue
-            if isinstance(record := found[-1].record, Measured):
-                require_device(config, record.environment)  # before minutes are spent on the others
-    held = gate(config, found, hindered, partial)
+    if given:
+        held = gate(config, found, partial=partial)
+    else:
+        held = measured_gate(config, list(config.rows), more, partial=False)
+        if worse := list(dict.fromkeys(check.row for check in held.failed if check.ratio is not None)):
+            console.print("what is worse is measured again", style="bold")
+            held = confirmed(held, measured_gate(config, worse, more, partial=True))
     show_gate(config, held)
     write_line(line_of(config, which, held))
     return 1 if held.failed else 0
+
+
+def measured_gate(config: BaselineConfig, rows: list[str], more: list[str], partial: bool) -> Gate:
+    """Measures rows of a baseline now."""
+    found, hindered = [], []
+    for name in rows:
+        try:
+            run = measure([*config.rows[name].overrides, *more])
+        except NotMeasuredError as error:
+            hindered.append((name, str(error)))
+            continue
+        if isinstance(run.record, Measured):
+            require_device(config, run.record.environment)  # before minutes are spent on the others
+        found.append(run)
+    return gate(config, found, hindered, partial)
 
 
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
@@ -194,7 +205,7 @@ def show_gate(config: BaselineConfig, held: Gate) -> None:
         table.add_row(*cells(check), style="red" if check.failed else None)
     print_whole(table)
     for check in held.checks:
-        if check.told and (check.failed or check.ratio is None):
+        if check.told and (check.failed or check.verdict is None or check.verdict.is_worse):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"
             console.print(f"{where}: {check.told}", markup=False, style="red" if check.failed else "yellow")
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"

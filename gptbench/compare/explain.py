@@ -204,6 +204,7 @@ def explain(result: Result) -> Explanation:
     told = step.told
     most = step.batch / step.least_s
     found = step.result.breakdown
+    faster = [one for one in advice(step) if one.tokens_per_s is None or one.tokens_per_s > told["decode_tokens_per_s"]]
     command = [part for part in result.command if not part.startswith("task.breakdown=")]
     return Explanation(
         title=f"{names['model']}, {weights_of(result)}, engine {names['engine']}, batch {step.batch}, "
@@ -220,7 +221,7 @@ def explain(result: Result) -> Explanation:
         profiled_s=None if found is None else found.step_s,
         beyond_s=beyond(result),
         notes=list(notes(step)),
-        advice=sorted(advice(step), key=lambda one: -(one.tokens_per_s or 0.0)),
+        advice=sorted(faster, key=lambda one: -(one.tokens_per_s or 0.0)),
         more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
     )
 
@@ -313,7 +314,9 @@ def notes(step: Step) -> Iterator[str]:
     whole = float(np.median([one.call_s for one in valid_samples(step.result)]))
     if (host := beyond(step.result)) > LEAST_HOST * whole:
         yield f"A whole call takes {micro(host)} of the host's time beyond prefill and steps, {host / whole:.1%} of it."
-    if told["mbu"] >= NEAR_THE_ROOF:
+    if told["mbu"] > 1:
+        yield "More than the read roof: measure it again, with device.measure_roof=true."
+    elif told["mbu"] >= NEAR_THE_ROOF:
         yield f"At an MBU of {told['mbu']:.1%} hardly anything but fewer bytes can help."
 
 

@@ -3,11 +3,14 @@
 Several runs of one configuration count as one value each; of a single run, its samples do. A metric fails where the
 whole 95% interval of new over baseline lies beyond the margin of its kind, on the worse side. Where both sides have one
 value there is no interval: it fails where it is worse by more than the margin.
+
+Of many metrics, some lie beyond their interval by chance. So a row that is worse when it is measured is measured once
+more, and fails by what is worse both times.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,19 @@ def gate(
         elif row not in told:
             checks.append(Check(row, None, not partial, "it was not measured"))
     return Gate(checks, differences(config, results), left_out)
+
+
+def confirmed(first: Gate, again: Gate) -> Gate:
+    """The first, where what was worse must have been so again. What could not be measured again stays as it was."""
+    outcomes = {(check.row, check.metric): check for check in again.checks}
+    checks = []
+    for check in first.checks:
+        second = outcomes.get((check.row, check.metric))
+        if check.failed and second is not None and second.ratio is not None and not second.failed:
+            told = f"not when measured again, with a ratio of {second.ratio.value:.4f}; at first {check.told}"
+            check = replace(check, failed=False, told=told)
+        checks.append(check)
+    return replace(first, checks=checks)
 
 
 def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
