@@ -281,7 +281,7 @@ def test_many_runs_are_a_page() -> None:
     page = page_of(*(made_result(step_s=0.001 * n, temperature=n / 100) for n in range(1, 41)))
     reader = Reader(page)
     assert len({row["run"] for row in rows(reader, "summary")}) == 40
-    assert "the 24 fastest of 40" in reader.texts
+    assert "the fastest 24 of 40" in reader.texts
     assert len(page) < 1_500_000
 
 

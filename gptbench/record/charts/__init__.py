@@ -89,7 +89,7 @@ CHARTS = (
         "heat_map",
         "top_k × temperature",
         "Decode tokens/s by what was varied; the median where a cell has several runs, a dash where it has none that "
-        "counts.",
+        "counts. The colours of each map are its own.",
         speed.heat_maps,
     ),
     Chart(

@@ -7,9 +7,10 @@ second to import, and is imported where it is needed.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,10 +92,10 @@ class Run:
     label: str
     result: Result
     targets: tuple[Target, ...] = ()
-    summary: dict[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "summary", summary(self.result))
+    @functools.cached_property
+    def summary(self) -> dict[str, float]:
+        return summary(self.result)
 
     @property
     def tokens_per_s(self) -> float:
@@ -140,10 +141,10 @@ def fastest(runs: Sequence[Run], most: int) -> list[Run]:
     return [runs[index] for index in sorted(kept)]
 
 
-def tell_left_out(figure: "Figure", shown: int, there: int) -> None:
+def tell_left_out(figure: "Figure", shown: int, there: int, which: str = "fastest") -> None:
     """Says above the chart that it does not show all."""
     if shown < there:
-        figure.suptitle(f"the {shown} fastest of {there}", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+        figure.suptitle(f"the {which} {shown} of {there}", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
 
 
 def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how: Any) -> None:

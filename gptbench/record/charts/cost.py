@@ -1,6 +1,7 @@
 """What it costs: compile time, memory, the parts of a step, energy, and what the device says of itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,7 @@ SMALLEST = 0.06
 HATCHES = ("", "///", "\\\\\\", "xxx", "--", "++", "||")
 """Of the parts of a bar, so that they are told apart in grey."""
 MOST_KERNELS = 10
+"""Rows of a step, without that of the gaps."""
 
 
 def compile_bars(result: Result) -> list[tuple[str, Compilation]]:
@@ -133,19 +135,17 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
     if not there:
         return None
     shown = fastest(there, MOST_PANELS)
-    parts = [step_parts(run.result.breakdown, run.result.roof.gb_per_s) for run in shown if run.result.breakdown]
-    heights = [0.75 + row_height([name for name, *_ in rows]) * len(rows) for rows in parts]
+    steps = [(run, run.result.breakdown) for run in shown if run.result.breakdown is not None]
+    rows = [step_parts(step, run.result.roof.gb_per_s) for run, step in steps]
+    heights = [0.75 + row_height([part.name for part in parts]) * len(parts) for parts in rows]
     figure = new_figure(sum(heights) + 0.5)
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, run, rows in zip(panels, shown, parts, strict=True):
-        step = run.result.breakdown
-        assert step is not None
-        names, values, least = zip(*rows, strict=True)
-        known = [(time, row) for row, time in enumerate(least) if time is not None]
-        colours = [GREY if name in (GAPS, others(names)) else BLUE for name in names]
-        axes.barh(range(len(rows)), values, height=BAR, color=colours)
-        mark(axes, known, "|", s=160, color=RED, linewidths=3, label=LEAST)
-        name_rows(axes, names, [f"{short(value)} µs" for value in values])
+    for axes, (run, step), parts in zip(panels, steps, rows, strict=True):
+        colours = [BLUE if part.is_kernel else GREY for part in parts]
+        axes.barh(range(len(parts)), [part.us for part in parts], height=BAR, color=colours)
+        known = [(part.least_us, row) for row, part in enumerate(parts) if part.least_us is not None]
+        mark(axes, known, "|", s=160, color=RED, linewidths=3, label="least time: the bytes it reads at the read roof")
+        name_rows(axes, [part.name for part in parts], [f"{short(part.us)} µs" for part in parts])
         axes.set_xlim(left=0)
         title = f"step at position {step.position}: {short(step.step_s * 1e6)} µs while profiled"
         axes.set_title(f"{shortened(run.label, LONGEST_NAME)}\n{title}" if len(there) > 1 else title)
@@ -155,31 +155,31 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
     return figure
 
 
-GAPS = "gaps, in which none runs"
-LEAST = "least time: the bytes it reads at the read roof"
+@dataclass(frozen=True)
+class Part:
+    """Of a step."""
+
+    name: str
+    us: float
+    """Microseconds by which it makes the step longer."""
+    least_us: float | None = None
+    """Those that its bytes take at the read roof, where they are known."""
+    is_kernel: bool = True
 
 
-def step_parts(step: Breakdown, roof_gb_per_s: float) -> list[tuple[str, float, float | None]]:
-    """Name, µs of the step, and the µs that its bytes take at the roof, if they are known: of the kernels that have the
-    greatest part, of all others together, and of the gaps."""
+def step_parts(step: Breakdown, roof_gb_per_s: float) -> list[Part]:
+    """The kernels that have the greatest part, all others together, and the gaps."""
     kernels = step.by_kernel()
     shown = kernels[: MOST_KERNELS - (len(kernels) > MOST_KERNELS)]
-    rows: list[tuple[str, float, float | None]] = [
-        (
-            kernel.name + (f" ×{kernel.launches}" if kernel.launches > 1 else ""),
-            kernel.exclusive_s * 1e6,
-            None if kernel.bytes_read is None else kernel.bytes_read / roof_gb_per_s / 1e3,
-        )
-        for kernel in shown
-    ]
+    parts = []
+    for kernel in shown:
+        name = kernel.name + (f" ×{kernel.launches}" if kernel.launches > 1 else "")
+        least_us = None if kernel.bytes_read is None else kernel.bytes_read / roof_gb_per_s / 1e3
+        parts.append(Part(name, kernel.exclusive_s * 1e6, least_us))
     if rest := kernels[len(shown) :]:
-        rows.append((f"{len(rest)} others", sum(kernel.exclusive_s for kernel in rest) * 1e6, None))
-    return [*rows, (GAPS, step.gaps_s * 1e6, None)]
-
-
-def others(names: Sequence[str]) -> str:
-    """The row of all that have none of their own."""
-    return names[-2] if len(names) > MOST_KERNELS else ""
+        us = sum(kernel.exclusive_s for kernel in rest) * 1e6
+        parts.append(Part(f"{len(rest)} others", us, is_kernel=False))
+    return [*parts, Part("gaps, in which none runs", step.gaps_s * 1e6, is_kernel=False)]
 
 
 def energy(runs: Sequence[Run]) -> "Figure | None":
@@ -196,7 +196,6 @@ def energy(runs: Sequence[Run]) -> "Figure | None":
         drawn = axes.barh(rows + side * BAR / 4, values, height=BAR / 2, color=colour, hatch=hatch, label=name)
         axes.bar_label(drawn, [short(value) for value in values], padding=3, fontsize=SMALL - 1)
     axes.margins(x=0.12)
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if min(axes.dataLim.x0, 0) < 0 else 0)
     axes.set_xlabel("joules per token, without what is used while idle")
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure)
@@ -208,7 +207,7 @@ READINGS = {"clock_mhz": "clock, MHz", "power_w": "power, W", "temperature_c": "
 
 def device_state(runs: Sequence[Run]) -> "Figure | None":
     """Clock, power and temperature from sample to sample."""
-    there = [run for run in runs if any(sample.state and readings(sample) for sample in run.result.samples)]
+    there = [run for run in runs if any(readings(sample) for sample in run.result.samples)]
     if not there:
         return None
     shown = fastest(there, MOST_LINES)
@@ -278,6 +277,6 @@ def kernel_rates(results: Sequence[KernelResult]) -> "Figure | None":
     axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
     axes.set_xlim(left=0)
     axes.set_xlabel("% of the read roof")
-    tell_left_out(figure, len(shown), len(points))
+    tell_left_out(figure, len(shown), len(points), "first")
     legend_below(figure, 4)
     return figure

@@ -33,7 +33,7 @@ from gptbench.record.charts.canvas import (
     time_unit,
     timed,
 )
-from gptbench.record.labels import names, shortened, traits
+from gptbench.record.labels import names, shortened, traits, weights_of
 from gptbench.record.statistics import valid_samples
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 400
 """Of a line."""
+FEW = 10
+"""Points, which are marked one by one: of one alone there would be nothing to see."""
 SHOWN_STEPS = 0.995
 """Quantile of a run's steps up to which their distribution is drawn."""
 WIDE = 5.0
@@ -140,7 +142,8 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
         where, middle = thinned(positions, np.median(seconds, 0), np.median)
         low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
         axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(where, middle, color=colour, linestyle=style, label=run.label)
+        point = "." if len(where) < FEW else None
+        axes.plot(where, middle, color=colour, linestyle=style, marker=point, label=run.label)
         axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
         top = max(top, float(np.quantile(seconds, 0.99)), float(least.max()))
     axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
@@ -225,8 +228,7 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
         draw_heat_map(axes, *grid)
         if title:
             axes.set_title(shortened(title, LONGEST_NAME))
-    if len(shown) < len(maps):
-        figure.suptitle(f"the first {len(shown)} of {len(maps)} maps", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+    tell_left_out(figure, len(shown), len(maps), "first")
     return figure
 
 
@@ -280,7 +282,7 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
     for model, group in models.items():
         for metric in QUALITIES:
             known = [run for run in group if metric in run.summary]
-            if len({traits(run.result)["weights"] for run in known}) > 1:
+            if len({weights_of(run.result) for run in known}) > 1:
                 panels.append((model, metric, known))
                 break
     if not panels:
