@@ -190,6 +190,8 @@ def test_on_a_cpu_what_follows_the_last_product_draws() -> None:
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
         ("attend_kernel", "attention"),
         ("triton_per_fused_cumsum_sort_9", "sampling"),
+        ("triton_red_fused__softmax_arange_div_ge_masked_fill_sub_where_4", "sampling"),
+        ("triton_red_fused_linear_mul_5", "matrices"),
         ("void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel", "sampling"),
         ("void at::native::tensor_kernel_scan_innermost_dim", "sampling"),
         ("draw_kernel", "sampling"),

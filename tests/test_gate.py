@@ -30,6 +30,16 @@ from gptbench.record import Result
 from gptbench.terminal import show_result
 from tests.sweeps import PLAIN, SHORT
 
+Save = Callable[[str, Result], str]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str, Result], str]:
+    def saved(name: str, result: Result) -> str:
+        return str(result.save(tmp_path / name))
+
+    return saved
+
 
 def found(*results: Result) -> list[Found]:
     return [Found(Path(f"run-{number}.json"), result) for number, result in enumerate(results)]
@@ -288,6 +298,13 @@ def test_the_first_line_says_what_made_it() -> None:
     assert text.splitlines()[0] == "# gptbench gate --record made.yaml a b"
 
 
+def test_no_password_gets_into_a_baseline(tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    run = save("run", replace(steady(), command=["python", "-m", "gptbench", "tracking.uri=http://me:5ecret@host"]))
+    assert gate_command(["--record", str(file), run, "--uri", "postgresql://me:5ecret@host/db"]) == 0
+    assert "5ecret" not in file.read_text() + capsys.readouterr().err
+
+
 def test_only_what_says_what_is_measured_is_measured_again() -> None:
     command = ["python", "-m", "gptbench", "--config-dir", "mine", "model=demo", "tracking.uri=x", "outputs=o"]
     command += ["+hydra.run.dir=x", "hydra/launcher=ray", "engine.fresh_cache=true", "sweep.timeout_s=1", "baseline=b"]
@@ -366,17 +383,6 @@ def test_what_was_recorded_composes(tmp_path: Path) -> None:
 
 
 # The command
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[str, Result], str]:
-    def saved(name: str, result: Result) -> str:
-        return str(result.save(tmp_path / name))
-
-    return saved
-
-
-Save = Callable[[str, Result], str]
 
 
 def line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

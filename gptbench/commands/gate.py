@@ -20,7 +20,7 @@ from gptbench.config import BaselineConfig, BaselineRow
 from gptbench.errors import JobError, UserError
 from gptbench.record import Measured
 from gptbench.record.files import load_record
-from gptbench.record.result import write_whole
+from gptbench.record.result import redacted, write_whole
 from gptbench.terminal import SHOWN, console, number, print_whole
 
 
@@ -38,7 +38,8 @@ def gate_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gptbench gate",
         description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
-        "time, memory, quality or energy is worse beyond noise. Only on the device that the baseline is of.",
+        "time, memory, quality or energy is worse beyond noise; what is measured, where it is so twice. Only on the "
+        "device that the baseline is of.",
         epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
         "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml",
     )
@@ -70,7 +71,7 @@ def gate_command(arguments: list[str]) -> int:
         return hold(options.baseline, found, more, bool(options.runs), options.partial)
     if bool(options.run) == bool(found):
         parser.error("--record takes RUNs, or --run: one of both")
-    command = shlex.join(["gptbench", "gate", *arguments])
+    command = shlex.join(["gptbench", "gate", *redacted(arguments)])
     return record(options.record, found, [shlex.split(run) + more for run in options.run], options, command)
 
 

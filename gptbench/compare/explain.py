@@ -31,17 +31,19 @@ from gptbench.record.statistics import summary, valid_samples
 KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (part, re.compile(pattern))
     for part, pattern in (
-        ("attention", r"^attend_kernel|flash|fmha|scaled_dot_product|attention|softmax|^triton_\w*bmm"),
+        ("sampling", r"^(maxima|draw)_kernel|^triton_\w*(sort|cumsum|masked_fill|scatter|amax|amin|index_select)"),
+        ("attention", r"^attend_kernel|flash|fmha|scaled_dot_product|attention|softmax|^triton_\w*(bmm|matmul)"),
         ("attention", r"^aten::(matmul|bmm)$"),
         ("matrices", r"^(add_linear|linear|swiglu)_\d+x\d+|^int8_matmul"),
         ("matrices", r"gemm|gemv|nvjet|cutlass|cublas|splitK"),
-        ("matrices", r"^triton_tem_|^triton_\w*_(mm|addmm)(_|$)"),
+        ("matrices", r"^triton_tem_|^triton_\w*_(mm|addmm|linear)(_|$)"),
         ("matrices", r"^aten::(linear|mm|addmm)$|^compiled graph "),
-        ("sampling", r"^(maxima|draw)_kernel|(?i:sort|scan|cumsum|topk|arg_?max|multinomial)"),
+        ("sampling", r"(?i:sort|scan|cumsum)"),
     )
 )
 """Part of a step to the names of its kernels: ours, those of libraries, Inductor's, and torch's operations on a CPU.
-The first that matches counts; what none does is `other`. `matrices` are what reads weights."""
+The first that matches counts; what none does is `other`. `matrices` are what reads weights. Inductor names a kernel
+after the operations that it is made of: those of `gptbench.kernels.sample` are found nowhere else in a step."""
 
 NEAR_THE_ROOF = 0.92
 """MBU from which on nothing but fewer bytes is worth advising."""
