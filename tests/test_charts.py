@@ -261,6 +261,8 @@ def test_there_is_a_heat_map_for_each_setting_of_all_else() -> None:
     figure = draw("heat_map", *sweep)
     assert [axes.get_title("left") for axes in figure.axes] == ["bfloat16", "int8"]
     assert DRAWN["heat_map"].draw(runs_of(sweep[1:3])) is None, "two cells are no map"
+    later = [replace(result, environment=replace(result.environment, commit="7654321")) for result in sweep[:2]]
+    assert len(draw("heat_map", *later, sweep[2]).axes) == 1, "code may be committed during a sweep"
 
 
 def test_quality_is_drawn_with_its_front() -> None:

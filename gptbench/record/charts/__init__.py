@@ -76,7 +76,7 @@ CHARTS = (
         "latency",
         "Latency of a step by position",
         "Median over the samples at each position; the band reaches from the fastest sample to the slowest. Dotted: "
-        "the time that the step's bytes take at the read roof.",
+        "the time that the step's bytes take at the read roof. Single slow steps may lie above what is shown.",
         speed.latency,
     ),
     Chart(

@@ -44,8 +44,8 @@ MOST_POINTS = 400
 """Of a line."""
 FEW = 10
 """Points, which are marked one by one: of one alone there would be nothing to see."""
-SHOWN_STEPS = 0.995
-"""Quantile of a run's steps up to which their distribution is drawn."""
+SHOWN_STEPS, SHOWN_MEDIANS = 0.995, 5.0
+"""Steps of a run are drawn up to this quantile, and no further than to so many times their median."""
 WIDE = 5.0
 """Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
 SEED = "seed_tokens_per_s"
@@ -124,6 +124,12 @@ def step_times(run: Run) -> np.ndarray:
     return np.array([sample.step_s for sample in valid_samples(run.result)])
 
 
+def longest_shown(run: Run) -> float:
+    """Seconds. A few slow steps would leave no room for all others."""
+    seconds = step_times(run)
+    return float(min(np.quantile(seconds, SHOWN_STEPS), SHOWN_MEDIANS * np.median(seconds)))
+
+
 def latency(runs: Sequence[Run]) -> "Figure | None":
     """Step by position: median and range of the samples, and the least time."""
     there = timed(runs)
@@ -145,7 +151,7 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
         point = "." if len(where) < FEW else None
         axes.plot(where, middle, color=colour, linestyle=style, marker=point, label=run.label)
         axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
-        top = max(top, float(np.quantile(seconds, 0.99)), float(least.max()))
+        top = max(top, longest_shown(run) * factor, float(least.max()))
     axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
     if max(medians) > WIDE * min(medians):
         axes.set_yscale("log")
@@ -177,7 +183,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     factor, unit = time_unit(min(medians))
     figure = new_figure(3.0 + 0.17 * len(shown))
     axes = figure.subplots()
-    end = 1.02 * factor * max(float(np.quantile(step_times(run), SHOWN_STEPS)) for run in shown)
+    end = 1.02 * factor * max(longest_shown(run) for run in shown)
     beyond, count = 0, 0
     for run, (colour, style) in zip(shown, LINES, strict=False):
         seconds = np.sort(step_times(run).ravel()) * factor
@@ -205,8 +211,8 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     return figure
 
 
-X, Y = "sampling.temperature", "sampling.top_k"
-"""Of the heat maps."""
+VARIED = ("sampling.temperature", "sampling.top_k", "sampling.name", "commit")
+"""What may differ between the runs of a heat map: code may have been committed while they were measured."""
 MOST_MAPS = 6
 
 
@@ -214,7 +220,7 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     """Decode tokens/s by top_k and temperature: a map for each setting of all else."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in timed(runs):
-        rest = {key: value for key, value in traits(run.result).items() if key not in (X, Y, "sampling.name")}
+        rest = {key: value for key, value in traits(run.result).items() if key not in VARIED}
         groups.setdefault(tuple(rest.items()), []).append(run)
     maps = {rest: grid for rest, group in groups.items() if (grid := heat_grid(group)) is not None}
     if not maps:
