@@ -378,6 +378,10 @@ def test_what_was_recorded_composes(tmp_path: Path) -> None:
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         composed = compose("config", ["baseline=mine", f"hydra.searchpath=[{tmp_path}]"], return_hydra_config=False)
         config = load(composed)
+        for hostile in ("{a: {config: {x: {_target_: os.system}}}}", "{_target_: {overrides: []}}"):
+            (tmp_path / "baseline" / "evil.yaml").write_text(f"name: evil\ndevice: X\nrows: {hostile}")
+            with pytest.raises(ConfigError, match=r"baseline\.rows\..*_target_"):
+                compose("config", ["baseline=evil", f"hydra.searchpath=[{tmp_path}]"])
     assert config.baseline == parse_baseline(text)
     assert Baseline(config.baseline).row_of(steady(quant="int8")) == "stories15m-int8-inductor-b1"
 

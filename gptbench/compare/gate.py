@@ -195,10 +195,8 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
 def is_due(metric: str, result: Result) -> bool:
     """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
     cache of its own, a run may meet a cold one or a warm one."""
-    if KINDS[metric].name != "compile":
-        return True
-    asked = {"compile_cold_s": "fresh_cache", "compile_warm_s": "measure_warm_start"}[metric]
-    return bool(result.config["engine"].get(asked))
+    asked = {"compile_cold_s": "fresh_cache", "compile_warm_s": "measure_warm_start"}.get(metric)
+    return asked is None or bool(result.config["engine"].get(asked))
 
 
 def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float) -> Check:
@@ -222,7 +220,7 @@ def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: Baseli
 
 def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | None:
     """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0."""
-    if (name := BY_TOKEN.get(metric)) is not None:
+    if (name := BY_TOKEN.get(metric)) is not None:  # the same in every run
         return of_tokens(runs[0], metric, name)
     values = values_of(runs, metric, by_run)
     if (by_run and len(values) < len(runs)) or not values or not min(values) > 0:
