@@ -216,8 +216,8 @@ def explain(result: Result) -> Explanation:
         mbu=told["mbu"],
         tokens_per_s=told["decode_tokens_per_s"],
         most_tokens_per_s=most,
-        limit=f"A decode step takes {micro(step.step_s)} and moves {giga(step.weights + step.kv)}, which at the read "
-        f"roof of {result.roof.gb_per_s:.4g} GB/s take {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
+        limit=f"A decode step takes {micro(step.step_s)} and moves {giga(step.weights + step.kv)}; at the read roof of "
+        f"{result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
         f"{told['decode_tokens_per_s']:.4g} tokens/s of at most {most:.4g}.",
         parts=[] if found is None else list(partition(step)),
         profiled_s=None if found is None else found.step_s,
