@@ -488,22 +488,22 @@ def ab_record(result: AbResult, start: float) -> Record:
     """What is of an interleaved measurement: the samples of both sides. Ratios are computed when they are read."""
     sampled = [
         (f"{name}/{metric}", value, step)
-        for name, side in result.sides.items()
-        for step, sample in enumerate(side.samples)
+        for name in result.sides
+        for step, sample in enumerate(result.samples(name))
         if not sample.compiles
         for metric, value in speed_metrics(sample).items()
     ]
-    medians: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for name, value, _ in sampled:
-        medians.setdefault(f"{name}/median", []).append(value)
+        values.setdefault(f"brief/{name.replace('/', '_')}", []).append(value)
     return Record(
         name=f"ab-{result.config['model']['name']}",
         start_ms=round(start * 1000),
         end_ms=round((start + result.seconds) * 1000),
         status="FINISHED",
         params=[(name, " ".join(side.overrides)) for name, side in result.sides.items()],
-        metrics=[*((name, statistics.median(values), 0) for name, values in medians.items()), *sampled],
-        tags={"order": result.order[:MOST_CHARACTERS]},
+        metrics=[*((name, statistics.median(each), 0) for name, each in values.items()), *sampled],
+        tags={"rounds": str(len(result.rounds)), "ended": result.ended},
     )
 
 
