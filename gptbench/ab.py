@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gptbench.compare.interleaved import HEADLINE, rows
+from gptbench.compare.interleaved import headline
 from gptbench.config import Config, KernelsConfig, load
 from gptbench.device import Device
 from gptbench.errors import ConfigError, UserError
@@ -163,6 +163,8 @@ def measure(
         margin=ending.margin,
         budget_s=ending.budget_s,
     )
+    gc.collect()
+    gc.freeze()  # what is there now stays: each sample looks for garbage first
     begin = time.perf_counter()
     try:
         while not is_enough(result, ending):
@@ -174,13 +176,15 @@ def measure(
         cut_to_blocks(result)
         if not result.rounds:
             raise
+    finally:
+        gc.unfreeze()
     return result
 
 
 def is_enough(result: AbResult, ending: Ending) -> bool:
     """Whether the interval is narrow enough, or another round would most likely end after the time; notes which."""
     done = len(result.rounds)
-    row = next((row for row in rows(result) if row.metric == HEADLINE), None)
+    row = headline(result)
     if row is not None and done >= LEAST_ROUNDS and row.ratio.half_width <= ending.half_width:
         result.ended = "narrow"
         return True
@@ -210,9 +214,6 @@ def take_round(
         built_s = time.perf_counter() - start
         ready_to_start(ready)
         stages.start(f"round {number + 1}: sampling")
-        gc.collect()
-        gc.freeze()  # what is there now stays: each sample looks for garbage first
-        leaving.callback(gc.unfreeze)
         result.rounds.append(one)
         start = time.perf_counter()
         while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gptbench import ab
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import row_line, share
-from gptbench.compare.interleaved import HEADLINE, rows
+from gptbench.compare.interleaved import headline
 from gptbench.device import Device
 from gptbench.generate import generate
 from gptbench.terminal import stage_bar
@@ -92,7 +92,8 @@ def main() -> None:
     for number in range(options.trials):
         with stage_bar(3) as stages:
             result = ab.measure((asked, asked), ending, sys.argv, stages, ready_to_start=ready)
-        row = next(row for row in rows(result) if row.metric == HEADLINE)
+        row = headline(result)
+        assert row is not None, "nothing but compiling"
         verdicts[row.verdict.value] += 1
         ratios.append(row.ratio)
         line = {"trial": number, "rounds": len(result.rounds), "seconds": round(result.seconds, 2), **row_line(row)}

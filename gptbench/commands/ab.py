@@ -1,6 +1,7 @@
 """`gptbench ab`: two configurations, measured in turns."""
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from gptbench import ab, guard
 from gptbench.commands.compare import row_line, sentence, share, table_of, write_line
-from gptbench.compare.interleaved import HEADLINE, remarks, rows
+from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
@@ -64,8 +65,8 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
         UserError: an override is none, or is one of Hydra's own options.
     """
     for override in overrides:
-        if override.startswith("-") or "=" not in override:
-            raise UserError(f"{override}: expected an override such as engine=fused")
+        if not re.match(r"[\w+~]", override) or "=" not in override or override.lstrip("+~").startswith("hydra"):
+            raise UserError(f"{override}: expected an override such as engine=fused, none of Hydra's own")
     guard.check_arguments(overrides)
     register()
     guard.install()
@@ -93,9 +94,9 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     with stage_bar(3) as stages:
 
         def told(result: AbResult) -> None:
-            ratio = next((row.ratio for row in rows(result) if row.metric == HEADLINE), None)
-            known = "" if ratio is None else f": B / A = {ratio.value:.4f}"
-            known += "" if ratio is None or ratio.low is None else f" ±{ratio.half_width:.2%}"
+            row = headline(result)
+            known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
+            known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
             console.print(f"{len(result.rounds)} rounds, {result.seconds:.0f} s{known}", markup=False, style="dim")
 
         result = ab.measure(sides, ending, command, stages, told)
@@ -105,12 +106,9 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     print_whole(table_of(f"B beside A on {result.environment.device}", [(row.metric, row) for row in found]))
     for remark in remarks(result):
         console.print(remark, markup=False, style="yellow")
-    headline = next((row for row in found if row.metric == HEADLINE), None)
-    if headline is not None:
+    if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
-        console.print(
-            f"{sentence(headline)}; {headline.of}, {result.seconds:.0f} s, {ended}", markup=False, style="bold"
-        )
+        console.print(f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}", markup=False, style="bold")
     logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.print)
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     write_line(

@@ -5,6 +5,7 @@ or two for a small model (LOG.md). So each round makes both anew, and gives one 
 a round samples come in blocks, ABBA or BAAB, so that what changes steadily changes both sides alike.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,11 @@ from gptbench.compare.comparison import Row, geometric_mean
 from gptbench.compare.ratio import KINDS, of_pairs, verdict
 from gptbench.measure.samples import Sample
 from gptbench.record.ab import AbResult
-from gptbench.record.statistics import speed_metrics
+from gptbench.record.statistics import decode_rate, speed_metrics
 
 HEADLINE = "decode_tokens_per_s"
 """The metric that decides when it ends, and what is said in the end."""
+SHOWN = (HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
 SURE = 0.001
 """Probability under which a drift is none of chance."""
 CLOCKS_APART = 0.005
@@ -26,23 +28,34 @@ CLOCKS_APART = 0.005
 
 def rows(result: AbResult) -> list[Row]:
     """Each metric of a sample's own times; none without a whole block."""
+
+    def value_of(metric: str) -> Callable[[Sample], float]:
+        return lambda sample: speed_metrics(sample)[metric]
+
+    found = [row_of(result, metric, value_of(metric)) for metric in SHOWN]
+    return [row for row in found if row is not None]
+
+
+def headline(result: AbResult) -> Row | None:
+    """Decode tokens/s; None without a whole block."""
+    return row_of(result, HEADLINE, decode_rate)
+
+
+def row_of(result: AbResult, metric: str, value: Callable[[Sample], float]) -> Row | None:
+    """One metric: each round is one ratio, the mean of its blocks'."""
     rounds = [blocks for each in result.rounds if (blocks := each.blocks())]
     if not rounds:
-        return []
-    found = []
-    for metric in speed_metrics(rounds[0][0][0][0]):
-        ratios: list[float] = []
-        values: tuple[list[float], list[float]] = ([], [])
-        for blocks in rounds:
-            of = [[[speed_metrics(sample)[metric] for sample in side] for side in pair] for pair in blocks]
-            ratios.append(float(np.mean([np.mean(np.log(b)) - np.mean(np.log(a)) for a, b in of])))
-            for side in (0, 1):
-                values[side].extend(value for pair in of for value in pair[side])
-        ratio = of_pairs(ratios)
-        told = verdict(ratio, KINDS[metric], result.margin)
-        a, b = map(geometric_mean, values)
-        found.append(Row(metric, a, b, ratio, told, f"{len(rounds)} rounds"))
-    return found
+        return None
+    ratios: list[float] = []
+    sides: tuple[list[float], list[float]] = ([], [])
+    for blocks in rounds:
+        of = [[[value(sample) for sample in samples] for samples in pair] for pair in blocks]
+        ratios.append(float(np.mean(np.log([b for _, b in of])) - np.mean(np.log([a for a, _ in of]))))
+        for number, side in enumerate(sides):
+            side.extend(one for pair in of for one in pair[number])
+    ratio = of_pairs(ratios)
+    a, b = map(geometric_mean, sides)
+    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), f"{len(rounds)} rounds")
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def drift(result: AbResult) -> Drift | None:
         for name in result.sides:
             at = [when for when, whose in zip(each.at_s, each.order, strict=True) if whose == name]
             own = [
-                (when, np.log(speed_metrics(sample)[HEADLINE]))
+                (when, np.log(decode_rate(sample)))
                 for when, sample in zip(at, each.samples[name], strict=True)
                 if not sample.compiles
             ]

@@ -32,12 +32,16 @@ METRICS = (
 )
 
 
+def decode_rate(sample: Sample) -> float:
+    """Tokens/s of all decode steps."""
+    return len(sample.tokens) * len(sample.step_s) / sum(sample.step_s)
+
+
 def speed_metrics(sample: Sample) -> dict[str, float]:
     """Those of `METRICS` that a sample's own times give."""
-    batch = len(sample.tokens)
     p50, p90, p99 = np.percentile(sample.step_s, [50, 90, 99])
     return {
-        "decode_tokens_per_s": batch * len(sample.step_s) / sum(sample.step_s),
+        "decode_tokens_per_s": decode_rate(sample),
         "tpot_p50_s": float(p50),
         "tpot_p90_s": float(p90),
         "tpot_p99_s": float(p99),

@@ -1,0 +1,323 @@
+"""`gptbench ab`: what is the same is within noise, what is slower is found, and nothing that drifts fools it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptbench import ab
+from gptbench.ab import Ending, block, cut_to_blocks, is_enough
+from gptbench.commands.ab import ab_command, composed
+from gptbench.compare.interleaved import HEADLINE, drift, headline, remarks, rows
+from gptbench.compare.ratio import Verdict
+from gptbench.errors import ConfigError, UserError
+from gptbench.measure.sensors import DeviceState
+from gptbench.record.ab import AbResult, Round, Side
+from gptbench.record.files import load_record, problem
+from gptbench.record.tracking import make_record
+from gptbench.terminal import stage_bar
+from tests.results import made_result
+
+ENDING = Ending(half_width=0.005, budget_s=300.0, margin=0.005)
+SMALL = (
+    *("model=stories15m", "model.n_layers=1", "model.dim=32", "model.n_heads=2", "model.n_kv_heads=2"),
+    *("model.ffn_dim=32", "model.vocab_size=64", "engine=eager", "device=cpu", "device.threads=1"),
+    *("workload.prompt=[1,2]", "workload.new_tokens=4", "sampling.top_k=5", "sampling.temperature=100"),
+    *("tracking=none",),
+)
+
+
+def made_ab(rounds: list[Round] | None = None, ending: Ending = ENDING) -> AbResult:
+    """Of two sides that differ in nothing, yet to be measured if no rounds are given."""
+    run = made_result()
+    side = Side(overrides=["model=stories15m"], config=run.config, dtype=run.dtype, traffic=run.traffic)
+    return AbResult(
+        started=run.started,
+        command=run.command,
+        sweep=None,
+        config=run.config,
+        environment=run.environment,
+        dtype=run.dtype,
+        roof=run.roof,
+        sides={"A": side, "B": side},
+        half_width=ending.half_width,
+        margin=ending.margin,
+        budget_s=ending.budget_s,
+        rounds=rounds or [],
+    )
+
+
+def made_round(
+    number: int,
+    blocks: int,
+    step_s: Callable[[str, float], float],
+    begin: float = 0.0,
+    every_s: float = 0.2,
+    state: DeviceState | None = None,
+) -> Round:
+    """Samples of four equal steps, of the duration that a side has at a time."""
+    like = made_result(compiles=(0,)).samples[0]
+    one = Round(built="AB" if number % 2 == 0 else "BA")
+    for index in range(blocks):
+        for name in block(index + number):
+            at = begin + len(one.order) * every_s
+            one.samples[name].append(replace(like, step_s=[step_s(name, at)] * 4, ttft_s=0.01, state=state))
+            one.order += name
+            one.at_s.append(at)
+    return one
+
+
+def trial(random: np.random.Generator, slower: float, instance: float, noise: float, drifts: float) -> AbResult:
+    """A measurement that ends as real ones do, of steps of 1 ms that differ as real ones do: from engine to engine,
+    from sample to sample, and over time."""
+    result = made_ab()
+    while not is_enough(result, ENDING):
+        level = {"A": random.normal(0, instance), "B": random.normal(np.log1p(slower), instance)}
+
+        def step_s(name: str, at: float, level: dict[str, float] = level) -> float:
+            return 1e-3 * float(np.exp(level[name] + random.normal(0, noise) + drifts * at / 60))
+
+        result.rounds.append(made_round(len(result.rounds), 2, step_s, begin=result.seconds))
+        result.seconds += 4.0
+    return result
+
+
+def told(result: AbResult) -> Verdict:
+    row = headline(result)
+    assert row is not None
+    return row.verdict
+
+
+@pytest.mark.parametrize("instance", [0.0, 0.002, 0.005])
+def test_the_same_is_within_noise_and_two_percent_are_found(instance: float) -> None:
+    """At the spread that engines of the same configuration have on a GPU: LOG.md has the real trials."""
+    random = np.random.default_rng(4)
+    same = [told(trial(random, 0.0, instance, 0.003, drifts=-0.05)) for _ in range(40)]
+    assert same.count(Verdict.noise) >= 38
+    slower = [told(trial(random, 0.02, instance, 0.003, drifts=0.05)) for _ in range(20)]
+    assert slower.count(Verdict.slower) >= 19
+
+
+def test_a_steady_drift_cancels_in_each_block() -> None:
+    result = made_ab([made_round(n, 2, lambda _, at: 1e-3 * float(np.exp(0.1 * at)), begin=10.0 * n) for n in range(3)])
+    for row in rows(result):
+        if row.metric != "ttft_s":
+            assert row.ratio.value == pytest.approx(1.0, abs=1e-12)
+    found = drift(result)
+    assert found is not None
+
+
+def test_turns_are_balanced() -> None:
+    assert [block(number) for number in range(4)] == ["ABBA", "BAAB", "BAAB", "ABBA"]
+    for number in range(20):
+        assert sorted(block(number)) == ["A", "A", "B", "B"]
+        places = [place for place, name in enumerate(block(number)) if name == "A"]
+        assert sum(places) == 3, "the middle of both sides' times is the same"
+
+
+def test_it_ends_when_it_is_narrow_enough_and_not_before_six_rounds() -> None:
+    result = made_ab()
+    while not is_enough(result, ENDING):
+        result.rounds.append(made_round(len(result.rounds), 2, lambda *_: 1e-3))
+        result.seconds += 1.0
+    assert (len(result.rounds), result.ended) == (6, "narrow")
+
+
+def test_it_ends_when_another_round_would_take_too_long() -> None:
+    result = made_ab()
+    random = np.random.default_rng(0)
+    while not is_enough(result, replace(ENDING, budget_s=35.0)):
+        result.rounds.append(made_round(len(result.rounds), 2, lambda *_: float(random.uniform(1e-3, 2e-3))))
+        result.seconds += 10.0
+    assert (len(result.rounds), result.ended) == (3, "budget")
+
+
+def test_ratios_are_of_rates_and_times() -> None:
+    result = made_ab([made_round(n, 2, lambda name, _: {"A": 1e-3, "B": 2e-3}[name]) for n in range(3)])
+    found = {row.metric: row for row in rows(result)}
+    assert found[HEADLINE].a == pytest.approx(1000)
+    assert found[HEADLINE].ratio.value == pytest.approx(0.5)
+    assert found[HEADLINE].verdict is Verdict.slower
+    assert found["tpot_p99_s"].ratio.value == pytest.approx(2.0)
+    assert found["tpot_p99_s"].verdict is Verdict.slower
+    assert found["ttft_s"].verdict is Verdict.noise
+    assert found[HEADLINE].of == "3 rounds"
+
+
+def test_a_block_that_compiled_something_is_left_out() -> None:
+    one = made_round(0, 3, lambda name, at: 1e-3 if at > 0.7 else 5e-3)
+    one.samples["A"][0] = replace(one.samples["A"][0], compiles=1)
+    result = made_ab([one])
+    assert len(one.blocks()) == 2
+    assert rows(result)[0].a == pytest.approx(1000)
+    assert any("A: 1 samples compiled something" in remark for remark in remarks(result))
+    for samples in one.samples.values():
+        samples[:] = [replace(sample, compiles=1) for sample in samples]
+    assert rows(result) == []
+    assert problem(result) == "no whole block was measured without compiling"
+
+
+def test_drift_is_told_with_its_direction() -> None:
+    random = np.random.default_rng(1)
+
+    def step_s(_: str, at: float) -> float:
+        return 1e-3 * float(np.exp(0.002 * at + random.normal(0, 1e-4)))
+
+    result = made_ab([made_round(n, 2, step_s, begin=5.0 * n) for n in range(6)])
+    result.seconds = 30.0
+    found = drift(result)
+    assert found is not None
+    assert found.change == pytest.approx(np.exp(-0.06) - 1, abs=0.01)
+    assert any("both sides got slower" in remark for remark in remarks(result))
+
+
+def test_noise_is_no_drift() -> None:
+    random = np.random.default_rng(2)
+    for _ in range(30):
+        result = made_ab([made_round(n, 2, lambda *_: float(random.uniform(0.9e-3, 1.1e-3))) for n in range(6)])
+        result.seconds = 30.0
+        assert not [remark for remark in remarks(result) if "both sides" in remark]
+
+
+def test_clocks_and_throttling_are_told() -> None:
+    fast, slow = DeviceState(clock_mhz=[1980.0]), DeviceState(clock_mhz=[1800.0], throttled=["power cap"])
+    one = made_round(0, 2, lambda *_: 1e-3, state=fast)
+    one.samples["B"] = [replace(sample, state=slow) for sample in one.samples["B"]]
+    said = remarks(made_ab([one]))
+    assert any("1980 MHz for A and 1800 MHz for B" in remark for remark in said)
+    assert any("from 1800 to 1980 MHz" in remark for remark in said)
+    assert any("B: 4 of 4 samples throttled (power cap)" in remark for remark in said)
+    assert remarks(made_ab([made_round(0, 2, lambda *_: 1e-3, state=fast)])) == []
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    state = DeviceState([0.0], [1980.0], [3201.0], [600.0], [50.0], ["power cap"], 0.5)
+    result = made_ab([made_round(n, 2, lambda *_: 1e-3, state=state) for n in range(2)])
+    path = result.save(tmp_path)
+    assert path.name == "ab.json"
+    assert load_record(path) == result
+    record = make_record(result, path, None)
+    values = {name: value for name, value, _ in record.metrics}
+    assert values[f"brief/A_{HEADLINE}"] == values[f"B/{HEADLINE}"] == pytest.approx(1000)
+    assert record.tags["rounds"] == "2"
+
+
+def test_an_interrupted_block_is_left_out() -> None:
+    one, two = made_round(0, 2, lambda *_: 1e-3), made_round(1, 1, lambda *_: 1e-3)
+    one.samples["B"].append(one.samples["B"][0])  # taken, not yet noted
+    two.order, two.at_s = two.order[:3], two.at_s[:3]
+    result = made_ab([one, two])
+    cut_to_blocks(result)
+    assert [len(each.order) for each in result.rounds] == [8]
+    assert [len(samples) for samples in result.rounds[0].samples.values()] == [4, 4]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the roof is, once it is measured."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+def measured(outputs: Path, ending: Ending, **more: Any) -> AbResult:
+    overrides = [*SMALL, f"outputs={outputs}"]
+    asked = ab.read(overrides, composed(overrides, None))
+    with stage_bar(3) as stages:
+        return ab.measure((asked, asked), ending, ["ab"], stages, **more)
+
+
+def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
+    made: list[ab.Contender] = []
+
+    def ready(sides: dict[str, ab.Contender]) -> None:
+        made.extend(sides.values())
+
+    assert len(measured(outputs, Ending(1e-9, 1e-9, 0.0), ready_to_start=ready).rounds) == 1, "one in any case"
+    taken = measured(outputs, Ending(10.0, 300.0, 0.0), ready_to_start=ready)
+    assert [one.built for one in taken.rounds] == ["AB", "BA"] * 3
+    assert len({id(each.engine) for each in made}) == len(made) == 14
+    for one in taken.rounds:
+        assert [sample.tokens for sample in one.samples["A"]] == [sample.tokens for sample in one.samples["B"]]
+        assert len(one.order) >= 8
+        assert one.at_s == sorted(one.at_s)
+        assert set(one.load_s) == set(one.compilations) == {"A", "B"}
+    assert taken.samples("A")[0].tokens != taken.samples("A")[1].tokens
+    assert problem(taken) is None
+
+
+def test_a_planted_slowdown_is_found_by_the_whole_of_it(outputs: Path) -> None:
+    def plant(sides: dict[str, ab.Contender]) -> None:
+        engine = sides["B"].engine
+        run = engine.run_decode
+
+        def slowed() -> None:
+            run()
+            time.sleep(0.01)
+
+        engine.run_decode = slowed  # type: ignore[method-assign]
+
+    result = measured(outputs, Ending(10.0, 300.0, 0.005), ready_to_start=plant)
+    assert told(result) is Verdict.slower
+
+
+def test_ctrl_c_keeps_whole_blocks(outputs: Path) -> None:
+    calls = 0
+
+    def interrupt(result: AbResult) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    result = measured(outputs, Ending(1e-9, 300.0, 0.0), told=interrupt)
+    assert result.ended == "interrupted"
+    assert len(result.rounds) == 2
+    assert result.seconds > 0
+
+
+def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = [*SMALL, f"outputs={outputs}"]
+    assert ab_command(["", "sampling.temperature=0", *shared, "--budget-s", "0.1", "--half-width", "1%"]) == 0
+    captured = capsys.readouterr()
+    line = json.loads(captured.out.splitlines()[-1])
+    assert line["b"] == [*shared, "sampling.temperature=0"]
+    assert set(line["metrics"]) == {HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s"}
+    assert line["rounds"] >= 1
+    record = load_record(Path(line["result"]))
+    assert isinstance(record, AbResult)
+    assert record.sides["B"].config["sampling"]["temperature"] == 0.0
+    assert record.half_width == 0.01
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        ("quant", "quant: expected an override"),
+        ("task=quality", "task=quality: expected speed"),
+        ("task.breakdown=true", "task=speed: expected speed, without"),
+        ("task=kernels", "task=kernels: expected speed"),
+        ("sampling.top_k=0", "sampling.top_k=0"),
+        ("hydra/launcher=ray_gpu", "none of Hydra's own"),
+        ("+hydra.searchpath=[file:///tmp]", "none of Hydra's own"),
+    ],
+)
+def test_what_cannot_be_is_refused(b: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ab_command(["", b, *SMALL])
+
+
+@pytest.mark.parametrize("value", ["-1%", "x", "200%"])
+def test_a_share_is_one(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ab_command(["", "", f"--half-width={value}"])
+    assert f"{value}: expected a share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("half_width", 0.0), ("budget_s", -1.0), ("margin", -0.1)])
+def test_an_ending_must_come(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=name.replace("_", "-")):
+        replace(ENDING, **{name: value})
