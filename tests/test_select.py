@@ -1,0 +1,168 @@
+"""Which records someone means: by file, folder, sweep, identity, and MLflow's runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from servers import hasty_sqlite
+
+from gptbench.compare.select import select
+from gptbench.config import MLflowConfig
+from gptbench.errors import UserError
+from gptbench.record import Result
+from gptbench.record.failure import Cause, Failure
+from gptbench.record.ledger import Ledger
+from gptbench.record.outcome import Outcome, Status
+from gptbench.record.sweep import SweepRecord
+from gptbench.record.tracking import MLflowTracker, embedded_store
+from tests.results import made_result
+
+IDENTITIES = ("aaaa000011112222", "aaaa999911112222", "bbbb000011112222")
+
+
+def steps(found: list[object]) -> list[float]:
+    """By which the results of these tests are told apart."""
+    return [each.record.samples[0].step_s[0] for each in found]  # type: ignore[attr-defined]
+
+
+def record(outputs: Path, number: int, identity: str | None = None) -> Path:
+    """A result in a folder of its own, with a line in the ledger."""
+    started = f"2026-11-22T12:00:{number:02}+00:00"
+    result = replace(made_result(step_s=0.01 + number / 1000, started=started), identity=identity)
+    folder = outputs / "2026-11-22" / f"12-00-{number:02}"
+    if identity is not None:
+        Ledger(outputs).claim(identity, False).__enter__()
+        Ledger(outputs).note(identity, folder, started)
+    return result.save(folder)
+
+
+def test_a_file_is_itself(tmp_path: Path) -> None:
+    path = record(tmp_path, 1)
+    found = select(str(path), tmp_path)
+    assert [each.path for each in found] == [path]
+    assert isinstance(found[0].record, Result)
+
+
+def test_a_folder_is_all_below_it_the_oldest_first(tmp_path: Path) -> None:
+    for number in (2, 1, 3):
+        record(tmp_path, number)
+    (tmp_path / "2026-11-22" / "result-of-mine.json").write_text("{}")
+    (tmp_path / ".hidden").mkdir()
+    made_result().save(tmp_path / ".hidden")
+    assert steps(select(str(tmp_path), tmp_path)) == pytest.approx([0.011, 0.012, 0.013])
+
+
+def test_latest_is_the_last_one(tmp_path: Path) -> None:
+    for number in (1, 3, 2):
+        record(tmp_path, number)
+    assert steps(select("latest", tmp_path)) == pytest.approx([0.013])
+
+
+def test_an_identity_is_every_run_of_it(tmp_path: Path) -> None:
+    record(tmp_path, 1, IDENTITIES[0])
+    record(tmp_path, 2, IDENTITIES[2])
+    record(tmp_path, 3, IDENTITIES[0])
+    assert steps(select(IDENTITIES[0], tmp_path)) == pytest.approx([0.011, 0.013])
+    assert steps(select("bbbb", tmp_path)) == pytest.approx([0.012])
+
+
+def test_digits_of_two_identities_are_refused(tmp_path: Path) -> None:
+    record(tmp_path, 1, IDENTITIES[0])
+    record(tmp_path, 2, IDENTITIES[1])
+    with pytest.raises(UserError, match=f"aaaa: expected one identity, and there are {IDENTITIES[0]}, {IDENTITIES[1]}"):
+        select("aaaa", tmp_path)
+
+
+@pytest.mark.parametrize("selector", ["nothing/here", "cccc", "latest", "mlflow:tags.a = 'b'"])
+def test_what_is_not_there_is_an_error_that_names_the_ways(selector: str, tmp_path: Path) -> None:
+    with hasty_sqlite(), pytest.raises(UserError, match="first digits of a run's identity"):
+        select(selector, tmp_path)
+
+
+def test_a_file_that_is_no_record_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"x\.json"):
+        select(str(path), tmp_path)
+
+
+def sweep(folder: Path) -> Path:
+    """Of two jobs and a failure."""
+    jobs = []
+    for number in range(2):
+        path = made_result(step_s=0.01 * (number + 1)).save(folder / str(number))
+        jobs.append(Outcome(status=Status.recorded.value, swept=[], record=str(path)))
+    failure = Failure(
+        started="2026-11-22T12:00:00+00:00",
+        command=[],
+        sweep=str(folder),
+        config=made_result().config,
+        cause=Cause.raised.value,
+        reason="x",
+        traceback=None,
+        seconds=1.0,
+        commit=None,
+    )
+    jobs.append(Outcome(status=Status.failed.value, swept=[], record=str(failure.save(folder / "2"))))
+    jobs.append(Outcome(status=Status.not_run.value, swept=[]))
+    started = "2026-11-22T12:00:00+00:00"
+    return SweepRecord(
+        started=started, command=[], sweep=str(folder), config={}, ended=started, status="FAILED", jobs=jobs
+    ).save(folder)
+
+
+def test_a_sweep_is_its_jobs(tmp_path: Path) -> None:
+    path = sweep(tmp_path / "sweep")
+    found = select(str(path), tmp_path)
+    assert steps(found[:2]) == pytest.approx([0.01, 0.02])
+    assert isinstance(found[2].record, Failure)
+    assert len(select(str(path.parent), tmp_path)) == 3, "each once"
+
+
+def test_a_sweep_that_was_moved_has_its_jobs_still(tmp_path: Path) -> None:
+    sweep(tmp_path / "sweep")
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    assert steps(select(str(tmp_path / "moved" / "sweep.json"), tmp_path)[:2]) == pytest.approx([0.01, 0.02])
+
+
+def test_a_sweep_whose_job_lies_elsewhere_has_it(tmp_path: Path) -> None:
+    path = sweep(tmp_path / "sweep")
+    elsewhere = made_result(step_s=0.05).save(tmp_path / "elsewhere")
+    raw = json.loads(path.read_text())
+    raw["jobs"][0]["record"] = str(elsewhere)
+    path.write_text(json.dumps(raw))
+    assert elsewhere in [each.path for each in select(str(tmp_path / "sweep"), tmp_path)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An outputs folder with two runs in its store, one of them int8, and the id of the first."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    tracker = MLflowTracker(MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", figures=False), outputs)
+    with hasty_sqlite():
+        told = [
+            tracker.log(result, result.save(outputs / str(number)))
+            for number, result in enumerate((made_result(), made_result(quant="int8", step_s=0.02)))
+        ]
+    assert told[0] is not None
+    return outputs, next(word for word in told[0].split() if len(word) == 32)
+
+
+def test_a_filter_of_mlflows_is_the_runs_that_it_finds(store: tuple[Path, str]) -> None:
+    outputs, _ = store
+    found = select("mlflow:tags.quant = 'int8'", outputs)
+    assert [each.record for each in found] == [made_result(quant="int8", step_s=0.02)]
+    assert found[0].path.name == "result.json"
+    assert len(select("mlflow:metrics.decode_tokens_per_s > 0", outputs, embedded_store(outputs))) == 2
+
+
+def test_a_run_id_of_mlflows_is_that_run(store: tuple[Path, str]) -> None:
+    outputs, run_id = store
+    assert [each.record for each in select(f"mlflow:{run_id}", outputs)] == [made_result()]
+
+
+def test_a_filter_that_mlflow_does_not_understand_is_an_error(store: tuple[Path, str]) -> None:
+    outputs, _ = store
+    with pytest.raises(UserError, match="mlflow:nonsense"):
+        select("mlflow:nonsense is this", outputs)
