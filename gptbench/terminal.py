@@ -26,6 +26,7 @@ from gptbench.record.statistics import (
     METRICS,
     compilation_name,
     compile_metrics,
+    energy_metrics,
     quality_metrics,
     sample_metrics,
     summary,
@@ -45,6 +46,13 @@ SHOWN = {
     "kl_divergence": (1.0, "nats"),
     "bits_per_byte": (1.0, "bits"),
     "top1_agreement": (100.0, "%"),
+    "idle_w": (1.0, "W"),
+    "prefill_w": (1.0, "W"),
+    "decode_w": (1.0, "W"),
+    "prefill_joules_per_token": (1.0, "J"),
+    "decode_joules_per_token": (1.0, "J"),
+    "prefill_tokens_per_joule": (1.0, "1/J"),
+    "decode_tokens_per_joule": (1.0, "1/J"),
 }
 """Metric to the factor and the unit in which a person reads it; all others are shown as they are."""
 
@@ -152,10 +160,13 @@ def show_result(result: Result, baseline: Baseline) -> None:
         add(metric.name, medians[metric.name], f"{number(min(values))} … {number(max(values))}", unit, factor)
     for name, seconds in compile_metrics(result).items():
         add(name, seconds, "", "s")
-    for name, value in quality_metrics(result).items():
+    for name, value in (quality_metrics(result) | energy_metrics(result)).items():
         factor, unit = SHOWN.get(name, (1.0, ""))
         add(name, value, "", unit, factor)
-    console.print(table)
+    print_whole(table)
+    show_state(result, medians)
+    if result.config.get("task", {}).get("energy") and result.energy is None:
+        console.print("energy not measured: the device has no counter that can be read", style="yellow")
     for compilation in result.compilations:
         if compilation.cache != "none":
             show_stages(compilation)
@@ -172,6 +183,20 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def show_state(result: Result, medians: dict[str, float]) -> None:
+    """Clock, power and temperature during the samples, as far as the device tells; and what held it back."""
+    units = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
+    told = [f"{number(medians[name])} {unit}" for name, unit in units.items() if name in medians]
+    if told:
+        console.print(f"during the samples {', '.join(told)} (median)", markup=False)
+    throttled = [sample for sample in result.samples if sample.throttled]
+    if throttled:
+        reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
+        console.print(
+            f"{len(throttled)} of {len(result.samples)} samples throttled: {', '.join(reasons)}", style="yellow"
+        )
 
 
 def show_stages(compilation: Compilation) -> None:

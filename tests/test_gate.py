@@ -135,6 +135,15 @@ def test_margins_of_the_file_count() -> None:
         replace(config, margins={"speed": float("nan")})
 
 
+def test_margins_are_recorded(tmp_path: Path, save: Save) -> None:
+    run, file = save("a", steady()), tmp_path / "b.yaml"
+    assert gate_command(["--record", str(file), run, "--margin", "speed=3%", "--margin", "energy=0.2"]) == 0
+    assert read_baseline(str(file)).margins == {"speed": 0.03, "energy": 0.2}
+    with pytest.raises(ConfigError, match=r"margins\.x=0\.1: expected one of speed"):
+        gate_command(["--record", str(tmp_path / "c.yaml"), run, "--margin", "x=10%"])
+    assert not (tmp_path / "c.yaml").exists()
+
+
 def test_a_baseline_from_a_cpu_has_a_wider_margin_for_memory() -> None:
     result = steady()
     on_cpu = replace(result, environment=replace(result.environment, driver=None, power_limit_w=None))

@@ -30,6 +30,7 @@ from tests.results import (
     made_result,
     made_state,
 )
+from tests.test_ab import made_ab, made_round
 
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parent.parent / "outputs" / "screenshots"
@@ -442,3 +443,15 @@ def test_page_is_printed_on_white(page: Any, tmp_path: Path) -> None:
     sheets = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "report.pdf").read_bytes())
     turned = [float(width) > float(height) for width, height in sheets]
     assert turned == [True] + [False] * (len(sheets) - 1), "the summary is wide"
+
+
+def test_what_was_measured_in_turns_has_a_table(tmp_path: Path) -> None:
+    rounds = [made_round(n, 2, lambda name, _: {"A": 1e-3, "B": 2e-3}[name]) for n in range(3)]
+    record = made_ab(rounds)
+    record.sides["B"].overrides = ["model=stories15m", "quant=<int8>"]
+    page = html([Found(tmp_path / "ab.json", record)], [], "t", ["x"], "now")
+    assert "A against B" in page
+    assert "quant=&lt;int8&gt;" in page
+    assert ">0.5000<" in page
+    assert "slower" in page
+    assert "no record of one run" not in page

@@ -10,8 +10,10 @@ from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
 from gptbench.errors import UserError
 from gptbench.measure.compilation import Compilation
+from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.quality import Predictions
 from gptbench.measure.samples import Sample
+from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Result
 from gptbench.record.statistics import METRICS, compile_metrics, sample_metrics, summary, valid_samples
@@ -208,3 +210,31 @@ def test_numbers_are_shown_without_exponents() -> None:
         "1.235",
         "0.0001234",
     ]
+
+
+def test_state_and_energy_are_read_as_they_were_written(tmp_path: Path) -> None:
+    result = made_result()
+    result.samples[0].state = DeviceState([0.0, 0.1], [1980.0, 1900.0], [], [600.0, 650.0], [50.0], ["power cap"], 0.01)
+    result.energy = Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000))
+    read = Result.load(result.save(tmp_path))
+    assert read == result
+    numbers = summary(read)
+    assert numbers["samples_throttled"] == 1
+    assert numbers["clock_mhz"] == 1940
+    assert numbers["decode_joules_per_token"] == pytest.approx(0.4)
+
+
+def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    result = made_result()
+    result.config["task"] = {"energy": True}
+    result.samples[2].state = DeviceState([0.0], [1980.0], [], [600.0], [50.0], ["power cap"], 0.01)
+    show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))
+    told = capsys.readouterr().err
+    assert "during the samples 1980 MHz, 600 W, 50 °C (median)" in told
+    assert "1 of 3 samples throttled: power cap" in told
+    assert "energy not measured" in told
+    result.energy = Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000))
+    show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))
+    told = capsys.readouterr().err
+    assert "decode_joules_per_token" in told
+    assert "energy not measured" not in told

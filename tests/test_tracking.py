@@ -22,7 +22,7 @@ from gptbench.measure.compilation import STAGES
 from gptbench.record import MLflowTracker, NoTracker, Result
 from gptbench.record.statistics import METRICS, sample_metrics, summary
 from gptbench.record.sync import log_command
-from gptbench.record.tracking import metrics
+from gptbench.record.tracking import make_record, metrics
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"
@@ -393,3 +393,13 @@ def test_no_tracker_does_nothing(tmp_path: Path, result: Result, path: Path) -> 
     tracker = NoTracker(TrackingConfig(_target_="gptbench.record.NoTracker", name="none"), tmp_path)
     assert tracker.log(result, path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_baseline_has_recorded_is_no_param(tmp_path: Path) -> None:
+    result = made_result()
+    result.config["baseline"]["rows"] = {"a": {"overrides": ["x"], "metrics": {"ttft_s": {"value": 1.0}}}}
+    record = make_record(result, result.save(tmp_path), None)
+    params = dict(record.params)
+    assert params["baseline.name"] == "processor_z"
+    assert not [key for key in params if key.startswith("baseline.rows")]
+    assert "rows" in result.config["baseline"]

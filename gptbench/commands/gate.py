@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench.commands.compare import COLOUR, add_places, write_line
+from gptbench.commands.compare import COLOUR, add_places, share, write_line
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, confirmed, gate, recorded_text, require_device, require_rows
 from gptbench.compare.select import HOW, Found, select
@@ -54,6 +54,14 @@ def gate_command(arguments: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=1, help="with --run: how often each is measured, in turns: 1")
     parser.add_argument("--force", action="store_true", help="with --record: replace the file")
     parser.add_argument(
+        "--margin",
+        metavar="KIND=SHARE",
+        type=margin_of,
+        action="append",
+        default=[],
+        help="with --record: up to where a difference is noise, such as speed=3%% where machines of one kind differ",
+    )
+    parser.add_argument(
         "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
     )
     add_places(parser)
@@ -66,13 +74,19 @@ def gate_command(arguments: list[str]) -> int:
         more.append(f"outputs={options.outputs}")
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
     if options.record is None:
-        if options.run or options.force:
-            parser.error("--run, --repeats and --force are for --record")
+        if options.run or options.force or options.margin:
+            parser.error("--run, --repeats, --margin and --force are for --record")
         return hold(options.baseline, found, more, bool(options.runs), options.partial)
     if bool(options.run) == bool(found):
         parser.error("--record takes RUNs, or --run: one of both")
     command = shlex.join(["gptbench", "gate", *redacted(arguments)])
     return record(options.record, found, [shlex.split(run) + more for run in options.run], options, command)
+
+
+def margin_of(text: str) -> tuple[str, float]:
+    """`speed=3%`."""
+    kind, _, value = text.partition("=")
+    return kind, share(value)
 
 
 def hold(which: str, found: list[Found], more: list[str], given: bool, partial: bool) -> int:
@@ -114,7 +128,7 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
         check_overrides("--run", overrides)
     for _ in range(options.repeats):
         found += [measure(overrides) for overrides in asked]
-    text = recorded_text(file.stem, found, command)
+    text = recorded_text(file.stem, found, command, dict(options.margin))
     write_whole(file, text)
     config = read_baseline(str(file))
     console.print(f"{file}: {len(config.rows)} rows of {len(found)} runs on {config.device}", markup=False)

@@ -260,15 +260,17 @@ def versions_of(here: Environment) -> dict[str, str | None]:
 # Recording
 
 
-def recorded_text(name: str, found: Sequence[Found], command: str) -> str:
+def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict[str, float] | None = None) -> str:
     """A baseline's file, of recorded runs.
 
     Args:
         name: the baseline's.
         command: what makes it, for the first line.
+        margins: of kinds of metrics, in the place of their own.
 
     Raises:
-        UserError: a run does not count, or the runs are not all of one device, power limit and state of the code.
+        UserError: a run does not count, or the runs are not all of one device, power limit and state of the code; or
+            there is no such kind.
     """
     runs = countable(found)
     here = runs[0].environment
@@ -294,11 +296,11 @@ def recorded_text(name: str, found: Sequence[Found], command: str) -> str:
         "versions": here.libraries,
         "recorded": max(result.started for result in runs)[:10],
         "read_roof_gb_per_s": rounded(runs[0].roof.gb_per_s),
-        "margins": CPU_MARGINS if here.driver is None else {},
+        "margins": (CPU_MARGINS if here.driver is None else {}) | (margins or {}),
         "rows": rows,
     }
     text = f"# {' '.join(command.split())}\n{OmegaConf.to_yaml(OmegaConf.create(escaped(content)))}"
-    parse_baseline(text)  # nothing is written that could not be read
+    margins_of(parse_baseline(text))  # nothing is written that could not be read
     return text
 
 

@@ -12,10 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gptbench.compare.baseline import Baseline, parse_baseline
+from gptbench.compare.interleaved import remarks
+from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.select import Found
 from gptbench.compare.svg import inline
 from gptbench.errors import UserError
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
+from gptbench.record.ab import AbResult
 from gptbench.record.charts import CHARTS, KERNELS, Run, Target, kernels_figure
 from gptbench.record.files import problem
 from gptbench.record.kernels import kernel_metrics
@@ -96,6 +99,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         ]
     )
     kernels = [record for record in records.values() if isinstance(record, KernelResult)]
+    pairs = [(name, record) for name, record in named if isinstance(record, AbResult) and problem(record) is None]
     same, differing = environments([(name, record) for name, record in named if isinstance(record, Measured)])
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -111,6 +115,8 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         left_out=left_out(named),
         pictures=pictures(runs, kernels),
         kernels=kernel_table(kernels),
+        pairs=pair_table(pairs),
+        remarks=[f"{name}: {remark}" for name, record in pairs for remark in remarks(record)],
         same=same,
         differing=differing,
         origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
@@ -212,7 +218,7 @@ def left_out(named: list[tuple[str, Recorded]]) -> Table:
     for name, record in named:
         if isinstance(record, Failure):
             rows.append([name, record.cause, record.reason, " ".join(record.swept)])
-        elif not isinstance(record, (Result, KernelResult)):
+        elif not isinstance(record, (Result, KernelResult, AbResult)):
             rows.append([name, "not shown", "no record of one run", " ".join(record.swept)])
         elif (reason := problem(record)) is not None:
             rows.append([name, "does not count", reason, " ".join(record.swept)])
@@ -245,6 +251,26 @@ def kernel_table(results: list[KernelResult]) -> Table:
                 numbers = [row.seconds * 1e6, row.moved_bytes / 1e6, row.gb_per_s, row.share_of_roof * 100]
                 rows.append([kernel.label, name, *map(cell, numbers), flops, result.environment.device])
     return Table(head, rows, {2, 3, 4, 5, 6})
+
+
+def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
+    """Every metric of what was measured in turns."""
+    head = ["measured in turns", "A", "B", "metric", "A's", "B's", "B / A", "95% interval", "verdict", "of"]
+    rows = []
+    for name, record in pairs:
+        shared = [one for one in record.sides["A"].overrides if one in record.sides["B"].overrides]
+        sides = [" ".join(one for one in record.sides[side].overrides if one not in shared) for side in "AB"]
+        for row in interleaved(record):
+            factor = 1e3 if row.metric in TIMES else 1.0
+            ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
+            metric = f"{row.metric.removesuffix('_s')} ms" if row.metric in TIMES else row.metric
+            numbers = [cell(row.a * factor), cell(row.b * factor), f"{row.ratio.value:.4f}", ends]
+            rows.append([f"{name} {' '.join(shared)}", *sides, metric, *numbers, row.verdict.value, row.of])
+    return Table(head, rows, {4, 5, 6, 7})
+
+
+TIMES = ("tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
+"""Metrics that are told in milliseconds."""
 
 
 def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:

@@ -209,6 +209,12 @@ class MLflowTracker(Tracker):
 
     def send(self, record: Record, result: Recorded, result_path: Path) -> str:
         """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_artifacts(result, result_path, Path(folder), self.config.figures)  # drawing keeps nobody waiting
+            return self.send_with(record, result, Path(folder))
+
+    def send_with(self, record: Record, result: Recorded, artifacts: Path) -> str:
+        """The same, with a folder of what goes beside the numbers."""
         with self.opened() as (client, experiment):
             if isinstance(result, SweepRecord):
                 run = self.parent(client, experiment, str(result.sweep), record.start_ms, result.swept_keys)
@@ -229,9 +235,9 @@ class MLflowTracker(Tracker):
                 if parent is not None and not (Path(result.sweep or "") / PLAN).exists():
                     self.end_parent(client, parent.info.run_id, record)  # of a version whose sweeps had no record
             if self.is_embedded:  # many writers at once would time out waiting for each other
-                self.fill(client, run, record, result, result_path)
+                self.fill(client, run, record, result, artifacts)
         if not self.is_embedded:
-            self.fill(client, run, record, result, result_path)
+            self.fill(client, run, record, result, artifacts)
         return self.describe(run)
 
     @property
@@ -242,7 +248,7 @@ class MLflowTracker(Tracker):
     def is_database(self) -> bool:
         return re.match(r"(sqlite|postgresql|mysql|mssql)[:+]", self.uri) is not None
 
-    def fill(self, client: "MlflowClient", run: "Run", record: Record, result: Recorded, result_path: Path) -> None:
+    def fill(self, client: "MlflowClient", run: "Run", record: Record, result: Recorded, artifacts: Path) -> None:
         """All that a run holds, in one batch."""
         from mlflow.entities import Metric, Param, RunTag
 
@@ -254,9 +260,7 @@ class MLflowTracker(Tracker):
             note = f"[Charts]({charts_of_jobs(run.info.experiment_id, run_id)}) of {record.tags[NOTE_TAG]}"
             tags = [RunTag(key, value) for key, value in (record.tags | {NOTE_TAG: note}).items()]
         client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
-        with tempfile.TemporaryDirectory() as folder:
-            write_artifacts(result, result_path, Path(folder), self.config.figures)
-            client.log_artifacts(run_id, folder)
+        client.log_artifacts(run_id, str(artifacts))
         client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
 
     def create(
@@ -393,13 +397,19 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         "mlflow.source.name": "gptbench",
         NOTE_TAG: f"{own.tags.get(NOTE_TAG, '')}\n\n`` {command} ``".lstrip(),
     }
-    values = () if isinstance(result, SweepRecord) else flat(result.config)
+    values = () if isinstance(result, SweepRecord) else flat(without_rows(result.config))
     return replace(
         own,
         name=redacted(" ".join([*told_apart(result.swept), name or own.name])),
         params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in values), *own.params],
         tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
     )
+
+
+def without_rows(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what a baseline has recorded: hundreds of numbers that no run differs by."""
+    baseline = {key: value for key, value in config.get("baseline", {}).items() if key != "rows"}
+    return config | ({"baseline": baseline} if baseline else {})
 
 
 def where(result: Measured) -> dict[str, str | None]:
