@@ -16,7 +16,7 @@ long as now. Where only a bound is known, it is called so. No estimate is beyond
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ from gptbench.record import Result
 from gptbench.record.labels import weights_of
 from gptbench.record.statistics import summary, valid_samples
 
+GENERATED = r"^triton_(red|per)_\w*_mul_sum"
+"""What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""
+LIBRARY = r"gemm|gemv|nvjet|cutlass|cublas|splitK"
+
 KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (part, re.compile(pattern))
     for part, pattern in (
@@ -35,7 +39,8 @@ KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("attention", r"^attend_kernel|flash|fmha|scaled_dot_product|attention|softmax|^triton_\w*(bmm|matmul)"),
         ("attention", r"^aten::(matmul|bmm)$"),
         ("matrices", r"^(add_linear|linear|swiglu)_\d+x\d+|^int8_matmul"),
-        ("matrices", r"gemm|gemv|nvjet|cutlass|cublas|splitK"),
+        ("matrices", GENERATED),
+        ("matrices", LIBRARY),
         ("matrices", r"^triton_tem_|^triton_\w*_(mm|addmm|linear)(_|$)"),
         ("matrices", r"^aten::(linear|mm|addmm)$|^compiled graph "),
         ("sampling", r"(?i:sort|scan|cumsum)"),
@@ -102,7 +107,7 @@ class Explanation:
     """Of a whole call, what the host takes beyond prefill and steps: median."""
     notes: list[str] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
-    """What is estimated to gain most comes first, what is not estimated last."""
+    """What is estimated to gain most comes first, what is not estimated after it, and other work last."""
     more: str | None = None
     """Command that would tell more, where there is no breakdown."""
 
@@ -189,10 +194,14 @@ def part_of(name: str) -> str:
 
 
 def parts_of(step: Breakdown, on_gpu: bool) -> dict[str, list[tuple[Launch, float]]]:
-    """Each launch with its exclusive seconds, by part. On a CPU, where all products are known by their names, whatever
-    comes after the last of them draws the token."""
+    """Each launch with its exclusive seconds, by part. Where the products with weights are generated, a library's are
+    attention's. On a CPU, where all products are known by their names, whatever comes after the last of them draws the
+    token."""
     found: dict[str, list[tuple[Launch, float]]] = {"matrices": [], "attention": [], "sampling": [], "other": []}
     named = [part_of(launch.name) for launch in step.launches]
+    if any(re.search(GENERATED, launch.name) for launch in step.launches):
+        library = [re.search(LIBRARY, launch.name) is not None for launch in step.launches]
+        named = ["attention" if is_library else part for part, is_library in zip(named, library, strict=True)]
     last = max((place for place, part in enumerate(named) if part == "matrices"), default=len(named))
     for place, (launch, exclusive) in enumerate(zip(step.launches, step.exclusive_s(), strict=True)):
         found["sampling" if place > last and not on_gpu else named[place]].append((launch, exclusive))
@@ -206,7 +215,9 @@ def explain(result: Result) -> Explanation:
     told = step.told
     most = step.batch / step.least_s
     found = step.result.breakdown
-    faster = [one for one in advice(step) if one.tokens_per_s is None or one.tokens_per_s > told["decode_tokens_per_s"]]
+    now = told["decode_tokens_per_s"]
+    sources = ((*fewer_bytes(step), *another_engine(step), *settings(step)), other_work(step))
+    faster = [in_order(source, now) for source in sources]
     command = [part for part in result.command if not part.startswith("task.breakdown=")]
     return Explanation(
         title=f"{names['model']}, {weights_of(result)}, engine {names['engine']}, batch {step.batch}, "
@@ -223,7 +234,7 @@ def explain(result: Result) -> Explanation:
         profiled_s=None if found is None else found.step_s,
         beyond_s=beyond(result),
         notes=list(notes(step)),
-        advice=sorted(faster, key=lambda one: -(one.tokens_per_s or 0.0)),
+        advice=[one for each in faster for one in each],
         more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
     )
 
@@ -322,12 +333,10 @@ def notes(step: Step) -> Iterator[str]:
         yield f"At an MBU of {told['mbu']:.1%} hardly anything but fewer bytes can help."
 
 
-def advice(step: Step) -> Iterator[Advice]:
-    """All that applies."""
-    yield from fewer_bytes(step)
-    yield from another_engine(step)
-    yield from settings(step)
-    yield from other_work(step)
+def in_order(found: Iterable[Advice], now: float) -> list[Advice]:
+    """Without what would gain nothing, by tokens/s."""
+    faster = [one for one in found if one.tokens_per_s is None or one.tokens_per_s > now]
+    return sorted(faster, key=lambda one: -(one.tokens_per_s or 0.0))
 
 
 def fewer_bytes(step: Step) -> Iterator[Advice]:
@@ -383,13 +392,17 @@ def another_engine(step: Step) -> Iterator[Advice]:
             f"reads of the cache what is filled ({giga(step.padding)} of padding a step, "
             f"{micro(step.padding / step.roof)} at the roof)"
         )
+    between = step.seconds.get("other", 0.0) + (step.seconds.get("gaps", 0.0) if step.is_one_graph else 0.0)
+    if between > LEAST_BOUNDARIES * step.step_s:
+        gains += between
+        reasons.append(f"works out norms and the like where weights are read ({micro(between)} of others and gaps)")
     if (sampling := step.share("sampling")) > LEAST_SAMPLING:
         reasons.append(f"draws without sorting (drawing is {sampling:.1%} of the step)")
     if step.told["mbu"] >= NEAR_THE_ROOF and not reasons:
         return
     reasons.append("starts a kernel before the one before it has ended, where the GPU can")
     faster = step.without(gains, step.padding) if gains else None
-    told = f"it {', '.join(reasons)}" + ("; what is estimated is gaps and padding alone" if gains else "")
+    told = f"it {', '.join(reasons)}" + ("; what is estimated is what has a time here" if gains else "")
     yield Advice("engine=fused", told, faster)
 
 
