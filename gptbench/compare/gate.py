@@ -345,12 +345,12 @@ def rounded(value: float) -> float:
 
 
 def row_name(result: Result) -> str:
-    """The experiment's that it was asked for by, or what it is of."""
+    """The experiment that it was asked for by, or what it is of; and the engine."""
+    names = {group: result.config[group]["name"] for group in ("model", "engine")}
     for override in result.command:
         key, _, value = override.partition("=")
         if key == "experiment":
-            return value
-    names = {group: result.config[group]["name"] for group in ("model", "engine")}
+            return f"{value}-{names['engine']}"
     return f"{names['model']}-{weights_of(result)}-{names['engine']}-b{result.config['workload']['batch_size']}"
 
 
