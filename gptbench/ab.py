@@ -1,11 +1,13 @@
 """Two configurations measured in turns, in one process.
 
 A round makes both engines, one after the other, and lets their samples alternate for as long as making them took. The
-next round makes them anew, in the other order: what a pair of engines differs by that is not their configuration, such
-as where their weights lie, is then another.
+next round makes them anew: what a pair of engines differs by that is not their configuration, such as where their
+weights lie, is then another. For that it is left to chance which one is made first, and how much memory is taken before
+each: allocators are deterministic, and give the same places in the same order again.
 """
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gptbench.compare.interleaved import headline
@@ -35,6 +38,9 @@ LEAST_ROUNDS = 6
 """Before the interval may end it: of fewer, it is narrow by chance too often."""
 LEAST_BLOCKS = 2
 """Of a round."""
+MOST_SHIFT_BYTES = 2**29
+MOST_SHIFT_SHARE = 0.02
+"""Memory that is taken before an engine is made, at most: bytes, and share of what is free."""
 LEFT_OUT = {"engine.fresh_cache": "false", "engine.measure_warm_start": "false"}
 """What a configuration may ask for that has no place here: compile times are a single run's."""
 
@@ -90,8 +96,12 @@ class Contender:
         UserError: it cannot run here, or does not fit beside what is there already.
     """
 
-    def __init__(self, asked: Asked, watch: CompileWatch, leaving: ExitStack, stages: Stages) -> None:
+    def __init__(
+        self, asked: Asked, watch: CompileWatch, leaving: ExitStack, stages: Stages, chance: random.Random
+    ) -> None:
         self.device: Device = instantiate(asked.config.device)
+        most = min(MOST_SHIFT_BYTES, int(MOST_SHIFT_SHARE * self.device.free_memory()))
+        self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
         config, self.resolved, _ = with_engine(asked.config, asked.resolved, self.device)
         target(config.engine).begin(config.engine, self.device)
         start = time.perf_counter()
@@ -163,12 +173,13 @@ def measure(
         margin=ending.margin,
         budget_s=ending.budget_s,
     )
+    chance = random.Random()
     gc.collect()
     gc.freeze()  # what is there now stays: each sample looks for garbage first
     begin = time.perf_counter()
     try:
         while not is_enough(result, ending):
-            take_round(result, dict(zip("AB", asked, strict=True)), begin, stages, ready_to_start)
+            take_round(result, dict(zip("AB", asked, strict=True)), begin, stages, ready_to_start, chance)
             result.seconds = time.perf_counter() - begin
             told(result)
     except KeyboardInterrupt:
@@ -197,16 +208,19 @@ def take_round(
     begin: float,
     stages: Stages,
     ready_to_start: Callable[[dict[str, Contender]], None],
+    chance: random.Random,
 ) -> None:
-    """Makes both engines, and takes samples in turns. The round is in the result from its beginning on."""
+    """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
     number = len(result.rounds)
-    one = Round(built="AB" if number % 2 == 0 else "BA")
+    orders = {"AB": "BA", "BA": "AB"}
+    # Each second round has the other order than the one before it, so that both are as often first.
+    one = Round(built=orders[result.rounds[-1].built] if number % 2 else chance.choice(list(orders)))
     with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
         ready: dict[str, Contender] = {}
         start = time.perf_counter()
         for name in one.built:
             stages.start(f"round {number + 1}: preparing {name}")
-            ready[name] = Contender(asked[name], watch, leaving, stages)
+            ready[name] = Contender(asked[name], watch, leaving, stages, chance)
             one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
         if not result.sides:
             result.sides = {name: ready[name].side(asked[name].overrides) for name in "AB"}
@@ -216,8 +230,9 @@ def take_round(
         stages.start(f"round {number + 1}: sampling")
         result.rounds.append(one)
         start = time.perf_counter()
+        first = chance.randrange(2**10)
         while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s:
-            for name in block(len(one.order) // BLOCK + number):
+            for name in block(len(one.order) // BLOCK + first):
                 at = time.perf_counter() - begin
                 taken = ready[name].sample(len(one.samples[name]), watch)
                 one.samples[name].append(taken)

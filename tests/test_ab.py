@@ -238,7 +238,9 @@ def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
 
     assert len(measured(outputs, Ending(1e-9, 1e-9, 0.0), ready_to_start=ready).rounds) == 1, "one in any case"
     taken = measured(outputs, Ending(10.0, 300.0, 0.0), ready_to_start=ready)
-    assert [one.built for one in taken.rounds] == ["AB", "BA"] * 3
+    built = [one.built for one in taken.rounds]
+    assert [{first, second} for first, second in zip(built[::2], built[1::2], strict=True)] == [{"AB", "BA"}] * 3
+    assert len({each.shift.nbytes for each in made}) == len(made), "memory before each is left to chance"
     assert len({id(each.engine) for each in made}) == len(made) == 14
     for one in taken.rounds:
         assert [sample.tokens for sample in one.samples["A"]] == [sample.tokens for sample in one.samples["B"]]

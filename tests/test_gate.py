@@ -332,8 +332,8 @@ def odd(name: str) -> Result:
 @pytest.mark.parametrize("name", ODD)
 def test_odd_names_and_overrides_come_back_as_they_were(name: str) -> None:
     config = baseline_of(odd(name))
-    assert list(config.rows) == [name]
-    assert config.rows[name].overrides == [*odd(name).command[3:]]
+    assert list(config.rows) == [f"{name}-inductor"]
+    assert config.rows[f"{name}-inductor"].overrides == [*odd(name).command[3:]]
 
 
 HOSTILE = {
