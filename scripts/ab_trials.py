@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gptbench import ab
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import row_line, share
-from gptbench.compare.interleaved import headline
+from gptbench.compare.interleaved import headline, log_ratios
 from gptbench.device import Device
 from gptbench.generate import generate
 from gptbench.terminal import stage_bar
@@ -97,6 +97,8 @@ def main() -> None:
         verdicts[row.verdict.value] += 1
         ratios.append(row.ratio)
         line = {"trial": number, "rounds": len(result.rounds), "seconds": round(result.seconds, 2), **row_line(row)}
+        line["log_ratios"] = [round(ratio, 5) for ratio in log_ratios(result)]
+        line["built"] = [one.built for one in result.rounds]
         print(json.dumps(line), flush=True)
     narrow = [ratio for ratio in ratios if ratio.half_width <= options.half_width]
     truth = 1 / (1 + (options.slower or 0.0))

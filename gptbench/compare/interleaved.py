@@ -43,19 +43,27 @@ def headline(result: AbResult) -> Row | None:
 
 def row_of(result: AbResult, metric: str, value: Callable[[Sample], float]) -> Row | None:
     """One metric: each round is one ratio, the mean of its blocks'."""
-    rounds = [blocks for each in result.rounds if (blocks := each.blocks())]
-    if not rounds:
+    logarithms = log_ratios(result, value)
+    if not logarithms:
         return None
-    ratios: list[float] = []
+    ratio = of_pairs(logarithms)
     sides: tuple[list[float], list[float]] = ([], [])
-    for blocks in rounds:
-        of = [[[value(sample) for sample in samples] for samples in pair] for pair in blocks]
-        ratios.append(float(np.mean(np.log([b for _, b in of])) - np.mean(np.log([a for a, _ in of]))))
-        for number, side in enumerate(sides):
-            side.extend(one for pair in of for one in pair[number])
-    ratio = of_pairs(ratios)
+    for each in result.rounds:
+        for pair in each.blocks():
+            for side, samples in zip(sides, pair, strict=True):
+                side.extend(map(value, samples))
     a, b = map(geometric_mean, sides)
-    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), f"{len(rounds)} rounds")
+    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), f"{len(logarithms)} rounds")
+
+
+def log_ratios(result: AbResult, value: Callable[[Sample], float] = decode_rate) -> list[float]:
+    """Of B over A, of each round with a whole block."""
+    found = []
+    for each in result.rounds:
+        if blocks := each.blocks():
+            a, b = ([value(sample) for pair in blocks for sample in pair[side]] for side in (0, 1))
+            found.append(float(np.mean(np.log(b)) - np.mean(np.log(a))))
+    return found
 
 
 @dataclass(frozen=True)
