@@ -538,7 +538,8 @@ def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert run.data.tags["task"] == "kernels"
     assert run.data.params["task.sizes"] == "[32]"
     folder = Path(run.info.artifact_uri)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["config.yaml", "kernels.csv", "kernels.json"]
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"config.yaml", "figures/kernels.png", "kernels.csv", "kernels.json"}
     with (folder / "kernels.csv").open() as file:
         rows = list(csv.DictReader(file))
     own = [("gemv/D32/bfloat16", "kernel")] if kernel_cases.kernels_run(device()) else []

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -106,14 +109,29 @@ def test_waiting_uses_no_processor() -> None:
     assert time.process_time() - before < 0.2
 
 
-def test_ctrl_c_ends_it_and_is_raised(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A shell lets what it starts with `&` ignore SIGINT, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_ends_it_and_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid_file, waits = tmp_path / "pid", threading.Event()
+
+    def told_wait(*args: Any) -> list[Any]:
+        waits.set()
+        return wait(*args)
 
     def interrupt() -> None:
+        waits.wait()
         while not (pid_file.exists() and pid_file.read_text()):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr("gptbench.isolation.wait", told_wait)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
