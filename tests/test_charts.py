@@ -299,13 +299,55 @@ def test_names_of_neighbours_do_not_lie_on_each_other() -> None:
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
 
 
-def test_models_have_panels_of_their_own() -> None:
-    results = [
-        made_result(model=model, quant=quant, perplexity=10)
-        for model in ("demo", "other")
-        for quant in ("none", "int8")
-    ]
-    assert [axes.get_title("left") for axes in draw("pareto", *results).axes] == ["demo", "other"]
+def of_another(what: str, result: Result) -> Result:
+    """Measured like the others, but for one thing."""
+    assert result.quality is not None
+    if what == "model":
+        result.config["model"]["name"] = "other"
+    elif what == "text":
+        result.quality.text_sha256 = "fedcba9876543210"
+    elif what == "context":
+        result.quality.context = [1, 8]
+    elif what == "predicted":
+        result.quality.nll = result.quality.nll[:2]
+    elif what == "device":
+        result.environment.device = "Processor Z"
+    elif what == "batch":
+        result.config["workload"]["batch_size"] = 8
+    else:
+        result.prompt = [1, 2]
+    return result
+
+
+SHARED = {
+    "model": ("stories15m", "other"),
+    "text": ("text=abc", "text=fedcba987654"),
+    "context": ("context=1…4", "context=1…8"),
+    "predicted": ("predicted=4", "predicted=2"),
+    "device": ("Processor X", "Processor Z"),
+    "batch": ("b1", "b8"),
+    "prompt_tokens": ("prompt_tokens=3", "prompt_tokens=2"),
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_only_what_can_be_compared_shares_a_front(what: str) -> None:
+    results = [made_result(quant=quant, perplexity=10) for quant in ("none", "int8")]
+    results += [of_another(what, made_result(quant=quant, perplexity=9)) for quant in ("none", "int8")]
+    figure = DRAWN["pareto"].draw(runs_of(results))
+    assert figure is not None
+    assert tuple(axes.get_title("left") for axes in figure.axes) == SHARED[what]
+    for axes, perplexity in zip(figure.axes, (10, 9), strict=True):
+        assert [x for x, _ in marks(axes, "on the front")] == [pytest.approx(perplexity)] * 2
+    alone = DRAWN["pareto"].draw(runs_of(results[1:3]))
+    assert alone is None, "one way to store weights on each side is no comparison"
+
+
+def test_of_many_fronts_the_first_are_drawn() -> None:
+    results = [made_result(model=f"m{n}", quant=q, perplexity=10) for n in range(6) for q in ("none", "int8")]
+    figure = draw("pareto", *results)
+    assert [axes.get_title("left") for axes in figure.axes] == ["m0", "m1", "m2", "m3"]
+    assert "the first 4 of 6" in texts(figure)
 
 
 def test_compile_time_is_stacked_by_stage() -> None:

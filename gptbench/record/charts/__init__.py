@@ -95,8 +95,9 @@ CHARTS = (
     Chart(
         "pareto",
         "Speed against quality",
-        "Each way to store the weights. Further to the left predicts better, further up is faster; on the dashed line "
-        "are those than which none is better in both.",
+        "Each way to store the weights, beside those with the same model, text, context, device, batch size and prompt "
+        "length. Further to the left predicts better, further up is faster; on the dashed line are those than which "
+        "none is better in both.",
         speed.pareto,
     ),
     COMPILE,

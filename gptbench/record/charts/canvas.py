@@ -41,7 +41,7 @@ WIDTH_IN = 5.4
 FONT, SMALL = 10, 9
 """Points. At this width a phone shows them as 8 or 9 pixels."""
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
-"""Of a chart: bars, lines, and panels of one run each."""
+"""Of a chart: bars, lines, and panels."""
 SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
 """Characters: of names that stand beside their bar, of those above it, and of a line of the legend."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}

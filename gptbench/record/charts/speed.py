@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptbench.measure.quality import Predictions
 from gptbench.record.charts.canvas import (
     BAR,
     BLUE,
@@ -14,6 +15,7 @@ from gptbench.record.charts.canvas import (
     LONGEST_ENTRY,
     LONGEST_NAME,
     MOST_LINES,
+    MOST_PANELS,
     MOST_ROWS,
     MUTED,
     PAPER,
@@ -34,6 +36,7 @@ from gptbench.record.charts.canvas import (
     timed,
 )
 from gptbench.record.labels import names, shortened, traits, weights_of
+from gptbench.record.result import Result
 from gptbench.record.statistics import valid_samples
 
 if TYPE_CHECKING:
@@ -280,29 +283,48 @@ QUALITIES = {"perplexity": "perplexity", "kl_divergence": "KL divergence from th
 
 
 def pareto(runs: Sequence[Run]) -> "Figure | None":
-    """Decode tokens/s against quality: a panel for each model of which there are several ways to store it."""
-    models: dict[str, list[Run]] = {}
+    """Decode tokens/s against quality: a panel for all runs that can be compared, where they store weights in several
+    ways."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in timed(runs):
-        models.setdefault(run.result.config["model"]["name"], []).append(run)
+        if run.result.quality is not None:
+            groups.setdefault(tuple(shared(run.result, run.result.quality).items()), []).append(run)
+    titles = names([dict(group) for group in groups]) if len(groups) > 1 else [""]
     panels = []
-    for model, group in models.items():
+    for title, group in zip(titles, groups.values(), strict=False):
         for metric in QUALITIES:
             known = [run for run in group if metric in run.summary]
             if len({weights_of(run.result) for run in known}) > 1:
-                panels.append((model, metric, known))
+                panels.append((title, metric, known))
                 break
     if not panels:
         return None
-    figure = new_figure(0.2 + 3.0 * len(panels))
-    each = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axes, (model, metric, known) in zip(each, panels, strict=True):
+    shown = panels[:MOST_PANELS]
+    figure = new_figure(0.2 + 3.0 * len(shown))
+    each = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (title, metric, known) in zip(each, shown, strict=True):
         draw_pareto(axes, metric, known)
-        if len(panels) > 1 or len(models) > 1:
-            axes.set_title(shortened(model, LONGEST_NAME))
+        if title:
+            axes.set_title(shortened(title, LONGEST_NAME))
+    tell_left_out(figure, len(shown), len(panels), "first")
     legend_below(figure)
     for axes in each:
         place_names(figure, axes)
     return figure
+
+
+def shared(result: Result, quality: Predictions) -> dict[str, str]:
+    """What speed and quality depend on beside how weights are stored, as traits."""
+    first, last = quality.context
+    return {
+        "model": result.config["model"]["name"],
+        "text": "random" if quality.text_sha256 is None else quality.text_sha256[:12],
+        "context": f"{first}…{last}",
+        "predicted": str(len(quality.nll)),
+        "device": result.environment.device,
+        "batch": f"b{result.config['workload']['batch_size']}",
+        "prompt_tokens": str(len(result.prompt)),
+    }
 
 
 def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
