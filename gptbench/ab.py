@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gptbench.compare.interleaved import headline
+from gptbench.compare.ratio import of_pairs
 from gptbench.config import Config, KernelsConfig, load
 from gptbench.device import Device
-from gptbench.errors import ConfigError, UserError
+from gptbench.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch, prepare
 from gptbench.measure.samples import Sample, take_sample, warm_up
@@ -29,13 +29,15 @@ from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.record.ab import BLOCK, AbResult, Round, Side
+from gptbench.record.statistics import log_ratios
 from gptbench.reuse import give_back, release
 from gptbench.run import beginning, make_engine, plan, with_engine
 from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages
 
 LEAST_ROUNDS = 6
-"""Before the interval may end it: of fewer, it is narrow by chance too often."""
+"""Before the interval may end it, which must be narrow enough after two rounds in a row: whoever looks again and again
+would else see it narrow by chance too often."""
 LEAST_BLOCKS = 2
 """Of a round."""
 MOST_SHIFT_BYTES = 2**29
@@ -139,13 +141,14 @@ def measure(
     ending: Ending,
     command: list[str],
     stages: Stages,
-    told: Callable[[AbResult], None] = lambda _: None,
+    keep: Callable[[AbResult], None] = lambda _: None,
     ready_to_start: Callable[[dict[str, Contender]], None] = lambda _: None,
 ) -> AbResult:
-    """Measures round after round, until the interval is narrow enough, the time is over, or Ctrl-C.
+    """Measures round after round, until the interval is narrow enough, the time is over, or Ctrl-C. The time does not
+    begin before each side was made once, for whatever has to be compiled.
 
     Args:
-        told: is told of each round that is done.
+        keep: is given what there is after each round, and once more in the end, whatever that was.
         ready_to_start: is given both sides of a round before their first sample: `scripts/ab_trials.py` slows one down.
 
     Raises:
@@ -173,19 +176,31 @@ def measure(
         margin=ending.margin,
         budget_s=ending.budget_s,
     )
+    sides = dict(zip("AB", asked, strict=True))
     chance = random.Random()
     gc.collect()
     gc.freeze()  # what is there now stays: each sample looks for garbage first
-    begin = time.perf_counter()
     try:
+        for name, each in sides.items():
+            stages.start(f"compiling {name}")
+            with ExitStack() as leaving, CompileWatch() as watch:
+                ready = Contender(each, watch, leaving, stages, chance)
+                result.sides[name] = ready.side(each.overrides)
+        result.config, result.dtype = result.sides["A"].config, result.sides["A"].dtype
+        begin = time.perf_counter()
         while not is_enough(result, ending):
-            take_round(result, dict(zip("AB", asked, strict=True)), begin, stages, ready_to_start, chance)
+            take_round(result, sides, ending, begin, stages, ready_to_start, chance)
             result.seconds = time.perf_counter() - begin
-            told(result)
-    except KeyboardInterrupt:
-        result.seconds, result.ended = time.perf_counter() - begin, "interrupted"
+            keep(result)
+    except BaseException as error:
         cut_to_blocks(result)
         if not result.rounds:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        result.ended = "interrupted" if interrupted else "failed"
+        result.reason = None if interrupted else f"{type(error).__name__}: {error}"
+        keep(result)
+        if not interrupted:
             raise
     finally:
         gc.unfreeze()
@@ -194,17 +209,24 @@ def measure(
 
 def is_enough(result: AbResult, ending: Ending) -> bool:
     """Whether the interval is narrow enough, or another round would most likely end after the time; notes which."""
-    done = len(result.rounds)
-    row = headline(result)
-    if row is not None and done >= LEAST_ROUNDS and row.ratio.half_width <= ending.half_width:
+    if not result.rounds:
+        return False
+    ratios = log_ratios(result)
+    if all(is_narrow(known, ending) for known in (ratios, ratios[:-1])):
         result.ended = "narrow"
         return True
-    return done > 0 and result.seconds * (done + 1) / done > ending.budget_s
+    result.ended = "budget"
+    return result.seconds + result.rounds[-1].seconds > ending.budget_s
+
+
+def is_narrow(ratios: list[float], ending: Ending) -> bool:
+    return len(ratios) >= LEAST_ROUNDS and of_pairs(ratios).half_width <= ending.half_width
 
 
 def take_round(
     result: AbResult,
     asked: dict[str, Asked],
+    ending: Ending,
     begin: float,
     stages: Stages,
     ready_to_start: Callable[[dict[str, Contender]], None],
@@ -215,29 +237,31 @@ def take_round(
     orders = {"AB": "BA", "BA": "AB"}
     # Each second round has the other order than the one before it, so that both are as often first.
     one = Round(built=orders[result.rounds[-1].built] if number % 2 else chance.choice(list(orders)))
+    start = time.perf_counter()
     with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
         ready: dict[str, Contender] = {}
-        start = time.perf_counter()
         for name in one.built:
             stages.start(f"round {number + 1}: preparing {name}")
-            ready[name] = Contender(asked[name], watch, leaving, stages, chance)
+            try:
+                ready[name] = Contender(asked[name], watch, leaving, stages, chance)
+            except DoesNotFitError as error:
+                beside = f"{name} beside {one.built[0]}, which is in memory as well" if ready else name
+                raise DoesNotFitError(f"{beside}: {error}") from error
             one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
-        if not result.sides:
-            result.sides = {name: ready[name].side(asked[name].overrides) for name in "AB"}
-            result.config = result.sides["A"].config
-        built_s = time.perf_counter() - start
         ready_to_start(ready)
         stages.start(f"round {number + 1}: sampling")
+        built_s = time.perf_counter() - start
+        sampling_s = min(built_s, ending.budget_s / LEAST_ROUNDS / 2)
         result.rounds.append(one)
-        start = time.perf_counter()
         first = chance.randrange(2**10)
-        while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s:
+        while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
             for name in block(len(one.order) // BLOCK + first):
                 at = time.perf_counter() - begin
                 taken = ready[name].sample(len(one.samples[name]), watch)
                 one.samples[name].append(taken)
                 one.order += name
                 one.at_s.append(at)
+    one.seconds = time.perf_counter() - start
 
 
 def cut_to_blocks(result: AbResult) -> None:

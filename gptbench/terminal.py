@@ -190,7 +190,8 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
     units = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
     told = [f"{number(medians[name])} {unit}" for name, unit in units.items() if name in medians]
     if told:
-        console.print(f"during the samples {', '.join(told)} (median)", markup=False)
+        when = "during" if medians.get("power_w") is not None else "around"  # a CPU is not read meanwhile
+        console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
     throttled = [sample for sample in result.samples if sample.throttled]
     if throttled:
         reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gptbench import ab
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import row_line, share
-from gptbench.compare.interleaved import headline, log_ratios
+from gptbench.compare.interleaved import headline
 from gptbench.device import Device
 from gptbench.generate import generate
+from gptbench.record.statistics import log_ratios
 from gptbench.terminal import stage_bar
 
 

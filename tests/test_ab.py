@@ -13,7 +13,7 @@ import pytest
 from gptbench import ab
 from gptbench.ab import Ending, block, cut_to_blocks, is_enough
 from gptbench.commands.ab import ab_command, composed
-from gptbench.compare.interleaved import HEADLINE, drift, headline, remarks, rows
+from gptbench.compare.interleaved import HEADLINE, drifts, headline, remarks, rows
 from gptbench.compare.ratio import Verdict
 from gptbench.errors import ConfigError, UserError
 from gptbench.measure.sensors import DeviceState
@@ -108,8 +108,6 @@ def test_a_steady_drift_cancels_in_each_block() -> None:
     for row in rows(result):
         if row.metric != "ttft_s":
             assert row.ratio.value == pytest.approx(1.0, abs=1e-12)
-    found = drift(result)
-    assert found is not None
 
 
 def test_turns_are_balanced() -> None:
@@ -120,12 +118,12 @@ def test_turns_are_balanced() -> None:
         assert sum(places) == 3, "the middle of both sides' times is the same"
 
 
-def test_it_ends_when_it_is_narrow_enough_and_not_before_six_rounds() -> None:
+def test_it_ends_when_it_is_narrow_enough_twice_and_of_six_rounds_at_least() -> None:
     result = made_ab()
     while not is_enough(result, ENDING):
         result.rounds.append(made_round(len(result.rounds), 2, lambda *_: 1e-3))
         result.seconds += 1.0
-    assert (len(result.rounds), result.ended) == (6, "narrow")
+    assert (len(result.rounds), result.ended) == (7, "narrow")
 
 
 def test_it_ends_when_another_round_would_take_too_long() -> None:
@@ -133,6 +131,7 @@ def test_it_ends_when_another_round_would_take_too_long() -> None:
     random = np.random.default_rng(0)
     while not is_enough(result, replace(ENDING, budget_s=35.0)):
         result.rounds.append(made_round(len(result.rounds), 2, lambda *_: float(random.uniform(1e-3, 2e-3))))
+        result.rounds[-1].seconds = 10.0
         result.seconds += 10.0
     assert (len(result.rounds), result.ended) == (3, "budget")
 
@@ -149,6 +148,14 @@ def test_ratios_are_of_rates_and_times() -> None:
     assert found[HEADLINE].of == "3 rounds"
 
 
+def test_the_mean_of_a_side_is_that_of_rounds() -> None:
+    steps = {0: (1e-3, 2e-3), 1: (4e-3, 4e-3)}
+    rounds = [made_round(n, blocks, lambda name, _, n=n: steps[n]["AB".index(name)]) for n, blocks in ((0, 2), (1, 10))]
+    row = headline(made_ab(rounds))
+    assert row is not None
+    assert row.b / row.a == pytest.approx(row.ratio.value) == pytest.approx(0.5**0.5)
+
+
 def test_a_block_that_compiled_something_is_left_out() -> None:
     one = made_round(0, 3, lambda name, at: 1e-3 if at > 0.7 else 5e-3)
     one.samples["A"][0] = replace(one.samples["A"][0], compiles=1)
@@ -162,26 +169,43 @@ def test_a_block_that_compiled_something_is_left_out() -> None:
     assert problem(result) == "no whole block was measured without compiling"
 
 
-def test_drift_is_told_with_its_direction() -> None:
+@pytest.mark.parametrize(("drifting", "slope"), [("AB", 0.002), ("A", 0.003), ("B", -0.003)])
+def test_drift_is_told_of_the_side_that_drifts(drifting: str, slope: float) -> None:
     random = np.random.default_rng(1)
 
-    def step_s(_: str, at: float) -> float:
-        return 1e-3 * float(np.exp(0.002 * at + random.normal(0, 1e-4)))
+    def step_s(name: str, at: float) -> float:
+        return 1e-3 * float(np.exp(slope * at * (name in drifting) + random.normal(0, 1e-3)))
 
-    result = made_ab([made_round(n, 2, step_s, begin=5.0 * n) for n in range(6)])
-    result.seconds = 30.0
-    found = drift(result)
-    assert found is not None
-    assert found.change == pytest.approx(np.exp(-0.06) - 1, abs=0.01)
-    assert any("both sides got slower" in remark for remark in remarks(result))
+    result = made_ab([made_round(n, 2, step_s, begin=5.0 * n) for n in range(8)])
+    found = {drift.side: drift for drift in drifts(result)}
+    for name in drifting:
+        assert found[name].change == pytest.approx(np.exp(-slope * 35) - 1, abs=0.005)
+    way = "slower" if slope > 0 else "faster"
+    told = [remark.partition(" by ")[0] for remark in remarks(result)]
+    assert told == [f"{name} got {way}" for name in drifting]
+
+
+def test_what_starts_anew_with_each_round_is_no_drift() -> None:
+    result = made_ab([made_round(n, 2, lambda _, at: 1e-3 * float(np.exp(0.01 * (at % 5))), 5.0 * n) for n in range(8)])
+    assert remarks(result) == []
 
 
 def test_noise_is_no_drift() -> None:
     random = np.random.default_rng(2)
-    for _ in range(30):
-        result = made_ab([made_round(n, 2, lambda *_: float(random.uniform(0.9e-3, 1.1e-3))) for n in range(6)])
-        result.seconds = 30.0
-        assert not [remark for remark in remarks(result) if "both sides" in remark]
+    told = 0
+    for _ in range(50):
+        result = made_ab(
+            [made_round(n, 2, lambda *_: float(random.uniform(0.9e-3, 1.1e-3)), 5.0 * n) for n in range(8)]
+        )
+        told += bool([remark for remark in remarks(result) if "from the first round" in remark])
+    assert told <= 3, "2% of them, by SURE"
+
+
+def test_other_work_is_told() -> None:
+    result = made_ab([made_round(0, 2, lambda *_: 1e-3)])
+    config = result.sides["B"].config | {"workload": result.sides["B"].config["workload"] | {"batch_size": 4}}
+    result.sides["B"] = replace(result.sides["B"], config=config)
+    assert remarks(result) == ["A and B do not do the same work: they differ by workload.batch_size"]
 
 
 def test_clocks_and_throttling_are_told() -> None:
@@ -204,7 +228,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = make_record(result, path, None)
     values = {name: value for name, value, _ in record.metrics}
     assert values[f"brief/A_{HEADLINE}"] == values[f"B/{HEADLINE}"] == pytest.approx(1000)
-    assert record.tags["rounds"] == "2"
+    assert values[f"brief/B_over_A_{HEADLINE}"] == pytest.approx(1)
+    assert (record.tags["rounds"], record.status) == ("2", "FINISHED")
+    assert make_record(replace(result, ended="failed"), path, None).status == "FAILED"
 
 
 def test_an_interrupted_block_is_left_out() -> None:
@@ -239,7 +265,8 @@ def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
     assert len(measured(outputs, Ending(1e-9, 1e-9, 0.0), ready_to_start=ready).rounds) == 1, "one in any case"
     taken = measured(outputs, Ending(10.0, 300.0, 0.0), ready_to_start=ready)
     built = [one.built for one in taken.rounds]
-    assert [{first, second} for first, second in zip(built[::2], built[1::2], strict=True)] == [{"AB", "BA"}] * 3
+    made = made[2:]
+    assert [{first, second} for first, second in zip(built[::2], built[1::2], strict=False)] == [{"AB", "BA"}] * 3
     assert len({each.shift.nbytes for each in made}) == len(made), "memory before each is left to chance"
     assert len({id(each.engine) for each in made}) == len(made) == 14
     for one in taken.rounds:
@@ -274,11 +301,13 @@ def test_ctrl_c_keeps_whole_blocks(outputs: Path) -> None:
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
+        assert result.ended == ("interrupted" if calls == 3 else "budget")
 
-    result = measured(outputs, Ending(1e-9, 300.0, 0.0), told=interrupt)
+    result = measured(outputs, Ending(1e-9, 300.0, 0.0), keep=interrupt)
     assert result.ended == "interrupted"
     assert len(result.rounds) == 2
     assert result.seconds > 0
+    assert calls == 3, "it is kept once more in the end"
 
 
 def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,6 +324,28 @@ def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixt
     assert record.half_width == 0.01
 
 
+def test_what_was_measured_before_a_failure_is_kept(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take, taken = ab.take_round, 0
+
+    def failing(*args: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 3:
+            raise RuntimeError("a planted fault")
+        take(*args)
+
+    monkeypatch.setattr(ab, "take_round", failing)
+    with pytest.raises(RuntimeError, match="planted"):
+        ab_command(["", "", *SMALL, f"outputs={outputs}", "--half-width", "0.0001%"])
+    told = capsys.readouterr().err
+    path = Path(told.partition("what was measured until then: ")[2].split()[0])
+    record = load_record(path)
+    assert isinstance(record, AbResult)
+    assert (len(record.rounds), record.ended, record.reason) == (2, "failed", "RuntimeError: a planted fault")
+
+
 @pytest.mark.parametrize(
     ("b", "message"),
     [
@@ -303,6 +354,10 @@ def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixt
         ("task.breakdown=true", "task=speed: expected speed, without"),
         ("task=kernels", "task=kernels: expected speed"),
         ("sampling.top_k=0", "sampling.top_k=0"),
+        ("engine=nope", "Could not find 'engine/nope'"),
+        ("engine.nope=1", "engine.nope: no such field"),
+        ("sampling.top_k=1,2", "top_k"),
+        ("sampling.top_k='1", "No closing quotation"),
         ("hydra/launcher=ray_gpu", "none of Hydra's own"),
         ("+hydra.searchpath=[file:///tmp]", "none of Hydra's own"),
     ],

@@ -14,15 +14,14 @@ from gptbench.compare.select import Found
 from gptbench.errors import UserError
 from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.quality import Predictions
+from gptbench.measure.sensors import DeviceState
 from gptbench.record import Result
 from tests.results import made_result
 
 VALID = (0, 0, 0, 0, 0)
 
 
-def run(
-    step_s: float = 0.01, noise: float = 0.002, seed: int = 0, path: str = "result.json", **config: object
-) -> Found:
+def run(step_s: float = 0.01, noise: float = 0.002, seed: int = 0, **config: object) -> Found:
     """A run of five samples, whose configuration has these values (`sampling_top_k=5`)."""
     result = made_result(compiles=VALID)
     random = np.random.default_rng(seed)
@@ -51,8 +50,9 @@ def test_one_run_is_compared_with_another_by_its_samples() -> None:
     assert found["tpot_p50_s"].verdict is Verdict.slower
     assert found["tpot_p50_s"].ratio.value == pytest.approx(2, rel=0.01)
     assert found["peak_memory_bytes"].verdict is Verdict.noise
+    assert found["peak_memory_bytes"].of == "1 and 1 run, exact"
     assert found["compile_cold_s"].verdict is Verdict.unknown
-    assert found["compile_cold_s"].of == "1 and 1 runs"
+    assert found["compile_cold_s"].of == "1 and 1 run"
     assert not {"seed_tokens_per_s", "mbu", "perplexity", "decode_joules_per_token"} & set(found)
 
 
@@ -86,7 +86,7 @@ def test_jobs_of_sweeps_are_compared_with_their_like() -> None:
     assert [pair.key for pair in comparison.pairs] == [{"sampling.top_k": "1"}, {"sampling.top_k": "3"}]
     for number in range(2):
         assert rows(comparison, number)["decode_tokens_per_s"].ratio.value == pytest.approx(0.5, rel=0.01)
-    assert comparison.differences["engine.name"] == ("inductor", "fused")
+    assert comparison.differences["engine"] == ("inductor", "fused")
     assert "sampling.top_k" not in comparison.differences
     assert [(found.record, why) for found, why in comparison.left_out] == [
         (a[1].record, "B has no such run"),
@@ -101,6 +101,50 @@ def test_one_side_may_vary_what_the_other_has_once() -> None:
     a = [run(0.01, sampling_top_k=k) for k in (1, 2)]
     comparison = compare(a, [run(0.01, sampling_top_k=2)])
     assert [pair.key for pair in comparison.pairs] == [{"sampling.top_k": "2"}]
+
+
+def test_what_is_varied_is_told_by_the_name_of_its_section() -> None:
+    sides = [
+        [run(step_s, model_name=name, model_dim=dim) for name, dim in (("small", 128), ("large", 256))]
+        for step_s in (0.01, 0.02)
+    ]
+    assert [pair.key for pair in compare(*sides).pairs] == [{"model": "small"}, {"model": "large"}]
+
+
+def test_what_changes_no_number_keeps_nothing_apart() -> None:
+    a = [run(workload_samples=3), run(workload_samples=4)]
+    assert len(compare(a, [run(workload_samples=5, model_checkpoint="/elsewhere")]).pairs) == 1
+
+
+def test_throttled_samples_and_clocks_are_told() -> None:
+    a, b = run(), run()
+    for found, clock, reasons in ((a, 1980.0, []), (b, 1500.0, ["thermal slowdown"])):
+        assert isinstance(found.record, Result)
+        for sample in found.record.samples:
+            sample.state = DeviceState([0.0, 0.1, 0.2], [500.0, clock, 500.0], throttled=reasons)
+    assert compare([a], [a]).remarks == []
+    assert compare([a], [b]).remarks == [
+        "B: 5 of 5 samples were throttled (thermal slowdown)",
+        "the clock was 1980 MHz for A and 1500 MHz for B",
+    ]
+
+
+def test_peak_memory_is_one_value_of_a_run() -> None:
+    def with_memory(count: int, driver: str | None) -> Found:
+        found = run()
+        assert isinstance(found.record, Result)
+        found.record.environment = replace(found.record.environment, driver=driver)
+        found.record.samples = [replace(sample, peak_memory_bytes=count) for sample in found.record.samples]
+        return found
+
+    on_gpu = rows(compare([with_memory(100, "570.1")], [with_memory(147, "570.1")]))["peak_memory_bytes"]
+    assert (on_gpu.verdict, on_gpu.ratio.low, on_gpu.ratio.high) == (
+        Verdict.more,
+        pytest.approx(1.47),
+        pytest.approx(1.47),
+    )
+    on_cpu = rows(compare([with_memory(100, None)], [with_memory(147, None)]))["peak_memory_bytes"]
+    assert on_cpu.verdict is Verdict.unknown, "a process's peak has its history in it"
 
 
 def test_nothing_alike_is_an_error() -> None:
@@ -193,6 +237,9 @@ def test_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert line["pairs"][0]["metrics"]["decode_tokens_per_s"]["verdict"] == "slower"
     assert line["pairs"][0]["a"] == paths[:1]
     assert "slower" in captured.err
+    assert "of one run each" in captured.err
+    with pytest.raises(UserError, match="it is in A and in B"):
+        compare_command([paths[0], str(tmp_path)])
     assert compare_command([*paths, "--margin", "60%"]) == 0
     assert json.loads(capsys.readouterr().out)["pairs"][0]["metrics"]["tpot_p50_s"]["verdict"] == "slower"
 

@@ -17,6 +17,7 @@ from gptbench.record.outcome import Outcome, Status
 from gptbench.record.sweep import SweepRecord
 from gptbench.record.tracking import MLflowTracker, embedded_store
 from tests.results import made_result
+from tests.test_ab import made_ab, made_round
 
 IDENTITIES = ("aaaa000011112222", "aaaa999911112222", "bbbb000011112222")
 
@@ -53,6 +54,24 @@ def test_a_folder_is_all_below_it_the_oldest_first(tmp_path: Path) -> None:
     assert steps(select(str(tmp_path), tmp_path)) == pytest.approx([0.011, 0.012, 0.013])
 
 
+def test_what_cannot_be_read_in_a_folder_is_told(tmp_path: Path) -> None:
+    path = record(tmp_path, 1)
+    cut_off = path.with_name("result-2.json")
+    cut_off.write_text(path.read_text()[:1000])
+    told: list[str] = []
+    assert len(select(str(tmp_path), tmp_path, unread=told.append)) == 1
+    assert len(told) == 1
+    assert str(cut_off) in told[0]
+
+
+def test_latest_is_of_the_kind_that_is_asked_for(tmp_path: Path) -> None:
+    record(tmp_path, 1)
+    failure = sweep(tmp_path / "sweep").parent / "2" / "failure.json"
+    failure.write_text(failure.read_text().replace("2026-11-22T12:00:00", "2026-11-22T13:00:00"))
+    assert isinstance(select("latest", tmp_path)[0].record, Failure)
+    assert steps(select("latest", tmp_path, kinds=(Result,))) == pytest.approx([0.011])
+
+
 def test_latest_is_the_last_one(tmp_path: Path) -> None:
     for number in (1, 3, 2):
         record(tmp_path, number)
@@ -76,8 +95,9 @@ def test_digits_of_two_identities_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("selector", ["nothing/here", "cccc", "latest", "mlflow:tags.a = 'b'"])
 def test_what_is_not_there_is_an_error_that_names_the_ways(selector: str, tmp_path: Path) -> None:
-    with hasty_sqlite(), pytest.raises(UserError, match="first digits of a run's identity"):
+    with pytest.raises(UserError, match="first digits of a run's identity"):
         select(selector, tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing was made"
 
 
 def test_a_file_that_is_no_record_is_an_error(tmp_path: Path) -> None:
@@ -160,6 +180,22 @@ def test_a_filter_of_mlflows_is_the_runs_that_it_finds(store: tuple[Path, str]) 
 def test_a_run_id_of_mlflows_is_that_run(store: tuple[Path, str]) -> None:
     outputs, run_id = store
     assert [each.record for each in select(f"mlflow:{run_id}", outputs)] == [made_result()]
+
+
+def test_what_was_measured_in_turns_is_found(store: tuple[Path, str]) -> None:
+    outputs, _ = store
+    tracker = MLflowTracker(MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", figures=False), outputs)
+    made = made_ab([made_round(0, 2, lambda *_: 1e-3)])
+    told = tracker.log(made, made.save(outputs / "ab"))
+    assert told is not None
+    found = select(f"mlflow:{next(word for word in told.split() if len(word) == 32)}", outputs)
+    assert [each.record for each in found] == [made]
+
+
+def test_a_server_that_is_away_is_an_error_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MLflowConfig, "retries", 0)
+    with pytest.raises(UserError, match=r"mlflow:tags.*127\.0\.0\.1:9"):
+        select("mlflow:tags.a = 'b'", tmp_path, "http://127.0.0.1:9")
 
 
 def test_a_filter_that_mlflow_does_not_understand_is_an_error(store: tuple[Path, str]) -> None:

@@ -192,6 +192,16 @@ def test_a_gpu_is_read_meanwhile_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state.throttled == ["thermal slowdown"]
 
 
+def test_what_throttled_before_does_not_count_and_readings_outside_are_left_out() -> None:
+    sensor = Scripted([Reading(100.0, throttled=("power brake",)), Reading(200.0)], [])
+    with watched(sensor) as state:
+        pass
+    assert state.throttled == []
+    assert state.during("clock_mhz") == [100.0, 200.0], "there is none between"
+    state.clock_mhz = [100.0, 1980.0, 1970.0, 200.0]
+    assert state.during("clock_mhz") == [1980.0, 1970.0]
+
+
 def test_the_state_is_complete_where_a_sample_fails() -> None:
     with pytest.raises(ZeroDivisionError), watched(Scripted([Reading(1.0)], [])) as state:
         _ = 1 / 0

@@ -8,18 +8,22 @@ from pathlib import Path
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from gptbench import ab, guard
-from gptbench.commands.compare import row_line, sentence, share, table_of, write_line
+from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, write_line
 from gptbench.compare.interleaved import headline, remarks, rows
-from gptbench.config import register
+from gptbench.config import explain, register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
 from gptbench.record.ab import AbResult
 from gptbench.record.files import problem
+from gptbench.record.identity import MEASURED
 from gptbench.record.sync import log_recorded
+from gptbench.record.tracking import flat
 from gptbench.terminal import console, print_whole, stage_bar
 
 
@@ -53,9 +57,17 @@ def ab_command(arguments: list[str]) -> int:
     ending = ab.Ending(options.half_width, options.budget_s, options.margin)
     sides = []
     for own in (options.a, options.b):
-        overrides = [*options.shared, *shlex.split(own)]
+        overrides = [*options.shared, *words(own)]
         sides.append(ab.read(overrides, composed(overrides, options.config_dir)))
     return measure_and_show((sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *arguments])
+
+
+def words(text: str) -> list[str]:
+    """Overrides in one argument."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from error
 
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
@@ -83,6 +95,8 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
         with open_dict(config):
             del config["hydra"]
         return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -91,17 +105,34 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     """Measures, records, shows and logs."""
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}: {' '.join(side.overrides)}", markup=False)
-    with stage_bar(3) as stages:
+    resolved = [dict(flat({group: side.resolved[group] for group in (*MEASURED, "device")})) for side in sides]
+    for key in dict.fromkeys(key for values in resolved for key in values):
+        a, b = (values.get(key, "") for values in resolved)
+        if a != b:
+            console.print(f"{key}: A {shortened(a)}, B {shortened(b)}", markup=False, style="dim")
+    outputs = Path(sides[0].config.outputs)
+    path: Path | None = None
+    with stage_bar(1) as stages:
 
-        def told(result: AbResult) -> None:
+        def keep(result: AbResult) -> None:
+            nonlocal path
+            if path is None:
+                path = result.save(ab.folder_for(outputs, result.started))
+            else:
+                result.update(path)
             row = headline(result)
             known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
             known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
-            console.print(f"{len(result.rounds)} rounds, {result.seconds:.0f} s{known}", markup=False, style="dim")
+            told = f"{row.of if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
+            console.print(told, markup=False, style="dim")
 
-        result = ab.measure(sides, ending, command, stages, told)
-    outputs = Path(sides[0].config.outputs)
-    path = result.save(ab.folder_for(outputs, result.started))
+        try:
+            result = ab.measure(sides, ending, command, stages, keep)
+        except Exception:
+            if path is not None:
+                console.print(f"what was measured until then: {path}", markup=False)
+            raise
+    assert path is not None
     found = rows(result)
     print_whole(table_of(f"B beside A on {result.environment.device}", [(row.metric, row) for row in found]))
     for remark in remarks(result):
@@ -109,6 +140,10 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
         console.print(f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}", markup=False, style="bold")
+    if len(result.rounds) < ab.LEAST_ROUNDS and result.ended == "budget":
+        needed = result.seconds / len(result.rounds) * ab.LEAST_ROUNDS
+        told = f"{len(result.rounds)} rounds are few: {ab.LEAST_ROUNDS} would take about --budget-s {needed:.0f}"
+        console.print(told, markup=False, style="yellow")
     logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.print)
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     write_line(

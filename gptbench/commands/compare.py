@@ -12,6 +12,7 @@ from rich.table import Table
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.ratio import KINDS, Verdict
 from gptbench.compare.select import HOW, select
+from gptbench.errors import UserError
 from gptbench.terminal import SHOWN, console, number, print_whole
 
 COLOUR = {
@@ -42,11 +43,18 @@ def compare_command(arguments: list[str]) -> int:
     parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are noise: 1%% if not given")
     add_places(parser)
     options = parser.parse_args(arguments)
-    sides = [select(side, options.outputs, options.uri) for side in (options.a, options.b)]
+    sides = [select(side, options.outputs, options.uri, unread=tell_unread) for side in (options.a, options.b)]
+    if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
+        raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
     comparison = compare(sides[0], sides[1], options.margin)
     show_comparison(comparison)
     write_line(line_of(comparison))
     return 0
+
+
+def tell_unread(why: str) -> None:
+    """Of a file that should be a record."""
+    console.print(f"left out: {why}", markup=False, style="yellow")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +95,7 @@ def line_of(comparison: Comparison) -> dict[str, Any]:
         "pairs": pairs,
         "overall": None if comparison.overall is None else row_line(comparison.overall),
         "differences": comparison.differences,
+        "remarks": comparison.remarks,
         "left_out": [[str(found.path), why] for found, why in comparison.left_out],
     }
 
@@ -119,8 +128,13 @@ def show_comparison(comparison: Comparison) -> None:
             if row.metric == "decode_tokens_per_s"
         ]
         print_whole(table_of("decode_tokens_per_s, B beside A", rows))
+    if any("sample" in row.of for pair in comparison.pairs for row in pair.rows):
+        told = "of one run each: what varies from start to start is not in the intervals, the margin stands for it"
+        console.print(told, style="dim")
     if (row := comparison.overall) is not None:
         console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")
+    for remark in comparison.remarks:
+        console.print(remark, markup=False, style="yellow")
     for found, why in comparison.left_out:
         console.print(f"left out: {found.path}: {why}", markup=False, style="yellow")
 
@@ -137,7 +151,7 @@ def shortened(text: str) -> str:
 def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
     """A row of it for each of a comparison."""
     table = Table(title=escape(title), title_justify="left")
-    for name in ("metric", "A", "B"):
+    for name in ("metric", "mean of A", "mean of B"):  # geometric
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     table.add_column("unit")
     for name in ("B / A", "95% interval", "verdict", "of"):

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench.commands.compare import add_places, write_line
+from gptbench.commands.compare import add_places, tell_unread, write_line
 from gptbench.compare.explain import Advice, Explanation, explain, micro
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
@@ -33,7 +33,7 @@ def explain_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     runs = [
         (found.path, found.record)
-        for found in select(options.run, options.outputs, options.uri)
+        for found in select(options.run, options.outputs, options.uri, (Result,), tell_unread)
         if isinstance(found.record, Result)
     ]
     if not runs:

@@ -2,16 +2,16 @@
 
 import argparse
 import datetime
-import json
-import sys
 from pathlib import Path
 
+from gptbench.commands.compare import add_places, tell_unread, write_line
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.report import html, is_report
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
 from gptbench.record.result import write_whole
+from gptbench.terminal import console
 
 
 def report_command(arguments: list[str]) -> int:
@@ -29,8 +29,7 @@ def report_command(arguments: list[str]) -> int:
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="report.html in the outputs folder by default"
     )
-    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
-    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
+    add_places(parser)
     parser.add_argument(
         "--baseline",
         metavar="NAME",
@@ -44,9 +43,9 @@ def report_command(arguments: list[str]) -> int:
     if path.exists() and not (path.is_file() and is_report(path)):
         raise UserError(f"--output={path}: expected a new file, or an earlier report, and this is neither")
     baselines = [Baseline(read_baseline(name)) for name in options.baseline]
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
+    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     now = datetime.datetime.now(datetime.UTC).astimezone().isoformat(" ", "minutes")
     write_whole(path, html(found, baselines, options.title, options.runs, now))
-    print(f"report: {path}", file=sys.stderr)
-    print(json.dumps({"report": str(path), "runs": len({each.path for each in found})}))
+    console.print(f"report: {path}", markup=False)
+    write_line({"report": str(path), "runs": len({each.path for each in found})})
     return 0

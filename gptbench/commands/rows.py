@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from gptbench.commands.compare import add_places, write_line
+from gptbench.commands.compare import add_places, tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import as_csv, experiments
 from gptbench.compare.select import HOW, select
@@ -40,7 +40,7 @@ def rows_command(arguments: list[str]) -> int:
     )
     add_places(parser)
     options = parser.parse_args(arguments)
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
+    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:
         sys.stdout.write(as_csv(rows))

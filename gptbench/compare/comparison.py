@@ -1,18 +1,21 @@
 """Recorded runs beside others: per metric the ratio, its interval, and a verdict.
 
-What varies between runs of the same thing is more than what varies between the samples of one run. So where a side has
-several runs of the same configuration, each counts as one value; where both have one, their samples are compared, and
-`Row.of` says so.
+Speed and time are compared by geometric means, whose ratio is what the interval is of; the medians that a run reports
+may lie beside them. What varies between runs of the same thing is more than what varies between the samples of one. So
+where a side has several runs of one configuration, each counts as one value; where both have one, their samples are
+compared, and `Row.of` says so. Peak memory is one value of a run.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from gptbench.compare.baseline import measured
 from gptbench.compare.ratio import (
     KINDS,
+    MEMORY,
     TIME,
     Ratio,
     Verdict,
@@ -30,6 +33,8 @@ from gptbench.record.statistics import METRICS, sample_metrics, summary, valid_s
 from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
+CLOCKS_APART = 0.005
+"""Share by which clocks must differ to be told."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Comparison:
     pairs: list[Pair]
     differences: dict[str, tuple[str, str]]
     """Fields of the configuration and of the environment in which the sides differ: A's value and B's."""
+    remarks: list[str]
+    """What a reader must know beside the ratios: samples that were throttled, clocks that differ."""
     left_out: list[tuple[Found, str]]
     """Records that are not compared, and why."""
     overall: Row | None = None
@@ -89,20 +96,16 @@ def compare(a: Iterable[Found], b: Iterable[Found], margin: float | None = None)
     keys = sorted(set().union(*(varied(side) for side in settings)))
     groups = [grouped(side, values, keys) for side, values in zip(sides, settings, strict=True)]
     pairs = [
-        Pair(
-            dict(zip(keys, key, strict=True)),
-            groups[0][key],
-            groups[1][key],
-            rows(groups[0][key], groups[1][key], margin),
-        )
-        for key in groups[0]
+        Pair(told_apart(own[0], keys, sides), own, groups[1][key], rows(own, groups[1][key], margin))
+        for key, own in groups[0].items()
         if key in groups[1]
     ]
     if not pairs:
-        raise UserError(f"no run of A has its like in B: they differ by {', '.join(keys)}")
+        differing = ", ".join(told_apart(sides[0][0], keys, sides))
+        raise UserError(f"no run of A has its like in B: they differ by {differing}")
     for own, other, name in ((groups[0], groups[1], "B"), (groups[1], groups[0], "A")):
         left_out += [(found, f"{name} has no such run") for key in own if key not in other for found in own[key]]
-    return Comparison(pairs, differences(settings, sides, keys), left_out, overall(pairs, margin))
+    return Comparison(pairs, differences(settings, sides, keys), remarks(sides), left_out, overall(pairs, margin))
 
 
 def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
@@ -118,12 +121,34 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
 
 
 def fields(found: Found) -> dict[str, str]:
-    """What of a configuration a number depends on, as text."""
+    """What a record's numbers depend on beside device and versions, as text."""
     record = found.record
+    if isinstance(record, Result):
+        return {key: str(value) for key, value in measured(record).items() if value is not None}
     assert isinstance(record, Measured)
     config = {group: record.config[group] for group in MEASURED if group in record.config}
-    device = {name: record.config.get("device", {}).get(name) for name in ("threads",)}
-    return dict(flat(config | {"device": device | {"dtype": record.dtype}}))
+    return dict(flat(config | {"device": {"dtype": record.dtype}}))
+
+
+def told_apart(found: Found, keys: list[str], sides: list[list[Found]]) -> dict[str, str]:
+    """What a run is told from others by, of fields that are varied: the name of a section, where that says it all."""
+    everything = [(names(each), fields(each)) for side in sides for each in side]
+    own = names(found), fields(found)
+    told = {}
+    for group in dict.fromkeys(key.partition(".")[0] for key in keys):
+        inner = [key for key in keys if key.partition(".")[0] == group]
+        called = {each[0].get(group) for each in everything}
+        if len(called) > 1:
+            told[group] = own[0].get(group, "")
+            alike = [each for each in everything if each[0].get(group) == own[0].get(group)]
+            inner = [key for key in inner if len({each[1].get(key) for each in alike}) > 1]
+        told |= {key: own[1].get(key, "") for key in inner if key != group}
+    return told
+
+
+def names(found: Found) -> dict[str, str]:
+    """Of each section."""
+    return {group: found.record.config[group]["name"] for group in MEASURED if group in found.record.config}
 
 
 def environment(found: Found) -> dict[str, str]:
@@ -139,6 +164,24 @@ def varied(side: list[dict[str, str]]) -> set[str]:
     return {key for values in side for key in values if len({other.get(key) for other in side}) > 1}
 
 
+def remarks(sides: list[list[Found]]) -> list[str]:
+    """Of samples that were throttled, and clocks that were not the same."""
+    told, clocks = [], []
+    for name, side in zip("AB", sides, strict=True):
+        results = [found.record for found in side if isinstance(found.record, Result)]
+        samples = [sample for result in results for sample in valid_samples(result)]
+        if throttled := [sample for sample in samples if sample.throttled]:
+            reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
+            told.append(f"{name}: {len(throttled)} of {len(samples)} samples were throttled ({', '.join(reasons)})")
+        known = [summary(result).get("clock_mhz") for result in results]
+        clocks.append([clock for clock in known if clock is not None])
+    if all(clocks):
+        a, b = (float(np.mean(each)) for each in clocks)
+        if abs(b / a - 1) > CLOCKS_APART:
+            told.append(f"the clock was {a:.0f} MHz for A and {b:.0f} MHz for B")
+    return told
+
+
 def grouped(side: list[Found], settings: list[dict[str, str]], keys: list[str]) -> dict[tuple[Any, ...], list[Found]]:
     """Runs by their values of the fields."""
     groups: dict[tuple[Any, ...], list[Found]] = {}
@@ -152,8 +195,9 @@ def differences(
 ) -> dict[str, tuple[str, str]]:
     """Fields in which the sides differ, without those that they vary themselves."""
     told: dict[str, tuple[str, str]] = {}
+    called = [[names(found) for found in side] for side in sides]
     around = [[environment(found) for found in side] for side in sides]
-    for first, second in (settings, around):
+    for first, second in (called, settings, around):
         for key in dict.fromkeys(key for values in (*first, *second) for key in values):
             values = [" / ".join(sorted({each.get(key, "") for each in side})) for side in (first, second)]
             if key not in keys and values[0] != values[1]:
@@ -172,13 +216,26 @@ def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
     for metric, kind in KINDS.items():
         row = quality_row(metric, first[0], second[0]) if kind.name == "quality" else None
         if row is None and kind.name != "quality":
-            values = [values_of(side, metric, bool(len(first) > 1 or len(second) > 1)) for side in (first, second)]
+            by_run = len(first) > 1 or len(second) > 1 or metric not in SAMPLED or kind is MEMORY
+            values = [values_of(side, metric, by_run) for side in (first, second)]
             if all(values):
-                what = "runs" if len(first) > 1 or len(second) > 1 or metric not in SAMPLED else "samples"
+                what = "run" if by_run else "sample"
                 row = row_of(metric, values[0], values[1], what, margin if kind.name == "speed" else None)
+            if row is not None and kind is MEMORY and all(on_gpu(each) for each in (*first, *second)):
+                row = exact(row)
         if row is not None:
             found.append(row)
     return found
+
+
+def on_gpu(result: Result) -> bool:
+    return result.environment.driver is not None
+
+
+def exact(row: Row) -> Row:
+    """Of what an allocator counts, which is the same at each start: nothing is left to chance, but the margin."""
+    ratio = Ratio(row.ratio.value, row.ratio.value, row.ratio.value)
+    return replace(row, ratio=ratio, verdict=verdict(ratio, MEMORY), of=f"{row.of}, exact")
 
 
 def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
@@ -191,7 +248,7 @@ def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
 
 def row_of(metric: str, a: list[float], b: list[float], what: str, margin: float | None) -> Row:
     ratio, kind = of_groups(a, b), KINDS.get(metric, TIME)
-    told = f"{len(a)} and {len(b)} {what}"
+    told = f"{len(a)} and {len(b)} {what}{'s' * (len(b) > 1)}"
     return Row(metric, geometric_mean(a), geometric_mean(b), ratio, verdict(ratio, kind, margin), told)
 
 
@@ -234,7 +291,7 @@ def kernel_rows(a: list[Found], b: list[Found], margin: float | None) -> list[Ro
                         values = times.setdefault(f"{kernel.label}/{name}", [])
                         values += [timing.median_s] if several else timing.seconds
     first, second = sides
-    what = "runs" if several else "rounds"
+    what = "run" if several else "round"
     return [row_of(name, first[name], second[name], what, margin) for name in first if name in second]
 
 

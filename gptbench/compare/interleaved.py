@@ -9,21 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr
+from scipy.stats import linregress
 
-from gptbench.compare.comparison import Row, geometric_mean
+from gptbench.compare.comparison import CLOCKS_APART, Row, geometric_mean
 from gptbench.compare.ratio import KINDS, of_pairs, verdict
 from gptbench.measure.samples import Sample
 from gptbench.record.ab import AbResult
-from gptbench.record.statistics import decode_rate, speed_metrics
+from gptbench.record.statistics import decode_rate, log_ratios, speed_metrics
 
 HEADLINE = "decode_tokens_per_s"
 """The metric that decides when it ends, and what is said in the end."""
 SHOWN = (HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
-SURE = 0.001
+SURE = 0.01
 """Probability under which a drift is none of chance."""
-CLOCKS_APART = 0.005
-"""Share by which clocks must differ to be told."""
+WORK = ("batch_size", "new_tokens", "prompt", "prompt_text", "prompt_file", "prompt_length")
+"""Of a workload, what makes two of them different work."""
 
 
 def rows(result: AbResult) -> list[Row]:
@@ -49,70 +49,59 @@ def row_of(result: AbResult, metric: str, value: Callable[[Sample], float]) -> R
     ratio = of_pairs(logarithms)
     sides: tuple[list[float], list[float]] = ([], [])
     for each in result.rounds:
-        for pair in each.blocks():
-            for side, samples in zip(sides, pair, strict=True):
-                side.extend(map(value, samples))
-    a, b = map(geometric_mean, sides)
-    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), f"{len(logarithms)} rounds")
-
-
-def log_ratios(result: AbResult, value: Callable[[Sample], float] = decode_rate) -> list[float]:
-    """Of B over A, of each round with a whole block."""
-    found = []
-    for each in result.rounds:
         if blocks := each.blocks():
-            a, b = ([value(sample) for pair in blocks for sample in pair[side]] for side in (0, 1))
-            found.append(float(np.mean(np.log(b)) - np.mean(np.log(a))))
-    return found
+            for number, side in enumerate(sides):
+                side.append(geometric_mean([value(sample) for pair in blocks for sample in pair[number]]))
+    a, b = map(geometric_mean, sides)
+    told = f"{len(logarithms)} round{'s' * (len(logarithms) > 1)}"
+    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), told)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A steady change of decode tokens/s."""
+    """A steady change of one side's decode tokens/s."""
 
+    side: str
     change: float
-    """Within rounds, reckoned up to the whole measurement, as a share: -0.02 is 2% slower in the end."""
+    """From the first round to the last, as a share: -0.02 is 2% slower."""
     probability: float
     """Of a slope as steep as this by chance."""
 
 
-def drift(result: AbResult) -> Drift | None:
-    """By least squares on the logarithms: each side of each round has a level of its own, and all share one slope. None
-    where that leaves nothing to judge it by, or the samples took no time."""
-    times: list[float] = []
-    values: list[float] = []
-    levels = 0
-    for each in result.rounds:
-        for name in result.sides:
-            at = [when for when, whose in zip(each.at_s, each.order, strict=True) if whose == name]
-            own = [
-                (when, np.log(decode_rate(sample)))
-                for when, sample in zip(at, each.samples[name], strict=True)
-                if not sample.compiles
-            ]
-            if own:
-                levels += 1
-                times += list(np.array([when for when, _ in own]) - np.mean([when for when, _ in own]))
-                values += list(np.array([rate for _, rate in own]) - np.mean([rate for _, rate in own]))
-    x, y = np.array(times), np.array(values)
-    freedom = len(x) - levels - 1
-    if freedom < 1 or not (x * x).sum():
-        return None
-    slope = float((x * y).sum() / (x * x).sum())
-    error = float(((y - slope * x) ** 2).sum() / freedom / (x * x).sum()) ** 0.5
-    probability = 2 * float(stdtr(freedom, -abs(slope) / error)) if error else float(slope == 0)
-    return Drift(float(np.exp(slope * result.seconds)) - 1, probability)
+def drifts(result: AbResult) -> list[Drift]:
+    """Of each side, by least squares on the logarithms of its rounds; none of fewer than four rounds."""
+    found = []
+    for name in result.sides:
+        rounds = [each for each in result.rounds if each.blocks()]
+        if len(rounds) < LEAST_ROUNDS_FOR_DRIFT:
+            continue
+        x = np.array([np.mean(each.at_s) for each in rounds])
+        y = np.array(
+            [np.mean(np.log([decode_rate(one) for one in each.samples[name] if not one.compiles])) for each in rounds]
+        )
+        fit = linregress(x, y)
+        found.append(Drift(name, float(np.exp(fit.slope * (x[-1] - x[0]))) - 1, float(fit.pvalue)))
+    return found
+
+
+LEAST_ROUNDS_FOR_DRIFT = 4
 
 
 def remarks(result: AbResult) -> list[str]:
-    """What a reader must know beside the ratios: drift, clocks, throttling, samples that count for nothing."""
+    """What a reader must know beside the ratios: that the sides do not do the same work; drift, clocks, throttling,
+    samples that count for nothing."""
     told = []
-    if (found := drift(result)) is not None and found.probability < SURE and abs(found.change) > result.margin:
-        way = "slower" if found.change < 0 else "faster"
-        told.append(
-            f"both sides got {way}, at a rate of {abs(found.change):.1%} over {result.seconds:.0f} s; what is steady "
-            "of that cancels within each block"
-        )
+    work = [{key: side.config["workload"].get(key) for key in WORK} for side in result.sides.values()]
+    if len(work) > 1 and work[0] != work[1]:
+        differing = ", ".join(f"workload.{key}" for key in WORK if work[0][key] != work[1][key])
+        told.append(f"A and B do not do the same work: they differ by {differing}")
+    for drift in drifts(result):
+        if drift.probability < SURE and abs(drift.change) > result.margin:
+            way = "slower" if drift.change < 0 else "faster"
+            told.append(
+                f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; what both sides "
+                "share of that cancels within each block"
+            )
     told += clock_remarks(result)
     for name in result.sides:
         samples = result.samples(name)
@@ -143,4 +132,5 @@ def clock_remarks(result: AbResult) -> list[str]:
 
 def mean_clock(sample: Sample) -> float | None:
     """MHz, of the readings during it; None where nothing tells."""
-    return float(np.mean(sample.state.clock_mhz)) if sample.state is not None and sample.state.clock_mhz else None
+    readings = [] if sample.state is None else sample.state.during("clock_mhz")
+    return float(np.mean(readings)) if readings else None

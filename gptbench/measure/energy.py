@@ -1,9 +1,10 @@
 """Energy: joules of prefill and decode, from the device's own counter.
 
-The counter moves in steps that are longer than a prefill, so each phase is repeated for seconds, after the samples and
-apart from them: first nothing is done, for the power that the device takes anyhow with the model in its memory; then
-prefills; then whole generations, from which as many prefills are subtracted, which leaves their decode steps. What is
-used while idle is told, and subtracted, too.
+The counter moves in steps that are longer than a prefill. So each phase begins and ends at such a step, for which the
+device waits idle, and its work is repeated for seconds, after the samples and apart from them: first nothing is done,
+for the power that the device takes anyhow with the model in its memory; then prefills; then whole generations, from
+which as many prefills are subtracted, which leaves their decode steps. What is used while idle is told, and subtracted,
+too.
 """
 
 import time
@@ -16,6 +17,10 @@ from gptbench.measure.sensors import Sensor
 
 SECONDS = 4.0
 """At least, of each phase: on Hopper forty times what lies between two changes of NVML's counter, 0.1 s."""
+PATIENCE_S = 2.0
+"""That the counter has to move."""
+LEAST_SHARE = 0.1
+"""Of a generation's energy, that its decode steps must have, to be told from its prefill."""
 SETTLE_S = 0.5
 """After the last work, before the device counts as idle."""
 
@@ -72,29 +77,40 @@ def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: 
 
     def repeated(work: Callable[[], None]) -> tuple[float, float, int]:
         """Joules, seconds and repetitions."""
-        device.synchronize()
-        start, before, times = time.perf_counter(), sensor.energy_j(), 0
+        start, before = at_a_step(sensor)
+        times = 0
         while time.perf_counter() - start < seconds or not times:
             work()
             device.synchronize()
             times += 1
-        elapsed, joules = time.perf_counter() - start, sensor.energy_j() - before
-        if joules <= 0:
-            raise RuntimeError(f"{sensor.counter} did not move in {elapsed:.3g} s")
-        return joules, elapsed, times
+        end, after = at_a_step(sensor)
+        return after - before, end - start, times
 
     engine.seed(workload.config.seed)
     generation()
     device.synchronize()
     time.sleep(SETTLE_S * seconds / SECONDS)
-    start, before = time.perf_counter(), sensor.energy_j()
-    time.sleep(seconds)
-    idle_w = (sensor.energy_j() - before) / (time.perf_counter() - start)
+    idle_j, idle_s, _ = repeated(lambda: time.sleep(seconds))
+    idle_w = idle_j / idle_s
     joules, elapsed, times = repeated(prefill)
     of_prefill = Spent(joules, elapsed, times * rows * engine.prompt_length)
     whole_joules, whole_s, cycles = repeated(generation)
     share = cycles / times
     of_decode = Spent(whole_joules - share * joules, whole_s - share * elapsed, cycles * rows * steps)
-    if of_decode.joules <= 0 or of_decode.seconds <= 0:
+    if of_decode.joules < LEAST_SHARE * whole_joules or of_decode.seconds <= 0:
         raise RuntimeError(f"{steps} decode steps use too little beside a prefill to be told from it")
     return Energy(sensor.counter, idle_w, of_prefill, of_decode)
+
+
+def at_a_step(sensor: Sensor) -> tuple[float, float]:
+    """When the counter moves next, and where it stands then.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    before = sensor.energy_j()
+    start = time.perf_counter()
+    while (joules := sensor.energy_j()) == before:
+        if time.perf_counter() - start > PATIENCE_S:
+            raise RuntimeError(f"{sensor.counter} did not move in {PATIENCE_S:g} s")
+    return time.perf_counter(), joules

@@ -60,10 +60,16 @@ class DeviceState:
     power_w: list[float] = field(default_factory=list)
     temperature_c: list[float] = field(default_factory=list)
     throttled: list[str] = field(default_factory=list)
-    """Reasons that were at work at some reading, or for which the device's own counters have grown."""
+    """Reasons that were at work at some reading but the first, or for which the device's own counters have grown."""
     throttled_s: float | None = None
     """Seconds that the device was held back by power or heat during the sample, by its own counters; None where it has
     none."""
+
+    def during(self, name: str) -> list[float]:
+        """Of the readings of that name, those between the first and the last, which are taken outside of the timed
+        region; all, where there is none between: of a CPU, or a sample of less than `INTERVAL_S`."""
+        readings: list[float] = getattr(self, name)
+        return readings[1:-1] if len(readings) > 2 else readings
 
 
 class Sensor:
@@ -238,15 +244,16 @@ def sensor_of(device: Device) -> Sensor:
 @contextlib.contextmanager
 def watched(sensor: Sensor) -> Iterator[DeviceState]:
     """Fills in the state of a device while something runs: read before it, after it, and, if the sensor allows, every
-    `INTERVAL_S` meanwhile, by a thread of its own, which waits for the driver and not for Python."""
+    `INTERVAL_S` meanwhile, by a thread of its own (what that costs: LOG.md). What throttled before does not count."""
     state = DeviceState()
     reasons: set[str] = set()
     start = time.perf_counter()
 
     def look() -> None:
         reading = sensor.read()
+        if state.at_s:
+            reasons.update(reading.throttled)
         state.at_s.append(time.perf_counter() - start)
-        reasons.update(reading.throttled)
         for name in ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
             if (value := getattr(reading, name)) is not None:
                 getattr(state, name).append(value)

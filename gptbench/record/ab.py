@@ -1,13 +1,15 @@
 """The record of an interleaved measurement of two configurations, as `ab.json` holds it."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gptbench.guard import redacted
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.samples import Sample
 from gptbench.measure.traffic import Traffic
-from gptbench.record.result import Measured, restored_sample
+from gptbench.record.result import Measured, restored_sample, write_whole
 
 BLOCK = 4
 """Samples of a block, two of each side."""
@@ -29,6 +31,8 @@ class Round:
     """Seconds to make and fill the weights, of each side."""
     compilations: dict[str, Compilation] = field(default_factory=dict)
     """From torch's usual compile cache, whatever was in it."""
+    seconds: float = 0.0
+    """That it took, with making the engines."""
 
     def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
         """A's and B's samples of each whole block during which nothing was compiled."""
@@ -74,11 +78,17 @@ class AbResult(Measured):
     seconds: float = 0.0
     """That all rounds took, with making the engines."""
     ended: str = "budget"
-    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C."""
+    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C; failed."""
+    reason: str | None = None
+    """Why it failed."""
 
     def samples(self, side: str) -> list[Sample]:
         """A's or B's, of all rounds."""
         return [sample for each in self.rounds for sample in each.samples[side]]
+
+    def update(self, path: Path) -> None:
+        """Writes what there is by now over what `save` wrote."""
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:

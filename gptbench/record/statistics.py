@@ -1,11 +1,13 @@
 """Statistics of a result, computed from its raw samples whenever they are read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.samples import Sample
+from gptbench.record.ab import AbResult
 from gptbench.record.result import Result
 
 
@@ -61,6 +63,16 @@ def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
         "seed_gb_per_s": result.traffic.weights * seed_tokens_per_s / batch / 1e9,
         "peak_memory_bytes": float(sample.peak_memory_bytes),
     }
+
+
+def log_ratios(result: AbResult, value: Callable[[Sample], float] = decode_rate) -> list[float]:
+    """Of B over A, of each round with a whole block."""
+    found = []
+    for each in result.rounds:
+        if blocks := each.blocks():
+            a, b = ([value(sample) for pair in blocks for sample in pair[side]] for side in (0, 1))
+            found.append(float(np.mean(np.log(b)) - np.mean(np.log(a))))
+    return found
 
 
 def valid_samples(result: Result) -> list[Sample]:
@@ -144,12 +156,12 @@ def energy_metrics(result: Result) -> dict[str, float]:
 
 
 def state_metrics(result: Result) -> dict[str, float]:
-    """Clock of the processors, power and temperature: median of all readings during the valid samples, of what was
-    told."""
+    """Clock of the processors, power and temperature: median of all readings of the valid samples (see
+    `DeviceState.during`), of what was told."""
     states = [sample.state for sample in valid_samples(result) if sample.state is not None]
     metrics = {}
     for name in ("clock_mhz", "power_w", "temperature_c"):
-        if readings := [value for state in states for value in getattr(state, name)]:
+        if readings := [value for state in states for value in state.during(name)]:
             metrics[name] = float(np.median(readings))
     return metrics
 

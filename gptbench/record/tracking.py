@@ -37,7 +37,7 @@ from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.labels import short_keys, weights_of
 from gptbench.record.plan import PLAN
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
-from gptbench.record.statistics import compilation_name, sample_metrics, speed_metrics, summary
+from gptbench.record.statistics import compilation_name, log_ratios, sample_metrics, speed_metrics, summary
 from gptbench.record.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
@@ -495,7 +495,7 @@ def failure_record(result: Failure, start: float) -> Record:
 
 
 def ab_record(result: AbResult, start: float) -> Record:
-    """What is of an interleaved measurement: the samples of both sides. Ratios are computed when they are read."""
+    """What is of an interleaved measurement: the samples of both sides, and the mean ratio."""
     sampled = [
         (f"{name}/{metric}", value, step)
         for name in result.sides
@@ -506,13 +506,20 @@ def ab_record(result: AbResult, start: float) -> Record:
     values: dict[str, list[float]] = {}
     for name, value, _ in sampled:
         values.setdefault(f"brief/{name.replace('/', '_')}", []).append(value)
+    known = log_ratios(result)
+    ratios = {"decode_tokens_per_s": math.exp(statistics.fmean(known))} if known else {}
+    finite = all(sample.finite for name in result.sides for sample in result.samples(name))
     return Record(
         name=f"ab-{result.config['model']['name']}",
         start_ms=round(start * 1000),
         end_ms=round((start + result.seconds) * 1000),
-        status="FINISHED",
+        status="FAILED" if result.ended == "failed" or not finite else "FINISHED",
         params=[(name, " ".join(side.overrides)) for name, side in result.sides.items()],
-        metrics=[*((name, statistics.median(each), 0) for name, each in values.items()), *sampled],
+        metrics=[
+            *((f"brief/B_over_A_{metric}", ratio, 0) for metric, ratio in ratios.items()),
+            *((name, statistics.median(each), 0) for name, each in values.items()),
+            *sampled,
+        ],
         tags={"rounds": str(len(result.rounds)), "ended": result.ended},
     )
 
