@@ -53,17 +53,17 @@ def runs_of(results: Sequence[Result]) -> list[Run]:
 
 
 def draw(name: str, *results: Result) -> Figure:
-    """A chart that is there, and can be laid out and written."""
+    """A chart that is there, and can be laid out."""
     figure = DRAWN[name].draw(runs_of(results))
     assert figure is not None
-    return written(figure)
+    return laid_out(figure)
 
 
-def written(figure: Figure) -> Figure:
+def laid_out(figure: Figure) -> Figure:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of the layout, for one: too little room
         with styled():
-            figure.savefig(io.BytesIO(), format="svg")
+            figure.draw_without_rendering()
     return figure
 
 
@@ -331,7 +331,8 @@ SHARED = {
 
 
 @pytest.mark.parametrize("what", SHARED)
-def test_only_what_can_be_compared_shares_a_front(what: str) -> None:
+def test_only_what_can_be_compared_shares_a_front(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
     results = [made_result(quant=quant, perplexity=10) for quant in ("none", "int8")]
     results += [of_another(what, made_result(quant=quant, perplexity=9)) for quant in ("none", "int8")]
     figure = DRAWN["pareto"].draw(runs_of(results))
@@ -449,7 +450,7 @@ def test_what_a_device_does_not_tell_is_not_drawn() -> None:
 def test_kernels_stand_below_the_read_roof() -> None:
     figure = kernels_figure([made_kernels()])
     assert figure is not None
-    (axes,) = written(figure).axes
+    (axes,) = laid_out(figure).axes
     assert marks(axes, "kernel") == [(pytest.approx(75), 0), (pytest.approx(50), 1)]
     assert marks(axes, "library") == [(pytest.approx(25), 0)]
 
