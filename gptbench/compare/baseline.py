@@ -20,6 +20,7 @@ from gptbench.guard import check_value, walk
 from gptbench.paths import conf_folder
 from gptbench.record import Result
 from gptbench.record.identity import MEASURED, PLACES, digest
+from gptbench.record.labels import shortened
 
 
 class Baseline:
@@ -139,6 +140,10 @@ def sections(section: type[Section]) -> Iterator[type[Section]]:
         yield inner
 
 
+MOST_CHARACTERS = 200
+"""Of what is wrong with a file: it may be any file, and its errors hold what is in it."""
+
+
 def read_baseline(which: str) -> BaselineConfig:
     """A baseline.
 
@@ -157,7 +162,7 @@ def read_baseline(which: str) -> BaselineConfig:
     try:
         return parse_baseline(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # a UserError, too
-        raise UserError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {shortened(str(error), MOST_CHARACTERS)}") from error
 
 
 def parse_baseline(text: str) -> BaselineConfig:
@@ -177,7 +182,8 @@ def parse_baseline(text: str) -> BaselineConfig:
     except YAMLError as error:
         raise UserError(f"not a baseline: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"not a baseline: {explain(error)}") from error
+        # Its cause would be told in its place: see `explain`.
+        raise UserError(f"not a baseline: {explain(error)}") from None
     assert isinstance(config, BaselineConfig)
     for row in config.rows:
         check_overrides(f"baseline.rows.{row}.overrides", config.rows[row].overrides)
