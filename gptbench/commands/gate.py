@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gptbench.commands.compare import COLOUR, add_places, share, write_line
 from gptbench.compare.baseline import check_overrides, read_baseline
-from gptbench.compare.gate import Check, Gate, confirmed, gate, recorded_text, require_device, require_rows
+from gptbench.compare.gate import Check, Gate, gate, recorded_text, require_device, require_rows
 from gptbench.compare.select import HOW, Found, select
 from gptbench.config import BaselineConfig, BaselineRow
 from gptbench.errors import JobError, UserError
@@ -22,6 +22,12 @@ from gptbench.record import Measured
 from gptbench.record.files import load_record
 from gptbench.record.result import redacted, write_whole
 from gptbench.terminal import SHOWN, console, number, print_whole
+
+USER_ERROR = 2
+"""Exit code of a gptbench that the user can put right."""
+FEWEST_RUNS = 3
+"""New runs that what is measured again has, where the baseline is of a single run: two would have one degree of freedom
+between them, and an interval that hides nearly all."""
 
 
 class NotMeasuredError(JobError):
@@ -32,16 +38,17 @@ def gate_command(arguments: list[str]) -> int:
     """`gptbench gate`: holds runs against a baseline, or records one. Returns the exit code: 1 if anything is worse.
 
     Raises:
-        UserError: the baseline is none or of another device, or one cannot be made of the runs.
+        UserError: the baseline is none or of another device, one cannot be made of the runs, or nothing can be measured
+            here.
         NotMeasuredError: a run that was to be recorded did not end well.
     """
     parser = argparse.ArgumentParser(
         prog="gptbench gate",
         description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
-        "time, memory, quality or energy is worse beyond noise; what is measured, where it is so twice. Only on the "
-        "device that the baseline is of.",
+        "time, memory, quality or energy is worse beyond noise. What is worse when it is measured is measured again, "
+        "and held against the baseline with all its runs. Only on the device that the baseline is of.",
         epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
-        "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml",
+        "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml --repeats 3",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--baseline", metavar="FILE", help="a baseline with rows: a file, or the name of a shipped one")
@@ -51,7 +58,8 @@ def gate_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--run", metavar="OVERRIDES", action="append", default=[], help="with --record: measure this, in one argument"
     )
-    parser.add_argument("--repeats", type=int, default=1, help="with --run: how often each is measured, in turns: 1")
+    parser.add_argument("--repeats", type=int, default=1, help="how often each is measured, in turns: 1")
+    parser.add_argument("--strict", action="store_true", help="what is undecided fails, too")
     parser.add_argument("--force", action="store_true", help="with --record: replace the file")
     parser.add_argument(
         "--margin",
@@ -68,6 +76,8 @@ def gate_command(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats={options.repeats}: expected a number of at least 1")
+    if options.repeats > 1 and options.runs:
+        parser.error("--repeats is of what is measured, and not of recorded runs")
     check_overrides("--set", options.set)
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
@@ -75,8 +85,10 @@ def gate_command(arguments: list[str]) -> int:
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
     if options.record is None:
         if options.run or options.force or options.margin:
-            parser.error("--run, --repeats, --margin and --force are for --record")
-        return hold(options.baseline, found, more, bool(options.runs), options.partial)
+            parser.error("--run, --margin and --force are for --record")
+        return hold(options, found, more)
+    if options.strict:
+        parser.error("--strict is for --baseline")
     if bool(options.run) == bool(found):
         parser.error("--record takes RUNs, or --run: one of both")
     command = shlex.join(["gptbench", "gate", *redacted(arguments)])
@@ -89,35 +101,81 @@ def margin_of(text: str) -> tuple[str, float]:
     return kind, share(value)
 
 
-def hold(which: str, found: list[Found], more: list[str], given: bool, partial: bool) -> int:
+def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> int:
     """Holds runs against a baseline; measures them where none are given."""
-    config = read_baseline(which)
+    config = read_baseline(options.baseline)
     require_rows(config)
-    if given:
-        held = gate(config, found, partial=partial)
+    if options.runs:
+        held = gate(config, found, partial=options.partial)
     else:
-        held = measured_gate(config, list(config.rows), more, partial=False)
-        if worse := list(dict.fromkeys(check.row for check in held.failed if check.ratio is not None)):
-            console.print("what is worse is measured again", style="bold")
-            held = confirmed(held, measured_gate(config, worse, more, partial=True))
-    show_gate(config, held)
-    write_line(line_of(config, which, held))
-    return 1 if held.failed else 0
+        held = measured_gate(config, options.repeats, more)
+    passed = not (held.failed or (options.strict and held.undecided))
+    show_gate(config, held, passed)
+    write_line(line_of(config, options.baseline, held, passed))
+    return 0 if passed else 1
 
 
-def measured_gate(config: BaselineConfig, rows: list[str], more: list[str], partial: bool) -> Gate:
-    """Measures rows of a baseline now."""
-    found, hindered = [], []
-    for name in rows:
-        try:
-            run = measure([*config.rows[name].overrides, *more])
-        except NotMeasuredError as error:
-            hindered.append((name, str(error)))
-            continue
-        if isinstance(run.record, Measured):
-            require_device(config, run.record.environment)  # before minutes are spent on the others
-        found.append(run)
-    return gate(config, found, hindered, partial)
+def measured_gate(config: BaselineConfig, repeats: int, more: list[str]) -> Gate:
+    """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
+    runs of such a row count, of both times."""
+    found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more)
+    failures = list(hindered.items())
+    held = gate(config, every(found), failures)
+    if not held.worse:
+        return held
+    console.print("what is worse is measured again", style="bold")
+    times = {
+        check.row: max(repeats, FEWEST_RUNS - repeats) if is_of_single_run(config.rows[check.row]) else repeats
+        for check in held.worse
+    }
+    again, lost = measure_rows(config, times, more)
+    for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
+        found[row] += again[row]
+    pooled = gate(config, every(found), failures)
+    left = {(check.row, check.metric) for check in pooled.worse}
+    for check in held.worse:
+        if (check.row, check.metric) not in left:
+            told = f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.told}"
+            console.print(told, markup=False, style="yellow")
+    return pooled
+
+
+def measure_rows(
+    config: BaselineConfig, times: dict[str, int], more: list[str]
+) -> tuple[dict[str, list[Found]], dict[str, str]]:
+    """Measures rows of a baseline now, in turns.
+
+    Args:
+        times: how often, by row.
+
+    Returns:
+        Runs by row; and why one could not be measured, by row.
+
+    Raises:
+        UserError: a row cannot be measured here, or this is not the baseline's device.
+    """
+    found: dict[str, list[Found]] = {row: [] for row in times}
+    hindered: dict[str, str] = {}
+    for turn in range(max(times.values())):
+        for row, wanted in times.items():
+            if turn >= wanted or row in hindered:
+                continue
+            try:
+                run = measure([*config.rows[row].overrides, *more])
+            except NotMeasuredError as error:
+                hindered[row] = str(error)
+                continue
+            except UserError as error:
+                raise UserError(f"{row}: {error}") from error
+            if isinstance(run.record, Measured):
+                require_device(config, run.record.environment)  # before minutes are spent on the others
+            found[row].append(run)
+    return found, hindered
+
+
+def every(found: dict[str, list[Found]]) -> list[Found]:
+    """Runs of all rows."""
+    return [run for own in found.values() for run in own]
 
 
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
@@ -131,16 +189,23 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     text = recorded_text(file.stem, found, command, dict(options.margin))
     write_whole(file, text)
     config = read_baseline(str(file))
-    console.print(f"{file}: {len(config.rows)} rows of {len(found)} runs on {config.device}", markup=False)
+    rows, runs = counted(len(config.rows), "row"), counted(len(found), "run")
+    console.print(f"{file}: {rows} of {runs} on {config.device}", markup=False)
     line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
     write_line(line | {"runs": [str(each.path) for each in found]})
     return 0
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def measure(overrides: list[str]) -> Found:
     """Runs gptbench in a process of its own, and finds its record.
 
     Raises:
+        UserError: it cannot be measured here until the user puts something right.
         NotMeasuredError: it did not end well.
     """
     console.print(f"measuring {shlex.join(overrides)}", style="bold", markup=False)
@@ -149,6 +214,8 @@ def measure(overrides: list[str]) -> Found:
     command = [sys.executable, "-m", "gptbench", *overrides]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     line = last_line(process.stdout)
+    if process.returncode == USER_ERROR:
+        raise UserError(f"{shlex.join(overrides)}: it cannot be measured; the message above says why")
     if process.returncode:
         why = line.get("reason") or f"exit code {process.returncode}"
         raise NotMeasuredError(f"{shlex.join(overrides)}: {why}")
@@ -170,13 +237,14 @@ def last_line(printed: str) -> dict[str, Any]:
     return {}
 
 
-def line_of(config: BaselineConfig, which: str, held: Gate) -> dict[str, Any]:
+def line_of(config: BaselineConfig, which: str, held: Gate, passed: bool) -> dict[str, Any]:
     return {
-        "gate": "failed" if held.failed else "passed",
+        "gate": "passed" if passed else "failed",
         "baseline": which,
         "device": config.device,
         "rows": len(config.rows),
         "failed": [check_line(check) for check in held.failed],
+        "undecided": [check_line(check) for check in held.undecided],
         "differences": held.differences,
         "left_out": [[str(path), why] for path, why in held.left_out],
     }
@@ -197,15 +265,15 @@ def check_line(check: Check) -> dict[str, Any]:
     }
 
 
-def show_gate(config: BaselineConfig, held: Gate) -> None:
-    """The table, what fails last; then each failure in a sentence."""
+def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
+    """The table, what fails last; then each failure and what is undecided, in a sentence."""
     for name, (before, now) in held.differences.items():
         console.print(f"{name}: baseline {before}, now {now}", markup=False, style="dim")
     for path, why in held.left_out:
         console.print(f"left out: {path}: {why}", markup=False, style="yellow")
     if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
-        told = f"{', '.join(single)}: of a single run, so the intervals do not hold what varies between starts"
-        console.print(told, markup=False, style="dim")
+        told = "of a single run; where a single one is beside it, no interval holds what varies between starts"
+        console.print(f"{', '.join(single)}: {told}", markup=False, style="dim")
     table = Table(title=escape(f"against {config.name}, {config.device}"), title_justify="left")
     for name in ("row", "metric"):
         table.add_column(name, no_wrap=True)
@@ -220,11 +288,13 @@ def show_gate(config: BaselineConfig, held: Gate) -> None:
         table.add_row(*cells(check), style="red" if check.failed else None)
     print_whole(table)
     for check in held.checks:
-        if check.told and (check.failed or check.verdict is None or check.verdict.is_worse):
+        if check.told and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"
             console.print(f"{where}: {check.told}", markup=False, style="red" if check.failed else "yellow")
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
-    console.print(told, style="bold red" if held.failed else "bold green")
+    if held.undecided:
+        told += f"; {counted(len(held.undecided), 'metric')} undecided"
+    console.print(told, style="bold green" if passed else "bold red")
 
 
 def is_of_single_run(row: BaselineRow) -> bool:

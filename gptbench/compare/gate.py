@@ -1,11 +1,11 @@
 """Recorded runs against a baseline: whether anything is worse beyond noise. And baselines, made of recorded runs.
 
-Several runs of one configuration count as one value each; of a single run, its samples do. A metric fails where the
-whole 95% interval of new over baseline lies beyond the margin of its kind, on the worse side. Where both sides have one
-value there is no interval: it fails where it is worse by more than the margin.
+Several runs of one configuration count as one value each; where both sides are single runs, their samples do. A metric
+fails where the whole 95% interval of new over baseline lies beyond the margin of its kind, on the worse side. Where
+both sides have one value there is no interval: it fails where it is worse by more than the margin.
 
-Of many metrics, some lie beyond their interval by chance. So a row that is worse when it is measured is measured once
-more, and fails by what is worse both times.
+What does not fail need not be as good: few runs have a wide interval. A metric is undecided where its interval reaches
+far beyond the margin on the worse side.
 """
 
 import re
@@ -18,8 +18,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from gptbench.compare.baseline import Baseline, measured, parse_baseline
-from gptbench.compare.comparison import geometric_mean, values_of
-from gptbench.compare.ratio import KINDS, Kind, Moments, Ratio, Verdict, of_moments, verdict
+from gptbench.compare.comparison import SAMPLED, geometric_mean, values_of
+from gptbench.compare.ratio import KINDS, MEMORY, Kind, Moments, Ratio, Verdict, of_moments, verdict
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.errors import ConfigError, UserError
@@ -27,7 +27,7 @@ from gptbench.measure.environment import Environment
 from gptbench.record import Result
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
-from gptbench.record.statistics import summary
+from gptbench.record.statistics import summary, valid_samples
 
 SAME_POWER_LIMIT_W = 0.5
 """Limits nearer to each other are the same."""
@@ -38,6 +38,8 @@ CPU_MARGINS = {"memory": 0.1}
 BY_TOKEN = {"kl_divergence": "kl", "top1_agreement": "same_top"}
 """Metrics that are means over tokens and change with every order of summing, and the field that has each token's value.
 Their spread between tokens counts; perplexity's would hide any loss: it stays one value."""
+UNDECIDED_MARGINS = 2
+"""What may be worse by more than so many margins is undecided."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Check:
     verdict: Verdict | None = None
     of: str = ""
     """What the interval is of: `3 runs and 1 run`."""
+    undecided: bool = False
+    """Whether it may be worse, and by much, although nothing shows that it is."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ class Gate:
     @property
     def failed(self) -> list[Check]:
         return [check for check in self.checks if check.failed]
+
+    @property
+    def worse(self) -> list[Check]:
+        """Those of the failed that were compared."""
+        return [check for check in self.failed if check.ratio is not None]
+
+    @property
+    def undecided(self) -> list[Check]:
+        return [check for check in self.checks if check.undecided]
 
 
 def margins_of(config: BaselineConfig) -> dict[str, float]:
@@ -158,22 +171,10 @@ def gate(
     return Gate(checks, differences(config, results), left_out)
 
 
-def confirmed(first: Gate, again: Gate) -> Gate:
-    """The first, where what was worse must have been so again. What could not be measured again stays as it was."""
-    outcomes = {(check.row, check.metric): check for check in again.checks}
-    checks = []
-    for check in first.checks:
-        second = outcomes.get((check.row, check.metric))
-        if check.failed and second is not None and second.ratio is not None and not second.failed:
-            told = f"not when measured again, with a ratio of {second.ratio.value:.4f}; at first {check.told}"
-            check = replace(check, failed=False, told=told)
-        checks.append(check)
-    return replace(first, checks=checks)
-
-
 def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
     """Of a row with runs, every metric that the baseline has."""
     margins = margins_of(config)
+    held_back = throttling(runs)
     checks = []
     for metric, before in config.rows[row].metrics.items():
         kind = KINDS.get(metric)
@@ -182,7 +183,10 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
             continue
         now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
-            checks.append(check(row, metric, kind, before, now, margins[kind.name]))
+            outcome = check(row, metric, kind, before, now, margins[kind.name])
+            if outcome.failed and held_back:
+                outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
+            checks.append(outcome)
             continue
         must = is_due(metric, runs[0])
         told = "the baseline has it, and the run has not"
@@ -190,6 +194,16 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
             told += ": it depends on what the compile cache held"
         checks.append(Check(row, metric, must, told, before.value))
     return checks
+
+
+def throttling(runs: list[Result]) -> str:
+    """How many samples were held back by power or heat, in words; empty where none was."""
+    samples = [sample for result in runs for sample in valid_samples(result)]
+    states = [sample.state for sample in samples if sample.state is not None and sample.throttled]
+    if not states:
+        return ""
+    reasons = sorted({reason for state in states for reason in state.throttled})
+    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}"
 
 
 def is_due(metric: str, result: Result) -> bool:
@@ -201,6 +215,7 @@ def is_due(metric: str, result: Result) -> bool:
 
 def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float) -> Check:
     """One metric that both have."""
+    before, now = alike(before, now)
     ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
     outcome = verdict(ratio, kind, margin)
     told = ""
@@ -208,24 +223,57 @@ def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: Baseli
         side = Ratio(ratio.value, ratio.value, ratio.value).beyond(margin)
         outcome = Verdict.noise if side == 0 else kind.words[side > 0]
         told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
+    possible = "" if outcome.is_worse else not_ruled_out(ratio, kind, margin)
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
         if ratio.low is not None and ratio.high is not None:
             low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
             told = f"95% interval {low:.2%} to {high:.2%}, margin {100 * margin:.3g}%"
         told = f"{outcome.value}: {much} ({told})"
+    elif possible:
+        told = f"cannot tell: up to {possible}"
     counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
-    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted)
+    return Check(
+        row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, undecided=bool(possible)
+    )
+
+
+def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
+    """Both, where one is of samples and the other of runs: a run's samples vary by less than runs do, so all of them
+    count as one run."""
+    if {before.of, now.of} != {"samples", "runs"}:
+        return before, now
+    first, second = (
+        replace(one, spread=0.0, count=1, of="runs") if one.of == "samples" else one for one in (before, now)
+    )
+    return first, second
+
+
+def not_ruled_out(ratio: Ratio, kind: Kind, margin: float) -> str:
+    """`7.1% slower is possible`, where the interval reaches that far; empty where it does not, or there is none."""
+    if ratio.low is None or ratio.high is None:
+        return ""
+    far = 1 + UNDECIDED_MARGINS * margin
+    less, more = kind.words
+    if more.is_worse:
+        return f"{ratio.high - 1:.1%} {more.value} is possible" if ratio.high > far else ""
+    return f"{1 - ratio.low:.1%} {less.value} is possible" if ratio.low < 1 / far else ""
 
 
 def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | None:
-    """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0."""
+    """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0.
+
+    Args:
+        by_run: whether each run is one value, where its samples could be several.
+    """
     if (name := BY_TOKEN.get(metric)) is not None:  # the same in every run
         return of_tokens(runs[0], metric, name)
+    # Samples of memory are readings of one process: their spread tells nothing of another's.
+    by_run = by_run or metric not in SAMPLED or KINDS[metric] is MEMORY
     values = values_of(runs, metric, by_run)
-    if (by_run and len(values) < len(runs)) or not values or not min(values) > 0:
+    if len(values) < len(runs) or not min(values) > 0:
         return None
-    of = "samples" if len(values) > len(runs) else "runs"
+    of = "runs" if by_run else "samples"
     return BaselineMetric(
         value=geometric_mean(values), spread=Moments.of(values).variance ** 0.5, count=len(values), of=of
     )
