@@ -154,11 +154,13 @@ def write(figure: "Figure", path: Path, title: str) -> None:
 
 def draw_compile_stages(result: Result, path: Path) -> bool:
     """Writes a stacked bar of compile time by stage for each compilation, as PNG; False if there is nothing to draw."""
+    if not compile_bars(result):  # then matplotlib need not be imported, which takes a quarter of a second
+        return False
     run = single(result)
     figure = COMPILE.draw([run])
-    if figure is not None:
-        write(figure, path, f"{COMPILE.title}: {run.label}, {result.environment.device}")
-    return figure is not None
+    assert figure is not None
+    write(figure, path, f"{COMPILE.title}: {run.label}, {result.environment.device}")
+    return True
 
 
 def write_figures(result: Result | KernelResult, folder: Path) -> dict[str, Exception]:
