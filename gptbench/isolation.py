@@ -76,9 +76,9 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
     ours, theirs = processes.Pipe(duplex=False)
     process = processes.Process(target=call, args=(theirs, function, args))  # type: ignore[attr-defined]
     kills = memory_kills()
-    process.start()
-    theirs.close()
     try:
+        process.start()
+        theirs.close()
         if not wait([ours, process.sentinel], timeout_s):
             end(process)
             return Ended(died=Died(f"it took more than {timeout_s:g} s", timed_out=True))
@@ -91,7 +91,8 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
         killed = process.exitcode == -signal.SIGKILL and memory_kills() > kills
         return Ended(died=Died(told(process.exitcode, killed), out_of_memory=killed))
     finally:
-        end(process)
+        if process.pid is not None:  # a signal may have come before there was one
+            end(process)
         ours.close()
 
 

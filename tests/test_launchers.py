@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.sweeps import (
+    LOGGED,
     SECONDS,
-    SWEEP,
     begin,
     check_every_job_is_recorded_once,
     copy_of,
@@ -39,7 +39,7 @@ def process_ids(folder: Path) -> list[int]:
 
 def test_ray_runs_jobs_side_by_side_and_one_that_is_killed_costs_no_other(warm: Warm, folder: Path) -> None:
     pytest.importorskip("ray")
-    arguments = [*SWEEP, *SECONDS, "sampling.top_k=2,3,4"]
+    arguments = [*LOGGED, *SECONDS, "sampling.top_k=2,3,4"]
     call = warm.start(folder, *arguments, *RAY)
     victim = wait_for(lambda: process_ids(folder), 120)[0]
     assert victim != call.pid
@@ -67,7 +67,7 @@ def test_ray_runs_jobs_side_by_side_and_one_that_is_killed_costs_no_other(warm: 
 def test_submitit_runs_jobs_through_its_local_executor(warm: Warm, folder: Path) -> None:
     pytest.importorskip("submitit")
     local = ["hydra/launcher=slurm_local", "hydra.launcher.gpus_per_node=0", "isolation=process"]
-    code, call = warm.run(folder, *SWEEP, "sampling.top_k=2,3", *local)
+    code, call = warm.run(folder, *LOGGED, "sampling.top_k=2,3", *local)
     assert code == 0, call.err
     check_every_job_is_recorded_once(folder, 2)
     assert len({*process_ids(folder), call.pid}) == 3

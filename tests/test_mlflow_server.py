@@ -44,7 +44,7 @@ from gptbench.record.result import Recorded
 from gptbench.record.statistics import summary
 from gptbench.record.sweep import SweepRecord, record_of
 from gptbench.record.sync import log_marked, log_recorded, sync_command
-from tests.sweeps import SWEEP
+from tests.sweeps import LOGGED
 from tests.warm import Warm
 
 CREATE, BATCH, ARTIFACT, END = "runs/create", "runs/log-batch", "mlflow-artifacts", "runs/update"
@@ -628,7 +628,7 @@ def test_sweep_while_the_server_is_away(backend: Backend, outputs: Outputs, tmp_
     tracking = [f"tracking.uri={outputs.proxy.url}", f"tracking.experiment='{outputs.experiment}'"]
     tracking += ["tracking.timeout_s=60", "tracking.retries=0"]
     with contextlib.closing(Warm()) as warm:
-        code, call = warm.run(tmp_path, *SWEEP, "sampling.top_k=2,5,9", *tracking)
+        code, call = warm.run(tmp_path, *LOGGED, "sampling.top_k=2,5,9", *tracking)
         assert code == 0, call.err
         assert call.err.count("Connection refused") == 1 + 3 + 1
         assert [line["tracking"] for line in call.lines] == [None] * 4

@@ -17,6 +17,7 @@ from gptbench.record import Failure
 from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
 from tests.sweeps import (
+    LOGGED,
     LONG,
     PLAIN,
     SECONDS,
@@ -51,7 +52,7 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
     measurement, while a record is written, or while it is logged.
     """
     draw = random.Random(seed)
-    arguments = [*SWEEP, *TWELVE, "sweep.resume=true"]
+    arguments = [*LOGGED, *TWELVE, "sweep.resume=true"]
     hit = 0
     while hit < kills:
         before = len(job_folders(folder))
@@ -82,7 +83,7 @@ GAPS = {
     "gptbench.run.run_model": "the ledger knows of the attempt",
     "gptbench.run.show_result": "the result is written",
     "gptbench.attempt.publish": "what came of the job is written",
-    "gptbench.record.tracking.write_artifacts": "the run in MLflow is half filled",
+    "gptbench.record.tracking.log_files": "the run in MLflow is half filled",
     "gptbench.record.sync.read_marks:2": "the run in MLflow is whole, and the mark is not there",
     "gptbench.terminal.show_sweep": "the sweep's record is written, and not logged",
 }
@@ -90,7 +91,7 @@ GAPS = {
 
 
 def test_a_sweep_killed_between_any_two_steps_has_each_job_once(warm: Warm, folder: Path) -> None:
-    arguments = [*SWEEP, "sampling.top_k=2,3,4", "sweep.resume=true"]
+    arguments = [*LOGGED, "sampling.top_k=2,3,4", "sweep.resume=true"]
     for gap in GAPS:
         code, call = warm.run(folder, *arguments, faults={"kill in": gap})
         assert code == -signal.SIGKILL, f"{gap}: {call.err}"
@@ -104,9 +105,9 @@ def test_a_sweep_killed_between_any_two_steps_has_each_job_once(warm: Warm, fold
 
 def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: Warm, folder: Path) -> None:
     two = ["sampling.top_k=1,5"]
-    code, first = warm.run(folder, *SWEEP, *two)
+    code, first = warm.run(folder, *LOGGED, *two)
     assert code == 0, first.err
-    code, again = warm.run(folder, *SWEEP, *two, "sweep.resume=true")
+    code, again = warm.run(folder, *LOGGED, *two, "sweep.resume=true")
     assert code == 0, again.err
     assert (again.lines[-1]["found"], again.lines[-1]["recorded"]) == (2, 0)
     assert [line["result"] for line in again.lines[:2]] == [line["result"] for line in first.lines[:2]]
@@ -115,11 +116,11 @@ def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: 
     assert table.sweep == sweeps(folder)[0].sweep
     assert all(job.metrics["decode_tokens_per_s"] > 0 for job in table.jobs), "the table has what was recorded before"
 
-    code, more = warm.run(folder, *SWEEP, "sampling.top_k=1,5,9", "sweep.resume=true")
+    code, more = warm.run(folder, *LOGGED, "sampling.top_k=1,5,9", "sweep.resume=true")
     assert code == 0, more.err
     assert (more.lines[-1]["found"], more.lines[-1]["recorded"]) == (2, 1)
 
-    code, fresh = warm.run(folder, *SWEEP, *two)
+    code, fresh = warm.run(folder, *LOGGED, *two)
     assert code == 0, fresh.err
     assert fresh.lines[-1]["recorded"] == 2
     assert sorted(measurements(folder).values()) == [1, 2, 2]
@@ -137,7 +138,7 @@ def test_a_single_run_counts_for_a_sweep(warm: Warm, folder: Path) -> None:
 
 
 def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: Warm, folder: Path) -> None:
-    arguments = [*SWEEP, "sampling.top_k=3,4,5,6", "sweep.resume=true"]
+    arguments = [*LOGGED, "sampling.top_k=3,4,5,6", "sweep.resume=true"]
     faults = {"sampling.top_k=4": "RuntimeError", "sampling.top_k=5": "OutOfMemoryError"}
     code, call = warm.run(folder, *arguments, faults=faults)
     assert code == 1
@@ -179,7 +180,7 @@ def attempt_process(call: Call) -> psutil.Process | None:
 
 def test_a_job_in_its_own_process_may_be_killed_or_take_too_long(warm: Warm, folder: Path) -> None:
     jobs = ["sampling.top_k=2,3,4,5", "isolation=process", "sweep.timeout_s=6"]
-    call = warm.start(folder, *SWEEP, *LONG, *jobs)
+    call = warm.start(folder, *LOGGED, *LONG, *jobs)
     killed = wait_for(lambda: attempt_process(call))
     wait_for(lambda: list((folder / "outputs").glob("jobs/*.jsonl")))
     killed.kill()
@@ -205,7 +206,7 @@ def test_a_job_in_its_own_process_may_be_killed_or_take_too_long(warm: Warm, fol
 
 
 def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -> None:
-    call = warm.start(folder, *SWEEP, "sampling.top_k=2,3,4,5", *SECONDS)
+    call = warm.start(folder, *LOGGED, "sampling.top_k=2,3,4,5", *SECONDS)
     wait_for(lambda: "sweep: 1/4 jobs" in call.err)
     wait_for(lambda: len(job_folders(folder)) == 2)
     os.kill(call.pid, signal.SIGINT)
@@ -216,7 +217,7 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
     (parent,), children = runs(folder)
     assert (parent.info.status, len(children)) == ("KILLED", 2)
 
-    arguments = [*SWEEP, "sampling.top_k=2,3", *LONG]
+    arguments = [*LOGGED, "sampling.top_k=2,3", *LONG]
     call = warm.start(folder, *arguments)
     wait_for(lambda: len(job_folders(folder)) == 3)
     os.kill(call.pid, signal.SIGINT)
@@ -309,7 +310,7 @@ def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
 
 
 def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm, folder: Path) -> None:
-    call = warm.start(folder, *SWEEP, "sampling.top_k=2,3,4,5", *SECONDS)
+    call = warm.start(folder, *LOGGED, "sampling.top_k=2,3,4,5", *SECONDS)
     wait_for(lambda: len(job_folders(folder)) == 3)
     os.kill(call.pid, signal.SIGKILL)
     warm.end(call)
@@ -325,7 +326,7 @@ def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm,
     assert (parent.info.status, len(children)) == ("KILLED", 2)
     assert warm.run(folder, "sync")[1].out == "all records are logged\n"
 
-    code, call = warm.run(folder, *SWEEP, *SECONDS, "sampling.top_k=2,3,4,5", "sweep.resume=true")
+    code, call = warm.run(folder, *LOGGED, *SECONDS, "sampling.top_k=2,3,4,5", "sweep.resume=true")
     assert code == 0, call.err
     (dead,) = (path for path in (folder / "outputs").glob("2*/*/sweep.json") if load_record(path).status == "KILLED")
     dead.unlink()

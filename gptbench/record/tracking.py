@@ -260,7 +260,7 @@ class MLflowTracker(Tracker):
             note = f"[Charts]({charts_of_jobs(run.info.experiment_id, run_id)}) of {record.tags[NOTE_TAG]}"
             tags = [RunTag(key, value) for key, value in (record.tags | {NOTE_TAG: note}).items()]
         client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
-        client.log_artifacts(run_id, str(artifacts))
+        log_files(client, run_id, artifacts)
         client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
 
     def create(
@@ -597,6 +597,11 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: 
     if figures and isinstance(result, (Result, KernelResult)):
         for name, error in write_figures(result, folder / "figures").items():
             print(f"Not drawn: {name}: {error!r}", file=sys.stderr)
+
+
+def log_files(client: "MlflowClient", run_id: str, folder: Path) -> None:
+    """All that lies in a folder."""
+    client.log_artifacts(run_id, str(folder))
 
 
 def write_run(result: Result, folder: Path) -> None:
