@@ -252,7 +252,7 @@ def partition(step: Step) -> Iterator[Part]:
     whose = "their kernels read" if step.matrix_bytes != step.weights else "a step reads"
     yield Part("bytes", own, f"{giga(step.matrix_bytes)} of weights that {whose}, at the read roof")
     count = len(step.kernels["matrices"])
-    between = f"{count} kernels that read weights, beyond that"
+    between = f"{kernels(count)} that read weights, beyond that"
     if step.is_one_graph:
         boundaries += seconds["gaps"]
         between += f"; {micro(seconds['gaps'])} of it are gaps in which nothing runs"
@@ -261,13 +261,17 @@ def partition(step: Step) -> Iterator[Part]:
     yield Part(
         "attention",
         seconds["attention"],
-        f"{len(step.kernels['attention'])} kernels; the {giga(kv)} of keys and values of this step take "
+        f"{kernels(len(step.kernels['attention']))}; the {giga(kv)} of keys and values of this step take "
         f"{micro(kv / step.roof)} at the read roof",
     )
-    yield Part("sampling", seconds["sampling"], f"{len(step.kernels['sampling'])} kernels that draw the token")
+    yield Part("sampling", seconds["sampling"], f"{kernels(len(step.kernels['sampling']))} that draw the token")
     yield Part("other", seconds["other"], most_of(step.kernels["other"], step.factor))
     if not step.is_one_graph:
         yield Part("host", seconds["gaps"], "gaps in which nothing runs: the host launches what comes next")
+
+
+def kernels(count: int) -> str:
+    return f"{count} kernel{'s' * (count != 1)}"
 
 
 def kv_bytes(step: Step) -> float:
@@ -290,7 +294,7 @@ def most_of(launches: list[tuple[Launch, float]], factor: float) -> str:
         seconds[launch.name] = seconds.get(launch.name, 0.0) + exclusive * factor
     first = sorted(seconds, key=lambda name: -seconds[name])[:MOST_NAMED]
     named = ", ".join(f"{name} {micro(seconds[name])}" for name in first)
-    return f"{len(launches)} kernels" + (f", most of it {named}" if named else "")
+    return kernels(len(launches)) + (f", most of it {named}" if named else "")
 
 
 def notes(step: Step) -> Iterator[str]:
