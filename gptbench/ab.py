@@ -158,10 +158,8 @@ def measure(
     first = asked[0].config
     device: Device = instantiate(first.device)
     give_back()
-    if len({(each.config.device.kind, each.config.device.index) for each in asked}) > 1:
-        raise UserError(
-            "device: A and B are on different devices, which do not drift alike; expected the same for both"
-        )
+    if len({instantiate(each.config.device).torch for each in asked}) > 1:
+        raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
     started, surroundings, roof = beginning(first, device, stages, again=first.device.measure_roof)
     result = AbResult(
         started=started,

@@ -19,6 +19,7 @@ from servers import Store, check_artifacts, config, hasty_sqlite, sweep_job
 from gptbench.config import TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
+from gptbench.measure.sensors import DeviceState
 from gptbench.record import MLflowTracker, NoTracker, Result
 from gptbench.record.statistics import METRICS, sample_metrics, summary
 from gptbench.record.sync import log_command
@@ -403,3 +404,13 @@ def test_what_a_baseline_has_recorded_is_no_param(tmp_path: Path) -> None:
     assert params["baseline.name"] == "processor_z"
     assert not [key for key in params if key.startswith("baseline.rows")]
     assert "rows" in result.config["baseline"]
+
+
+def test_a_throttled_sample_is_marked() -> None:
+    result = made_result()
+    for sample, reasons in zip(result.samples, ([], [], ["power cap"]), strict=True):
+        sample.state = DeviceState([0.0], [1980.0], throttled=reasons)
+    logged = [(value, step) for name, value, step in metrics(result) if name == "sample/throttled"]
+    assert logged == [(0.0, 0), (0.0, 1), (1.0, 2)]
+    assert dict((name, value) for name, value, _ in metrics(result))["samples_throttled"] == 1.0
+    assert "sample/throttled" not in {name for name, _, _ in metrics(made_result())}

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 from pathlib import Path
 
 from hydra._internal.hydra import Hydra
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gptbench import ab, guard
-from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, write_line
+from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, words, write_line
 from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import explain, register
 from gptbench.errors import BadResultError, UserError
@@ -22,6 +21,7 @@ from gptbench.paths import conf_folder
 from gptbench.record.ab import AbResult
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
+from gptbench.record.result import redacted
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import flat
 from gptbench.terminal import console, print_whole, stage_bar
@@ -62,14 +62,6 @@ def ab_command(arguments: list[str]) -> int:
     return measure_and_show((sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *arguments])
 
 
-def words(text: str) -> list[str]:
-    """Overrides in one argument."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{text}: {error}") from error
-
-
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     """What Hydra composes, checked as for a run.
 
@@ -104,7 +96,7 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
 def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, command: list[str]) -> int:
     """Measures, records, shows and logs."""
     for name, side in zip("AB", sides, strict=True):
-        console.print(f"{name}: {' '.join(side.overrides)}", markup=False)
+        console.print(f"{name}: {' '.join(redacted(side.overrides))}", markup=False)
     resolved = [dict(flat({group: side.resolved[group] for group in (*MEASURED, "device")})) for side in sides]
     for key in dict.fromkeys(key for values in resolved for key in values):
         a, b = (values.get(key, "") for values in resolved)

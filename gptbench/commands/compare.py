@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,14 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a share such as 0.5% or 0.005")
     return value
+
+
+def words(text: str) -> list[str]:
+    """Overrides in one argument."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from error
 
 
 def write_line(line: dict[str, Any]) -> None:

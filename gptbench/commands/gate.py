@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench.commands.compare import COLOUR, add_places, share, write_line
+from gptbench.commands.compare import COLOUR, add_places, share, tell_unread, words, write_line
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text, require_device, require_rows
 from gptbench.compare.select import HOW, Found, select
@@ -82,7 +82,7 @@ def gate_command(arguments: list[str]) -> int:
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
         more.append(f"outputs={options.outputs}")
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri)]
+    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     if options.record is None:
         if options.run or options.force or options.margin:
             parser.error("--run, --margin and --force are for --record")
@@ -92,7 +92,7 @@ def gate_command(arguments: list[str]) -> int:
     if bool(options.run) == bool(found):
         parser.error("--record takes RUNs, or --run: one of both")
     command = shlex.join(["gptbench", "gate", *redacted(arguments)])
-    return record(options.record, found, [shlex.split(run) + more for run in options.run], options, command)
+    return record(options.record, found, [words(run) + more for run in options.run], options, command)
 
 
 def margin_of(text: str) -> tuple[str, float]:

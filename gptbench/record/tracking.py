@@ -558,6 +558,8 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
         yield name, value, 0
     for step, sample in enumerate(result.samples):
         yield "sample/compiles", float(sample.compiles), step
+        if sample.state is not None:
+            yield "sample/throttled", float(sample.throttled), step
         if not sample.compiles:
             for name, value in sample_metrics(result, sample).items():
                 yield f"sample/{name}", value, step
