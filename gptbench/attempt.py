@@ -123,11 +123,13 @@ def attempt(job: Job) -> Outcome:
     try:
         with hold(job.folder / RUNNING, "the process that began the job"):
             execute(job)
-    except UserError as error:
-        return failed(job, Cause.refused, str(error), start)
-    except BadResultError as error:
-        return failed(job, Cause.bad_result, str(error), start)
     except Exception as error:
+        if is_of_interrupt(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, UserError):
+            return failed(job, Cause.refused, str(error), start)
+        if isinstance(error, BadResultError):
+            return failed(job, Cause.bad_result, str(error), start)
         traceback.print_exc()
         cause = Cause.memory if is_for_memory(error) else Cause.raised
         return failed(job, cause, in_one_line(error), start, traceback.format_exc())
@@ -220,6 +222,15 @@ def publish(job: Job) -> None:
     logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.print)
     console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     print_json(record, job.record, logged)
+
+
+def is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether it is what some library made of a Ctrl-C."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_for_memory(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gptbench.attempt import is_of_interrupt
 from gptbench.errors import UserError
 from gptbench.paths import shipped_folder
 from gptbench.record import Failure
@@ -236,7 +237,23 @@ def test_sigterm_ends_at_once_with_a_record(warm: Warm, folder: Path) -> None:
     wait_for(lambda: job_folders(folder))
     os.kill(call.pid, signal.SIGTERM)
     assert warm.end(call) == 130
-    assert [job.status for job in sweeps(folder)[-1].jobs] == ["interrupted", "not run"]
+    jobs = sweeps(folder)[-1].jobs
+    assert [job.status for job in jobs] == ["interrupted", "not run"], f"{jobs[0].reason}\n{call.err}"
+
+
+def test_what_a_library_makes_of_ctrl_c_is_one_still() -> None:
+    def raised(error: BaseException) -> BaseException:
+        try:
+            try:
+                raise error
+            except BaseException:
+                raise UserError("cannot be read")  # noqa: B904
+        except UserError as other:
+            return other
+
+    assert is_of_interrupt(raised(KeyboardInterrupt()))
+    assert not is_of_interrupt(raised(ValueError()))
+    assert not is_of_interrupt(None)
 
 
 def test_progress_is_told_with_an_estimate(warm: Warm, folder: Path) -> None:
