@@ -190,7 +190,8 @@ def measure(
             take_round(result, sides, ending, begin, stages, ready_to_start, chance)
             result.seconds = time.perf_counter() - begin
             keep(result)
-    except BaseException as error:
+        keep(result)
+    except BaseException as error:  # whatever ends it, what was measured is kept
         cut_to_blocks(result)
         if not result.rounds:
             raise
@@ -213,8 +214,10 @@ def is_enough(result: AbResult, ending: Ending) -> bool:
     if all(is_narrow(known, ending) for known in (ratios, ratios[:-1])):
         result.ended = "narrow"
         return True
-    result.ended = "budget"
-    return result.seconds + result.rounds[-1].seconds > ending.budget_s
+    if result.seconds + result.rounds[-1].seconds > ending.budget_s:
+        result.ended = "budget"
+        return True
+    return False
 
 
 def is_narrow(ratios: list[float], ending: Ending) -> bool:

@@ -20,6 +20,7 @@ from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
+from gptbench.measure.samples import throttling
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
@@ -192,12 +193,8 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
     if told:
         when = "during" if medians.get("power_w") is not None else "around"  # a CPU is not read meanwhile
         console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
-    throttled = [sample for sample in result.samples if sample.throttled]
-    if throttled:
-        reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
-        console.print(
-            f"{len(throttled)} of {len(result.samples)} samples throttled: {', '.join(reasons)}", style="yellow"
-        )
+    if (held_back := throttling(result.samples)) is not None:
+        console.print(held_back, style="yellow")
 
 
 def show_stages(compilation: Compilation) -> None:

@@ -215,7 +215,7 @@ def test_clocks_and_throttling_are_told() -> None:
     said = remarks(made_ab([one]))
     assert any("1980 MHz for A and 1800 MHz for B" in remark for remark in said)
     assert any("from 1800 to 1980 MHz" in remark for remark in said)
-    assert any("B: 4 of 4 samples throttled (power cap)" in remark for remark in said)
+    assert any("B: 4 of 4 samples were throttled: power cap" in remark for remark in said)
     assert remarks(made_ab([made_round(0, 2, lambda *_: 1e-3, state=fast)])) == []
 
 
@@ -225,12 +225,13 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = result.save(tmp_path)
     assert path.name == "ab.json"
     assert load_record(path) == result
-    record = make_record(result, path, None)
+    record = make_record(replace(result, ended="narrow"), path, None)
     values = {name: value for name, value, _ in record.metrics}
     assert values[f"brief/A_{HEADLINE}"] == values[f"B/{HEADLINE}"] == pytest.approx(1000)
     assert values[f"brief/B_over_A_{HEADLINE}"] == pytest.approx(1)
     assert (record.tags["rounds"], record.status) == ("2", "FINISHED")
     assert make_record(replace(result, ended="failed"), path, None).status == "FAILED"
+    assert make_record(result, path, None).status == "KILLED", "as it stands in the file until it ends"
 
 
 def test_an_interrupted_block_is_left_out() -> None:
@@ -301,7 +302,7 @@ def test_ctrl_c_keeps_whole_blocks(outputs: Path) -> None:
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        assert result.ended == ("interrupted" if calls == 3 else "budget")
+        assert result.ended == ("interrupted" if calls == 3 else "killed")
 
     result = measured(outputs, Ending(1e-9, 300.0, 0.0), keep=interrupt)
     assert result.ended == "interrupted"
@@ -322,6 +323,7 @@ def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixt
     assert isinstance(record, AbResult)
     assert record.sides["B"].config["sampling"]["temperature"] == 0.0
     assert record.half_width == 0.01
+    assert record.ended == line["ended"] != "killed", "the end is in the file, too"
 
 
 def test_what_was_measured_before_a_failure_is_kept(

@@ -124,8 +124,8 @@ def test_throttled_samples_and_clocks_are_told() -> None:
             sample.state = DeviceState([0.0, 0.1, 0.2], [500.0, clock, 500.0], throttled=reasons)
     assert compare([a], [a]).remarks == []
     assert compare([a], [b]).remarks == [
-        "B: 5 of 5 samples were throttled (thermal slowdown)",
-        "the clock was 1980 MHz for A and 1500 MHz for B",
+        "B: 5 of 5 samples were throttled: thermal slowdown",
+        "the clock was 1980 MHz for A and 1500 MHz for B: part of the difference may be the clock's",
     ]
 
 

@@ -231,7 +231,7 @@ def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> N
     show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))
     told = capsys.readouterr().err
     assert "during the samples 1980 MHz, 600 W, 50 °C (median)" in told
-    assert "1 of 3 samples throttled: power cap" in told
+    assert "1 of 3 samples were throttled: power cap" in told
     assert "energy not measured" in told
     result.energy = Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000))
     show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))

@@ -247,7 +247,7 @@ def test_what_a_library_makes_of_ctrl_c_is_one_still() -> None:
             try:
                 raise error
             except BaseException:
-                raise UserError("cannot be read")  # noqa: B904
+                raise UserError("cannot be read")  # noqa: B904: such libraries do not name the cause
         except UserError as other:
             return other
 

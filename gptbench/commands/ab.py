@@ -104,14 +104,18 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             console.print(f"{key}: A {shortened(a)}, B {shortened(b)}", markup=False, style="dim")
     outputs = Path(sides[0].config.outputs)
     path: Path | None = None
+    shown = 0
     with stage_bar(1) as stages:
 
         def keep(result: AbResult) -> None:
-            nonlocal path
+            nonlocal path, shown
             if path is None:
                 path = result.save(ab.folder_for(outputs, result.started))
             else:
                 result.update(path)
+            if len(result.rounds) == shown:
+                return
+            shown = len(result.rounds)
             row = headline(result)
             known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
             known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"

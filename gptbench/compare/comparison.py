@@ -26,6 +26,7 @@ from gptbench.compare.ratio import (
 )
 from gptbench.compare.select import Found
 from gptbench.errors import UserError
+from gptbench.measure.samples import throttling
 from gptbench.record import KernelResult, Measured, Result
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
@@ -166,20 +167,25 @@ def varied(side: list[dict[str, str]]) -> set[str]:
 
 def remarks(sides: list[list[Found]]) -> list[str]:
     """Of samples that were throttled, and clocks that were not the same."""
-    told, clocks = [], []
+    told: list[str] = []
+    clocks: list[list[float]] = []
     for name, side in zip("AB", sides, strict=True):
         results = [found.record for found in side if isinstance(found.record, Result)]
         samples = [sample for result in results for sample in valid_samples(result)]
-        if throttled := [sample for sample in samples if sample.throttled]:
-            reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
-            told.append(f"{name}: {len(throttled)} of {len(samples)} samples were throttled ({', '.join(reasons)})")
+        if (held_back := throttling(samples)) is not None:
+            told.append(f"{name}: {held_back}")
         known = [summary(result).get("clock_mhz") for result in results]
         clocks.append([clock for clock in known if clock is not None])
-    if all(clocks):
-        a, b = (float(np.mean(each)) for each in clocks)
-        if abs(b / a - 1) > CLOCKS_APART:
-            told.append(f"the clock was {a:.0f} MHz for A and {b:.0f} MHz for B")
-    return told
+    return told + (clocks_apart(*clocks) if all(clocks) else [])
+
+
+def clocks_apart(a: list[float], b: list[float]) -> list[str]:
+    """A remark where the mean clock of A's processors was not B's; MHz."""
+    first, second = float(np.mean(a)), float(np.mean(b))
+    if abs(second / first - 1) <= CLOCKS_APART:
+        return []
+    clocks = f"the clock was {first:.0f} MHz for A and {second:.0f} MHz for B"
+    return [f"{clocks}: part of the difference may be the clock's"]
 
 
 def grouped(side: list[Found], settings: list[dict[str, str]], keys: list[str]) -> dict[tuple[Any, ...], list[Found]]:

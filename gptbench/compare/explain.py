@@ -24,6 +24,7 @@ import numpy as np
 
 from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
 from gptbench.measure.breakdown import Breakdown, Launch
+from gptbench.measure.samples import throttling
 from gptbench.record import Result
 from gptbench.record.labels import weights_of
 from gptbench.record.statistics import summary, valid_samples
@@ -319,13 +320,10 @@ def notes(step: Step) -> Iterator[str]:
             yield (
                 "A compiled graph is one operation on a CPU: attention and all else in it count among the boundaries."
             )
-    if (held := int(told["samples_throttled"])) > 0:
-        reasons = {reason for one in valid_samples(step.result) if one.state for reason in one.state.throttled}
-        yield (
-            f"The device was held back ({', '.join(sorted(reasons))}) in {held} of {int(told['samples_valid'])} "
-            "samples: cooler, or with more power, it may be faster."
-        )
-    clocks = [clock for one in valid_samples(step.result) if one.state for clock in one.state.clock_mhz]
+    if (held_back := throttling(valid_samples(step.result))) is not None:
+        yield f"{held_back}. Cooler, or with more power, it may be faster."
+    states = [one.state for one in valid_samples(step.result) if one.state is not None]
+    clocks = [clock for state in states for clock in state.during("clock_mhz")]
     if clocks and max(clocks) > min(clocks) * (1 + STEADY_CLOCK):
         yield f"The clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz between the samples' readings."
     whole = float(np.median([one.call_s for one in valid_samples(step.result)]))

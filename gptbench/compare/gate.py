@@ -24,6 +24,7 @@ from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
+from gptbench.measure.samples import throttling
 from gptbench.record import Result
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
@@ -174,7 +175,7 @@ def gate(
 def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
     """Of a row with runs, every metric that the baseline has."""
     margins = margins_of(config)
-    held_back = throttling(runs)
+    held_back = throttling([sample for result in runs for sample in valid_samples(result)]) or ""
     checks = []
     for metric, before in config.rows[row].metrics.items():
         kind = KINDS.get(metric)
@@ -194,16 +195,6 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
             told += ": it depends on what the compile cache held"
         checks.append(Check(row, metric, must, told, before.value))
     return checks
-
-
-def throttling(runs: list[Result]) -> str:
-    """How many samples were held back by power or heat, in words; empty where none was."""
-    samples = [sample for result in runs for sample in valid_samples(result)]
-    states = [sample.state for sample in samples if sample.state is not None and sample.throttled]
-    if not states:
-        return ""
-    reasons = sorted({reason for state in states for reason in state.throttled})
-    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}"
 
 
 def is_due(metric: str, result: Result) -> bool:

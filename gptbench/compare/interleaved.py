@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import linregress
 
-from gptbench.compare.comparison import CLOCKS_APART, Row, geometric_mean
+from gptbench.compare.comparison import CLOCKS_APART, Row, clocks_apart, geometric_mean
 from gptbench.compare.ratio import KINDS, of_pairs, verdict
-from gptbench.measure.samples import Sample
+from gptbench.measure.samples import Sample, throttling
 from gptbench.record.ab import AbResult
 from gptbench.record.statistics import decode_rate, log_ratios, speed_metrics
 
@@ -105,9 +105,8 @@ def remarks(result: AbResult) -> list[str]:
     told += clock_remarks(result)
     for name in result.sides:
         samples = result.samples(name)
-        if throttled := [sample for sample in samples if sample.throttled]:
-            reasons = sorted({reason for sample in throttled if sample.state for reason in sample.state.throttled})
-            told.append(f"{name}: {len(throttled)} of {len(samples)} samples throttled ({', '.join(reasons)})")
+        if (held_back := throttling(samples)) is not None:
+            told.append(f"{name}: {held_back}")
         if compiled := sum(1 for sample in samples if sample.compiles):
             told.append(f"{name}: {compiled} samples compiled something; their blocks are left out")
         if bad := sum(1 for sample in samples if not sample.finite):
@@ -120,10 +119,7 @@ def clock_remarks(result: AbResult) -> list[str]:
     means = {name: [clock for sample in result.samples(name) if (clock := mean_clock(sample))] for name in result.sides}
     if not all(means.values()):
         return []
-    told = []
-    a, b = (float(np.mean(clocks)) for clocks in means.values())
-    if abs(b / a - 1) > CLOCKS_APART:
-        told.append(f"the clock was {a:.0f} MHz for A and {b:.0f} MHz for B: part of the difference may be the clock's")
+    told = clocks_apart(*means.values())
     both = [clock for clocks in means.values() for clock in clocks]
     if max(both) / min(both) - 1 > 2 * CLOCKS_APART:
         told.append(f"the clock went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,15 @@ class Sample:
     def throttled(self) -> bool:
         """Whether the device was held back by power or heat."""
         return self.state is not None and bool(self.state.throttled)
+
+
+def throttling(samples: Sequence[Sample]) -> str | None:
+    """How many were held back by power or heat, and by what of it; None where none was."""
+    states = [sample.state for sample in samples if sample.state is not None and sample.throttled]
+    if not states:
+        return None
+    reasons = sorted({reason for state in states for reason in state.throttled})
+    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}"
 
 
 @dataclass

@@ -77,8 +77,9 @@ class AbResult(Measured):
     rounds: list[Round] = field(default_factory=list)
     seconds: float = 0.0
     """That all rounds took, with making the engines."""
-    ended: str = "budget"
-    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C; failed."""
+    ended: str = "killed"
+    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C; failed; killed: its
+    process ended before any of these."""
     reason: str | None = None
     """Why it failed."""
 

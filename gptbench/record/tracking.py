@@ -509,11 +509,12 @@ def ab_record(result: AbResult, start: float) -> Record:
     known = log_ratios(result)
     ratios = {"decode_tokens_per_s": math.exp(statistics.fmean(known))} if known else {}
     finite = all(sample.finite for name in result.sides for sample in result.samples(name))
+    unfinished = {"failed": "FAILED", "killed": "KILLED"}
     return Record(
         name=f"ab-{result.config['model']['name']}",
         start_ms=round(start * 1000),
         end_ms=round((start + result.seconds) * 1000),
-        status="FAILED" if result.ended == "failed" or not finite else "FINISHED",
+        status=unfinished.get(result.ended, "FINISHED" if finite else "FAILED"),
         params=[(name, " ".join(side.overrides)) for name, side in result.sides.items()],
         metrics=[
             *((f"brief/B_over_A_{metric}", ratio, 0) for metric, ratio in ratios.items()),
