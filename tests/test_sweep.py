@@ -246,8 +246,8 @@ def test_what_a_library_makes_of_ctrl_c_is_one_still() -> None:
         try:
             try:
                 raise error
-            except BaseException:
-                raise UserError("cannot be read")  # noqa: B904: such libraries do not name the cause
+            except BaseException:  # as libraries do that do not name the cause
+                raise UserError("cannot be read")  # noqa: B904
         except UserError as other:
             return other
 
