@@ -6,7 +6,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ from gptbench.paths import shipped_folder
 from gptbench.record import Failure
 from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
+from gptbench.sweep.sweeper import Sweep, stopping
 from tests.sweeps import (
     LOGGED,
     LONG,
@@ -239,6 +240,17 @@ def test_sigterm_ends_at_once_with_a_record(warm: Warm, folder: Path) -> None:
     assert warm.end(call) == 130
     jobs = sweeps(folder)[-1].jobs
     assert [job.status for job in jobs] == ["interrupted", "not run"], f"{jobs[0].reason}\n{call.err}"
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping(cast(Sweep, None)):
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_what_a_library_makes_of_ctrl_c_is_one_still() -> None:

@@ -336,7 +336,8 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def stopping(sweep: Sweep) -> Iterator[None]:
-    """The first Ctrl-C ends the sweep after the jobs that run now, the second at once, as SIGTERM does."""
+    """The first Ctrl-C ends the sweep after the jobs that run now, the second at once, as SIGTERM does. A signal that
+    is ignored stays so, as Ctrl-C is where a script has started the sweep in its background."""
     from gptbench.terminal import console
 
     def on_interrupt(number: int, _: FrameType | None) -> None:
@@ -346,11 +347,14 @@ def stopping(sweep: Sweep) -> Iterator[None]:
         sweep.stop()
         console.print("\nends after the job that runs now; Ctrl-C again ends it at once", style="yellow")
 
-    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in heeded:
+        signal.signal(number, on_interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in heeded.items():
             signal.signal(number, handler)
 
 
