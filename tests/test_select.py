@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from servers import hasty_sqlite
 
-from gptbench.compare.select import select
+from gptbench.compare.select import runs_of, select
 from gptbench.config import MLflowConfig
 from gptbench.errors import UserError
 from gptbench.record import Result
 from gptbench.record.failure import Cause, Failure
 from gptbench.record.ledger import Ledger
 from gptbench.record.outcome import Outcome, Status
+from gptbench.record.plan import Plan
 from gptbench.record.sweep import SweepRecord
 from gptbench.record.tracking import MLflowTracker, embedded_store
 from tests.results import made_result
@@ -93,9 +96,12 @@ def test_digits_of_two_identities_are_refused(tmp_path: Path) -> None:
         select("aaaa", tmp_path)
 
 
-@pytest.mark.parametrize("selector", ["nothing/here", "cccc", "latest", "mlflow:tags.a = 'b'"])
+@pytest.mark.parametrize("selector", ["nothing/here", "cccc", "latest", "mlflow:tags.a = 'b'", "0" * 32])
 def test_what_is_not_there_is_an_error_that_names_the_ways(selector: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="first digits of a run's identity"):
+    with pytest.raises(UserError, match=r"no record there|no such file or folder") as error:
+        select(selector, tmp_path)
+    assert "first digits of a run's or a sweep's identity, mlflow:FILTER" in str(error.value)
+    with pytest.raises(UserError):
         select(selector, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing was made"
 
@@ -155,9 +161,56 @@ def test_a_sweep_whose_job_lies_elsewhere_has_it(tmp_path: Path) -> None:
     assert elsewhere in [each.path for each in select(str(tmp_path / "sweep"), tmp_path)]
 
 
+def told_of_sweep(outputs: Path, identity: str, call: str) -> None:
+    """What a sweeper leaves of its last call."""
+    (outputs / "sweeps").mkdir(exist_ok=True)
+    (outputs / "sweeps" / f"{identity}.json").write_text(json.dumps({"sweep": call, "call": call}))
+
+
+def test_the_identity_of_a_sweep_is_its_jobs(tmp_path: Path) -> None:
+    sweep(tmp_path / "sweep")
+    told_of_sweep(tmp_path, IDENTITIES[2], "sweep")
+    record(tmp_path, 1, IDENTITIES[0])
+    for digits in (IDENTITIES[2], "bbbb"):
+        found = select(digits, tmp_path)
+        assert steps(found[:2]) == pytest.approx([0.01, 0.02])
+        assert isinstance(found[2].record, Failure)
+    assert steps(select("aaaa", tmp_path)) == pytest.approx([0.011])
+
+
+def test_the_identity_of_a_sweep_that_has_no_record_yet_is_the_jobs_that_have(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    jobs = {"0": ["a=1"], "1": ["a=2"]}
+    started = "2026-11-22T12:00:00+00:00"
+    told = {"sweep": str(folder), "identity": IDENTITIES[2], "started": started}
+    Plan(**told, resume=False, command=[], config={}, jobs=jobs).save(folder)
+    path = made_result().save(folder / "0")
+    Outcome(status=Status.recorded.value, record=str(path)).save(folder / "0")
+    told_of_sweep(tmp_path, IDENTITIES[2], "sweep")
+    assert [each.path for each in select("bbbb", tmp_path)] == [path]
+
+
+def test_digits_of_a_run_and_a_sweep_are_refused(tmp_path: Path) -> None:
+    record(tmp_path, 1, IDENTITIES[0])
+    told_of_sweep(tmp_path, IDENTITIES[1], "sweep")
+    with pytest.raises(UserError, match=f"aaaa: expected one identity, and there are {IDENTITIES[0]}, {IDENTITIES[1]}"):
+        select("aaaa", tmp_path)
+    told_of_sweep(tmp_path, IDENTITIES[0][:4] + "0" * 12, "sweep")
+    with pytest.raises(UserError, match="aaaa000000000000, "):
+        select("aaaa", tmp_path)
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"sweep": "gone"}', '{"sweep": "gone", "call": "gone"}'])
+def test_a_sweep_of_which_nothing_is_left_is_no_record(left: str, tmp_path: Path) -> None:
+    told_of_sweep(tmp_path, IDENTITIES[0], "")
+    (tmp_path / "sweeps" / f"{IDENTITIES[0]}.json").write_text(left)
+    with pytest.raises(UserError, match="no record there"):
+        select(IDENTITIES[0], tmp_path)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An outputs folder with two runs in its store, one of them int8, and the id of the first."""
+    """An outputs folder with two runs in its store, one of them int8, and the id of the first. Beside them, a sweep."""
     outputs = tmp_path_factory.mktemp("outputs")
     tracker = MLflowTracker(MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", figures=False), outputs)
     with hasty_sqlite():
@@ -165,6 +218,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             tracker.log(result, result.save(outputs / str(number)))
             for number, result in enumerate((made_result(), made_result(quant="int8", step_s=0.02)))
         ]
+        folder = outputs / "sweep"
+        for number in range(2):
+            started = f"2026-11-22T12:00:0{number}+00:00"
+            job = replace(made_result(quant="int4", step_s=0.01 * (number + 1), started=started), sweep=str(folder))
+            tracker.log(job, job.save(folder / str(number)))
+        path = sweep(folder)
+        tracker.log(SweepRecord.load(path), path)
     assert told[0] is not None
     return outputs, next(word for word in told[0].split() if len(word) == 32)
 
@@ -174,12 +234,53 @@ def test_a_filter_of_mlflows_is_the_runs_that_it_finds(store: tuple[Path, str]) 
     found = select("mlflow:tags.quant = 'int8'", outputs)
     assert [each.record for each in found] == [made_result(quant="int8", step_s=0.02)]
     assert found[0].path.name == "result.json"
-    assert len(select("mlflow:metrics.decode_tokens_per_s > 0", outputs, embedded_store(outputs))) == 2
+    assert len(select("mlflow:metrics.decode_tokens_per_s > 0", outputs, embedded_store(outputs))) == 4
 
 
 def test_a_run_id_of_mlflows_is_that_run(store: tuple[Path, str]) -> None:
     outputs, run_id = store
     assert [each.record for each in select(f"mlflow:{run_id}", outputs)] == [made_result()]
+    assert select(run_id, outputs) == select(f"mlflow:{run_id}", outputs)
+
+
+def test_a_sweep_of_mlflows_is_its_jobs_each_once(store: tuple[Path, str]) -> None:
+    outputs, _ = store
+    parent = json.loads((outputs / "sweep" / "mlflow_parent.json").read_text())["run_id"]
+    by_filter = "mlflow:metrics.jobs >= 0", f"mlflow:tags.sweep = '{outputs / 'sweep'}'"
+    for selector in (f"mlflow:{parent}", parent, *by_filter):
+        found = select(selector, outputs)
+        assert steps(found) == pytest.approx([0.01, 0.02]), selector
+        assert all(isinstance(each.record, Result) for each in found)
+
+
+def test_a_sweep_of_more_jobs_than_a_page_has_all() -> None:
+    def run(run_id: str, **tags: str) -> Any:
+        return SimpleNamespace(
+            info=SimpleNamespace(run_id=run_id, experiment_id="7", start_time=int(run_id, 16)),
+            data=SimpleNamespace(tags=tags),
+        )
+
+    class Page(list[Any]):
+        token: str | None = None
+
+    class Client:
+        def get_run(self, run_id: str) -> Any:
+            return run(run_id, **{"gptbench.sweep": "/sweep"})
+
+        def search_runs(self, experiments: list[str], condition: str, page_token: str | None) -> Page:
+            assert experiments == ["7"]
+            assert condition == f"tags.`mlflow.parentRunId` = '{'f' * 32}'"
+            page = Page([run("2"), run("1")] if page_token is None else [run("3")])
+            page.token = "more" if page_token is None else None
+            return page
+
+    assert [each.info.run_id for each in runs_of(Client(), "f" * 32)] == ["1", "2", "3"]
+
+
+def test_no_progress_bar_is_drawn(store: tuple[Path, str], capfd: pytest.CaptureFixture[str]) -> None:
+    outputs, run_id = store
+    select(f"mlflow:{run_id}", outputs)
+    assert capfd.readouterr().err == ""
 
 
 def test_what_was_measured_in_turns_is_found(store: tuple[Path, str]) -> None:

@@ -1,5 +1,6 @@
 """Which recorded runs someone means: by file, folder, identity, or MLflow."""
 
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -11,9 +12,18 @@ from gptbench.config import MLflowConfig
 from gptbench.errors import UserError
 from gptbench.record import Recorded, SweepRecord
 from gptbench.record.files import KINDS, load_record, records_in
-from gptbench.record.ledger import FOLDER, Ledger
+from gptbench.record.ledger import FOLDER, SWEEPS, Ledger
+from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import redacted
-from gptbench.record.tracking import embedded_store, environment_variables, mlflow_settings, reason
+from gptbench.record.sweep import record_of
+from gptbench.record.tracking import (
+    PARENT_TAG,
+    SWEEP_TAG,
+    embedded_store,
+    environment_variables,
+    mlflow_settings,
+    reason,
+)
 
 LATEST = "latest"
 MLFLOW = "mlflow:"
@@ -22,9 +32,11 @@ IDENTITY = re.compile(r"[0-9a-f]{4,16}")
 """Or the beginning of one."""
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 """MLflow's."""
+QUIET: dict[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+"""Or it draws one for each record."""
 HOW = (
-    "a record or a folder with some, the first digits of a run's identity, "
-    f"{MLFLOW}FILTER with a filter or a run id of MLflow's, or {LATEST}"
+    "a record or a folder with some, the first digits of a run's or a sweep's identity, "
+    f"{MLFLOW}FILTER with a filter of MLflow's, a run id of MLflow's, or {LATEST}"
 )
 
 
@@ -68,6 +80,8 @@ def select(
         found = [each for each in found if isinstance(each.record, kinds)][-1:]
     elif IDENTITY.fullmatch(selector):
         found = of_identity(selector, outputs)
+    elif RUN_ID.fullmatch(selector):
+        return select(f"{MLFLOW}{selector}", outputs, uri)
     else:
         raise UserError(f"{selector}: no such file or folder; expected {HOW}")
     if not found:
@@ -78,11 +92,14 @@ def select(
 def from_file(path: Path) -> list[Found]:
     """A record; of a sweep's, those of its jobs."""
     record = load_record(path)
-    if not isinstance(record, SweepRecord):
-        return [Found(path, record)]
-    jobs = [Path(job.record) for job in record.jobs if job.record is not None]
-    # A sweep's folder may have been moved, with its jobs in it.
-    paths = [job if job.exists() else path.parent / job.parent.name / job.name for job in jobs]
+    return jobs_of(record, path.parent) if isinstance(record, SweepRecord) else [Found(path, record)]
+
+
+def jobs_of(sweep: SweepRecord, folder: Path) -> list[Found]:
+    """Records of a sweep's jobs; the folder is its own."""
+    jobs = [Path(job.record) for job in sweep.jobs if job.record is not None]
+    # It may have been moved, with the jobs in it.
+    paths = [job if job.exists() else folder / job.parent.name / job.name for job in jobs]
     return [Found(job, load_record(job)) for job in dict.fromkeys(paths)]
 
 
@@ -103,18 +120,32 @@ def is_hidden(path: Path, below: Path) -> bool:
 
 
 def of_identity(digits: str, outputs: Path) -> list[Found]:
-    """Every record of the identity that begins so."""
-    names = sorted({path.stem for path in (outputs / FOLDER).glob(f"{digits}*.jsonl")})
-    if len(names) > 1:
+    """Every record of the identity that begins so, a run's or a sweep's."""
+    runs = {path.stem for path in (outputs / FOLDER).glob(f"{digits}*.jsonl")}
+    sweeps = {path.stem for path in (outputs / SWEEPS).glob(f"{digits}*.json")}
+    if len(names := sorted(runs | sweeps)) > 1:
         raise UserError(f"{digits}: expected one identity, and there are {', '.join(names)}")
-    found = []
-    for name in names:
+    found = [job for name in sweeps for job in of_sweep(name, outputs)]
+    for name in runs:
         for folder in Ledger(outputs).attempts(name):
             for path in records_in(folder):
                 record = load_record(path)
                 if record.identity == name:
                     found.append(Found(path, record))
     return found
+
+
+def of_sweep(identity: str, outputs: Path) -> list[Found]:
+    """Records of the jobs of the last sweep of that identity, whether it has ended or not."""
+    try:
+        call = outputs / json.loads((outputs / SWEEPS / f"{identity}.json").read_text())["call"]
+    except (OSError, ValueError, KeyError, TypeError):  # cut off, or nothing of ours
+        return []
+    if records := records_in(call, SweepRecord):
+        return from_file(records[-1])
+    if not (call / PLAN).exists():
+        return []
+    return jobs_of(record_of(call, Plan.load(call), interrupted=True), call)
 
 
 def from_mlflow(condition: str, config: MLflowConfig, uri: str) -> list[Found]:
@@ -124,7 +155,7 @@ def from_mlflow(condition: str, config: MLflowConfig, uri: str) -> list[Found]:
     from mlflow import MlflowClient
 
     try:
-        with environment_variables(mlflow_settings(config)):
+        with environment_variables(mlflow_settings(config) | QUIET):
             client = MlflowClient(uri)
             return [found for run in runs_of(client, condition) if (found := logged(client, run)) is not None]
     except UserError:
@@ -134,21 +165,33 @@ def from_mlflow(condition: str, config: MLflowConfig, uri: str) -> list[Found]:
 
 
 def runs_of(client: Any, condition: str) -> list[Any]:
-    """The oldest first."""
+    """The oldest first, each once; in place of a sweep's own run, which is their parent, those of its jobs."""
     if RUN_ID.fullmatch(condition):
-        return [client.get_run(condition)]
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = [client.get_run(condition)]
+    else:
+        found = searched(client, [each.experiment_id for each in client.search_experiments()], condition)
+    runs: dict[str, Any] = {}
+    for run in found:
+        jobs = [run]
+        if SWEEP_TAG in run.data.tags:
+            jobs = searched(client, [run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run.info.run_id}'")
+        runs |= {job.info.run_id: job for job in jobs}
+    return sorted(runs.values(), key=lambda run: run.info.start_time)
+
+
+def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
+    """All runs for which it holds, page after page."""
     runs: list[Any] = []
     token = None
     while True:
         page = client.search_runs(experiments, condition, page_token=token)
         runs, token = runs + list(page), page.token
         if not token:
-            return sorted(runs, key=lambda run: run.info.start_time)
+            return runs
 
 
 def logged(client: Any, run: Any) -> Found | None:
-    """The record among a run's artifacts; None where there is none, or a sweep's, whose jobs are runs of their own."""
+    """The record among a run's artifacts; None where there is none."""
     names = {f"{kind.FILE}.json" for kind in KINDS if kind is not SweepRecord}
     name = next((entry.path for entry in client.list_artifacts(run.info.run_id) if entry.path in names), None)
     if name is None:
