@@ -7,6 +7,7 @@ each: allocators are deterministic, and give the same places in the same order a
 """
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable
@@ -36,8 +37,10 @@ from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages
 
 LEAST_ROUNDS = 6
-"""Before the interval may end it, which must be narrow enough after two rounds in a row: whoever looks again and again
-would else see it narrow by chance too often."""
+"""Of an interval that counts."""
+ENDING_ROUNDS = LEAST_ROUNDS + 1
+"""After which it may end at the earliest: the interval must be narrow enough after two rounds in a row. Whoever looks
+again and again would else see it narrow by chance too often."""
 LEAST_BLOCKS = 2
 """Of a round."""
 MOST_SHIFT_BYTES = 2**29
@@ -60,10 +63,10 @@ class Ending:
 
     def __post_init__(self) -> None:
         for name in ("half_width", "budget_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name.replace('_', '-')}", getattr(self, name), "a number over 0")
-        if not self.margin >= 0:
-            raise ConfigError("--margin", self.margin, "a number of at least 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')}", getattr(self, name), "a finite number over 0")
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError("--margin", self.margin, "a finite number of at least 0")
 
 
 @dataclass
@@ -224,6 +227,16 @@ def is_narrow(ratios: list[float], ending: Ending) -> bool:
     return len(ratios) >= LEAST_ROUNDS and of_pairs(ratios).half_width <= ending.half_width
 
 
+def budget_that_can_suffice(result: AbResult) -> float:
+    """Seconds for so many rounds that the interval may end it. Each as long as the longest was, or as long as it would
+    be with that much time: then it samples for as long as making the engines takes."""
+    longest, begin = 0.0, 0.0
+    for each in result.rounds:
+        longest = max(longest, each.seconds, 2 * (each.at_s[0] - begin))
+        begin += each.seconds
+    return ENDING_ROUNDS * longest
+
+
 def take_round(
     result: AbResult,
     asked: dict[str, Asked],
@@ -252,7 +265,7 @@ def take_round(
         ready_to_start(ready)
         stages.start(f"round {number + 1}: sampling")
         built_s = time.perf_counter() - start
-        sampling_s = min(built_s, ending.budget_s / LEAST_ROUNDS / 2)
+        sampling_s = min(built_s, ending.budget_s / ENDING_ROUNDS / 2)
         result.rounds.append(one)
         first = chance.randrange(2**10)
         while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:

@@ -1,6 +1,7 @@
 """`gptbench ab`: what is the same is within noise, what is slower is found, and nothing that drifts fools it."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from gptbench import ab
-from gptbench.ab import Ending, block, cut_to_blocks, is_enough
-from gptbench.commands.ab import ab_command, composed
-from gptbench.compare.interleaved import HEADLINE, drifts, headline, remarks, rows
+from gptbench.ab import ENDING_ROUNDS, Ending, block, budget_that_can_suffice, cut_to_blocks, is_enough
+from gptbench.commands.ab import ab_command, composed, doubt, too_few
+from gptbench.compare.interleaved import HEADLINE, drifts, headline, not_ruled_out, remarks, rows
 from gptbench.compare.ratio import Verdict
+from gptbench.compare.work import different_work
 from gptbench.errors import ConfigError, UserError
 from gptbench.measure.sensors import DeviceState
 from gptbench.record.ab import AbResult, Round, Side
@@ -126,6 +128,79 @@ def test_it_ends_when_it_is_narrow_enough_twice_and_of_six_rounds_at_least() -> 
     assert (len(result.rounds), result.ended) == (7, "narrow")
 
 
+def test_the_time_that_can_suffice_does() -> None:
+    """With engines that take 3 s to make and samples of 0.1 s, as `take_round` would have it."""
+
+    def ended(budget_s: float) -> AbResult:
+        result, ending = made_ab(), replace(ENDING, budget_s=budget_s)
+        while not is_enough(result, ending):
+            blocks = math.ceil(max(0.8, min(3.0, budget_s / ENDING_ROUNDS / 2)) / 0.4 - 1e-9)
+            one = made_round(len(result.rounds), blocks, lambda *_: 1e-3, begin=result.seconds + 3.0, every_s=0.1)
+            one.seconds = 3.0 + 0.4 * blocks
+            result.rounds.append(one)
+            result.seconds += one.seconds
+        return result
+
+    short = ended(10.0)
+    assert (len(short.rounds), short.ended) == (2, "budget")
+    needed = budget_that_can_suffice(short)
+    assert needed == pytest.approx(7 * 6.0)
+    enough = ended(needed * 1.05)  # a round ends with a whole block
+    assert (len(enough.rounds), enough.ended) == (7, "narrow")
+    assert budget_that_can_suffice(ended(7 * 3.8)) < needed * 1.05
+
+
+@pytest.mark.parametrize(
+    ("rounds", "told"),
+    [
+        (1, "1 round is few: 7, which can be enough, would take about --budget-s 71"),
+        (6, "6 rounds are few: 7, which can be enough, would take about --budget-s 71"),
+        (7, ""),
+    ],
+)
+def test_few_rounds_are_told_with_a_time_that_can_suffice(rounds: int, told: str) -> None:
+    made = [made_round(n, 2, lambda *_: 1e-3, begin=n * 10.1) for n in range(rounds)]
+    result = replace(made_ab([replace(one, seconds=10.1) for one in made]), seconds=rounds * 10.1, ended="budget")
+    assert too_few(result) == told
+    assert too_few(replace(result, ended="narrow")) == ""
+
+
+@pytest.mark.parametrize(
+    ("ratios", "half_width", "margin", "possible", "said"),
+    [
+        ((0.9, 1.1, 1.0), 0.005, 0.005, {"slower", "faster"}, "slower or "),
+        ((1.0, 1.1, 1.05), 0.005, 0.1, {"faster"}, "; up to "),
+        ((0.9, 1.0, 0.95), 0.005, 0.1, {"slower"}, "; up to "),
+        ((0.9, 1.1, 1.0), 0.3, 0.005, set(), ""),  # as narrow as was asked for
+        ((0.9, 1.1, 1.0), 0.005, 0.5, set(), ""),  # the margin covers it
+        ((1.0, 1.001, 0.999), 0.005, 0.005, set(), ""),
+        ((0.5, 0.6, 0.55), 0.005, 0.005, set(), ""),  # a verdict
+        ((1.2,), 0.005, 0.005, set(), ""),  # one value each
+        ((), 0.005, 0.005, set(), ""),
+    ],
+)
+def test_what_noise_does_not_rule_out_is_told(
+    ratios: tuple[float, ...], half_width: float, margin: float, possible: set[str], said: str
+) -> None:
+    rounds = [
+        made_round(n, 2, lambda name, _, ratio=ratio: 1e-3 / {"A": 1.0, "B": ratio}[name])
+        for n, ratio in enumerate(ratios)
+    ]
+    result = made_ab(rounds, replace(ENDING, half_width=half_width, margin=margin))
+    found = not_ruled_out(result)
+    assert set(found) == possible
+    assert said in doubt(result)
+    assert bool(doubt(result)) is bool(possible)
+    if possible:
+        row = headline(result)
+        assert row is not None
+        assert row.ratio.low is not None
+        assert row.ratio.high is not None
+        ends = {"slower": 1 - row.ratio.low, "faster": row.ratio.high - 1}
+        assert found == {way: pytest.approx(ends[way]) for way in possible}
+        assert doubt(result).endswith("% " + list(found)[-1] + " is not ruled out")
+
+
 def test_it_ends_when_another_round_would_take_too_long() -> None:
     result = made_ab()
     random = np.random.default_rng(0)
@@ -206,6 +281,24 @@ def test_other_work_is_told() -> None:
     config = result.sides["B"].config | {"workload": result.sides["B"].config["workload"] | {"batch_size": 4}}
     result.sides["B"] = replace(result.sides["B"], config=config)
     assert remarks(result) == ["A and B do not do the same work: they differ by workload.batch_size"]
+
+
+def test_work_that_no_field_tells_apart_is_the_same() -> None:
+    one = {"batch_size": 1, "new_tokens": 4, "prompt": [1, 2], "seed": 0}
+    assert different_work([one, one | {"seed": 1}, one | {"prompt_file": None}]) is None
+    assert different_work([one, one, one | {"prompt": [1], "new_tokens": 5}]) == (
+        "A and B do not do the same work: they differ by workload.new_tokens, workload.prompt"
+    )
+
+
+def test_the_memory_clock_is_told_as_the_processors_is() -> None:
+    fast, slow = (DeviceState(clock_mhz=[1980.0], memory_clock_mhz=[clock]) for clock in (2619.0, 1593.0))
+    one = made_round(0, 2, lambda *_: 1e-3, state=fast)
+    one.samples["B"] = [replace(sample, state=slow) for sample in one.samples["B"]]
+    said = remarks(made_ab([one]))
+    assert len(said) == 2
+    assert said[0].startswith("the memory clock was 2619 MHz for A and 1593 MHz for B")
+    assert said[1].startswith("the memory clock went from 1593 to 2619 MHz")
 
 
 def test_clocks_and_throttling_are_told() -> None:
@@ -319,6 +412,7 @@ def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixt
     assert line["b"] == [*shared, "sampling.temperature=0"]
     assert set(line["metrics"]) == {HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s"}
     assert line["rounds"] >= 1
+    assert isinstance(line["not_ruled_out"], dict)
     record = load_record(Path(line["result"]))
     assert isinstance(record, AbResult)
     assert record.sides["B"].config["sampling"]["temperature"] == 0.0
@@ -380,3 +474,16 @@ def test_a_share_is_one(value: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_ending_must_come(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name.replace("_", "-")):
         replace(ENDING, **{name: value})
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_numbers_that_json_has_no_word_for_are_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("half_width", "budget_s", "margin"):
+        with pytest.raises(ConfigError, match=rf"^--{name.replace('_', '-')}={float(value)}: expected a finite number"):
+            replace(ENDING, **{name: float(value)})
+    with pytest.raises(UserError, match=rf"^--budget-s={float(value)}: expected a finite number over 0"):
+        ab_command(["", "", *SMALL, f"--budget-s={value}"])
+    for option in ("--half-width", "--margin"):
+        with pytest.raises(SystemExit):
+            ab_command(["", "", *SMALL, f"{option}={value}"])
+        assert f"argument {option}: {value}: expected a share" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`gptbench ab`: two configurations, measured in turns."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptbench import ab, guard
 from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, words, write_line
-from gptbench.compare.interleaved import headline, remarks, rows
+from gptbench.compare.interleaved import headline, not_ruled_out, remarks, rows
 from gptbench.config import explain, register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
@@ -135,11 +136,10 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         console.print(remark, markup=False, style="yellow")
     if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
-        console.print(f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}", markup=False, style="bold")
-    if len(result.rounds) < ab.LEAST_ROUNDS and result.ended == "budget":
-        needed = result.seconds / len(result.rounds) * ab.LEAST_ROUNDS
-        told = f"{len(result.rounds)} rounds are few: {ab.LEAST_ROUNDS} would take about --budget-s {needed:.0f}"
-        console.print(told, markup=False, style="yellow")
+        told = f"{sentence(row)}{doubt(result)}; {row.of}, {result.seconds:.0f} s, {ended}"
+        console.print(told, markup=False, style="bold")
+    if few := too_few(result):
+        console.print(few, markup=False, style="yellow")
     logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.print)
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     write_line(
@@ -150,6 +150,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             "rounds": len(result.rounds),
             "seconds": result.seconds,
             "ended": result.ended,
+            "not_ruled_out": not_ruled_out(result),
             "remarks": remarks(result),
             "device": result.environment.device,
             "commit": result.environment.commit,
@@ -162,3 +163,19 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     if (wrong := problem(result)) is not None:
         raise BadResultError(f"{path}: {wrong}")
     return 0
+
+
+def doubt(result: AbResult) -> str:
+    """What the sentence goes on with where being within noise says little; else nothing."""
+    possible = " or ".join(f"{part:.2%} {word}" for word, part in not_ruled_out(result).items())
+    return f"; up to {possible} is not ruled out" if possible else ""
+
+
+def too_few(result: AbResult) -> str:
+    """How much time would let the interval end it, where there was too little; else nothing."""
+    rounds = len(result.rounds)
+    if result.ended != "budget" or rounds >= ab.ENDING_ROUNDS:
+        return ""
+    counted = f"{rounds} rounds are" if rounds > 1 else "1 round is"
+    needed = math.ceil(ab.budget_that_can_suffice(result))
+    return f"{counted} few: {ab.ENDING_ROUNDS}, which can be enough, would take about --budget-s {needed}"

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import linregress
 
-from gptbench.compare.comparison import CLOCKS_APART, Row, clocks_apart, geometric_mean
-from gptbench.compare.ratio import KINDS, of_pairs, verdict
+from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart, geometric_mean
+from gptbench.compare.ratio import KINDS, Verdict, of_pairs, verdict
+from gptbench.compare.work import different_work
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record.ab import AbResult
 from gptbench.record.statistics import decode_rate, log_ratios, speed_metrics
@@ -22,8 +23,6 @@ HEADLINE = "decode_tokens_per_s"
 SHOWN = (HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
 SURE = 0.01
 """Probability under which a drift is none of chance."""
-WORK = ("batch_size", "new_tokens", "prompt", "prompt_text", "prompt_file", "prompt_length")
-"""Of a workload, what makes two of them different work."""
 
 
 def rows(result: AbResult) -> list[Row]:
@@ -39,6 +38,22 @@ def rows(result: AbResult) -> list[Row]:
 def headline(result: AbResult) -> Row | None:
     """Decode tokens/s; None without a whole block."""
     return row_of(result, HEADLINE, decode_rate)
+
+
+def not_ruled_out(result: AbResult) -> dict[str, float]:
+    """Where decode tokens/s are within noise by an interval that is wider than was asked for: by which shares B may yet
+    be slower, and faster. What the margin covers does not count; so nothing is told of a wide margin."""
+    row = headline(result)
+    if row is None or row.verdict is not Verdict.noise or row.ratio.half_width <= result.half_width:
+        return {}
+    assert row.ratio.low is not None and row.ratio.high is not None
+    less, more = KINDS[row.metric].words
+    found = {}
+    if row.ratio.low < 1 / (1 + result.margin):
+        found[less.value] = 1 - row.ratio.low
+    if row.ratio.high > 1 + result.margin:
+        found[more.value] = row.ratio.high - 1
+    return found
 
 
 def row_of(result: AbResult, metric: str, value: Callable[[Sample], float]) -> Row | None:
@@ -91,10 +106,8 @@ def remarks(result: AbResult) -> list[str]:
     """What a reader must know beside the ratios: that the sides do not do the same work; drift, clocks, throttling,
     samples that count for nothing."""
     told = []
-    work = [{key: side.config["workload"].get(key) for key in WORK} for side in result.sides.values()]
-    if len(work) > 1 and work[0] != work[1]:
-        differing = ", ".join(f"workload.{key}" for key in WORK if work[0][key] != work[1][key])
-        told.append(f"A and B do not do the same work: they differ by {differing}")
+    if (other := different_work([side.config["workload"] for side in result.sides.values()])) is not None:
+        told.append(other)
     for drift in drifts(result):
         if drift.probability < SURE and abs(drift.change) > result.margin:
             way = "slower" if drift.change < 0 else "faster"
@@ -115,18 +128,21 @@ def remarks(result: AbResult) -> list[str]:
 
 
 def clock_remarks(result: AbResult) -> list[str]:
-    """Whether the clock of the processors changed, or was another one for A than for B."""
-    means = {name: [clock for sample in result.samples(name) if (clock := mean_clock(sample))] for name in result.sides}
-    if not all(means.values()):
-        return []
-    told = clocks_apart(*means.values())
-    both = [clock for clocks in means.values() for clock in clocks]
-    if max(both) / min(both) - 1 > 2 * CLOCKS_APART:
-        told.append(f"the clock went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
+    """Whether a clock changed, or was another one for A than for B: that of the processors, or that of the memory, by
+    which decode is bound."""
+    told = []
+    for which, name in CLOCKS.items():
+        a, b = ([clock for sample in result.samples(side) if (clock := mean_clock(sample, name))] for side in "AB")
+        if not a or not b:
+            continue
+        told += clocks_apart(a, b, which)
+        both = a + b
+        if max(both) / min(both) - 1 > 2 * CLOCKS_APART:
+            told.append(f"{which} went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
     return told
 
 
-def mean_clock(sample: Sample) -> float | None:
-    """MHz, of the readings during it; None where nothing tells."""
-    readings = [] if sample.state is None else sample.state.during("clock_mhz")
+def mean_clock(sample: Sample, name: str) -> float | None:
+    """MHz, of the readings of that name during it; None where nothing tells."""
+    readings = [] if sample.state is None else sample.state.during(name)
     return float(np.mean(readings)) if readings else None
