@@ -102,11 +102,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main() -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return COMMANDS[sys.argv[1]](sys.argv[2:])
+        # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
         sys.argv[1:] = flags_first(sys.argv[1:])
         guard.check_arguments(sys.argv[1:])
         register()

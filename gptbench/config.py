@@ -607,6 +607,8 @@ class BaselineRow:
     """What was measured, by dotted field: a run with the same is the row's (see `gptbench.compare.baseline`)."""
     metrics: dict[str, BaselineMetric] = field(default_factory=dict)
     """Metric name to what was measured."""
+    throttled: str | None = None
+    """How many of its samples were held back by power or heat, in words; null where none was."""
 
 
 @dataclass(kw_only=True)
@@ -625,6 +627,8 @@ class BaselineConfig(Section):
     """`model/weights` (``llama2_7b/int8``) to metric name to target, in the metric's unit."""
     power_limit_w: float | None = None
     """Of that device, in watts; null where it has none, or it is not known."""
+    cores: int | None = None
+    """Of a CPU, those that the runs could use; null for a GPU."""
     driver: str | None = None
     """Of a GPU."""
     commit: str | None = None

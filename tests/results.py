@@ -1,6 +1,7 @@
 """Results that look as if they had been measured."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from gptbench.checkpoint import Loaded
@@ -290,3 +291,9 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
         "outputs": outputs,
         "commit": None,
     }
+
+
+def on_cpu(result: Result, **environment: Any) -> Result:
+    """The same from a CPU, with these fields of the environment."""
+    here = replace(result.environment, driver=None, power_limit_w=None, **environment)
+    return replace(result, environment=replace(here, device=here.cpu))

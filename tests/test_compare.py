@@ -16,7 +16,7 @@ from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.quality import Predictions
 from gptbench.measure.sensors import DeviceState
 from gptbench.record import Result
-from tests.results import made_result
+from tests.results import made_result, on_cpu
 
 VALID = (0, 0, 0, 0, 0)
 
@@ -46,7 +46,7 @@ def test_one_run_is_compared_with_another_by_its_samples() -> None:
     assert speed.b == pytest.approx(50, rel=0.01)
     assert speed.ratio.value == pytest.approx(0.5, rel=0.01)
     assert speed.verdict is Verdict.slower
-    assert speed.of == "5 and 5 samples"
+    assert speed.of == "5 and 5 samples, one start each"
     assert found["tpot_p50_s"].verdict is Verdict.slower
     assert found["tpot_p50_s"].ratio.value == pytest.approx(2, rel=0.01)
     assert found["peak_memory_bytes"].verdict is Verdict.noise
@@ -66,7 +66,32 @@ def test_the_same_is_within_noise_also_beside_itself() -> None:
 def test_a_small_difference_is_within_the_margin_however_sure() -> None:
     a, b = run(0.01, noise=1e-6), run(0.01005, noise=1e-6)
     assert rows(compare([a], [b]))["decode_tokens_per_s"].verdict is Verdict.noise
-    assert rows(compare([a], [b], margin=0.001))["decode_tokens_per_s"].verdict is Verdict.slower
+    assert rows(compare([a] * 2, [b] * 2, margin=0.001))["decode_tokens_per_s"].verdict is Verdict.slower
+    single = rows(compare([a], [b], margin=0.001))["decode_tokens_per_s"]
+    assert single.verdict is Verdict.noise, "so much, two starts of the same thing may differ"
+    assert single.ratio.half_width == pytest.approx(1.96 * 2**0.5 * 0.006, rel=0.02)
+
+
+def test_devices_are_compared_each_with_its_like() -> None:
+    gpu, cpu = run(), run(0.02)
+    assert isinstance(cpu.record, Result)
+    cpu = replace(cpu, record=on_cpu(cpu.record))
+    comparison = compare([gpu, cpu], [cpu])
+    assert [pair.key["environment.device"] for pair in comparison.pairs] == ["Processor Y"]
+    assert comparison.left_out == [(gpu, "B has no such run")]
+    assert compare([gpu], [cpu]).differences["environment.device"] == ("Processor X", "Processor Y")
+
+
+def test_a_side_of_several_commits_and_different_work_are_told() -> None:
+    other = run(workload_new_tokens=3)
+    assert isinstance(other.record, Result)
+    other.record.environment = replace(other.record.environment, commit="b" * 40)
+    alike = replace(other, record=replace(other.record, config=run().record.config))
+    assert any(
+        "A has runs of several versions of commit: " in told for told in compare([run(), alike], [run()]).remarks
+    )
+    (remark,) = (told for told in compare([run()], [other]).remarks if "same work" in told)
+    assert remark == "A and B do not do the same work: they differ by workload.new_tokens"
 
 
 def test_several_runs_count_once_each() -> None:
@@ -130,21 +155,22 @@ def test_throttled_samples_and_clocks_are_told() -> None:
 
 
 def test_peak_memory_is_one_value_of_a_run() -> None:
-    def with_memory(count: int, driver: str | None) -> Found:
+    def with_memory(count: int) -> Found:
         found = run()
         assert isinstance(found.record, Result)
-        found.record.environment = replace(found.record.environment, driver=driver)
         found.record.samples = [replace(sample, peak_memory_bytes=count) for sample in found.record.samples]
         return found
 
-    on_gpu = rows(compare([with_memory(100, "570.1")], [with_memory(147, "570.1")]))["peak_memory_bytes"]
+    on_gpu = rows(compare([with_memory(100)], [with_memory(147)]))["peak_memory_bytes"]
     assert (on_gpu.verdict, on_gpu.ratio.low, on_gpu.ratio.high) == (
         Verdict.more,
         pytest.approx(1.47),
         pytest.approx(1.47),
     )
-    on_cpu = rows(compare([with_memory(100, None)], [with_memory(147, None)]))["peak_memory_bytes"]
-    assert on_cpu.verdict is Verdict.unknown, "a process's peak has its history in it"
+    a, b = (Found(found.path, on_cpu(found.record)) for found in (with_memory(100), with_memory(147)))
+    assert rows(compare([a], [b]))["peak_memory_bytes"].verdict is Verdict.unknown, (
+        "a process's peak has its history in it"
+    )
 
 
 def test_nothing_alike_is_an_error() -> None:
@@ -237,7 +263,7 @@ def test_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert line["pairs"][0]["metrics"]["decode_tokens_per_s"]["verdict"] == "slower"
     assert line["pairs"][0]["a"] == paths[:1]
     assert "slower" in captured.err
-    assert "of one run each" in captured.err
+    assert "one start each" in captured.err
     with pytest.raises(UserError, match="it is in A and in B"):
         compare_command([paths[0], str(tmp_path)])
     assert compare_command([*paths, "--margin", "60%"]) == 0

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from results import made_result
+from results import made_result, on_cpu
 
 from gptbench.__main__ import main
-from gptbench.commands import gate as command
 from gptbench.commands.gate import gate_command
-from gptbench.compare import Baseline
+from gptbench.compare import Baseline, measuring
 from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate, overrides_of, recorded_text
 from gptbench.compare.ratio import TIME, Moments, of_groups, of_moments
@@ -41,6 +40,11 @@ def save(tmp_path: Path) -> Callable[[str, Result], str]:
         return str(result.save(tmp_path / name))
 
     return saved
+
+
+@pytest.fixture(autouse=True)
+def device_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "gpu_names", lambda: ["Processor X"])
 
 
 def found(*results: Result) -> list[Found]:
@@ -137,19 +141,19 @@ def test_margins_of_the_file_count() -> None:
         replace(config, margins={"speed": float("nan")})
 
 
-def test_margins_are_recorded(tmp_path: Path, save: Save) -> None:
+def test_margins_are_recorded(tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     run, file = save("a", steady()), tmp_path / "b.yaml"
     assert gate_command(["--record", str(file), run, "--margin", "speed=3%", "--margin", "energy=0.2"]) == 0
     assert read_baseline(str(file)).margins == {"speed": 0.03, "energy": 0.2}
-    with pytest.raises(ConfigError, match=r"margins\.x=0\.1: expected one of speed"):
+    with pytest.raises(SystemExit):
         gate_command(["--record", str(tmp_path / "c.yaml"), run, "--margin", "x=10%"])
+    assert "x=10%: expected one of speed, compile, memory, quality, energy" in capsys.readouterr().err
     assert not (tmp_path / "c.yaml").exists()
 
 
 def test_a_baseline_from_a_cpu_has_a_wider_margin_for_memory() -> None:
     result = steady()
-    on_cpu = replace(result, environment=replace(result.environment, driver=None, power_limit_w=None))
-    assert baseline_of(on_cpu).margins == {"memory": 0.1}
+    assert baseline_of(on_cpu(result)).margins == {"memory": 0.1}
     assert baseline_of(result).margins == {}
 
 
@@ -223,6 +227,49 @@ def test_another_device_or_power_limit_is_refused() -> None:
         gate(config, found(weaker))
 
 
+def test_other_cores_of_a_cpu_are_another_device() -> None:
+    config = baseline_of(on_cpu(steady()))
+    assert config.cores == 2 and baseline_of(steady()).cores is None
+    assert not gate(config, found(on_cpu(steady()))).failed
+    with pytest.raises(UserError, match="of 2 cores of Processor Y, and this is of 64: never compared across devices"):
+        gate(config, found(on_cpu(steady(), cores=64, threads=64)))
+    with pytest.raises(UserError, match="expected runs of 2 cores, and it is of 64"):
+        baseline_of(on_cpu(steady()), on_cpu(steady(), cores=64))
+
+
+def test_a_machine_without_the_device_measures_nothing(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "mine.yaml")
+    assert gate_command(["--record", file, save("a", steady(device="Processor Z"))]) == 0
+    left = measures(monkeypatch)
+    with pytest.raises(UserError, match=r"is of Processor Z, and this machine has .*Processor X: never compared"):
+        gate_command(["--baseline", file])
+    assert left == []
+
+
+def test_single_starts_differ_by_more_than_their_samples() -> None:
+    """Two starts of the same thing at the spread that is known; and a slowdown beyond it."""
+    generator = np.random.default_rng(1)
+    for spread, make in ((0.006, steady), (0.05, lambda factor: on_cpu(steady(factor)))):
+        starts = list(np.exp(generator.normal(0, spread, 40)))
+        worse = [
+            gate(baseline_of(make(a)), found(make(b))).worse for a, b in zip(starts[::2], starts[1::2], strict=True)
+        ]
+        assert sum(map(bool, worse)) <= 2
+        assert gate(baseline_of(make(1.0)), found(make(1 + 5 * spread))).worse
+
+
+def test_throttled_samples_are_told_of_a_baseline_and_of_what_passes(tmp_path: Path, save: Save) -> None:
+    slow = steady()
+    slow.samples[1].state = DeviceState([0.0], [1980.0], [], [], [], ["power cap"], 0.3)
+    config = baseline_of(slow)
+    (row,) = config.rows
+    assert config.rows[row].throttled == "1 of 4 samples were throttled: power cap"
+    assert gate(config, found(steady())).remarks == [f"{row}: baseline, {config.rows[row].throttled}"]
+    assert gate(baseline_of(steady()), found(slow)).remarks == [f"{row}: now, {config.rows[row].throttled}"]
+
+
 def test_other_versions_are_told() -> None:
     newer = steady(commit="7654321")
     newer.environment = replace(newer.environment, driver="580.2", libraries={"torch": "2.14.0", "gptbench": "0.1.0"})
@@ -262,11 +309,11 @@ def test_a_run_belongs_to_the_row_of_what_it_measured() -> None:
         {"workload": {"batch_size": 2}},
         {"engine": {"scope": "model"}},
         {"engine": {"_target_": "gptbench.engine.Eager"}},
-        {"device": {"threads": 7}},
         {"quant": {"_target_": "gptbench.quant.Int8"}},
     )
     for other in others:
         assert baseline.row_of(with_config(result, **other)) is None, other
+    assert Baseline(baseline_of(on_cpu(result))).row_of(on_cpu(result, threads=7)) is None
     assert baseline.row_of(replace(result, prompt=[1, 2])) is None
     assert baseline.row_of(replace(result, dtype="float32")) is None
     assert baseline.row_of(replace(result, checkpoint=None)) is None
@@ -487,17 +534,17 @@ def test_repeats_are_measured_in_turns(
 ) -> None:
     asked = []
 
-    def stand_in(overrides: list[str]) -> Found:
+    def stand_in(overrides: list[str], _: object) -> Found:
         asked.append(overrides)
         quant = next(override for override in overrides if override.startswith("quant="))
         return found(steady(quant=quant.partition("=")[2]))[0]
 
-    monkeypatch.setattr(command, "measure", stand_in)
+    monkeypatch.setattr(measuring, "measure", stand_in)
     file = tmp_path / "mine.yaml"
     arguments = ["--record", str(file), "--run", "quant=none", "--run", "quant=int8", "--repeats", "2"]
     assert gate_command([*arguments, "--set", "tracking=none", "--outputs", "elsewhere"]) == 0
     assert [one[0] for one in asked] == ["quant=none", "quant=int8"] * 2
-    assert asked[0][1:] == ["tracking=none", "outputs=elsewhere"]
+    assert asked[0][1:] == ["tracking=none", "outputs='elsewhere'"]
     assert file.read_text().startswith(f"# gptbench gate --record {file} --run quant=none")
     assert {row.metrics["ttft_s"].count for row in read_baseline(str(file)).rows.values()} == {2}
     rows = [row.overrides for row in read_baseline(str(file)).rows.values()]
@@ -512,17 +559,17 @@ def test_what_cannot_be_measured_fails_its_row(
     file = str(tmp_path / "mine.yaml")
     assert gate_command(["--record", file, save("a", steady()), save("b", steady(quant="int8"))]) == 0
 
-    def stand_in(overrides: list[str]) -> Found:
+    def stand_in(overrides: list[str], _: object) -> Found:
         if "quant=int8" in overrides:
-            raise command.NotMeasuredError("exit code 1")
+            raise measuring.NotMeasuredError("exit code 1")
         return found(steady())[0]
 
-    monkeypatch.setattr(command, "measure", stand_in)
+    monkeypatch.setattr(measuring, "measure", stand_in)
     assert gate_command(["--baseline", file]) == 1
     assert [(one["row"], one["reason"]) for one in line(capsys)["failed"]] == [
         ("stories15m-int8-inductor-b1", "exit code 1")
     ]
-    monkeypatch.setattr(command, "measure", lambda _: found(steady(device="Processor Z"))[0])
+    monkeypatch.setattr(measuring, "measure", lambda *_: found(steady(device="Processor Z"))[0])
     with pytest.raises(UserError, match="never compared across devices"):
         gate_command(["--baseline", file])
 
@@ -530,11 +577,11 @@ def test_what_cannot_be_measured_fails_its_row(
 ROW = "stories15m-bfloat16-inductor-b1"
 
 
-def measuring(monkeypatch: pytest.MonkeyPatch, *outcomes: float | Exception) -> list[float | Exception]:
+def measures(monkeypatch: pytest.MonkeyPatch, *outcomes: float | Exception) -> list[float | Exception]:
     """Measures what is asked for in these outcomes, by factor of the time; gives those that are left."""
     left = list(outcomes)
 
-    def stand_in(overrides: list[str]) -> Found:
+    def stand_in(overrides: list[str], _: object) -> Found:
         if "quant=int8" in overrides:
             return found(steady(quant="int8"))[0]
         outcome = left.pop(0)
@@ -542,11 +589,11 @@ def measuring(monkeypatch: pytest.MonkeyPatch, *outcomes: float | Exception) -> 
             raise outcome
         return found(steady(outcome))[0]
 
-    monkeypatch.setattr(command, "measure", stand_in)
+    monkeypatch.setattr(measuring, "measure", stand_in)
     return left
 
 
-LOST = command.NotMeasuredError("exit code 1")
+LOST = measuring.NotMeasuredError("exit code 1")
 
 
 @pytest.mark.parametrize(
@@ -574,7 +621,7 @@ def test_what_is_worse_is_measured_again_and_all_its_runs_count(
     file = str(tmp_path / "mine.yaml")
     runs = [save(f"run-{number}", steady(1 + number / 1000)) for number in range(recorded)]
     assert gate_command(["--record", file, *runs, save("other", steady(quant="int8"))]) == 0
-    left = measuring(monkeypatch, *outcomes)
+    left = measures(monkeypatch, *outcomes)
     assert gate_command(["--baseline", file, *arguments]) == worse
     printed = capsys.readouterr()
     assert not left and "what is worse is measured again" in printed.err
@@ -591,7 +638,7 @@ def test_what_too_few_runs_cannot_tell_is_told(
     file = str(tmp_path / "mine.yaml")
     assert gate_command(["--record", file, *(save(f"{factor}", steady(factor)) for factor in (0.98, 1.0, 1.02))]) == 0
     for arguments, code in (([], 0), (["--strict"], 1)):
-        measuring(monkeypatch, 1.0)
+        measures(monkeypatch, 1.0)
         assert gate_command(["--baseline", file, *arguments]) == code
         printed = capsys.readouterr()
         assert f"{ROW} tpot_p50_s: cannot tell: up to 10.5% slower is possible" in printed.err
@@ -656,7 +703,7 @@ def test_three_runs_a_side_find_a_slowdown_of_five_percent() -> None:
                 BaselineMetric(value=float(np.exp(side.mean)), spread=side.variance**0.5, count=side.count)
                 for side in sides
             )
-            checks.append(check("row", "ttft_s", TIME, before, now, TIME.margin))
+            checks.append(check("row", "ttft_s", TIME, before, now, TIME.margin, 0.006))
         return checks
 
     def share(checks: list[Check], name: str) -> float:
@@ -681,8 +728,8 @@ def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         stand_in.chmod(0o700)
         with monkeypatch.context() as context:
             context.setattr(sys, "executable", str(stand_in))
-            with pytest.raises(command.NotMeasuredError, match=told):
-                command.measure(["model=demo"])
+            with pytest.raises(measuring.NotMeasuredError, match=told):
+                measuring.measure(["model=demo"], print)
 
 
 def test_what_the_user_can_put_right_ends_the_gate(

@@ -37,7 +37,7 @@ def compare_command(arguments: list[str]) -> int:
         description="Of each metric that recorded runs A and B have, the ratio B / A with its 95%% interval, and "
         "whether B is faster, slower, or within noise. Of whole sweeps, each job is compared with its like.",
         epilog=f"A and B are {HOW}. Where a side has several runs of one configuration, each counts as one value; "
-        "else samples do, and the interval does not hold what varies between starts: a margin stands for that.",
+        "else samples do, and the interval is widened by what starts of the same thing are known to differ by.",
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
@@ -137,8 +137,8 @@ def show_comparison(comparison: Comparison) -> None:
             if row.metric == "decode_tokens_per_s"
         ]
         print_whole(table_of("decode_tokens_per_s, B beside A", rows))
-    if any("sample" in row.of for pair in comparison.pairs for row in pair.rows):
-        told = "of one run each: what varies from start to start is not in the intervals, the margin stands for it"
+    if any("one start each" in row.of for pair in comparison.pairs for row in pair.rows):
+        told = "one start each: intervals are widened by what starts are known to differ by; several runs a side tell"
         console.print(told, style="dim")
     if (row := comparison.overall) is not None:
         console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")

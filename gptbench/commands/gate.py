@@ -1,10 +1,7 @@
 """`gptbench gate`: fails on what is worse than a baseline, and records baselines."""
 
 import argparse
-import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +9,19 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from gptbench.commands.ab import composed
 from gptbench.commands.compare import COLOUR, add_places, share, tell_unread, words, write_line
+from gptbench.compare import measuring
 from gptbench.compare.baseline import check_overrides, read_baseline
-from gptbench.compare.gate import Check, Gate, gate, recorded_text, require_device, require_rows
+from gptbench.compare.gate import Check, Gate, gate, recorded_text
+from gptbench.compare.measuring import is_of_single_run, measured_gate
+from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import HOW, Found, select
-from gptbench.config import BaselineConfig, BaselineRow
-from gptbench.errors import JobError, UserError
-from gptbench.record import Measured
-from gptbench.record.files import load_record
+from gptbench.config import BaselineConfig, load
+from gptbench.errors import UserError
 from gptbench.record.result import redacted, write_whole
+from gptbench.sweep.sweeper import quoted
 from gptbench.terminal import SHOWN, console, number, print_whole
-
-USER_ERROR = 2
-"""Exit code of a gptbench that the user can put right."""
-FEWEST_RUNS = 3
-"""New runs that what is measured again has, where the baseline is of a single run: two would have one degree of freedom
-between them, and an interval that hides nearly all."""
-
-
-class NotMeasuredError(JobError):
-    """A run that was started, and did not end well."""
 
 
 def gate_command(arguments: list[str]) -> int:
@@ -81,7 +71,7 @@ def gate_command(arguments: list[str]) -> int:
     check_overrides("--set", options.set)
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
-        more.append(f"outputs={options.outputs}")
+        more.append(f"outputs={quoted(options.outputs)}")
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     if options.record is None:
         if options.run or options.force or options.margin:
@@ -98,98 +88,47 @@ def gate_command(arguments: list[str]) -> int:
 def margin_of(text: str) -> tuple[str, float]:
     """`speed=3%`."""
     kind, _, value = text.partition("=")
+    if kind not in (known := list(dict.fromkeys(one.name for one in KINDS.values()))):
+        raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(known)} before the share")
     return kind, share(value)
+
+
+def tell(what: str) -> None:
+    """Of what is measured, before a process of its own writes below."""
+    console.print(what, style="bold", markup=False)
+    console.file.flush()
 
 
 def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> int:
     """Holds runs against a baseline; measures them where none are given."""
     config = read_baseline(options.baseline)
-    require_rows(config)
     if options.runs:
         held = gate(config, found, partial=options.partial)
     else:
-        held = measured_gate(config, options.repeats, more)
+        held = measured_gate(config, options.repeats, more, tell)
     passed = not (held.failed or (options.strict and held.undecided))
     show_gate(config, held, passed)
     write_line(line_of(config, options.baseline, held, passed))
     return 0 if passed else 1
 
 
-def measured_gate(config: BaselineConfig, repeats: int, more: list[str]) -> Gate:
-    """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
-    runs of such a row count, of both times."""
-    found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more)
-    failures = list(hindered.items())
-    held = gate(config, every(found), failures)
-    if not held.worse:
-        return held
-    console.print("what is worse is measured again", style="bold")
-    times = {
-        check.row: max(repeats, FEWEST_RUNS - repeats) if is_of_single_run(config.rows[check.row]) else repeats
-        for check in held.worse
-    }
-    again, lost = measure_rows(config, times, more)
-    for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
-        found[row] += again[row]
-    pooled = gate(config, every(found), failures)
-    left = {(check.row, check.metric) for check in pooled.worse}
-    for check in held.worse:
-        if (check.row, check.metric) not in left:
-            told = f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.told}"
-            console.print(told, markup=False, style="yellow")
-    return pooled
-
-
-def measure_rows(
-    config: BaselineConfig, times: dict[str, int], more: list[str]
-) -> tuple[dict[str, list[Found]], dict[str, str]]:
-    """Measures rows of a baseline now, in turns.
-
-    Args:
-        times: how often, by row.
-
-    Returns:
-        Runs by row; and why one could not be measured, by row.
-
-    Raises:
-        UserError: a row cannot be measured here, or this is not the baseline's device.
-    """
-    found: dict[str, list[Found]] = {row: [] for row in times}
-    hindered: dict[str, str] = {}
-    for turn in range(max(times.values())):
-        for row, wanted in times.items():
-            if turn >= wanted or row in hindered:
-                continue
-            try:
-                run = measure([*config.rows[row].overrides, *more])
-            except NotMeasuredError as error:
-                hindered[row] = str(error)
-                continue
-            except UserError as error:
-                raise UserError(f"{row}: {error}") from error
-            if isinstance(run.record, Measured):
-                require_device(config, run.record.environment)  # before minutes are spent on the others
-            found[row].append(run)
-    return found, hindered
-
-
-def every(found: dict[str, list[Found]]) -> list[Found]:
-    """Runs of all rows."""
-    return [run for own in found.values() for run in own]
-
-
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
     """Writes a baseline of recorded runs, or of what is measured for it."""
     if file.exists() and not options.force:
         raise UserError(f"{file}: it is there already; --force replaces it")
-    for overrides in asked:
+    for overrides in asked:  # all of them before the first takes its minutes
         check_overrides("--run", overrides)
+        folder, own = (overrides[1], overrides[2:]) if overrides[:1] == ["--config-dir"] else (None, overrides)
+        load(composed(own, folder), own)
     for _ in range(options.repeats):
-        found += [measure(overrides) for overrides in asked]
+        found += [measuring.measure(overrides, tell) for overrides in asked]
     text = recorded_text(file.stem, found, command, dict(options.margin))
     write_whole(file, text)
     config = read_baseline(str(file))
     rows, runs = counted(len(config.rows), "row"), counted(len(found), "run")
+    for name, row in config.rows.items():
+        if row.throttled is not None:
+            console.print(f"{name}: {row.throttled}: slower than it could be", markup=False, style="yellow")
     console.print(f"{file}: {rows} of {runs} on {config.device}", markup=False)
     line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
     write_line(line | {"runs": [str(each.path) for each in found]})
@@ -201,42 +140,6 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def measure(overrides: list[str]) -> Found:
-    """Runs gptbench in a process of its own, and finds its record.
-
-    Raises:
-        UserError: it cannot be measured here until the user puts something right.
-        NotMeasuredError: it did not end well.
-    """
-    console.print(f"measuring {shlex.join(overrides)}", style="bold", markup=False)
-    console.file.flush()
-    # What it tells a person goes where ours does; its lines for programs are ours to read.
-    command = [sys.executable, "-m", "gptbench", *overrides]
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    line = last_line(process.stdout)
-    if process.returncode == USER_ERROR:
-        raise UserError(f"{shlex.join(overrides)}: it cannot be measured; the message above says why")
-    if process.returncode:
-        why = line.get("reason") or f"exit code {process.returncode}"
-        raise NotMeasuredError(f"{shlex.join(overrides)}: {why}")
-    if "result" not in line:
-        raise NotMeasuredError(f"{shlex.join(overrides)}: it told of no record")
-    path = Path(line["result"])
-    return Found(path, load_record(path))
-
-
-def last_line(printed: str) -> dict[str, Any]:
-    """The last line that is a JSON object; empty where there is none."""
-    for text in reversed(printed.splitlines()):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            return line
-    return {}
-
-
 def line_of(config: BaselineConfig, which: str, held: Gate, passed: bool) -> dict[str, Any]:
     return {
         "gate": "passed" if passed else "failed",
@@ -246,6 +149,7 @@ def line_of(config: BaselineConfig, which: str, held: Gate, passed: bool) -> dic
         "failed": [check_line(check) for check in held.failed],
         "undecided": [check_line(check) for check in held.undecided],
         "differences": held.differences,
+        "remarks": held.remarks,
         "left_out": [[str(path), why] for path, why in held.left_out],
     }
 
@@ -272,7 +176,7 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     for path, why in held.left_out:
         console.print(f"left out: {path}: {why}", markup=False, style="yellow")
     if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
-        told = "of a single run; where a single one is beside it, no interval holds what varies between starts"
+        told = "of a single run; beside another the interval is widened by what starts are known to differ by"
         console.print(f"{', '.join(single)}: {told}", markup=False, style="dim")
     table = Table(title=escape(f"against {config.name}, {config.device}"), title_justify="left")
     for name in ("row", "metric"):
@@ -287,6 +191,8 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     for check in sorted(held.checks, key=lambda check: check.failed):
         table.add_row(*cells(check), style="red" if check.failed else None)
     print_whole(table)
+    for remark in held.remarks:
+        console.print(remark, markup=False, style="yellow")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"
@@ -295,10 +201,6 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     if held.undecided:
         told += f"; {counted(len(held.undecided), 'metric')} undecided"
     console.print(told, style="bold green" if passed else "bold red")
-
-
-def is_of_single_run(row: BaselineRow) -> bool:
-    return any(metric.of == "samples" for metric in row.metrics.values())
 
 
 def cells(check: Check) -> Sequence[str]:

@@ -17,9 +17,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.errors import ConfigError, UserError
 from gptbench.guard import check_value, walk
+from gptbench.measure.environment import Environment
 from gptbench.paths import conf_folder
 from gptbench.record import Result
-from gptbench.record.identity import MEASURED, PLACES, digest
+from gptbench.record.identity import ALONGSIDE, MEASURED, PLACES, digest
 from gptbench.record.labels import shortened
 
 
@@ -75,15 +76,6 @@ def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | No
     return bool(values) and all(result.config[group].get(key) == values[key] for key in keys or values)
 
 
-ALONGSIDE = {
-    "engine": ("measure_warm_start",),
-    "workload": ("samples", "prompt", "prompt_text", "prompt_file", "prompt_length"),
-    "task": ("breakdown", "energy"),
-}
-"""Fields that change no number: how many samples there are, what else is measured after them, and in what words the
-prompt was given, whose tokens count instead."""
-
-
 def measured(result: Result) -> dict[str, Any]:
     """What a result's numbers depend on beside device and versions, by dotted field; a section's class stands under the
     section's name. Where something lies and what a section is called make no difference."""
@@ -95,11 +87,25 @@ def measured(result: Result) -> dict[str, Any]:
             section.pop(key, None)
         values |= flattened(section, group)
     values["device.dtype"] = result.dtype
-    values["device.threads"] = result.config.get("device", {}).get("threads")
+    here = result.environment
+    values["device.threads"] = None if here.on_gpu else here.threads
     values["prompt"] = digest(result.prompt)
     values["checkpoint"] = None if result.checkpoint is None else result.checkpoint.headers_sha256
     values["text"] = None if result.quality is None else result.quality.text_sha256
     return values
+
+
+def place(here: Environment) -> dict[str, Any]:
+    """Where a number is from, by field of the environment. Numbers of different places are never held against each
+    other: not of two devices, power limits, nor parts of a CPU, of which machines in a cloud have any number of cores.
+    """
+    own = {"device": here.device, "power_limit_w": here.power_limit_w}
+    return own if here.on_gpu else own | {"cores": here.cores}
+
+
+def versions_of(here: Environment) -> dict[str, str | None]:
+    """Of driver, gptbench and libraries."""
+    return {"driver": here.driver, "commit": here.commit} | dict(here.libraries)
 
 
 def flattened(section: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,8 @@
 Speed and time are compared by geometric means, whose ratio is what the interval is of; the medians that a run reports
 may lie beside them. What varies between runs of the same thing is more than what varies between the samples of one. So
 where a side has several runs of one configuration, each counts as one value; where both have one, their samples are
-compared, and `Row.of` says so. Peak memory is one value of a run.
+compared, in an interval widened by what starts are known to differ by, and `Row.of` says so. Peak memory is one value
+of a run.
 """
 
 from collections.abc import Iterable
@@ -12,28 +13,34 @@ from typing import Any
 
 import numpy as np
 
-from gptbench.compare.baseline import measured
+from gptbench.compare.baseline import measured, place, versions_of
 from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
     TIME,
+    Kind,
     Ratio,
     Verdict,
     of_groups,
     of_paired_means,
     of_pairs,
+    of_single_starts,
     verdict,
 )
 from gptbench.compare.select import Found
+from gptbench.compare.work import different_work
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
 from gptbench.record import KernelResult, Measured, Result
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
-from gptbench.record.statistics import METRICS, sample_metrics, summary, valid_samples
+from gptbench.record.statistics import METRICS, sample_metrics, state_metrics, summary, valid_samples
 from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
+START_SPREAD = {"cuda": 0.006, "cpu": 0.05}
+"""Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
+H100, and of one on a CPU of which others have some, too (LOG.md). A single run's samples do not show it."""
 CLOCKS_APART = 0.005
 """Share by which clocks must differ to be told."""
 
@@ -49,7 +56,7 @@ class Row:
     ratio: Ratio
     verdict: Verdict
     of: str
-    """What the interval is of: `5 and 5 samples`, `3 and 3 runs`, `2000 tokens`."""
+    """What the interval is of: `5 and 5 samples, one start each`, `3 and 3 runs`, `2000 tokens`."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +113,17 @@ def compare(a: Iterable[Found], b: Iterable[Found], margin: float | None = None)
         raise UserError(f"no run of A has its like in B: they differ by {differing}")
     for own, other, name in ((groups[0], groups[1], "B"), (groups[1], groups[0], "A")):
         left_out += [(found, f"{name} has no such run") for key in own if key not in other for found in own[key]]
-    return Comparison(pairs, differences(settings, sides, keys), remarks(sides), left_out, overall(pairs, margin))
+    told = [*not_alike(pairs), *remarks(sides)]
+    return Comparison(pairs, differences(settings, sides, keys), told, left_out, overall(pairs, margin))
 
 
 def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
     """Measurements that mean something; the others go to `left_out`."""
     kept = []
     for found in side:
-        reason = problem(found.record) if isinstance(found.record, Result | KernelResult) else "no single run"
+        reason = problem(found.record)
+        if reason is None and not isinstance(found.record, Result | KernelResult):
+            reason = "no single run"
         if reason is None:
             kept.append(found)
         else:
@@ -122,13 +132,14 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
 
 
 def fields(found: Found) -> dict[str, str]:
-    """What a record's numbers depend on beside device and versions, as text."""
+    """What a record's numbers depend on beside versions, as text."""
     record = found.record
-    if isinstance(record, Result):
-        return {key: str(value) for key, value in measured(record).items() if value is not None}
     assert isinstance(record, Measured)
+    here = {f"environment.{key}": str(value) for key, value in place(record.environment).items()}
+    if isinstance(record, Result):
+        return here | {key: str(value) for key, value in measured(record).items() if value is not None}
     config = {group: record.config[group] for group in MEASURED if group in record.config}
-    return dict(flat(config | {"device": {"dtype": record.dtype}}))
+    return here | dict(flat(config | {"device": {"dtype": record.dtype}}))
 
 
 def told_apart(found: Found, keys: list[str], sides: list[list[Found]]) -> dict[str, str]:
@@ -166,25 +177,50 @@ def varied(side: list[dict[str, str]]) -> set[str]:
 
 
 def remarks(sides: list[list[Found]]) -> list[str]:
-    """Of samples that were throttled, and clocks that were not the same."""
+    """Of a side of several versions, samples that were throttled, and clocks that were not the same."""
     told: list[str] = []
-    clocks: list[list[float]] = []
+    clocks: dict[str, list[list[float]]] = {which: [] for which in CLOCKS}
     for name, side in zip("AB", sides, strict=True):
+        told += mixed(name, [found.record for found in side if isinstance(found.record, Measured)])
         results = [found.record for found in side if isinstance(found.record, Result)]
         samples = [sample for result in results for sample in valid_samples(result)]
         if (held_back := throttling(samples)) is not None:
             told.append(f"{name}: {held_back}")
-        known = [summary(result).get("clock_mhz") for result in results]
-        clocks.append([clock for clock in known if clock is not None])
-    return told + (clocks_apart(*clocks) if all(clocks) else [])
+        states = [state_metrics(result) for result in results]
+        for which, key in CLOCKS.items():
+            clocks[which].append([state[key] for state in states if key in state])
+    for which, (a, b) in clocks.items():
+        if a and b:
+            told += clocks_apart(a, b, which)
+    return told
 
 
-def clocks_apart(a: list[float], b: list[float]) -> list[str]:
-    """A remark where the mean clock of A's processors was not B's; MHz."""
+def not_alike(pairs: list[Pair]) -> list[str]:
+    """A remark where a pair did not do the same work."""
+    told = [different_work([side[0].record.config["workload"] for side in (pair.a, pair.b)]) for pair in pairs]
+    return list(dict.fromkeys(remark for remark in told if remark is not None))
+
+
+def mixed(side: str, records: list[Measured]) -> list[str]:
+    """A remark for each of commit, driver and libraries of which a side has several."""
+    versions = [versions_of(record.environment) for record in records]
+    told = []
+    for name in dict.fromkeys(name for each in versions for name in each):
+        several = sorted({str(each.get(name)) for each in versions})
+        if len(several) > 1:
+            told.append(f"{side} has runs of several versions of {name}: {', '.join(several)}")
+    return told
+
+
+CLOCKS = {"the clock": "clock_mhz", "the memory clock": "memory_clock_mhz"}
+
+
+def clocks_apart(a: list[float], b: list[float], which: str = "the clock") -> list[str]:
+    """A remark where the mean of a clock, in MHz, was not the same for A and B."""
     first, second = float(np.mean(a)), float(np.mean(b))
     if abs(second / first - 1) <= CLOCKS_APART:
         return []
-    clocks = f"the clock was {first:.0f} MHz for A and {second:.0f} MHz for B"
+    clocks = f"{which} was {first:.0f} MHz for A and {second:.0f} MHz for B"
     return [f"{clocks}: part of the difference may be the clock's"]
 
 
@@ -227,15 +263,24 @@ def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
             if all(values):
                 what = "run" if by_run else "sample"
                 row = row_of(metric, values[0], values[1], what, margin if kind.name == "speed" else None)
-            if row is not None and kind is MEMORY and all(on_gpu(each) for each in (*first, *second)):
+            if row is not None and kind is MEMORY and all(each.environment.on_gpu for each in (*first, *second)):
                 row = exact(row)
+            elif row is not None and not by_run:
+                row = of_starts(row, kind, start_spread(first + second), margin if kind.name == "speed" else None)
         if row is not None:
             found.append(row)
     return found
 
 
-def on_gpu(result: Result) -> bool:
-    return result.environment.driver is not None
+def start_spread(results: list[Result]) -> float:
+    """See `START_SPREAD`."""
+    return max(START_SPREAD["cuda" if result.environment.on_gpu else "cpu"] for result in results)
+
+
+def of_starts(row: Row, kind: Kind, spread: float, margin: float | None) -> Row:
+    """Of a single start each, by whose samples alone it was."""
+    ratio = of_single_starts(row.ratio, spread)
+    return replace(row, ratio=ratio, verdict=verdict(ratio, kind, margin), of=f"{row.of}, one start each")
 
 
 def exact(row: Row) -> Row:

@@ -146,8 +146,7 @@ class Step:
 
     @property
     def on_gpu(self) -> bool:
-        here = self.result.environment
-        return here.device != here.cpu
+        return self.result.environment.on_gpu
 
     @property
     def engine(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Recorded runs against a baseline: whether anything is worse beyond noise. And baselines, made of recorded runs.
 
-Several runs of one configuration count as one value each; where both sides are single runs, their samples do. A metric
-fails where the whole 95% interval of new over baseline lies beyond the margin of its kind, on the worse side. Where
-both sides have one value there is no interval: it fails where it is worse by more than the margin.
+Several runs of one configuration count as one value each; where both sides are single runs, their samples do, in an
+interval widened by what starts are known to differ by. A metric fails where the whole 95% interval of new over baseline
+lies beyond the margin of its kind, on the worse side. Where both sides have one value there is no interval: it fails
+where it is worse by more than the margin.
 
 What does not fail need not be as good: few runs have a wide interval. A metric is undecided where its interval reaches
 far beyond the margin on the worse side.
@@ -17,14 +18,14 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from gptbench.compare.baseline import Baseline, measured, parse_baseline
-from gptbench.compare.comparison import SAMPLED, geometric_mean, values_of
-from gptbench.compare.ratio import KINDS, MEMORY, Kind, Moments, Ratio, Verdict, of_moments, verdict
+from gptbench.compare.baseline import Baseline, measured, parse_baseline, versions_of
+from gptbench.compare.comparison import SAMPLED, geometric_mean, start_spread, values_of
+from gptbench.compare.ratio import KINDS, MEMORY, Kind, Moments, Ratio, Verdict, of_moments, of_single_starts, verdict
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
-from gptbench.measure.samples import throttling
+from gptbench.measure.samples import Sample, throttling
 from gptbench.record import Result
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
@@ -73,6 +74,8 @@ class Gate:
     """Versions that differ: the baseline's and those now."""
     left_out: list[tuple[Path, str]] = field(default_factory=list)
     """Records that are of no row, and why."""
+    remarks: list[str] = field(default_factory=list)
+    """What a reader must know beside the checks: samples that were throttled."""
 
     @property
     def failed(self) -> list[Check]:
@@ -109,7 +112,7 @@ def require_rows(config: BaselineConfig) -> None:
 
 
 def require_device(config: BaselineConfig, here: Environment) -> None:
-    """Raises UserError where a number is of another device than the baseline's, or of another power limit."""
+    """Raises UserError where a number is of another device than the baseline's, power limit, or part of a CPU."""
     if here.device != config.device:
         raise UserError(
             f"baseline {config.name} is of {config.device}, and this is {here.device}: never compared across devices"
@@ -118,6 +121,11 @@ def require_device(config: BaselineConfig, here: Environment) -> None:
         raise UserError(
             f"baseline {config.name} is of {config.device} at {watts(config.power_limit_w)}, and this is at "
             f"{watts(here.power_limit_w)}: never compared across power limits"
+        )
+    if not here.on_gpu and here.cores != config.cores:
+        raise UserError(
+            f"baseline {config.name} is of {config.cores} cores of {config.device}, and this is of {here.cores}: never "
+            "compared across devices"
         )
 
 
@@ -164,18 +172,22 @@ def gate(
         else:
             runs[row].append(result)
     told = {check.row for check in checks}
+    remarks = []
     for row, own in runs.items():
         if own:
             checks += row_checks(config, row, own)
+            for which, held_back in (("baseline", config.rows[row].throttled), ("now", throttling(samples_of(own)))):
+                if held_back is not None:
+                    remarks.append(f"{row}: {which}, {held_back}")
         elif row not in told:
             checks.append(Check(row, None, not partial, "it was not measured"))
-    return Gate(checks, differences(config, results), left_out)
+    return Gate(checks, differences(config, results), left_out, remarks)
 
 
 def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
     """Of a row with runs, every metric that the baseline has."""
     margins = margins_of(config)
-    held_back = throttling([sample for result in runs for sample in valid_samples(result)]) or ""
+    held_back = throttling(samples_of(runs)) or ""
     checks = []
     for metric, before in config.rows[row].metrics.items():
         kind = KINDS.get(metric)
@@ -184,7 +196,8 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
             continue
         now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
-            outcome = check(row, metric, kind, before, now, margins[kind.name])
+            spread = start_spread(runs)
+            outcome = check(row, metric, kind, before, now, margins[kind.name], spread)
             if outcome.failed and held_back:
                 outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
             checks.append(outcome)
@@ -197,6 +210,11 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
     return checks
 
 
+def samples_of(runs: list[Result]) -> list[Sample]:
+    """The valid ones."""
+    return [sample for result in runs for sample in valid_samples(result)]
+
+
 def is_due(metric: str, result: Result) -> bool:
     """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
     cache of its own, a run may meet a cold one or a warm one."""
@@ -204,10 +222,18 @@ def is_due(metric: str, result: Result) -> bool:
     return asked is None or bool(result.config["engine"].get(asked))
 
 
-def check(row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float) -> Check:
-    """One metric that both have."""
+def check(
+    row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float, spread: float
+) -> Check:
+    """One metric that both have.
+
+    Args:
+        spread: from start to start, where both are samples of a single one (see `START_SPREAD`).
+    """
     before, now = alike(before, now)
     ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
+    if before.of == now.of == "samples":
+        ratio = of_single_starts(ratio, spread)
     outcome = verdict(ratio, kind, margin)
     told = ""
     if outcome is Verdict.unknown:
@@ -291,11 +317,6 @@ def differences(config: BaselineConfig, results: list[Result]) -> dict[str, tupl
     return told
 
 
-def versions_of(here: Environment) -> dict[str, str | None]:
-    """Of driver, gptbench and libraries."""
-    return {"driver": here.driver, "commit": here.commit} | dict(here.libraries)
-
-
 # Recording
 
 
@@ -325,17 +346,20 @@ def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict
     for values, own in groups:
         row = free_name(row_name(own[0]), rows)
         rows[row] = {"overrides": overrides_of(own[0].command), "config": values, "metrics": metrics_of(own)}
+        if (held_back := throttling(samples_of(own))) is not None:
+            rows[row]["throttled"] = held_back
     content = {
         "_target_": BaselineConfig.TARGETS[0],
         "name": name,
         "device": here.device,
         "power_limit_w": here.power_limit_w,
+        "cores": None if here.on_gpu else here.cores,
         "driver": here.driver,
         "commit": here.commit,
         "versions": here.libraries,
         "recorded": max(result.started for result in runs)[:10],
         "read_roof_gb_per_s": rounded(runs[0].roof.gb_per_s),
-        "margins": (CPU_MARGINS if here.driver is None else {}) | (margins or {}),
+        "margins": ({} if here.on_gpu else CPU_MARGINS) | (margins or {}),
         "rows": rows,
     }
     text = f"# {' '.join(command.split())}\n{OmegaConf.to_yaml(OmegaConf.create(escaped(content)))}"
@@ -358,6 +382,8 @@ def countable(found: Sequence[Found]) -> list[Result]:
         if not same_limit(here.power_limit_w, first.power_limit_w):
             limits = f"{watts(here.power_limit_w)}, not {watts(first.power_limit_w)}"
             raise UserError(f"{each.path}: expected runs at one power limit, and it is at {limits}")
+        if not here.on_gpu and here.cores != first.cores:
+            raise UserError(f"{each.path}: expected runs of {first.cores} cores, and it is of {here.cores}")
         for name, version in versions_of(here).items():
             if version != (other := versions_of(first).get(name)):
                 raise UserError(

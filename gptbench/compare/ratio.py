@@ -60,8 +60,7 @@ class Kind:
     """What metrics have in common.
 
     Attributes:
-        margin: ratios nearer to 1 are noise, however narrow their interval: so much, two starts of the very same thing
-            may differ.
+        margin: ratios nearer to 1 are noise, however narrow their interval.
         words: the verdict on less of it, and on more.
     """
 
@@ -151,6 +150,19 @@ def of_moments(a: Moments, b: Moments) -> Ratio:
     uncertain = float((parts**2 / freedoms).sum())
     own = around(middle, float(parts.sum()), float(parts.sum()) ** 2 / uncertain if uncertain else total)
     return max(own, shared, key=lambda ratio: ratio.half_width) if sizes.min() < FEW else own
+
+
+def of_single_starts(ratio: Ratio, spread: float) -> Ratio:
+    """The same where each side is a single start, and starts of the very same thing differ, by more than is seen within
+    one.
+
+    Args:
+        spread: standard deviation of the logarithm from start to start, known.
+    """
+    if ratio.low is None or ratio.high is None:
+        return ratio
+    reach = np.hypot(np.log(ratio.high / ratio.low) / 2, stdtrit(np.inf, (1 + CONFIDENCE) / 2) * 2**0.5 * spread)
+    return Ratio(ratio.value, *(float(ratio.value * np.exp(way * reach)) for way in (-1, 1)))
 
 
 def of_pairs(logarithms: Sequence[float]) -> Ratio:

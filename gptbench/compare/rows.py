@@ -169,7 +169,6 @@ def experiment(
 ) -> Experiment:
     """A row, with the place that it comes from."""
     here = result.environment
-    on_cpu = here.device == here.cpu
     machine = MACHINE.search(here.platform)
     known = {
         "command": shlex.join(result.command),
@@ -184,8 +183,8 @@ def experiment(
         target=target,
         values=values,
         dtype=dtype,
-        device="cpu" if on_cpu else "cuda",
-        arch=here.device if not on_cpu or machine is None else machine.group(),
+        device="cuda" if here.on_gpu else "cpu",
+        arch=here.device if here.on_gpu or machine is None else machine.group(),
         is_model=isinstance(result, Result),
         origin=what_ran | {key: value for key, value in known.items() if value is not None},
     )

@@ -49,6 +49,10 @@ class Environment:
     libraries: dict[str, str]
     """Version of each of `LIBRARIES` that is installed, and of gptbench."""
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != self.cpu
+
 
 def environment(device: Device, commit: str | None) -> Environment:
     """Looks everything up; the commit only where it is not given."""

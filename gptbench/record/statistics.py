@@ -156,11 +156,11 @@ def energy_metrics(result: Result) -> dict[str, float]:
 
 
 def state_metrics(result: Result) -> dict[str, float]:
-    """Clock of the processors, power and temperature: median of all readings of the valid samples (see
+    """Clocks of processors and memory, power and temperature: median of all readings of the valid samples (see
     `DeviceState.during`), of what was told."""
     states = [sample.state for sample in valid_samples(result) if sample.state is not None]
     metrics = {}
-    for name in ("clock_mhz", "power_w", "temperature_c"):
+    for name in ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
         if readings := [value for state in states for value in state.during(name)]:
             metrics[name] = float(np.median(readings))
     return metrics
