@@ -18,7 +18,9 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from gptbench.compare import Baseline
 from gptbench.measure.compilation import STAGES
+from gptbench.record import SweepRecord
 from gptbench.record.charts import (
     CHARTS,
     COLOURS,
@@ -29,11 +31,14 @@ from gptbench.record.charts import (
     cost,
     draw_compile_stages,
     kernels_figure,
+    own_baseline,
     speed,
     styled,
     write_figures,
 )
+from gptbench.record.charts import runs_of as runs_with_targets
 from gptbench.record.labels import labels
+from gptbench.record.outcome import Outcome, Status
 from gptbench.record.result import Result
 from gptbench.record.statistics import sample_metrics, summary
 from gptbench.record.tracking import write_artifacts
@@ -150,6 +155,27 @@ def test_targets_of_the_whole_call_stand_beside_its_rate() -> None:
     (axes,) = figure.axes
     assert marks(axes, "target, prefill included (Processor Z)") == [(60.0, 1)]
     assert marks(axes, "measured, prefill included") == [(results[1].summary["seed_tokens_per_s"], 1)]
+
+
+def test_targets_of_speed_are_utilisations_of_the_own_roof() -> None:
+    slow, fast = runs_of([made_result(step_s=0.01), made_result(step_s=0.005, quant="int8")])
+    numbers, own = fast.summary, ", of the run's own roof"
+    targets = [
+        Target("decode_tokens_per_s", 2 * numbers["decode_tokens_per_s"], "Processor X"),
+        Target("decode_tokens_per_s", 1.5 * fast.limit_tokens_per_s, "Processor Z"),
+        Target("seed_tokens_per_s", numbers["decode_tokens_per_s"], "Processor Z"),
+        Target("mbu", 0.5, "Processor Z"),
+    ]
+    figure = DRAWN["mbu"].draw([slow, replace(fast, targets=tuple(targets))])
+    assert figure is not None
+    (axes,) = laid_out(figure).axes
+    mbu = 100 * numbers["mbu"]
+    assert marks(axes, f"target (Processor X){own}") == [(pytest.approx(2 * mbu), 1)]
+    assert marks(axes, f"target (Processor Z){own}") == [(pytest.approx(150), 1)]
+    assert marks(axes, f"target, prefill included (Processor Z){own}") == [(pytest.approx(mbu), 1)]
+    share = numbers["seed_tokens_per_s"] / numbers["decode_tokens_per_s"]
+    assert marks(axes, "measured, prefill included") == [(pytest.approx(share * mbu), 1)]
+    assert axes.get_xlim()[1] > 150
 
 
 def test_utilisation_is_drawn_to_the_read_roof() -> None:
@@ -429,9 +455,15 @@ def test_energy_is_per_token() -> None:
 def test_states_follow_one_another() -> None:
     result = made_result()
     for number, sample in enumerate(result.samples):
-        sample.state = made_state(throttled=number == 2)
+        sample.state = replace(made_state(throttled=number == 2), memory_clock_mhz=[2619.0, 2619.0, 1593.0])
     figure = draw("device_state", result)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["clock, MHz", "power, W", "temperature, °C"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "clock, MHz",
+        "memory clock, MHz",
+        "power, W",
+        "temperature, °C",
+    ]
+    assert list(figure.axes[1].lines[0].get_ydata()) == [2619, 2619, 1593] * 3
     line, crosses = figure.axes[0].lines
     begins = np.cumsum([0, *(sample.call_s for sample in result.samples[:2])])
     assert list(line.get_xdata()) == pytest.approx([begin + at for begin in begins for at in (0, 0.03, 0.06)])
@@ -496,6 +528,88 @@ def test_labels_are_what_differs() -> None:
     assert labels([made_result(engine="eager"), made_result()]) == ["eager", "inductor"]
 
 
+def test_what_changes_no_number_tells_no_runs_apart() -> None:
+    sweep = [made_result(top_k=top_k) for top_k in (1, 5, 50)]
+    words: list[dict[str, object]] = [{"samples": 9}, {"prompt_text": "Once"}, {"name": "own", "prompt_length": 3}]
+    for result, changed in zip(sweep, words, strict=True):
+        result.config["workload"] |= changed
+    sweep[1].config["engine"]["measure_warm_start"] = False
+    assert labels(sweep) == ["top_k=1", "top_k=5", "top_k=50"]
+    assert len(draw("heat_map", *sweep).axes) == 1
+
+
+def test_prompts_of_one_length_are_told_where_nothing_else_is_different() -> None:
+    first, second, third = made_result(), made_result(), made_result(top_k=1)
+    second.prompt = [1, 2, 3]
+    assert len(set(told := labels([first, second]))) == 2
+    assert all(each.startswith("prompt=") for each in told)
+    assert labels([second, third]) == ["top_k=200", "top_k=1"], "it is not needed"
+
+
+def test_values_that_differ_in_their_middle_are_told_whole() -> None:
+    paths = ["/checkpoints/stories/15m/first/of/all", "/checkpoints/stories/42m/first/of/all"]
+    results = [made_result(), made_result()]
+    for result, path in zip(results, paths, strict=True):
+        result.config["model"]["checkpoint"] = path
+    assert labels(results) == [f"checkpoint={path}" for path in paths]
+
+
+VARIED = {
+    "engine": {"scope": ("block", "model"), "tuning": ("none", "candidates"), "cuda_graph": ("none", "step")},
+    "workload": {"seed": (1234, 4321)},
+    "sampling": {"top_p": (None, 0.95)},
+    "model": {"rope_theta": (10000.0, 500000.0), "norm_eps": (1e-5, 1e-6), "tied": (False, True)},
+}
+
+
+def varied(fields: int) -> list[Result]:
+    """A run of each value of so many fields, which are all in its label, and six more that differ in the middle of it;
+    with all that there are charts of."""
+    chosen = [(group, name, values) for group, named in VARIED.items() for name, values in named.items()][:fields]
+    results = []
+    for number, (top_k, temperature, quant) in enumerate(
+        (top_k, temperature, quant) for top_k in (1, 5, 50) for temperature in (0.5, 1.0) for quant in ("none", "int8")
+    ):
+        result = made_result(top_k=top_k, temperature=temperature, quant=quant, perplexity=10 + number)
+        result.breakdown, result.energy = made_breakdown(), made_energy()
+        result.samples[0].state = made_state()
+        for group, name, values in chosen:
+            result.config[group][name] = values[number % 2 if group == "model" else top_k // 50]
+        results.append(result)
+    return results
+
+
+@pytest.mark.parametrize("chart", [chart.name for chart in CHARTS])
+@pytest.mark.parametrize("fields", [2, len([name for named in VARIED.values() for name in named])])
+def test_names_as_they_are_drawn_are_all_different(fields: int, chart: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
+    results = varied(fields)
+    figure = DRAWN[chart].draw(runs_of(results))
+    assert figure is not None
+    drawn = [text for text in (*texts(figure), *legend(figure)) if "=" in text]
+    if chart == "heat_map":
+        drawn = [axes.get_title("left") for axes in figure.axes]
+    titled = [text for text in drawn if "step at position" not in text]
+    assert len(set(drawn)) == len(drawn)
+    count = {"heat_map": 2, "latency": 6, "distribution": 6, "device_state": 6, "breakdown": 4}
+    assert len(drawn) == count.get(chart, 2 * len(results) if chart == "compile" else len(results))
+    longest = max(canvas.LONGEST_NAME, canvas.LONGEST_ENTRY)
+    assert max((len(line) for text in titled for line in text.splitlines()), default=0) <= longest
+    assert max((canvas.lines_of(text) for text in titled), default=1) <= canvas.NAME_LINES
+
+
+def test_names_that_are_too_long_are_wrapped_and_then_numbered() -> None:
+    words = "float32 temperature=1 top_k={} samples=3 threads=1"
+    names = [words.format(top_k) for top_k in (5, 30)]
+    assert canvas.fitted(names, 60) == names
+    wrapped = "float32 temperature=1 top_k={}\nsamples=3 threads=1"
+    assert canvas.fitted(names, 30) == [wrapped.format(top_k) for top_k in (5, 30)]
+    cut = canvas.fitted(["x" * 40 + n + "y" * 40 for n in "ab"], 20)
+    assert [name[-3:] for name in cut] == [" #1", " #2"]
+    assert all(len(line) <= 20 for name in cut for line in name.splitlines())
+    assert canvas.fitted([" " * 100, "a"], 20)[1] == "a"
+
+
 def test_equal_labels_are_told_by_commit_and_number() -> None:
     assert labels([made_result(commit="a" * 40), made_result(commit="b" * 40 + "-dirty")]) == [
         "aaaaaaa",
@@ -521,7 +635,7 @@ def test_figures_of_a_run_are_pictures(tmp_path: Path) -> None:
     result = made_result()
     result.breakdown, result.energy = made_breakdown(), made_energy()
     begin = time.perf_counter()
-    assert write_figures(result, tmp_path / "figures") == {}
+    assert write_figures([result], tmp_path / "figures") == {}
     assert time.perf_counter() - begin < 20, "it takes half a second; a machine may be busy"
     names = {"tokens_per_s", "mbu", "latency", "distribution", "memory", "breakdown", "energy"}
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == names
@@ -532,14 +646,14 @@ def test_figures_of_a_run_are_pictures(tmp_path: Path) -> None:
 
 
 def test_figures_of_kernels_are_a_picture(tmp_path: Path) -> None:
-    assert write_figures(made_kernels(), tmp_path / "figures") == {}
+    assert write_figures([made_kernels()], tmp_path / "figures") == {}
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["kernels.png"]
 
 
 def test_a_figure_that_fails_leaves_the_others(tmp_path: Path) -> None:
     result = made_result()
     result.memory_need_bytes = {"weights": math.nan, "kv_cache": "nonsense"}  # type: ignore[dict-item]
-    assert list(write_figures(result, tmp_path / "figures")) == ["memory"]
+    assert list(write_figures([result], tmp_path / "figures")) == ["memory"]
     assert (tmp_path / "figures" / "mbu.png").exists()
 
 
@@ -566,6 +680,75 @@ def test_figures_are_logged_with_a_run_unless_they_are_not_wanted(
     write_artifacts(result, path, tmp_path / "failing", figures=True)
     assert (tmp_path / "failing" / "steps.csv").exists()
     assert "Not drawn: mbu: ValueError('no room')" in capsys.readouterr().err
+
+
+def test_figures_of_a_run_have_the_targets_of_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Baseline, "targets", lambda self, result: {"decode_tokens_per_s": 90.0})
+    drawn: list[Run] = []
+    chart = replace(DRAWN["mbu"], function=drawn.extend)
+    monkeypatch.setattr("gptbench.record.charts.CHARTS", [chart])
+    other = made_result()
+    other.config["baseline"] = ["of a version", "with other fields"]
+    for result in (made_result(), other):
+        assert write_figures([result], tmp_path) == {}
+    assert [run.targets for run in drawn] == [(Target("decode_tokens_per_s", 90.0, "Processor Z"),), ()]
+
+
+def test_jobs_of_a_sweep_share_a_baseline_that_is_read_once() -> None:
+    own_baseline.cache_clear()
+    runs_with_targets([made_result(top_k=top_k) for top_k in range(1, 5)])
+    assert own_baseline.cache_info().misses == 1
+
+
+def saved_sweep(folder: Path) -> tuple[SweepRecord, Path]:
+    """Of a grid, a job whose record is no more, one whose samples do not count, and one that failed."""
+    records = [
+        made_result(quant=quant, top_k=top_k, perplexity=10.0, sweep=str(folder)).save(folder / f"{quant}{top_k}")
+        for quant in ("none", "int8")
+        for top_k in (1, 5, 50)
+    ]
+    records += [folder / "gone" / "result.json", made_result(compiles=(1,), top_k=9).save(folder / "none9")]
+    jobs = [Outcome(status=Status.recorded.value, record=str(path)) for path in (*records, records[0])]
+    failed = Outcome(status=Status.failed.value, record=str(folder / "x" / "failure.json"))
+    started = "2026-11-22T12:00:00+00:00"
+    record = SweepRecord(
+        started=started, command=[], sweep=str(folder), config={}, ended=started, status="FAILED", jobs=[*jobs, failed]
+    )
+    return record, record.save(folder)
+
+
+def test_figures_of_a_sweep_are_those_of_its_jobs_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, path = saved_sweep(tmp_path / "sweep")
+    path.parent.rename(tmp_path / "moved")
+    path = tmp_path / "moved" / path.name
+    drawn: list[Run] = []
+    charts = [DRAWN["heat_map"], DRAWN["pareto"], DRAWN["compile"], replace(DRAWN["mbu"], function=drawn.extend)]
+    monkeypatch.setattr("gptbench.record.charts.CHARTS", charts)
+    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
+    for folder in ("with", "without"):
+        (tmp_path / folder).mkdir()
+        write_artifacts(record, path, tmp_path / folder, figures=folder == "with")
+    assert {each.name for each in (tmp_path / "with" / "figures").iterdir()} == {
+        "heat_map.png",
+        "pareto.png",
+        "compile.png",
+    }
+    assert len(drawn) == 6, "each job once, and none that does not count"
+    assert "gone/result.json" in capsys.readouterr().err
+    assert {each.name for each in (tmp_path / "without").iterdir()} == {"jobs.csv", "sweep.json"}
+
+
+def test_what_a_chart_leaves_out_stands_below_the_title_of_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: told.append(self.get_suptitle()))
+    monkeypatch.setattr("gptbench.record.charts.CHARTS", [DRAWN["mbu"]])
+    assert write_figures(many(canvas.MOST_ROWS + 1), tmp_path) == {}
+    title = "Memory bandwidth utilisation: stories15m bfloat16 inductor"
+    assert told == [f"{title}\nthe fastest {canvas.MOST_ROWS} of {canvas.MOST_ROWS + 1}"]
 
 
 def test_charts_have_names_and_texts() -> None:

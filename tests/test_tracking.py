@@ -20,7 +20,9 @@ from gptbench.config import TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
 from gptbench.measure.sensors import DeviceState
-from gptbench.record import MLflowTracker, NoTracker, Result
+from gptbench.record import MLflowTracker, NoTracker, Result, SweepRecord
+from gptbench.record.charts import CHARTS
+from gptbench.record.outcome import Outcome, Status
 from gptbench.record.statistics import METRICS, sample_metrics, summary
 from gptbench.record.sync import log_command
 from gptbench.record.tracking import make_record, metrics
@@ -279,6 +281,33 @@ def test_jobs_of_a_sweep_share_a_parent(store: Store, tmp_path: Path) -> None:
     assert [entry.data.tags["sweep"] for entry in runs.values()] == [str(sweep)] * 4
     assert parent.info.status == "FAILED"
     assert parent.info.end_time == max(entry.info.end_time for entry in runs.values())
+
+
+@pytest.mark.parametrize("figures", [True, False])
+def test_parent_of_a_sweep_has_the_pictures_of_its_jobs_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gptbench.record.charts.CHARTS", [chart for chart in CHARTS if chart.name == "heat_map"])
+    jobs = [
+        Outcome(status=Status.recorded.value, record=str(made_result(top_k=top_k).save(tmp_path / str(top_k))))
+        for top_k in (1, 5, 50)
+    ]
+    started, experiment = "2026-11-22T12:00:00+00:00", f"pictures {figures}"
+    tracking = {"_target_": "gptbench.record.MLflowTracker", "name": "mlflow", "figures": figures}
+    path = SweepRecord(
+        started=started,
+        command=[],
+        sweep=str(tmp_path),
+        config={"tracking": tracking, "outputs": str(store.outputs)},
+        ended=started,
+        status="FINISHED",
+        jobs=jobs,
+    ).save(tmp_path)
+    assert log_command([str(path), "--experiment", experiment]) == 0
+    (parent,) = store.runs(experiment)
+    names = [each.path for each in store.client.list_artifacts(parent.info.run_id, "figures")]
+    assert names == (["figures/heat_map.png"] if figures else [])
+    assert capsys.readouterr().err == ""
 
 
 def test_deleted_parent_is_made_again(store: Store, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The report: any set of records as one HTML page that needs no network, no script and no other file."""
 
-import contextlib
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,15 +9,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gptbench.compare.baseline import Baseline, parse_baseline
+from gptbench.compare.baseline import Baseline
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.select import Found
 from gptbench.compare.svg import inline
-from gptbench.errors import UserError
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
-from gptbench.record.charts import CHARTS, KERNELS, Run, Target, kernels_figure
+from gptbench.record.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.record.files import problem
 from gptbench.record.kernels import kernel_metrics
 from gptbench.record.labels import labels, weights_of
@@ -92,11 +89,9 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
     others = {path: f"{record.FILE} {record.started}" for path, record in records.items() if path not in known}
     named = [((names | others)[path], record) for path, record in records.items()]
     runs = in_order(
-        [
-            Run(name, record, targets_of(record, baselines))
-            for name, record in named
-            if isinstance(record, Result) and problem(record) is None
-        ]
+        Run(name, record, targets_of(record, baselines))
+        for name, record in named
+        if isinstance(record, Result) and problem(record) is None
     )
     kernels = [record for record in records.values() if isinstance(record, KernelResult)]
     pairs = [(name, record) for name, record in named if isinstance(record, AbResult) and problem(record) is None]
@@ -127,25 +122,6 @@ def is_report(path: Path) -> bool:
     """Whether a file is one of ours."""
     with path.open("rb") as file:
         return GENERATOR.encode() in file.read(HEAD_BYTES)
-
-
-def in_order(runs: list[Run]) -> list[Run]:
-    """By model, the fastest first."""
-    models = list(dict.fromkeys(run.result.config["model"]["name"] for run in runs))
-    return sorted(runs, key=lambda run: (models.index(run.result.config["model"]["name"]), -run.tokens_per_s))
-
-
-def targets_of(result: Result, baselines: Sequence[Baseline]) -> tuple[Target, ...]:
-    """Of its own configuration and of those that were asked for, each once."""
-    own = []
-    with contextlib.suppress(UserError):  # of a version with other fields
-        own = [Baseline(parse_baseline(json.dumps(result.config["baseline"])))] if "baseline" in result.config else []
-    found = {
-        Target(metric, value, baseline.device): None
-        for baseline in [*own, *baselines]
-        for metric, value in baseline.targets(result).items()
-    }
-    return tuple(found)
 
 
 def best(runs: list[Run]) -> list[str]:

@@ -22,6 +22,13 @@ MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 it is compared with, does not."""
 PLACES = {"engine": ("tiles",), "model": ("checkpoint", "tokenizer"), "task": ("text_file",)}
 """Fields of them that say where something lies: what lies there counts instead (see `contents`)."""
+ALONGSIDE = {
+    "engine": ("measure_warm_start",),
+    "workload": ("samples", "prompt", "prompt_text", "prompt_file", "prompt_length"),
+    "task": ("breakdown", "energy"),
+}
+"""Fields of them that change no number: how many samples there are, what else is measured after them, and in what words
+the prompt was given, whose tokens count instead."""
 MOST_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")

@@ -5,13 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gptbench.record.identity import MEASURED
+from gptbench.record.identity import ALONGSIDE, MEASURED, digest
 from gptbench.record.result import Measured, Recorded
 
 NAMED = ("model", "weights", "engine")
 """Traits that are told by their value alone, and of which a record is called where nothing tells it from others."""
-LEFT_OUT = ("workload.prompt", "workload.batch_size", "model.name", "engine.name", "quant.name")
-"""Fields that are told in another way; of a prompt its length is."""
+LEFT_OUT = ("workload.batch_size", "workload.name", "model.name", "engine.name", "quant.name")
+"""Fields that are told in another way, of a workload by what is in it."""
+LAST = ("prompt", "commit")
+"""Traits that are told where nothing else is different, the first before the second."""
+PROMPT_DIGITS = 8
+"""Of the hash by which a prompt is told from another of the same length."""
 PLAIN = (*NAMED, "dtype", "batch", "device", "commit")
 """The others are told as `key=value`."""
 MOST_CHARACTERS = 24
@@ -24,20 +28,31 @@ def labels(records: Iterable[Recorded]) -> list[str]:
 
 
 def names(found: list[dict[str, str]]) -> list[str]:
-    """As `labels`, for traits. The commit is told where nothing else is different; equal names are numbered."""
-    made = worded([{key: value for key, value in each.items() if key != "commit"} for each in found])
-    return numbered(made if len(set(made)) == len(made) else worded(found))
+    """As `labels`, for traits. Equal names are numbered."""
+    made: list[str] = []
+    for told in range(len(LAST) + 1):
+        made = worded([{key: value for key, value in each.items() if key not in LAST[told:]} for each in found])
+        if len(set(made)) == len(made):
+            break
+    return numbered(made)
 
 
 def worded(found: list[dict[str, str]]) -> list[str]:
     """What differs, in one line each."""
     keys = [key for key in dict.fromkeys(key for each in found for key in each) if tells(key, found)]
     short = short_keys([key for key in keys if key not in PLAIN])
+    values = {key: short_values({each[key] for each in found if key in each}) for key in keys or NAMED}
     made = []
     for each in found:
-        told = [each[key] if key in PLAIN else f"{short[key]}={each[key]}" for key in keys or NAMED if key in each]
-        made.append(" ".join(told))
+        told = [(key, values[key][each[key]]) for key in values if key in each]
+        made.append(" ".join(value if key in PLAIN else f"{short[key]}={value}" for key, value in told))
     return made
+
+
+def short_values(values: set[str]) -> dict[str, str]:
+    """Each value of a trait as it is told: shortened, unless two of them would then be the same."""
+    short = {value: shortened(value) for value in values}
+    return short if len(set(short.values())) == len(values) else {value: value for value in values}
 
 
 def tells(key: str, found: list[dict[str, str]]) -> bool:
@@ -72,13 +87,14 @@ def traits(record: Recorded) -> dict[str, str]:
     # What a task measures beside the speed does not change it.
     groups = {group: config[group] for group in MEASURED if group in config and group != "task"}
     groups["device"] = {"threads": config["device"].get("threads")}
-    found |= {key: value for key, value in leaves(groups) if key not in LEFT_OUT and not key.endswith("_target_")}
+    left_out = {*LEFT_OUT, *(f"{group}.{key}" for group, keys in ALONGSIDE.items() for key in keys)}
+    found |= {key: value for key, value in leaves(groups) if key not in left_out and not key.endswith("_target_")}
     if isinstance(prompt := getattr(record, "prompt", None), list):
-        found["prompt_tokens"] = str(len(prompt))
+        found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(prompt)[:PROMPT_DIGITS]}
     if isinstance(record, Measured):
         found["device"] = record.environment.device
         found["commit"] = short_commit(record.environment.commit)
-    return {key: shortened(value) for key, value in found.items()}
+    return found
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -33,6 +33,7 @@ from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
 from gptbench.record.charts import draw_compile_stages, write_figures
 from gptbench.record.failure import Failure
+from gptbench.record.files import load_record, problem
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.labels import short_keys, weights_of
 from gptbench.record.plan import PLAN
@@ -588,6 +589,8 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: 
     shutil.copyfile(result_path, folder / f"{result.FILE}.json")
     if isinstance(result, SweepRecord):
         write_table(folder / "jobs.csv", *result.table())
+        if figures:
+            draw(counting_jobs(result, result_path), folder)
         return
     if isinstance(result, Failure) and result.traceback is not None:
         (folder / "traceback.txt").write_text(result.traceback, encoding="utf-8")
@@ -598,8 +601,29 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: 
         rows = [asdict(row) for row in all_metrics(result)]
         write_table(folder / "kernels.csv", list(rows[0]) if rows else [], [list(row.values()) for row in rows])
     if figures and isinstance(result, (Result, KernelResult)):
-        for name, error in write_figures(result, folder / "figures").items():
-            print(f"Not drawn: {name}: {error!r}", file=sys.stderr)
+        draw([result], folder)
+
+
+def draw(records: list[Result | KernelResult], folder: Path) -> None:
+    """Pictures of records, in a folder within that one."""
+    for name, error in write_figures(records, folder / "figures").items():
+        print(f"Not drawn: {name}: {error!r}", file=sys.stderr)
+
+
+def counting_jobs(sweep: SweepRecord, sweep_path: Path) -> list[Result | KernelResult]:
+    """Measurements of a sweep's jobs that mean something, each once."""
+    paths = dict.fromkeys(Path(job.record) for job in sweep.jobs if job.is_recorded and job.record is not None)
+    records: list[Result | KernelResult] = []
+    for path in paths:
+        # The sweep's folder may have been moved, with its jobs in it.
+        moved = sweep_path.parent / path.parent.name / path.name
+        try:
+            record = load_record(path if path.exists() else moved)
+            if isinstance(record, (Result, KernelResult)) and problem(record) is None:
+                records.append(record)
+        except Exception as error:  # the sweep's record is worth more than one job in its pictures
+            print(f"Not drawn: {path}: {error!r}", file=sys.stderr)
+    return records
 
 
 def log_files(client: "MlflowClient", run_id: str, folder: Path) -> None:

@@ -1,17 +1,26 @@
-"""Pictures of results, drawn by matplotlib: on the report's page, and beside a run in MLflow."""
+"""Pictures of results, drawn by matplotlib: on the report's page, and beside a run or a sweep in MLflow."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptbench.config import BaselineConfig
+from gptbench.errors import UserError
+from gptbench.guard import check_value, walk
 from gptbench.record.charts import cost, speed
-from gptbench.record.charts.canvas import COLOURS, Run, Target, styled
+from gptbench.record.charts.canvas import COLOURS, INK, Run, Target, styled
 from gptbench.record.charts.cost import compile_bars
 from gptbench.record.kernels import KernelResult
-from gptbench.record.labels import labels
+from gptbench.record.labels import NAMED, labels, traits
 from gptbench.record.result import Result
+from gptbench.targets import instantiate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +34,10 @@ __all__ = [
     "Target",
     "compile_bars",
     "draw_compile_stages",
+    "in_order",
     "kernels_figure",
     "styled",
+    "targets_of",
     "write_figures",
 ]
 
@@ -69,7 +80,7 @@ CHARTS = (
         "mbu",
         "Memory bandwidth utilisation",
         "MBU: bytes per step over the time of a step over the read roof. 100 % is a step that takes no longer than "
-        "reading its bytes.",
+        "reading its bytes. A target is the MBU that the run would have at the target's tokens/s.",
         speed.mbu,
     ),
     Chart(
@@ -124,7 +135,7 @@ CHARTS = (
     ),
     Chart(
         "device_state",
-        "Clock, power and temperature",
+        "Clocks, power and temperature",
         "As the device told them during the samples; a cross is a reading in a sample during which power or heat held "
         "it back.",
         cost.device_state,
@@ -141,14 +152,71 @@ def kernels_figure(results: Sequence[KernelResult]) -> "Figure | None":
         return cost.kernel_rates(results)
 
 
-def single(result: Result) -> Run:
-    return Run(labels([result])[0], result)
+class Targets(Protocol):
+    """What `gptbench.compare` makes of a baseline."""
+
+    device: str
+
+    def targets(self, result: Result) -> dict[str, float]: ...
+
+
+@functools.lru_cache(maxsize=8)
+def own_baseline(section: str) -> Targets | None:
+    """Of a configuration's baseline, as JSON: the jobs of a sweep share one, which may have many rows. None where it is
+    of a version with other fields."""
+    try:
+        given = OmegaConf.create(json.loads(section))
+        if not isinstance(given, DictConfig):
+            return None
+        for name, value in walk(given, {}, BaselineConfig.GROUP):
+            check_value(name, value)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BaselineConfig), given))
+    except (OmegaConfBaseException, UserError):
+        return None
+    return cast(Targets, instantiate(cast(BaselineConfig, config)))
+
+
+def targets_of(result: Result, baselines: Sequence[Targets] = ()) -> tuple[Target, ...]:
+    """Of its own configuration and of other baselines, each once."""
+    own = own_baseline(json.dumps(result.config["baseline"])) if "baseline" in result.config else None
+    found = {
+        Target(metric, value, baseline.device): None
+        for baseline in [*([] if own is None else [own]), *baselines]
+        for metric, value in baseline.targets(result).items()
+    }
+    return tuple(found)
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """By model, the fastest first."""
+    models: dict[str, list[Run]] = {}
+    for run in runs:
+        models.setdefault(run.result.config["model"]["name"], []).append(run)
+    return [run for each in models.values() for run in sorted(each, key=lambda run: -run.tokens_per_s)]
+
+
+def runs_of(results: Sequence[Result]) -> list[Run]:
+    """Those of a single run, or of a sweep, with the targets of their own baselines."""
+    made = []
+    for label, result in zip(labels(results), results, strict=True):
+        targets: tuple[Target, ...] = ()
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of a version whose configuration was another one
+            targets = targets_of(result)
+        made.append(Run(label, result, targets))
+    return in_order(made)
+
+
+def shared_name(results: Sequence[Result]) -> str:
+    """What all of them have in common of what a record is called."""
+    found = [traits(result) for result in results]
+    return " ".join(found[0][key] for key in NAMED if len({each[key] for each in found}) == 1)
 
 
 def write(figure: "Figure", path: Path, title: str) -> None:
-    """Writes a PNG."""
+    """Writes a PNG. What stands above the chart already comes below the title."""
     with styled():
-        figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
+        text = "\n".join(each for each in (title, figure.get_suptitle()) if each)
+        figure.suptitle(text, fontsize="medium", color=INK, x=0.01, ha="left")
         figure.savefig(path, dpi=DPI)
 
 
@@ -156,16 +224,16 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
     """Writes a stacked bar of compile time by stage for each compilation, as PNG; False if there is nothing to draw."""
     if not compile_bars(result):  # then matplotlib need not be imported, which takes a quarter of a second
         return False
-    run = single(result)
+    run = Run(labels([result])[0], result)
     figure = COMPILE.draw([run])
     assert figure is not None
     write(figure, path, f"{COMPILE.title}: {run.label}, {result.environment.device}")
     return True
 
 
-def write_figures(result: Result | KernelResult, folder: Path) -> dict[str, Exception]:
-    """Writes every chart that a record alone has but that of compile time, as PNG. Returns what was raised by those
-    that could not be drawn: the others are there."""
+def write_figures(records: Sequence[Result | KernelResult], folder: Path) -> dict[str, Exception]:
+    """Writes every chart that some records together have, as PNG; of one alone not that of compile time, which is
+    beside them. Returns what was raised by those that could not be drawn: the others are there."""
     failed: dict[str, Exception] = {}
 
     def attempt(name: str, title: str, draw: Callable[[], "Figure | None"]) -> None:
@@ -177,11 +245,17 @@ def write_figures(result: Result | KernelResult, folder: Path) -> dict[str, Exce
         except Exception as error:  # a picture is not worth a record
             failed[name] = error
 
-    if isinstance(result, KernelResult):
-        attempt("kernels", KERNELS, lambda: kernels_figure([result]))
-    else:
-        run = single(result)
+    results = [record for record in records if isinstance(record, Result)]
+    kernels = [record for record in records if isinstance(record, KernelResult)]
+    if kernels:
+        attempt("kernels", KERNELS, lambda: kernels_figure(kernels))
+    if results:
+        try:
+            runs, shared = runs_of(results), shared_name(results)
+        except Exception as error:
+            return failed | {"charts": error}
         for chart in CHARTS:
-            if chart is not COMPILE:
-                attempt(chart.name, f"{chart.title}: {run.label}", functools.partial(chart.draw, [run]))
+            if chart is not COMPILE or len(records) > 1:
+                title = f"{chart.title}: {shared}" if shared else chart.title
+                attempt(chart.name, title, functools.partial(chart.draw, runs))
     return failed

@@ -8,6 +8,7 @@ second to import, and is imported where it is needed.
 
 import contextlib
 import functools
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptbench.record.labels import shortened
+from gptbench.record.labels import numbered, shortened
 from gptbench.record.result import Result
 from gptbench.record.statistics import sample_metrics, summary, valid_samples
 
@@ -43,7 +44,11 @@ FONT, SMALL = 10, 9
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels."""
 SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
-"""Characters: of names that stand beside their bar, of those above it, and of a line of the legend."""
+"""Characters: of names that stand beside their bar, of a line of those above it, and of a line of the legend."""
+NAME_LINES = 3
+"""Of a name, at most."""
+LINE_IN = 0.16
+"""Inches of a further line."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """A text that lines pass behind."""
 BAR = 0.5
@@ -154,6 +159,37 @@ def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how
         axes.scatter(x, y, marker=marker, **how)
 
 
+def fitted(names: Sequence[str], longest: int) -> list[str]:
+    """Names in lines of so many characters. They are all different before, and are so still: of those that are too long
+    for their lines, the middle is left out, and what is then equal is numbered.
+    """
+    made = [in_lines(name, longest) for name in names]
+    if len(set(made)) == len(made):
+        return made
+    number = len(f" #{len(made)}")
+    return numbered([in_lines(name, longest, number) for name in names])
+
+
+def in_lines(name: str, longest: int, spare: int = 0) -> str:
+    """A name in at most `NAME_LINES`, of which the last has room for some characters more."""
+    if len(name) <= longest - spare:
+        return name
+    for most in range(NAME_LINES * longest - spare, 0, -1):  # whole words leave lines half empty
+        lines = textwrap.wrap(shortened(name, most), longest, break_on_hyphens=False) or [""]
+        if len(lines) <= NAME_LINES and len(lines[-1]) <= longest - spare:
+            return "\n".join(lines)
+    raise AssertionError("one character fits")
+
+
+def lines_of(name: str) -> int:
+    return name.count("\n") + 1
+
+
+def bar_names(names: Sequence[str], values: Sequence[str]) -> list[str]:
+    """As they stand at their bars, on whose right the values stand."""
+    return list(names) if are_short(names) else fitted(names, LONGEST_NAME - max(map(len, values)))
+
+
 def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) -> tuple["Figure", "Axes"]:
     """A figure with a row for each bar, whose middle is at y = 0, 1, …: the first on top, with the bar's name and its
     value as text.
@@ -161,6 +197,7 @@ def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) 
     Args:
         rest_in: inches for all that is not a row.
     """
+    names = bar_names(names, values)
     figure = new_figure(rest_in + row_height(names) * len(names))
     axes = figure.subplots()
     name_rows(axes, names, values)
@@ -168,8 +205,9 @@ def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) 
 
 
 def row_height(names: Sequence[str]) -> float:
-    """Inches."""
-    return 0.3 if are_short(names) else 0.42
+    """Inches, of names as `bar_names` gives them."""
+    # A bar and what is above it share the row: a line more takes twice its height.
+    return 0.3 if are_short(names) else 0.42 + 2 * LINE_IN * (max(map(lines_of, names)) - 1)
 
 
 def are_short(names: Sequence[str]) -> bool:
@@ -177,7 +215,8 @@ def are_short(names: Sequence[str]) -> bool:
 
 
 def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None:
-    """Short names stand at the left of their bars, long ones above them; the values at the right."""
+    """Short names stand at the left of their bars, long ones above them; the values at the right. The names are as
+    `bar_names` gives them."""
     across = axes.get_yaxis_transform()
     if are_short(names):
         axes.set_yticks(range(len(names)), names)
@@ -188,7 +227,6 @@ def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None
         axes.set_yticks([])
         axes.set_ylim(len(names) - 0.6, -0.9)
         for row, (name, value) in enumerate(zip(names, values, strict=True)):
-            name = shortened(name, LONGEST_NAME - len(value))
             above: dict[str, Any] = {"transform": across, "va": "bottom", "fontsize": SMALL, "bbox": BEHIND}
             axes.text(0.008, row - BAR / 2 - 0.04, name, **above)
             axes.text(0.992, row - BAR / 2 - 0.04, value, ha="right", **above)
@@ -202,8 +240,10 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if drawn:
-        labels = [shortened(label, LONGEST_ENTRY) for label in drawn]
+        labels = fitted(list(drawn), LONGEST_ENTRY)
         columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns else columns
+        further = sum(map(lines_of, labels)) - len(labels)
+        figure.set_figheight(figure.get_figheight() + LINE_IN * further)
         figure.legend(list(drawn.values()), labels, loc="outside lower left", ncols=columns, **how)
 
 

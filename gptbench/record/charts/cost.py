@@ -16,6 +16,7 @@ from gptbench.record.charts.canvas import (
     GREEN,
     GREY,
     INK,
+    LINE_IN,
     LINES,
     LONGEST_NAME,
     MOST_LINES,
@@ -27,10 +28,13 @@ from gptbench.record.charts.canvas import (
     SMALL,
     YELLOW,
     Run,
+    bar_names,
     bar_rows,
     fastest,
+    fitted,
     ink_on,
     legend_below,
+    lines_of,
     mark,
     name_rows,
     new_figure,
@@ -39,7 +43,6 @@ from gptbench.record.charts.canvas import (
     tell_left_out,
 )
 from gptbench.record.kernels import KernelResult, kernel_metrics
-from gptbench.record.labels import shortened
 from gptbench.record.result import Result
 from gptbench.record.statistics import compilation_name, valid_samples
 
@@ -137,18 +140,23 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
     shown = fastest(there, MOST_PANELS)
     steps = [(run, run.result.breakdown) for run in shown if run.result.breakdown is not None]
     rows = [step_parts(step, run.result.roof.gb_per_s) for run, step in steps]
-    heights = [0.75 + row_height([part.name for part in parts]) * len(parts) for parts in rows]
+    values = [[f"{short(part.us)} µs" for part in parts] for parts in rows]
+    names = [bar_names([part.name for part in parts], own) for parts, own in zip(rows, values, strict=True)]
+    titles = fitted([run.label for run in shown], LONGEST_NAME) if len(there) > 1 else []
+    heights = [0.75 + row_height(each) * len(each) for each in names]
+    for panel, title in enumerate(titles):
+        heights[panel] += LINE_IN * lines_of(title)
     figure = new_figure(sum(heights) + 0.5)
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (run, step), parts in zip(panels, steps, rows, strict=True):
+    for panel, (axes, (_, step), parts) in enumerate(zip(panels, steps, rows, strict=True)):
         colours = [BLUE if part.is_kernel else GREY for part in parts]
         axes.barh(range(len(parts)), [part.us for part in parts], height=BAR, color=colours)
         known = [(part.least_us, row) for row, part in enumerate(parts) if part.least_us is not None]
         mark(axes, known, "|", s=160, color=RED, linewidths=3, label="least time: the bytes it reads at the read roof")
-        name_rows(axes, [part.name for part in parts], [f"{short(part.us)} µs" for part in parts])
+        name_rows(axes, names[panel], values[panel])
         axes.set_xlim(left=0)
         title = f"step at position {step.position}: {short(step.step_s * 1e6)} µs while profiled"
-        axes.set_title(f"{shortened(run.label, LONGEST_NAME)}\n{title}" if len(there) > 1 else title)
+        axes.set_title("\n".join([*titles[panel : panel + 1], title]))
     panels[-1].set_xlabel("µs of the step")
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure)
@@ -202,17 +210,22 @@ def energy(runs: Sequence[Run]) -> "Figure | None":
     return figure
 
 
-READINGS = {"clock_mhz": "clock, MHz", "power_w": "power, W", "temperature_c": "temperature, °C"}
+READINGS = {
+    "clock_mhz": "clock, MHz",
+    "memory_clock_mhz": "memory clock, MHz",
+    "power_w": "power, W",
+    "temperature_c": "temperature, °C",
+}
 
 
 def device_state(runs: Sequence[Run]) -> "Figure | None":
-    """Clock, power and temperature from sample to sample."""
+    """Clocks, power and temperature from sample to sample."""
     there = [run for run in runs if any(readings(sample) for sample in run.result.samples)]
     if not there:
         return None
     shown = fastest(there, MOST_LINES)
     told = [name for name in READINGS if any(name in readings(s) for run in shown for s in run.result.samples)]
-    figure = new_figure(1.0 + 1.35 * len(told) + 0.17 * len(shown))
+    figure = new_figure(1.0 + 1.45 * len(told) + 0.17 * len(shown))
     panels = figure.subplots(len(told), 1, squeeze=False, sharex=True)[:, 0]
     for axes, name in zip(panels, told, strict=True):
         for run, (colour, style) in zip(shown, LINES, strict=False):

@@ -11,8 +11,8 @@ from gptbench.record.charts.canvas import (
     BLUE,
     GREY,
     INK,
+    LINE_IN,
     LINES,
-    LONGEST_ENTRY,
     LONGEST_NAME,
     MOST_LINES,
     MOST_PANELS,
@@ -25,8 +25,10 @@ from gptbench.record.charts.canvas import (
     Run,
     bar_rows,
     fastest,
+    fitted,
     ink_on,
     legend_below,
+    lines_of,
     mark,
     name_log_ticks,
     new_figure,
@@ -35,7 +37,7 @@ from gptbench.record.charts.canvas import (
     time_unit,
     timed,
 )
-from gptbench.record.labels import names, shortened, traits, weights_of
+from gptbench.record.labels import names, traits, weights_of
 from gptbench.record.result import Result
 from gptbench.record.statistics import valid_samples
 
@@ -68,7 +70,7 @@ def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
     draw_bars(axes, shown, values, [run.spread("decode_tokens_per_s") for run in shown])
     rows = np.arange(len(shown))
     axes.scatter(limits, rows, marker="|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
-    draw_targets(axes, shown)
+    draw_targets(axes, shown, [1.0] * len(shown))
     axes.set_xlim(left=0)
     axes.set_xlabel("decode tokens/s")
     tell_left_out(figure, len(shown), len(there))
@@ -90,22 +92,27 @@ def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[
     axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label=SPREAD)
 
 
-def draw_targets(axes: "Axes", runs: list[Run]) -> None:
-    """Targets of decode as they are. The seed's figure takes in the prefill: beside its target stands the run's own."""
+def draw_targets(axes: "Axes", runs: list[Run], factors: list[float], told: str = "") -> float:
+    """Targets of decode, times each run's factor, which `told` tells of. The seed's figure takes in the prefill: beside
+    its target stands the run's own. Returns the greatest value."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row, run in enumerate(runs):
         for target in run.targets:
             if target.metric in ("decode_tokens_per_s", SEED):
                 what = "target" if target.metric != SEED else "target, prefill included"
-                points.setdefault(f"{what} ({target.device})", []).append((target.value, row))
+                points.setdefault(f"{what} ({target.device}){told}", []).append((factors[row] * target.value, row))
     for (label, known), marker in zip(points.items(), "Dsovd^<>", strict=False):
         mark(axes, known, marker, s=44, facecolors=PAPER, edgecolors=INK, zorder=3, label=label)
-    own = [(run.summary[SEED], row) for row, run in enumerate(runs) if SEED in {each.metric for each in run.targets}]
+    with_seed = [row for row, run in enumerate(runs) if SEED in {each.metric for each in run.targets}]
+    own = [(factors[row] * runs[row].summary[SEED], row) for row in with_seed]
     mark(axes, own, "D", s=18, color=INK, zorder=4, label="measured, prefill included")
+    drawn = sum(points.values(), own)
+    return max((value for value, _ in drawn), default=0.0)
 
 
 def mbu(runs: Sequence[Run]) -> "Figure | None":
-    """A bar for each run, and a line at the read roof."""
+    """A bar for each run, a line at the read roof, and targets: of tokens/s, as the share of the run's own roof that so
+    many would be, with the run's own bytes per step."""
     there = timed(runs)
     if not there:
         return None
@@ -115,7 +122,9 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
     figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} %" for value in values], rest_in=1.3)
     draw_bars(axes, shown, values, spreads)
     axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
-    axes.set_xlim(0, max(105.0, *(high * 1.03 for _, high in spreads)))
+    factors = [100 / run.limit_tokens_per_s for run in shown]
+    furthest = draw_targets(axes, shown, factors, ", of the run's own roof")
+    axes.set_xlim(0, max(105.0, 1.03 * furthest, *(1.03 * high for _, high in spreads)))
     axes.set_xlabel("% of the read roof, while decoding")
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure)
@@ -193,8 +202,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
         share = np.arange(1, len(seconds) + 1) / len(seconds) * 100
         kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
         p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))
-        told = f": p50 {short(p50)}, p99 {short(p99)} {unit}"
-        label = shortened(run.label, LONGEST_ENTRY - len(told)) + told
+        label = f"{run.label}: p50 {short(p50)}, p99 {short(p99)} {unit}"
         axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
         beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
     if max(medians) > WIDE * min(medians):
@@ -229,14 +237,17 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     if not maps:
         return None
     shown = list(maps.items())[:MOST_MAPS]
-    titles = names([dict(rest) for rest, _ in shown]) if len(maps) > 1 else [""]
-    heights = [0.75 + 0.34 * len(top_ks) for _, (_, top_ks, _) in shown]
+    titles = fitted(names([dict(rest) for rest, _ in shown]), LONGEST_NAME) if len(maps) > 1 else [""]
+    heights = [
+        0.75 + 0.34 * len(top_ks) + LINE_IN * (lines_of(title) - 1)
+        for title, (_, (_, top_ks, _)) in zip(titles, shown, strict=True)
+    ]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, title, (_, grid) in zip(panels, titles, shown, strict=True):
         draw_heat_map(axes, *grid)
         if title:
-            axes.set_title(shortened(title, LONGEST_NAME))
+            axes.set_title(title)
     tell_left_out(figure, len(shown), len(maps), "first")
     return figure
 
@@ -279,6 +290,8 @@ def draw_heat_map(axes: "Axes", columns: list[float], rows: list[float | None], 
     axes.set_ylabel("top_k")
 
 
+LONGEST_NOTE = 30
+"""Characters: of a line of a name beside its point."""
 QUALITIES = {"perplexity": "perplexity", "kl_divergence": "KL divergence from the reference, nats"}
 
 
@@ -300,12 +313,13 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
     if not panels:
         return None
     shown = panels[:MOST_PANELS]
+    over = fitted([title for title, _, _ in shown], LONGEST_NAME)
     figure = new_figure(0.2 + 3.0 * len(shown))
     each = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axes, (title, metric, known) in zip(each, shown, strict=True):
+    for axes, title, (_, metric, known) in zip(each, over, shown, strict=True):
         draw_pareto(axes, metric, known)
         if title:
-            axes.set_title(shortened(title, LONGEST_NAME))
+            axes.set_title(title)
     tell_left_out(figure, len(shown), len(panels), "first")
     legend_below(figure)
     for axes in each:
@@ -336,8 +350,10 @@ def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
         told = "on the front" if chosen else "behind it"
         some = [point for point in points if (point in best) is chosen]
         mark(axes, some, marker, s=42, color=colour, zorder=3, label=told)
-    for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
-        axes.annotate(shortened(name, 30), point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
+    notes = fitted(names([traits(run.result) for run in runs]), LONGEST_NOTE)
+    for name, point in zip(notes, points, strict=True):
+        if point in best or len(points) <= MOST_ROWS:  # of many, names would cover the points
+            axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
     axes.margins(x=0.15)
     axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
     axes.set_xlabel(f"{QUALITIES[metric]} (less is better)")
