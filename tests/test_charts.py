@@ -325,6 +325,12 @@ def test_names_of_neighbours_do_not_lie_on_each_other() -> None:
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
 
 
+def test_of_many_points_those_on_the_front_have_names() -> None:
+    sweep = [made_result(quant=("none", "int8")[n % 2], temperature=n / 100, perplexity=10 + n) for n in range(30)]
+    (axes,) = draw("pareto", *sweep).axes
+    assert [text.get_text() for text in axes.texts] == ["bfloat16 temperature=greedy"]
+
+
 def of_another(what: str, result: Result) -> Result:
     """Measured like the others, but for one thing."""
     assert result.quality is not None
