@@ -530,7 +530,7 @@ class MLflowConfig(TrackingConfig):
     retries: int = 2
     """How often a failed request is tried again."""
     figures: bool = True
-    """Whether the report's charts of a run are drawn and logged with it."""
+    """Whether the report\'s charts of a run, or of the jobs of a sweep together, are drawn and logged with it."""
 
     def check(self) -> None:
         if not self.experiment:

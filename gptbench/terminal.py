@@ -191,7 +191,9 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
     units = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
     told = [f"{number(medians[name])} {unit}" for name, unit in units.items() if name in medians]
     if told:
-        when = "during" if medians.get("power_w") is not None else "around"  # a CPU is not read meanwhile
+        states = [sample.state for sample in valid_samples(result) if sample.state is not None]
+        # A CPU is not read meanwhile, nor a GPU in samples that are over before the first reading.
+        when = "during" if any(len(state.at_s) > 2 for state in states) else "around"
         console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
     if (held_back := throttling(result.samples)) is not None:
         console.print(held_back, style="yellow")

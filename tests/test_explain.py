@@ -314,7 +314,9 @@ def test_near_the_roof_only_fewer_bytes_help() -> None:
 def test_the_devices_state_and_the_hosts_time_are_told() -> None:
     state = DeviceState(at_s=[0.0, 0.1], clock_mhz=[1500.0, 1980.0], throttled=["power cap"], throttled_s=0.1)
     notes = explain(run(KERNELS, state=state)).notes
-    assert any("2 of 2 samples were throttled: power cap. Cooler" in note for note in notes)
+    assert any(
+        "2 of 2 samples were throttled: power cap, 0.2 s by the device's counters. Cooler" in note for note in notes
+    )
     assert any("from 1500 to 1980 MHz" in note for note in notes)
     assert not any("beyond prefill" in note for note in notes)
     result = run(KERNELS)

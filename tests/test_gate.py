@@ -265,7 +265,7 @@ def test_throttled_samples_are_told_of_a_baseline_and_of_what_passes(tmp_path: P
     slow.samples[1].state = DeviceState([0.0], [1980.0], [], [], [], ["power cap"], 0.3)
     config = baseline_of(slow)
     (row,) = config.rows
-    assert config.rows[row].throttled == "1 of 4 samples were throttled: power cap"
+    assert config.rows[row].throttled == "1 of 4 samples were throttled: power cap, 0.3 s by the device's counters"
     assert gate(config, found(steady())).remarks == [f"{row}: baseline, {config.rows[row].throttled}"]
     assert gate(baseline_of(steady()), found(slow)).remarks == [f"{row}: now, {config.rows[row].throttled}"]
 
@@ -773,3 +773,7 @@ def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     file.write_text(text.replace("device: ", "device: Not ", 1))
     code, _, shown = gptbench("gate", "--baseline", "mine.yaml", record)
     assert code == 2 and "never compared across devices" in shown
+    file.write_text(text.replace("- workload.new_tokens=4\n", "- workload.new_tokens=1\n", 1))
+    code, _, shown = gptbench("gate", "--baseline", "mine.yaml")
+    assert code == 2 and "workload.new_tokens=1: expected a number" in shown, shown
+    assert "it cannot be measured; the message above says why" in shown and "Traceback" not in shown

@@ -227,11 +227,13 @@ def test_state_and_energy_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     result = made_result()
     result.config["task"] = {"energy": True}
-    result.samples[2].state = DeviceState([0.0], [1980.0], [], [600.0], [50.0], ["power cap"], 0.01)
+    result.samples[2].state = DeviceState(
+        [0.0, 0.16, 0.2], [1200.0, 1980.0, 1300.0], [], [100.0, 600.0, 610.0], [40.0, 50.0, 52.0], ["power cap"], 0.01
+    )
     show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))
     told = capsys.readouterr().err
     assert "during the samples 1980 MHz, 600 W, 50 °C (median)" in told
-    assert "1 of 3 samples were throttled: power cap" in told
+    assert "1 of 3 samples were throttled: power cap, 0.01 s" in told
     assert "energy not measured" in told
     result.energy = Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000))
     show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))

@@ -10,7 +10,7 @@ import pytest
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.measure import sensors
-from gptbench.measure.sensors import THROTTLING, CpuSensor, NvmlSensor, Reading, Sensor, sensor_of, watched
+from gptbench.measure.sensors import THROTTLING, CpuSensor, DeviceState, NvmlSensor, Reading, Sensor, sensor_of, watched
 
 
 class NVMLError(Exception):
@@ -103,7 +103,9 @@ def cpu_system(root: Path) -> Path:
         ("intel-rapl:0", "package-0", 100),
         ("intel-rapl:1", "package-1", 200),
         ("intel-rapl:0:0", "core", 50),
+        ("intel-rapl:1:0", "dram", 30),
         ("intel-rapl:2", "psys", 900),
+        ("intel-rapl-mmio:0", "package-0", 101),
     ):
         write(powercap / zone / "energy_uj", joules * 10**6)
         write(powercap / zone / "max_energy_range_uj", 1000 * 10**6)
@@ -115,14 +117,14 @@ def test_a_cpu_is_read_from_sysfs(tmp_path: Path) -> None:
     sensor = CpuSensor(cpu_system(tmp_path))
     assert sensor.read().clock_mhz == 2500.0
     assert sensor.held_back_s() == {"thermal slowdown": 0.07}
-    assert sensor.counter == "powercap"
-    assert sensor.energy_j() == 300.0, "both packages, neither their parts nor the whole board"
+    assert sensor.counter == "powercap (package-0, package-1, package-1 dram)"
+    assert sensor.energy_j() == 330.0, "packages once, memory, neither a package's parts nor the whole board"
 
 
 def test_a_counter_that_starts_again_goes_on(tmp_path: Path) -> None:
     sensor = CpuSensor(cpu_system(tmp_path))
     zone = tmp_path / "class/powercap/intel-rapl:1/energy_uj"
-    for now, total in ((900, 1000), (50, 1150), (60, 1160), (10, 2110)):
+    for now, total in ((900, 1030), (50, 1180), (60, 1190), (10, 2140)):
         write(zone, now * 10**6)
         assert sensor.energy_j() == total
 
@@ -169,6 +171,14 @@ def test_a_state_has_what_was_read_before_and_after() -> None:
     assert len(state.at_s) == 2
     assert state.throttled == ["power cap"], "its counter has grown"
     assert state.throttled_s == 0.25
+
+
+def test_power_counts_once_it_has_settled() -> None:
+    """As an H100 told it: the first readings are of the idle time before."""
+    state = DeviceState([0.0, 0.05, 0.1, 0.15, 0.2, 0.21], power_w=[120.0, 120.0, 347.0, 571.0, 575.0, 574.0])
+    assert state.during("power_w") == [571.0, 575.0]
+    assert DeviceState([0.0, 0.011], power_w=[121.0, 122.0]).during("power_w") == []
+    assert DeviceState([0.0, 0.011], clock_mhz=[1980.0, 1970.0]).during("clock_mhz") == [1980.0, 1970.0]
 
 
 def test_a_counter_that_stands_still_marks_nothing() -> None:

@@ -50,12 +50,14 @@ class Sample:
 
 
 def throttling(samples: Sequence[Sample]) -> str | None:
-    """How many were held back by power or heat, and by what of it; None where none was."""
+    """How many were held back by power or heat, by what of it, and how long; None where none was."""
     states = [sample.state for sample in samples if sample.state is not None and sample.throttled]
     if not states:
         return None
     reasons = sorted({reason for state in states for reason in state.throttled})
-    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}"
+    seconds = sum(state.throttled_s or 0.0 for state in states)
+    told = f", {seconds:.2g} s by the device's counters" if seconds else ""
+    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}{told}"
 
 
 @dataclass

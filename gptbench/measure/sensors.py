@@ -22,7 +22,9 @@ from gptbench.device import Device
 T = TypeVar("T")
 
 INTERVAL_S = 0.05
-"""Between two readings of a GPU during a sample. NVML renews power and clocks about as often."""
+"""Between two readings of a GPU during a sample. NVML renews clocks about as often, and power every 0.1 s."""
+POWER_SETTLES_S = 0.15
+"""From the beginning of a load until every reading of NVML's power is of the load (an H100: LOG.md)."""
 
 THROTTLING = {
     "power cap": "SwPowerCap",
@@ -67,8 +69,12 @@ class DeviceState:
 
     def during(self, name: str) -> list[float]:
         """Of the readings of that name, those between the first and the last, which are taken outside of the timed
-        region; all, where there is none between: of a CPU, or a sample of less than `INTERVAL_S`."""
+        region; all, where there is none between: of a CPU, or a sample of less than `INTERVAL_S`. Of power, only what
+        was read after it had settled: none of a sample that is too short for it."""
         readings: list[float] = getattr(self, name)
+        if name == "power_w":
+            settled = [value for second, value in zip(self.at_s, readings, strict=False) if second >= POWER_SETTLES_S]
+            return settled[:-1]
         return readings[1:-1] if len(readings) > 2 else readings
 
 
@@ -173,15 +179,11 @@ class CpuSensor(Sensor):
         cores = system / "devices/system/cpu"
         self.clocks = sorted(cores.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
         self.throttle_times = sorted(cores.glob("cpu[0-9]*/thermal_throttle/core_throttle_total_time_ms"))
-        self.packages = sorted(path.parent for path in (system / "class/powercap").glob("*:[0-9]*/energy_uj"))
-        # intel-rapl:0 is a package, intel-rapl:0:0 a part of it; psys, the whole board, would count all again.
-        self.packages = [
-            path for path in self.packages if path.name.count(":") == 1 and first_line(path / "name") != "psys"
-        ]
+        self.zones = counted_zones(system / "class/powercap")
         self.last: dict[Path, float] = {}
         self.wrapped: dict[Path, float] = {}
         try:
-            self.counter = "powercap" if self.packages and self.energy_j() >= 0 else None
+            self.counter = f"powercap ({', '.join(self.zones)})" if self.zones and self.energy_j() >= 0 else None
         except (OSError, ValueError):  # for root alone
             self.counter = None
 
@@ -195,21 +197,37 @@ class CpuSensor(Sensor):
         return Reading(clock_mhz=clock)
 
     def energy_j(self) -> float:
-        if not self.packages:
+        if not self.zones:
             raise RuntimeError("this machine has no counter of its energy")
         total = 0.0
-        for package in self.packages:
-            now = float((package / "energy_uj").read_text())
-            if now < self.last.get(package, 0.0):  # it starts again from 0 where it has no more digits
-                most = float((package / "max_energy_range_uj").read_text())
-                self.wrapped[package] = self.wrapped.get(package, 0.0) + most
-            self.last[package] = now
-            total += now + self.wrapped.get(package, 0.0)
+        for zone in self.zones.values():
+            now = float((zone / "energy_uj").read_text())
+            if now < self.last.get(zone, 0.0):  # it starts again from 0 where it has no more digits
+                most = float((zone / "max_energy_range_uj").read_text())
+                self.wrapped[zone] = self.wrapped.get(zone, 0.0) + most
+            self.last[zone] = now
+            total += now + self.wrapped.get(zone, 0.0)
         return total / 1e6
 
     def held_back_s(self) -> dict[str, float]:
         times = [number for path in self.throttle_times if (number := whole_number(path)) is not None]
         return {"thermal slowdown": max(times) / 1e3} if times else {}
+
+
+def counted_zones(powercap: Path) -> dict[str, Path]:
+    """Zones of the powercap interface that together count each joule once, by name: packages, and the memory beside
+    them. Parts of a package, such as its cores, are in it; psys is the whole board. Two control types may have zones of
+    one name, intel-rapl and intel-rapl-mmio: two ways to read the same counter, of which the first is taken."""
+    found: dict[str, Path] = {}
+    zones = (each.parent for each in powercap.glob("*:[0-9]*/energy_uj"))
+    for path in sorted(zones, key=lambda zone: (len(zone.name), zone.name)):
+        name = first_line(path / "name")
+        parts = path.name.split(":")
+        if len(parts) == 2 and name != "psys":
+            found.setdefault(name or path.name, path)
+        elif len(parts) == 3 and name == "dram":
+            found.setdefault(f"{first_line(path.parent / ':'.join(parts[:2]) / 'name')} dram", path)
+    return found
 
 
 def first_line(path: Path) -> str:
