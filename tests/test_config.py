@@ -60,7 +60,9 @@ def test_every_shipped_option_composes(option: str) -> None:
     "file", sorted(conf_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_yaml_files_hold_values_only_and_few(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 20
+    text = file.read_text()
+    recorded = text.startswith("# gptbench gate --record ")  # as many as there are metrics, and edited by nobody
+    assert recorded or len(text.splitlines()) <= 20
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (conf_folder() / "experiment").glob("*.yaml")])

@@ -38,9 +38,9 @@ from gptbench.record.statistics import METRICS, sample_metrics, state_metrics, s
 from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
-START_SPREAD = {"cuda": 0.006, "cpu": 0.05}
+START_SPREAD = {"cuda": 0.006, "cpu": 0.11}
 """Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
-H100, and of one on a CPU of which others have some, too (LOG.md). A single run's samples do not show it."""
+H100, and of one on a part of a shared CPU (LOG.md). A single run's samples do not show it."""
 CLOCKS_APART = 0.005
 """Share by which clocks must differ to be told."""
 
