@@ -237,7 +237,7 @@ def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_roof", "one_thread")
 def test_a_run_records_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quality = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=12, breakdown=True)
-    tracking = MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow")
+    tracking = MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", figures=False)
     of = replace(config(tmp_path), task=quality, tracking=tracking)
     result = run(of, tmp_path)
     assert result.breakdown is not None and result.quality is not None
@@ -305,7 +305,9 @@ def test_many_kernels_are_shown_as_fifteen_rows(capsys: pytest.CaptureFixture[st
 
 def test_logged_later_it_has_its_trace(tmp_path: Path) -> None:
     result = replace(made_result(), breakdown=MADE)
-    tracker = MLflowTracker(MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow"), tmp_path / "outputs")
+    tracker = MLflowTracker(
+        MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", figures=False), tmp_path / "outputs"
+    )
     tracker.log(result, result.save(tmp_path))
     (logged,) = (tmp_path / "outputs" / "mlartifacts").rglob("trace.json")
     check_trace(json.loads(logged.read_text()), MADE)

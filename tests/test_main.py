@@ -11,6 +11,7 @@ import pytest
 from gptbench.record import Result
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_CHARTS = "tracking.figures=false"  # they take longer to draw than such runs take
 QUICK = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=8", "workload.samples=2"]
 
 
@@ -71,7 +72,8 @@ def test_the_default_runs_trained_weights_and_shows_what_they_wrote(tmp_path: Pa
 def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    done = gptbench(tmp_path, *QUICK, "-m", "engine=eager", "sampling.top_k=5,50", "sampling.temperature=0.5,1")
+    swept = ["sampling.top_k=5,50", "sampling.temperature=0.5,1"]
+    done = gptbench(tmp_path, *QUICK, "-m", "engine=eager", *swept, NO_CHARTS)
     assert done.returncode == 0, done.stderr
     *lines, whole = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(results(tmp_path)) == whole["jobs"] == whole["recorded"] == 4
@@ -149,7 +151,7 @@ def test_a_model_of_ones_own_is_one_yaml_and_its_command_repeats_it(tmp_path: Pa
 
 
 def test_a_server_that_is_away_loses_nothing(tmp_path: Path) -> None:
-    away = ["tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2", "tracking.retries=0"]
+    away = ["tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2", "tracking.retries=0", NO_CHARTS]
     done = gptbench(tmp_path, *QUICK, "engine=eager", *away)
     assert done.returncode == 0, done.stderr
     (path,) = results(tmp_path)
