@@ -12,7 +12,7 @@ environment, and any server that an address names.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -26,6 +26,8 @@ from omegaconf.resolvers import oc
 
 from gptbench.config import Config, Section
 from gptbench.errors import ConfigError
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 VARIABLES = ("HOME", "USER", "TMPDIR")
 PREFIX = "GPTBENCH_"
@@ -281,6 +283,21 @@ def check_value(name: str, value: Any) -> None:
         raise ConfigError(name, value, "a folder below hydra.sweep.dir")
     if name in ("workload.prompt_file", "task.text_file") and value and may_be_a_process(value):  # it is recorded
         raise ConfigError(name, value, "a known file outside of /proc, which holds the environment")
+
+
+def read_section(given: DictConfig, section: type[AnySection]) -> AnySection:
+    """A section that no command line composed: of a file, or of a record. Nothing in it is built, and it may refer to
+    nothing outside of it but what is allowed to any.
+
+    Raises:
+        UserError: something in it is refused.
+        OmegaConfBaseException: it has a field that the section has not, or one holds what it cannot.
+    """
+    for name, value in walk(given, {}, section.GROUP):
+        check_value(name, value)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), given))
+    assert isinstance(config, section)
+    return config
 
 
 def may_be_a_process(file: str) -> bool:

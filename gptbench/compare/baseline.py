@@ -16,7 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.errors import ConfigError, UserError
-from gptbench.guard import check_value, walk
+from gptbench.guard import read_section
 from gptbench.measure.environment import Environment
 from gptbench.paths import conf_folder
 from gptbench.record import Result
@@ -182,15 +182,12 @@ def parse_baseline(text: str) -> BaselineConfig:
         given = OmegaConf.create(text)
         if not isinstance(given, DictConfig):
             raise UserError("not a baseline: expected fields and values")
-        for name, value in walk(given, {}, BaselineConfig.GROUP):
-            check_value(name, value)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BaselineConfig), given))
+        config = read_section(given, BaselineConfig)
     except YAMLError as error:
         raise UserError(f"not a baseline: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         # Its cause would be told in its place: see `explain`.
         raise UserError(f"not a baseline: {explain(error)}") from None
-    assert isinstance(config, BaselineConfig)
     for row in config.rows:
         check_overrides(f"baseline.rows.{row}.overrides", config.rows[row].overrides)
     return config

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptbench.config import BaselineConfig
 from gptbench.errors import UserError
-from gptbench.guard import check_value, walk
+from gptbench.guard import read_section
 from gptbench.record.charts import cost, speed
 from gptbench.record.charts.canvas import COLOURS, INK, Run, Target, styled
 from gptbench.record.charts.cost import compile_bars
@@ -168,12 +168,10 @@ def own_baseline(section: str) -> Targets | None:
         given = OmegaConf.create(json.loads(section))
         if not isinstance(given, DictConfig):
             return None
-        for name, value in walk(given, {}, BaselineConfig.GROUP):
-            check_value(name, value)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BaselineConfig), given))
+        config = read_section(given, BaselineConfig)
     except (OmegaConfBaseException, UserError):
         return None
-    return cast(Targets, instantiate(cast(BaselineConfig, config)))
+    return cast(Targets, instantiate(config))
 
 
 def targets_of(result: Result, baselines: Sequence[Targets] = ()) -> tuple[Target, ...]:
