@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 import torch
 
@@ -19,6 +20,10 @@ from gptbench.config import register
 from gptbench.guard import install
 from gptbench.paths import conf_folder
 from tests.warm import Warm
+
+# A script's background ignores Ctrl-C, and so would what tests start in it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
