@@ -37,7 +37,7 @@ from gptbench.record.charts import (
     write_figures,
 )
 from gptbench.record.charts import runs_of as runs_with_targets
-from gptbench.record.labels import labels
+from gptbench.record.labels import labels, names
 from gptbench.record.outcome import Outcome, Status
 from gptbench.record.result import Result
 from gptbench.record.statistics import sample_metrics, summary
@@ -761,3 +761,10 @@ def test_charts_have_names_and_texts() -> None:
     assert len({chart.name for chart in CHARTS}) == len(CHARTS)
     for chart in CHARTS:
         assert all(getattr(chart, field.name) for field in dataclasses.fields(chart))
+
+
+def test_a_prompt_is_told_only_where_it_tells_runs_apart() -> None:
+    """Starts of one configuration with one prompt, beside those of another with another."""
+    first, second = {"model": "a", "prompt": "1"}, {"model": "b", "prompt": "2"}
+    assert names([first, first, second]) == ["a #1", "a #2", "b"]
+    assert names([first, first | {"prompt": "3"}, second]) == ["a prompt=1", "a prompt=3", "b prompt=2"]

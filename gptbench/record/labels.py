@@ -29,11 +29,13 @@ def labels(records: Iterable[Recorded]) -> list[str]:
 
 def names(found: list[dict[str, str]]) -> list[str]:
     """As `labels`, for traits. Equal names are numbered."""
-    made: list[str] = []
-    for told in range(len(LAST) + 1):
-        made = worded([{key: value for key, value in each.items() if key not in LAST[told:]} for each in found])
-        if len(set(made)) == len(made):
-            break
+    left = set(LAST)
+    made = worded([{key: value for key, value in each.items() if key not in left} for each in found])
+    for trait in LAST:
+        more = worded([{key: value for key, value in each.items() if key not in left - {trait}} for each in found])
+        if len(set(more)) > len(set(made)):  # else it tells nothing that the others do not
+            made = more
+            left.remove(trait)
     return numbered(made)
 
 
