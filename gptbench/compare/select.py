@@ -97,10 +97,7 @@ def from_file(path: Path) -> list[Found]:
 
 def jobs_of(sweep: SweepRecord, folder: Path) -> list[Found]:
     """Records of a sweep's jobs; the folder is its own."""
-    jobs = [Path(job.record) for job in sweep.jobs if job.record is not None]
-    # It may have been moved, with the jobs in it.
-    paths = [job if job.exists() else folder / job.parent.name / job.name for job in jobs]
-    return [Found(job, load_record(job)) for job in dict.fromkeys(paths)]
+    return [Found(job, load_record(job)) for job in sweep.job_records(folder)]
 
 
 def from_folder(folder: Path, unread: Callable[[str], None]) -> list[Found]:

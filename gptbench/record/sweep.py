@@ -44,6 +44,12 @@ class SweepRecord(Recorded):
         """How many jobs came to what: 5 recorded, 1 failed."""
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
 
+    def job_records(self, folder: Path) -> list[Path]:
+        """Files of what the jobs came to, each once. The folder is the sweep's own: it may have been moved, with the
+        jobs in it."""
+        paths = dict.fromkeys(Path(job.record) for job in self.jobs if job.record is not None)
+        return [path if path.exists() else folder / path.parent.name / path.name for path in paths]
+
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
         keys = self.swept_keys

@@ -612,13 +612,10 @@ def draw(records: list[Result | KernelResult], folder: Path) -> None:
 
 def counting_jobs(sweep: SweepRecord, sweep_path: Path) -> list[Result | KernelResult]:
     """Measurements of a sweep's jobs that mean something, each once."""
-    paths = dict.fromkeys(Path(job.record) for job in sweep.jobs if job.is_recorded and job.record is not None)
     records: list[Result | KernelResult] = []
-    for path in paths:
-        # The sweep's folder may have been moved, with its jobs in it.
-        moved = sweep_path.parent / path.parent.name / path.name
+    for path in sweep.job_records(sweep_path.parent):
         try:
-            record = load_record(path if path.exists() else moved)
+            record = load_record(path)
             if isinstance(record, (Result, KernelResult)) and problem(record) is None:
                 records.append(record)
         except Exception as error:  # the sweep's record is worth more than one job in its pictures

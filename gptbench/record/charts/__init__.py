@@ -250,7 +250,7 @@ def write_figures(records: Sequence[Result | KernelResult], folder: Path) -> dic
     if results:
         try:
             runs, shared = runs_of(results), shared_name(results)
-        except Exception as error:
+        except Exception as error:  # of an older record, whose fields were others: as above, no picture is worth it
             return failed | {"charts": error}
         for chart in CHARTS:
             if chart is not COMPILE or len(records) > 1:
