@@ -23,6 +23,10 @@ class ConfigError(UserError):
         self.field, self.value, self.expected = field, value, expected
 
 
+class InputError(UserError):
+    """A file that cannot be read, or does not hold what it should. Names the file and what is wrong with it."""
+
+
 class DoesNotFitError(UserError):
     """A run that needs more memory than the device has."""
 

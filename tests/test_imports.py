@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "gptbench"
 ORDER = (
     "errors",
     "paths",
+    "inputs",
     "architecture",
     "config",
     "guard",

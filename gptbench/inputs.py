@@ -1,0 +1,94 @@
+"""Reads files that somebody else wrote, whatever they are: never without end, and never with a traceback.
+
+A FIFO, a device, a sparse file of a terabyte, text in another encoding, JSON that nests ten thousand levels deep: each
+is an `InputError` that names the file and what is wrong with it. Everything that gptbench reads and did not just write
+itself (prompts, checkpoints' JSON, tokenizers, records, baselines, cache files) goes through here.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gptbench.errors import InputError
+
+MAX_JSON_BYTES = 256 * 2**20
+"""Larger than any record or tokenizer that was seen; smaller than what takes all memory when parsed."""
+
+
+def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
+    """Opens a regular file for reading; symbolic links are followed.
+
+    Args:
+        max_bytes: size in bytes above which the file is refused; None for no limit.
+
+    Raises:
+        InputError: the file is missing, unreadable, not a regular file, or larger than `max_bytes`.
+    """
+    try:
+        # Opening a FIFO for reading would wait for a writer, for ever; O_NONBLOCK returns at once.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    file = os.fdopen(descriptor, "rb") if not stat.S_ISDIR(os.fstat(descriptor).st_mode) else None
+    if file is None:
+        os.close(descriptor)
+        raise InputError(f"{path}: a folder, and a file was expected")
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise InputError(f"{path}: not a regular file (a FIFO, socket or device), which could be without end")
+    if max_bytes is not None and status.st_size > max_bytes:
+        file.close()
+        raise InputError(f"{path}: {status.st_size:,} bytes, and at most {max_bytes:,} are read")
+    return file
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        InputError: see `open_regular`; or the file grew past `max_bytes` while it was read.
+    """
+    with open_regular(path, max_bytes) as file:
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+    if len(content) > max_bytes:
+        raise InputError(f"{path}: more than {max_bytes:,} bytes, the most that are read")
+    return content
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of a regular file in UTF-8, without a byte order mark; line ends stay as they are.
+
+    Raises:
+        InputError: see `read_bytes`; or the file is not UTF-8.
+    """
+    try:
+        return read_bytes(path, max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 (byte {error.start})") from error
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """The value in a regular JSON file.
+
+    Raises:
+        InputError: see `read_text`; or the file is not JSON, nests too deeply, or holds an integer of too many digits.
+    """
+    text = read_text(path, max_bytes)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{path}: JSON that nests too deeply") from error
+    except ValueError as error:  # a JSONDecodeError, or an integer of more digits than Python converts
+        raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a value read from JSON is a number, and neither NaN nor infinite; a bool is no number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
