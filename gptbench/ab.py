@@ -25,7 +25,7 @@ from gptbench.device import Device
 from gptbench.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch, prepare
-from gptbench.measure.samples import Sample, take_sample, warm_up
+from gptbench.measure.samples import Sample, sample_seed, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.prompt import make_tokenizer, with_prompt
@@ -130,7 +130,8 @@ class Contender:
     def sample(self, number: int, watch: CompileWatch) -> Sample:
         """One more; the two sides' samples of the same number draw from the same seed."""
         self.device.use()
-        return take_sample(self.engine, self.workload, self.workload.config.seed + number, watch, self.sensor)
+        seed = sample_seed(self.workload.config.seed, number)
+        return take_sample(self.engine, self.workload, seed, watch, self.sensor)
 
 
 def block(number: int) -> str:

@@ -271,7 +271,7 @@ class SamplingConfig(Section):
     temperature: float = 1.0
     """The logits are divided by it; 0 takes the most likely token."""
     top_k: int | None = None
-    """Only the k most likely tokens, or null for all."""
+    """Only the k most likely tokens, and all whose logit equals that of the last of them; or null for all."""
     top_p: float | None = None
     """Only the smallest set of most likely tokens whose probability reaches p, or null for all."""
     stop_tokens: list[int] = field(default_factory=list)
@@ -430,7 +430,8 @@ class WorkloadConfig(Section):
     batch_size: int = 1
     """B, sequences decoded at once."""
     seed: int = 1234
-    """Seeds the random weights, and with the sample's number added the drawing of tokens."""
+    """Seeds the random weights and random prompts, and, hashed with the sample's number, the drawing of its tokens: runs
+    with different seeds share no sample."""
 
     def check(self) -> None:
         given = [name for name in ("prompt", "prompt_text", "prompt_file") if getattr(self, name)]

@@ -25,7 +25,14 @@ from gptbench.measure.compilation import (
 )
 from gptbench.measure.environment import environment
 from gptbench.measure.roof import read_roof
-from gptbench.measure.samples import StillCompilingError, all_finite, take_sample, take_samples, warm_up
+from gptbench.measure.samples import (
+    StillCompilingError,
+    all_finite,
+    sample_seed,
+    take_sample,
+    take_samples,
+    warm_up,
+)
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate
 from tests.models import DENSE, make_model
@@ -106,6 +113,22 @@ def test_sample_holds_what_the_engine_did() -> None:
     assert first.compiles == 0
     assert first.allocations is None
     assert first.peak_memory_bytes > 50e6
+
+
+def test_runs_with_neighbouring_seeds_share_no_sample() -> None:
+    """Nor does any seed share one with itself, and what is drawn is the same in every version."""
+    seeds = [sample_seed(seed, number) for seed in (*range(20), 2**31 - 1) for number in range(50)]
+    assert len(set(seeds)) == len({seed % 2**32 for seed in seeds}) == len(seeds)
+    assert sample_seed(1234, 0) == 6882349382922872486
+    on = device()
+    engine = make_engine(EAGER, on)
+    with CompileWatch() as watch:
+        drawn = []
+        for seed in (5, 6):
+            workload = make_workload(on)
+            workload.config.seed = seed
+            drawn += [sample.tokens[0] for sample in take_samples(engine, workload, watch, lambda _: None)]
+    assert len({tuple(tokens) for tokens in drawn}) == 6
 
 
 def test_a_sample_that_compiles_is_marked() -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from gptbench.engine import Engine
@@ -72,6 +73,12 @@ class WarmUp:
 
 class StillCompilingError(RuntimeError):
     """Every warm-up generation compiled something."""
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """What sample `number` of a workload draws its tokens with. Hashed, not added up, so that runs whose seeds are
+    neighbours share no sample (numpy's `SeedSequence`, which is the same in every version)."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
 
 
 def take_sample(
@@ -143,7 +150,7 @@ def take_samples(
     """The workload's samples; `done` is told of each, outside the timed region."""
     samples = []
     for index in range(workload.config.samples):
-        samples.append(take_sample(engine, workload, workload.config.seed + index, watch, sensor))
+        samples.append(take_sample(engine, workload, sample_seed(workload.config.seed, index), watch, sensor))
         done(samples[-1])
     return samples
 
