@@ -1,5 +1,6 @@
 """The kernel that draws a token, against its twin and against plain Python. Without a GPU, in Triton's interpreter."""
 
+import random
 from dataclasses import astuple, dataclass
 from itertools import accumulate
 
@@ -222,7 +223,7 @@ def test_kept_tokens_are_exactly_the_expected_ones(
     ],
     ids=str,
 )
-def test_of_equal_logits_the_lower_ids_are_kept(
+def test_of_equal_logits_top_k_keeps_all_and_top_p_the_lower_ids(
     monkeypatch: pytest.MonkeyPatch, chosen: dict[str, float], block: int
 ) -> None:
     """All equal, as zeros of both signs; and 30 large ones among equals, which thresholds cut or fall between."""
@@ -236,6 +237,31 @@ def test_of_equal_logits_the_lower_ids_are_kept(
         drawn = kernel_tokens(logits, numbers, **chosen)
         assert drawn == twin_tokens(logits, numbers, **chosen)
         assert drawn == [kept[place] for kept in expected]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_logits_and_settings_with_ties(seed: int) -> None:
+    """The middle of a share draws its token: of the rarest ones, which lie at the border, the first and the last."""
+    chance = random.Random(seed)
+    for _ in range(9):
+        vocab = chance.choice([17, 97, 300])
+        logits = normal_logits(1, vocab, chance.choice([1.0, 2.0, 4.0]), seed=chance.randrange(2**31)).round()
+        if chance.random() < 0.3:
+            logits[:, chance.sample(range(vocab), vocab // 2)] = -torch.inf
+        chosen = {"temperature": chance.choice([0.3, 0.7, 1.0, 20.0]), "top_k": chance.choice([1, 2, 5, 11, vocab - 1])}
+        if chance.random() < 0.5:
+            chosen["top_p"] = chance.choice([1e-6, 0.31, 0.55, 0.9])
+        kept = kept_by_hand(logits[0], chosen)
+        middles = {token: end - kept[token] / 2 for token, end in zip(kept, accumulate(kept.values()), strict=True)}
+        seen = [token for token in kept if kept[token] > 2 * ROUNDING]
+        rarest = [token for token in seen if kept[token] == min(map(kept.__getitem__, seen))]
+        expected = [rarest[0], rarest[-1], chance.choice(seen)]
+        uniform = torch.tensor([0.0, BELOW_ONE, *map(middles.__getitem__, expected)]).unsqueeze(1)
+        rows = logits.expand(len(uniform), -1)
+        first, last, *drawn = kernel_tokens(rows, uniform, **chosen)
+        assert drawn == expected, (vocab, chosen)
+        assert drawn == twin_tokens(rows, uniform, **chosen)[2:], (vocab, chosen)
+        assert {first, last} <= set(kept), (vocab, chosen)
 
 
 @pytest.mark.parametrize("temperature", [1e-44, 1e-38, 1e-3], ids="temperature={}".format)
@@ -343,13 +369,14 @@ def test_large_vocabularies_and_many_settings(vocab: int, spread: float) -> None
             assert tokens == twin == logits.argmax(-1).tolist()
             continue
         ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
-        probability = (ordered / temperature)[:, :top_k].softmax(-1)
+        least = ordered[:, min(top_k, vocab) - 1].unsqueeze(1)
+        probability = (ordered / temperature).masked_fill(ordered < least, -torch.inf).softmax(-1)
         before = probability.cumsum(-1) - probability
         for row in range(4):
             kept = torch.zeros(vocab, dtype=torch.float64)
             wide = before[row] < top_p + ROUNDING if top_p < 1 else before[row] >= 0
             narrow = before[row] < top_p - ROUNDING if top_p < 1 else wide
-            kept[ids[row, :top_k][wide]] = probability[row][wide]
+            kept[ids[row][wide]] = probability[row][wide]
             unsure = float(probability[row][wide & ~narrow].sum() / probability[row][wide].sum())
             ends = (kept / kept.sum()).cumsum(-1)
             starts = ends - kept / kept.sum()

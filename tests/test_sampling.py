@@ -33,6 +33,12 @@ SETTINGS = {
     "all-three": {"temperature": 0.7, "top_k": 20, "top_p": 0.95},
     "hot-and-cut": {"temperature": 10.0, "top_k": 30, "top_p": 0.5},
 }
+TIED = {
+    "top_k=1": {"top_k": 1},
+    "top_k=9": {"top_k": 9},
+    "all-three": {"temperature": 0.7, "top_k": 9, "top_p": 0.8},
+}
+"""For logits of which several equal the last one that top_k keeps."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +59,8 @@ def analytic(
     logits: list[float], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> dict[int, float]:
     """Tokens that are kept, in order of their ids, and their probabilities; plain Python, float64."""
-    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:top_k]
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    order = [token for token in order if top_k is None or logits[token] >= logits[order[top_k - 1]]]
     odds = [math.exp((logits[token] - logits[order[0]]) / temperature) for token in order]
     probability = [o / sum(odds) for o in odds]
     if top_p is not None and top_p < 1:
@@ -70,10 +77,17 @@ def draw(logits: Tensor, uniform: list[float] | Tensor, **chosen: float) -> Tens
     return sample(logits.expand(len(uniform), -1), uniform, *settings(logits.shape[-1], **chosen))
 
 
-@pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
-def test_distribution_is_the_exact_one(chosen: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "tied"),
+    [*((chosen, False) for chosen in SETTINGS.values()), *((chosen, True) for chosen in TIED.values())],
+    ids=[*SETTINGS, *(f"{name}-tied" for name in TIED)],
+)
+def test_distribution_is_the_exact_one(chosen: dict[str, float], tied: bool) -> None:
     """Chi-square over 40,000 draws with a fixed seed; what is expected fewer than 5 times counts as one bin."""
     logits, count = normal_logits(37), 40_000
+    if tied:
+        logits = (logits / 2).round()
+        assert (logits >= logits.sort(descending=True).values[chosen["top_k"] - 1]).sum() > chosen["top_k"]
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(21))
     drawn = draw(logits, uniform, **chosen).bincount(minlength=37).tolist()
     expected = {token: p * count for token, p in analytic(logits.tolist(), **chosen).items()}
@@ -114,12 +128,33 @@ def test_ends_of_the_uniform_range_draw_the_first_and_the_last_kept_token(chosen
     assert draw(logits, [0.0, BELOW_ONE, 1.0], **chosen).tolist() == [kept[0], kept[-1], kept[-1]]
 
 
-def test_equal_tokens_are_kept_in_the_order_of_their_numbers() -> None:
+def test_top_k_keeps_all_that_equal_the_last_kept() -> None:
     logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
     ends = [1 / 6, 3 / 6, 5 / 6]
-    assert draw(logits, ends, top_k=3).tolist() == [1, 3, 4]
-    assert draw(logits, [0.1, 0.9], top_k=2).tolist() == [1, 3]
-    assert draw(torch.zeros(101), [0.0, 0.5, BELOW_ONE], top_k=3).tolist() == [0, 1, 2]
+    for top_k in (1, 2, 3):
+        assert draw(logits, ends, top_k=top_k).tolist() == [1, 3, 4]
+    assert set(draw(logits, torch.linspace(0, BELOW_ONE, 1001), top_k=4).tolist()) == set(range(6))
+    assert draw(torch.zeros(101), [0.0, 0.5, BELOW_ONE], top_k=3).tolist() == [0, 50, 100]
+
+
+def test_top_k_and_top_p_keep_as_many_as_the_transformers_library() -> None:
+    """Which of equal ones top_p keeps is open in the library; how many, and with what probability, is not."""
+    transformers = pytest.importorskip("transformers")
+    random = torch.Generator().manual_seed(7)
+    tied = 0
+    for top_k in (1, 2, 5, 9):
+        for top_p in (0.3, 0.62, 0.97, 1.0):
+            logits = torch.randint(-4, 5, (1, 23), generator=random).float()
+            expected = transformers.TopKLogitsWarper(top_k)(None, logits)
+            tied += int((expected > -torch.inf).sum()) > top_k
+            if top_p < 1:
+                expected = transformers.TopPLogitsWarper(top_p)(None, expected)
+            of_library = expected[expected > -torch.inf].sort().values
+            kept = analytic(logits[0].tolist(), top_k=top_k, top_p=top_p)
+            assert sorted(logits[0, list(kept)].tolist()) == of_library.tolist(), (top_k, top_p, logits)
+            tokens = draw(logits[0], torch.linspace(0, BELOW_ONE, 2001), top_k=top_k, top_p=top_p)
+            assert set(tokens.tolist()) == set(kept), (top_k, top_p, logits)
+    assert tied >= 8
 
 
 @pytest.mark.parametrize(
@@ -135,17 +170,17 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: int) ->
 @pytest.mark.parametrize(
     ("chosen", "kept"),
     [
-        ({"top_k": 1}, [2]),
+        ({"top_k": 1}, [2, 3, 5, 9]),
         ({"top_k": 4}, [2, 3, 5, 9]),
         ({"top_p": 0.24}, [2]),
         ({"top_p": 0.26}, [2, 3]),
         ({"top_p": 0.74}, [2, 3, 5]),
-        ({"top_k": 3, "top_p": 0.6}, [2, 3]),
-        ({"top_k": 3, "top_p": 0.7}, [2, 3, 5]),
+        ({"top_k": 3, "top_p": 0.6}, [2, 3, 5]),
+        ({"top_k": 1, "top_p": 0.26}, [2, 3]),
     ],
     ids=str,
 )
-def test_of_equal_tokens_those_with_the_lower_ids_are_kept(chosen: dict[str, float], kept: list[int]) -> None:
+def test_of_equal_tokens_top_p_keeps_those_with_the_lower_ids(chosen: dict[str, float], kept: list[int]) -> None:
     """Four of probability 1/4 in all but rounding, and nothing to speak of beside them."""
     logits = torch.full((12,), -200.0)
     logits[[9, 5, 2, 3]] = 7.0

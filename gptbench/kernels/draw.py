@@ -235,7 +235,7 @@ def draw_kernel(
         tl.debug_barrier()
         key, token = load_block(logits, chunks, 0, count, V, C, BLOCK)
 
-        # Kept is what lies over `floor`, and of what equals it ids up to `last`.
+        # Kept is what lies over `floor`, and of what equals it ids up to `last`: none before top_p decides.
         floor = bound
         last = -1
         if k < V:
@@ -252,12 +252,11 @@ def draw_kernel(
                     high = middle
                     over = found
                 rounds += 1
-            floor = high
-            if over < k:
-                last = last_equal(key, token, logits, chunks, count, V, floor, k - over, C, BLOCK)
+            # Where no number of those over a threshold is k, `high` is the k-th logit: all that equal it are kept.
+            floor = tl.where(over == k, high, floor)
         weight = tl.where(is_kept(key, token, floor, last), weight_of(key, top, inverse), 0.0)
         if p < 1:
-            low = tl.where(last >= 0, floor - 1, floor)
+            low = floor
             if k < V:
                 mass = mass_over(key, weight, logits, chunks, count, V, low, floor, last, top, inverse, C, BLOCK)
             # Invariant: what lies over `low` reaches the mass asked for, what lies over `high` does not.
@@ -276,7 +275,7 @@ def draw_kernel(
                     high = middle
                     reached = found_mass
                 rounds += 1
-            last = tl.where(high == floor, last, V - 1)
+            last = V - 1
             floor = high
             # Of those that equal the threshold, as many as it takes, and at least one.
             each = tl.exp((number_of(high) - top) * inverse)

@@ -11,7 +11,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
         logits: float32 [B, V].
         uniform: one number from [0, 1) for each row, float32 [B, 1].
         temperature: float32 []; 0 takes the argmax, of equal ones the lowest id.
-        top_k: int64 []; exactly the k most likely tokens are kept, of equal ones those with the lower ids.
+        top_k: int64 []; the k most likely tokens are kept, and all whose logit equals the last one's, as the gpt_fast
+            benchmark and the transformers library keep them.
         top_p: float32 []; of what top_k left, the smallest set of most likely tokens whose probability reaches p, of
             equal ones those with the lower ids, and at least one (1 keeps all).
 
@@ -23,7 +24,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
     # The largest becomes 0: however low the temperature, nothing overflows but to -inf.
     scaled = (ordered - ordered[:, :1]) / torch.where(greedy, 1.0, temperature)
     rank = torch.arange(logits.shape[-1], device=logits.device)
-    probability = scaled.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
+    least = ordered.gather(-1, (top_k.clamp(max=logits.shape[-1]) - 1).expand(len(logits), 1))
+    probability = scaled.masked_fill(ordered < least, -torch.inf).softmax(-1)
     before = probability.cumsum(-1) - probability
     probability = torch.where((before < top_p) | (top_p >= 1), probability, 0.0)
     probability = torch.zeros_like(probability).scatter(-1, token, probability)  # from here on by id
