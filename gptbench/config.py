@@ -430,8 +430,8 @@ class WorkloadConfig(Section):
     batch_size: int = 1
     """B, sequences decoded at once."""
     seed: int = 1234
-    """Seeds the random weights and random prompts, and, hashed with the sample's number, the drawing of its tokens: runs
-    with different seeds share no sample."""
+    """Seeds the random weights and random prompts, and, hashed with a sample's number, the drawing of that sample's
+    tokens: runs with different seeds share no sample."""
 
     def check(self) -> None:
         given = [name for name in ("prompt", "prompt_text", "prompt_file") if getattr(self, name)]
