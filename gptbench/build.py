@@ -13,6 +13,7 @@ from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
+from gptbench.model.transformer import WINDOW_QUERIES
 from gptbench.quant import Quantisation
 from gptbench.targets import instantiate
 
@@ -68,6 +69,7 @@ def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> Mem
     copied = max(sum(copied_bytes(w, count, config, itemsize) for w in one_block) for count in (batch, tokens))
     widest = max(config.dim, 2 * config.ffn_dim) * max(1, config.n_active_experts)
     running = copied + 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
+    running += window_bytes(config, batch, prompt, itemsize)
     return MemoryNeed(nbytes(model), kv_bytes_per_position(model, batch) * length, max(filling, running))
 
 
@@ -75,6 +77,19 @@ def kv_bytes_per_position(model: Transformer, batch: int) -> int:
     """Keys and values of one position, in all layers and sequences."""
     config = model.config
     return 2 * config.n_layers * batch * config.n_kv_heads * config.head_dim * model.dtype.itemsize
+
+
+def window_bytes(config: ModelConfig, batch: int, prompt: int, itemsize: int) -> int:
+    """Bytes that a layer's prefill takes where the sliding window hides something of the prompt: the mask, as booleans
+    and as what is added to the scores, and keys and values repeated for each head (`Attention.attend_in_window`)."""
+    if not 0 < config.sliding_window < prompt:
+        return 0
+    queries = min(prompt, WINDOW_QUERIES)
+    keys = min(prompt, queries + config.sliding_window - 1)
+    repeated = (
+        2 * batch * config.n_heads * config.head_dim * keys * itemsize if config.n_heads > config.n_kv_heads else 0
+    )
+    return queries * keys * (1 + itemsize) + repeated
 
 
 def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int) -> int:

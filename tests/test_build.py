@@ -135,6 +135,11 @@ WIDE_MOE = dataclasses.replace(
 )
 
 
+WINDOWED = dataclasses.replace(
+    WIDE_HEAD, name="windowed", vocab_size=499, n_heads=8, n_kv_heads=2, head_dim=16, context=4096, sliding_window=700
+)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("quant", ["none", "int8"])
 @pytest.mark.parametrize("config", [WIDE_HEAD, WIDE_MOE], ids=model_name)
@@ -164,6 +169,8 @@ def test_building_takes_no_more_than_was_foretold(config: ModelConfig, quant: st
         (WIDE_MOE, "none", 3, 200),
         (WIDE_MOE, "int8", 3, 6),
         (WIDE_MOE, "int8", 4, 200),
+        (WINDOWED, "none", 1, 900),
+        (WINDOWED, "none", 1, 3000),
     ],
     ids=lambda value: model_name(value) or str(value),
 )

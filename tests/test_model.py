@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptbench.build import fill
 from gptbench.config import ModelConfig
-from gptbench.model import Transformer, Weight
+from gptbench.model import Transformer, Weight, transformer
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
 from tests.models import (
     CPU,
@@ -199,6 +199,16 @@ def test_a_token_attends_to_the_window_alone(tokens: int) -> None:
         if position < tokens - 1:
             prefill(decoded, changed[:, :-1])
             assert (relative_error(step(decoded, sequence[:, -1:], tokens - 1, 24), logits) > 1e-3) == seen, position
+
+
+@pytest.mark.parametrize("queries", [1, 3, 4, 7, 16])
+def test_a_windowed_prefill_in_parts_is_the_same(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for config in (WINDOW, dataclasses.replace(WINDOW, n_heads=6, n_kv_heads=2, head_dim=8)):
+        tokens = random_tokens(config, 2, 16)
+        monkeypatch.setattr(transformer, "WINDOW_QUERIES", 16)
+        expected = prefill(make_model(config, batch=2), tokens)
+        monkeypatch.setattr(transformer, "WINDOW_QUERIES", queries)
+        assert relative_error(prefill(make_model(config, batch=2), tokens), expected) < 1e-5
 
 
 def test_a_window_longer_than_the_sequence_changes_nothing() -> None:

@@ -1,9 +1,11 @@
 """task=quality: what is recorded is what a plain computation over the same tokens gives."""
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +104,27 @@ def test_windows_follow_upon_each_other_and_each_begins_the_text(tmp_path: Path)
     assert made.windows[1].tolist() == [begin, *tokens[PREDICTED : PREDICTED + context + PREDICTED]]
     assert made.scored_bytes == len(tokenizer.decode(scored).encode())
     assert made.text == str(file)
+
+
+def test_logits_that_are_too_many_for_memory_lie_in_a_file_that_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = replace(config(2), outputs=str(tmp_path))
+    expected = quality(of).evaluate(engine(of), lambda: engine(of, seed=9))
+    monkeypatch.setattr("gptbench.measure.quality.MAX_LOGIT_BYTES_IN_MEMORY", 0)
+    assert quality(of).evaluate(engine(of), lambda: engine(of, seed=9)) == expected
+    assert not list(tmp_path.iterdir())
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ConfigError, match=r"task.tokens=21: expected fewer tokens.*No space left"):
+        quality(of).evaluate(engine(of), never)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"task.tokens=21: .*0.0 GB are free"):
+        quality(of)
 
 
 def test_the_same_model_under_the_same_engine_is_no_distance_away() -> None:

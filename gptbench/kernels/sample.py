@@ -4,6 +4,26 @@ import torch
 from torch import Tensor
 
 
+@torch.library.custom_op("gptbench::cumsum_rows", mutates_args=())
+def cumsum_rows(x: Tensor) -> Tensor:
+    """``x.cumsum(-1)`` as one operation that TorchInductor calls and does not write itself."""
+    return x.cumsum(-1)
+
+
+@cumsum_rows.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """``x.cumsum(-1)`` of x [B, V], float32.
+
+    Over a vocabulary of real width, TorchInductor splits a scan among several programs of a GPU; that of torch 2.11
+    has no code for a split scan over more than one row ("list indices must be integers or slices, not NoneType").
+    """
+    return cumsum_rows(x) if torch.compiler.is_compiling() and x.is_cuda and x.shape[0] > 1 else x.cumsum(-1)
+
+
 def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Draws one token for each row by inverting the cumulative distribution of the kept tokens, in order of their ids.
 
@@ -26,10 +46,10 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
     rank = torch.arange(logits.shape[-1], device=logits.device)
     least = ordered.gather(-1, (top_k.clamp(max=logits.shape[-1]) - 1).expand(len(logits), 1))
     probability = scaled.masked_fill(ordered < least, -torch.inf).softmax(-1)
-    before = probability.cumsum(-1) - probability
+    before = running_sum(probability) - probability
     probability = torch.where((before < top_p) | (top_p >= 1), probability, 0.0)
     probability = torch.zeros_like(probability).scatter(-1, token, probability)  # from here on by id
-    cumulative = probability.cumsum(-1)
+    cumulative = running_sum(probability)
     # Never a token that is not kept, however the sums are rounded; where they leave none, the last one that is.
     possible = probability > 0
     reached = possible & (cumulative > uniform * cumulative[:, -1:])

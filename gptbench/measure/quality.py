@@ -9,8 +9,13 @@ most likely token, as measures of what a quantisation does: Dutta et al., 2024, 
 """
 
 import hashlib
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +25,9 @@ from gptbench.engine import Engine
 from gptbench.errors import ConfigError
 from gptbench.prompt import HELD_OUT, random_tokens, read_text
 from gptbench.tokenizer import Tokenizer
+
+MAX_LOGIT_BYTES_IN_MEMORY = 2**30
+"""Of logits that wait for the reference's: as many as 2048 tokens of Llama 3's vocabulary take."""
 
 
 @dataclass
@@ -73,7 +81,7 @@ class Quality(Speed):
             window before; each window begins with the tokenizer's begin-of-text token if it has one.
 
     Raises:
-        ConfigError: no text, or too little of it.
+        ConfigError: no text, or too little of it; or no room on the disk for the logits that are compared.
     """
 
     task: QualityConfig
@@ -114,6 +122,12 @@ class Quality(Speed):
         length = context + self.predicted
         starts = range(0, count * self.predicted, self.predicted)
         self.windows = torch.tensor([begin + tokens[start : start + length] for start in starts])
+        if task.reference and self.logit_bytes > MAX_LOGIT_BYTES_IN_MEMORY:
+            folder = Path(config.outputs)
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < self.logit_bytes:
+                raise self.disk_error(f"{free / 1e9:.1f} GB are free")
 
     def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions:
         """Predicts the text.
@@ -130,16 +144,22 @@ class Quality(Speed):
             context=[first, first + self.predicted - 1],
             nll=[],
         )
-        nll, kept = [], []
+        nll = []
+        kept = self.room_for_logits() if self.needs_reference else None
+        row = 0
         for logits, tokens in self.predict(engine):
             nll.append(likelihood(logits, tokens))
-            if self.needs_reference:
-                kept.append(logits.to("cpu", copy=True))
+            if kept is not None:
+                kept[row : row + len(logits)] = logits.cpu()
+                row += len(logits)
         found.nll = self.in_order(nll)
-        if self.needs_reference:
+        if kept is not None:
             reference = make_reference()
             compared: list[tuple[Tensor, Tensor, Tensor]] = []
-            for (expected, tokens), logits in zip(self.predict(reference), kept, strict=True):
+            row = 0
+            for expected, tokens in self.predict(reference):
+                logits = kept[row : row + len(expected)]
+                row += len(expected)
                 p, q = expected.double().log_softmax(-1), logits.to(expected.device).double().log_softmax(-1)
                 kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)  # p of no chance adds 0, not NaN
                 compared.append((likelihood(expected, tokens), kl.cpu(), (p.argmax(-1) == q.argmax(-1)).cpu()))
@@ -147,6 +167,37 @@ class Quality(Speed):
             found.kl = self.in_order([kl for _, kl, _ in compared])
             found.same_top = [bool(same) for same in self.in_order([same for _, _, same in compared])]
         return found
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the logits of every predicted token, as float32."""
+        return 4 * self.windows.shape[0] * self.predicted * self.config.model.vocab_size
+
+    def room_for_logits(self) -> Tensor:
+        """float32 [W·n, V] on the host, for what the engine predicts until the reference has predicted the same: both
+        seldom fit on the device at once. What is larger than `MAX_LOGIT_BYTES_IN_MEMORY` lies in a file among the
+        outputs, which has no name and goes with the process.
+
+        Raises:
+            ConfigError: the disk does not have room for it.
+        """
+        shape = self.windows.shape[0] * self.predicted, self.config.model.vocab_size
+        if self.logit_bytes <= MAX_LOGIT_BYTES_IN_MEMORY:
+            return torch.empty(shape)
+        with tempfile.NamedTemporaryFile(dir=self.config.outputs) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, self.logit_bytes)  # else a full disk would end the process
+            except OSError as error:
+                raise self.disk_error(error.strerror or str(error)) from error
+            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+
+    def disk_error(self, why: str) -> ConfigError:
+        return ConfigError(
+            "task.tokens",
+            self.task.tokens,
+            f"fewer tokens, task.reference=false, or {self.logit_bytes / 1e9:.1f} GB of disk in {self.config.outputs} "
+            f"for the logits that are compared ({why})",
+        )
 
     def predict(self, engine: Engine) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits [R, V] on the device before each predicted token of a batch of windows, and these tokens [R]; then

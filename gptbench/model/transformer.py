@@ -24,6 +24,10 @@ LOGIT_SPREAD = 2.0
 """Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
 
 
+WINDOW_QUERIES = 1024
+"""Queries of a prefill with a sliding window that are attended to at once: the mask of a window of 4096 takes 5 MB."""
+
+
 class RMSNorm(nn.Module):
     """x [..., D] over its root mean square, times weight [D]. Zhang and Sennrich, 2019, arXiv:1910.07467."""
 
@@ -83,15 +87,34 @@ class Attention(nn.Module):
         k_cache.index_copy_(2, positions, k)
         v_cache.index_copy_(2, positions, v)
         if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
-            gqa = self.heads != self.kv_heads
             if self.slides(tokens):
-                mask = self.visible(positions[:, None], positions)
-                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+                y = self.attend_in_window(q, k, v, positions)
             else:
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
         else:
             y = self.attend_to_cache(q, positions, k_cache, v_cache)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def attend_in_window(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """Queries [B, H, T, K] over keys and values [B, G, T, K] of their window, T tokens at positions [T]:
+        [B, H, T, K]. At most `WINDOW_QUERIES` queries at once, so that no mask is T by T."""
+        tokens = q.shape[2]
+        if tokens <= WINDOW_QUERIES:  # without a loop, whose length a compiler would have to know
+            return self.masked(q, k, v, self.visible(positions[:, None], positions))
+        parts = []
+        for first in range(0, tokens, WINDOW_QUERIES):
+            end = min(first + WINDOW_QUERIES, tokens)
+            seen = slice(max(0, first + 1 - self.window), end)
+            mask = self.visible(positions[first:end, None], positions[seen])
+            parts.append(self.masked(q[:, :, first:end], k[:, :, seen], v[:, :, seen], mask))
+        return torch.cat(parts, dim=2)
+
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention under a mask, with each key and value head repeated for its queries: with a mask, torch's kernel
+        for grouped heads on a GPU is the one that writes all scores to memory."""
+        repeats = self.heads // self.kv_heads
+        k, v = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def attend_to_cache(self, q: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One query for each head, q [B, H, 1, K], over keys and values [B, G, S, K]: [B, H, 1, K]. Softmax in
