@@ -10,7 +10,7 @@ import hydra
 from gptbench import guard
 from gptbench.config import explain, register
 from gptbench.errors import BadResultError, JobError, UserError
-from gptbench.job import job
+from gptbench.job import RaisedError, job
 from gptbench.paths import conf_folder
 from gptbench.sweep import sweeper
 
@@ -103,17 +103,7 @@ def main() -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        if sys.argv[1:] and sys.argv[1] in COMMANDS:
-            return COMMANDS[sys.argv[1]](sys.argv[2:])
-        # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        sys.argv[1:] = flags_first(sys.argv[1:])
-        guard.check_arguments(sys.argv[1:])
-        register()
-        guard.install()
-        sweeper.register()
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
-        return 0
+        return run(sys.argv[1:])
     except (BadResultError, JobError) as error:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
@@ -123,9 +113,27 @@ def main() -> int:
             raise
         print(f"gptbench: {explain(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gptbench: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"gptbench: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
+
+
+def run(arguments: list[str]) -> int:
+    """A command, a run or a sweep. Raises what that raises."""
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = flags_first(arguments)
+    guard.check_arguments(sys.argv[1:])
+    register()
+    guard.install()
+    sweeper.register()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    except RaisedError as raised:
+        raise raised.error from None
+    return 0
 
 
 def is_composing(error: Exception) -> bool:

@@ -14,7 +14,13 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
 from gptbench.architecture import CONFIG_FILE, read_shape
 from gptbench.errors import ConfigError, UserError
@@ -787,6 +793,17 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: a field is missing, unknown, or holds what it cannot.
     """
+    try:
+        return read_whole(composed, overrides)
+    except OmegaConfBaseException as error:  # an interpolation is resolved only when its value is read
+        raise UserError(explain(error)) from error
+
+
+def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
+    """`load`, where every value can be resolved. Raises OmegaConfBaseException where one cannot."""
+    for section in fields(Config):
+        if section.name not in composed:
+            raise UserError(f"~{section.name}: nothing runs without a section {section.name}")
     refuse_unknown(composed)
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     complete_model(composed.model, {name.removeprefix("model.") for name in given if name.startswith("model.")})
@@ -830,11 +847,24 @@ def explain(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
+    if isinstance(cause, InterpolationResolutionError | GrammarParseError):
+        return unresolved(cause)
     if cause is None or not cause.full_key:
         return str(error).partition("\nConfig search path:")[0]
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and is_dataclass(cause.object_type):
         return no_such_field(cause.full_key, cause.object_type)
     return f"{cause.full_key}: {str(cause.msg).splitlines()[0]}"
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    """Message for an interpolation that gives no value."""
+    why = str(error.msg or error).splitlines()[0]
+    given = None
+    if error.parent_node is not None and OmegaConf.is_config(error.parent_node) and error.key is not None:
+        given = OmegaConf.to_container(cast(DictConfig, error.parent_node), resolve=False)[error.key]  # type: ignore[index]
+    where = f"{error.full_key}={given}" if given is not None else error.full_key or str(error.value or "")
+    hint = r"${ begins an interpolation; where the text itself is meant, write \${"
+    return f"{where}: expected a value that can be resolved ({why}); {hint}"
 
 
 def no_such_field(path: str, schema: Any) -> str:

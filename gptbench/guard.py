@@ -136,6 +136,14 @@ def check_arguments(arguments: list[str]) -> None:
         raise ConfigError("--experimental-rerun", file, "no such option: it unpickles the file, which runs its code")
     if (folder := options.config_path) is not None and not (Path(folder).is_absolute() and Path(folder).is_dir()):
         raise ConfigError("--config-path", folder, "the absolute path of a folder")
+    if options.config_dir is not None:
+        require_folder(options.config_dir)
+
+
+def require_folder(config_dir: str) -> None:
+    """Raises ConfigError for a folder of the user's own configurations that is not there."""
+    if not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", config_dir, "a folder with configurations, such as model/mine.yaml in it")
 
 
 def environment_variable(name: str, *default: Any) -> Any:

@@ -1,5 +1,6 @@
 """One job of Hydra's: a single run, or one of a sweep."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gptbench.config import load
+from gptbench.errors import UserError
 from gptbench.guard import redact_files
 from gptbench.prompt import make_tokenizer, with_prompt
 
@@ -18,24 +20,63 @@ if TYPE_CHECKING:
     from gptbench.run import Job
 
 
+class RaisedError(BaseException):
+    """What a single run has raised. It passes by Hydra, which prints a line of its own about every Exception.
+
+    Args:
+        error: that.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def forget(folder: Path, subfolder: str | None) -> None:
+    """Removes a run's folder in which there is nothing but what Hydra put there before the run began, and the folders
+    above it that it leaves empty."""
+    known = {folder / subfolder / name for name in HYDRAS} if subfolder else set()
+    logs = {file for file in folder.glob("*.log") if not file.stat().st_size}
+    files = [file for file in folder.rglob("*") if not file.is_dir()]
+    if not set(files) <= known | logs:
+        return
+    for file in files:
+        file.unlink()
+    with contextlib.suppress(OSError):  # not empty
+        for empty in ([folder / subfolder] if subfolder else []) + [folder, *folder.parents[:MAX_EMPTY]]:
+            empty.rmdir()
+
+
+HYDRAS = ("config.yaml", "hydra.yaml", "overrides.yaml")
+"""Files that Hydra puts into a run's folder."""
+MAX_EMPTY = 2
+"""Folders above a run's that can have been made for it: the day's, and the outputs."""
+
+
 def job(composed: DictConfig) -> "Outcome | None":
     """Validates what Hydra composed, and runs it. Of a job of a sweep, it gives what came of it.
 
     Raises:
-        UserError, BadResultError, JobError: of a single run.
+        RaisedError: whatever a single run raises. Where it was refused, its folder is gone.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.output_subdir is not None:
         redact_files(folder / hydra_config.output_subdir)
-    if hydra_config.mode is not RunMode.MULTIRUN:
-        read = read_job(composed, hydra_config, folder)
-    from gptbench import attempt  # after validation: importing torch takes seconds
+    if hydra_config.mode is RunMode.MULTIRUN:
+        from gptbench import attempt
 
-    if hydra_config.mode is not RunMode.MULTIRUN:
+        return attempt.of_sweep(folder, Path(hydra_config.sweep.dir), lambda: read_job(composed, hydra_config, folder))
+    try:
+        read = read_job(composed, hydra_config, folder)
+        from gptbench import attempt  # after validation: importing torch takes seconds
+
         attempt.alone(read)
-        return None
-    return attempt.of_sweep(folder, Path(hydra_config.sweep.dir), lambda: read_job(composed, hydra_config, folder))
+    except Exception as error:
+        if isinstance(error, UserError):
+            forget(folder, hydra_config.output_subdir)
+        raise RaisedError(error) from error
+    return None
 
 
 def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Job":

@@ -194,6 +194,14 @@ REFUSED = {
         )
         for target in ("os.system", "builtins.eval", "gptbench.run.run")
     },
+    "workload.prompt_text='costs${5}'": ["workload.prompt_text=costs${5}", "'5' not found", r"write \\${"],
+    "workload.prompt_text=${b:c}": ["workload.prompt_text=${b:c}", "interpolation type b"],
+    "workload.prompt_text=${hydra:runtime.cwd}": ["workload.prompt_text=${hydra:runtime.cwd}"],
+    "model.name=${model.name}": ["model.name=${model.name}", "Recursive"],
+    "device.dtype=${y}": ["device.dtype=${y}", "'y' not found"],
+    "commit=${z}": ["commit=${z}", "'z' not found"],
+    "~model": ["~model: nothing runs without"],
+    "~workload.samples": ["workload.samples", "deletion"],
     "model._target_=${oc.env:HOME}": ["model._target_=/", "expected one of gptbench."],
 }
 

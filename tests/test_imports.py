@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "paths",
     "inputs",
+    "hub",
     "architecture",
     "config",
     "guard",

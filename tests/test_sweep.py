@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ from gptbench.paths import shipped_folder
 from gptbench.record import Failure
 from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
-from gptbench.sweep.sweeper import Sweep, stopping
+from gptbench.sweep.sweeper import IN_THIS_PROCESS, Sweep, is_in_this_process, stopping
 from tests.sweeps import (
     LOGGED,
     LONG,
@@ -172,6 +173,12 @@ def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: 
     assert set(measurements(folder).values()) == {1}
 
 
+def sweeps_folder(folder: Path) -> Path:
+    """Of the only sweep."""
+    (plan,) = (folder / "outputs").glob("2*/*/plan.json")
+    return plan.parent
+
+
 def attempt_process(call: Call) -> psutil.Process | None:
     """The process in which a job runs by itself: a child of the server that the sweep has started."""
     for process in call.process.children(recursive=True):
@@ -214,7 +221,10 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
     os.kill(call.pid, signal.SIGINT)
     assert warm.end(call) == 130
     assert "ends after the job that runs now" in call.err
-    assert call.err.splitlines()[-1] == "gptbench: interrupted"
+    told = "of 4 jobs 2 recorded, 2 not run; to go on: the same command with sweep.resume=true"
+    assert call.err.splitlines()[-1] == f"gptbench: interrupted; {told}"
+    assert "3/4" not in call.err, "what is left is not walked through"
+    assert not [path for path in sweeps_folder(folder).iterdir() if path.name in ("2", "3")]
     assert [job.status for job in sweeps(folder)[-1].jobs] == ["recorded", "recorded", "not run", "not run"]
     (parent,), children = runs(folder)
     assert (parent.info.status, len(children)) == ("KILLED", 2)
@@ -231,6 +241,32 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
     assert [job.status for job in sweeps(folder)[-1].jobs] == ["interrupted", "not run"]
     assert {run.info.status for run in runs(folder)[0]} == {"KILLED"}
     assert sum(measurements(folder).values()) == 2
+
+
+def test_the_handler_of_a_signal_does_nothing_but_note_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It may come in the middle of an import or of printing: whatever it did beside that could fail there."""
+    from gptbench.record.plan import STOP
+
+    sweep = object.__new__(Sweep)
+    sweep.interrupted, sweep.stop_file = False, str(tmp_path / STOP)
+    modules = set(sys.modules)
+    with stopping(sweep):
+        signal.raise_signal(signal.SIGINT)
+        assert sweep.interrupted and (tmp_path / STOP).exists()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert set(sys.modules) == modules
+    assert "ends after the job that runs now" in capfd.readouterr().err
+
+
+def test_hydras_own_launcher_is_known_however_it_was_imported() -> None:
+    """Hydra loads its plugins' files anew, so that there are two classes of the name."""
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+    from hydra.core.plugins import Plugins
+
+    assert is_in_this_process(BasicLauncher())
+    loaded = Plugins.instance().class_name_to_class[IN_THIS_PROCESS]
+    assert is_in_this_process(loaded())
 
 
 def test_sigterm_ends_at_once_with_a_record(warm: Warm, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -77,7 +78,10 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     guard.install()
     search_path = create_config_search_path(str(conf_folder()))
     if config_dir is not None:
-        search_path.append("command-line", str(Path(config_dir).absolute()))
+        guard.require_folder(config_dir)
+        # As Hydra itself has it: its own schemas stay last.
+        folder = f"file://{Path(config_dir).absolute()}"
+        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     try:
         hydra = Hydra.create_main_hydra2("gptbench", search_path)

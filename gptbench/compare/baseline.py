@@ -5,6 +5,7 @@ as plain values by dotted field. A later gptbench may have fields that a row doe
 row where these have their default, which is what the row was measured with.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -189,8 +190,21 @@ def parse_baseline(text: str) -> BaselineConfig:
         # Its cause would be told in its place: see `explain`.
         raise UserError(f"not a baseline: {explain(error)}") from None
     for row in config.rows:
-        check_overrides(f"baseline.rows.{row}.overrides", config.rows[row].overrides)
+        place, overrides = f"baseline.rows.{row}.overrides", config.rows[row].overrides
+        check_overrides(place, overrides)
+        for override in overrides:
+            if section_of(override) in NOT_MEASURED:  # a file must not say where its runs write to
+                raise ConfigError(place, override, f"nothing of {', '.join(NOT_MEASURED)}, which --set can give")
     return config
+
+
+NOT_MEASURED = ("tracking", "outputs", "baseline", "sweep", "isolation", "commit", "hydra")
+"""What of a command line changes no number: where records go, what they are compared with, and how jobs are run."""
+
+
+def section_of(override: str) -> str:
+    """`engine` of `+engine.tune=true`, and of `engine=fused`."""
+    return re.split(r"[=./@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
 def check_overrides(place: str, overrides: list[str]) -> None:

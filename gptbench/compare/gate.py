@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from gptbench.compare.baseline import Baseline, measured, parse_baseline, versions_of
+from gptbench.compare.baseline import NOT_MEASURED, Baseline, measured, parse_baseline, section_of, versions_of
 from gptbench.compare.comparison import SAMPLED, geometric_mean, start_spread, values_of
 from gptbench.compare.ratio import KINDS, MEMORY, Kind, Moments, Ratio, Verdict, of_moments, of_single_starts, verdict
 from gptbench.compare.select import Found
@@ -430,20 +430,11 @@ def free_name(name: str, taken: dict[str, Any]) -> str:
     return free
 
 
-PLACES = ("tracking", "outputs", "baseline", "sweep", "isolation", "commit", "hydra")
-"""What of a command line changes no number: where records go, what they are compared with, and how jobs are run."""
-
-
 def overrides_of(command: list[str]) -> list[str]:
     """Of a record's command line, what says what is measured."""
     config_dir = command[3:5] if command[3:4] == ["--config-dir"] else []
     given = command[3 + len(config_dir) :]
-    return [*config_dir, *(override for override in given if section_of(override) not in PLACES)]
-
-
-def section_of(override: str) -> str:
-    """`engine` of `+engine.tune=true`, and of `engine=fused`."""
-    return re.split(r"[=./@]", override.lstrip("+~"), maxsplit=1)[0]
+    return [*config_dir, *(override for override in given if section_of(override) not in NOT_MEASURED)]
 
 
 def escaped(value: Any) -> Any:

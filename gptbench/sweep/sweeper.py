@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
@@ -42,6 +41,10 @@ if TYPE_CHECKING:
 NAME = "hydra_plugins.gptbench.Sweeper"
 """By which a configuration names the sweeper. Hydra takes plugins from its own package and from `hydra_plugins` alone,
 and looks them up by name."""
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""Hydra's own launcher, by name: Hydra loads the files of its plugins anew, and has another class than an import of
+ours."""
+GO_ON = "to go on: the same command with sweep.resume=true"
 MOST_STALLED = 2
 """Launches in a row after which no job had ended. After one, those of the first may still run."""
 LOOK_S = 1.0
@@ -134,6 +137,7 @@ class Sweep:
     def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
         from gptbench.record import Tracker
         from gptbench.record.identity import digest, plan_identity
+        from gptbench.record.plan import STOP
 
         self.sweeper, self.jobs, self.folder = sweeper, jobs, folder
         first = jobs[0].config
@@ -143,6 +147,7 @@ class Sweep:
         identity = digest(sorted({plan_identity(job.config) for job in jobs}))
         self.plan = self.make_plan(identity, first.sweep.resume)
         self.progress = Progress(len(jobs))
+        self.stop_file = os.fspath(folder / STOP)
         self.interrupted = False
         self.trouble: str | None = None
 
@@ -213,16 +218,15 @@ class Sweep:
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
             print_sweep(record, path, logged)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"interrupted; of {len(self.jobs)} jobs {record.told}; {GO_ON}")
         if record.status != "FINISHED":
-            raise JobError(f"of {len(self.jobs)} jobs {record.told}; to go on: the same command with sweep.resume=true")
+            raise JobError(f"of {len(self.jobs)} jobs {record.told}; {GO_ON}")
 
     def stop(self) -> None:
-        """No further job begins, wherever it would."""
-        from gptbench.record.plan import STOP
-
+        """No further job begins, wherever it would. A signal's handler calls it: nothing is imported or printed."""
         self.interrupted = True
-        (self.folder / STOP).touch()
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.stop_file, os.O_WRONLY | os.O_CREAT, 0o644))
 
     def launch_all(self) -> None:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
@@ -234,9 +238,11 @@ class Sweep:
         while waiting and not self.interrupted and stalled < MOST_STALLED:
             launcher = self.launcher()
             self.progress.begin(len(self.jobs) - len(waiting))
+            jobs = [self.overrides(number) for number in waiting]
+            jobs = HandedOut(self, jobs) if is_in_this_process(launcher) else jobs
             with self.watching(launcher):
                 try:
-                    returned = launcher.launch([self.overrides(number) for number in waiting], initial_job_idx=0)
+                    returned = launcher.launch(jobs, initial_job_idx=0)
                     for job in returned:
                         _ = job.return_value  # raises what the job has
                 except Exception as error:  # of a launcher that lost a job, or of a job that could not write
@@ -250,8 +256,6 @@ class Sweep:
         context, config = self.sweeper.context, self.sweeper.base
 
         def task(composed: DictConfig) -> Any:
-            if self.interrupted:
-                raise KeyboardInterrupt
             outcome: Outcome = self.sweeper.task(composed)
             self.progress.ended(outcome)
             return outcome
@@ -259,7 +263,7 @@ class Sweep:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=self.sweeper.task, config=config
         )
-        if isinstance(launcher, BasicLauncher):
+        if is_in_this_process(launcher):
             launcher.setup(hydra_context=context, task_function=task, config=config)
         return launcher
 
@@ -275,7 +279,7 @@ class Sweep:
     @contextlib.contextmanager
     def watching(self, launcher: Launcher) -> Iterator[None]:
         """Tells of jobs that run in other processes. Where they run in this one, no thread takes turns with them."""
-        if isinstance(launcher, BasicLauncher):
+        if is_in_this_process(launcher):
             yield
             return
         over = threading.Event()
@@ -297,6 +301,25 @@ class Sweep:
         finally:
             over.set()
             thread.join()
+
+
+class HandedOut(list[Sequence[str]]):
+    """Overrides of jobs. A launcher in this process takes one after the other: none once the sweep is interrupted."""
+
+    def __init__(self, sweep: Sweep, jobs: list[Sequence[str]]) -> None:
+        super().__init__(jobs)
+        self.sweep = sweep
+
+    def __iter__(self) -> Iterator[Sequence[str]]:
+        for job in super().__iter__():
+            if self.sweep.interrupted:
+                raise KeyboardInterrupt
+            yield job
+
+
+def is_in_this_process(launcher: Launcher) -> bool:
+    """Whether it runs the jobs one after the other, in the process that planned them."""
+    return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == IN_THIS_PROCESS
 
 
 class Progress:
@@ -338,14 +361,14 @@ def duration(seconds: float) -> str:
 def stopping(sweep: Sweep) -> Iterator[None]:
     """The first Ctrl-C ends the sweep after the jobs that run now, the second at once, as SIGTERM does. A signal that
     is ignored stays so, as Ctrl-C is where a script has started the sweep in its background."""
-    from gptbench.terminal import console
 
     def on_interrupt(number: int, _: FrameType | None) -> None:
-        if sweep.interrupted or number == signal.SIGTERM:
-            sweep.stop()
-            raise KeyboardInterrupt
+        again = sweep.interrupted
         sweep.stop()
-        console.print("\nends after the job that runs now; Ctrl-C again ends it at once", style="yellow")
+        if again or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        with contextlib.suppress(OSError):  # past everything that a thread may be in the middle of
+            os.write(2, b"\nends after the job that runs now; Ctrl-C again ends it at once\n")
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     heeded = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
