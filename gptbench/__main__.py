@@ -1,5 +1,6 @@
 """The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
 
+import errno
 import os
 import sys
 import traceback
@@ -12,6 +13,7 @@ from gptbench.config import explain, register
 from gptbench.errors import BadResultError, JobError, UserError
 from gptbench.job import RaisedError, job
 from gptbench.paths import conf_folder
+from gptbench.streams import lasting, outlive_terminal
 from gptbench.sweep import sweeper
 
 
@@ -79,6 +81,8 @@ def rows(arguments: list[str]) -> int:
 
 
 MULTIRUN = ("-m", "--multirun")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
 
 
 def flags_first(arguments: list[str]) -> list[str]:
@@ -100,6 +104,19 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main() -> int:
+    """Runs what the command line asks for. The exit code is of that: what is measured is kept, wherever it is printed.
+    Only a command whose output is what it is for fails where that cannot be written."""
+    outlive_terminal()
+    with lasting() as output:
+        code = called()
+        output.flush()
+        if output.lost_output:
+            print(f"gptbench: standard output: {output.failure}", file=sys.stderr)
+            code = code or int(sys.argv[1:2] != [] and sys.argv[1] in COMMANDS)
+        return code
+
+
+def called() -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -108,6 +125,9 @@ def main() -> int:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and not tracebacks:
+            print(f"gptbench: {error.filename or 'outputs'}: {error.strerror}", file=sys.stderr)
+            return 1
         # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.
         if tracebacks or not (isinstance(error, UserError) or is_composing(error)):
             raise

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from gptbench.streams import lasting
+
 T = TypeVar("T")
 
 GRACE_S = 5.0
@@ -105,7 +107,8 @@ def call(connection: Connection, function: Callable[..., Any], args: tuple[Any, 
     signal.signal(signal.SIGTERM, interrupt)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        connection.send(function(*args))
+        with lasting():
+            connection.send(function(*args))
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -14,6 +14,7 @@ from gptbench.config import load
 from gptbench.errors import UserError
 from gptbench.guard import redact_files
 from gptbench.prompt import make_tokenizer, with_prompt
+from gptbench.streams import lasting
 
 if TYPE_CHECKING:
     from gptbench.record.outcome import Outcome
@@ -59,7 +60,12 @@ def job(composed: DictConfig) -> "Outcome | None":
     Raises:
         RaisedError: whatever a single run raises. Where it was refused, its folder is gone.
     """
-    hydra_config = HydraConfig.get()
+    with lasting():  # in a launcher's process nobody else has begun
+        return of_hydra(composed, HydraConfig.get())
+
+
+def of_hydra(composed: DictConfig, hydra_config: HydraConf) -> "Outcome | None":
+    """The same."""
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.output_subdir is not None:
         redact_files(folder / hydra_config.output_subdir)

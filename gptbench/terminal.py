@@ -2,13 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import IO, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -34,8 +36,29 @@ from gptbench.record.statistics import (
     valid_samples,
 )
 from gptbench.record.sweep import COLUMNS
+from gptbench.streams import Plain, visible
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """A console that shows what could steer a terminal as its escapes, wherever it comes from."""
+
+    @property
+    def file(self) -> IO[str]:
+        """Rich's own control codes go through as they are; see `gptbench.streams`."""
+        file = super().file
+        return cast(IO[str], file.steered) if isinstance(file, Plain) else file
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else visible(segment.text.replace("\r", "\\r"))
+            yield segment if shown == segment.text else Segment(shown, segment.style)
+
+
+console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = {
     "tpot_p50_s": (1e3, "ms"),

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "gptbench"
 ORDER = (
     "errors",
     "paths",
+    "streams",
     "inputs",
     "hub",
     "architecture",

@@ -74,14 +74,18 @@ class Warm:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, folder: Path, *arguments: str, faults: dict[str, str] | None = None) -> Call:
+    def start(
+        self, folder: Path, *arguments: str, faults: dict[str, str] | None = None, streams: dict[str, str] | None = None
+    ) -> Call:
         """Starts one.
 
         Args:
             faults: what is to go wrong in jobs with such an override, once they measure: see `fail`.
+            streams: what is wrong with `out` or `err`, if anything: see `break_stream`.
         """
         name = f"call-{len(self.calls)}"
         request = {"folder": str(folder), "name": name, "arguments": arguments, "faults": faults or {}}
+        request["streams"] = streams or {}
         self.calls.append(Call(self.ask(request), folder, name))
         return self.calls[-1]
 
@@ -89,8 +93,10 @@ class Warm:
         """Waits for its end; the exit code, or the signal's number as a negative one."""
         return os.waitstatus_to_exitcode(self.ask({"wait": call.pid}))
 
-    def run(self, folder: Path, *arguments: str, faults: dict[str, str] | None = None) -> tuple[int, Call]:
-        call = self.start(folder, *arguments, faults=faults)
+    def run(
+        self, folder: Path, *arguments: str, faults: dict[str, str] | None = None, streams: dict[str, str] | None = None
+    ) -> tuple[int, Call]:
+        call = self.start(folder, *arguments, faults=faults, streams=streams)
         return self.end(call), call
 
     def close(self) -> None:
@@ -123,10 +129,44 @@ def serve() -> None:
             for number, end in ((0, None), (1, "out"), (2, "err")):
                 path = os.devnull if end is None else f"{request['name']}.{end}"
                 os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
+            for number, end in ((1, "out"), (2, "err")):
+                break_stream(number, request["streams"].get(end))
             sys.argv = ["gptbench", *request["arguments"]]
             fail(*request["faults"].items())
             sys.exit(gptbench.__main__.main())
         print(answer, flush=True)
+
+
+def break_stream(number: int, how: str | None) -> None:
+    """Makes standard output or error closed, full, a pipe that nobody reads, or a terminal that is closed, and hangs
+    up, once something is measured."""
+    if how == "closed":
+        os.close(number)
+        setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+    elif how == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+    elif how == "unread":
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, number)
+    elif how == "terminal":
+        import fcntl
+        import pty
+        import termios
+
+        import gptbench.run
+
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        os.dup2(slave, number)
+        os.close(slave)
+        measure = gptbench.run.measure_engine
+
+        def hang_up(*args: Any) -> Any:
+            os.closerange(master, master + 1)  # which may be closed already
+            return measure(*args)
+
+        gptbench.run.measure_engine = hang_up
 
 
 def fail(*faults: tuple[str, str]) -> None:
