@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
@@ -34,6 +34,9 @@ from gptbench import __version__
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.errors import UserError
+
+if TYPE_CHECKING:  # needs Triton, which is not everywhere
+    from gptbench.engine.tiles import Tiles
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -87,13 +90,13 @@ class Place:
 
     Attributes:
         folders: where compiled code and tiles lie, by the name that they have in a file.
-        keys: names of this machine's devices of one kind, as in the names of files with tiles.
+        device: one of this machine, for all of its kind.
     """
 
     def __init__(self, outputs: Path) -> None:
         device = Device(device_config(0))
         self.folders = {"inductor": Path(cache_dir()), "headers": Path(default_cache_dir(), "precompiled_headers")}
-        self.keys = [device.key]
+        self.device = device
         triton = kernels = None
         with contextlib.suppress(ImportError):  # not on every platform
             import triton as package
@@ -105,8 +108,6 @@ class Place:
         name = device.name
         if device.is_cuda:
             name += ", compute capability {}.{}".format(*torch.cuda.get_device_capability(device.torch))
-            others = (Device(device_config(index)) for index in range(1, torch.cuda.device_count()))
-            self.keys += [other.key for other in others if other.name == device.name]
         self.manifest = Manifest(
             format=FORMAT,
             saved=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -122,9 +123,11 @@ class Place:
             kernels=kernels,
         )
 
-    def tiles_file(self, key: str) -> str:
-        """Name of the file with a device's tiles, as `gptbench.engine.tiles.Tiles` makes it."""
-        return f"{key}-{self.manifest.kernels}.json"
+    def tiles(self) -> "Tiles":
+        """What was found for this kind of device."""
+        from gptbench.engine.tiles import Tiles  # needs Triton
+
+        return Tiles.of(self.folders["tiles"], self.device)
 
 
 def device_config(index: int) -> DeviceConfig:
@@ -200,9 +203,10 @@ def to_save(place: Place) -> Iterator[tuple[str, Path]]:
                 if path.suffix not in (".lock", ".tmp") and path.is_file() and not path.is_symlink():
                     yield f"{name}/{path.relative_to(top).as_posix()}", path
     if "tiles" in place.folders:
-        for file in map(place.tiles_file, place.keys):
-            if (path := place.folders["tiles"] / file).is_file():
-                yield f"tiles/{file}", path
+        tiles = place.tiles()
+        for path in (*tiles.files_of_single_cards(), tiles.path):
+            if path.is_file():
+                yield f"tiles/{path.name}", path
 
 
 def precompiled_headers(place: Place) -> Iterator[Path]:
@@ -355,18 +359,15 @@ def safe_members(file: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest, place: Place) -> Loaded:
     """Writes what is not here yet."""
     loaded = Loaded(manifest, {}, 0, [])
-    for name, target in targets(members, manifest, place):
+    for name, target in targets(members, place):
         top = name.partition("/")[0]
-        merged = merged_tiles(target, archive.read(name)) if top == "tiles" and target.exists() else None
-        if target.exists() and merged is None:
+        if target.exists():
             loaded.kept += 1
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            if merged is not None:
-                new.write_bytes(merged)
-            elif is_group(name):
+            if is_group(name):
                 if (group := group_in(target.parent, archive.read(name))) is None:
                     continue
                 new.write_bytes(group)
@@ -377,6 +378,7 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
         finally:
             new.unlink(missing_ok=True)
         loaded.added[top] = loaded.added.get(top, 0) + 1
+    add_tiles(archive, members, manifest, place, loaded)
     if manifest.cpp and manifest.torch_folder != place.manifest.torch_folder:
         told = f"torch lies in {place.manifest.torch_folder} here, and in {manifest.torch_folder} there"
         loaded.notes += [f"C++ will be compiled again: {told}"]
@@ -389,25 +391,36 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
     return loaded
 
 
-def merged_tiles(own: Path, loaded: bytes) -> bytes | None:
-    """This machine's tiles, and those of the file for other uses; None if there are none."""
-    try:
-        here, there = json.loads(own.read_bytes()), json.loads(loaded)
-        return json.dumps(there | here, indent=1, sort_keys=True).encode() if there.keys() - here.keys() else None
-    except (ValueError, TypeError, AttributeError):  # whoever reads the file tells what is wrong with it
-        return None
+def add_tiles(
+    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest, place: Place, loaded: Loaded
+) -> None:
+    """Adds the file's tiles, for uses that have none here, to those of this kind of device.
+
+    Raises:
+        UserError: what should be tiles is none.
+    """
+    if manifest.kernels is None or manifest.kernels != place.manifest.kernels:
+        return
+    from gptbench.engine.tiles import MAX_BYTES, parsed
+
+    for member in sorted(members, key=lambda member: member.filename):
+        if not member.filename.startswith("tiles/"):
+            continue
+        path = Path(str(archive.filename), member.filename)
+        if member.file_size > MAX_BYTES:
+            raise UserError(f"{path}: {member.file_size:,} bytes: expected tiles, of at most {MAX_BYTES:,}")
+        if place.tiles().merge(path, parsed(path, archive.read(member))):
+            loaded.added["tiles"] = loaded.added.get("tiles", 0) + 1
+        else:
+            loaded.kept += 1
 
 
-def targets(members: list[zipfile.ZipInfo], manifest: Manifest, place: Place) -> Iterator[tuple[str, Path]]:
-    """Name in the file, and path on this machine. A GPU without tiles of its own takes those of another of its kind."""
-    tiles = [member.filename for member in members if member.filename.startswith("tiles/")]
+def targets(members: list[zipfile.ZipInfo], place: Place) -> Iterator[tuple[str, Path]]:
+    """Name in the file, and path on this machine, of all but tiles."""
     for member in sorted(members, key=lambda member: is_group(member.filename)):
         top, *parts = member.filename.split("/")
         if top != "tiles" and top in place.folders:
             yield member.filename, place.folders[top].joinpath(*parts)
-    if tiles and manifest.kernels == place.manifest.kernels:
-        for own in map(place.tiles_file, place.keys):
-            yield f"tiles/{own}" if f"tiles/{own}" in tiles else tiles[0], place.folders["tiles"] / own
 
 
 def cache_command(arguments: list[str]) -> int:

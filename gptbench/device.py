@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from gptbench import limits
 from gptbench.config import DeviceConfig, DeviceKind, Dtype
 from gptbench.errors import ConfigError
 
@@ -19,6 +20,8 @@ class Device:
         torch: the torch device.
         dtype: type of activations, KV cache and unquantised weights.
         name: the vendor's name of the processor.
+        cores: CPU cores that this process may use.
+        threads: CPU threads for one torch operation.
 
     Raises:
         ConfigError: the device that the configuration names is not there.
@@ -43,7 +46,8 @@ class Device:
                 raise ConfigError("device.index", config.index, "0 on a CPU")
             self.torch = torch.device("cpu")
             self.name = cpu_name()
-        self.threads = config.threads or DEFAULT_THREADS
+        self.cores = limits.cores()
+        self.threads = config.threads or min(DEFAULT_THREADS, self.cores)
         self.use()
         self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
         if config.dtype is not Dtype.auto:
@@ -61,18 +65,28 @@ class Device:
 
     @property
     def key(self) -> str:
-        """Name for files about this device: GPUs of one kind differ, and a CPU by its number of threads."""
-        if self.is_cuda:
-            name = f"{self.name} {torch.cuda.get_device_properties(self.torch).uuid}"
-        else:
-            name = f"{self.name} {torch.get_num_threads()} threads"
-        return "".join(c if c.isalnum() else "-" for c in name.lower())
+        """Name for files about this one device: GPUs of one kind differ, and a CPU by its number of threads."""
+        return file_name(f"{self.name} {self.uuid if self.is_cuda else f'{torch.get_num_threads()} threads'}")
+
+    @property
+    def kind(self) -> str:
+        """Name for files about every device of this kind: of GPUs those of one name, compute capability and number of
+        streaming multiprocessors; of CPUs as `key`."""
+        if not self.is_cuda:
+            return self.key
+        found = torch.cuda.get_device_properties(self.torch)
+        return file_name(f"{self.name} sm{found.major}{found.minor} {found.multi_processor_count} processors")
+
+    @property
+    def uuid(self) -> str | None:
+        """Of a GPU."""
+        return str(torch.cuda.get_device_properties(self.torch).uuid) if self.is_cuda else None
 
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
         if self.is_cuda:
             return torch.cuda.mem_get_info(self.torch)[0]
-        return min(psutil.virtual_memory().available, cgroup_free_memory())
+        return limits.free_memory()
 
     def synchronize(self) -> None:
         """Waits until all work given to the device is done."""
@@ -113,6 +127,11 @@ DEFAULT_THREADS = torch.get_num_threads()
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
+def file_name(name: str) -> str:
+    """The same in lower case, with a dash for whatever is neither letter nor digit."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
 def cpu_name() -> str:
     """The processor's name, as the kernel tells it."""
     info = Path("/proc/cpuinfo")
@@ -121,18 +140,3 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def cgroup_free_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes left under the memory limit of the control group (version 2) that a container runs in.
-
-    Cached files count as used there, although the kernel drops them when memory is short.
-    """
-    limit, used, statistics = group / "memory.max", group / "memory.current", group / "memory.stat"
-    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
-        return 2**63
-    cached = 0
-    if statistics.exists():
-        counts = dict(line.split() for line in statistics.read_text().splitlines())
-        cached = int(counts.get("inactive_file", 0))
-    return max(0, int(limit.read_text()) - int(used.read_text()) + cached)

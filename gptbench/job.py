@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gptbench.config import load
+from gptbench.config import Config, FusedConfig, load
 from gptbench.errors import UserError
 from gptbench.guard import redact_files
 from gptbench.prompt import make_tokenizer, with_prompt
@@ -90,8 +90,7 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
     config = load(composed, hydra_config.overrides.task)
     tokenizer = make_tokenizer(config.model)
     config = with_prompt(config, tokenizer)
-    # A job on another machine may have another working directory.
-    config = dataclasses.replace(config, outputs=str(Path(hydra_config.runtime.cwd) / config.outputs))
+    config = from_folder(config, Path(hydra_config.runtime.cwd))
     from gptbench.run import Job  # after validation
 
     resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
@@ -102,6 +101,16 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
         ["python", "-m", "gptbench", *own_configs(hydra_config), *hydra_config.overrides.task],
         folder,
     )
+
+
+def from_folder(config: Config, folder: Path) -> Config:
+    """The same with what it keeps below the folder in which the command was typed: a job on another machine may have
+    another working directory."""
+    config = dataclasses.replace(config, outputs=str(folder / config.outputs))
+    if isinstance(config.engine, FusedConfig):
+        engine = dataclasses.replace(config.engine, tiles=str(folder / config.engine.tiles))
+        config = dataclasses.replace(config, engine=engine)
+    return config
 
 
 def own_configs(hydra_config: HydraConf) -> list[str]:

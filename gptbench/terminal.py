@@ -1,6 +1,7 @@
 """What a person sees, on stderr; and the one JSON object for programs, the last line of stdout."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from gptbench import limits
 from gptbench.build import MemoryNeed
 from gptbench.compare import Baseline
 from gptbench.config import Config
@@ -108,6 +110,16 @@ def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
         f"batch {work.batch_size}, {how}, seed {work.seed}"
     )
     console.print(f"  needs {need}")
+    if (told := container()) is not None:
+        console.print(f"  {told}{'' if device.is_cuda else f': {device.threads} threads'}")
+
+
+def container() -> str | None:
+    """Says what the process's control groups allow it; None where they set no limit."""
+    quota, memory = limits.cpu_quota(), limits.memory_limit()
+    cores = None if quota is None else f"{number(quota)} of {os.cpu_count()} CPUs"
+    parts = [part for part in (cores, None if memory is None else f"{memory / 1e9:.2f} GB of memory") if part]
+    return f"its control group (container, Slurm, systemd) allows {' and '.join(parts)}" if parts else None
 
 
 def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:

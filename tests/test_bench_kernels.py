@@ -424,7 +424,7 @@ def test_tiles_that_were_found_are_used(tmp_path: Path) -> None:
 
     of, tile = config(tmp_path), Tile(rows=4, block=64, warps=1, preload=0)
     use = Use(linear.__name__, 144, 48, torch.float32, 1, 1)
-    Tiles(tmp_path / "outputs" / "tiles", device().key).keep(use, tile)
+    Tiles(tmp_path / "outputs" / "tiles", device().kind).keep(use, tile)
     (case,) = [case for case in kernel_cases.model_cases(of, device()) if case.name == "qkv/linear"]
     assert case.call(torch.Generator()).arguments[-1] == tile
 

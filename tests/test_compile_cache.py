@@ -9,8 +9,10 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -173,40 +175,62 @@ def test_tritons_groups_name_files_of_this_machine(
     assert group == {"child_paths": {"kernel.cubin": str(there / "kernel.cubin")}}
 
 
-def test_tiles_travel_to_another_device_of_the_kind(
+def test_tiles_travel_to_another_machine_of_the_kind(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
     from gptbench.engine.tiles import Tiles, Use
     from gptbench.kernels.linear import Tile
 
-    key = Place(outputs).keys[0]
+    kind = Place(outputs).device.kind
     use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
-    Tiles(outputs / "tiles", key).keep(use, tile)
+    Tiles(outputs / "tiles", kind, "the-first-card").keep(use, tile)
     Tiles(outputs / "tiles", "another-kind").keep(use, tile)
     file = tmp_path / "cache.zip"
     assert save(file, outputs).files == 3
 
     place = Place(move_to(tmp_path / "two", monkeypatch))
-    place.keys = [key, "second-gpu"]
-    assert load(file, place).added["tiles"] == 2
-    for name in place.keys:
-        assert Tiles(tmp_path / "two" / "outputs" / "tiles", name).found == {str(use): tile}
+    assert load(file, place).added["tiles"] == 1
+    there = Tiles(tmp_path / "two" / "outputs" / "tiles", kind)
+    assert there.found == {str(use): tile}
+    assert there.cards == {str(use): "the-first-card"}, "where it was searched goes with it"
     better = replace(tile, rows=8)
-    Tiles(tmp_path / "two" / "outputs" / "tiles", key).keep(use, better)
+    there.keep(use, better)
     assert load(file, place).added == {}
-    assert Tiles(tmp_path / "two" / "outputs" / "tiles", key)[use] == better
+    assert Tiles(tmp_path / "two" / "outputs" / "tiles", kind)[use] == better
 
     own = move_to(tmp_path / "four", monkeypatch) / "tiles"
     another = replace(use, rows=128)
-    Tiles(own, key).keep(another, better)
+    Tiles(own, kind).keep(another, better)
     assert load(file, Place(own.parent)).added["tiles"] == 1
-    assert Tiles(own, key).found == {str(use): tile, str(another): better}, "beside those for other uses"
+    assert Tiles(own, kind).found == {str(use): tile, str(another): better}, "beside those for other uses"
 
     other = Place(move_to(tmp_path / "three", monkeypatch))
     loaded = load(changed(file, kernels="0123abcd"), other)
     assert set(loaded.added) == {"inductor", "triton"}
     assert "0123abcd" in loaded.notes[0]
+
+
+def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what was found meanwhile would be lost."""
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile
+
+    use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
+    place = Place(outputs)
+    Tiles(outputs / "tiles", place.device.kind).keep(use, tile)
+    save(tmp_path / "cache.zip", outputs)
+    place = Place(move_to(tmp_path / "two", monkeypatch))
+    own, found = place.tiles(), replace(use, rows=128)
+    with ThreadPoolExecutor(1) as other:
+        with own.locked():
+            loading = other.submit(load, tmp_path / "cache.zip", place)
+            time.sleep(0.3)
+            assert not loading.done()
+            own.found[str(found)], own.cards[str(found)] = tile, ""
+        loading.result(timeout=60)
+    assert Tiles.of(own.path.parent, place.device).found == {str(use): tile, str(found): tile}
 
 
 @pytest.mark.parametrize("name", ["torch", "triton", "python", "platform", "device"])

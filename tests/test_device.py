@@ -10,8 +10,9 @@ import psutil
 import pytest
 import torch
 
+from gptbench import limits
 from gptbench.config import DeviceConfig, DeviceKind, Dtype
-from gptbench.device import CLEAR_REFS, Device, cgroup_free_memory
+from gptbench.device import CLEAR_REFS, Device
 from gptbench.errors import ConfigError
 
 
@@ -138,13 +139,41 @@ def test_keys_of_different_processors_differ(monkeypatch: pytest.MonkeyPatch) ->
     assert len(keys) == len(NAMES)
 
 
-def test_free_memory_is_the_least_of_machine_and_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_threads_go_by_the_limits_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2**20 < cpu().free_memory() <= psutil.virtual_memory().total
+    monkeypatch.setattr(limits, "free_memory", lambda: 12345)
+    assert cpu().free_memory() == 12345
+    monkeypatch.setattr("gptbench.device.DEFAULT_THREADS", 64)
+    monkeypatch.setattr(limits, "cores", lambda: 2)
+    assert (cpu().cores, cpu().threads, torch.get_num_threads()) == (2, 2, 2)
+    assert cpu(threads=1).threads == 1
+    assert cpu(threads=3).threads == 3, "what is asked for by name"
+    monkeypatch.setattr(limits, "cores", lambda: 128)
+    assert cpu().threads == 64
+
+
+class Gpu:
+    """What torch tells of one."""
+
+    def __init__(self, name: str = "NVIDIA H200", uuid: str = "6d3b1a4e-0000-1111-2222-333344445555", sms: int = 132):
+        self.name, self.uuid, self.multi_processor_count = name, uuid, sms
+        self.major, self.minor = 9, 0
+
+
+def test_kind_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are of a kind; what one card of eight has learnt serves the others."""
     device = cpu()
-    assert 2**20 < device.free_memory() <= psutil.virtual_memory().total
-    monkeypatch.setattr("gptbench.device.cgroup_free_memory", lambda: 12345)
-    assert device.free_memory() == 12345
-    monkeypatch.setattr("gptbench.device.cgroup_free_memory", lambda: 2**63)
-    assert device.free_memory() <= psutil.virtual_memory().total
+    device.is_cuda = True
+    keys, kinds = set(), []
+    for gpu in (Gpu(), Gpu(uuid="9a8b7c6d-0000-1111-2222-333344445555"), Gpu(sms=66), Gpu("NVIDIA H200 NVL")):
+        device.name = gpu.name
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, gpu=gpu: gpu)
+        keys.add(device.key)
+        kinds.append(device.kind)
+    assert len(keys) == 3
+    assert kinds[0] == kinds[1] == "nvidia-h200-sm90-132-processors"
+    assert len(set(kinds)) == 3
+    assert cpu().kind == cpu().key
 
 
 SIZE = 200_000_000
@@ -188,14 +217,3 @@ def test_peak_memory_includes_what_is_in_use() -> None:
     device.reset_peak_memory()
     assert device.peak_memory() > SIZE
     assert block[0] == 1
-
-
-def test_cgroup_limit_counts_cached_files_as_free(tmp_path: Path) -> None:
-    assert cgroup_free_memory(tmp_path) == 2**63
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    assert cgroup_free_memory(tmp_path) == 2**63
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert cgroup_free_memory(tmp_path) == 300
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
-    assert cgroup_free_memory(tmp_path) == 450

@@ -21,6 +21,7 @@ ORDER = (
     "tokenizer",
     "prompt",
     "targets",
+    "limits",
     "device",
     "kernels",
     "model",
@@ -93,6 +94,14 @@ def violations(room: str, code: str, package: str) -> list[str]:
 def test_every_room_has_its_place() -> None:
     rooms = {name.partition("/")[0].removesuffix(".py") for name in FILES} - {"__init__"}
     assert rooms == set(ORDER)
+
+
+def test_every_room_measures_or_records() -> None:
+    """What a number depends on is in its identity: a new room has to be put into one of both lists."""
+    from gptbench.record.identity import MEASURING, RECORDING
+
+    assert not set(MEASURING) & set(RECORDING)
+    assert set(MEASURING) | set(RECORDING) == {*ORDER, "__init__"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -72,6 +72,23 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     assert Tiles(tmp_path / "new", "another")[QKV] != found
 
 
+def test_tiles_of_single_cards_are_found(tmp_path: Path) -> None:
+    """Files that are named after a card's UUID; the kind's own goes before them."""
+    cards = [f"nvidia-h200-{digit * 8}-0000-1111-2222-333344445555" for digit in "12"]
+    other = "nvidia-h200-nvl-33333333-0000-1111-2222-333344445555"
+    for rows, card in zip((4, 8, 16), (*cards, other), strict=True):
+        Tiles(tmp_path, card).keep(QKV, Tile(rows, 512, 1, 0))
+    Tiles(tmp_path, cards[0]).keep(W13, Tile(16, 512, 1, 0))
+    third = "nvidia-h200-99999999-0000-1111-2222-333344445555"
+    tiles = Tiles(tmp_path, "nvidia-h200-sm90-132-processors", third)
+    assert tiles.found == {str(QKV): Tile(8, 512, 1, 0), str(W13): Tile(16, 512, 1, 0)}
+    best = Tile(2, 512, 1, 0)
+    tiles.keep(QKV, best)
+    again = Tiles(tmp_path, "nvidia-h200-sm90-132-processors", cards[1])
+    assert again.found == {str(QKV): best, str(W13): Tile(16, 512, 1, 0)}
+    assert again.cards[str(QKV)] == third
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -84,6 +101,8 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
         json.dumps({"a": {"rows": 4, "block": 512, "warps": 1, "preload": -1}}),
         json.dumps({"a": {"rows": 4, "block": 2**20, "warps": 1, "preload": 1}}),
         json.dumps({"a": {"rows": 4, "block": 512, "warps": True, "preload": 1}}),
+        json.dumps({"a": {"rows": 4, "block": 512, "warps": 1, "preload": 1, "card": 1}}),
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str) -> None:

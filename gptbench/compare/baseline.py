@@ -96,14 +96,6 @@ def measured(result: Result) -> dict[str, Any]:
     return values
 
 
-def place(here: Environment) -> dict[str, Any]:
-    """Where a number is from, by field of the environment. Numbers of different places are never held against each
-    other: not of two devices, power limits, nor parts of a CPU, of which machines in a cloud have any number of cores.
-    """
-    own = {"device": here.device, "power_limit_w": here.power_limit_w}
-    return own if here.on_gpu else own | {"cores": here.cores}
-
-
 def versions_of(here: Environment) -> dict[str, str | None]:
     """Of driver, gptbench and libraries."""
     return {"driver": here.driver, "commit": here.commit} | dict(here.libraries)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gptbench.compare.baseline import measured, place, versions_of
+from gptbench.compare.baseline import measured, versions_of
 from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
@@ -135,7 +135,7 @@ def fields(found: Found) -> dict[str, str]:
     """What a record's numbers depend on beside versions, as text."""
     record = found.record
     assert isinstance(record, Measured)
-    here = {f"environment.{key}": str(value) for key, value in place(record.environment).items()}
+    here = {f"environment.{key}": str(value) for key, value in record.environment.place.items()}
     if isinstance(record, Result):
         return here | {key: str(value) for key, value in measured(record).items() if value is not None}
     config = {group: record.config[group] for group in MEASURED if group in record.config}

@@ -5,7 +5,7 @@ prefill is the model's own code, in a graph of its own: nothing is compiled but 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptbench.build import cache_length, on_meta
 from gptbench.config import Config, EngineConfig, FusedConfig
 from gptbench.device import Device
 from gptbench.engine.base import Engine
@@ -25,6 +26,7 @@ from gptbench.kernels.linear import Tile
 from gptbench.model import Transformer
 from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
+from gptbench.targets import instantiate
 
 
 class Fused(Engine):
@@ -48,7 +50,7 @@ class Fused(Engine):
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, FusedConfig)
-        Tiles(Path(config.engine.tiles), device.key)  # a file that cannot be read is told before anything is built
+        Tiles.of(Path(config.engine.tiles), device)  # a file that cannot be read is told before anything is built
 
     def __init__(
         self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
@@ -59,11 +61,21 @@ class Fused(Engine):
             for weight in self.int8_weights:
                 weight.product = int8_product
         self.overlap = config.overlap and can_overlap(device.torch)
-        self.tiles = Tiles(Path(config.tiles), device.key)
+        self.tiles = Tiles.of(Path(config.tiles), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
         self.launches = self.decode_launches(self.tiles.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
+
+    @classmethod
+    def planned(cls, section: FusedConfig, config: Config, device: Device) -> "Fused":
+        """The engine over a model without memory: it says what it would launch for a run. Of the layers, which are
+        alike but for the first, whose norm gets its squares from `embed`, it has two."""
+        shape = replace(config.model, n_layers=min(2, config.model.n_layers))
+        model = on_meta(shape, instantiate(config.quant), device.dtype)
+        model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
+        sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
+        return cls(section, model, sampler, device, len(config.workload.prompt))
 
     def decode_launches(self, tile_for: Callable[[Use], Tile]) -> list[Launch]:
         """The kernels of a decode step, with memory of their own."""
@@ -159,9 +171,14 @@ class Fused(Engine):
         reads = {launch.name: launch.weights + launch.positions * read for launch in self.launches}
         return {name: count for name, count in reads.items() if count}
 
-    def details(self) -> dict[str, Any]:
+    @property
+    def tiles_used(self) -> dict[str, dict[str, int]]:
+        """The tile of each use, by its text."""
         uses = dict.fromkeys(launch.use for launch in self.launches if launch.use is not None)
-        return {"overlap": self.overlap, "tiles": {str(use): asdict(self.tiles[use]) for use in uses}}
+        return {str(use): asdict(self.tiles[use]) for use in uses}
+
+    def details(self) -> dict[str, Any]:
+        return {"overlap": self.overlap, "tiles": self.tiles_used}
 
     def release(self) -> None:
         for weight in self.int8_weights:

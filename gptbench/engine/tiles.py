@@ -1,15 +1,19 @@
-"""How the linear kernels are cut up: built-in tiles, and better ones, searched once for a device and kept in a file.
+"""How the linear kernels are cut up: built-in tiles, and better ones, searched once for a kind of device and kept in a
+file.
 
 The built-in ones are what was fastest on Hopper GPUs (see LOG.md).
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -18,7 +22,9 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
+from gptbench.device import Device
 from gptbench.errors import UserError
+from gptbench.inputs import read_bytes
 from gptbench.kernels.launch import compilers
 from gptbench.kernels.linear import Tile
 
@@ -30,6 +36,11 @@ MOST_PRELOADED = 96
 """Registers of each thread for weights that are loaded before the program waits."""
 MOST_TOTALS = 32
 """Rows of the tile times rows of the batch."""
+EXPECTED = "expected tiles as engine.tune=true writes them, or no file"
+MAX_BYTES = 2**24
+"""Of a file of tiles; a tile takes about 150."""
+UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+"""How the name of a card ends, but not that of a kind."""
 SMALL = 2**25
 """Bytes of a weight that leaves few rows of a large tile to each processor."""
 
@@ -126,40 +137,98 @@ def candidates(use: Use) -> Iterator[Tile]:
 
 
 class Tiles:
-    """Tiles by use, of one device and one state of the kernels.
+    """Tiles by use, of one kind of device and one state of the kernels.
 
     Args:
-        folder: where the file is, or will be. Those of other devices and other states stay as they are.
-        device: its name, as in `gptbench.device.Device.key`.
+        folder: where the file is, or will be. Those of other kinds and other states stay as they are.
+        kind: name of the kind, as in `gptbench.device.Device.kind`.
+        card: name of the one device on which tiles are searched, as in `gptbench.device.Device.key`.
+
+    Attributes:
+        found: the tiles, by the text of their use.
+        cards: the device on which each was searched, where that is known.
 
     Raises:
         UserError: the file cannot be read, or holds what is no tile.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self.path = folder / f"{device}-{kernels_digest()}.json"
-        self.found = self.read()
+    def __init__(self, folder: Path, kind: str, card: str = "") -> None:
+        self.path = folder / f"{kind}-{kernels_digest()}.json"
+        self.card = card
+        self.found: dict[str, Tile] = {}
+        self.cards: dict[str, str] = {}
+        self.read()
 
-    def read(self) -> dict[str, Tile]:
-        """What is kept."""
-        if not self.path.exists():
-            return {}
+    @classmethod
+    def of(cls, folder: Path, device: Device) -> "Tiles":
+        """Those of a device's kind."""
+        return cls(folder, device.kind, device.key)
+
+    def read(self) -> None:
+        """Takes over what the files hold."""
+        for path in (*self.files_of_single_cards(), self.path):
+            if path.exists():
+                self.add(path, parsed(path, read_bytes(path, MAX_BYTES)))
+
+    def files_of_single_cards(self) -> list[Path]:
+        """Files of cards of this kind, each named after its card's UUID: what a kind's file has goes before them."""
+        named = UUID.sub("", self.card)
+        if named == self.card:
+            return []
+        digest = self.path.stem.rpartition("-")[2]
+        files = sorted(self.path.parent.glob(f"{named}*-{digest}.json"))
+        return [file for file in files if UUID.sub("", file.stem.removesuffix(f"-{digest}")) == named]
+
+    def add(self, path: Path, kept: dict[str, dict[str, Any]]) -> None:
+        """Takes over tiles as a file holds them. Raises UserError if one is none."""
         try:
-            return {use: checked(Tile(**tile)) for use, tile in json.loads(self.path.read_text()).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path}: expected tiles as engine.tune=true writes them, or no file: {error}"
-            ) from error
+            for use, given in kept.items():
+                card = given.get("card", "")
+                tile = checked(Tile(**{name: value for name, value in given.items() if name != "card"}))
+                if not isinstance(card, str):
+                    raise ValueError(f"card={card!r} is no name")
+                self.found[use], self.cards[use] = tile, card
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: {EXPECTED}: {error}") from error
 
     def keep(self, use: Use, tile: Tile) -> None:
         """Adds a tile to the file, beside what other processes have added meanwhile."""
-        self.found[str(use)] = tile
+        with self.locked():
+            self.found[str(use)], self.cards[str(use)] = tile, self.card
+
+    def merge(self, path: Path, kept: dict[str, dict[str, Any]]) -> int:
+        """Adds tiles from elsewhere for uses that have none here; returns how many.
+
+        Args:
+            path: where they are from, for errors.
+
+        Raises:
+            UserError: one of them is no tile.
+        """
+        with self.locked():
+            before = dict(self.found), dict(self.cards)
+            self.add(path, kept)
+            more = len(self.found) - len(before[0])
+            self.found |= before[0]
+            self.cards |= before[1]
+        return more
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Reads the file anew, and writes it afterwards where something was added; no other process does meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
-            kept = {name: asdict(one) for name, one in (self.read() | {str(use): tile}).items()}
-            new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(kept, indent=1, sort_keys=True))
-            new.replace(self.path)
+            self.read()
+            before = dict(self.found)
+            yield
+            if self.found != before:
+                kept = {
+                    use: asdict(tile) | ({"card": card} if (card := self.cards[use]) else {})
+                    for use, tile in self.found.items()
+                }
+                new = self.path.with_suffix(".new")
+                new.write_text(json.dumps(kept, indent=1, sort_keys=True))
+                new.replace(self.path)
 
     def __getitem__(self, use: Use) -> Tile:
         """What was found for a use, or else the built-in tile.
@@ -171,6 +240,21 @@ class Tiles:
         if tile.rows % use.multiple:
             raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
         return tile
+
+
+def parsed(path: Path, content: bytes) -> dict[str, dict[str, Any]]:
+    """A file's tiles, unchecked.
+
+    Raises:
+        UserError: it holds no JSON object.
+    """
+    try:
+        kept = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {EXPECTED}: {error}") from error
+    if not isinstance(kept, dict):
+        raise UserError(f"{path}: {EXPECTED}: not a JSON object")
+    return kept
 
 
 def kernels_digest() -> str:

@@ -1,15 +1,15 @@
 """What a number depends on beside the configuration: code, processor, driver, power limit, libraries."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gptbench import __version__
+from gptbench import __version__, limits
 from gptbench.device import Device, cpu_name
 
 LIBRARIES = (
@@ -35,7 +35,7 @@ class Environment:
     """Name of the processor that ran the model."""
     cpu: str
     cores: int
-    """Cores that this process may use."""
+    """Cores that this process may use: by affinity, and by the CPU quota of its control groups, rounded down."""
     threads: int
     """CPU threads for one torch operation."""
     driver: str | None
@@ -48,10 +48,33 @@ class Environment:
     platform: str
     libraries: dict[str, str]
     """Version of each of `LIBRARIES` that is installed, and of gptbench."""
+    cpu_quota: float | None = None
+    """CPUs' worth of time that the process's control groups allow, as by `docker run --cpus`; None where they set no
+    quota."""
+    memory_limit_bytes: int | None = None
+    """Memory that the process's control groups allow; None where they set no limit."""
 
     @property
     def on_gpu(self) -> bool:
         return self.device != self.cpu
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What kind of place it is: see `place_of`."""
+        return place_of(self.device, self.on_gpu, self.power_limit_w, self.cores)
+
+
+def place_of(device: str, on_gpu: bool, power_limit_w: float | None, cores: int) -> dict[str, Any]:
+    """What kind of place a number is from, by field of `Environment`. Numbers of different places are never held
+    against each other: not of two devices, power limits, nor parts of a CPU, of which machines in a cloud have any
+    number of cores. Machines of one kind are one place, so that a sweep can be resumed on any of them."""
+    found = {"device": device, "power_limit_w": power_limit_w}
+    return found if on_gpu else found | {"cores": cores}
+
+
+def place(device: Device) -> dict[str, Any]:
+    """The same of a device that is here."""
+    return place_of(device.name, device.is_cuda, gpu_state(device)[1], device.cores)
 
 
 def environment(device: Device, commit: str | None) -> Environment:
@@ -67,7 +90,7 @@ def environment(device: Device, commit: str | None) -> Environment:
         commit=commit or git_commit(),
         device=device.name,
         cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=device.cores,
         threads=torch.get_num_threads(),
         driver=driver,
         power_limit_w=power_limit,
@@ -75,6 +98,8 @@ def environment(device: Device, commit: str | None) -> Environment:
         python=platform.python_version(),
         platform=platform.platform(),
         libraries=versions,
+        cpu_quota=limits.cpu_quota(),
+        memory_limit_bytes=limits.memory_limit(),
     )
 
 

@@ -7,7 +7,7 @@ and columns of a weight, V vocabulary, H heads, G key-value heads, W width of a 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gptbench.build import cache_length, on_meta
 from gptbench.config import INT8_ALIGNMENT, Config, FusedConfig, KernelsConfig
 from gptbench.device import Device
 from gptbench.model.rope import rotate, rotation_table
 from gptbench.model.transformer import LOGIT_SPREAD
-from gptbench.quant import Quantisation
-from gptbench.targets import instantiate
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
     from gptbench.engine.decode_step import Launch
@@ -153,12 +150,7 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
         return
     from gptbench.engine.fused import Fused
 
-    quant: Quantisation = instantiate(config.quant)
-    # All layers are alike but the first, whose norm gets its squares from `embed`: of each role the last counts.
-    model = on_meta(replace(config.model, n_layers=min(2, config.model.n_layers)), quant, device.dtype)
-    model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
-    sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
-    engine = Fused(fused_section(config), model, sampler, device, len(config.workload.prompt))
+    engine = Fused.planned(fused_section(config), config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     makers: dict[str, Callable[[Launch], Case]] = {
         "embed": embed_case,
@@ -170,7 +162,7 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
         "chunk_maxima": maxima_case,
         "draw": partial(draw_case, config, position),
     }
-    for launch in {launch.role: launch for launch in engine.launches}.values():
+    for launch in {launch.role: launch for launch in engine.launches}.values():  # of each role the last counts
         kernel = launch.kernel.__name__
         yield replace(
             makers[kernel](launch),
@@ -747,6 +739,20 @@ def gemv(weight: Tensor, x: Tensor, out: Tensor) -> None:
     out.copy_((weight.float() * x.float()).sum(-1))
 
 
+def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
+    """The tile of each of the cases' kernels that has one, by its use; empty where our kernels do not run."""
+    if not kernels_run(device) or not isinstance(config.task, KernelsConfig):
+        return {}
+    from gptbench.engine.fused import Fused
+    from gptbench.engine.tiles import Tiles, Use
+
+    section = fused_section(config)
+    tiles = Tiles.of(Path(section.tiles), device)
+    uses = [Use("linear", size, size, dtype, 1) for size in config.task.sizes for dtype in (torch.bfloat16, torch.int8)]
+    of_model = {} if no_model_cases(config, device) is not None else Fused.planned(section, config, device).tiles_used
+    return {str(use): asdict(tiles[use]) for use in uses} | of_model
+
+
 def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], None]] | None:
     """`linear` as the kernel of `gemv`: given its arguments, what launches it, with scales of 1 and a norm that divides
     by 1. None where our kernels do not run."""
@@ -758,7 +764,7 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     from gptbench.kernels.linear import Norm, linear
 
     section = fused_section(config)
-    tiles, overlap = Tiles(Path(section.tiles), device.key), section.overlap and can_overlap(device.torch)
+    tiles, overlap = Tiles.of(Path(section.tiles), device), section.overlap and can_overlap(device.torch)
 
     def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
         size, int8 = x.numel(), weight.dtype == torch.int8

@@ -13,9 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 import gptbench
-from gptbench.config import Config, Section
+from gptbench.config import Config, FusedConfig, KernelsConfig, Section
 from gptbench.device import Device
-from gptbench.measure.environment import gpu_state
+from gptbench.measure import kernel_cases
+from gptbench.measure.environment import place
 
 MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
@@ -29,6 +30,29 @@ ALONGSIDE = {
 }
 """Fields of them that change no number: how many samples there are, what else is measured after them, and in what words
 the prompt was given, whose tokens count instead."""
+MEASURING = (
+    *(
+        "__init__",
+        "errors",
+        "paths",
+        "inputs",
+        "hub",
+        "architecture",
+        "config",
+        "guard",
+        "tokenizer",
+        "prompt",
+        "targets",
+    ),
+    *("limits", "device", "kernels", "model", "quant", "sampling", "checkpoint", "build", "block_sizes", "engine"),
+    *("generate", "measure", "reuse", "run", "ab"),
+)
+"""Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
+RECORDING = (
+    *("streams", "compile_cache", "record", "compare", "terminal", "isolation", "attempt", "job", "sweep", "commands"),
+    "__main__",
+)
+"""All others: what is done with a number once it is there changes no identity."""
 MOST_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
@@ -46,13 +70,33 @@ def digest(value: Any) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Hash of gptbench's own source files: it tells changes apart that no commit holds yet."""
+    """Hash of gptbench's own source files that a number depends on: it tells changes apart that no commit holds yet."""
     root = Path(gptbench.__file__).parent
     hashed = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        hashed.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
-        hashed.update(path.read_bytes())
+        name = path.relative_to(root).as_posix()
+        if name.partition("/")[0].removesuffix(".py") in MEASURING:
+            hashed.update(f"{name}\0{path.stat().st_size}\0".encode())
+            hashed.update(path.read_bytes())
     return hashed.hexdigest()[:DIGITS]
+
+
+def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]] | None:
+    """The tile of each of our kernels that the run launches, whatever others are kept; those of a search are not known
+    before it. None where it launches none of ours.
+
+    Raises:
+        UserError: the file with the tiles that were found cannot be read.
+    """
+    engine = config.engine
+    if isinstance(config.task, KernelsConfig):
+        return kernel_cases.tiles_used(config, device)
+    refused = engine.refuse(config) or config.quant.refuse(config.model, config.device.dtype)
+    if not isinstance(engine, FusedConfig) or engine.tune or refused or not kernel_cases.kernels_run(device):
+        return None
+    from gptbench.engine.fused import Fused  # needs Triton
+
+    return Fused.planned(engine, config, device).tiles_used
 
 
 def measured(config: Config) -> dict[str, Any]:
@@ -108,14 +152,9 @@ def identity(config: Config, device: Device) -> str:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # Triton is not everywhere
             versions[name] = None
-    _, power_limit_w = gpu_state(device)
-    where: dict[str, Any] = {
-        "name": device.name,
+    where = place(device) | {
         "dtype": device.dtype_name,
         "threads": None if device.is_cuda else torch.get_num_threads(),
-        "power_limit_w": power_limit_w,
+        "tiles": tiles_used(config, device),
     }
-    if getattr(config.engine, "tune", True) is False:  # and those of a search are not known before it
-        tiles = Path(config.engine.tiles)  # type: ignore[attr-defined]
-        where["tiles"] = [file_hash(file) for file in sorted(tiles.glob(f"{device.key}-*.json"))]
     return digest([code_version(), versions, measured(config), where])

@@ -1,0 +1,105 @@
+"""Identity: what tells measurements apart, and what does not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gptbench
+from gptbench import limits
+from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
+from gptbench.device import Device
+from gptbench.job import from_folder
+from gptbench.record import identity as module
+from gptbench.record.identity import code_version, identity
+from tests.models import DENSE, run_config
+
+
+def cpu() -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
+
+
+def fused(tiles: Path | str, **values: Any) -> FusedConfig:
+    return FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=str(tiles), **values)
+
+
+def kernels(outputs: Path) -> Config:
+    task = KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels", sizes=[64])
+    return replace(run_config(DENSE), task=task, outputs=str(outputs))
+
+
+def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
+    """Tuning one model must not have all others measured again."""
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile
+
+    config, device = replace(run_config(DENSE), engine=fused(tmp_path / "tiles")), cpu()
+    both = [config, kernels(tmp_path)]
+    before = [identity(each, device) for each in both]
+    tiles = Tiles.of(tmp_path / "tiles", device)
+    tiles.keep(Use("linear", 151936, 2048, torch.bfloat16, batch=8), Tile(2, 512, 2, 1))
+    tiles.keep(Use("linear", 144, 48, torch.float32, batch=2), Tile(4, 128, 1, 0))
+    assert [identity(each, device) for each in both] == before
+    qkv = Use("linear", 144, 48, torch.float32, batch=1)
+    tiles.keep(qkv, tiles[qkv])
+    assert [identity(each, device) for each in both] == before, "the same tile as the built-in one"
+    tiles.keep(qkv, Tile(4, 128, 1, 0))
+    after = [identity(each, device) for each in both]
+    assert all(a != b for a, b in zip(after, before, strict=True)), "their own"
+    tiles.keep(Use("linear", 64, 64, torch.int8, batch=1), Tile(4, 64, 1, 0))
+    assert identity(config, device) == after[0]
+    assert identity(both[1], device) != after[1], "a micro-benchmark's"
+    searching = replace(config, engine=fused(tmp_path / "tiles", tune=True))
+    own = identity(searching, device)
+    tiles.keep(qkv, Tile(8, 128, 1, 0))
+    assert identity(searching, device) == own, "what a search will find is not known before it"
+
+
+def test_what_cannot_run_has_an_identity(tmp_path: Path) -> None:
+    config = run_config(DENSE, batch=9)
+    assert identity(replace(config, engine=fused(tmp_path)), cpu()) != identity(config, cpu())
+
+
+def test_cores_of_a_cpu_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clouds sell parts of one CPU with any number of cores, and `device.threads` may be the same on all."""
+    before = identity(run_config(DENSE), cpu())
+    monkeypatch.setattr(limits, "cores", lambda: 63)
+    assert identity(run_config(DENSE), cpu()) != before
+
+
+def test_only_code_that_measures_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(gptbench.__file__).parent
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__", "conf", "shipped"))
+    monkeypatch.setattr(module.gptbench, "__file__", str(tmp_path / "copy" / "__init__.py"))
+
+    def changed(name: str) -> bool:
+        before = code_version.__wrapped__()
+        with (tmp_path / "copy" / name).open("a") as file:
+            file.write("# a word\n")
+        return code_version.__wrapped__() != before
+
+    for name in (
+        "record/charts/speed.py",
+        "compare/report.py",
+        "terminal.py",
+        "commands/gate.py",
+        "record/identity.py",
+    ):
+        assert not changed(name), name
+    for name in ("generate.py", "measure/samples.py", "kernels/draw.py", "engine/fused.py", "config.py", "__init__.py"):
+        assert changed(name), name
+
+
+def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
+    """A job on another machine may have another working directory."""
+    config = replace(run_config(DENSE), outputs="outputs", engine=fused("outputs/tiles"))
+    found = from_folder(config, tmp_path)
+    assert isinstance(found.engine, FusedConfig)
+    assert Path(found.engine.tiles) == Path(found.outputs) / "tiles" == tmp_path / "outputs" / "tiles"
+    there = from_folder(replace(config, engine=fused("/elsewhere")), tmp_path)
+    assert isinstance(there.engine, FusedConfig)
+    assert there.engine.tiles == "/elsewhere"
