@@ -80,6 +80,13 @@ def rows(arguments: list[str]) -> int:
     return rows_command(arguments)
 
 
+def export(arguments: list[str]) -> int:
+    """Writes runs as one table."""
+    from gptbench.commands.export import export_command
+
+    return export_command(arguments)
+
+
 MULTIRUN = ("-m", "--multirun")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
@@ -97,6 +104,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "explain": explain_run,
     "rows": rows,
+    "export": export,
     "log": log,
     "sync": sync,
     "cache": cache,

@@ -26,6 +26,7 @@ from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import throttling
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
+from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
     METRICS,
@@ -37,7 +38,7 @@ from gptbench.record.statistics import (
     summary,
     valid_samples,
 )
-from gptbench.record.sweep import COLUMNS
+from gptbench.record.sweep import COLUMNS, in_display_units
 from gptbench.streams import Plain, visible
 
 
@@ -61,26 +62,6 @@ class PlainConsole(Console):
 
 
 console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
-
-SHOWN = {
-    "tpot_p50_s": (1e3, "ms"),
-    "tpot_p90_s": (1e3, "ms"),
-    "tpot_p99_s": (1e3, "ms"),
-    "ttft_s": (1e3, "ms"),
-    "mbu": (100.0, "%"),
-    "peak_memory_bytes": (1e-9, "GB"),
-    "kl_divergence": (1.0, "nats"),
-    "bits_per_byte": (1.0, "bits"),
-    "top1_agreement": (100.0, "%"),
-    "idle_w": (1.0, "W"),
-    "prefill_w": (1.0, "W"),
-    "decode_w": (1.0, "W"),
-    "prefill_joules_per_token": (1.0, "J"),
-    "decode_joules_per_token": (1.0, "J"),
-    "prefill_tokens_per_joule": (1.0, "1/J"),
-    "decode_tokens_per_joule": (1.0, "1/J"),
-}
-"""Metric to the factor and the unit in which a person reads it; all others are shown as they are."""
 
 MOST_ROWS = 15
 """Kernels in the table of a step; what there is beyond is one row."""
@@ -186,19 +167,18 @@ def show_result(result: Result, baseline: Baseline) -> None:
     rows = [sample_metrics(result, sample) for sample in valid]
     medians = summary(result)
 
-    def add(name: str, value: float, spread: str, unit: str, factor: float = 1.0) -> None:
-        target = [number(targets[name] * factor)] if name in targets else []
-        table.add_row(name, number(value * factor), spread, unit, *target)
+    def add(name: str, value: float, spread: str = "") -> None:
+        metric = display(name)
+        target = [number(targets[name] * metric.factor)] if name in targets else []
+        table.add_row(metric.label, number(value * metric.factor), spread, metric.unit, *target)
 
     for metric in METRICS if rows else ():
-        factor, unit = SHOWN.get(metric.name, (1.0, metric.unit))
-        values = [row[metric.name] * factor for row in rows]
-        add(metric.name, medians[metric.name], f"{number(min(values))} … {number(max(values))}", unit, factor)
+        values = [row[metric.name] * display(metric.name).factor for row in rows]
+        add(metric.name, medians[metric.name], f"{number(min(values))} … {number(max(values))}")
     for name, seconds in compile_metrics(result).items():
-        add(name, seconds, "", "s")
+        add(name, seconds)
     for name, value in (quality_metrics(result) | energy_metrics(result)).items():
-        factor, unit = SHOWN.get(name, (1.0, ""))
-        add(name, value, "", unit, factor)
+        add(name, value)
     print_whole(table)
     show_state(result, medians)
     if result.config.get("task", {}).get("energy") and result.energy is None:
@@ -339,13 +319,12 @@ def show_sweep(record: SweepRecord) -> None:
     if not any(job.reason for job in record.jobs):
         head, rows = head[:-1], [row[:-1] for row in rows]
     for name in head:
-        metric = name in SHOWN or name in COLUMNS
-        unit = SHOWN[name][1] if name in SHOWN else ""
-        table.add_column(escape(f"{name}, {unit}" if unit else name), justify="right" if metric else "left")
+        metric = name in COLUMNS
+        table.add_column(escape(display(name).heading if metric else name), justify="right" if metric else "left")
     for row in rows:
         cells = []
-        for name, value in zip(head, row, strict=True):
-            text = number(value * SHOWN.get(name, (1.0,))[0]) if isinstance(value, float) else value
+        for value in in_display_units(head, row):
+            text = number(value) if isinstance(value, float) else value
             cells.append("" if text is None else escape(str(text).splitlines()[0] if str(text) else ""))
         table.add_row(*cells)
     print_whole(table)

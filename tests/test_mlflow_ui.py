@@ -292,7 +292,7 @@ def test_page_of_a_sweep_has_its_table(page: Page, shown: Shown) -> None:
     page.get_by_role("button", name="Expand description").click()
     expect(page.get_by_text("of 7 jobs: 6 recorded, 1 failed")).to_be_visible()
     head, *rows = cells_of(page.get_by_role("table").first.get_by_role("row"))
-    assert head[:5] == ["job", "sampling.top_k", "sampling.temperature", "status", "decode_tokens_per_s"]
+    assert head[:5] == ["job", "sampling.top_k", "sampling.temperature", "status", "decode (tokens/s)"]
     expected = [
         [str(top_k), str(temperature), "recorded", f"{run.data.metrics['decode_tokens_per_s']:.4g}"]
         for (top_k, temperature), run in zip(JOBS, shown.jobs.values(), strict=True)
@@ -307,7 +307,7 @@ def test_pages_of_jobs_tell_their_numbers_and_their_command(page: Page, shown: S
     name, run = next(iter(shown.jobs.items()))
     page.goto(f"{shown.url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
     expect(page.get_by_role("heading", name=name)).to_be_visible()
-    expect(page.get_by_text(f"decode {run.data.metrics['decode_tokens_per_s']:.4g} tokens/s, TPOT ")).to_be_visible()
+    expect(page.get_by_text(f"decode {run.data.metrics['decode_tokens_per_s']:.4g} tokens/s, TPOT p50 ")).to_be_visible()
     command = "python -m gptbench sampling.top_k=1 sampling.temperature=0.5"
     expect(page.locator("code", has_text=command)).to_be_visible()
     keep(page, "job")

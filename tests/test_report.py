@@ -110,21 +110,21 @@ def test_summary_has_the_numbers_of_each_run() -> None:
     first, second = rows(read(slow, fast), "summary")
     assert (first["run"], second["run"]) == ("int8", "bfloat16"), "the fastest comes first"
     numbers = summary(fast)
-    assert first["decode tokens/s"] == cell(numbers["decode_tokens_per_s"])
-    assert first["limit tokens/s"] == cell(4000 / numbers["gb_per_step"])
-    assert first["MBU %"] == cell(numbers["mbu"] * 100)
+    assert first["decode (tokens/s)"] == cell(numbers["decode_tokens_per_s"])
+    assert first["limit (tokens/s)"] == cell(4000 / numbers["gb_per_step"])
+    assert first["MBU (%)"] == cell(numbers["mbu"] * 100)
     assert first["TPOT p99 ms"] == cell(numbers["tpot_p99_s"] * 1e3)
-    assert (first["compile cold s"], first["compile warm s"]) == ("20", "3")
+    assert (first["compile cold (s)"], first["compile warm (s)"]) == ("20", "3")
     assert (first["perplexity"], second["perplexity"]) == ("12", "")
     assert (first["J/token"], second["J/token"]) == ("0.5", "")
     assert first["valid samples"] == "2 of 3"
     least, most = first["min … max"].split(" … ")
-    assert float(least) < float(first["decode tokens/s"]) < float(most)
+    assert float(least) < float(first["decode (tokens/s)"]) < float(most)
 
 
 def test_columns_that_no_run_has_are_left_out() -> None:
     (row,) = rows(read(made_result()), "summary")
-    assert not {"perplexity", "KL nats", "J/token"} & set(row)
+    assert not {"perplexity", "KL divergence (nats)", "decode energy (J/token)"} & set(row)
 
 
 def test_what_all_runs_have_in_common_is_told_once() -> None:

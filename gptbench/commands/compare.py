@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptbench.compare.comparison import Comparison, Row, compare
+from gptbench.compare.export import markdown_table
 from gptbench.compare.ratio import KINDS, Verdict
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
-from gptbench.terminal import SHOWN, console, number, print_whole
+from gptbench.record.display import display
+from gptbench.terminal import console, number, print_whole
 
 COLOUR = {
     Verdict.faster: "green",
@@ -42,12 +44,19 @@ def compare_command(arguments: list[str]) -> int:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are noise: 1%% if not given")
+    parser.add_argument(
+        "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
+    )
     add_places(parser)
     options = parser.parse_args(arguments)
     sides = [select(side, options.outputs, options.uri, unread=tell_unread) for side in (options.a, options.b)]
     if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
         raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
     comparison = compare(sides[0], sides[1], options.margin)
+    if options.format == "md":
+        sys.stdout.write(markdown_of(comparison))
+        sys.stdout.flush()
+        return 0
     show_comparison(comparison)
     write_line(line_of(comparison))
     return 0
@@ -128,7 +137,7 @@ def show_comparison(comparison: Comparison) -> None:
     if len(comparison.pairs) <= MOST_TABLES:
         for pair in comparison.pairs:
             title = ", ".join(f"{key}={value}" for key, value in pair.key.items()) or "B beside A"
-            print_whole(table_of(title, [(row.metric, row) for row in pair.rows]))
+            print_whole(table_of(title, [(display(row.metric).label, row) for row in pair.rows]))
     else:
         rows = [
             (" ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pair.key.items()), row)
@@ -136,7 +145,7 @@ def show_comparison(comparison: Comparison) -> None:
             for row in pair.rows
             if row.metric == "decode_tokens_per_s"
         ]
-        print_whole(table_of("decode_tokens_per_s, B beside A", rows))
+        print_whole(table_of("decode tokens/s, B beside A", rows))
     if any("one start each" in row.of for pair in comparison.pairs for row in pair.rows):
         told = "one start each: intervals are widened by what starts are known to differ by; several runs a side tell"
         console.print(told, style="dim")
@@ -166,7 +175,7 @@ def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
     for name in ("B / A", "95% interval", "verdict", "of"):
         table.add_column(name, justify="right" if name in ("B / A", "95% interval") else "left", no_wrap=True)
     for name, row in rows:
-        factor, unit = SHOWN.get(row.metric, (1.0, "tokens/s" if row.metric == "decode_tokens_per_s" else ""))
+        factor, unit = display(row.metric).factor, display(row.metric).unit
         if row.metric not in KINDS:  # a kernel's seconds
             factor, unit = 1e6, "µs"
         told = row.verdict.value
@@ -182,6 +191,26 @@ def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
             row.of,
         )
     return table
+
+
+def markdown_of(comparison: Comparison) -> str:
+    """A comparison as Markdown: a table for each pair, what differs between the sides, and every remark."""
+    parts = []
+    for pair in comparison.pairs:
+        lines = [["metric", "A", "B", "B / A", "95% interval", "verdict", "of"]]
+        for row in pair.rows:
+            metric = display(row.metric)
+            numbers = [number(row.a * metric.factor), number(row.b * metric.factor), f"{row.ratio.value:.4f}"]
+            lines.append([metric.heading, *numbers, interval(row), row.verdict.value, row.of])
+        title = ", ".join(f"{key}={value}" for key, value in pair.key.items())
+        parts.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, right=range(1, 5)))
+    if comparison.overall is not None:
+        parts.append(f"All {comparison.overall.of}: {sentence(comparison.overall)}\n")
+    notes = [f"{key}: A {shortened(a)}, B {shortened(b)}" for key, (a, b) in comparison.differences.items()]
+    notes += [*comparison.remarks, *(f"left out: {found.path}: {why}" for found, why in comparison.left_out)]
+    if notes:
+        parts.append("".join(f"- {' '.join(note.split())}\n" for note in notes))
+    return "\n".join(parts)
 
 
 def interval(row: Row) -> str:

@@ -19,9 +19,10 @@ from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import HOW, Found, select
 from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError
+from gptbench.record.display import display
 from gptbench.record.result import redacted, write_whole
 from gptbench.sweep.sweeper import quoted
-from gptbench.terminal import SHOWN, console, number, print_whole
+from gptbench.terminal import console, number, print_whole
 
 
 def gate_command(arguments: list[str]) -> int:
@@ -205,7 +206,8 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
 
 def cells(check: Check) -> Sequence[str]:
     """A row of the table."""
-    factor, unit = SHOWN.get(check.metric or "", (1.0, "tokens/s" if check.metric == "decode_tokens_per_s" else ""))
+    metric = None if check.metric is None else display(check.metric)
+    factor, unit = (1.0, "") if metric is None else (metric.factor, metric.unit)
     values = ["" if value is None else number(value * factor) for value in (check.baseline, check.now)]
     ratio, interval = "", ""
     if check.ratio is not None:

@@ -17,6 +17,7 @@ from gptbench.compare.svg import inline
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
 from gptbench.record.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
+from gptbench.record.display import display
 from gptbench.record.files import problem
 from gptbench.record.kernels import kernel_metrics
 from gptbench.record.labels import labels, weights_of
@@ -29,19 +30,10 @@ HEAD_BYTES = 1000
 """Of a file, in which that stands."""
 
 METRICS = (
-    ("decode_tokens_per_s", "decode tokens/s", 1.0),
-    ("mbu", "MBU %", 1e2),
-    ("ttft_s", "TTFT ms", 1e3),
-    ("tpot_p50_s", "TPOT p50 ms", 1e3),
-    ("tpot_p99_s", "TPOT p99 ms", 1e3),
-    ("compile_cold_s", "compile cold s", 1.0),
-    ("compile_warm_s", "compile warm s", 1.0),
-    ("peak_memory_bytes", "peak GB", 1e-9),
-    ("perplexity", "perplexity", 1.0),
-    ("kl_divergence", "KL nats", 1.0),
-    ("decode_joules_per_token", "J/token", 1.0),
+    *("decode_tokens_per_s", "mbu", "ttft_s", "tpot_p50_s", "tpot_p99_s", "compile_cold_s", "compile_warm_s"),
+    *("peak_memory_bytes", "perplexity", "kl_divergence", "decode_joules_per_token"),
 )
-"""Columns of the summary: a metric, its heading, and the factor between the two. Those that no run has are left out."""
+"""Columns of the summary. Those that no run has are left out."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +158,17 @@ def shared_names(runs: list[Run]) -> dict[str, str]:
 
 
 def summary_table(runs: list[Run]) -> Table:
-    columns = [column for column in METRICS if any(column[0] in run.summary for run in runs)]
+    columns = [metric for metric in METRICS if any(metric in run.summary for run in runs)]
     names = [name for name in ("model", "weights", "engine", "batch") if name not in shared_names(runs)]
     head = ["run", *names]
-    for name, heading, _ in columns:
-        head += [heading, "min … max", "limit tokens/s"] if name == "decode_tokens_per_s" else [heading]
+    for name in columns:
+        head += [display(name).heading]
+        head += ["min … max", "limit (tokens/s)"] if name == "decode_tokens_per_s" else []
     rows = []
     for run in runs:
         row = [run.label, *(names_of(run)[name] for name in names)]
-        for name, _, factor in columns:
-            row.append(cell(run.summary[name] * factor) if name in run.summary else "")
+        for name in columns:
+            row.append(cell(run.summary[name] * display(name).factor) if name in run.summary else "")
             if name == "decode_tokens_per_s":
                 row += [" … ".join(map(cell, run.spread(name))), cell(run.limit_tokens_per_s)]
         rows.append([*row, samples_of(run)])
@@ -237,16 +230,11 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
         shared = [one for one in record.sides["A"].overrides if one in record.sides["B"].overrides]
         sides = [" ".join(one for one in record.sides[side].overrides if one not in shared) for side in "AB"]
         for row in interleaved(record):
-            factor = 1e3 if row.metric in TIMES else 1.0
+            metric = display(row.metric)
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
-            metric = f"{row.metric.removesuffix('_s')} ms" if row.metric in TIMES else row.metric
-            numbers = [cell(row.a * factor), cell(row.b * factor), f"{row.ratio.value:.4f}", ends]
-            rows.append([f"{name} {' '.join(shared)}", *sides, metric, *numbers, row.verdict.value, row.of])
+            numbers = [cell(row.a * metric.factor), cell(row.b * metric.factor), f"{row.ratio.value:.4f}", ends]
+            rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.verdict.value, row.of])
     return Table(head, rows, {4, 5, 6, 7})
-
-
-TIMES = ("tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
-"""Metrics that are told in milliseconds."""
 
 
 def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gptbench.record.display import display
 from gptbench.record.outcome import BEGUN, Outcome, Status
 from gptbench.record.plan import Plan
 from gptbench.record.result import Recorded
@@ -69,7 +70,8 @@ class SweepRecord(Recorded):
     def markdown(self) -> str:
         """How many jobs came to what, and the table."""
         head, rows = self.table()
-        lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
+        shown = [[cell(value) for value in in_display_units(head, row)] for row in rows]
+        lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
         text = f"{len(self.jobs)} jobs: {self.told}\n"
         for number, line in enumerate(lines):
             row = f"\n| {' | '.join(line)} |"
@@ -77,6 +79,14 @@ class SweepRecord(Recorded):
                 return f"{text}\n\n{len(lines) - number} more in jobs.csv"
             text += row
         return text
+
+
+def in_display_units(head: list[str], row: list[Any]) -> list[Any]:
+    """A row of a sweep's table, its metrics in the units in which people read them."""
+    return [
+        value * display(name).factor if name in COLUMNS and isinstance(value, float) else value
+        for name, value in zip(head, row, strict=True)
+    ]
 
 
 def cell(value: Any) -> str:

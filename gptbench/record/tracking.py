@@ -32,6 +32,7 @@ from gptbench.errors import TrackingError
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
 from gptbench.record.charts import draw_compile_stages, write_figures
+from gptbench.record.display import DISPLAYS
 from gptbench.record.failure import Failure
 from gptbench.record.files import load_record, problem
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
@@ -58,18 +59,10 @@ PARENT_FILE = "mlflow_parent.json"
 """In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
-BRIEF = (
-    ("decode_tokens_per_s", "decode_tokens_per_s", 1.0, "decode {} tokens/s"),
-    ("tpot_p50_s", "tpot_p50_ms", 1e3, "TPOT {} ms"),
-    ("tpot_p99_s", "tpot_p99_ms", 1e3, "p99 {} ms"),
-    ("ttft_s", "ttft_ms", 1e3, "TTFT {} ms"),
-    ("mbu", "mbu_percent", 1e2, "MBU {} %"),
-    ("peak_memory_bytes", "peak_memory_gb", 1e-9, "peak memory {} GB"),
-    ("perplexity", "perplexity", 1.0, "perplexity {}"),
-)
-"""Of the summary, what runs are compared by: its name there, its name in ``brief/<name>``, the factor between the two,
-and how it is told. MLflow's charts and comparisons show two or three decimals, which leave nothing of seconds; and
-charts are grouped by what stands before the slash, in alphabetical order, those without one last."""
+BRIEF = {name: each for name, each in DISPLAYS.items() if each.key is not None}
+"""Of the summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
+comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before the
+slash, in alphabetical order, those without one last."""
 
 
 class AwayError(TrackingError):
@@ -553,9 +546,9 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
     """Name, value and step of every number that is logged. MLflow's pages keep the order, and the plot of its page that
     compares runs begins with the first."""
     medians = summary(result)
-    for name, shown, factor, _ in BRIEF:
+    for name, each in BRIEF.items():
         if name in medians:
-            yield f"brief/{shown}", medians[name] * factor, 0
+            yield f"brief/{each.key}", medians[name] * each.factor, 0
     for name, value in medians.items():
         yield name, value, 0
     for step, sample in enumerate(result.samples):
@@ -574,8 +567,11 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
 def told_in_brief(result: Result) -> str:
     """A run's few numbers in a line; nothing without a valid sample."""
     medians = summary(result)
-    told = [text.format(cell(medians[name] * factor)) for name, _, factor, text in BRIEF if name in medians]
-    return ", ".join(told)
+    return ", ".join(
+        f"{each.label} {cell(medians[name] * each.factor)} {each.unit}".strip()
+        for name, each in BRIEF.items()
+        if name in medians
+    )
 
 
 def clean(key: str) -> str:

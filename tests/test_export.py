@@ -1,0 +1,100 @@
+"""`gptbench export` and Markdown of a comparison: a row for each run, with what was varied, measured, and where."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from results import made_failure, made_result
+
+from gptbench.commands.compare import compare_command
+from gptbench.commands.export import export_command
+from gptbench.compare.export import Export
+from gptbench.compare.select import Found
+from gptbench.errors import UserError
+from gptbench.record import Recorded
+from gptbench.record.display import DISPLAYS, display
+from gptbench.record.statistics import METRICS, summary
+
+
+def swept(top_k: int, **values: object) -> Recorded:
+    made = made_result(top_k=top_k, **values)  # type: ignore[arg-type]
+    return replace(made, swept=[f"sampling.top_k={top_k}"], identity=f"{top_k:016x}")
+
+
+def failed() -> Recorded:
+    return replace(made_failure(), swept=["sampling.top_k=9"], reason="no room | for it\nat all")
+
+
+def table(*records: Recorded) -> Export:
+    return Export.of([Found(Path(f"{index}.json"), record) for index, record in enumerate(records)])
+
+
+def test_csv_has_overrides_metrics_with_all_their_digits_and_identity() -> None:
+    one, two = swept(5), swept(50, step_s=0.02)
+    rows = list(csv.DictReader(io.StringIO(table(one, two, failed()).csv())))
+    assert [row["sampling.top_k"] for row in rows] == ["5", "50", "9"]
+    assert [row["identity"] for row in rows[:2]] == [one.identity, two.identity]
+    for row, record in zip(rows, (one, two), strict=False):
+        for name, value in summary(record).items():  # type: ignore[arg-type]
+            assert float(row[name]) == value
+        assert (row["status"], row["device"], row["weights"]) == ("recorded", "Processor X", "bfloat16")
+    assert rows[2]["status"].startswith("failed (") and rows[2]["status"].endswith("no room | for it")
+    assert rows[2]["decode_tokens_per_s"] == ""
+
+
+def test_json_is_json() -> None:
+    rows = json.loads(table(swept(5), failed()).json())
+    assert rows[0]["overrides"] == {"sampling.top_k": "5"}
+    assert rows[0]["metrics"]["mbu"] == summary(swept(5))["mbu"]  # type: ignore[arg-type]
+    assert rows[1]["metrics"] == {}
+
+
+def test_markdown_shows_what_differs_and_cells_hold(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for record in (swept(5), swept(50, step_s=0.02), failed()):
+        record.save(tmp_path)
+    assert export_command([str(tmp_path), "--format", "md", "--metrics", "decode_tokens_per_s,tpot_p50_s,mbu"]) == 0
+    text = capsys.readouterr().out
+    head, rule, *rows = text.splitlines()
+    assert head == "| sampling.top_k | device | commit | decode (tokens/s) | TPOT p50 (ms) | MBU (%) | status |"
+    assert rule == "| --- | --- | --- | --: | --: | --: | --- |"
+    by_top_k = {row.split(" | ")[0].removeprefix("| "): row for row in rows[:3]}
+    assert set(by_top_k) == {"5", "50", "9"}
+    assert "no room \\| for it |" in by_top_k["9"]
+    assert all(row.replace("\\|", "").count("|") == 8 for row in rows[:3])
+    assert "model stories15m" in rows[-1]
+
+
+def test_a_file_is_written_and_a_metric_that_no_run_has_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept(5).save(tmp_path / "runs")
+    file = tmp_path / "out.csv"
+    assert export_command([str(tmp_path / "runs"), "-o", str(file)]) == 0
+    assert file.read_text().startswith("model,weights,engine,batch,sampling.top_k,status,decode_tokens_per_s,")
+    assert json.loads(capsys.readouterr().out) == {"rows": 1, "format": "csv", "output": str(file)}
+    with pytest.raises(UserError, match=r"--metrics=tokens: expected one of .*decode_tokens_per_s"):
+        export_command([str(tmp_path / "runs"), "--metrics", "tokens"])
+
+
+def test_a_comparison_as_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [made_result().save(tmp_path / "a"), made_result(step_s=0.02).save(tmp_path / "b")]
+    assert compare_command([*map(str, sides), "--format", "md"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| metric | A | B | B / A | 95% interval | verdict | of |"
+    assert next(line for line in lines if line.startswith("| decode (tokens/s) |")).split(" | ")[3] == "0.5000"
+    assert all(line.count("|") == 8 for line in lines if line.startswith("|"))
+
+
+def test_every_metric_has_one_name_and_its_unit_fits_its_factor() -> None:
+    assert {metric.name for metric in METRICS} <= set(DISPLAYS)
+    assert set(summary(made_result(perplexity=12.0))) <= set(DISPLAYS)
+    labels = [each.label for each in DISPLAYS.values()]
+    assert len(set(labels)) == len(labels)
+    for name, each in DISPLAYS.items():
+        expected = {"ms": 1e3, "GB": 1e-9 if name.endswith("_bytes") else 1.0, "%": 1e2}.get(each.unit, 1.0)
+        assert each.factor == expected, name
+        assert each.key is None or each.key.endswith({"ms": "_ms", "GB": "_gb", "%": "_percent"}.get(each.unit, ""))
+    assert display("gemv/D4096/int8/kernel/gb_per_s").unit == "GB/s"
