@@ -307,7 +307,8 @@ def test_pages_of_jobs_tell_their_numbers_and_their_command(page: Page, shown: S
     name, run = next(iter(shown.jobs.items()))
     page.goto(f"{shown.url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
     expect(page.get_by_role("heading", name=name)).to_be_visible()
-    expect(page.get_by_text(f"decode {run.data.metrics['decode_tokens_per_s']:.4g} tokens/s, TPOT p50 ")).to_be_visible()
+    decode = f"decode {run.data.metrics['decode_tokens_per_s']:.4g} tokens/s, TPOT p50 "
+    expect(page.get_by_text(decode)).to_be_visible()
     command = "python -m gptbench sampling.top_k=1 sampling.temperature=0.5"
     expect(page.locator("code", has_text=command)).to_be_visible()
     keep(page, "job")

@@ -113,10 +113,10 @@ def test_summary_has_the_numbers_of_each_run() -> None:
     assert first["decode (tokens/s)"] == cell(numbers["decode_tokens_per_s"])
     assert first["limit (tokens/s)"] == cell(4000 / numbers["gb_per_step"])
     assert first["MBU (%)"] == cell(numbers["mbu"] * 100)
-    assert first["TPOT p99 ms"] == cell(numbers["tpot_p99_s"] * 1e3)
+    assert first["TPOT p99 (ms)"] == cell(numbers["tpot_p99_s"] * 1e3)
     assert (first["compile cold (s)"], first["compile warm (s)"]) == ("20", "3")
     assert (first["perplexity"], second["perplexity"]) == ("12", "")
-    assert (first["J/token"], second["J/token"]) == ("0.5", "")
+    assert (first["decode energy (J/token)"], second["decode energy (J/token)"]) == ("0.5", "")
     assert first["valid samples"] == "2 of 3"
     least, most = first["min … max"].split(" … ")
     assert float(least) < float(first["decode (tokens/s)"]) < float(most)
