@@ -25,6 +25,7 @@ from gptbench.device import Device
 from gptbench.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch, prepare
+from gptbench.measure.roof import Roofs
 from gptbench.measure.samples import Sample, sample_seed, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
@@ -32,7 +33,7 @@ from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.record.ab import BLOCK, AbResult, Round, Side
 from gptbench.record.statistics import log_ratios
 from gptbench.reuse import give_back, release
-from gptbench.run import beginning, make_engine, plan, with_engine
+from gptbench.run import beginning, make_engine, plan, probe, with_engine
 from gptbench.targets import instantiate, target
 from gptbench.terminal import Stages
 
@@ -164,7 +165,7 @@ def measure(
     give_back()
     if len({instantiate(each.config.device).torch for each in asked}) > 1:
         raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
-    started, surroundings, roof = beginning(first, device, stages, again=first.device.measure_roof)
+    started, surroundings, roofs, roof = beginning(first, device, stages, again=first.device.measure_roof)
     result = AbResult(
         started=started,
         command=command,
@@ -191,7 +192,8 @@ def measure(
         result.config, result.dtype = result.sides["A"].config, result.sides["A"].dtype
         begin = time.perf_counter()
         while not is_enough(result, ending):
-            take_round(result, sides, ending, begin, stages, ready_to_start, chance)
+            take_round(result, sides, ending, begin, stages, ready_to_start, chance, roofs)
+            result.roof = roofs.read()
             result.seconds = time.perf_counter() - begin
             keep(result)
         keep(result)
@@ -246,6 +248,7 @@ def take_round(
     stages: Stages,
     ready_to_start: Callable[[dict[str, Contender]], None],
     chance: random.Random,
+    roofs: Roofs,
 ) -> None:
     """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
     number = len(result.rounds)
@@ -253,6 +256,7 @@ def take_round(
     # Each second round has the other order than the one before it, so that both are as often first.
     one = Round(built=orders[result.rounds[-1].built] if number % 2 else chance.choice(list(orders)))
     start = time.perf_counter()
+    one.probes += probe(roofs, "before")  # while there is memory for it: both engines may leave none
     with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
         ready: dict[str, Contender] = {}
         for name in one.built:
@@ -276,6 +280,7 @@ def take_round(
                 one.samples[name].append(taken)
                 one.order += name
                 one.at_s.append(at)
+    one.probes += probe(roofs, "after")
     one.seconds = time.perf_counter() - start
 
 

@@ -311,7 +311,7 @@ class DeviceConfig(Section):
     threads: int | None = None
     """CPU threads for one operation, or null for one a core."""
     measure_roof: bool = False
-    """Measure the read roof again, although outputs/roofs holds one for this device."""
+    """Measure the read roof once more, although outputs/roofs holds one; the highest rate seen counts."""
 
     def check(self) -> None:
         self.at_least(0, "index")

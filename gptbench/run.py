@@ -24,7 +24,7 @@ from gptbench.measure.compilation import Compilation, CompileWatch, compile_cach
 from gptbench.measure.energy import measure_energy
 from gptbench.measure.environment import Environment, environment
 from gptbench.measure.kernels import KernelTimes, peak_flops
-from gptbench.measure.roof import Roof, read_roof
+from gptbench.measure.roof import Probe, Roof, Roofs
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.sensors import sensor_of
 from gptbench.measure.traffic import traffic
@@ -184,7 +184,8 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
     if task.left_out is not None:
         console.print(f"Without the kernels of {config.model.name}: {task.left_out}", markup=False)
     with stage_bar(1 + len(task.cases)) as stages:
-        started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof)
+        started, surroundings, roofs, _ = beginning(config, device, stages, again=config.device.measure_roof)
+        probes = probe(roofs, "before")
         begin = time.perf_counter()
         kernels: list[KernelTimes] = []
         interrupted = False
@@ -193,14 +194,17 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
                 kernels += [kernel]
         except KeyboardInterrupt:
             interrupted = True
+        wall_s = time.perf_counter() - begin
+        probes += probe(roofs, "after")
     result = KernelResult(
         **job.header(),
         started=started,
         config=resolved,
         environment=surroundings,
         dtype=device.dtype_name,
-        roof=roof,
-        wall_s=time.perf_counter() - begin,
+        roof=roofs.read(),
+        probes=probes,
+        wall_s=wall_s,
         peak_flops=peak_flops(device.name),
         interrupted=interrupted,
         kernels=kernels,
@@ -276,28 +280,38 @@ def measure(
     if kept is None:
         target(config.engine).begin(config.engine, device)
     # Beside a model there is less room to measure the roof in; the job that made it has measured it.
-    started, surroundings, roof = beginning(config, device, stages, again=config.device.measure_roof and kept is None)
+    again = config.device.measure_roof and kept is None
+    started, surroundings, roofs, roof = beginning(config, device, stages, again)
     device.reset_peak_memory()
     with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
-        measured = measure_engine(config, device, model, kept, roof, empty_cache, task, stages)
+        measured = measure_engine(config, device, model, kept, roofs, roof, empty_cache, task, stages)
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
             release(model, device)  # so that the weights can be made again
             if (second := attempt("Warm start", in_second_process, prepare_alone, config)) is not None:
                 measured["compilations"].append(second)
             stages.done()
-    return {"started": started, "environment": surroundings, "roof": roof} | measured
+    return {"started": started, "environment": surroundings, "roof": roofs.read()} | measured
 
 
-def beginning(config: Config, device: Device, stages: Stages, again: bool) -> tuple[str, Environment, Roof]:
-    """What every record begins with: when, where, and what that device's read roof is, measured `again` or not."""
+def beginning(config: Config, device: Device, stages: Stages, again: bool) -> tuple[str, Environment, Roofs, Roof]:
+    """What every record begins with: when, where, what is known of that device's read roof, and the roof itself,
+    measured `again` or not."""
     started = now()
     stages.start("measuring the read roof")
     surroundings = environment(device, config.commit)
-    roof = read_roof(device, surroundings, Path(config.outputs) / "roofs", again)
+    roofs = Roofs(device, surroundings, Path(config.outputs) / "roofs")
+    roof = roofs.read(again)
     device.release_memory()
     stages.done()
-    return started, surroundings, roof
+    return started, surroundings, roofs, roof
+
+
+def probe(roofs: Roofs, when: str) -> list[Probe]:
+    """A probe of the roof, before or after samples; none where there is no memory for it, or it fails: the samples are
+    there."""
+    found = attempt("Probe of the read roof", roofs.probe, when)
+    return [] if found is None else [found]
 
 
 def attempt(what: str, measure: Callable[..., T], *args: Any) -> T | None:
@@ -314,6 +328,7 @@ def measure_engine(
     device: Device,
     model: Transformer,
     kept: Kept | None,
+    roofs: Roofs,
     roof: Roof,
     empty_cache: bool,
     task: Speed,
@@ -343,14 +358,17 @@ def measure_engine(
         tune_s = time.perf_counter() - start if engine.tunes else None
         with CompileWatch() as watch:
             compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
+            prepare_peak = device.peak_memory()
             stages.done()
+            probes = probe(roofs, "before")  # which leaves nothing of the model in the caches: before the warm-up
             stages.start("warming up")
             warm_ups = warm_up(engine, workload, watch, sensor)
             compilation.first_generation_s = warm_ups[0].call_s
             compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
-            prepare_peak = device.peak_memory()
+            prepare_peak = max(prepare_peak, device.peak_memory())
             stages.done()
             samples = take_samples(engine, workload, watch, stages.sample_done, sensor)
+            probes += probe(roofs, "after")
         details = engine.details()
 
         def reference() -> Engine:
@@ -388,6 +406,7 @@ def measure_engine(
         "compilations": [compilation] if kept is None else [compilation, kept.shared],
         "warm_ups": warm_ups,
         "samples": samples,
+        "probes": probes,
     }
 
 

@@ -65,6 +65,7 @@ def quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernel_cases, "INNER", 48)
     monkeypatch.setattr(kernel_cases, "ROWS", 7)
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "CACHES", 0)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
     if importlib.util.find_spec("triton") is not None:
         from tests.test_kernel_interpreter import prepare_language_once

@@ -231,6 +231,7 @@ def run(of: Config, folder: Path) -> Result:
 @pytest.fixture
 def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "CACHES", 0)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
 
 

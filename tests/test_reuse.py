@@ -55,6 +55,7 @@ LENGTHS = [(5, 6), (9, 4), (5, 30), (2, 3), (1, 9), (1, 40), (20, 25)]
 @pytest.fixture(autouse=True)
 def nothing_kept(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "CACHES", 0)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
     torch.compiler.reset()
     reuse.kept = None

@@ -37,6 +37,7 @@ from tests.models import DENSE, run_config
 @pytest.fixture(autouse=True)
 def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
+    monkeypatch.setattr(roof, "CACHES", 0)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
 
 

@@ -638,12 +638,12 @@ def test_hostile_tiles_are_refused(content: Any, machine: Machine) -> None:
 
 @pytest.mark.parametrize("file", ["roof", "tiles"])
 def test_a_pickle_in_the_place_of_a_kept_file_is_not_unpickled(file: str, machine: Machine) -> None:
-    from gptbench.measure.roof import kept_roof
+    from gptbench.measure.roof import measurements
 
     content = pickle.dumps(Runs(open, str(machine.canary), "w"), 0)
     if file == "roof":
         (machine.folder / "roof.json").write_bytes(content)
-        assert kept_roof(machine.folder / "roof.json") is None
+        assert measurements(machine.folder / "roof.json") == []
     else:
         pytest.importorskip("triton")
         from gptbench.engine.tiles import Tiles
@@ -657,14 +657,15 @@ def test_a_pickle_in_the_place_of_a_kept_file_is_not_unpickled(file: str, machin
 
 @pytest.mark.parametrize("field", ["environment", "_target_", "__class__"])
 def test_a_hostile_roof_counts_as_none(field: str, machine: Machine) -> None:
-    from gptbench.measure.roof import kept_roof
+    from gptbench.measure.roof import measurements
 
     roof = asdict(made_result().roof)
     path = machine.folder / "roof.json"
-    path.write_text(json.dumps(roof))
-    assert kept_roof(path) is not None
-    path.write_text(machine.text(json.dumps(roof | {field: TARGET})))
-    assert kept_roof(path) is None
+    for wrapped in (lambda one: one, lambda one: {"measurements": [one]}):
+        path.write_text(json.dumps(wrapped(roof)))
+        assert len(measurements(path)) == 1
+        path.write_text(machine.text(json.dumps(wrapped(roof | {field: TARGET}))))
+        assert measurements(path) == []
     assert not machine.harmed()
 
 

@@ -117,7 +117,7 @@ def serve() -> None:
     import gptbench.attempt
     from gptbench.measure import roof
 
-    roof.CPU_BUFFER_BYTES, roof.LAUNCHES = 2**22, 2  # the figure is of no interest here
+    roof.CPU_BUFFER_BYTES, roof.CACHES, roof.LAUNCHES = 2**22, 0, 2  # the figure is of no interest here
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,33 +1,59 @@
-"""The read roof: the highest rate at which this device was seen to read its memory."""
+"""The read roof: the highest rate at which this device was ever seen to read its memory.
+
+Every measurement may raise it, and none lowers it: what keeps a machine busy makes a measurement slower, and nothing
+makes it faster than the memory is. `device.measure_roof=true` adds a measurement; a short probe before and after the
+samples is one, too. A probe that stays far behind the roof shows that something else uses the memory.
+
+A roof belongs to a kind of GPU, or to one host's CPU with so many cores and threads; and to the conditions that it was
+measured under: driver, power limit and library versions.
+"""
 
 import datetime
 import itertools
 import json
+import math
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 
 from gptbench.device import Device
+from gptbench.errors import UserError
+from gptbench.inputs import is_finite_number, read_json
 from gptbench.measure.environment import Environment
 
+FULL, PROBE = "full", "probe"
+"""Kinds of measurements."""
 LAUNCHES = 35
+"""Of a full measurement."""
+PROBE_S = 0.05
+"""Seconds that a probe reads for."""
+MIN_PROBE_LAUNCHES = 3
 PROGRAMS_PER_PROCESSOR = 4
 CUDA_BUFFER_BYTES = 2**32
-CPU_BUFFER_BYTES = 2**30
-"""Both far larger than any cache."""
+CPU_BUFFER_BYTES = 2**29
+"""Far larger than most caches; see `buffer_bytes`."""
+CACHES = 8
+"""A buffer has at least so many times the size of the caches: what they keep of it from launch to launch is read faster
+than the memory can be."""
+SPARE_BYTES = 2**29
+"""Of a GPU's free memory, what a probe leaves."""
 
 
 @dataclass
 class Roof:
-    """What was measured, and on what."""
+    """One measurement of the rate: what was measured, and on what."""
 
     device: str
-    """Name of the processor; for a CPU the number of threads counts, too (`Device.key`)."""
+    """Name of the processor."""
     gb_per_s: float
-    """The read roof: bytes of the buffer over the shortest time, GB = 1e9 bytes."""
+    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
     kernel: str
     """What read."""
     buffer_bytes: int
@@ -37,32 +63,127 @@ class Roof:
     """When, ISO 8601."""
     environment: Environment
     """Driver, power limit and library versions then."""
+    kind: str = FULL
+    """full, or probe: a short one before or after samples."""
+    host: str | None = None
+    """Name of the machine, of a CPU; None of a GPU, and in a record of a version that did not write it down."""
+
+
+@dataclass
+class Probe:
+    """A short measurement of the rate, just before or just after samples."""
+
+    when: str
+    """before or after."""
+    gb_per_s: float
+    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
+    buffer_bytes: int
+    seconds: list[float]
+    """Of every launch."""
+    measured: str
+    """When, ISO 8601."""
+
+
+class Roofs:
+    """All that a folder keeps of one device's roof, under the conditions of now.
+
+    Args:
+        folder: where roofs are kept; a file has every full measurement, and every probe that raised the roof.
+    """
+
+    def __init__(self, device: Device, environment: Environment, folder: Path) -> None:
+        self.device, self.environment, self.folder = device, environment, folder
+        name = slug(device.name)
+        if device.is_cuda:
+            self.path = folder / f"{name}.json"
+            self.older: str | None = f"{name}-*.json"  # of a version that kept one for each card
+        else:
+            place = f"{slug(platform.node())}-{environment.cores}-cores-{environment.threads}-threads"
+            self.path, self.older = folder / f"{name}-{place}.json", None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Two processes that measured at the same time would share the memory, and keep half of the roof."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            yield
+
+    def read(self, again: bool = False) -> Roof:
+        """The highest rate seen; measured now where none is kept that counts here, or `again` is asked for."""
+        with self.locked():
+            kept = self.highest()
+            if kept is None or again:
+                kept = self.add(measure_roof(self.device, self.environment))
+            return kept
+
+    def probe(self, when: str) -> Probe | None:
+        """Measures for `PROBE_S`, and raises the roof where it was faster; None where there is no memory for it."""
+        self.device.use()
+        with self.locked():
+            found = measure_probe(self.device, self.environment)
+            if found is None:
+                return None
+            kept = self.highest()
+            if kept is None or found.gb_per_s > kept.gb_per_s:
+                self.add(found)
+            return Probe(when, found.gb_per_s, found.buffer_bytes, found.seconds, found.measured)
+
+    def highest(self) -> Roof | None:
+        """Of all measurements of this device under these conditions."""
+        files = [self.path, *(sorted(self.folder.glob(self.older)) if self.older is not None else ())]
+        counting = [one for file in files for one in measurements(file) if self.counts(one)]
+        return max(counting, key=lambda one: one.gb_per_s, default=None)
+
+    def counts(self, one: Roof) -> bool:
+        """Whether a measurement is of this device and these conditions."""
+        there, here = one.environment, self.environment
+        same = one.device == self.device.name and conditions(there) == conditions(here)
+        if self.device.is_cuda:
+            return same
+        return same and (one.host, there.cores, there.threads) == (platform.node(), here.cores, here.threads)
+
+    def add(self, measured: Roof) -> Roof:
+        """Writes a measurement to the others; returns the highest."""
+        if not self.device.is_cuda:
+            measured.host = platform.node()
+        known = [*measurements(self.path), measured]
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({"measurements": [asdict(one) for one in known]}, indent=1))
+        new.replace(self.path)
+        highest = self.highest()
+        return measured if highest is None else highest
 
 
 def read_roof(device: Device, environment: Environment, folder: Path, again: bool) -> Roof:
-    """The device's roof: the one that `folder` holds; or measured now, where it holds none that can be read, or one of
-    another driver, power limit or library version, or `again` is asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{device.key}.json"
-    # Two processes that measured at the same time would share the memory, and keep half of the roof.
-    with FileLock(folder / "lock"):
-        kept = None if again else kept_roof(path)
-        if kept is not None and conditions(kept.environment) == conditions(environment):
-            return kept
-        roof = measure_roof(device, environment)
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(roof), indent=1))
-        new.replace(path)
-        return roof
+    """The device's roof: see `Roofs.read`."""
+    return Roofs(device, environment, folder).read(again)
 
 
-def kept_roof(path: Path) -> Roof | None:
-    """What an earlier run wrote, or None if it cannot be read."""
+def slug(name: str) -> str:
+    """As a part of a file's name."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
+def measurements(path: Path) -> list[Roof]:
+    """What a file holds; nothing where it cannot be read."""
     try:
-        kept = json.loads(path.read_text())
-        return Roof(**(kept | {"environment": Environment(**kept["environment"])}))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        raw = read_json(path)
+        found = raw.get("measurements", [raw])  # an older version kept one alone
+        return [restored_roof(one) for one in found]
+    except (UserError, TypeError, KeyError, ValueError, AttributeError):
+        return []
+
+
+def restored_roof(raw: dict[str, Any]) -> Roof:
+    """A measurement as it was before it became plain data.
+
+    Raises:
+        TypeError, KeyError, ValueError: it was none.
+    """
+    roof = Roof(**(raw | {"environment": Environment(**raw["environment"])}))
+    if not (is_finite_number(roof.gb_per_s) and roof.gb_per_s > 0):
+        raise ValueError(f"gb_per_s={roof.gb_per_s}: expected a finite number over 0")
+    return roof
 
 
 def conditions(environment: Environment) -> tuple[object, ...]:
@@ -73,40 +194,97 @@ def conditions(environment: Environment) -> tuple[object, ...]:
 
 def measure_roof(device: Device, environment: Environment) -> Roof:
     """Reads a buffer again and again; the best launch counts."""
-    largest = CUDA_BUFFER_BYTES if device.is_cuda else CPU_BUFFER_BYTES
-    count = min(largest, device.free_memory() // 2) // 4
-    buffer = torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int32, device=device.torch)
-    seconds = cuda_reads(buffer) if device.is_cuda else cpu_reads(buffer)
-    kernel = "gptbench.kernels.read_reduce" if device.is_cuda else f"torch.sum, {torch.get_num_threads()} threads"
+    nbytes = min(buffer_bytes(device), device.free_memory() // 2)
+    return measured_roof(device, environment, nbytes, FULL)
+
+
+def measure_probe(device: Device, environment: Environment) -> Roof | None:
+    """The same for `PROBE_S`; None where the buffer does not fit into what is free: a smaller one would be read at
+    another rate."""
+    nbytes, free = buffer_bytes(device), device.free_memory()
+    if nbytes > (free - SPARE_BYTES if device.is_cuda else free // 2):
+        return None
+    return measured_roof(device, environment, nbytes, PROBE)
+
+
+def buffer_bytes(device: Device) -> int:
+    """Of the buffer that is read, where there is memory for it."""
+    if device.is_cuda:
+        return max(CUDA_BUFFER_BYTES, CACHES * torch.cuda.get_device_properties(device.torch).L2_cache_size)
+    return max(CPU_BUFFER_BYTES, CACHES * cpu_cache_bytes())
+
+
+def cpu_cache_bytes(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Of all last-level caches, each once; 0 where Linux does not say."""
+    caches: dict[str, int] = {}
+    for level in ("index2", "index3"):
+        sizes = {}
+        for cache in cpus.glob(f"cpu[0-9]*/cache/{level}"):
+            try:
+                size = (cache / "size").read_text().strip()
+                sizes[(cache / "shared_cpu_list").read_text().strip()] = int(size.removesuffix("K")) * 1024
+            except (OSError, ValueError):
+                continue
+        caches = sizes or caches
+    return sum(caches.values())
+
+
+def measured_roof(device: Device, environment: Environment, nbytes: int, kind: str) -> Roof:
+    """One measurement, with a buffer of so many bytes."""
+    count = nbytes // 4
+    if device.is_cuda:
+        # In a pool of its own, all of which goes back to the device: what torch's allocator keeps is an engine's.
+        pool = torch.cuda.MemPool()
+        with torch.cuda.use_mem_pool(pool, device.torch):
+            seconds = cuda_reads(cuda_buffer(count, device), kind)
+        del pool
+        kernel = "gptbench.kernels.read_reduce"
+    else:
+        seconds = cpu_reads(torch.ones(count), kind)
+        kernel = f"torch.sum, {torch.get_num_threads()} threads"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    rate = buffer.nbytes / min(seconds) / 1e9
-    return Roof(device.name, rate, kernel, buffer.nbytes, seconds, now, environment)
+    return Roof(device.name, 4 * count / min(seconds) / 1e9, kernel, 4 * count, seconds, now, environment, kind)
 
 
-def cuda_reads(buffer: torch.Tensor) -> list[float]:
+def cuda_buffer(count: int, device: Device) -> torch.Tensor:
+    """Random, without a draw from torch's own generator."""
+    own = torch.Generator(device.torch)
+    return torch.randint(-(2**31), 2**31 - 1, (count,), generator=own, dtype=torch.int32, device=device.torch)
+
+
+def cuda_reads(buffer: torch.Tensor, kind: str = FULL) -> list[float]:
     """Seconds of each launch of our own kernel over an int32 buffer."""
     from gptbench.kernels.read_reduce import read_reduce
 
     processors = torch.cuda.get_device_properties(buffer.device).multi_processor_count
     out = torch.empty(PROGRAMS_PER_PROCESSOR * processors, dtype=torch.int32, device=buffer.device)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(LAUNCHES + 1)]
-    for _ in range(3):
-        read_reduce(buffer, out)
-    events[0].record()
-    for event in events[1:]:
-        read_reduce(buffer, out)
-        event.record()
-    torch.cuda.synchronize(buffer.device)
-    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+
+    def timed(launches: int) -> list[float]:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(launches + 1)]
+        events[0].record()
+        for event in events[1:]:
+            read_reduce(buffer, out)
+            event.record()
+        torch.cuda.synchronize(buffer.device)
+        return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+
+    read_reduce(buffer, out)  # which may have to be compiled
+    first = timed(2)
+    launches = LAUNCHES if kind == FULL else max(MIN_PROBE_LAUNCHES, math.ceil(PROBE_S / min(first)))
+    return timed(launches)
 
 
-def cpu_reads(buffer: torch.Tensor) -> list[float]:
-    """Seconds of each sum over the buffer, by all of torch's threads. As float32: torch adds those up the fastest."""
-    numbers = buffer.view(torch.float32)
-    numbers.nan_to_num_()
-    seconds = []
-    for _ in range(LAUNCHES):
+def cpu_reads(numbers: torch.Tensor, kind: str = FULL) -> list[float]:
+    """Seconds of each sum over a float32 buffer, by all of torch's threads: torch adds those up the fastest."""
+    seconds: list[float] = []
+    while not is_enough(seconds, kind):
         start = time.perf_counter()
         numbers.sum()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def is_enough(seconds: list[float], kind: str) -> bool:
+    if kind == FULL:
+        return len(seconds) >= LAUNCHES
+    return len(seconds) >= MIN_PROBE_LAUNCHES and sum(seconds) >= PROBE_S

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gptbench.guard import redacted
 from gptbench.measure.compilation import Compilation
+from gptbench.measure.roof import Probe
 from gptbench.measure.samples import Sample
 from gptbench.measure.traffic import Traffic
 from gptbench.record.result import Measured, restored_sample, write_whole
@@ -33,6 +34,8 @@ class Round:
     """From torch's usual compile cache, whatever was in it."""
     seconds: float = 0.0
     """That it took, with making the engines."""
+    probes: list[Probe] = field(default_factory=list)
+    """Short measurements of the read roof before and after its samples; empty where there was no memory for it."""
 
     def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
         """A's and B's samples of each whole block during which nothing was compiled."""
@@ -99,5 +102,6 @@ class AbResult(Measured):
         raw["sides"] = {name: Side(**side) for name, side in raw["sides"].items()}
         for each in raw["rounds"]:
             each["samples"] = {name: [restored_sample(one) for one in of] for name, of in each["samples"].items()}
+            each["probes"] = [Probe(**one) for one in each.get("probes", [])]
             each["compilations"] = {name: Compilation(**one) for name, one in each["compilations"].items()}
         raw["rounds"] = [Round(**each) for each in raw["rounds"]]

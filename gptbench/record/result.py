@@ -22,7 +22,7 @@ from gptbench.measure.compilation import Compilation, costs
 from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.environment import Environment
 from gptbench.measure.quality import Predictions
-from gptbench.measure.roof import Roof
+from gptbench.measure.roof import Probe, Roof
 from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
@@ -104,12 +104,16 @@ class Measured(Recorded):
     dtype: str
     """Type of activations, KV cache and unquantised weights."""
     roof: Roof
-    """Of the device, as used for MBU."""
+    """Of the device, as used for MBU: the highest rate seen until then, these probes included."""
+    probes: list[Probe] = field(default_factory=list)
+    """Short measurements of the same rate before and after what was measured; of interleaved ones, each round has its
+    own. Empty in a record of a version that took none, and where the device had no memory for it."""
 
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
         raw["environment"] = Environment(**raw["environment"])
         raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
+        raw["probes"] = [Probe(**entry) for entry in raw.get("probes", [])]
 
 
 @dataclass(kw_only=True)
