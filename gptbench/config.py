@@ -22,7 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from gptbench.architecture import CONFIG_FILE, read_shape
+from gptbench.architecture import CONFIG_FILE, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
 from gptbench.paths import conf_folder, shipped_folder
 
@@ -758,7 +758,8 @@ def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
     """Takes what the model's section leaves open from its checkpoint's `config.json`, in place.
 
     Where a field without a default is open, as all are in `model=auto`, so is every field that has its default and was
-    not `given` on the command line. The context is the shorter of both: it is no shape of any weight.
+    not `given` on the command line. The context is the shorter of both: it is no shape of any weight. A `given` one may
+    be as long as linear scaling stretches the file's: some files state the context before it, others the one behind.
 
     Raises:
         UserError: the file cannot be read, is of a model that gptbench does not have, or disagrees with the section.
@@ -772,12 +773,16 @@ def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
         raise ConfigError("model.checkpoint", "", "the folder of a checkpoint, or null")
     file = Path(model.checkpoint) / CONFIG_FILE
     defaults = {entry.name: entry.default for entry in fields(ModelConfig)} if missing else {}
-    for key, value in read_shape(file.parent).items():
+    shape = read_shape(file.parent)
+    for key, value in shape.items():
         if key in missing or (key not in given and model[key] == defaults.get(key, MISSING)):
             model.merge_with({key: value})  # makes a RopeScaling of a dict, as assigning would not
         stated = model[key]
         if key == "context":
-            model[key] = stated = value = min(stated, value)
+            longest = max(value, stretched_context(shape)) if key in given else value
+            if key in given and stated > longest:
+                raise ConfigError("model.context", stated, f"at most {longest}, as {file} has it")
+            model[key] = stated = value = min(stated, longest)
         if key == "head_dim" and not stated:
             stated = model.dim // max(1, model.n_heads)
         if key != "name" and stated != value:

@@ -91,4 +91,5 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 def is_finite_number(value: object) -> bool:
     """Whether a value read from JSON is a number, and neither NaN nor infinite; a bool is no number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, as math.isfinite raises OverflowError for an integer of 400 digits.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, MinistralConfig, PreTrainedConfig
 
-from gptbench.architecture import read_shape
+from gptbench.architecture import FULL, HONOURED, SLIDING, UNSUPPORTED, WITHOUT_EFFECT, read_shape
 from gptbench.config import Config, RopeScaling, load
 from gptbench.errors import UserError
 from tests.hf import CASES, LLAMA_3, MODELS, rewrite, rope
@@ -75,6 +76,13 @@ def test_shapes_of_every_architecture(case: str, tmp_path: Path) -> None:
     assert read_shape(write(tmp_path / "tiny", CASES[case])) == SHAPES[case]
 
 
+@pytest.mark.parametrize("config", [*MODELS, MinistralConfig], ids=lambda config: config.model_type)
+def test_every_key_is_honoured_without_effect_or_refused_where_it_counts(config: type[PreTrainedConfig]) -> None:
+    known = Counter([*HONOURED, *WITHOUT_EFFECT, *UNSUPPORTED])
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert not {key: known[key] for key in fields if known[key] != 1}
+
+
 def of_library(config: PreTrainedConfig) -> dict[str, Any]:
     """What the library itself takes a config.json for, in our words."""
     mixture = hasattr(config, "num_experts_per_tok")
@@ -109,7 +117,8 @@ def test_a_key_that_is_left_out_is_what_the_library_takes_or_is_refused(case: st
             refused.append(key)
         else:
             assert of_library(type(config).from_pretrained(tmp_path)).items() <= shape.items(), key
-    assert not {"num_key_value_heads", "head_dim", "rope_parameters", "sliding_window"} & set(refused)
+    defaults = {"num_key_value_heads", "head_dim", "rope_parameters", "sliding_window", "rms_norm_eps"}
+    assert not (defaults | {"max_position_embeddings", "hidden_act", "tie_word_embeddings"}) & set(refused)
 
 
 def test_the_name_is_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +147,43 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3moe", {"norm_topk_prob": ...}, "norm_topk_prob=false: expected true"),
     ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2: expected 1"),
     ("qwen3moe", {"mlp_only_layers": [1]}, "mlp_only_layers=[1]: expected []"),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=true: expected false"),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=true: expected false"),
+    ("llama", {"model_type": "gpt2"}, 'model_type="gpt2": expected one of llama, mistral, '),
+    ("llama", {"model_type": ["llama"]}, 'model_type=["llama"]: expected one of llama, mistral, '),
+    ("llama", {"sliding_window": 4}, "sliding_window=4: expected null, or at least max_position_embeddings=64"),
+    ("llama", {"attention_chunk_size": 4}, "attention_chunk_size=4: expected null"),
+    ("llama", {"is_causal": False}, "is_causal=false: expected true"),
+    ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config="),
+    ("mistral-window", {"model_type": "llama"}, "sliding_window=5: expected null"),
+    ("mistral", {"sliding_window": 0}, "sliding_window=0: expected a whole number of at least 1, or null"),
+    *[
+        ("mistral-window", {"layer_types": kinds}, "layer_types=")
+        for kinds in ([FULL], [FULL] * 3, [FULL, "chunked_attention"], FULL, 2, [[FULL], [FULL]], [])
+    ],
+    *[
+        (case, {"layer_types": [FULL, SLIDING], **others}, "expected the same for every layer (sliding_window=5 holds")
+        for case, others in (
+            ("mistral-window", {}),
+            ("qwen2", {"use_sliding_window": True, "sliding_window": 5}),
+            ("qwen3", {"use_sliding_window": True, "sliding_window": 5}),
+        )
+    ],
+    *[
+        (case, {"layer_types": [SLIDING, SLIDING]}, f"expected {FULL} alone")
+        for case in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3moe")
+    ],
+    ("mixtral-window", {"layer_types": [FULL, FULL]}, f"expected {SLIDING} alone"),
+    *[
+        (
+            case,
+            {"layer_types": ..., "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "max_window_layers=1: expected the same for every layer (sliding_window=8 holds for 1 of 2)",
+        )
+        for case in ("qwen2", "qwen3")
+    ],
+    ("qwen2", {"use_sliding_window": "yes"}, 'use_sliding_window="yes": expected true or false'),
+    ("mixtral", {"num_experts": 7}, "num_experts=7: expected 5, as num_local_experts has it"),
+    ("llama", {"rope_parameters": {FULL: {"rope_theta": 500.0}}}, f"rope_parameters.{FULL}="),
+    ("llama", rope(rope_type="linear", factor=2.0, rope_theta=0.01), "rope_theta=0.01: expected a number of at least 1"),
     *[
         ("llama", change, f'rope_type="{kind}": expected one of default, linear, llama3')
         for kind in ("yarn", "dynamic", "longrope", "su")
@@ -197,8 +241,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ("llama", "num_hidden_layers"),
             ("llama", "num_attention_heads"),
             ("llama", "intermediate_size"),
-            ("llama", "max_position_embeddings"),
-            ("llama", "rms_norm_eps"),
             ("mixtral", "num_experts_per_tok"),
             ("qwen3moe", "moe_intermediate_size"),
         )
@@ -222,9 +264,16 @@ def test_what_the_transformer_cannot_do_is_refused(
     ("case", "values"),
     [
         ("qwen2", {"sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28}),
-        ("llama", {"sliding_window": 4}),
+        ("llama", {"sliding_window": 64}),
+        ("llama", {"layer_types": [FULL, FULL], "sliding_window": None}),
+        ("llama", {"hidden_act": "swish"}),
+        ("llama-linear", {"rope_scaling": {"type": "linear", "factor": 2.5, "rope_theta": 500.0}}),
+        ("mistral-window", {"layer_types": [SLIDING, SLIDING]}),
+        ("mixtral-window", {"layer_types": [SLIDING, SLIDING]}),
+        ("qwen2", {"layer_types": ..., "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+        ("qwen3", {"layer_types": [FULL, FULL], "use_sliding_window": True, "sliding_window": 8}),
         ("llama", {"attention_bias": None, "mlp_bias": ..., "quantization_config": None}),
-        ("llama", {"head_dim": None, "num_key_value_heads": 2, "pretraining_tp": 2, "model_type": "something"}),
+        ("llama", {"head_dim": None, "num_key_value_heads": 2, "pretraining_tp": 2, "model_type": ...}),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -271,6 +320,21 @@ def test_the_context_is_the_shorter_one(tmp_path: Path) -> None:
     for stated, context in ((1024, 256), (230, 230)):
         rewrite(tmp_path, max_position_embeddings=stated)
         assert composed("model=stories15m", f"model.checkpoint={tmp_path}").model.context == context
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_context_can_be_given_as_far_as_linear_scaling_stretches_it(tmp_path: Path) -> None:
+    """Some files state the one before scaling."""
+    linear, plain = write(tmp_path / "linear", CASES["llama-linear"]), write(tmp_path / "plain", CASES["llama"])
+
+    def context(folder: Path, *overrides: str) -> int:
+        return composed("model=auto", f"model.checkpoint={folder}", *overrides).model.context
+
+    assert (context(linear), context(linear, "model.context=50")) == (64, 50)
+    assert context(linear, "model.context=160") == 160
+    for folder, given, most in ((linear, 161, 160), (plain, 65, 64)):
+        told = disagreement("model=auto", f"model.checkpoint={folder}", f"model.context={given}")
+        assert told == f"model.context={given}: expected at most {most}, as {folder / 'config.json'} has it"
 
 
 @pytest.mark.parametrize(
@@ -388,16 +452,16 @@ def test_a_yaml_that_agrees_is_taken(name: str, tmp_path: Path) -> None:
         ("stories15m", {"tie_word_embeddings": False}, "model.tied=True: expected False"),
         ("stories15m", rope(rope_type="default"), "model.rope_theta=10000.0: expected 500.0"),
         ("stories15m", rope(rope_type="linear", factor=2.0, rope_theta=1e4), "model.rope_scaling=None: expected {"),
-        ("stories15m", {"architectures": ["Qwen2ForCausalLM"]}, "model.qkv_bias=False: expected True"),
-        ("stories15m", {"architectures": ["Qwen3ForCausalLM"]}, "model.qk_norm=False: expected True"),
+        ("stories15m", {"model_type": "qwen2"}, "model.qkv_bias=False: expected True"),
+        ("stories15m", {"model_type": "qwen3"}, "model.qk_norm=False: expected True"),
         (
             "stories15m",
-            {"architectures": ["MistralForCausalLM"], "sliding_window": 9},
+            {"model_type": "mistral", "sliding_window": 9},
             "model.sliding_window=0: expected 9",
         ),
         (
             "stories15m",
-            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2},
+            {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
             "model.n_experts=0: expected 8",
         ),
         ("llama3_2_1b", rope(rope_type="default", rope_theta=5e5), "model.rope_scaling={'factor': 32.0"),
