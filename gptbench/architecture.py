@@ -138,22 +138,57 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 """Keys that change the arithmetic, and the values under which it is the Transformer's own. Not every file has each."""
 
 HONOURED = frozenset(
-    """
-    architectures model_type vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers
-    num_attention_heads num_key_value_heads head_dim num_experts num_local_experts num_experts_per_tok
-    max_position_embeddings rms_norm_eps tie_word_embeddings rope_parameters rope_scaling rope_theta
-    original_max_position_embeddings sliding_window use_sliding_window max_window_layers layer_types
-    bos_token_id eos_token_id
-    """.split()
+    {
+        "architectures",
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "original_max_position_embeddings",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "bos_token_id",
+        "eos_token_id",
+    }
 )
 """Keys that are read; those of tokens with the tokenizer."""
 
 WITHOUT_EFFECT = frozenset(
-    """
-    attention_dropout chunk_size_feed_forward dtype id2label initializer_range label2id output_hidden_states
-    output_router_logits pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef router_jitter_noise
-    torch_dtype transformers_version use_cache
-    """.split()
+    {
+        "attention_dropout",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
 )
 """Keys that change no logit: of training, of what else is returned, of the library. A key that is in neither of the
 three is none of these models': no code of theirs reads it."""
@@ -272,8 +307,8 @@ def sliding_window(file: ConfigFile, window: Window, layers: int) -> int:
     """Positions that a token attends to in every layer; 0 is all before it.
 
     Raises:
-        CheckpointError: layers differ, `layer_types` and `sliding_window` disagree, or the library's own model takes one
-            of them in its cache and not in its attention.
+        CheckpointError: layers differ, `layer_types` and `sliding_window` disagree, or the library's own model takes
+            one of them in its cache and not in its attention.
     """
     values = file.values
     size = file.integer("sliding_window", default=0)
@@ -301,7 +336,7 @@ def sliding_window(file: ConfigFile, window: Window, layers: int) -> int:
         if sliding and not size:
             raise file.error("layer_types", kinds, f"{FULL} alone, as sliding_window is null, unused or without effect")
         if size and not sliding and window in (Window.all_layers, Window.all_if_used):
-            raise file.error("layer_types", kinds, f"{SLIDING} alone, as the model has sliding_window={size} everywhere")
+            raise file.error("layer_types", kinds, f"{SLIDING} alone, as sliding_window={size} holds everywhere")
     if 0 < sliding < layers:
         key = "layer_types" if kinds is not None else "max_window_layers"
         expected = f"the same for every layer (sliding_window={size} holds for {sliding} of {layers})"
@@ -341,7 +376,7 @@ def rope_reading(file: ConfigFile, parameters: Any) -> tuple[float, dict[str, An
         raise file.error("rope_scaling", parameters, "an object")
     for key, value in parameters.items():
         if isinstance(value, dict):
-            raise file.error(f"rope_parameters.{key}", value, "a number or a name: gptbench has one rope for all layers")
+            raise file.error(f"rope_parameters.{key}", value, "no object: gptbench has one rope for all layers")
     theta = file.number(parameters if "rope_theta" in parameters else values, "rope_theta", 10000.0)
     if parameters.get("partial_rotary_factor", 1) != 1:
         raise file.error("partial_rotary_factor", parameters["partial_rotary_factor"], "1: gptbench has no other")

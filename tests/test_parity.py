@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from gptbench import architecture
+from gptbench.architecture import FULL, SLIDING
 from gptbench.config import RopeScaling
+from gptbench.errors import UserError
 from gptbench.model import Transformer
-from tests.hf import CASES, completed, library_model, loaded, rewrite
+from tests.hf import CASES, LLAMA_3, completed, library_model, loaded, rewrite
 from tests.models import prefill, relative_error, step
 
 STEPS = 9
@@ -20,6 +23,27 @@ TOLERANCE = 2e-5
 """Relative to the largest logit; measured 4e-6 with three seeds."""
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
+
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "attention_dropout": 0.5,
+    "chunk_size_feed_forward": 1,
+    "dtype": "bfloat16",
+    "initializer_range": 0.5,
+    "output_hidden_states": True,
+    "output_router_logits": True,
+    "pad_token_id": 7,
+    "pretraining_tp": 2,
+    "problem_type": "regression",
+    "return_dict": True,  # with False, the library itself fails
+    "router_aux_loss_coef": 1.0,
+    "router_jitter_noise": 0.5,
+    "torch_dtype": "float16",
+    "transformers_version": "4.0.0",
+    "use_cache": False,
+    "id2label": {"0": "a"},
+    "label2id": {"a": 0},
+}
 
 
 @pytest.fixture
@@ -104,6 +128,80 @@ def test_an_old_config_json_is_of_the_same_model(case: str, folder: Path) -> Non
     old_style(folder)
     assert completed(folder) == new
     assert torch.equal(greedy(loaded(folder)[0], prompt)[0], greedy_of_library(library, prompt)[0])
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+STRETCHED = LLAMA_3["rope_parameters"]
+CONFIG_FILES: list[tuple[str, dict[str, Any]]] = [
+    # case, what config.json has instead. The library reads it as it is, and so do we, or we refuse it.
+    *[("llama", {key: value}) for key, value in WITHOUT_EFFECT.items()],
+    *[
+        (case, change)
+        for case in ("llama", "mistral-window", "mixtral-window", "qwen2", "qwen3moe")
+        for change in (
+            {"hidden_act": "gelu"},
+            {"hidden_act": "swish"},
+            {"rms_norm_eps": 0.3},
+            {"rms_norm_eps": ...},
+            {"max_position_embeddings": ...},
+            {"rope_parameters": ..., "rope_theta": 100.0},
+            {"rope_parameters": ...},
+            {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": STRETCHED},
+            {"rope_parameters": {key: value for key, value in STRETCHED.items() if "original" not in key}},
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 0.01}},
+            {"rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 500.0}}},
+            {"rope_parameters": LINEAR, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 0, "layer_types": ...},
+            {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 1, "layer_types": ...},
+            {"sliding_window": 3, "use_sliding_window": False, "max_window_layers": 0, "layer_types": ...},
+            {"sliding_window": 1, "use_sliding_window": True, "max_window_layers": 0, "layer_types": ...},
+            {"sliding_window": 0, "use_sliding_window": True, "max_window_layers": 0, "layer_types": ...},
+            {"sliding_window": 3, "use_sliding_window": True, "layer_types": [SLIDING, SLIDING]},
+            {"sliding_window": 3, "use_sliding_window": True, "layer_types": [FULL, SLIDING]},
+            {"sliding_window": 3, "use_sliding_window": True, "layer_types": [FULL, FULL]},
+            {"layer_types": [SLIDING, FULL]},
+        )
+    ],
+    *[(case, {"attention_bias": True}) for case in ("llama", "qwen3", "qwen3moe")],
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"is_causal": False}),
+    ("llama", {"model_type": "mistral", "sliding_window": 3}),
+    ("llama", {"model_type": "mistral", "sliding_window": ...}),
+    ("mistral-window", {"model_type": "llama"}),
+    ("mistral-window", {"architectures": ["LlamaForCausalLM"]}),
+    ("mixtral", {"num_experts_per_tok": 3}),
+    ("qwen3moe", {"norm_topk_prob": False}),
+    ("qwen3moe", {"num_experts_per_tok": 1}),
+    ("qwen3moe", {"mlp_only_layers": [0]}),
+    ("qwen3moe", {"decoder_sparse_step": 2}),
+]
+
+
+def test_every_key_of_config_json_is_honoured_or_refused(tmp_path: Path) -> None:
+    """Without a cache: the library's own drops what its attention sees, where a model has no window by itself."""
+    prompt = prompts(1, 12)
+    wrong, ran = [], 0
+    assert set(WITHOUT_EFFECT) == architecture.WITHOUT_EFFECT
+    for case in dict.fromkeys(case for case, _ in CONFIG_FILES):
+        folder = tmp_path / case
+        library_model(case).save_pretrained(folder)
+        original = (folder / "config.json").read_text()
+        for change in (change for other, change in CONFIG_FILES if other == case):
+            (folder / "config.json").write_text(original)
+            rewrite(folder, **change)
+            try:
+                model, _ = loaded(folder)
+            except UserError:
+                continue
+            library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            expected = library(prompt, use_cache=False).logits[:, -1]
+            ran += 1
+            if not relative_error(prefill(model, prompt), expected) < TOLERANCE:
+                wrong.append((case, change))
+    assert not wrong
+    assert ran > 60
 
 
 CHANGES = [
