@@ -256,7 +256,7 @@ def take_round(
     # Each second round has the other order than the one before it, so that both are as often first.
     one = Round(built=orders[result.rounds[-1].built] if number % 2 else chance.choice(list(orders)))
     start = time.perf_counter()
-    one.probes += probe(roofs, "before")  # while there is memory for it: both engines may leave none
+    one.probes += probe(roofs, "before", result.failures)  # while there is memory for it: both engines may leave none
     with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
         ready: dict[str, Contender] = {}
         for name in one.built:
@@ -280,7 +280,7 @@ def take_round(
                 one.samples[name].append(taken)
                 one.order += name
                 one.at_s.append(at)
-    one.probes += probe(roofs, "after")
+    one.probes += probe(roofs, "after", result.failures)
     one.seconds = time.perf_counter() - start
 
 

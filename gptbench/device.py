@@ -53,6 +53,11 @@ class Device:
         if config.dtype is not Dtype.auto:
             self.dtype = getattr(torch, config.dtype.value)
 
+    @property
+    def is_amd(self) -> bool:
+        """Whether it is a GPU that torch drives through ROCm, under the names that CUDA's have."""
+        return self.is_cuda and torch.version.hip is not None
+
     def use(self) -> None:
         """Sets the process's number of CPU threads to this device's, where another one was made since."""
         if torch.get_num_threads() != self.threads:

@@ -1,5 +1,6 @@
 """The errors that a user can cause. Each names the field, the value and the choices."""
 
+import traceback
 from collections.abc import Iterable
 
 
@@ -45,3 +46,9 @@ class JobError(RuntimeError):
 
 class TrackingError(UserError):
     """A tracking server that cannot be reached, or refuses what it is sent."""
+
+
+def raised(error: BaseException) -> str:
+    """What was raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{error!r} ({place.filename}:{place.lineno}, in {place.name})"

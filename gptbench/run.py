@@ -2,6 +2,7 @@
 
 import datetime
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,7 @@ from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine
-from gptbench.errors import BadResultError, ConfigError, DoesNotFitError
+from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, raised
 from gptbench.generate import Workload
 from gptbench.measure import Kernels, Speed
 from gptbench.measure.breakdown import break_down
@@ -168,7 +169,7 @@ def run_model(
         write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
     show_result(result, instantiate(config.baseline))
     picture = path.with_name(path.stem.replace("result", "compile") + ".png")
-    attempt("Picture of compile time", draw_compile_stages, result, picture)
+    draw_compilation(result, picture)
     require_counts(result, path)
 
 
@@ -185,7 +186,8 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
         console.print(f"Without the kernels of {config.model.name}: {task.left_out}", markup=False)
     with stage_bar(1 + len(task.cases)) as stages:
         started, surroundings, roofs, _ = beginning(config, device, stages, again=config.device.measure_roof)
-        probes = probe(roofs, "before")
+        failures: dict[str, str] = {}
+        probes = probe(roofs, "before", failures)
         begin = time.perf_counter()
         kernels: list[KernelTimes] = []
         interrupted = False
@@ -195,7 +197,7 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
         except KeyboardInterrupt:
             interrupted = True
         wall_s = time.perf_counter() - begin
-        probes += probe(roofs, "after")
+        probes += probe(roofs, "after", failures)
     result = KernelResult(
         **job.header(),
         started=started,
@@ -207,6 +209,7 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
         wall_s=wall_s,
         peak_flops=peak_flops(device.name),
         interrupted=interrupted,
+        failures=failures,
         kernels=kernels,
     )
     path = job.record = result.save(job.folder)
@@ -288,7 +291,9 @@ def measure(
         if config.engine.measure_warm_start:
             stages.start("compiling again in a second process")
             release(model, device)  # so that the weights can be made again
-            if (second := attempt("Warm start", in_second_process, prepare_alone, config)) is not None:
+            if (
+                second := attempt("warm start", measured["failures"], in_second_process, prepare_alone, config)
+            ) is not None:
                 measured["compilations"].append(second)
             stages.done()
     return {"started": started, "environment": surroundings, "roof": roofs.read()} | measured
@@ -307,20 +312,31 @@ def beginning(config: Config, device: Device, stages: Stages, again: bool) -> tu
     return started, surroundings, roofs, roof
 
 
-def probe(roofs: Roofs, when: str) -> list[Probe]:
+def probe(roofs: Roofs, when: str, failures: dict[str, str]) -> list[Probe]:
     """A probe of the roof, before or after samples; none where there is no memory for it, or it fails: the samples are
     there."""
-    found = attempt("Probe of the read roof", roofs.probe, when)
+    found = attempt("probe of the read roof", failures, roofs.probe, when)
     return [] if found is None else [found]
 
 
-def attempt(what: str, measure: Callable[..., T], *args: Any) -> T | None:
-    """What `measure` gives, or None where it fails: whatever it dies of, the samples are there."""
+def attempt(what: str, failures: dict[str, str], measure: Callable[..., T], *args: Any) -> T | None:
+    """What `measure` gives, or None where it fails, which is then among the failures with its traceback: whatever it
+    dies of, the samples are there."""
     try:
         return measure(*args)
     except Exception as error:
-        console.print(f"{what} not measured: {error!r}", style="yellow", markup=False)
+        failures[what] = traceback.format_exc()
+        told = f"{what.capitalize()} not measured: {raised(error)}; the record has the traceback, under `failures`"
+        console.print(told, style="yellow", markup=False)
         return None
+
+
+def draw_compilation(result: Result, picture: Path) -> None:
+    """Draws the stages of compiling beside the record, which is complete without that."""
+    try:
+        draw_compile_stages(result, picture)
+    except Exception as error:
+        console.print(f"{picture}: not drawn: {raised(error)}", style="yellow", markup=False)
 
 
 def measure_engine(
@@ -360,7 +376,10 @@ def measure_engine(
             compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
             prepare_peak = device.peak_memory()
             stages.done()
-            probes = probe(roofs, "before")  # which leaves nothing of the model in the caches: before the warm-up
+            failures: dict[str, str] = {}
+            probes = probe(
+                roofs, "before", failures
+            )  # which leaves nothing of the model in the caches: before the warm-up
             stages.start("warming up")
             warm_ups = warm_up(engine, workload, watch, sensor)
             compilation.first_generation_s = warm_ups[0].call_s
@@ -368,7 +387,7 @@ def measure_engine(
             prepare_peak = max(prepare_peak, device.peak_memory())
             stages.done()
             samples = take_samples(engine, workload, watch, stages.sample_done, sensor)
-            probes += probe(roofs, "after")
+            probes += probe(roofs, "after", failures)
         details = engine.details()
 
         def reference() -> Engine:
@@ -382,21 +401,22 @@ def measure_engine(
         breakdown = None
         if config.task.breakdown:
             stages.start("profiling a step")
-            breakdown = attempt("Breakdown", break_down, engine, workload)
+            breakdown = attempt("breakdown", failures, break_down, engine, workload)
             stages.done()
         energy = None
         if config.task.energy:
             stages.start("measuring energy")
-            energy = attempt("Energy", measure_energy, engine, workload, sensor)
+            energy = attempt("energy", failures, measure_energy, engine, workload, sensor)
             stages.done()
         if task.stage is not None:
             stages.start(task.stage)
-        quality = attempt("Quality", task.evaluate, engine, reference)
+        quality = attempt("quality", failures, task.evaluate, engine, reference)
     return {
         "checkpoint": loaded,
         "quality": quality,
         "breakdown": breakdown,
         "energy": energy,
+        "failures": failures,
         "load_s": load_s,
         "tune_s": tune_s,
         "engine_details": details,

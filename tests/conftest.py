@@ -3,12 +3,21 @@
 import gc
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import torch
 
 # Triton reads this when it is imported, and again for each kernel. Importing torch does not import Triton.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Where there is one, each process of pytest-xdist has compile caches of its own, so that none loads what another has
+# left there. On a CPU, where nothing of Triton's is kept, they share one: each would compile the same C++ again.
+if torch.cuda.is_available() and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        base = os.environ.get(name) or Path(tempfile.gettempdir(), f"gptbench-tests-{os.getuid()}", name)
+        os.environ[name] = str(Path(base, worker))
 
 from collections.abc import Iterator
 

@@ -176,6 +176,23 @@ def test_kind_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu().kind == cpu().key
 
 
+def test_our_kernels_are_refused_on_gpus_of_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls them cuda, too, and one kind has compute capability 9.0."""
+    pytest.importorskip("triton")
+    from gptbench.engine.fused import Fused
+    from gptbench.kernels.launch import can_overlap
+
+    device = cpu()
+    assert not device.is_amd
+    device.is_cuda = True
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert Fused.missing(device) is None
+    assert can_overlap(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert (Fused.missing(device) or "").startswith("an NVIDIA GPU: for AMD's, PTX instructions")
+    assert not can_overlap(torch.device("cuda", 0))
+
+
 SIZE = 200_000_000
 
 

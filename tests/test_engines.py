@@ -1,10 +1,12 @@
 """Every engine gives the reference's logits within a tolerance and, greedy, the reference's tokens."""
 
 import gc
+import json
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +40,8 @@ from gptbench.measure.traffic import weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate, target
+from tests import evidence
+from tests.evidence import kept_evidence
 from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens, run_config
 from tests.test_kernel_interpreter import prepare_language_once
 
@@ -191,7 +195,31 @@ def test_fused_agrees_with_eager_on_gpu(
     on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)
     engine = make_engine(replace(FUSED, overlap=overlap), model, quant, batch, dtype, on)
-    assert_agrees(engine, reference, dtype)
+    with kept_evidence(engine, reference):
+        assert_agrees(engine, reference, dtype)
+
+
+def test_a_disagreement_leaves_its_states_and_binaries(
+    few_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(evidence.FOLDER, str(tmp_path / "new"))
+    monkeypatch.setattr(evidence, "binaries", lambda: iter([("linear_1x1 abc", b"code")]))
+    reference = make_engine(EAGER, DENSE, "none", 1, torch.float32, device("cpu"))
+    engine = make_engine(EAGER, replace(DENSE, rope_theta=2.0), "none", 1, torch.float32, device("cpu"))
+    with pytest.raises(AssertionError), evidence.kept_evidence(engine, reference):
+        assert_agrees(engine, reference, torch.float32)
+    (folder,) = (tmp_path / "new").iterdir()
+    assert str(folder) in capsys.readouterr().out
+    assert torch.equal(torch.load(folder / "states.pt")["engine"]["logits"], engine.state.logits)
+    (code,) = json.loads((folder / "told.json").read_text())["cubins"].values()
+    assert (folder / f"{code[:16]}.cubin").read_bytes() == b"code"
+
+
+@pytest.mark.gpu
+def test_binaries_of_our_kernels_are_found() -> None:
+    make_engine(FUSED, DENSE, "none", 1, torch.bfloat16, device("cuda"))
+    assert all(code[:4] == b"\x7fELF" for _, code in evidence.binaries())
+    assert any("linear" in name for name, _ in evidence.binaries())
 
 
 @pytest.mark.gpu
@@ -330,8 +358,8 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
 class OnGPU:
     """Stands in for a device, as far as an engine asks before it is made."""
 
-    is_cuda = True
-    key = "gpu"
+    is_cuda, is_amd = True, False
+    key = kind = "gpu"
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         self.dtype = dtype

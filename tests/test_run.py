@@ -102,6 +102,8 @@ def test_a_second_process_that_dies_loses_nothing(
     assert len(result.samples) == 1
     assert [compilation.process for compilation in result.compilations][1:] == []
     assert "Warm start not measured" in capsys.readouterr().err
+    cause = "ValueError: no memory left" if death == "raises" else "BrokenProcessPool"
+    assert cause in result.failures["warm start"]
 
 
 def raises(_: Config) -> None:

@@ -85,8 +85,14 @@ def test_a_gpu_that_tells_nothing_has_no_numbers(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("name", "bit"), list(zip(THROTTLING, (4, 8, 32, 64, 128), strict=True)))
 def test_each_reason_is_told(monkeypatch: pytest.MonkeyPatch, name: str, bit: int) -> None:
-    sensor = nvml_sensor(monkeypatch, nvmlDeviceGetCurrentClocksThrottleReasons=bit | 2)
+    sensor = nvml_sensor(monkeypatch, nvmlDeviceGetCurrentClocksEventReasons=bit | 2)
     assert sensor.read().throttled == (name,)
+    older = nvml_sensor(monkeypatch, nvmlDeviceGetCurrentClocksThrottleReasons=bit | 2)
+    assert older.read().throttled == (name,), "a driver that knows the first name only"
+    lacking = FakeNvml(nvmlDeviceGetCurrentClocksThrottleReasons=bit | 2)
+    lacking.nvmlDeviceGetCurrentClocksEventReasons = None
+    monkeypatch.setattr(NvmlSensor, "nvml", lacking)
+    assert NvmlSensor("handle").read().throttled == (name,), "a library that knows the first name only"
 
 
 def write(path: Path, text: object) -> None:

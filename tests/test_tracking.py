@@ -24,7 +24,7 @@ from gptbench.record import MLflowTracker, NoTracker, Result, SweepRecord
 from gptbench.record.charts import CHARTS
 from gptbench.record.outcome import Outcome, Status
 from gptbench.record.statistics import METRICS, sample_metrics, summary
-from gptbench.record.sync import log_command
+from gptbench.record.sync import log_command, log_recorded
 from gptbench.record.tracking import make_record, metrics
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
@@ -443,3 +443,26 @@ def test_a_throttled_sample_is_marked() -> None:
     assert logged == [(0.0, 0), (0.0, 1), (1.0, 2)]
     assert ("samples_throttled", 1.0, 0) in list(metrics(result))
     assert "sample/throttled" not in {name for name, _, _ in metrics(made_result())}
+
+
+def test_a_fault_of_ours_leaves_its_traceback(
+    store: Store, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = result.save(tmp_path)
+    told: list[str] = []
+
+    def tell(text: str, **_: Any) -> None:
+        told.append(text)
+
+    def broken(*_: object) -> None:
+        raise KeyError("tpot")
+
+    section = config(experiment="faults")
+    with monkeypatch.context() as patched:
+        patched.setattr(MLflowTracker, "send", broken)
+        assert log_recorded(result, path, section, store.outputs, tell) is None
+    assert f": KeyError('tpot') ({__file__}:{broken.__code__.co_firstlineno + 1}, in broken)" in told[0]
+    trace = tmp_path / "untracked-result.txt"
+    assert "Traceback" in trace.read_text() and "in broken" in trace.read_text()
+    assert log_recorded(result, path, section, store.outputs, tell) is not None
+    assert not trace.exists()

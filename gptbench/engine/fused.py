@@ -41,6 +41,8 @@ class Fused(Engine):
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
+        if device.is_amd:
+            return "an NVIDIA GPU: for AMD's, PTX instructions of its kernels (dp2a) cannot be compiled"
         return None if device.is_cuda else "an NVIDIA GPU"
 
     @classmethod

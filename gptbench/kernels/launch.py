@@ -76,8 +76,8 @@ class Builders:
 
 
 def can_overlap(device: torch.device) -> bool:
-    """Whether kernels on this device can be launched with `overlap=True`: compute capability 9.0 and up."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether kernels on this device can be launched with `overlap=True`: NVIDIA's compute capability 9.0 and up."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit

@@ -121,12 +121,12 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> 
 
 
 def kernels_run(device: Device) -> bool:
-    """Whether our kernels do: on a GPU, or in Triton's interpreter."""
+    """Whether our kernels do: on an NVIDIA GPU, or in Triton's interpreter."""
     try:
         from gptbench.kernels.launch import INTERPRETED
     except ImportError:  # no Triton here
         return False
-    return device.is_cuda or INTERPRETED
+    return (device.is_cuda and not device.is_amd) or INTERPRETED
 
 
 def fused_section(config: Config) -> FusedConfig:

@@ -113,6 +113,9 @@ class NvmlSensor(Sensor):
             self.counter = "NVML's total energy consumption"
         bits = {name: getattr(self.nvml, f"nvmlClocksEventReason{end}", None) for name, end in THROTTLING.items()}
         older = {name: getattr(self.nvml, f"nvmlClocksThrottleReason{end}", 0) for name, end in THROTTLING.items()}
+        # The second is the first's name in older versions of the library and of the driver.
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        self.asked = [ask for name in names if (ask := getattr(self.nvml, name, None)) is not None]
         self.reasons = {name: older[name] if bit is None else bit for name, bit in bits.items()}
 
     @property
@@ -134,7 +137,7 @@ class NvmlSensor(Sensor):
         memory = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_MEM)
         power = self.power_mw()
         heat = self.told(nvml.nvmlDeviceGetTemperature, self.handle, nvml.NVML_TEMPERATURE_GPU)
-        reasons = self.told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, self.handle) or 0
+        reasons = next((bits for ask in self.asked if (bits := self.told(ask, self.handle)) is not None), 0)
         return Reading(
             clock_mhz=None if clock is None else float(clock),
             memory_clock_mhz=None if memory is None else float(memory),

@@ -109,6 +109,14 @@ class Measured(Recorded):
     """Short measurements of the same rate before and after what was measured; of interleaved ones, each round has its
     own. Empty in a record of a version that took none, and where the device had no memory for it."""
 
+    failures: dict[str, str] = field(default_factory=dict)
+    """Traceback of each thing that was to be measured beside the samples and failed: breakdown, energy, quality,
+    warm start, a probe of the read roof."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.failures = redacted(self.failures)
+
     @classmethod
     def restore(cls, raw: dict[str, Any]) -> None:
         raw["environment"] = Environment(**raw["environment"])

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from gptbench.targets import instantiate
 
 MARK = "tracked-"
 """Begins the name of a file beside a record: where that is logged."""
+TRACE = "untracked-"
+"""Begins the name of a file beside a record that could not be logged: the traceback of what went wrong, which may be a
+fault of gptbench's own."""
 
 
 def log_recorded(
@@ -50,12 +54,19 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
         Where it is logged; None where there is nothing to say.
 
     Raises:
-        TrackingError: it is not.
+        TrackingError: it is not. Its traceback is left beside the record.
     """
     if (before := marked(path, section, outputs)) is not None:
         return before
     tracker: Tracker = instantiate(section, outputs)
-    logged = tracker.log(result, path)
+    trace = path.with_name(f"{TRACE}{path.stem}.txt")
+    try:
+        logged = tracker.log(result, path)
+    except TrackingError as error:
+        with contextlib.suppress(OSError):  # such as a full disk
+            write_whole(trace, redacted("".join(traceback.format_exception(error))))
+        raise
+    trace.unlink(missing_ok=True)
     if logged is not None:
         marks = read_marks(path) | {destination(section, outputs): logged}
         write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))

@@ -28,7 +28,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError
+from gptbench.errors import TrackingError, raised
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
 from gptbench.record.charts import draw_compile_stages, write_figures
@@ -63,6 +63,10 @@ BRIEF = {name: each for name, each in DISPLAYS.items() if each.key is not None}
 """Of the summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
 comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before the
 slash, in alphabetical order, those without one last."""
+
+
+FAULTS = (AttributeError, TypeError, LookupError, NameError, AssertionError)
+"""What a fault in code raises."""
 
 
 class AwayError(TrackingError):
@@ -165,9 +169,11 @@ class MLflowTracker(Tracker):
             with environment_variables(mlflow_settings(self.config)):
                 yield
         except Exception as error:  # stores, servers and plugins raise whatever they like
+            # A fault in our own code says so: what it reads like otherwise is the store's.
+            told = raised(error) if isinstance(error, FAULTS) else reason(error)
             kind = AwayError if isinstance(error, AwayError) else TrackingError
             # MLflow tells the address that it asked, with the password in it.
-            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted(reason(error))}\n{kept}") from error
+            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted(told)}\n{kept}") from error
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple["MlflowClient", str]]:
