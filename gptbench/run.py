@@ -367,7 +367,7 @@ def measure_engine(
         stages.done()
         sensor = sensor_of(device)
         moved = traffic(engine, config.workload.new_tokens)
-        show_limit(sum(moved.steps) / len(moved.steps), roof, config.workload.batch_size)
+        show_limit(moved, roof, config)
         stages.start("searching tiles" if engine.tunes else "compiling")
         start = time.perf_counter()
         engine.tune()

@@ -25,6 +25,7 @@ from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import throttling
+from gptbench.measure.traffic import Traffic
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
@@ -103,13 +104,25 @@ def container() -> str | None:
     return f"its control group (container, Slurm, systemd) allows {' and '.join(parts)}" if parts else None
 
 
-def show_limit(step_bytes: float, roof: Roof, batch: int) -> None:
-    """Says what the device's memory allows at best."""
-    fastest = step_bytes / roof.gb_per_s / 1e9
+def show_limit(traffic: Traffic, roof: Roof, config: Config) -> None:
+    """Says what the device's memory allows at best: of a mixture, where all rows of a batch choose the same experts."""
+    batch, steps = config.workload.batch_size, len(traffic.positions_filled)
+    least, most = (sum(traffic.needed(experts)) / steps for experts in (None, max_experts(config) * steps))
+    needs, what = f"{least / 1e9:.3f} GB", "that takes"
+    if most > least:
+        needs = f"{least / 1e9:.3f} GB, where all rows choose the same experts, to {most / 1e9:.3f} GB"
+        what = "the former takes"
+    fastest = least / roof.gb_per_s / 1e9
     console.print(
-        f"  a decode step moves {step_bytes / 1e9:.3f} GB; at the read roof of {roof.gb_per_s:.4g} GB/s that takes "
-        f"{fastest * 1e3:.3g} ms: at most {batch / fastest:.4g} tokens/s"
+        f"  a decode step needs {needs}; at the read roof of {roof.gb_per_s:.4g} GB/s {what} {fastest * 1e3:.3g} ms: "
+        f"at most {batch / fastest:.4g} tokens/s"
     )
+
+
+def max_experts(config: Config) -> int:
+    """That a decode step can choose, in all layers together; 0 of a dense model."""
+    model = config.model
+    return model.n_layers * min(model.n_experts, config.workload.batch_size * model.n_active_experts)
 
 
 def progress(config: Config, task: Speed) -> AbstractContextManager["Stages"]:

@@ -84,7 +84,8 @@ def check_artifacts(folder: Path, result: Result, path: Path) -> None:
     last = rows[-1]
     assert (last["sample"], last["step"]) == ("2", str(NEW_TOKENS - 2))
     assert float(last["seconds"]) == result.samples[2].step_s[-1]
-    assert int(last["bytes"]) == result.traffic.steps[-1]
+    assert int(last["bytes"]) == result.traffic.needed()[-1]
+    assert int(last["bytes_moved"]) == result.traffic.moved()[-1]
     assert int(last["positions_read"]) == result.traffic.positions_read[-1]
 
 

@@ -212,7 +212,7 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
     engine, workload = prepared(config(tmp_path))
     asked = []
 
-    def known(position: int) -> dict[str, int]:
+    def known(position: int, experts: float | None) -> dict[str, int]:
         asked.append(position)
         return {"aten::linear": 1000, "nothing of this name": 1}
 

@@ -136,7 +136,7 @@ def test_decode_speed_stands_beside_its_own_limit() -> None:
     (axes,) = draw("tokens_per_s", *results).axes
     medians = [summary(result)["decode_tokens_per_s"] for result in results]
     assert bars(axes) == [(row, 0, pytest.approx(median)) for row, median in enumerate(medians)]
-    limits = [1 / (np.mean(result.traffic.steps) / 4000e9) for result in results]
+    limits = [1 / (np.mean(result.traffic.needed()) / 4000e9) for result in results]
     assert marks(axes, "limit") == [(pytest.approx(limit), row) for row, limit in enumerate(limits)]
     (whiskers,) = (each for each in axes.containers if isinstance(each, ErrorbarContainer))
     reach = [segment[:, 0].tolist() for segment in whiskers.lines[2][0].get_segments()]
@@ -207,7 +207,7 @@ def test_latency_is_median_and_range_over_positions() -> None:
     middle, least = axes.lines[:2]
     assert list(middle.get_xdata()) == result.traffic.positions_filled
     assert list(middle.get_ydata()) == pytest.approx([1e3 * step for step in result.samples[1].step_s])
-    assert list(least.get_ydata()) == pytest.approx([moved / 4000e9 * 1e3 for moved in result.traffic.steps])
+    assert list(least.get_ydata()) == pytest.approx([moved / 4000e9 * 1e3 for moved in result.traffic.needed()])
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() == pytest.approx(10.0)

@@ -36,13 +36,27 @@ from gptbench.engine.tiles import Tiles, Use
 from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
 from gptbench.kernels.route import Routing
-from gptbench.measure.traffic import weight_bytes
+from gptbench.measure.traffic import expert_bytes, weight_bytes
 from gptbench.model import Bias, RMSNorm
+from gptbench.model.transformer import MixtureOfExperts
 from gptbench.sampling import Sampler
 from gptbench.targets import instantiate, target
 from tests import evidence
 from tests.evidence import kept_evidence
-from tests.models import DENSE, FAMILY, GQA, MOE, QWEN, TINY, WINDOW, make_model, model_name, random_tokens, run_config
+from tests.models import (
+    CPU,
+    DENSE,
+    FAMILY,
+    GQA,
+    MOE,
+    QWEN,
+    TINY,
+    WINDOW,
+    make_model,
+    model_name,
+    random_tokens,
+    run_config,
+)
 from tests.test_kernel_interpreter import prepare_language_once
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
@@ -114,6 +128,8 @@ def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype, steps: 
     routed = reference.model.config.n_experts > 0 and dtype is not torch.float32
     assert sum(agreeing) >= (0.75 if routed else 1) * len(agreeing), f"logits agree: {agreeing}"
     assert torch.equal(engine.state.position, reference.state.position)
+    if not routed:
+        assert engine.experts_chosen(steps - 1) == reference.experts_chosen(steps - 1)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -181,6 +197,61 @@ def test_fused_agrees_with_eager(model: ModelConfig, quant: str, batch: int, few
     small = replace(model, n_layers=2)
     reference = make_engine(EAGER, small, quant, batch, dtype, on)
     assert_agrees(make_engine(FUSED, small, quant, batch, dtype, on), reference, dtype, steps=4)
+
+
+@pytest.mark.parametrize("config", [EAGER, FUSED], ids=["eager", "fused"])
+def test_experts_are_counted_as_rows_choose_them(
+    config: EngineConfig, few_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that several rows choose counts once in a layer and step; a prefill begins to count anew."""
+    rows, layers, active, every, steps = 4, 1, MOE.n_active_experts, MOE.n_experts, 2
+    engine = make_engine(config, replace(MOE, n_layers=layers), "none", rows, torch.float32, device("cpu"))
+    chosen: list[int] = []
+    decide = MixtureOfExperts.route
+
+    def noted(self: MixtureOfExperts, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, experts = decide(self, x)
+        chosen.append(len(experts.unique()))
+        return weights, experts
+
+    monkeypatch.setattr(MixtureOfExperts, "route", noted)
+    routings = {id(own): own for step in getattr(engine, "launches", []) for own in step.arguments}.values()
+
+    def count(prompt: torch.Tensor) -> int:
+        engine.prefill(prompt)
+        chosen.clear()
+        for _ in range(steps):
+            engine.decode()
+            chosen.extend(int((own.slots >= 0).sum()) for own in routings if isinstance(own, Routing))
+        assert len(chosen) == layers * steps
+        assert engine.experts_chosen(steps) == sum(chosen)
+        read = min(every, rows * active)
+        assert engine.experts_read(sum(chosen), steps) == (sum(chosen) if config is FUSED else read * layers * steps)
+        return sum(chosen)
+
+    prompt = random_tokens(MOE, rows, PROMPT)
+    different = count(prompt)
+    assert layers * steps * active < different < layers * steps * min(rows * active, every)
+    assert count(prompt[:1].repeat(rows, 1)) == layers * steps * active, "equal rows choose the same"
+
+
+def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
+    engine: Any = target(FUSED)(
+        FUSED, make_model(MOE, "int8", 3, LENGTH), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), PROMPT
+    )
+    most, fewer = engine.kernel_bytes(7), engine.kernel_bytes(7, experts=2.5)
+    of_experts = {step.name: step for step in engine.launches if step.role in ("w13", "w2")}
+    assert {name for name in most if most[name] != fewer[name]} == set(of_experts)
+    for name, step in of_experts.items():
+        assert step.use.slots == 6
+        assert fewer[name] == 2.5 * step.expert_bytes == most[name] * 2.5 / 6
+    assert sum(step.expert_bytes for step in of_experts.values()) == expert_bytes(engine.model)
+
+
+def test_experts_of_a_single_row_are_known_and_a_dense_model_has_none() -> None:
+    engine = make_engine(EAGER, MOE, "none", 1, torch.float32, device("cpu"))
+    assert engine.experts_chosen(5) == engine.experts_read(0, 5) == 5 * MOE.n_layers * MOE.n_active_experts
+    assert make_engine(EAGER, DENSE, "none", 3, torch.float32, device("cpu")).experts_chosen(5) is None
 
 
 @pytest.mark.gpu

@@ -111,7 +111,8 @@ def by_hand() -> Result:
 
 def test_metrics_of_a_sample_by_hand() -> None:
     result = by_hand()
-    assert result.traffic.steps == [1_010_000_000, 1_020_000_000]
+    assert result.traffic.needed() == [1_004_000_000, 1_005_000_000]
+    assert result.traffic.moved() == [1_010_000_000, 1_020_000_000]
     metrics = sample_metrics(result, result.samples[0])
     assert metrics == pytest.approx(
         {
@@ -120,14 +121,47 @@ def test_metrics_of_a_sample_by_hand() -> None:
             "tpot_p90_s": 0.028,
             "tpot_p99_s": 0.0298,
             "ttft_s": 0.05,
-            "decode_gb_per_s": 2.03 / 0.04,
-            "mbu": 2.03 / 0.04 / 100,
+            "decode_gb_per_s": 2.009 / 0.04,
+            "mbu": 2.009 / 0.04 / 100,
+            "moved_gb_per_s": 2.03 / 0.04,
             "seed_tokens_per_s": 2 * 3 / 0.1,
             "seed_gb_per_s": 1.0 * 3 / 0.1,
             "peak_memory_bytes": 7.0,
         }
     )
     assert list(metrics) == [metric.name for metric in METRICS]
+
+
+def test_bytes_of_a_mixture_follow_from_the_experts_that_each_sample_read() -> None:
+    """Of 4 experts in the weights of a step, 3 to 8 more or less are read; of old records they are as they were."""
+    result = by_hand()
+    experts = {"expert_bytes": 10**8, "experts_least": 4, "positions_moved": [9, 19]}
+    result = replace(result, traffic=replace(result.traffic, **experts))
+    (old,) = result.samples
+    counted = replace(old, experts_chosen=10, experts_read=16)  # in two steps: 5 and 8
+    twice = replace(result, samples=[counted, replace(counted, experts_chosen=14)])
+    assert result.traffic.needed(10) == [1_104_000_000, 1_105_000_000]
+    assert result.traffic.moved(16) == [1_409_000_000, 1_419_000_000]
+    metrics = sample_metrics(twice, counted)
+    assert metrics["mbu"] == pytest.approx(2.209 / 0.04 / 100)
+    assert metrics["moved_gb_per_s"] == pytest.approx(2.828 / 0.04)
+    assert metrics["seed_gb_per_s"] == pytest.approx(1.1 * 30)
+    told = summary(twice)
+    assert told["gb_per_step"] == pytest.approx(1.2045)
+    assert told["weight_gb_per_step"] == pytest.approx(1.2)
+    assert told["moved_gb_per_step"] == pytest.approx(1.414)
+    assert sample_metrics(result, old)["mbu"] == pytest.approx(2.009 / 0.04 / 100)
+
+
+def test_what_a_record_of_an_earlier_version_lacks_is_taken_from_what_it_has(tmp_path: Path) -> None:
+    path = by_hand().save(tmp_path)
+    raw = json.loads(path.read_text())
+    for name in ("positions_attended", "positions_moved", "expert_bytes", "experts_least"):
+        del raw["traffic"][name]
+    for sample in raw["samples"]:
+        del sample["experts_chosen"], sample["experts_read"]
+    path.write_text(json.dumps(raw))
+    assert summary(Result.load(path)) == summary(by_hand())
 
 
 def test_samples_that_compiled_are_kept_but_not_counted() -> None:

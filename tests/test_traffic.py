@@ -10,10 +10,11 @@ from gptbench.build import nbytes, on_meta
 from gptbench.config import DeviceConfig, DeviceKind, Dtype, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
 from gptbench.device import Device
 from gptbench.engine import Eager, Engine, Inductor
+from gptbench.engine.fused import Fused
 from gptbench.measure.traffic import kv_bytes_per_position, traffic, weight_bytes
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler
-from tests.models import CONF, DENSE, GQA, MOE, make_model, model_config, model_name, quantisation
+from tests.models import CONF, DENSE, GQA, MOE, WINDOW, make_model, model_config, model_name, quantisation
 
 OPEN = {"auto", "demo"}
 """Options whose shape is their checkpoint's."""
@@ -212,9 +213,8 @@ def test_a_storage_that_two_modules_share_is_counted_once() -> None:
 @pytest.mark.parametrize("quant", ["none", "int8"])
 @pytest.mark.parametrize("config", [DENSE, GQA, MOE], ids=model_name)
 def test_weights_of_a_batch(config: ModelConfig, quant: str, dtype: torch.dtype, batch: int) -> None:
-    """Of the experts one for each pair of row and choice, at most all; of the embedding one row each."""
-    experts = min(batch * config.n_active_experts, config.n_experts)
-    expected = bytes_by_hand(config, quant, dtype.itemsize, experts, batch)
+    """At least: of the experts those of one token, as all rows may choose the same; of the embedding one row each."""
+    expected = bytes_by_hand(config, quant, dtype.itemsize, config.n_active_experts, batch)
     assert weight_bytes(meta(config, quant, dtype), batch) == expected
     assert weight_bytes(make_model(config, quant, dtype=dtype), batch) == expected  # with memory as without
 
@@ -256,27 +256,45 @@ class FakeEngine:
         self.like = like
 
     def positions_read(self, position: int) -> int:
-        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), position)
+        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length, model=self.model)), position)
+
+    def positions_moved(self, position: int) -> int:
+        return self.like.positions_moved(cast(Engine, self), position)
 
 
 def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:
-    """Prompt 6, 200 new tokens, 199 steps. Eager reads what is filled, Inductor all of the 208 positions."""
+    """Prompt 6, 200 new tokens, 199 steps. Eager reads what is filled, Inductor all of the 208 positions; both write
+    the token's own, and read it back. Fused does not, so it moves what is needed and nothing else."""
     model = meta(model_config("llama2_7b"))
     weights, kv = 13_214_687_232 + 8192, 524_288
     eager = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Eager)), 200)
     assert eager.weights == weights
     assert eager.kv_per_position == kv
-    assert len(eager.steps) == 199
-    assert eager.positions_read == eager.positions_filled == list(range(7, 206))
-    # The first step reads 7 positions, its own included, and writes one; the last reads 205.
-    assert eager.steps[0] == weights + kv * (7 + 1)
-    assert eager.steps[-1] == weights + kv * (205 + 1)
-    assert {b - a for a, b in zip(eager.steps, eager.steps[1:], strict=False)} == {kv}
+    assert len(eager.needed()) == len(eager.moved()) == 199
+    assert eager.positions_read == eager.positions_filled == eager.positions_attended == list(range(7, 206))
+    # The first step needs 6 positions and writes its own; the last one needs 204.
+    assert eager.needed() == [weights + kv * (cached + 1) for cached in range(6, 205)]
+    assert eager.moved() == [needed + kv for needed in eager.needed()]
 
     inductor = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Inductor)), 200)
-    assert inductor.steps == [weights + kv * (208 + 1)] * 199
+    assert inductor.needed() == eager.needed()
+    assert inductor.moved() == [weights + kv * (208 + 1)] * 199
     assert inductor.positions_read == [208] * 199
     assert inductor.positions_filled == eager.positions_filled
+
+    fused = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Fused)), 200)
+    assert fused.moved() == fused.needed() == eager.needed()
+
+
+@pytest.mark.parametrize("like", [Eager, Inductor, Fused])
+def test_what_no_token_attends_to_is_not_needed(like: type[Engine]) -> None:
+    """A window of 4: whatever an engine reads, from the fourth token on a step needs four positions."""
+    model, kv = meta(WINDOW), 3 * 3 * 16 * 2 * 2
+    weights = weight_bytes(model, 1)
+    moved = traffic(cast(Engine, FakeEngine(model, 2, 1, 16, like)), 6)
+    assert moved.needed() == [weights + kv * positions for positions in (3, 4, 4, 4, 4)]
+    read = {Eager: (4, 5, 6, 7, 8), Inductor: (17,) * 5, Fused: (3, 4, 4, 4, 4)}[like]
+    assert moved.moved() == [weights + kv * positions for positions in read]
 
 
 @pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
@@ -286,11 +304,13 @@ def test_steps_of_real_engines(batch: int) -> None:
     sampler = Sampler(SamplingConfig(_target_="gptbench.sampling.Sampler", name="test"), MOE.vocab_size, device.torch)
     eager_config = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
     inductor_config = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
-    weights = bytes_by_hand(MOE, "int8", 4, 2 * batch, batch)
+    weights = bytes_by_hand(MOE, "int8", 4, 2, batch)
     kv = 2 * 2 * batch * 2 * 16 * 4  # keys and values, layers, rows, kv heads, head width, bytes
 
     def moved(engine: Engine) -> list[int]:
-        return traffic(engine, new_tokens=4).steps
+        of = traffic(engine, new_tokens=4)
+        assert of.needed() == [weights + kv * filled for filled in (6, 7, 8)]
+        return of.moved()
 
     def model() -> Transformer:
         return make_model(MOE, "int8", batch=batch, length=24)

@@ -27,7 +27,7 @@ from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.samples import throttling
 from gptbench.record import Result
 from gptbench.record.labels import weights_of
-from gptbench.record.statistics import summary, valid_samples
+from gptbench.record.statistics import step_bytes, summary, valid_samples
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"
 """What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""
@@ -57,6 +57,7 @@ LEAST_SAMPLING = 0.03
 LEAST_HOST = 0.02
 LEAST_BOUNDARIES = 0.03
 LEAST_KV = 0.2
+MIN_MOVED = 0.01
 """Shares of a step from which on something is said of a part; of its bytes, for keys and values."""
 LEAST_WEIGHTS = 0.5
 """Share of the step that the weights take at the roof, from which on storing them smaller is advised."""
@@ -118,8 +119,9 @@ class Step:
 
     Attributes:
         step_s: see `Explanation`.
-        weights, kv: bytes, on average over the steps.
-        padding: bytes of `kv` that are read and hold no token.
+        weights, kv: bytes that a step needs, on average over steps and samples.
+        moved: bytes that its engine reads and writes for it, on average, too.
+        padding: bytes of the cache that are read and that no token attends to.
         roof: bytes/s.
         seconds: by part, scaled to `step_s`, with `matrices` in the place of `bytes` and `boundaries`, and `gaps`;
             empty without a breakdown.
@@ -131,10 +133,9 @@ class Step:
         self.told = summary(result)
         self.step_s, self.roof = self.told["tpot_p50_s"], result.roof.gb_per_s * 1e9
         self.batch: int = result.config["workload"]["batch_size"]
-        self.weights = float(moved.weights)
-        self.kv = float(np.mean(moved.steps)) - self.weights
-        padded = np.mean(moved.positions_read) - np.mean(np.minimum(moved.positions_filled, moved.positions_read))
-        self.padding = float(padded) * moved.kv_per_position
+        each = step_bytes(result)
+        self.weights, self.kv, self.moved = each.weights, each.needed - each.weights, each.moved
+        self.padding = float(np.mean(moved.positions_read) - np.mean(moved.attended)) * moved.kv_per_position
         self.seconds: dict[str, float] = {}
         self.kernels: dict[str, list[tuple[Launch, float]]] = {}
         if result.breakdown is not None:
@@ -227,8 +228,8 @@ def explain(result: Result) -> Explanation:
         mbu=told["mbu"],
         tokens_per_s=told["decode_tokens_per_s"],
         most_tokens_per_s=most,
-        limit=f"A decode step takes {micro(step.step_s)} and moves {giga(step.weights + step.kv)}; at the read roof of "
-        f"{result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
+        limit=f"A decode step takes {micro(step.step_s)} and needs {giga(step.weights + step.kv)}{more_moved(step)}; "
+        f"at the read roof of {result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
         f"{told['decode_tokens_per_s']:.4g} tokens/s of at most {most:.4g}.",
         parts=[] if found is None else list(partition(step)),
         profiled_s=None if found is None else found.step_s,
@@ -237,6 +238,14 @@ def explain(result: Result) -> Explanation:
         advice=[one for each in faster for one in each],
         more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
     )
+
+
+def more_moved(step: Step) -> str:
+    """What the engine moves beyond that, in words; nothing where it is next to nothing."""
+    needed = step.weights + step.kv
+    if step.moved <= needed * (1 + MIN_MOVED):
+        return ""
+    return f" (its engine moves {giga(step.moved)}: padding, copies, or experts that nobody chose)"
 
 
 def beyond(result: Result) -> float:
@@ -278,9 +287,8 @@ def kv_bytes(step: Step) -> float:
     """Keys and values of the profiled step."""
     moved, found = step.result.traffic, step.result.breakdown
     assert found is not None
-    place = found.position + 1 - moved.positions_filled[0]
-    read = moved.positions_read[min(max(place, 0), len(moved.positions_read) - 1)]
-    return float(moved.kv_per_position * (read + 1))
+    place = min(max(found.position + 1 - moved.positions_filled[0], 0), len(moved.positions_filled) - 1)
+    return float(moved.moved()[place] - moved.weights)
 
 
 MOST_NAMED = 3
@@ -402,7 +410,7 @@ def another_engine(step: Step) -> Iterator[Advice]:
     if step.told["mbu"] >= NEAR_THE_ROOF and not reasons:
         return
     reasons.append("starts a kernel before the one before it has ended, where the GPU can")
-    faster = step.without(gains, step.padding) if gains else None
+    faster = step.without(gains) if gains else None
     told = f"it {', '.join(reasons)}" + ("; what is estimated is what has a time here" if gains else "")
     yield Advice("engine=fused", told, faster)
 

@@ -132,7 +132,7 @@ def sentence(model: str, run: Run, alone: bool) -> str:
     text = (
         f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}{which} decodes "
         f"{cell(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {cell(share)} % of the "
-        f"{cell(run.limit_tokens_per_s)} tokens/s at which the {cell(numbers['gb_per_step'])} GB that a step moves "
+        f"{cell(run.limit_tokens_per_s)} tokens/s at which the {cell(numbers['gb_per_step'])} GB that a step needs "
         f"would pass at the read roof of {cell(result.roof.gb_per_s)} GB/s."
     )
     return text if alone else f"Fastest: {text}"

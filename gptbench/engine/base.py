@@ -12,6 +12,7 @@ from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
 from gptbench.kernels.sample import draw_reference
 from gptbench.model import Transformer
+from gptbench.model.transformer import MixtureOfExperts
 from gptbench.sampling import Sampler
 
 
@@ -114,6 +115,8 @@ class Engine:
         self.prompt.copy_(prompt)
         self.filled = self.prompt_length
         self.run_prefill()
+        if self.model.experts_counter is not None:  # after it, as the prefill of a single token counts
+            self.model.experts_counter.zero_()
 
     @torch.no_grad()
     def decode(self) -> None:
@@ -149,9 +152,28 @@ class Engine:
         """Cached positions that the step at `position` reads, whether they are filled or padding."""
         raise NotImplementedError
 
-    def kernel_bytes(self, position: int) -> dict[str, int]:
+    def positions_moved(self, position: int) -> int:
+        """Cached positions that the step at `position` reads or writes, one as often as it does: its own is written,
+        and read back."""
+        return self.positions_read(position) + 1
+
+    def experts_chosen(self, steps: int) -> int | None:
+        """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a
+        dense model. Waits for the device."""
+        counter, config = self.model.experts_counter, self.model.config
+        if counter is None:
+            return None
+        return config.n_layers * config.n_active_experts * steps if self.batch == 1 else int(counter.item())
+
+    def experts_read(self, chosen: int, steps: int) -> int:
+        """Experts whose matrices these steps read: the model's own code reads one for each pair of row and choice, or
+        all of them."""
+        mixtures = [block.ffn for block in self.model.layers if isinstance(block.ffn, MixtureOfExperts)]
+        return steps * sum(ffn.experts_read(self.batch) for ffn in mixtures)
+
+    def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
         """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name: where they are
-        known, and more than a few."""
+        known, and more than a few. `experts`: that a layer reads, where the step is of a mixture."""
         return {}
 
     def cached(self) -> list[Tensor]:

@@ -47,9 +47,12 @@ class Launch:
     twin: Callable[..., None]
     arguments: tuple[Any, ...]
     weights: int
-    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing."""
+    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing. Of a mixture with all slots
+    taken."""
     positions: int = 0
-    """Bytes that it reads for each cached position."""
+    """Bytes that it reads for each cached position; its own it writes."""
+    expert_bytes: int = 0
+    """Of `weights`, those of one expert."""
     use: Use | None = None
     """What its tile is for, if it has one."""
 
@@ -135,10 +138,11 @@ class DecodeStep:
         *arguments: Any,
         weights: int = 0,
         positions: int = 0,
+        expert_bytes: int = 0,
         use: Use | None = None,
     ) -> None:
         """One more kernel; see `Launch`."""
-        self.launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, use))
+        self.launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, expert_bytes, use))
 
     def add_weight(
         self,
@@ -151,10 +155,13 @@ class DecodeStep:
         more_bytes: int = 0,
     ) -> None:
         """One more kernel over a matrix: of a mixture those of some experts; `more_bytes` of other weights."""
-        share = use.slots / self.config.n_experts if use.slots else 1
-        read = int(sum(parameter.nbytes for parameter in module.parameters()) * share) + more_bytes
+        stored = sum(parameter.nbytes for parameter in module.parameters())
+        expert_bytes = stored // self.config.n_experts if use.slots else 0
+        read = (use.slots * expert_bytes if use.slots else stored) + more_bytes
         name = shaped(use.kernel, use.rows, use.columns, mixture=use.slots > 0)
-        self.add(role, name, kernel, twin, *arguments, self.tile_for(use), weights=read, use=use)
+        self.add(
+            role, name, kernel, twin, *arguments, self.tile_for(use), weights=read, expert_bytes=expert_bytes, use=use
+        )
 
     def embed(self, gain: Tensor) -> Norm:
         """The token's row becomes the residual stream."""
@@ -201,7 +208,8 @@ class DecodeStep:
         if votes is None:
             return None
         active = self.config.n_active_experts
-        routing = Routing.empty(self.batch, self.config.n_experts, active, self.device)
+        counter = self.model.experts_counter
+        routing = Routing.empty(self.batch, self.config.n_experts, active, self.device, counter)
         self.add("route", "route_kernel", route, route_reference, votes, norm, active, routing, self.router_scratch)
         return routing
 

@@ -30,7 +30,7 @@ from gptbench.targets import instantiate
 
 
 class Fused(Engine):
-    """Reads each weight once, and of the cache what is filled.
+    """Reads each weight once, of a mixture those of the experts that some row chose, and of the cache what is filled.
 
     Attributes:
         launches: the decode step, in order.
@@ -168,9 +168,18 @@ class Fused(Engine):
         window = self.model.config.sliding_window
         return min(position + 1, window) if 0 < window < self.length else position + 1
 
-    def kernel_bytes(self, position: int) -> dict[str, int]:
-        read = self.positions_read(position)
-        reads = {launch.name: launch.weights + launch.positions * read for launch in self.launches}
+    def positions_moved(self, position: int) -> int:
+        return self.positions_read(position)  # its own is only written
+
+    def experts_read(self, chosen: int, steps: int) -> int:
+        return chosen
+
+    def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
+        moved = self.positions_moved(position)
+        reads = {}
+        for launch in self.launches:
+            empty = 0.0 if experts is None or launch.use is None else launch.use.slots - experts
+            reads[launch.name] = launch.weights - int(launch.expert_bytes * empty) + launch.positions * moved
         return {name: count for name, count in reads.items() if count}
 
     @property

@@ -25,7 +25,7 @@ from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
 from gptbench.errors import ConfigError
 from gptbench.model import Transformer
-from gptbench.model.transformer import MixtureOfExperts
+from gptbench.model.transformer import MixtureOfExperts, count_distinct
 from gptbench.sampling import Sampler
 
 OLDEST = (5, 17)
@@ -204,6 +204,10 @@ class HuggingFace(Engine):
         # As in `generate`: on a GPU another product of matrices for the few tokens of a decode step.
         experts = self.hf.get_experts_implementation()
         self.switches_experts = device.is_cuda and "grouped_mm" in experts.values()
+        if self.batch > 1 and model.experts_counter is not None:
+            for layer in self.hf.model.layers:
+                layer.mlp.gate.register_forward_hook(self.count_experts)
+            torch._dynamo.mark_static_address(model.experts_counter)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -252,6 +256,22 @@ class HuggingFace(Engine):
         """Sets how the library multiplies with the experts' matrices, if that changes between prefill and decode."""
         if self.switches_experts:
             self.hf.set_experts_implementation(implementation)
+
+    def count_experts(self, router: Any, inputs: Any, routed: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Called after each router, which gives logits, weights and the chosen experts [N, A]."""
+        counter, chosen = self.model.experts_counter, routed[2]
+        if counter is not None and len(chosen) == self.batch:  # a decode step
+            counter.add_(count_distinct(chosen, self.model.config.n_experts))
+
+    def experts_read(self, chosen: int, steps: int) -> int:
+        """On a GPU the library gathers one for each pair of row and choice; elsewhere it reads each once."""
+        config = self.model.config
+        return steps * config.n_layers * self.batch * config.n_active_experts if self.switches_experts else chosen
+
+    def positions_moved(self, position: int) -> int:
+        """A dynamic cache is copied, which reads all but its own position and writes all, and then read."""
+        read = self.positions_read(position)
+        return read + 1 if self.static else 3 * read - 1
 
     def positions_read(self, position: int) -> int:
         read = self.length if self.static else position + 1

@@ -169,7 +169,8 @@ class Inductor(Engine):
                     list(map(of_any_length, blocks)) if open_sizes else blocks, finish
                 )
         if trees:
-            for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops):
+            counters = [] if model.experts_counter is None else [model.experts_counter]
+            for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops, *counters):
                 torch._dynamo.mark_static_address(tensor)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step

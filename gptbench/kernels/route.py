@@ -40,13 +40,18 @@ class Routing:
     """int32 [S]: experts that some token goes through, in ascending order, then -1. S = min(B·A, E)."""
     gates: Tensor
     """float32 [S, B]: how much of that expert each token takes; 0 if it did not choose it."""
+    counter: Tensor
+    """int64 [1]: each launch adds the number of experts that some token goes through. Layers may share one."""
 
     @classmethod
-    def empty(cls, batch: int, experts: int, active: int, device: torch.device) -> "Routing":
+    def empty(
+        cls, batch: int, experts: int, active: int, device: torch.device, counter: Tensor | None = None
+    ) -> "Routing":
         count = min(batch * active, experts)
         return cls(
             slots=torch.full((count,), -1, dtype=torch.int32, device=device),
             gates=torch.zeros(count, batch, dtype=torch.float32, device=device),
+            counter=torch.zeros(1, dtype=torch.int64, device=device) if counter is None else counter,
         )
 
 
@@ -74,6 +79,7 @@ def route_kernel(
     eps,
     slots,
     gates,
+    counter,
     logits,
     finished,
     E: tl.constexpr,
@@ -98,7 +104,7 @@ def route_kernel(
         factor = tl.sum(norm_factor(norm_parts(squares + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, K), 0)
         sums = sums + (tl.sum(vote, 0) * factor,)
     if PER_PROGRAM == E_PADDED:
-        decide(sums, slots, gates, E, E_PADDED, ACTIVE, SLOTS, BATCH)
+        decide(sums, slots, gates, counter, E, E_PADDED, ACTIVE, SLOTS, BATCH)
     else:
         for b in tl.static_range(BATCH):
             tl.store(logits + b * E + experts, sums[b], mask=experts < E)
@@ -110,7 +116,7 @@ def route_kernel(
             for b in tl.static_range(BATCH):
                 of_row = tl.load(logits + b * E + everyone, mask=everyone < E, other=0.0, cache_modifier=".cg")
                 all_sums = all_sums + (of_row,)
-            decide(all_sums, slots, gates, E, E_PADDED, ACTIVE, SLOTS, BATCH)
+            decide(all_sums, slots, gates, counter, E, E_PADDED, ACTIVE, SLOTS, BATCH)
 
 
 @triton.jit
@@ -118,6 +124,7 @@ def decide(
     logits,
     slots,
     gates,
+    counter,
     E: tl.constexpr,
     E_PADDED: tl.constexpr,
     ACTIVE: tl.constexpr,
@@ -135,7 +142,9 @@ def decide(
         poisons = poisons + (poison,)
     slot = tl.cumsum(used, 0) - 1
     every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
-    tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= tl.sum(used, 0)))
+    count = tl.sum(used, 0)
+    tl.atomic_add(counter, count.to(tl.int64), sem="relaxed")
+    tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= count))
     tl.store(slots + slot, everyone, mask=used > 0)
     for b in tl.static_range(BATCH):
         tl.store(gates + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
@@ -174,7 +183,7 @@ def route(
         votes: of as many parts of the residual stream as the norm has squares of.
         norm: its divisor.
         active: A, experts for each token.
-        routing: all of it is written, but for the gates of slots without an expert.
+        routing: all of it is written, but for the gates of slots without an expert; its counter is added to.
         scratch: of no meaning between launches.
         overlap: launched while the kernel before it still runs (see `launch`).
     """
@@ -190,6 +199,7 @@ def route(
         norm.eps,
         routing.slots,
         routing.gates,
+        routing.counter,
         scratch.logits,
         scratch.finished,
         E=experts,
@@ -221,6 +231,7 @@ def route_reference(
     weights, chosen = ordered[:, :active], order[:, :active]
     weights = weights / weights.sum(-1, keepdim=True)
     experts = chosen.unique().tolist()
+    routing.counter.add_(len(experts))
     routing.slots.fill_(-1)
     routing.gates.zero_()
     for slot, expert in enumerate(experts):

@@ -161,18 +161,23 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     for _ in range(before):
         engine.decode()
     engine.device.synchronize()
+    chosen_before = engine.experts_chosen(before)
     with profile(activities=activities) as profiler:
         for _ in range(count):
             with record_function(STEP):
                 engine.decode()
         engine.device.synchronize()
+    chosen = engine.experts_chosen(before + count)
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
     first = engine.prompt_length + before
     steps = sorted(find_steps(events, engine.device.is_cuda, first), key=attrgetter("step_s"))
     median = steps[(len(steps) - 1) // 2]
-    reads = engine.kernel_bytes(median.position)
+    experts = None
+    if chosen is not None and chosen_before is not None:  # the steps' average, in one layer
+        experts = engine.experts_read(chosen - chosen_before, count) / count / engine.model.config.n_layers
+    reads = engine.kernel_bytes(median.position, experts)
     for launch in median.launches:
         launch.bytes_read = reads.get(launch.name)
     return median

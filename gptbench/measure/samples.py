@@ -41,6 +41,13 @@ class Sample:
     """The answer of each row as text, if the model has a tokenizer."""
     generated: list[int] = field(default_factory=list)
     """Tokens of each row's answer: those up to its first stop token, which counts; all where it drew none."""
+    experts_chosen: int | None = None
+    """Experts of a mixture that some row of the batch chose, added up over layers and decode steps: an expert that
+    several rows choose in the same step counts once. None of a dense model, and in a record of a version that did not
+    count."""
+    experts_read: int | None = None
+    """Experts whose matrices the engine read in these steps: one for each pair of row and choice where it gathers
+    them, all where it goes through all, and otherwise those that were chosen. None as above."""
     state: DeviceState | None = None
     """Clocks, power, temperature and throttling meanwhile; None in a record of a version that did not look."""
 
@@ -106,6 +113,7 @@ def take_sample(
     first = engine.prompt_length
     tokens = engine.state.tokens[:, first : first + workload.new_tokens].tolist()
     stops = set(engine.sampler.stops.tolist())
+    chosen = engine.experts_chosen(len(step_s))
     return Sample(
         ttft_s=ttft_s,
         step_s=step_s,
@@ -116,6 +124,8 @@ def take_sample(
         finite=all_finite(engine),
         tokens=tokens,
         generated=[answer_length(row, stops) for row in tokens],
+        experts_chosen=chosen,
+        experts_read=None if chosen is None else engine.experts_read(chosen, len(step_s)),
         state=state,
     )
 

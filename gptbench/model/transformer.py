@@ -149,8 +149,18 @@ class FeedForward(nn.Module):
         return self.w2(F.silu(gate) * value)
 
 
+def count_distinct(chosen: Tensor, experts: int) -> Tensor:
+    """How many of the experts are among the chosen [...]: int64 []. On the device, without waiting for it."""
+    every = torch.arange(experts, device=chosen.device)
+    return (chosen.flatten().unsqueeze(-1) == every).any(0).sum()
+
+
 class MixtureOfExperts(nn.Module):
-    """Each token goes through the A experts that the router likes best, weighted by their renormalised softmax."""
+    """Each token goes through the A experts that the router likes best, weighted by their renormalised softmax.
+
+    Attributes:
+        counter: see `Transformer.experts_counter`.
+    """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,6 +169,7 @@ class MixtureOfExperts(nn.Module):
         self.w13 = ExpertLinear(config.n_experts, 2 * config.ffn_dim, config.dim, std=config.dim**-0.5, dtype=dtype)
         std = residual_std(config, config.ffn_dim)
         self.w2 = ExpertLinear(config.n_experts, config.dim, config.ffn_dim, std=std, dtype=dtype)
+        self.counter: Tensor | None = None
 
     def experts_read(self, tokens: int) -> int:
         """How many experts' matrices are read for so many tokens: one for each pair, or all once where that is less."""
@@ -174,6 +185,8 @@ class MixtureOfExperts(nn.Module):
         """x [B, T, D] to [B, T, D]."""
         flat = x.flatten(0, 1)
         weights, chosen = self.route(flat)
+        if self.counter is not None and x.shape[0] > 1 and x.shape[1] == 1:  # a decode step; one token chooses A
+            self.counter.add_(count_distinct(chosen, self.experts))
         if flat.shape[0] * self.active < self.experts:
             y = self.each_pair(flat, weights, chosen)
         else:
@@ -223,6 +236,9 @@ class Transformer(nn.Module):
 
     Attributes:
         layers: the blocks, in order.
+        experts_counter: of a mixture, int64 [1]: decode steps add the number of experts that some row of the batch
+            chose, in each layer, and whoever starts anew sets it to 0. Of a single row the model's own code does not
+            count: that is A in each layer.
     """
 
     cos: Tensor
@@ -236,6 +252,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(self.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
+        self.experts_counter: Tensor | None = None
         # A tied embedding stays small, as the head's: else each token would above all predict itself.
         self.embedding = self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
 
@@ -246,12 +263,22 @@ class Transformer(nn.Module):
         cos, sin = rotation_table(self.config, length, device)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        if self.config.n_experts:
+            self.count_experts_with(torch.zeros(1, dtype=torch.int64, device=device))
+
+    def count_experts_with(self, counter: Tensor | None) -> None:
+        """Gives all layers the same counter."""
+        self.experts_counter = counter
+        for block in self.layers:
+            if isinstance(block.ffn, MixtureOfExperts):
+                block.ffn.counter = counter
 
     def deallocate(self) -> None:
         """Lets go of what `allocate` made."""
         for block in self.layers:
             del block.attention.k_cache, block.attention.v_cache
         del self.cos, self.sin
+        self.count_experts_with(None)
 
     def hidden(
         self, tokens: Tensor, positions: Tensor, read: int, blocks: Iterable[Callable[..., Tensor]] | None = None

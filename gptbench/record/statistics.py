@@ -26,8 +26,9 @@ METRICS = (
     Metric("tpot_p90_s", "s", "time per output token: 90th percentile of the decode steps"),
     Metric("tpot_p99_s", "s", "time per output token: 99th percentile of the decode steps"),
     Metric("ttft_s", "s", "time to first token: prefill and the drawing of its token"),
-    Metric("decode_gb_per_s", "GB/s", "decode: bytes per step over the time of a step"),
+    Metric("decode_gb_per_s", "GB/s", "decode: bytes that a step needs over the time of a step"),
     Metric("mbu", "", "memory bandwidth utilisation: decode_gb_per_s over the read roof"),
+    Metric("moved_gb_per_s", "GB/s", "decode: bytes that a step moves, padding included, over the time of a step"),
     Metric("seed_tokens_per_s", "tokens/s", "the seed's figure: all new tokens over the whole call, prefill included"),
     Metric("seed_gb_per_s", "GB/s", "the seed's figure: weights times seed_tokens_per_s"),
     Metric("peak_memory_bytes", "B", "most memory in use"),
@@ -53,16 +54,41 @@ def speed_metrics(sample: Sample) -> dict[str, float]:
 
 def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
     """Every one of `METRICS` for one sample."""
-    batch = len(sample.tokens)
-    gb_per_s = sum(result.traffic.steps) / sum(sample.step_s) / 1e9
+    batch, traffic, seconds = len(sample.tokens), result.traffic, sum(sample.step_s)
+    gb_per_s = sum(traffic.needed(sample.experts_chosen)) / seconds / 1e9
     seed_tokens_per_s = batch * len(sample.tokens[0]) / sample.call_s
     return speed_metrics(sample) | {
         "decode_gb_per_s": gb_per_s,
         "mbu": gb_per_s / result.roof.gb_per_s,
+        "moved_gb_per_s": sum(traffic.moved(sample.experts_read)) / seconds / 1e9,
         "seed_tokens_per_s": seed_tokens_per_s,
-        "seed_gb_per_s": result.traffic.weights * seed_tokens_per_s / batch / 1e9,
+        "seed_gb_per_s": traffic.weights_with(sample.experts_chosen) * seed_tokens_per_s / batch / 1e9,
         "peak_memory_bytes": float(sample.peak_memory_bytes),
     }
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Of the mean decode step of a run's valid samples, or, where there is none, as few as possible."""
+
+    weights: float
+    """That it needs."""
+    needed: float
+    """Weights, keys and values that it needs."""
+    moved: float
+    """That the engine reads and writes for it."""
+
+
+def step_bytes(result: Result) -> StepBytes:
+    """What a run's samples read on average: of a mixture, each sample has its own experts."""
+    traffic, samples = result.traffic, valid_samples(result)
+    chosen = [sample.experts_chosen for sample in samples] or [None]
+    read = [sample.experts_read for sample in samples] or [None]
+    return StepBytes(
+        weights=float(np.mean([traffic.weights_with(experts) for experts in chosen])),
+        needed=float(np.mean([traffic.needed(experts) for experts in chosen])),
+        moved=float(np.mean([traffic.moved(experts) for experts in read])),
+    )
 
 
 def log_ratios(result: AbResult, value: Callable[[Sample], float] = decode_rate) -> list[float]:
@@ -180,8 +206,9 @@ def summary(result: Result) -> dict[str, float]:
         | state_metrics(result)
         | {
             "load_s": result.load_s,
-            "weight_gb_per_step": result.traffic.weights / 1e9,
-            "gb_per_step": float(np.mean(result.traffic.steps)) / 1e9,
+            "weight_gb_per_step": step_bytes(result).weights / 1e9,
+            "gb_per_step": step_bytes(result).needed / 1e9,
+            "moved_gb_per_step": step_bytes(result).moved / 1e9,
             "read_roof_gb_per_s": result.roof.gb_per_s,
             "samples_valid": float(len(rows)),
             "samples_all": float(len(result.samples)),

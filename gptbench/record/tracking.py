@@ -639,9 +639,12 @@ def write_run(result: Result, folder: Path) -> None:
         (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
     steps: list[list[Any]] = []
     for number, sample in enumerate(result.samples):
-        moved = zip(sample.step_s, result.traffic.steps, result.traffic.positions_read, strict=True)
-        steps += ([number, step, *values] for step, values in enumerate(moved))
-    write_table(folder / "steps.csv", ["sample", "step", "seconds", "bytes", "positions_read"], steps)
+        traffic = result.traffic
+        needed, moved = traffic.needed(sample.experts_chosen), traffic.moved(sample.experts_read)
+        each = zip(sample.step_s, needed, moved, traffic.positions_read, strict=True)
+        steps += ([number, step, *values] for step, values in enumerate(each))
+    columns = ["sample", "step", "seconds", "bytes", "bytes_moved", "positions_read"]
+    write_table(folder / "steps.csv", columns, steps)
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, folder / "trace.json")
         rows = [asdict(share) | {"gb_per_s": share.gb_per_s} for share in result.breakdown.by_kernel()]

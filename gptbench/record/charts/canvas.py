@@ -109,7 +109,7 @@ class Run:
 
     @property
     def limit_tokens_per_s(self) -> float:
-        """Of decode, if every step moved its bytes at the read roof."""
+        """Of decode, if every step moved the bytes that it needs at the read roof."""
         batch = self.result.config["workload"]["batch_size"]
         return batch / (self.summary["gb_per_step"] / self.result.roof.gb_per_s)
 

@@ -156,7 +156,8 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     for run, (colour, style) in zip(shown, LINES, strict=False):
         positions = np.array(run.result.traffic.positions_filled)
         seconds = step_times(run) * factor
-        least = np.array(run.result.traffic.steps) / run.result.roof.gb_per_s / 1e9 * factor
+        needed = np.mean([run.result.traffic.needed(one.experts_chosen) for one in valid_samples(run.result)], 0)
+        least = needed / run.result.roof.gb_per_s / 1e9 * factor
         where, middle = thinned(positions, np.median(seconds, 0), np.median)
         low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
         axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
