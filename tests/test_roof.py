@@ -127,7 +127,7 @@ def test_a_file_of_a_gpu_of_an_older_version_counts(
     """It kept one for each card; the kind of card counts now."""
     on.name, on.is_cuda = "NVIDIA H200", True
     there = replace(here, device=on.name, driver="570.1", power_limit_w=700.0)
-    monkeypatch.setattr(module, "buffer_bytes", lambda device: SMALL)
+    monkeypatch.setattr(module, "gpu_cache_bytes", lambda device: 2**26)
     monkeypatch.setattr(Device, "free_memory", lambda device: 2**34)
     kept = Roof(on.name, 4700.0, "gptbench.kernels.read_reduce", 2**32, [0.0009], "2026-11-26", there)
     (tmp_path / "nvidia-h200-5b1a.json").write_text(older(kept))
@@ -138,7 +138,15 @@ def test_a_file_of_a_gpu_of_an_older_version_counts(
     rates += [4710.0]
     Roofs(on, there, tmp_path).probe("before")
     assert read_roof(on, there, tmp_path, again=False).gb_per_s == 4710
-    assert len(measurements(tmp_path / "nvidia-h200.json")) == 1
+    (kept,) = measurements(tmp_path / "nvidia-h200.json")
+    assert kept.buffer_bytes == 2**32
+    monkeypatch.setattr(Device, "free_memory", lambda device: 2**30 + 2**29 + 5)
+    rates += [4600.0]
+    found = Roofs(on, there, tmp_path).probe("before")
+    assert found is not None
+    assert found.buffer_bytes == 2**30 + 5, "beside a large model, less of it"
+    monkeypatch.setattr(Device, "free_memory", lambda device: 2**30)
+    assert Roofs(on, there, tmp_path).probe("before") is None, "too little to be read at the same rate"
 
 
 def test_a_file_of_a_cpu_of_an_older_version_is_read_and_does_not_count(

@@ -11,6 +11,7 @@ import torch
 from gptbench.engine import Engine
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
+from gptbench.measure.load import Load, observed
 from gptbench.measure.sensors import DeviceState, Sensor, watched
 
 MOST_WARM_UPS = 10
@@ -50,6 +51,8 @@ class Sample:
     them, all where it goes through all, and otherwise those that were chosen. None as above."""
     state: DeviceState | None = None
     """Clocks, power, temperature and throttling meanwhile; None in a record of a version that did not look."""
+    load: Load | None = None
+    """What else the machine did meanwhile; None in a record of a version that did not look."""
 
     @property
     def throttled(self) -> bool:
@@ -99,7 +102,7 @@ def take_sample(
     device.reset_peak_memory()
     gc.disable()  # a collection in the midst of it would be counted as decoding
     try:
-        with watched(sensor) as state:
+        with observed(sensor) as load, watched(sensor) as state:
             allocated = allocations(engine)
             device.synchronize()
             start = time.perf_counter()
@@ -127,6 +130,7 @@ def take_sample(
         experts_chosen=chosen,
         experts_read=None if chosen is None else engine.experts_read(chosen, len(step_s)),
         state=state,
+        load=load,
     )
 
 

@@ -7,6 +7,7 @@ virtual ones to nobody. What is not told is None.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,16 @@ class Reading:
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
     """Of `THROTTLING`, what is at work now."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What others have on a GPU."""
+
+    processes: int
+    """Other processes that compute on it, of those that can be seen from here."""
+    other_bytes: int
+    """Of its memory, bytes in use that are not this process's."""
 
 
 @dataclass
@@ -96,6 +107,10 @@ class Sensor:
     def held_back_s(self) -> dict[str, float]:
         """Seconds so far, by reason, that the device was held back; empty where it does not count."""
         return {}
+
+    def neighbours(self) -> Neighbours | None:
+        """Who else is on the device; None where nothing tells."""
+        return None
 
 
 class NvmlSensor(Sensor):
@@ -169,6 +184,17 @@ class NvmlSensor(Sensor):
             for name, policy in policies.items()
         }
         return {name: status.violationTime / 1e9 for name, status in counted.items() if status is not None}
+
+    def neighbours(self) -> Neighbours | None:
+        found = self.told(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
+        memory = self.told(self.nvml.nvmlDeviceGetMemoryInfo, self.handle)
+        if found is None or memory is None:
+            return None
+        # In a container NVML may give another number to this process than the container does. It has a context there,
+        # so one of the processes that are listed is this one.
+        own = [process.usedGpuMemory for process in found if process.pid == os.getpid()]
+        taken = own[0] if own and own[0] is not None else torch.cuda.memory_reserved()
+        return Neighbours(max(0, len(found) - 1), max(0, memory.used - taken))
 
 
 class CpuSensor(Sensor):

@@ -21,6 +21,7 @@ from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation, costs
 from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.environment import Environment
+from gptbench.measure.load import Load
 from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Probe, Roof
 from gptbench.measure.samples import Sample, WarmUp
@@ -187,7 +188,8 @@ class Result(Measured):
 
 def restored_sample(raw: dict[str, Any]) -> Sample:
     """A sample as it was before it became plain data."""
-    return Sample(**(raw | ({"state": DeviceState(**raw["state"])} if raw.get("state") else {})))
+    kinds = {"state": DeviceState, "load": Load}
+    return Sample(**(raw | {name: kind(**raw[name]) for name, kind in kinds.items() if raw.get(name)}))
 
 
 @contextlib.contextmanager
