@@ -1,134 +1,67 @@
 """The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
 
 import errno
+import importlib
+import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
 
-import hydra
+import gptbench
 
-from gptbench import guard
-from gptbench.config import explain, register
-from gptbench.errors import BadResultError, JobError, UserError
-from gptbench.job import RaisedError, job
-from gptbench.paths import conf_folder
-from gptbench.streams import lasting, outlive_terminal
-from gptbench.sweep import sweeper
-
-
-def log(arguments: list[str]) -> int:
-    """Logs recorded results to a tracking server."""
-    from gptbench.record.sync import log_command
-
-    return log_command(arguments)
-
-
-def sync(arguments: list[str]) -> int:
-    """Logs what could not be logged before."""
-    from gptbench.record.sync import sync_command
-
-    return sync_command(arguments)
+COMMANDS = {
+    "compare": "gptbench.commands.compare:compare_command",
+    "ab": "gptbench.commands.ab:ab_command",
+    "gate": "gptbench.commands.gate:gate_command",
+    "report": "gptbench.commands.report:report_command",
+    "explain": "gptbench.commands.explain:explain_command",
+    "rows": "gptbench.commands.rows:rows_command",
+    "export": "gptbench.commands.export:export_command",
+    "log": "gptbench.record.sync:log_command",
+    "sync": "gptbench.record.sync:sync_command",
+    "cache": "gptbench.compile_cache:cache_command",
+}
+"""By name, the function that runs a command; its module is imported when it is asked for."""
+REQUIRED = ("filelock", "hydra", "mlflow", "numpy", "omegaconf", "psutil", "rich", "safetensors", "torch")
+"""Packages that no part of it does without."""
+PYTHON = (3, 11)
+"""The oldest that runs gptbench."""
 
 
-def cache(arguments: list[str]) -> int:
-    """Saves what was compiled to a file, or loads it."""
-    from gptbench.compile_cache import cache_command
-
-    return cache_command(arguments)
-
-
-def compare(arguments: list[str]) -> int:
-    """Compares recorded runs."""
-    from gptbench.commands.compare import compare_command
-
-    return compare_command(arguments)
-
-
-def ab(arguments: list[str]) -> int:
-    """Measures two configurations in turns."""
-    from gptbench.commands.ab import ab_command
-
-    return ab_command(arguments)
-
-
-def gate(arguments: list[str]) -> int:
-    """Fails on what is worse than a baseline, or records one."""
-    from gptbench.commands.gate import gate_command
-
-    return gate_command(arguments)
-
-
-def report(arguments: list[str]) -> int:
-    """Writes a page about recorded runs."""
-    from gptbench.commands.report import report_command
-
-    return report_command(arguments)
-
-
-def explain_run(arguments: list[str]) -> int:
-    """Tells where a run's step time goes."""
-    from gptbench.commands.explain import explain_command
-
-    return explain_command(arguments)
-
-
-def rows(arguments: list[str]) -> int:
-    """Writes runs as rows of PyTorch's benchmark."""
-    from gptbench.commands.rows import rows_command
-
-    return rows_command(arguments)
-
-
-def export(arguments: list[str]) -> int:
-    """Writes runs as one table."""
-    from gptbench.commands.export import export_command
-
-    return export_command(arguments)
-
-
-MULTIRUN = ("-m", "--multirun")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
-
-
-def flags_first(arguments: list[str]) -> list[str]:
-    """The same, a sweep's flag before what it sweeps over: argparse refuses one between Hydra's overrides."""
-    return sorted(arguments, key=lambda argument: argument not in MULTIRUN)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "compare": compare,
-    "ab": ab,
-    "gate": gate,
-    "report": report,
-    "explain": explain_run,
-    "rows": rows,
-    "export": export,
-    "log": log,
-    "sync": sync,
-    "cache": cache,
-}
 
 
 def main() -> int:
     """Runs what the command line asks for. The exit code is of that: what is measured is kept, wherever it is printed.
     Only a command whose output is what it is for fails where that cannot be written."""
+    arguments = sys.argv[1:]
+    if arguments in (["--version"], ["-V"]):
+        print("gptbench", gptbench.__version__)
+        return 0
+    if (wrong := wrong_python()) is not None:
+        print("gptbench:", wrong, file=sys.stderr)
+        return 2
+    from gptbench.streams import lasting, outlive_terminal
+
     outlive_terminal()
     with lasting() as output:
-        code = called()
+        code = called(arguments)
         output.flush()
         if output.lost_output:
             print(f"gptbench: standard output: {output.failure}", file=sys.stderr)
-            code = code or int(sys.argv[1:2] != [] and sys.argv[1] in COMMANDS)
+            code = code or int(arguments[:1] != [] and arguments[0] in COMMANDS)
         return code
 
 
-def called() -> int:
+def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
+    from gptbench.commandline import told
+    from gptbench.errors import BadResultError, JobError, UserError
+
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        return run(sys.argv[1:])
+        return run(arguments)
     except (BadResultError, JobError) as error:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
@@ -139,7 +72,7 @@ def called() -> int:
         # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.
         if tracebacks or not (isinstance(error, UserError) or is_composing(error)):
             raise
-        print(f"gptbench: {explain(error)}", file=sys.stderr)
+        print(f"gptbench: {told(error, arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"gptbench: {interrupt or 'interrupted'}", file=sys.stderr)
@@ -149,11 +82,22 @@ def called() -> int:
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
     if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
+        module, _, function = COMMANDS[arguments[0]].partition(":")
+        code: int = getattr(importlib.import_module(module), function)(arguments[1:])
+        return code
+    import hydra
+
+    from gptbench import guard
+    from gptbench.commandline import typed
+    from gptbench.config import register
+    from gptbench.job import RaisedError, job
+    from gptbench.paths import conf_folder
+    from gptbench.sweep import sweeper
+
     # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = flags_first(arguments)
-    guard.check_arguments(sys.argv[1:])
+    guard.check_arguments(arguments)
+    sys.argv[1:] = typed(arguments)
     register()
     guard.install()
     sweeper.register()
@@ -167,8 +111,24 @@ def run(arguments: list[str]) -> int:
 def is_composing(error: Exception) -> bool:
     """Whether Hydra raised it before any job began."""
     names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    return "decorated_main" in names and not {job.__name__, sweeper.launch.__name__} & names
+    return "decorated_main" in names and not {"job", "launch"} & names
 
+
+def wrong_python() -> "str | None":
+    """Why this Python cannot run gptbench, and what to do; None where it can. It may be an older one than this code is
+    for: nothing here is newer."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < PYTHON:
+        wanted = ".".join(map(str, PYTHON))
+        return f"{sys.executable} is Python {version}, and gptbench needs {wanted} or newer; {ELSEWHERE}"
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{sys.executable} has no {', '.join(missing)}, which gptbench needs; {ELSEWHERE}"
+    return None
+
+
+ELSEWHERE = "scripts/bench uses an environment of its own (.venv), and `pip install .` installs it into another one"
+"""Where gptbench runs instead."""
 
 if __name__ == "__main__":
     sys.exit(main())

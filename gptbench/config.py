@@ -24,6 +24,7 @@ from omegaconf.errors import (
 
 from gptbench.architecture import CONFIG_FILE, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
+from gptbench.hub import expanded, find_checkpoint
 from gptbench.paths import conf_folder, shipped_folder
 
 
@@ -722,7 +723,7 @@ class Config:
 
 
 # Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
-OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: outputs or "outputs", replace=True)
+OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: expanded(outputs or "outputs"), replace=True)
 # A checkpoint that comes with gptbench, wherever that is installed.
 OmegaConf.register_new_resolver("gptbench.shipped", lambda name: str(shipped_folder() / name), replace=True)
 
@@ -754,6 +755,18 @@ def refuse_unknown(node: DictConfig, path: str = "") -> None:
             refuse_unknown(node[key], f"{path}{key}.")
 
 
+PATHS = ("outputs", "model.tokenizer", "engine.tiles", "workload.prompt_file", "task.text_file")
+"""Fields that name a file or a folder, in which `~` is the home folder; `model.checkpoint` may be more than that."""
+
+
+def expand_paths(composed: DictConfig) -> None:
+    """Puts the home folder in the place of `~`, in place."""
+    for name in PATHS:
+        value = OmegaConf.select(composed, name)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(composed, name, expanded(value))
+
+
 def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
     """Takes what the model's section leaves open from its checkpoint's `config.json`, in place.
 
@@ -765,6 +778,8 @@ def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
         UserError: the file cannot be read, is of a model that gptbench does not have, or disagrees with the section.
     """
     missing = {str(key) for key in model if OmegaConf.is_missing(model, key)}
+    if model.checkpoint:
+        model.checkpoint = find_checkpoint(model.checkpoint)
     if model.checkpoint is None:
         if "name" in missing:
             raise ConfigError("model.checkpoint", "null", "the folder of a checkpoint, which tells what model it is")
@@ -810,6 +825,7 @@ def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
         if section.name not in composed:
             raise UserError(f"~{section.name}: nothing runs without a section {section.name}")
     refuse_unknown(composed)
+    expand_paths(composed)
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     complete_model(composed.model, {name.removeprefix("model.") for name in given if name.startswith("model.")})
     missing = sorted(OmegaConf.missing_keys(composed))

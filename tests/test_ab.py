@@ -445,13 +445,13 @@ def test_what_was_measured_before_a_failure_is_kept(
 @pytest.mark.parametrize(
     ("b", "message"),
     [
-        ("quant", "quant: expected an override"),
+        ("nope", "nope: expected a command"),
         ("task=quality", "task=quality: expected speed"),
         ("task.breakdown=true", "task=speed: expected speed, without"),
         ("task=kernels", "task=kernels: expected speed"),
         ("sampling.top_k=0", "sampling.top_k=0"),
-        ("engine=nope", "Could not find 'engine/nope'"),
-        ("engine.nope=1", "engine.nope: no such field"),
+        ("engine=nope", "engine=nope: no such option"),
+        ("engine.nope=1", "engine.nope=1: no such field"),
         ("sampling.top_k=1,2", "top_k"),
         ("sampling.top_k='1", "No closing quotation"),
         ("hydra/launcher=ray_gpu", "none of Hydra's own"),

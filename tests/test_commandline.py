@@ -1,15 +1,23 @@
 """What people type, and what they are answered."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose
+from hydra.errors import HydraException
 
 from gptbench import guard
+from gptbench.commandline import CommandLineError, prepared, split, told, typed
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import load
-from gptbench.errors import ConfigError, UserError
+from gptbench.config import Config, SweepConfig, load
+from gptbench.errors import CheckpointError, ConfigError, UserError
 from gptbench.job import forget
+from gptbench.paths import shipped_folder
+from gptbench.sweep import Product, Space
+from gptbench.sweep.space import overrides_parser
 
 OWN = """_target_: gptbench.model.Transformer
 name: own
@@ -75,3 +83,171 @@ def test_a_run_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
         assert len([path for path in run.rglob("*") if path.is_file()]) == 5
         (run / kept).unlink()
         forget(run, ".hydra")
+
+
+TEXTS = (
+    "Hello, world",
+    "What's up?",
+    'say "so"',
+    "true",
+    "1e3",
+    "1_000",
+    "[INST] a [/INST]",
+    "{a: 1}",
+    "a=b",
+    "(x",
+    "你好",
+)
+TEXTS += ("C:\\new\\", "\t x ", "two\nlines", "50%", "a#b", "None", "-1", "$5", "é\udcff")
+
+
+def run_of(*arguments: str) -> Config:
+    overrides = prepared(arguments)
+    return load(compose("config", overrides), overrides)
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_text_gets_to_its_field_as_it_was_typed() -> None:
+    for text in TEXTS:
+        assert run_of(f"workload.prompt_text={text}").workload.prompt_text == text
+        if "," not in text:
+            assert run_of(f"model.tokenizer={text}").model.tokenizer == text
+    for typed_so, meant in (("'a, b'", "a, b"), ('"true"', "true"), ("null", None), (r"a\, b", "a, b")):
+        assert run_of(f"workload.prompt_text={typed_so}").workload.prompt_text == meant
+    assert run_of("outputs=~/x").outputs == str(Path("~/x").expanduser())
+
+
+def jobs(*arguments: str) -> list[str]:
+    overrides = overrides_parser().parse_overrides(prepared(arguments, sweep=True))
+    config = SweepConfig(_target_="gptbench.sweep.Product", name="product")
+    return [" ".join(job) for job in Product(config).draw(Space.of(overrides, []))]
+
+
+@pytest.mark.usefixtures("composing")
+def test_texts_of_a_sweep_end_at_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed_so in ("true,1e3,'a, b'", "choice(true, 1e3,'a, b')"):
+        found = [compose("config", [job]).workload.prompt_text for job in jobs(f"workload.prompt_text={typed_so}")]
+        assert found == ["true", "1e3", "a, b"]
+    assert capsys.readouterr().err == ""
+    assert jobs("workload.prompt_text=Hello, world") == ["workload.prompt_text=Hello", "workload.prompt_text=world"]
+    assert """one text is 'workload.prompt_text="Hello, world"'""" in capsys.readouterr().err
+
+
+def test_ranges_hold_what_they_say() -> None:
+    for text, values in {
+        "range(0.1,0.4,0.1)": "0.1 0.2 0.3",
+        "range(0.1,0.35,0.1)": "0.1 0.2 0.3",
+        "range(1,0,-0.25)": "1.0 0.75 0.5 0.25",
+        "range(1,4)": "1 2 3",
+        "sort(range(10,1,-4))": "2 6 10",
+        "sort(range(1,10,4),reverse=true)": "9 5 1",
+        "sort(range(1.3,0,-0.5))": "0.3 0.8 1.3",
+        "sort(3,1,2)": "1 2 3",
+    }.items():
+        assert [job.partition("=")[2] for job in jobs(f"sampling.top_p={text}")] == values.split(), text
+    for text in ("range(1,5,0)", "range(5,1)", "range(0.1,1,0.0)", "range(0,inf,0.5)", "int(range(0.5,3,0.5))"):
+        with pytest.raises(UserError):
+            jobs(f"sampling.top_p={text}")
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with checkpoints of odd names, and one in a cache of the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "models--Org--Tiny-1.5"
+    (kept / "snapshots").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    for folder in (tmp_path / "mine", tmp_path / "a,b (größe)'x%20", kept / "snapshots" / "abc"):
+        folder.symlink_to(shipped_folder() / "demo")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("composing")
+def test_a_model_may_be_a_folder_or_a_name(checkpoints: Path) -> None:
+    odd = "a,b (größe)'x%20"
+    for typed_so in ("mine", "model=mine", "./mine", "~/mine", "model=~/mine", odd, f"model={odd}", f"./{odd}"):
+        config = run_of(typed_so)
+        assert config.model.dim == 256
+        assert config.model.checkpoint is not None and Path(config.model.checkpoint).is_dir(), typed_so
+    snapshot = str(checkpoints / "hub" / "models--Org--Tiny-1.5" / "snapshots" / "abc")
+    for typed_so in ("Org/Tiny-1.5", "model=Org/Tiny-1.5@main", "hub/models--Org--Tiny-1.5"):
+        assert Path(str(run_of(typed_so).model.checkpoint)).absolute() == Path(snapshot)
+    assert run_of("model=demo", "model.checkpoint=Org/Tiny-1.5").model.checkpoint == snapshot
+    with pytest.raises(CheckpointError, match=r"hf download Org/Other; then: gptbench Org/Other"):
+        run_of("Org/Other")
+    assert run_of("model=demo").model.name == "demo", "an option goes before a folder"
+    assert jobs(f'model=mine,demo,Org/Tiny-1.5,"{odd}"', "quant=int8") == [
+        "quant=int8 model=auto model.checkpoint='mine'",
+        "quant=int8 model=demo",
+        "quant=int8 model=auto model.checkpoint='Org/Tiny-1.5'",
+        """quant=int8 model=auto model.checkpoint='a,b (größe)\\'x%20'""",
+    ]
+
+
+def test_options_are_told_from_overrides() -> None:
+    typed_so = ["a=1", "-m", "--config-dir", "x", "b=2", "-cd=y", "--cfg", "job"]
+    assert split(typed_so) == (["-m", "--config-dir", "x", "-cd=y", "--cfg", "job"], ["a=1", "b=2"])
+
+
+def answer(*arguments: str) -> str:
+    try:
+        overrides = typed(arguments)
+        load(compose("config", overrides), overrides)
+    except (UserError, HydraException) as error:
+        return told(error, arguments)
+    raise AssertionError(arguments)
+
+
+@pytest.mark.usefixtures("composing")
+def test_what_is_wrong_is_told_with_what_was_meant() -> None:
+    for typed_so, parts in {
+        "repport": ["expected a command", "did you mean report?"],
+        "top_k": ["did you mean sampling.top_k=…?"],
+        "dmeo": ["did you mean model=demo?"],
+        "list": ["expected a command (compare, ab"],
+        "temperature=0.5": ["no such field", "did you mean sampling.temperature=0.5?"],
+        "sampling.topk=5": ["no such field; the fields are", "did you mean sampling.top_k=5?"],
+        "modle=demo": ["did you mean model=demo?"],
+        "quant=int9": ["no such option; the options are int8, none; did you mean int8?"],
+        "--quite": ["no such option; did you mean --quiet?"],
+        "--config-dir": ["expected one argument"],
+        "sampling.top_k=1,2": ["several values need -m"],
+        "sampling.stop_tokens=1,2": ["one list: 'sampling.stop_tokens=[1,2]'"],
+        "model.checkpoint=/a,/b": ["""one text: 'model.checkpoint="/a,/b"'"""],
+        "sampling.top_k=it's": ["cannot be read", "sampling.top_k="],
+        "workload.prompt_text=${": ["begins an interpolation"],
+        "größe=3": ["'größe' is no field's name"],
+    }.items():
+        said = answer(typed_so)
+        for part in parts:
+            assert part in said, said
+        assert not any(word in said for word in ("hydra.cc", "Lexer", "<EOF>", "Error executing"))
+    assert issubclass(CommandLineError, UserError)
+
+
+def test_help_and_version_need_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from gptbench.__main__ import main
+for arguments in {arguments}:
+    sys.argv[1:] = arguments
+    try:
+        assert main() == 0
+    except SystemExit as ended:
+        assert not ended.code
+    assert not {{"torch", "mlflow", "matplotlib"}} & set(sys.modules), arguments
+"""
+    arguments = [["--version"], ["--help"]]
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(arguments=arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gptbench 0.")
+    assert "%%" not in done.stdout

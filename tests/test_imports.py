@@ -18,6 +18,7 @@ ORDER = (
     "architecture",
     "config",
     "guard",
+    "commandline",
     "tokenizer",
     "prompt",
     "targets",

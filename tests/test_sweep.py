@@ -316,7 +316,7 @@ def test_progress_is_told_with_an_estimate(warm: Warm, folder: Path) -> None:
     ("arguments", "told"),
     [
         (["sampling.top_k=5,0"], "job 1 (sampling.top_k=0): sampling.top_k=0: expected a number of at least 1"),
-        (["sampling.top_k=5,6", "quant=int9"], "quant/int9"),
+        (["sampling.top_k=5,6", "quant=int9"], "quant=int9: no such option"),
         (["sampling.temperature=interval(0,1)"], "sweep=random and sobol draw from intervals"),
         (
             ["sampling.top_k=1,2", "sampling.temperature=1,2,3", "sweep.paired=[sampling.top_k,sampling.temperature]"],

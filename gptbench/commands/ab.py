@@ -15,9 +15,10 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gptbench import ab, guard
+from gptbench.commandline import prepared, told
 from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, words, write_line
 from gptbench.compare.interleaved import headline, not_ruled_out, remarks, rows
-from gptbench.config import explain, register
+from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
 from gptbench.record.ab import AbResult
@@ -59,7 +60,7 @@ def ab_command(arguments: list[str]) -> int:
     ending = ab.Ending(options.half_width, options.budget_s, options.margin)
     sides = []
     for own in (options.a, options.b):
-        overrides = [*options.shared, *words(own)]
+        overrides = prepared([*options.shared, *words(own)], config_dir=options.config_dir)
         sides.append(ab.read(overrides, composed(overrides, options.config_dir)))
     return measure_and_show((sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *arguments])
 
@@ -93,7 +94,7 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
             del config["hydra"]
         return config
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(told(error, overrides)) from error
     finally:
         GlobalHydra.instance().clear()
 

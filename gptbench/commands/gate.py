@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from gptbench.commandline import prepared, quoted
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import COLOUR, add_places, share, tell_unread, words, write_line
 from gptbench.compare import measuring
@@ -21,7 +22,6 @@ from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError
 from gptbench.record.display import display
 from gptbench.record.result import redacted, write_whole
-from gptbench.sweep.sweeper import quoted
 from gptbench.terminal import console, number, print_whole
 
 
@@ -72,7 +72,7 @@ def gate_command(arguments: list[str]) -> int:
     check_overrides("--set", options.set)
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
-        more.append(f"outputs={quoted(options.outputs)}")
+        more.append(f"outputs={quoted(str(options.outputs))}")
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     if options.record is None:
         if options.run or options.force or options.margin:
@@ -120,6 +120,7 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     for overrides in asked:  # all of them before the first takes its minutes
         check_overrides("--run", overrides)
         folder, own = (overrides[1], overrides[2:]) if overrides[:1] == ["--config-dir"] else (None, overrides)
+        own = prepared(own, config_dir=folder)
         load(composed(own, folder), own)
     for _ in range(options.repeats):
         found += [measuring.measure(overrides, tell) for overrides in asked]

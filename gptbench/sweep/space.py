@@ -10,9 +10,16 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra._internal.grammar import grammar_functions
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
 
+from gptbench.commandline import plain_text, text_fields
 from gptbench.config import DrawnSweepConfig, SweepConfig
 from gptbench.errors import ConfigError, UserError
 
@@ -78,11 +85,12 @@ class Space:
         for override in overrides:
             key = override.get_key_element()
             axes[key] = axis_of(key, override)  # as Hydra has it, the last one counts
-        swept = tuple(key for key, axis in axes.items() if isinstance(axis, Interval) or len(axis.values) > 1)
-        for key in swept:
+        several = [key for key, axis in axes.items() if isinstance(axis, Interval) or len(axis.values) > 1]
+        swept = tuple(dict.fromkeys(itertools.chain(*(varied(axes[key]) for key in several))))
+        for key in several:
             if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs", "tracking"):
                 raise UserError(f"{key}: is of the whole sweep, and has one value")
-        fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in swept)))
+        fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in several)))
         if paired:
             axes = pair(axes, paired)
         return cls(fixed, tuple(axes.values()), swept)
@@ -108,8 +116,64 @@ def axis_of(key: str, override: Override) -> Axis:
             raise UserError(f"{key}=interval({start},{end}): expected {expected}")
         return Interval(key, start, end, logarithmic)
     if override.is_sweep_override():
-        return Dimension(tuple((f"{key}={value}",) for value in override.sweep_string_iterator()))
+        values = tuple(overrides_of(key, value) for value in values_of(override))
+        if not values:
+            raise UserError(f"{override.input_line}: there is nothing in it")
+        return Dimension(values)
     return Dimension(((f"{key}={override.get_value_element_as_str()}",),))
+
+
+def values_of(override: Override) -> list[str]:
+    """Of a list, a range, or what Hydra's functions make of them. Raises UserError."""
+    try:
+        if isinstance(override._value, RangeSweep) and not override._value.shuffle:
+            return [repr(number) for number in numbers_of(override._value)]
+        return list(override.sweep_string_iterator())
+    except (HydraException, ValueError, ArithmeticError) as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+def numbers_of(sweep: RangeSweep) -> list[int] | list[float]:
+    """Of a range, as they would be typed: 0.3 and not 0.30000000000000004, which would be another measurement."""
+    start, stop, step = sweep.start, sweep.stop, sweep.step
+    assert start is not None and stop is not None
+    if all(isinstance(value, int) for value in (start, stop, step)):
+        return list(range(int(start), int(stop), int(step)))
+    if not step or not all(math.isfinite(value) for value in (start, stop, step)):
+        raise ValueError("expected finite numbers, and a step that is not 0")
+    first, last, between = (Decimal(repr(value)) for value in (start, stop, step))
+    count = max(0, math.ceil((last - first) / between))
+    return [float(first + number * between) for number in range(count)]
+
+
+def overrides_of(key: str, value: str) -> Overrides:
+    """One value of a dimension. A model in quotes is a checkpoint (see `gptbench.commandline`)."""
+    if key == "model" and value[:1] == "'":
+        return ("model=auto", f"model.checkpoint={value}")
+    return (f"{key}={plain_text(value) if key.lstrip('+') in text_fields() else value}",)
+
+
+def varied(axis: Axis) -> list[str]:
+    """Keys that differ between the values of an axis."""
+    if isinstance(axis, Interval):
+        return [axis.key]
+    values = [dict(override.split("=", 1) for override in overrides) for overrides in axis.values]
+    keys = list(dict.fromkeys(itertools.chain(*values)))
+    return [key for key in keys if len({value.get(key) for value in values}) > 1] or keys
+
+
+def overrides_parser(config_loader: ConfigLoader | None = None) -> OverridesParser:
+    """Hydra's, with a `sort` that sorts the numbers of a range. (Its own swaps the ends, which gives others.)"""
+    parser = OverridesParser.create(config_loader)
+    parser.functions.functions["sort"] = sort
+    return parser
+
+
+def sort(*given: Any, **options: Any) -> Any:
+    """Hydra's `sort` of a list or a range."""
+    given = (options.pop("sweep"), *given) if options.get("sweep") is not None else given
+    listed = [ChoiceSweep(list=[*numbers_of(each)]) if isinstance(each, RangeSweep) else each for each in given]
+    return grammar_functions.sort(*listed, **options)
 
 
 def pair(axes: dict[str, Axis], keys: list[str]) -> dict[str, Axis]:

@@ -19,19 +19,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from gptbench.commandline import quoted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.errors import ConfigError, JobError, TrackingError, UserError
 from gptbench.job import own_configs
 from gptbench.prompt import make_tokenizer, with_prompt
-from gptbench.sweep.space import Overrides, Space
+from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.targets import instantiate
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Sweeper(HydraSweeper):
         """All jobs, each composed and checked."""
         section = OmegaConf.to_object(self.base.sweep)
         assert isinstance(section, SweepConfig)
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        parser = overrides_parser(self.context.config_loader)
         space = Space.of(parser.parse_overrides(arguments), section.paired)
         drawn = instantiate(section).draw(space)
         print(f"planning {len(drawn)} jobs", file=sys.stderr, flush=True)
@@ -269,7 +268,11 @@ class Sweep:
 
     def overrides(self, number: int) -> Sequence[str]:
         """Of a job, and where its folder is, whatever number its launcher gives it."""
-        return [*self.jobs[number].overrides, f"hydra.sweep.dir={quoted(self.folder)}", f"hydra.sweep.subdir={number}"]
+        return [
+            *self.jobs[number].overrides,
+            f"hydra.sweep.dir={quoted(str(self.folder))}",
+            f"hydra.sweep.subdir={number}",
+        ]
 
     def outcome(self, number: int) -> "Outcome | None":
         from gptbench.record.outcome import Outcome
@@ -379,8 +382,3 @@ def stopping(sweep: Sweep) -> Iterator[None]:
     finally:
         for number, handler in heeded.items():
             signal.signal(number, handler)
-
-
-def quoted(path: Path) -> str:
-    """As Hydra's command line takes it, whatever is in it."""
-    return QuotedString(str(path), Quote.single).with_quotes()
