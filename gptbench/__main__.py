@@ -9,19 +9,6 @@ import traceback
 
 import gptbench
 
-COMMANDS = {
-    "compare": "gptbench.commands.compare:compare_command",
-    "ab": "gptbench.commands.ab:ab_command",
-    "gate": "gptbench.commands.gate:gate_command",
-    "report": "gptbench.commands.report:report_command",
-    "explain": "gptbench.commands.explain:explain_command",
-    "rows": "gptbench.commands.rows:rows_command",
-    "export": "gptbench.commands.export:export_command",
-    "log": "gptbench.record.sync:log_command",
-    "sync": "gptbench.record.sync:sync_command",
-    "cache": "gptbench.compile_cache:cache_command",
-}
-"""By name, the function that runs a command; its module is imported when it is asked for."""
 REQUIRED = ("filelock", "hydra", "mlflow", "numpy", "omegaconf", "psutil", "rich", "safetensors", "torch")
 """Packages that no part of it does without."""
 PYTHON = (3, 11)
@@ -42,6 +29,7 @@ def main() -> int:
     if (wrong := wrong_python()) is not None:
         print("gptbench:", wrong, file=sys.stderr)
         return 2
+    from gptbench.commandline import COMMANDS
     from gptbench.streams import lasting, outlive_terminal
 
     outlive_terminal()
@@ -81,6 +69,8 @@ def called(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
+    from gptbench.commandline import COMMANDS, typed
+
     if arguments and arguments[0] in COMMANDS:
         module, _, function = COMMANDS[arguments[0]].partition(":")
         code: int = getattr(importlib.import_module(module), function)(arguments[1:])
@@ -88,7 +78,6 @@ def run(arguments: list[str]) -> int:
     import hydra
 
     from gptbench import guard
-    from gptbench.commandline import typed
     from gptbench.config import register
     from gptbench.job import RaisedError, job
     from gptbench.paths import conf_folder

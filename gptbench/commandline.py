@@ -30,8 +30,19 @@ from gptbench.errors import UserError
 from gptbench.hub import expanded, is_hub_name
 from gptbench.paths import conf_folder
 
-COMMANDS = ("compare", "ab", "gate", "report", "explain", "rows", "export", "log", "sync", "cache")
-"""What can be asked for by name, beside a run or a sweep."""
+COMMANDS = {
+    "compare": "gptbench.commands.compare:compare_command",
+    "ab": "gptbench.commands.ab:ab_command",
+    "gate": "gptbench.commands.gate:gate_command",
+    "report": "gptbench.commands.report:report_command",
+    "explain": "gptbench.commands.explain:explain_command",
+    "rows": "gptbench.commands.rows:rows_command",
+    "export": "gptbench.commands.export:export_command",
+    "log": "gptbench.record.sync:log_command",
+    "sync": "gptbench.record.sync:sync_command",
+    "cache": "gptbench.compile_cache:cache_command",
+}
+"""By name, the function that runs a command; its module is imported when it is asked for."""
 MULTIRUN = ("-m", "--multirun")
 QUIET = ("--quiet", "-q")
 """Options of ours for which Hydra knows no name."""
