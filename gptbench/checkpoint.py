@@ -9,6 +9,7 @@ Format of the files: https://huggingface.co/docs/safetensors
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -25,18 +26,25 @@ from torch import Tensor
 from gptbench.architecture import Architecture, read_architecture
 from gptbench.config import CheckpointFormat, ModelConfig
 from gptbench.errors import CheckpointError
+from gptbench.inputs import LFS_POINTER, open_regular, read_json, refuse_pointer
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
 
 SINGLE = {CheckpointFormat.safetensors: "model.safetensors", CheckpointFormat.bin: "pytorch_model.bin"}
 """The file of a checkpoint that has one; that of one with several is called so with `.index.json` behind."""
 
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 """Types that weights may have, as safetensors calls them."""
+
+MAX_INDEX_BYTES = 64 * 2**20
+"""Of an index, whose entries have about a hundred bytes for each tensor."""
+
+MAX_HEADER_BYTES = 32 * 2**20
+"""Of a safetensors file's header, as an index."""
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""What older versions of the library saved although it follows from config.json."""
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+"""What older versions of the library saved although it follows from config.json; newer ones pass over it, too."""
 
 
 @dataclass(frozen=True)
@@ -146,43 +154,48 @@ class Checkpoint:
         self.stored: dict[str, Stored] = {}
         for file in self.files:
             for name, tensor in self.read_header(file):
+                if indexed.get(name, file) != file:  # another file's is the one that counts
+                    continue
                 if name in self.stored:
                     raise CheckpointError(f"{file}: tensor {name} is in {self.stored[name].file.name}, too")
                 self.stored[name] = tensor
         for name, file in indexed.items():
-            if name not in self.stored or self.stored[name].file != file:
+            if name not in self.stored:
                 raise CheckpointError(f"{file}: tensor {name} is missing, although the index says that it is there")
 
     def find_files(self) -> tuple[list[Path], dict[str, Path]]:
         """The files, in order, and where an index says each tensor is, if there is one."""
         single = self.folder / SINGLE[self.format]
         index = single.with_name(single.name + ".index.json")
-        if single.exists():  # as the library does, whatever an index beside it says
+        if os.path.lexists(single):  # as the library does, whatever an index beside it says
             return [single], {}
-        if not index.exists():
+        if not os.path.lexists(index):
             other = next(kind for kind in CheckpointFormat if kind is not self.format)
             hint = ""
             if any((self.folder / f"{SINGLE[other]}{ending}").exists() for ending in ("", ".index.json")):
                 hint = f"; model.checkpoint_format={other.value} reads {SINGLE[other]}"
             raise CheckpointError(f"{self.folder}: neither {single.name} nor {index.name} is there{hint}")
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            indexed = {str(name): self.folder / str(file) for name, file in names.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{index}: no index with a weight_map: {error!r}") from error
-        if not indexed:
-            raise CheckpointError(f"{index}: its weight_map is empty")
-        for name, file in indexed.items():
+        content = read_json(index, MAX_INDEX_BYTES)
+        names = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+            raise CheckpointError(f"{index}: no index with a weight_map that has a file's name for each tensor")
+        indexed = {name: self.folder / file for name, file in names.items()}
+        holds = {file: name for name, file in indexed.items()}
+        for file, name in holds.items():
             if file.parent != self.folder or file.name in ("", ".", ".."):
                 raise CheckpointError(f"{index}: tensor {name}: {file} is not in the checkpoint's folder")
-            with reading(index):  # a name may be too long for the file system
-                exists = file.exists()
-            if not exists:
+            if not os.path.lexists(file):  # nor is one whose name is too long for the file system
                 raise CheckpointError(f"{file}: not there, although {index.name} says that it holds {name}")
         return sorted(set(indexed.values())), indexed
 
     def read_header(self, file: Path) -> Iterator[tuple[str, Stored]]:
         """Name and kind of every tensor in a file; their values are not read."""
+        with open_regular(file) as opened:
+            head = opened.read(len(LFS_POINTER))
+        refuse_pointer(file, head)
+        header = int.from_bytes(head[:8], "little")
+        if self.format is CheckpointFormat.safetensors and MAX_HEADER_BYTES < header < file.stat().st_size:
+            raise CheckpointError(f"{file}: its header has {header:,} bytes: at most {MAX_HEADER_BYTES:,} are read")
         with reading(file):
             if self.format is CheckpointFormat.bin:
                 for name, tensor in load_pickle(file).items():
@@ -248,7 +261,7 @@ class Checkpoint:
             end = done + file.stat().st_size
             for name, tensor in self.read(file, device):
                 done = min(done + tensor.nbytes, end)  # tensors of a .bin may share their bytes
-                if IGNORED.fullmatch(name):
+                if IGNORED.fullmatch(name) or self.stored[name].file != file:
                     continue
                 if name == HEAD and EMBEDDING in self.stored and model.config.tied:
                     if not tensor.equal(self.tensor(EMBEDDING, device)):

@@ -4,8 +4,19 @@ import traceback
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """The text with everything that a terminal could act on, or not show, as Python's escapes: `\\x1b`, `\\n`."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class UserError(ValueError):
-    """A mistake the user can put right: shown without a traceback, the exit code is 2."""
+    """A mistake the user can put right: shown without a traceback, the exit code is 2.
+
+    A message may quote a file that somebody else wrote: all but its line ends is made `printable`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(printable, str(message).split("\n"))))
 
 
 class ConfigError(UserError):
@@ -24,7 +35,14 @@ class ConfigError(UserError):
         self.field, self.value, self.expected = field, value, expected
 
 
-class InputError(UserError):
+class FileError(UserError):
+    """What is wrong with a file that somebody else wrote: one line, whatever its names hold."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+class InputError(FileError):
     """A file that cannot be read, or does not hold what it should. Names the file and what is wrong with it."""
 
 
@@ -32,7 +50,7 @@ class DoesNotFitError(UserError):
     """A run that needs more memory than the device has."""
 
 
-class CheckpointError(UserError):
+class CheckpointError(FileError):
     """A checkpoint that cannot be read, or does not hold what its model needs. Names the file, and the tensor."""
 
 

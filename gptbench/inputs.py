@@ -17,6 +17,9 @@ from gptbench.errors import InputError
 MAX_JSON_BYTES = 256 * 2**20
 """Larger than any record or tokenizer that was seen; smaller than what takes all memory when parsed."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a pointer of Git LFS begins: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+
 
 def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
     """Opens a regular file for reading; symbolic links are followed.
@@ -46,17 +49,24 @@ def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
     return file
 
 
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """Raises InputError where a file begins as what `git clone` without Git LFS leaves in a large file's place."""
+    if head.startswith(LFS_POINTER):
+        raise InputError(f"{path}: a Git LFS pointer in the place of the file, which `git lfs pull` downloads")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """All bytes of a regular file.
 
     Raises:
-        InputError: see `open_regular`; or the file grew past `max_bytes` while it was read.
+        InputError: see `open_regular` and `refuse_pointer`; or the file grew past `max_bytes` while it was read.
     """
     with open_regular(path, max_bytes) as file:
         try:
             content = file.read(max_bytes + 1)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from error
+    refuse_pointer(path, content)
     if len(content) > max_bytes:
         raise InputError(f"{path}: more than {max_bytes:,} bytes, the most that are read")
     return content

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from gptbench.errors import UserError
+from gptbench.errors import FileError
 
 NAMES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
 """What is looked for in a folder, in this order."""
@@ -32,7 +32,7 @@ RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 """How a file of tiktoken begins: a token in base64 and its rank. A protobuf begins with the byte 10, an empty line."""
 
 
-class TokenizerError(UserError):
+class TokenizerError(FileError):
     """A tokenizer that is not there, cannot be read, or cannot encode a text."""
 
 
