@@ -18,6 +18,7 @@ import torch
 
 from gptbench.config import Isolation
 from gptbench.errors import BadResultError, JobError, UserError
+from gptbench.inputs import read_object
 from gptbench.isolation import in_own_process
 from gptbench.measure.environment import git_commit
 from gptbench.prompt import make_tokenizer
@@ -156,8 +157,7 @@ def attempt_apart(job: Job) -> tuple[Outcome, str | None, Path | None, bool]:
 def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start: float | None = None) -> Outcome:
     """What came of a job whose process is gone: it may have written its record before."""
     start = time.perf_counter() if start is None else start
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        job.started = json.loads((job.folder / BEGUN).read_text())["started"]
+    job.started = str(read_object(job.folder / BEGUN).get("started", job.started))
     with hold(job.folder / RUNNING, "the process that began the job"):  # which ends a moment after its parent
         found = records_since(job)
     for job.record in found:
@@ -170,7 +170,12 @@ def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start
 
 def records_since(job: Job) -> list[Path]:
     """Measurements in a job's folder, without those of an earlier run in the same folder."""
-    return [path for path in records_in(job.folder, Result, KernelResult) if load_record(path).started >= job.started]
+    found = []
+    for path in records_in(job.folder, Result, KernelResult):
+        with contextlib.suppress(UserError):  # it was damaged, or is nothing of ours
+            if load_record(path).started >= job.started:
+                found.append(path)
+    return found
 
 
 def measured(job: Job, start: float) -> Outcome:

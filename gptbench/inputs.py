@@ -99,6 +99,15 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
         raise InputError(f"{path}: not JSON ({error})") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file whose loss does no harm: empty where there is none that can be read."""
+    try:
+        value = read_json(path)
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def is_finite_number(value: object) -> bool:
     """Whether a value read from JSON is a number, and neither NaN nor infinite; a bool is no number."""
     # Compared, as math.isfinite raises OverflowError for an integer of 400 digits.

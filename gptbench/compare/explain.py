@@ -356,8 +356,9 @@ def fewer_bytes(step: Step) -> Iterator[Advice]:
         return
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
     model = config["model"]
-    heads = model["n_heads"] * (model.get("head_dim") or model["dim"] // model["n_heads"])
-    fits = all(width % INT8_ALIGNMENT == 0 for width in (model["dim"], model["ffn_dim"], heads))
+    dim, ffn_dim, n_heads = (model.get(name) or 1 for name in ("dim", "ffn_dim", "n_heads"))  # 1 fits nowhere
+    heads = n_heads * (model.get("head_dim") or dim // n_heads)
+    fits = all(width % INT8_ALIGNMENT == 0 for width in (dim, ffn_dim, heads))
     if (
         config["quant"]["name"] == "none"
         and fits

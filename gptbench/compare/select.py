@@ -1,18 +1,18 @@
 """Which recorded runs someone means: by file, folder, identity, or MLflow."""
 
-import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptbench.config import MLflowConfig
 from gptbench.errors import UserError
+from gptbench.inputs import read_object
 from gptbench.record import Recorded, SweepRecord
 from gptbench.record.files import KINDS, load_record, records_in
-from gptbench.record.ledger import FOLDER, SWEEPS, Ledger
+from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
 from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import redacted
 from gptbench.record.sweep import record_of
@@ -62,53 +62,80 @@ def select(
         outputs: outputs folder, of which identities are looked up, and the latest record.
         uri: MLflow's store or server; None is the one in the outputs folder.
         kinds: of which the latest is meant, where that is asked for.
-        unread: is told of each file in a folder that should be a record and cannot be read.
+        unread: is told of each file that should be a record and cannot be read, which leaves the others as they are;
+            one that is itself asked for is an error.
 
     Raises:
         UserError: it means none, or several identities.
     """
+    left_out: dict[str, None] = {}  # each once: a folder and a sweep in it may both lead to a job
+    found = meant(selector, outputs, uri, kinds, left_out.setdefault)
+    for why in list(left_out)[:MAX_TOLD]:
+        unread(why)
+    if len(left_out) > MAX_TOLD:
+        unread(f"{len(left_out) - MAX_TOLD} more files, of {len(left_out)} that cannot be read")
+    if not found:
+        raise UserError(f"{selector}: no record there (outputs folder: {outputs}); expected {HOW}")
+    return found
+
+
+MAX_TOLD = 10
+"""Files that cannot be read, which are named; of more it is said how many there are."""
+
+
+def meant(
+    selector: str, outputs: Path, uri: str | None, kinds: tuple[type[Recorded], ...], unread: Callable[[str], Any]
+) -> list[Found]:
+    """As `select`, where there may be none."""
     path = Path(selector)
     if selector.startswith(MLFLOW):
         config = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow")
-        found = from_mlflow(selector.removeprefix(MLFLOW), config, uri or embedded_store(outputs))
-    elif path.is_file():
-        found = from_file(path)
+        found = from_mlflow(selector.removeprefix(MLFLOW), config, uri or embedded_store(outputs), unread)
+    elif path.exists() and not path.is_dir():
+        found = from_file(path, unread)
     elif path.is_dir():
         found = from_folder(path, unread)
     elif selector == LATEST:
         found = from_folder(outputs, unread) if outputs.is_dir() else []
         found = [each for each in found if isinstance(each.record, kinds)][-1:]
     elif IDENTITY.fullmatch(selector):
-        found = of_identity(selector, outputs)
+        found = of_identity(selector, outputs, unread)
     elif RUN_ID.fullmatch(selector):
-        return select(f"{MLFLOW}{selector}", outputs, uri)
+        return meant(f"{MLFLOW}{selector}", outputs, uri, kinds, unread)
     else:
         raise UserError(f"{selector}: no such file or folder; expected {HOW}")
-    if not found:
-        raise UserError(f"{selector}: no record there (outputs folder: {outputs}); expected {HOW}")
     return found
 
 
-def from_file(path: Path) -> list[Found]:
+def from_file(path: Path, unread: Callable[[str], Any]) -> list[Found]:
     """A record; of a sweep's, those of its jobs."""
     record = load_record(path)
-    return jobs_of(record, path.parent) if isinstance(record, SweepRecord) else [Found(path, record)]
+    return jobs_of(record, path.parent, unread) if isinstance(record, SweepRecord) else [Found(path, record)]
 
 
-def jobs_of(sweep: SweepRecord, folder: Path) -> list[Found]:
+def jobs_of(sweep: SweepRecord, folder: Path, unread: Callable[[str], Any]) -> list[Found]:
     """Records of a sweep's jobs; the folder is its own."""
-    return [Found(job, load_record(job)) for job in sweep.job_records(folder)]
+    return list(readable(sweep.job_records(folder), unread))
 
 
-def from_folder(folder: Path, unread: Callable[[str], None]) -> list[Found]:
+def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[Found]:
+    """Those that can be read."""
+    for path in paths:
+        try:
+            yield Found(path, load_record(path))
+        except UserError as error:
+            unread(str(error))
+
+
+def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[Found]:
     """Every record below it, but those of sweeps, whose jobs are there; a sweep that found jobs elsewhere has those."""
     found: dict[Path, Found] = {}
     for inner in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))]:
-        for path in records_in(inner):
-            try:
-                found |= {each.path.resolve(): each for each in from_file(path)}
-            except UserError as error:
-                unread(str(error))
+        for each in readable(records_in(inner), unread):
+            jobs = [each]
+            if isinstance(each.record, SweepRecord):
+                jobs = jobs_of(each.record, each.path.parent, unread)
+            found |= {job.path.resolve(): job for job in jobs}
     return sorted(found.values(), key=lambda each: (each.record.started, each.path.stat().st_mtime_ns))
 
 
@@ -116,36 +143,33 @@ def is_hidden(path: Path, below: Path) -> bool:
     return any(part.startswith(".") or part == "mlartifacts" for part in path.relative_to(below).parts)
 
 
-def of_identity(digits: str, outputs: Path) -> list[Found]:
+def of_identity(digits: str, outputs: Path, unread: Callable[[str], Any]) -> list[Found]:
     """Every record of the identity that begins so, a run's or a sweep's."""
     runs = {path.stem for path in (outputs / FOLDER).glob(f"{digits}*.jsonl")}
     sweeps = {path.stem for path in (outputs / SWEEPS).glob(f"{digits}*.json")}
     if len(names := sorted(runs | sweeps)) > 1:
         raise UserError(f"{digits}: expected one identity, and there are {', '.join(names)}")
-    found = [job for name in sweeps for job in of_sweep(name, outputs)]
+    found = [job for name in sweeps for job in of_sweep(name, outputs, unread)]
     for name in runs:
         for folder in Ledger(outputs).attempts(name):
-            for path in records_in(folder):
-                record = load_record(path)
-                if record.identity == name:
-                    found.append(Found(path, record))
+            found += [each for each in readable(records_in(folder), unread) if each.record.identity == name]
     return found
 
 
-def of_sweep(identity: str, outputs: Path) -> list[Found]:
+def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list[Found]:
     """Records of the jobs of the last sweep of that identity, whether it has ended or not."""
-    try:
-        call = outputs / json.loads((outputs / SWEEPS / f"{identity}.json").read_text())["call"]
-    except (OSError, ValueError, KeyError, TypeError):  # cut off, or nothing of ours
+    where = read_object(outputs / SWEEPS / f"{identity}.json").get("call")
+    if not is_name(where):  # cut off, or nothing of ours
         return []
+    call = outputs / where
     if records := records_in(call, SweepRecord):
-        return from_file(records[-1])
+        return from_file(records[-1], unread)
     if not (call / PLAN).exists():
         return []
-    return jobs_of(record_of(call, Plan.load(call), interrupted=True), call)
+    return jobs_of(record_of(call, Plan.load(call), interrupted=True), call, unread)
 
 
-def from_mlflow(condition: str, config: MLflowConfig, uri: str) -> list[Found]:
+def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[Found]:
     """Records of the runs that a filter of MLflow's finds, or a run id names: as they were logged."""
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         return []  # or it would be made
@@ -154,7 +178,7 @@ def from_mlflow(condition: str, config: MLflowConfig, uri: str) -> list[Found]:
     try:
         with environment_variables(mlflow_settings(config) | QUIET):
             client = MlflowClient(uri)
-            return [found for run in runs_of(client, condition) if (found := logged(client, run)) is not None]
+            return [found for run in runs_of(client, condition) if (found := logged(client, run, unread)) is not None]
     except UserError:
         raise
     except Exception as error:  # stores, servers and plugins raise whatever they like
@@ -187,12 +211,12 @@ def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
             return runs
 
 
-def logged(client: Any, run: Any) -> Found | None:
-    """The record among a run's artifacts; None where there is none."""
+def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> Found | None:
+    """The record among a run's artifacts; None where there is none that can be read."""
     names = {f"{kind.FILE}.json" for kind in KINDS if kind is not SweepRecord}
     name = next((entry.path for entry in client.list_artifacts(run.info.run_id) if entry.path in names), None)
     if name is None:
         return None
     with tempfile.TemporaryDirectory(prefix="gptbench-") as folder:
-        record = load_record(Path(client.download_artifacts(run.info.run_id, name, folder)))
-    return Found(Path(MLFLOW, run.info.run_id, name), record)
+        found = list(readable([Path(client.download_artifacts(run.info.run_id, name, folder))], unread))
+    return Found(Path(MLFLOW, run.info.run_id, name), found[0].record) if found else None

@@ -10,7 +10,8 @@ from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Probe
 from gptbench.measure.samples import Sample
 from gptbench.measure.traffic import Traffic
-from gptbench.record.result import Measured, restored_sample, write_whole
+from gptbench.record.restore import check_config, require
+from gptbench.record.result import Measured, check_sample, write_whole
 
 BLOCK = 4
 """Samples of a block, two of each side."""
@@ -94,14 +95,15 @@ class AbResult(Measured):
         """Writes what there is by now over what `save` wrote."""
         write_whole(path, json.dumps(asdict(self), indent=1))
 
-    @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        super().restore(raw)
-        for side in raw["sides"].values():
-            side["traffic"] = Traffic(**side["traffic"])
-        raw["sides"] = {name: Side(**side) for name, side in raw["sides"].items()}
-        for each in raw["rounds"]:
-            each["samples"] = {name: [restored_sample(one) for one in of] for name, of in each["samples"].items()}
-            each["probes"] = [Probe(**one) for one in each.get("probes", [])]
-            each["compilations"] = {name: Compilation(**one) for name, one in each["compilations"].items()}
-        raw["rounds"] = [Round(**each) for each in raw["rounds"]]
+    def check(self) -> None:
+        super().check()
+        require(set(self.sides) == {"A", "B"}, "sides", "A and B")
+        for name, side in self.sides.items():
+            check_config(side.config, f"sides.{name}.config")
+        for number, each in enumerate(self.rounds):
+            place = f"rounds[{number}]"
+            require(set(each.samples) == {"A", "B"}, f"{place}.samples", "A and B")
+            for name, samples in each.samples.items():
+                require(each.order.count(name) == len(samples), f"{place}.samples.{name}", f"as many as {place}.order")
+                for index, sample in enumerate(samples):
+                    check_sample(sample, f"{place}.samples.{name}[{index}]")

@@ -1,17 +1,23 @@
 """Records on disk: which kinds there are, whether one counts, and where they are."""
 
-import json
 import math
 from pathlib import Path
 
 from gptbench.record.ab import AbResult
 from gptbench.record.failure import Failure
 from gptbench.record.kernels import KernelResult, kernel_summary
-from gptbench.record.result import Recorded, Result
+from gptbench.record.result import Recorded, Result, read_record
 from gptbench.record.statistics import quality_metrics, summary, valid_samples
 from gptbench.record.sweep import SweepRecord
 
 KINDS: tuple[type[Recorded], ...] = (Result, KernelResult, AbResult, Failure, SweepRecord)
+TOLD_BY: dict[str, type[Recorded]] = {
+    "kernels": KernelResult,
+    "rounds": AbResult,
+    "cause": Failure,
+    "jobs": SweepRecord,
+}
+"""A field that none of the other kinds has."""
 
 
 def load_record(path: Path) -> Recorded:
@@ -20,26 +26,15 @@ def load_record(path: Path) -> Recorded:
     Raises:
         UserError: it is of none.
     """
-    try:
-        raw = json.loads(path.read_text())
-        keys = set(raw) if isinstance(raw, dict) else set()
-    except (OSError, ValueError):
-        keys = set()  # `load` tells what is wrong
-    if "kernels" in keys:
-        return KernelResult.load(path)
-    if "rounds" in keys:
-        return AbResult.load(path)
-    if "cause" in keys:
-        return Failure.load(path)
-    if "jobs" in keys:
-        return SweepRecord.load(path)
-    return Result.load(path)
+    raw = read_record(path)
+    kind: type[Recorded] = next((kind for key, kind in TOLD_BY.items() if key in raw), Result)
+    return kind.of(raw, path)
 
 
 def records_in(folder: Path, *kinds: type[Recorded]) -> list[Path]:
     """Files of those kinds (of all, where none is named) that lie in the folder itself, oldest first."""
     found = [path for kind in kinds or KINDS for path in folder.glob(f"{kind.FILE}*.json")]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return sorted(found, key=lambda path: (path.lstat().st_mtime_ns, path.name))  # a link may lead nowhere
 
 
 def headline(record: Recorded) -> dict[str, float]:
@@ -72,7 +67,8 @@ def problem_of_run(result: Result) -> str | None:
     task = result.config.get("task", {})
     if not all(sample.finite for sample in result.samples):
         return "logits or cached values are not finite"
-    if task.get("name") == "quality" and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
+    asked = task.get("name") == "quality" or result.quality is not None
+    if asked and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
         return "quality was not measured, or is not finite"
     if task.get("breakdown") and result.breakdown is None:
         return "no step was broken down"

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from gptbench.measure.kernels import KernelTimes, Timing
+from gptbench.measure.kernels import KernelTimes
 from gptbench.record.result import Measured
 
 SEED_PEAK_TFLOPS = 312
@@ -26,13 +26,6 @@ class KernelResult(Measured):
     kernels: list[KernelTimes]
     interrupted: bool = False
     """Whether some were left out because of Ctrl-C."""
-
-    @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        super().restore(raw)
-        for entry in raw["kernels"]:
-            entry["timings"] = {name: Timing(**timing) for name, timing in entry["timings"].items()}
-        raw["kernels"] = [KernelTimes(**entry) for entry in raw["kernels"]]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def traits(record: Recorded) -> dict[str, str]:
     """All that may tell a record from another, as text: what a number depends on, and where it comes from."""
     config = record.config
     found = {"model": config["model"]["name"], "weights": weights_of(record), "engine": config["engine"]["name"]}
-    dtype = record.dtype if isinstance(record, Measured) else config["device"]["dtype"]
+    dtype = record.dtype if isinstance(record, Measured) else str(config["device"].get("dtype"))
     if found["weights"] != dtype:
         found["dtype"] = dtype
     found["batch"] = f"b{config['workload']['batch_size']}"
@@ -140,7 +140,7 @@ def weights_of(record: Recorded) -> str:
     quant: str = record.config["quant"]["name"]
     if quant != "none":
         return quant
-    return record.dtype if isinstance(record, Measured) else str(record.config["device"]["dtype"])
+    return record.dtype if isinstance(record, Measured) else str(record.config["device"].get("dtype"))
 
 
 def short_keys(keys: list[str]) -> dict[str, str]:

@@ -12,10 +12,12 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from filelock import FileLock, Timeout
 
-from gptbench.errors import UserError
+from gptbench.errors import InputError, UserError
+from gptbench.inputs import MAX_JSON_BYTES, read_text
 from gptbench.record.files import load_record, problem, records_in
 from gptbench.record.kernels import KernelResult
 from gptbench.record.result import Result
@@ -62,15 +64,8 @@ class Ledger:
 
     def attempts(self, identity: str) -> list[Path]:
         """Folders of all attempts, the oldest first."""
-        try:
-            lines = (self.folder / f"{identity}.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        folders = []
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off, or empty
-                folders.append(self.outputs / json.loads(line)["folder"])
-        return list(dict.fromkeys(folders))
+        told = [entry.get("folder") for entry in entries(self.folder / f"{identity}.jsonl")]
+        return list(dict.fromkeys(self.outputs / folder for folder in told if is_name(folder)))
 
     def recorded(self, identity: str) -> Path | None:
         """The measurement of this identity that counts, the newest of several; None where there is none."""
@@ -87,11 +82,28 @@ def folders_told(outputs: Path) -> set[Path]:
     """All folders in which a job or a sweep of these outputs has put something, wherever they are."""
     told = set()
     for path in [*(outputs / FOLDER).glob("*.jsonl"), *(outputs / SWEEPS).glob("*.json")]:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, AttributeError):
-                entry = json.loads(line)
-                told |= {(outputs / where).resolve() for where in map(entry.get, ("folder", "sweep", "call")) if where}
+        for entry in entries(path):
+            folders = (entry.get(name) for name in ("folder", "sweep", "call"))
+            told |= {(outputs / folder).resolve() for folder in folders if is_name(folder)}
     return {folder for folder in told if folder.is_dir()}
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    """Objects of the file's lines that are one each: others were cut off, or are nothing of ours."""
+    try:
+        lines = read_text(path, MAX_JSON_BYTES).splitlines()
+    except InputError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether it can be a folder's."""
+    return isinstance(value, str) and value != "" and "\0" not in value
 
 
 @contextlib.contextmanager

@@ -6,6 +6,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
+from gptbench.errors import InputError
+from gptbench.inputs import read_json
+from gptbench.record.restore import require, restored
 from gptbench.record.result import redacted, write_whole
 
 BEGUN = "job.json"
@@ -58,11 +61,17 @@ class Outcome:
 
     @classmethod
     def of(cls, folder: Path) -> Self | None:
-        """What a job's folder tells; None where the job has not ended."""
+        """What a job's folder tells; None where the job has not ended, or nobody can read what came of it."""
         try:
-            return cls(**json.loads((folder / cls.FILE).read_text()))
-        except FileNotFoundError:
+            outcome = restored(cls, read_json(folder / cls.FILE))
+            outcome.check("")
+            return outcome
+        except InputError:
             return None
+
+    def check(self, place: str) -> None:
+        """Raises InputError for a status that there is not."""
+        require(self.status in {status.value for status in Status}, f"{place}.status", "a status of a job")
 
     @property
     def is_recorded(self) -> bool:

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gptbench.errors import UserError
+from gptbench.errors import InputError, UserError
+from gptbench.inputs import read_json
+from gptbench.record.restore import restored
 from gptbench.record.result import redacted, write_whole
 
 PLAN = "plan.json"
@@ -40,6 +42,6 @@ class Plan:
     def load(cls, folder: Path) -> Self:
         """Raises UserError if there is none."""
         try:
-            return cls(**json.loads((folder / PLAN).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder / PLAN}: not the plan of a sweep: {error!r}") from error
+            return restored(cls, read_json(folder / PLAN))
+        except InputError as error:
+            raise UserError(f"{folder / PLAN}: not the plan of a sweep: {error}") from error

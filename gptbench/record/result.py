@@ -15,20 +15,24 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gptbench.checkpoint import Loaded
-from gptbench.errors import UserError
+from gptbench.config import Dtype
+from gptbench.errors import InputError, UserError
 from gptbench.guard import redacted as redacted  # what is recorded goes through it
-from gptbench.measure.breakdown import Breakdown, Launch
+from gptbench.inputs import read_json
+from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation, costs
-from gptbench.measure.energy import Energy, Spent
+from gptbench.measure.energy import Energy
 from gptbench.measure.environment import Environment
-from gptbench.measure.load import Load
 from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Probe, Roof
 from gptbench.measure.samples import Sample, WarmUp
-from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
+from gptbench.record.restore import check_config, is_time, require, restored
 
 SCHEMA_VERSION = 1
+READABLE = (1, 2)
+"""Versions of files that are read."""
+NOT_OURS = "not a result of gptbench"
 
 
 @dataclass(kw_only=True)
@@ -81,20 +85,32 @@ class Recorded:
         Raises:
             UserError: the file is not there, or no such result, or of another schema version.
         """
-        try:
-            raw = json.loads(path.read_text())
-            if raw["schema_version"] != SCHEMA_VERSION:
-                raise UserError(
-                    f"{path}: schema_version={raw['schema_version']}, and this gptbench reads {SCHEMA_VERSION}"
-                )
-            cls.restore(raw)
-            return cls(**raw)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a result of gptbench: {error!r}") from error
+        return cls.of(read_record(path), path)
 
     @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        """Makes dataclasses of a record's own fields again, in place."""
+    def of(cls, raw: dict[str, Any], path: Path) -> Self:
+        """The same of what is in the file."""
+        try:
+            if raw.get("schema_version") not in READABLE:
+                known = " and ".join(map(str, READABLE))
+                told = raw.get("schema_version", "nothing")
+                raise InputError(f"schema_version={told}, and this gptbench reads {known}")
+            cls.upgrade(raw)
+            record = restored(cls, raw)
+            record.check()
+            return record
+        except InputError as error:
+            raise UserError(f"{path}: {NOT_OURS}: {error}") from error
+
+    @classmethod
+    def upgrade(cls, raw: dict[str, Any]) -> None:
+        """Makes up, in place, for what a record of an older version does not hold. It may hold anything else."""
+
+    def check(self) -> None:
+        """Raises InputError where fields that are right each by itself do not go together, or the configuration lacks
+        what a record is named by."""
+        require(is_time(self.started), "started", "a time, ISO 8601")
+        check_config(self.config, "config")
 
 
 @dataclass(kw_only=True)
@@ -118,11 +134,9 @@ class Measured(Recorded):
         super().__post_init__()
         self.failures = redacted(self.failures)
 
-    @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        raw["environment"] = Environment(**raw["environment"])
-        raw["roof"] = Roof(**(raw["roof"] | {"environment": Environment(**raw["roof"]["environment"])}))
-        raw["probes"] = [Probe(**entry) for entry in raw.get("probes", [])]
+    def check(self) -> None:
+        super().check()
+        require(self.dtype in {dtype.value for dtype in Dtype}, "dtype", "a type of numbers")
 
 
 @dataclass(kw_only=True)
@@ -166,30 +180,60 @@ class Result(Measured):
     """What prefill and decode use, if the task was to tell, and the device does."""
 
     @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        super().restore(raw)
-        raw["traffic"] = Traffic(**raw["traffic"])
-        for entry in raw["compilations"]:
-            if entry.get("stages_s") and "costs_s" not in entry:  # of a version that did not sum them up
-                entry["costs_s"] = costs(entry["prepare_s"], entry["stages_s"], triton_s=0.0, capture_s=0.0)
-        raw["compilations"] = [Compilation(**entry) for entry in raw["compilations"]]
-        raw["warm_ups"] = [WarmUp(**entry) for entry in raw["warm_ups"]]
-        raw["samples"] = [restored_sample(entry) for entry in raw["samples"]]
-        raw.setdefault("prompt", raw["config"]["workload"].get("prompt"))
-        for name, kind in (("checkpoint", Loaded), ("quality", Predictions)):
-            raw[name] = kind(**raw[name]) if raw.get(name) else None
-        if raw.get("breakdown"):
-            launches = [Launch(**entry) for entry in raw["breakdown"]["launches"]]
-            raw["breakdown"] = Breakdown(**(raw["breakdown"] | {"launches": launches}))
-        if raw.get("energy"):
-            phases = {name: Spent(**raw["energy"][name]) for name in ("prefill", "decode")}
-            raw["energy"] = Energy(**(raw["energy"] | phases))
+    def upgrade(cls, raw: dict[str, Any]) -> None:
+        for entry in of_list(raw.get("compilations")):  # of a version that did not sum them up
+            if isinstance(entry, dict) and "costs_s" not in entry:
+                with contextlib.suppress(TypeError, AttributeError):  # they are not what they should be, which is told
+                    stages: Any = entry.get("stages_s")
+                    prepare_s: Any = entry.get("prepare_s")
+                    entry["costs_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
+        if "prompt" not in raw:
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                raw["prompt"] = raw["config"]["workload"].get("prompt")
+
+    def check(self) -> None:
+        super().check()
+        moved, steps = self.traffic, len(self.traffic.positions_read)
+        require(steps > 0, "traffic.positions_read", "a number for each step")
+        require(len(moved.positions_filled) == steps, "traffic.positions_filled", f"{steps} numbers, one for each step")
+        for number, sample in enumerate(self.samples):
+            place = f"samples[{number}]"
+            check_sample(sample, place)
+            require(len(sample.step_s) == steps, f"{place}.step_s", f"{steps} numbers, one for each step of traffic")
+        if (found := self.quality) is not None:
+            require(len(found.context) == 2, "quality.context", "two numbers")
+            for name in ("reference_nll", "kl", "same_top"):
+                count = len(getattr(found, name))
+                require(count in (0, len(found.nll)), f"quality.{name}", "as many as quality.nll, or none")
+        require(self.breakdown is None or bool(self.breakdown.launches), "breakdown.launches", "at least one")
 
 
-def restored_sample(raw: dict[str, Any]) -> Sample:
-    """A sample as it was before it became plain data."""
-    kinds = {"state": DeviceState, "load": Load}
-    return Sample(**(raw | {name: kind(**raw[name]) for name, kind in kinds.items() if raw.get(name)}))
+def read_record(path: Path) -> dict[str, Any]:
+    """What a file of a record holds. Raises UserError if that is no object."""
+    try:
+        raw = read_json(path)
+    except InputError as error:
+        raise UserError(f"{path}: {NOT_OURS}: {str(error).removeprefix(f'{path}: ')}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: {NOT_OURS}: expected an object")
+    return raw
+
+
+def check_sample(sample: Sample, place: str) -> None:
+    """Raises InputError where its lists do not go together."""
+    rows = len(sample.tokens)
+    require(len(sample.step_s) > 0, f"{place}.step_s", "at least one step")
+    require(rows > 0 and len(sample.tokens[0]) > 0, f"{place}.tokens", "at least one token")
+    require(len({len(row) for row in sample.tokens}) == 1, f"{place}.tokens", "rows of the same length")
+    for name in ("text", "generated"):
+        require(
+            len(getattr(sample, name)) in (0, rows), f"{place}.{name}", f"{rows} entries, one for each row, or none"
+        )
+
+
+def of_list(raw: Any) -> list[Any]:
+    """The same, of what may be anything."""
+    return raw if isinstance(raw, list) else []
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from gptbench.record.display import display
 from gptbench.record.outcome import BEGUN, Outcome, Status
 from gptbench.record.plan import Plan
+from gptbench.record.restore import is_time, require
 from gptbench.record.result import Recorded
 
 COLUMNS = ("decode_tokens_per_s", "tpot_p50_s", "tpot_p99_s", "ttft_s", "mbu", "peak_memory_bytes", "perplexity")
@@ -30,9 +31,11 @@ class SweepRecord(Recorded):
     jobs: list[Outcome]
     """In the order in which they were planned."""
 
-    @classmethod
-    def restore(cls, raw: dict[str, Any]) -> None:
-        raw["jobs"] = [Outcome(**job) for job in raw["jobs"]]
+    def check(self) -> None:
+        for name in ("started", "ended"):
+            require(is_time(getattr(self, name)), name, "a time, ISO 8601")
+        for number, job in enumerate(self.jobs):
+            job.check(f"jobs[{number}]")
 
     @property
     def counts(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
+from gptbench.inputs import read_object
 from gptbench.record.files import load_record, records_in
 from gptbench.record.ledger import folders_told, is_held
 from gptbench.record.outcome import LOCK as JOB_LOCK
@@ -69,7 +70,8 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
     trace.unlink(missing_ok=True)
     if logged is not None:
         marks = read_marks(path) | {destination(section, outputs): logged}
-        write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))
+        with contextlib.suppress(OSError):  # `sync` then asks the store, which knows it
+            write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))
     return logged
 
 
@@ -83,11 +85,7 @@ def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
 
 def read_marks(path: Path) -> dict[str, str]:
     """Of a record: destination to what was said of it there."""
-    try:
-        marks = json.loads(path.with_name(f"{MARK}{path.name}").read_text())
-    except (OSError, ValueError):
-        return {}
-    return marks if isinstance(marks, dict) else {}
+    return {to: str(told) for to, told in read_object(path.with_name(f"{MARK}{path.name}")).items()}
 
 
 def destination(section: TrackingConfig, outputs: Path) -> str:
@@ -136,7 +134,7 @@ def sync_command(arguments: list[str]) -> int:
     outputs: Path = options.outputs.absolute()
     if not outputs.is_dir():
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
-    failed = 0
+    failed, unread = 0, 0
     away: set[tuple[str | None, str]] = set()  # where nothing more is tried
     for path in all_records(outputs):
         try:
@@ -144,7 +142,8 @@ def sync_command(arguments: list[str]) -> int:
             if (section := tracking_of(path, result, default=False)) is None:
                 continue
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(f"left out: {error}", file=sys.stderr)
+            unread += 1
             continue
         if options.uri is not None and section.uri == redacted(options.uri):
             section = replace(section, uri=options.uri)
@@ -163,6 +162,8 @@ def sync_command(arguments: list[str]) -> int:
             failed += 1
             if isinstance(error, AwayError):
                 away.add(to)
+    if unread:
+        print(f"left out: {unread} files that cannot be read", file=sys.stderr)
     print(f"{failed} records are still not logged" if failed else "all records are logged")
     return 1 if failed else 0
 
@@ -198,7 +199,7 @@ def end_dead_sweep(folder: Path) -> None:
         if is_held(folder / SWEEP_LOCK) or any(is_held(folder / name / JOB_LOCK) for name in plan.jobs):
             return
         # Not now: it may have been gone on with since.
-        ended = max(path.stat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
+        ended = max(path.lstat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
         reason = "the sweep's process ended before"
         record_of(folder, plan, interrupted=True, reason=reason, ended=ended).save(folder)
 
@@ -221,11 +222,18 @@ def log_command(arguments: list[str]) -> int:
     parser.add_argument("--outputs", metavar="DIR", type=Path, help="outputs folder, with the embedded store")
     options = parser.parse_args(arguments)
     changes = {"uri": options.uri, "experiment": options.experiment}
-    results = [(path, load_record(path)) for path in options.results]
-    for path, result in results:
-        config = tracking_of(path, result, default=True)
+    unread = []
+    for path in options.results:
+        try:
+            result = load_record(path)
+            config = tracking_of(path, result, default=True)
+        except UserError as error:  # the others are logged all the same
+            unread.append(str(error))
+            continue
         assert config is not None
-        outputs = options.outputs or Path(result.config["outputs"])
+        outputs = options.outputs or Path(result.config.get("outputs", "outputs"))
         config = replace(config, **{key: value for key, value in changes.items() if value is not None})
         print(MLflowTracker(config, outputs).log(result, path))
+    if unread:
+        raise UserError("\n".join(unread))
     return 0

@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, raised
+from gptbench.inputs import read_object
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
 from gptbench.record.charts import draw_compile_stages, write_figures
@@ -317,10 +318,10 @@ class MLflowTracker(Tracker):
         """
         path = Path(sweep) / PARENT_FILE
         run = None
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if (kept["uri"], kept["experiment_id"]) == (redacted(self.uri), experiment):
-                run = first_run(client, experiment, f"attributes.run_id = '{kept['run_id']}'")
+        kept = read_object(path)
+        known, here = str(kept.get("run_id")), (kept.get("uri"), kept.get("experiment_id"))
+        if here == (redacted(self.uri), experiment) and re.fullmatch(r"\w+", known):
+            run = first_run(client, experiment, f"attributes.run_id = '{known}'")
         run = run or self.one_run(client, experiment, SWEEP_TAG, sweep)
         if run is None:
             varied = " × ".join(short_keys([override.partition("=")[0] for override in swept]).values())

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gptbench.commandline import quoted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.errors import ConfigError, JobError, TrackingError, UserError
+from gptbench.inputs import read_object
 from gptbench.job import own_configs
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.sweep.space import Overrides, Space, overrides_parser
@@ -182,14 +183,13 @@ class Sweep:
         Raises:
             ConfigError: it is running.
         """
-        from gptbench.record.ledger import is_held
+        from gptbench.record.ledger import is_held, is_name
         from gptbench.record.plan import LOCK, PLAN
 
-        try:
-            told = json.loads(last.read_text())
-            sweep, call = ((self.outputs / told[key]).resolve() for key in ("sweep", "call"))
-        except (OSError, ValueError, KeyError):
+        told = read_object(last)
+        if not all(is_name(told.get(key)) for key in ("sweep", "call")):
             return None
+        sweep, call = ((self.outputs / told[key]).resolve() for key in ("sweep", "call"))
         if is_held(call / LOCK):
             raise ConfigError("sweep.resume", "true", f"that the sweep in {call} has ended; it is running")
         return sweep if (sweep / PLAN).exists() else None

@@ -258,10 +258,10 @@ def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndar
     where that is no map."""
     drawing = [run.result.config["sampling"] for run in runs]
     columns = sorted({each["temperature"] for each in drawing})
-    rows = sorted({each["top_k"] for each in drawing}, key=lambda top_k: (top_k is None, top_k))
+    rows = sorted({each.get("top_k") for each in drawing}, key=lambda top_k: (top_k is None, top_k))
     cells: dict[tuple[int, int], list[float]] = {}
     for run, each in zip(runs, drawing, strict=True):
-        place = rows.index(each["top_k"]), columns.index(each["temperature"])
+        place = rows.index(each.get("top_k")), columns.index(each["temperature"])
         cells.setdefault(place, []).append(run.tokens_per_s)
     if len(cells) < 3:
         return None

@@ -1,0 +1,132 @@
+"""Damaged records: each is refused by the name of its field, or can be shown; none hinders the others."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptbench.compare.baseline import Baseline, read_baseline
+from gptbench.compare.comparison import compare
+from gptbench.compare.explain import explain
+from gptbench.compare.interleaved import rows as interleaved
+from gptbench.compare.rows import experiments
+from gptbench.compare.select import Found
+from gptbench.errors import UserError
+from gptbench.record import KernelResult, Recorded, Result, SweepRecord
+from gptbench.record.ab import AbResult
+from gptbench.record.files import headline, problem
+from gptbench.record.labels import labels
+from gptbench.record.outcome import Outcome, Status
+from gptbench.record.tracking import make_record
+from tests.results import (
+    made_breakdown,
+    made_energy,
+    made_failure,
+    made_kernels,
+    made_result,
+    made_state,
+)
+from tests.test_ab import made_ab, made_round
+
+MISSING = object()
+BASELINE = Baseline(read_baseline("a100_40gb"))
+DAMAGES: tuple[Any, ...] = (MISSING, None, "text", True, [], {}, 0, -1, math.nan, math.inf, 1e300, 10**25)
+SHARED = {"config", "environment", "roof"}
+"""Fields that several kinds have."""
+
+
+def whole_result() -> Result:
+    """With all that a result can have."""
+    result = replace(made_result(perplexity=3.0), breakdown=made_breakdown(), energy=made_energy())
+    result.samples[0].state = made_state()
+    result.config["task"] = {"_target_": "gptbench.measure.Speed", "name": "speed", "breakdown": True, "energy": False}
+    return result
+
+
+def made_sweep() -> SweepRecord:
+    run = made_result()
+    jobs = [Outcome(status=Status.recorded.value, swept=["sampling.top_k=1"], metrics={"ttft_s": 1.0}, record="r.json")]
+    return SweepRecord(
+        started=run.started, ended=run.started, command=[], sweep="s", config={}, status="FINISHED", jobs=jobs
+    )
+
+
+RECORDS: dict[str, Recorded] = {
+    "result": whole_result(),
+    "kernels": made_kernels(),
+    "failure": made_failure(),
+    "ab": made_ab([made_round(0, 1, lambda side, at_s: 0.01)]),
+    "sweep": made_sweep(),
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every value below, of lists the first alone."""
+    if path:
+        yield path
+    for key in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+def damages(raw: dict[str, Any], places: list[tuple[Any, ...]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A record with each of the values at those places damaged in each way: what it is, and the whole."""
+    for path in places:
+        inner: Any = raw
+        for key in path[:-1]:
+            inner = inner[key]
+        before = inner[path[-1]]
+        for damage in DAMAGES:
+            if damage is not MISSING:
+                inner[path[-1]] = damage
+            elif isinstance(inner, dict):
+                del inner[path[-1]]
+            yield f"{path}: {damage}", raw
+            inner[path[-1]] = before
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_each_damage_is_refused_by_name_or_does_no_harm(kind: str, tmp_path: Path) -> None:
+    good, path = RECORDS[kind], tmp_path / "record.json"
+    path.write_text("{}")
+    refused, harmless = 0, 0
+    whole = json.loads(json.dumps(asdict(good)))  # type: ignore[call-overload]
+    shared = SHARED if kind != "result" else set()
+    for what, raw in damages(whole, [place for place in places(whole) if not shared & set(place[:-1])]):
+        try:
+            record = type(good).of(raw, path)
+        except UserError as error:
+            refused += str(error).startswith(f"{path}: not a result of gptbench: ")
+            continue
+        try:
+            use(record, good, path)
+        except Exception as error:
+            raise AssertionError(what) from error
+        harmless += 1
+    assert refused > harmless > 0
+
+
+def use(record: Recorded, good: Recorded, path: Path) -> None:
+    """Everything that commands do with a record, but drawing."""
+    found = Found(path, record)
+    if (wrong := problem(record)) is None:
+        assert all(map(math.isfinite, headline(record).values()))
+    labels([record, good] if not isinstance(record, SweepRecord) else [])
+    written = make_record(record, path, None)
+    assert wrong is not None or all(math.isfinite(value) for _, value, _ in written.metrics)
+    if isinstance(record, Result) and wrong is None:
+        explain(record)
+        with contextlib.suppress(UserError):  # they are not alike
+            for pair in compare([found], [Found(path, good)]).pairs:
+                assert all(math.isfinite(row.ratio.value) for row in pair.rows)
+    if isinstance(record, Result | KernelResult) and wrong is None:
+        with contextlib.suppress(UserError):  # nothing that the benchmark has
+            assert all(math.isfinite(row.actual) for row in experiments([found], BASELINE, "kernel"))
+    if isinstance(record, AbResult) and wrong is None:
+        assert all(math.isfinite(row.ratio.value) for row in interleaved(record))
+    if isinstance(record, SweepRecord):
+        record.markdown()
