@@ -21,6 +21,7 @@ from gptbench.measure.samples import all_finite
 from gptbench.reuse import release
 from gptbench.sampling import Sampler
 from tests.models import CPU, DENSE, GQA, MOE, make_model, model_name, random_tokens, run_config
+from tests.pairwise import pairwise
 from tests.test_engines import (
     DRAWN,
     EAGER,
@@ -122,9 +123,11 @@ def assert_generations_agree(engine: Engine, reference: Engine) -> None:
 
 
 @installed
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("cache", ["static", "dynamic"])
-@pytest.mark.parametrize("model", ALL, ids=model_name)
+@pytest.mark.parametrize(
+    ("model", "cache", "batch"),
+    pairwise(ALL, ["static", "dynamic"], [1, 3]),
+    ids=lambda value: model_name(value) or str(value),
+)
 def test_agrees_with_eager(model: ModelConfig, cache: str, batch: int, uncompiled: None) -> None:
     reference = make_engine(EAGER, model, "none", batch, torch.float32, device("cpu"))
     engine = make_hf(model, cache, batch)

@@ -57,6 +57,7 @@ from tests.models import (
     random_tokens,
     run_config,
 )
+from tests.pairwise import pairwise
 from tests.test_kernel_interpreter import prepare_language_once
 
 PROMPT, STEPS, LENGTH = 5, 12, 24
@@ -132,9 +133,7 @@ def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype, steps: 
         assert engine.experts_chosen(steps - 1) == reference.experts_chosen(steps - 1)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("model", TINY, ids=model_name)
+@pytest.mark.parametrize(("model", "quant", "batch"), pairwise(TINY, ["none", "int8"], [1, 3]), ids=model_name)
 def test_inductor_agrees_with_eager(model: ModelConfig, quant: str, batch: int) -> None:
     on, dtype = device("cpu"), torch.float32
     reference = make_engine(EAGER, model, quant, batch, dtype, on)

@@ -1,5 +1,6 @@
 """The attention kernel against its twin, and the twin against the model's own attention."""
 
+import itertools
 import math
 from dataclasses import dataclass, fields, replace
 
@@ -14,6 +15,7 @@ from gptbench.kernels.launch import can_overlap
 from gptbench.model.rope import rotation_table
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error
+from tests.pairwise import pairwise
 from tests.test_kernel_interpreter import prepare_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -213,8 +215,17 @@ def test_widths(width: int, fixed: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, GPU_BFLOAT16], ids=str)
-@pytest.mark.parametrize("heads", [(3, 3), (6, 3), (8, 2)], ids="{0[0]}:{0[1]}".format)
-@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(1, 128, 8), Plan(3, 64, 8), Plan(2, 32, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "heads"),
+    [
+        (Plan(1, 64, 4), (3, 3)),
+        (Plan(1, 128, 8), (6, 3)),
+        (Plan(3, 64, 8), (8, 2)),
+        (Plan(2, 32, 4), (3, 3)),
+        (Plan(2, 32, 4), (6, 3)),
+    ],
+    ids=str,
+)
 def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
     """Of which some have nothing to do, or all have several blocks."""
     for position in (0, 3, 64, 150):
@@ -226,8 +237,15 @@ GROUPS = [(2, 1), (4, 2), (6, 2), (8, 2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, GPU_BFLOAT16], ids=str)
-@pytest.mark.parametrize("heads", GROUPS, ids="{0[0]}:{0[1]}".format)
-@pytest.mark.parametrize("plan", [Plan(1, 16, 1), Plan(1, 64, 4), Plan(3, 16, 2), Plan(3, 32, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "heads"),
+    [
+        (plan, GROUPS[(index + shift) % len(GROUPS)])
+        for shift in (0, 1)
+        for index, plan in enumerate((Plan(1, 16, 1), Plan(1, 64, 4), Plan(3, 16, 2), Plan(3, 32, 8)))
+    ],
+    ids=str,
+)
 def test_groups(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
     """Of few blocks and many, in one chunk and several; some blocks end before the cache does."""
     for position, programs in ((0, 1), (15, 1), (70, plan.splits), (157, plan.splits)):
@@ -262,11 +280,12 @@ DOT_TYPES = [
 ]
 
 
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["", "norm"])
-@pytest.mark.parametrize(("heads", "dtype"), DOT_TYPES, ids=str)
-@pytest.mark.parametrize("plan", [Plan(1, 64, 4), Plan(3, 16, 4)], ids=str)
-def test_dot_products(plan: Plan, heads: tuple[int, int], dtype: torch.dtype, qk_norm: bool) -> None:
+@pytest.mark.parametrize(
+    ("plan", "kind", "qk_norm"), pairwise([Plan(1, 64, 4), Plan(3, 16, 4)], DOT_TYPES, [False, True]), ids=str
+)
+def test_dot_products(plan: Plan, kind: tuple[tuple[int, int], torch.dtype], qk_norm: bool) -> None:
     """Heads that fill the rows of a dot product, or do not, or need several."""
+    heads, dtype = kind
     for position, window in ((3, 0), (150, 0), (150, 100)):
         inputs = make_inputs(1, *heads, 32, 160, position, window, dtype, qk_norm)
         check(inputs, plan, plan.splits if position > 3 else 1, fixed=position == 3)
@@ -341,11 +360,15 @@ def test_one_after_the_other() -> None:
         assert relative_error(out.read(), expected_out.read()) < TOLERANCES[torch.float32]
 
 
-@pytest.mark.parametrize("length", [1, 64, 208, 4096, 32768, 131072], ids="length={}".format)
-@pytest.mark.parametrize("batch", [1, 4, 64], ids="batch={}".format)
-@pytest.mark.parametrize("sharing", [1, 4, 8], ids="sharing={}".format)
-@pytest.mark.parametrize("kv_heads", [1, 8, 32], ids="kv_heads={}".format)
-def test_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
+PLANNED = itertools.product([1, 8, 32], [1, 4, 8], [1, 4, 64], [1, 64, 208, 4096, 32768, 131072])
+
+
+def test_plans() -> None:
+    for kv_heads, sharing, batch, length in PLANNED:
+        check_plan(kv_heads, sharing, batch, length)
+
+
+def check_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
     """Every processor gets something to do where the context is long, and chunks do not get short."""
     processors = 132
     heads = sharing * kv_heads
@@ -357,14 +380,13 @@ def test_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
         assert batch * kv_heads * math.ceil(length / chunk) >= processors
 
 
-@pytest.mark.parametrize("processors", [78, 108, 114, 132])
-@pytest.mark.parametrize("length", [1408, 3968, 8064, 32768])
 @pytest.mark.parametrize("heads", [(32, 32), (32, 8), (64, 8), (128, 8), (32, 4)], ids=str)
-def test_plan_uses_what_there_is(heads: tuple[int, int], length: int, processors: int) -> None:
+def test_plan_uses_what_there_is(heads: tuple[int, int]) -> None:
     """Few programs are given up so that chunks can be combined in fewer rounds."""
-    plan = Plan.choose(1, *heads, 128, length, window=0, itemsize=2, processors=processors)
-    programs = (2 if heads[0] > heads[1] else 3) * processors // heads[1]
-    assert plan.splits >= min(programs, length // 128) * 7 // 8
+    for length, processors in itertools.product([1408, 3968, 8064, 32768], [78, 108, 114, 132]):
+        plan = Plan.choose(1, *heads, 128, length, window=0, itemsize=2, processors=processors)
+        programs = (2 if heads[0] > heads[1] else 3) * processors // heads[1]
+        assert plan.splits >= min(programs, length // 128) * 7 // 8, (length, processors)
 
 
 def test_plan_for_a_window() -> None:
