@@ -645,6 +645,9 @@ class BaselineConfig(Section):
     """Of libraries."""
     recorded: str | None = None
     """Day of the last run."""
+    schema_version: int = 1
+    """Which definitions its numbers are of: 1, percentiles of decode steps are the median of the samples' own; 2, they
+    are of the steps of all samples together. Percentiles of version 1 are held against nothing."""
     read_roof_gb_per_s: float | None = None
     """Of that device, in GB/s."""
     margins: dict[str, float] = field(default_factory=dict)
@@ -657,6 +660,8 @@ class BaselineConfig(Section):
         for kind, margin in self.margins.items():
             if not 0 <= margin < math.inf:  # nor NaN
                 raise ConfigError(f"baseline.margins.{kind}", margin, "a share of at least 0, such as 0.01")
+        if self.schema_version not in (1, 2):
+            raise ConfigError("baseline.schema_version", self.schema_version, "1 or 2")
         for name, row in self.rows.items():
             for metric, found in row.metrics.items():
                 place = f"baseline.rows.{name}.metrics.{metric}"

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -24,18 +24,20 @@ from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
-from gptbench.measure.samples import throttling
+from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
     METRICS,
+    QUANTILES,
     compilation_name,
     compile_metrics,
     energy_metrics,
     quality_metrics,
     sample_metrics,
+    steps_interval,
     summary,
     valid_samples,
 )
@@ -166,7 +168,8 @@ class Stages:
 
 
 def show_result(result: Result, baseline: Baseline) -> None:
-    """The table: each metric, its spread over the samples, and a target where there is one."""
+    """The table: each metric, its spread over the samples, and a target where there is one. Percentiles are of all
+    steps, and have an interval."""
     targets = baseline.targets(result)
     valid = valid_samples(result)
     title = f"{result.config['model']['name']} on {result.environment.device}"
@@ -174,6 +177,7 @@ def show_result(result: Result, baseline: Baseline) -> None:
     table.add_column("metric")
     table.add_column("median", justify="right")
     table.add_column("min … max", justify="right")
+    table.add_column("95% interval", justify="right")
     table.add_column("unit")
     if targets:
         table.add_column(escape(f"target ({baseline.device})"), justify="right")
@@ -183,7 +187,8 @@ def show_result(result: Result, baseline: Baseline) -> None:
     def add(name: str, value: float, spread: str = "") -> None:
         metric = display(name)
         target = [number(targets[name] * metric.factor)] if name in targets else []
-        table.add_row(metric.label, number(value * metric.factor), spread, metric.unit, *target)
+        interval = interval_of(valid, name, metric.factor) if name in QUANTILES else ""
+        table.add_row(metric.label, number(value * metric.factor), spread, interval, metric.unit, *target)
 
     for metric in METRICS if rows else ():
         values = [row[metric.name] * display(metric.name).factor for row in rows]
@@ -212,6 +217,14 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+
+
+def interval_of(samples: Sequence[Sample], metric: str, factor: float) -> str:
+    """Of a percentile, as far as the samples tell."""
+    low, high = (None if end is None else number(end * factor) for end in steps_interval(samples, metric))
+    if low is not None and high is not None:
+        return f"{low} … {high}"
+    return f"over {low}" if low is not None else f"under {high}" if high is not None else "too few samples"
 
 
 def show_state(result: Result, medians: dict[str, float]) -> None:

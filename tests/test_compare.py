@@ -9,7 +9,7 @@ import pytest
 
 from gptbench.commands.compare import compare_command, sentence
 from gptbench.compare.comparison import Comparison, Row, compare
-from gptbench.compare.ratio import Ratio, Verdict
+from gptbench.compare.ratio import KINDS, Ratio, Verdict
 from gptbench.compare.select import Found
 from gptbench.errors import UserError
 from gptbench.measure.energy import Energy, Spent
@@ -56,19 +56,27 @@ def test_one_run_is_compared_with_another_by_its_samples() -> None:
     assert not {"seed_tokens_per_s", "mbu", "perplexity", "decode_joules_per_token"} & set(found)
 
 
-def test_the_same_is_within_noise_also_beside_itself() -> None:
+def test_the_same_is_never_faster_or_slower() -> None:
     one = run()
     for row in compare([one], [one]).pairs[0].rows:
         assert row.ratio.value == 1.0
-        assert row.verdict in (Verdict.noise, Verdict.unknown)
+        assert row.verdict in (Verdict.noise, Verdict.unknown, Verdict.undecided)
+        if row.of.endswith("one start each") and row.metric != "ttft_s":
+            assert row.verdict is Verdict.undecided, "two starts may differ by 1.7%"
+            assert row.possible == {
+                KINDS[row.metric].words[0]: pytest.approx(0.0165, rel=0.05),
+                KINDS[row.metric].words[1]: pytest.approx(0.0168, rel=0.05),
+            }
+    several = [run(noise=1e-6, seed=seed) for seed in range(3)]
+    assert rows(compare(several, several))["tpot_p99_s"].verdict is Verdict.noise
 
 
 def test_a_small_difference_is_within_the_margin_however_sure() -> None:
     a, b = run(0.01, noise=1e-6), run(0.01005, noise=1e-6)
-    assert rows(compare([a], [b]))["decode_tokens_per_s"].verdict is Verdict.noise
+    assert rows(compare([a] * 2, [b] * 2))["decode_tokens_per_s"].verdict is Verdict.noise
     assert rows(compare([a] * 2, [b] * 2, margin=0.001))["decode_tokens_per_s"].verdict is Verdict.slower
     single = rows(compare([a], [b], margin=0.001))["decode_tokens_per_s"]
-    assert single.verdict is Verdict.noise, "so much, two starts of the same thing may differ"
+    assert single.verdict is Verdict.undecided, "so much, two starts of the same thing may differ"
     assert single.ratio.half_width == pytest.approx(1.96 * 2**0.5 * 0.006, rel=0.02)
 
 
@@ -99,7 +107,8 @@ def test_several_runs_count_once_each() -> None:
     b = [run(0.0103 * level, noise=1e-6) for level in (1.0, 1.05, 1.1)]
     row = rows(compare(a, b))["decode_tokens_per_s"]
     assert row.of == "3 and 3 runs"
-    assert row.verdict is Verdict.noise, "runs differ by more, though their samples do not"
+    assert row.verdict is Verdict.undecided, "runs differ by more, though their samples do not"
+    assert set(row.possible) == {Verdict.slower, Verdict.faster}
     assert row.ratio.low is not None
     assert row.ratio.low < 0.9
 
@@ -284,11 +293,17 @@ def test_many_pairs_are_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("ratio", "verdict", "text"),
     [
-        (Ratio(0.98, 0.97, 0.99), Verdict.slower, "B is 2.00% slower (1.00% to 3.00%)"),
+        (Ratio(0.98, 0.97, 0.985), Verdict.slower, "B is 2.00% slower (1.50% to 3.00%)"),
         (Ratio(1.5, 1.4, 1.6), Verdict.faster, "B is 50.00% faster (40.00% to 60.00%)"),
-        (Ratio(1.0, 0.99, 1.02), Verdict.noise, "B is within noise of A: +0.00% (-1.00% to +2.00%)"),
+        (Ratio(1.0, 0.995, 1.006), Verdict.noise, "B is within noise of A: +0.00% (-0.50% to +0.60%)"),
+        (
+            Ratio(0.78, 0.61, 1.001),
+            Verdict.undecided,
+            "undecided: B / A is -22.00% (-39.00% to +0.10%); up to 39% slower is possible",
+        ),
         (Ratio(2.0, None, None), Verdict.unknown, "B / A = 2.0000, one value each"),
     ],
 )
 def test_sentences(ratio: Ratio, verdict: Verdict, text: str) -> None:
-    assert sentence(Row("decode_tokens_per_s", 1.0, 1.0, ratio, verdict, "")) == text
+    row = Row.judged("decode_tokens_per_s", 1.0, 1.0, ratio, "")
+    assert (row.verdict, sentence(row)) == (verdict, text)

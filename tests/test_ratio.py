@@ -12,11 +12,14 @@ from gptbench.compare.ratio import (
     MEMORY,
     SPEED,
     TIME,
+    Moments,
     Ratio,
     Verdict,
+    in_words,
     of_groups,
     of_paired_means,
     of_pairs,
+    possible,
     verdict,
 )
 
@@ -104,10 +107,40 @@ def test_a_verdict_needs_the_whole_interval_beyond_the_margin(kind: object, on_l
 
     assert told(1.02, 1.03) is on_more
     assert told(0.97, 0.98) is on_less
-    assert told(0.9, 1.1) is Verdict.noise
-    assert told(1.005, 1.03) is Verdict.noise, "a part of it is within the margin"
-    assert told(0.97, 0.995) is Verdict.noise
+    assert told(0.995, 1.009) is Verdict.noise
+    assert told(0.9, 1.1) is Verdict.undecided
+    assert told(1.005, 1.03) is Verdict.undecided, "a part of it is within the margin"
+    assert told(0.97, 0.995) is Verdict.undecided
+    assert told(0.97, 1.04, margin=0.05) is Verdict.noise
+    assert told(0.997, 1.008, margin=0.001) is Verdict.noise, "less than 1%, and on both sides of 1"
     assert told(1.005, 1.03, margin=0.0) is on_more
+
+
+def test_what_is_undecided_says_what_is_possible() -> None:
+    wide = Ratio(0.78, 0.61, 1.001)
+    assert verdict(wide, SPEED) is Verdict.undecided
+    assert possible(wide, SPEED) == {Verdict.slower: pytest.approx(0.39)}
+    assert in_words(possible(wide, SPEED)) == "39% slower"
+    assert in_words(possible(Ratio(1.0, 0.9, 2.5), TIME)) == "10% faster or 150% slower"
+    for clear in (Ratio(1.0, 0.999, 1.001), Ratio(1.1, 1.05, 1.15), Ratio(1.3, None, None)):
+        assert possible(clear, SPEED) == {}
+    for kind in {*KINDS.values()}:
+        for low, high in ((0.5, 1.5), (0.98, 1.2), (0.9, 1.001)):
+            told = verdict(Ratio(1.0, low, high), kind)
+            assert (told is Verdict.undecided) == bool(possible(Ratio(1.0, low, high), kind)), (kind, low, high)
+
+
+def test_a_percentile_of_a_whole_has_the_spread_of_its_members() -> None:
+    """Of a mean, the jackknife's variance is the usual one, so a median's of many equal members must be near."""
+    random = np.random.default_rng(5)
+    values = np.exp(random.normal(0, 0.01, 8))
+    whole = float(np.exp(np.log(values).mean()))
+    without = [float(np.exp(np.log(np.delete(values, number)).mean())) for number in range(8)]
+    found, expected = Moments.of_jackknife(whole, without), Moments.of(list(values))
+    assert (found.mean, found.count) == (pytest.approx(expected.mean), 8)
+    # The variance is of one member, and that of the whole is it over their number.
+    assert found.variance == pytest.approx(expected.variance)
+    assert Moments.of_jackknife(3.0, []) == Moments.of([3.0])
 
 
 def test_what_is_worse() -> None:

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import binom, norm, t
 
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
@@ -16,7 +18,16 @@ from gptbench.measure.samples import Sample
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Result
-from gptbench.record.statistics import METRICS, compile_metrics, sample_metrics, summary, valid_samples
+from gptbench.record.statistics import (
+    METRICS,
+    QUANTILES,
+    compile_metrics,
+    sample_metrics,
+    steps_interval,
+    steps_jackknife,
+    summary,
+    valid_samples,
+)
 from gptbench.terminal import number, show_result
 from tests.results import made_result
 
@@ -180,6 +191,105 @@ def test_summary_takes_the_median_over_samples() -> None:
     result = by_hand()
     samples = [replace(result.samples[0], ttft_s=ttft) for ttft in (0.5, 0.1, 0.2)]
     assert summary(replace(result, samples=samples))["ttft_s"] == 0.2
+
+
+def with_steps(*samples: list[float]) -> Result:
+    result = by_hand()
+    return replace(result, samples=[replace(result.samples[0], step_s=list(steps)) for steps in samples])
+
+
+def test_percentiles_are_of_all_steps_of_all_valid_samples() -> None:
+    """Five samples of 199 steps, of which one has a tail: the median of their own 99th percentiles hides it."""
+    steps = [[0.018 + 1e-6 * step for step in range(199)] for _ in range(5)]
+    steps[2][-12:] = [0.037] * 12
+    result = with_steps(*steps)
+    pooled = [step for each in steps for step in each]
+    numbers = summary(result)
+    for metric, share in QUANTILES.items():
+        assert numbers[metric] == pytest.approx(np.quantile(pooled, share))
+    assert numbers["tpot_p99_s"] == pytest.approx(0.037)
+    assert np.median([sample_metrics(result, sample)["tpot_p99_s"] for sample in result.samples]) < 0.0183
+    compiled = replace(result.samples[0], step_s=[5.0] * 199, compiles=1)
+    assert summary(replace(result, samples=[*result.samples, compiled]))["tpot_p99_s"] == numbers["tpot_p99_s"]
+    # One of five samples had a tail, so nothing bounds it from above.
+    assert "tpot_p99_high_s" not in numbers
+    assert numbers["tpot_p99_low_s"] < 0.0183
+    assert numbers["tpot_p50_low_s"] < numbers["tpot_p50_s"] < numbers["tpot_p50_high_s"]
+
+
+def test_few_samples_give_no_interval_and_many_a_narrow_one() -> None:
+    random = np.random.default_rng(0)
+    one = with_steps(list(random.exponential(1.0, 500)))
+    assert steps_interval(one.samples, "tpot_p50_s") == (None, None)
+    assert steps_jackknife(one.samples, "tpot_p50_s")[1] == []
+    constant = with_steps(*([1.0 + number] * 100 for number in range(5)))
+    assert steps_interval(constant.samples, "tpot_p50_s") == (None, None), (
+        "five values, however often they are repeated"
+    )
+    many = with_steps(*(random.exponential(1.0, 200) for _ in range(20)))
+    low, high = steps_interval(many.samples, "tpot_p99_s")
+    assert low is not None and high is not None
+    assert 3.5 < low < np.log(100) < high < 6.0
+
+
+@pytest.mark.parametrize(("metric", "share"), QUANTILES.items())
+def test_an_interval_of_a_percentile_holds_the_truth(metric: str, share: float) -> None:
+    """Also where samples differ by more than their steps do; one that has no end holds it, too."""
+    random = np.random.default_rng(1)
+    for apart in (0.0, 1.0):
+        truth, held, trials = float(norm.ppf(share)) * (1 + apart**2) ** 0.5, 0, 100
+        for _ in range(trials):
+            levels = random.normal(0, apart, 8)
+            made = with_steps(*(level + random.normal(0, 1, 50) for level in levels))
+            low, high = steps_interval(made.samples, metric)
+            held += (low is None or low <= truth) and (high is None or truth <= high)
+        assert held >= 0.88 * trials, apart
+
+
+def test_a_percentile_without_each_sample_is_that_of_the_others() -> None:
+    random = np.random.default_rng(2)
+    steps = [list(np.round(random.exponential(1.0, count), 1)) for count in (5, 1, 7, 3, 20)]
+    for metric, share in QUANTILES.items():
+        whole, without = steps_jackknife(with_steps(*steps).samples, metric)
+        assert whole == pytest.approx(np.quantile(np.concatenate(steps), share))
+        for index, value in enumerate(without):
+            assert value == pytest.approx(np.quantile(np.concatenate(steps[:index] + steps[index + 1 :]), share))
+
+
+def test_ranks_are_those_of_the_binomial_distribution() -> None:
+    """Of independent steps, the interval's ends are order statistics as they are usually chosen."""
+    steps = np.arange(1.0, 2001.0)
+    made = with_steps(*(steps[number::200] for number in range(200)))
+    worth = int(2000 * (t.ppf(0.975, 1999) / t.ppf(0.975, 199)) ** 2)
+    for metric, share in QUANTILES.items():
+        low, high = steps_interval(made.samples, metric)
+        assert low == pytest.approx(binom.ppf(0.025, worth, share) / worth * 2000, abs=1)
+        assert high == pytest.approx((binom.ppf(0.975, worth, share) + 1) / worth * 2000, abs=1)
+
+
+def test_records_of_version_1_are_read_and_get_todays_statistics(tmp_path: Path) -> None:
+    result = with_steps([0.01] * 99 + [0.02], [0.01] * 100)
+    path = result.save(tmp_path)
+    assert json.loads(path.read_text())["schema_version"] == 2
+    for version, known in ((1, True), (2, True), (3, False)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
+        if known:
+            assert summary(Result.load(path)) == summary(result)
+        else:
+            with pytest.raises(UserError, match="schema_version=3, and this gptbench reads 1 and 2"):
+                Result.load(path)
+
+
+def test_the_terminal_shows_percentiles_with_their_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    result = with_steps(*([0.01 + 1e-5 * step for step in range(100)] for _ in range(8)))
+    show_result(result, BASELINE)
+    told = capsys.readouterr().err
+    row = next(line for line in told.splitlines() if "tpot_p50_s" in line)
+    low, high = (1e3 * end for end in steps_interval(result.samples, "tpot_p50_s") if end is not None)
+    assert f"{number(low)} … {number(high)}" in row
+    assert f"{number(1e3 * summary(result)['tpot_p50_s'])} │" in row
+    show_result(replace(result, samples=result.samples[:1]), BASELINE)
+    assert "too few samples" in capsys.readouterr().err
 
 
 def test_compile_times_stand_under_the_state_of_the_cache() -> None:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptbench import ab, guard
 from gptbench.commandline import prepared, told
 from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, words, write_line
-from gptbench.compare.interleaved import headline, not_ruled_out, remarks, rows
+from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
@@ -141,7 +141,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         console.print(remark, markup=False, style="yellow")
     if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
-        told = f"{sentence(row)}{doubt(result)}; {row.of}, {result.seconds:.0f} s, {ended}"
+        told = f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}"
         console.print(told, markup=False, style="bold")
     if few := too_few(result):
         console.print(few, markup=False, style="yellow")
@@ -155,7 +155,6 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             "rounds": len(result.rounds),
             "seconds": result.seconds,
             "ended": result.ended,
-            "not_ruled_out": not_ruled_out(result),
             "remarks": remarks(result),
             "device": result.environment.device,
             "commit": result.environment.commit,
@@ -168,12 +167,6 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     if (wrong := problem(result)) is not None:
         raise BadResultError(f"{path}: {wrong}")
     return 0
-
-
-def doubt(result: AbResult) -> str:
-    """What the sentence goes on with where being within noise says little; else nothing."""
-    possible = " or ".join(f"{part:.2%} {word}" for word, part in not_ruled_out(result).items())
-    return f"; up to {possible} is not ruled out" if possible else ""
 
 
 def too_few(result: AbResult) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.export import markdown_table
-from gptbench.compare.ratio import KINDS, Verdict
+from gptbench.compare.ratio import KINDS, Verdict, in_words
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
 from gptbench.record.display import display
@@ -25,6 +25,7 @@ COLOUR = {
     Verdict.slower: "red",
     Verdict.worse: "red",
     Verdict.more: "red",
+    Verdict.undecided: "yellow",
 }
 
 
@@ -37,7 +38,8 @@ def compare_command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gptbench compare",
         description="Of each metric that recorded runs A and B have, the ratio B / A with its 95%% interval, and "
-        "whether B is faster, slower, or within noise. Of whole sweeps, each job is compared with its like.",
+        "whether B is faster, slower, within noise, or that is undecided, and what is possible. Of whole sweeps, each "
+        "job is compared with its like.",
         epilog=f"A and B are {HOW}. Where a side has several runs of one configuration, each counts as one value; "
         "else samples do, and the interval is widened by what starts of the same thing are known to differ by.",
     )
@@ -126,6 +128,7 @@ def row_line(row: Row) -> dict[str, Any]:
         "low": row.ratio.low,
         "high": row.ratio.high,
         "verdict": row.verdict.value,
+        "possible": {word.value: share for word, share in row.possible.items()},
         "of": row.of,
     }
 
@@ -178,7 +181,7 @@ def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
         factor, unit = display(row.metric).factor, display(row.metric).unit
         if row.metric not in KINDS:  # a kernel's seconds
             factor, unit = 1e6, "µs"
-        told = row.verdict.value
+        told = row.told
         colour = COLOUR.get(row.verdict)
         table.add_row(
             escape(name),
@@ -201,7 +204,7 @@ def markdown_of(comparison: Comparison) -> str:
         for row in pair.rows:
             metric = display(row.metric)
             numbers = [number(row.a * metric.factor), number(row.b * metric.factor), f"{row.ratio.value:.4f}"]
-            lines.append([metric.heading, *numbers, interval(row), row.verdict.value, row.of])
+            lines.append([metric.heading, *numbers, interval(row), row.told, row.of])
         title = ", ".join(f"{key}={value}" for key, value in pair.key.items())
         parts.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, right=range(1, 5)))
     if comparison.overall is not None:
@@ -220,10 +223,13 @@ def interval(row: Row) -> str:
 
 
 def sentence(row: Row) -> str:
-    """B is 1.9% slower (1.7% to 2.1%), or within noise."""
+    """B is 1.9% slower (1.7% to 2.1%), or within noise, or undecided."""
     ratio = row.ratio
-    if row.verdict is Verdict.noise and ratio.low is not None and ratio.high is not None:
-        return f"B is within noise of A: {signed(ratio.value)} ({signed(ratio.low)} to {signed(ratio.high)})"
+    if row.verdict in (Verdict.noise, Verdict.undecided) and ratio.low is not None and ratio.high is not None:
+        interval = f"{signed(ratio.value)} ({signed(ratio.low)} to {signed(ratio.high)})"
+        if row.verdict is Verdict.noise:
+            return f"B is within noise of A: {interval}"
+        return f"undecided: B / A is {interval}; up to {in_words(row.possible)} is possible"
     if ratio.low is None or ratio.high is None:
         return f"B / A = {ratio.value:.4f}, one value each"
     low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))

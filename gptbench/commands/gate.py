@@ -167,6 +167,7 @@ def check_line(check: Check) -> dict[str, Any]:
         "low": None if ratio is None else ratio.low,
         "high": None if ratio is None else ratio.high,
         "verdict": None if check.verdict is None else check.verdict.value,
+        "possible": {word.value: share for word, share in check.possible.items()},
         "reason": check.told,
     }
 

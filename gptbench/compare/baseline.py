@@ -23,6 +23,7 @@ from gptbench.paths import conf_folder
 from gptbench.record import Result
 from gptbench.record.identity import ALONGSIDE, MEASURED, PLACES, digest
 from gptbench.record.labels import shortened
+from gptbench.record.statistics import QUANTILES
 
 
 class Baseline:
@@ -55,9 +56,10 @@ class Baseline:
         return self.config.targets.get(f"{model}/{weights}", {})
 
     def recorded(self, result: Result) -> dict[str, float]:
-        """Those of the row that it belongs to."""
+        """Those of the row that it belongs to, as far as they are by today's definitions."""
         name = self.row_of(result)
-        return {} if name is None else {key: found.value for key, found in self.config.rows[name].metrics.items()}
+        found = {} if name is None else self.config.rows[name].metrics
+        return {metric: each.value for metric, each in found.items() if not is_outdated(self.config, metric)}
 
     def row_of(self, result: Result) -> str | None:
         """Name of the row that it belongs to, or None."""
@@ -65,6 +67,15 @@ class Baseline:
             return None
         values = measured(result)
         return next((name for name, row in self.config.rows.items() if belongs(values, row)), None)
+
+
+POOLED_SINCE = 2
+"""Schema version from which on percentiles are of pooled steps."""
+
+
+def is_outdated(config: BaselineConfig, metric: str) -> bool:
+    """Whether a baseline has a metric by another definition than gptbench's."""
+    return config.schema_version < POOLED_SINCE and metric in QUANTILES
 
 
 COUNTS = ("new_tokens", "batch_size")

@@ -4,11 +4,12 @@ Speed and time are compared by geometric means, whose ratio is what the interval
 may lie beside them. What varies between runs of the same thing is more than what varies between the samples of one. So
 where a side has several runs of one configuration, each counts as one value; where both have one, their samples are
 compared, in an interval widened by what starts are known to differ by, and `Row.of` says so. Peak memory is one value
-of a run.
+of a run; percentiles of decode steps are of a run's pooled steps, and what they vary by is told by leaving out one
+sample after another.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
     TIME,
-    Kind,
+    Moments,
     Ratio,
     Verdict,
-    of_groups,
+    in_words,
+    of_moments,
     of_paired_means,
     of_pairs,
     of_single_starts,
+    possible,
     verdict,
 )
 from gptbench.compare.select import Found
@@ -34,7 +37,15 @@ from gptbench.measure.samples import throttling
 from gptbench.record import KernelResult, Measured, Result
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
-from gptbench.record.statistics import METRICS, sample_metrics, state_metrics, summary, valid_samples
+from gptbench.record.statistics import (
+    METRICS,
+    QUANTILES,
+    sample_metrics,
+    state_metrics,
+    steps_jackknife,
+    summary,
+    valid_samples,
+)
 from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
@@ -51,12 +62,30 @@ class Row:
 
     metric: str
     a: float
-    """Geometric mean of A's values, in the metric's unit; of quality, the first run's own number."""
+    """Geometric mean of A's values, in the metric's unit; of a single run, the percentile of its steps; of quality, the
+    first run's own number."""
     b: float
     ratio: Ratio
     verdict: Verdict
     of: str
     """What the interval is of: `5 and 5 samples, one start each`, `3 and 3 runs`, `2000 tokens`."""
+    possible: dict[Verdict, float] = field(default_factory=dict)
+    """Of what is undecided, by up to which share B may be less, and more."""
+
+    @property
+    def told(self) -> str:
+        """The verdict: `slower`, or `undecided: up to 39% slower`."""
+        return self.verdict.value + (f": up to {in_words(self.possible)}" if self.possible else "")
+
+    @classmethod
+    def judged(cls, metric: str, a: float, b: float, ratio: Ratio, of: str, margin: float | None = None) -> "Row":
+        """With what can be said of it.
+
+        Args:
+            margin: None takes that of the metric's kind.
+        """
+        kind = KINDS.get(metric, TIME)
+        return cls(metric, a, b, ratio, verdict(ratio, kind, margin), of, possible(ratio, kind, margin))
 
 
 @dataclass(frozen=True)
@@ -256,20 +285,30 @@ def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
     if not first or not second:
         raise UserError(f"{a[0].path} and {b[0].path}: one measured kernels, the other generations")
     for metric, kind in KINDS.items():
-        row = quality_row(metric, first[0], second[0]) if kind.name == "quality" else None
-        if row is None and kind.name != "quality":
-            by_run = len(first) > 1 or len(second) > 1 or metric not in SAMPLED or kind is MEMORY
-            values = [values_of(side, metric, by_run) for side in (first, second)]
-            if all(values):
-                what = "run" if by_run else "sample"
-                row = row_of(metric, values[0], values[1], what, margin if kind.name == "speed" else None)
-            if row is not None and kind is MEMORY and all(each.environment.on_gpu for each in (*first, *second)):
-                row = exact(row)
-            elif row is not None and not by_run:
-                row = of_starts(row, kind, start_spread(first + second), margin if kind.name == "speed" else None)
+        if kind.name == "quality":
+            row = quality_row(metric, first[0], second[0])
+        else:
+            row = run_row(metric, first, second, margin if kind.name == "speed" else None)
         if row is not None:
             found.append(row)
     return found
+
+
+def run_row(metric: str, a: list[Result], b: list[Result], margin: float | None) -> Row | None:
+    """One metric of runs; None where a side has it not."""
+    memory = KINDS[metric] is MEMORY
+    by_run = len(a) > 1 or len(b) > 1 or metric not in SAMPLED or memory
+    sides = [moments_of(side, metric, by_run) for side in (a, b)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    ratio, of = of_moments(sides[0], sides[1]), counted(sides[0].count, sides[1].count, "run" if by_run else "sample")
+    if memory and all(each.environment.on_gpu for each in (*a, *b)):
+        # What an allocator counts is the same at each start: nothing is left to chance, but the margin.
+        ratio, of = exactly(ratio), f"{of}, exact"
+    elif not by_run:
+        ratio, of = of_single_starts(ratio, start_spread(a + b)), f"{of}, one start each"
+    middles = float(np.exp(sides[0].mean)), float(np.exp(sides[1].mean))
+    return Row.judged(metric, *middles, ratio, of, margin)
 
 
 def start_spread(results: list[Result]) -> float:
@@ -277,16 +316,21 @@ def start_spread(results: list[Result]) -> float:
     return max(START_SPREAD["cuda" if result.environment.on_gpu else "cpu"] for result in results)
 
 
-def of_starts(row: Row, kind: Kind, spread: float, margin: float | None) -> Row:
-    """Of a single start each, by whose samples alone it was."""
-    ratio = of_single_starts(row.ratio, spread)
-    return replace(row, ratio=ratio, verdict=verdict(ratio, kind, margin), of=f"{row.of}, one start each")
+def exactly(ratio: Ratio) -> Ratio:
+    """The same, without a doubt."""
+    return Ratio(ratio.value, ratio.value, ratio.value)
 
 
-def exact(row: Row) -> Row:
-    """Of what an allocator counts, which is the same at each start: nothing is left to chance, but the margin."""
-    ratio = Ratio(row.ratio.value, row.ratio.value, row.ratio.value)
-    return replace(row, ratio=ratio, verdict=verdict(ratio, MEMORY), of=f"{row.of}, exact")
+def moments_of(side: list[Result], metric: str, by_run: bool) -> Moments | None:
+    """Of runs of one configuration; None where none of them has the metric.
+
+    Args:
+        by_run: whether each run is one value; else there is a single one, whose samples count.
+    """
+    if metric in QUANTILES and not by_run:
+        return Moments.of_jackknife(*steps_jackknife(valid_samples(side[0]), metric))
+    values = values_of(side, metric, by_run)
+    return Moments.of(values) if values else None
 
 
 def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
@@ -297,10 +341,15 @@ def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
     return [value for value in told if value is not None and value > 0]
 
 
+def counted(a: int, b: int, what: str) -> str:
+    """`5 and 5 samples`."""
+    return f"{a} and {b} {what}{'s' * (b > 1)}"
+
+
 def row_of(metric: str, a: list[float], b: list[float], what: str, margin: float | None) -> Row:
-    ratio, kind = of_groups(a, b), KINDS.get(metric, TIME)
-    told = f"{len(a)} and {len(b)} {what}{'s' * (len(b) > 1)}"
-    return Row(metric, geometric_mean(a), geometric_mean(b), ratio, verdict(ratio, kind, margin), told)
+    first, second = Moments.of(a), Moments.of(b)
+    means = float(np.exp(first.mean)), float(np.exp(second.mean))
+    return Row.judged(metric, *means, of_moments(first, second), counted(len(a), len(b), what), margin)
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -326,7 +375,7 @@ def quality_row(metric: str, a: Result, b: Result) -> Row | None:
         ratio = of_paired_means(*values)
     if ratio is None:
         return None
-    return Row(metric, told[0], told[1], ratio, verdict(ratio, KINDS[metric]), f"{len(values[0])} tokens")
+    return Row.judged(metric, told[0], told[1], ratio, f"{len(values[0])} tokens")
 
 
 def kernel_rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
@@ -353,5 +402,4 @@ def overall(pairs: list[Pair], margin: float | None) -> Row | None:
         return None
     ratio = of_pairs([float(np.log(row.ratio.value)) for row in found])
     middles = geometric_mean([row.a for row in found]), geometric_mean([row.b for row in found])
-    told = verdict(ratio, KINDS["decode_tokens_per_s"], margin)
-    return Row("decode_tokens_per_s", *middles, ratio, told, f"{len(found)} pairs")
+    return Row.judged("decode_tokens_per_s", *middles, ratio, f"{len(found)} pairs", margin)

@@ -5,10 +5,11 @@ interval widened by what starts are known to differ by. A metric fails where the
 lies beyond the margin of its kind, on the worse side. Where both sides have one value there is no interval: it fails
 where it is worse by more than the margin.
 
-What does not fail need not be as good: few runs have a wide interval. A metric is undecided where its interval reaches
-far beyond the margin on the worse side.
+What does not fail need not be as good: few runs have a wide interval. A metric that may be worse by more than the
+margin is told as undecided.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,30 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from gptbench.compare.baseline import NOT_MEASURED, Baseline, measured, parse_baseline, section_of, versions_of
-from gptbench.compare.comparison import SAMPLED, geometric_mean, start_spread, values_of
-from gptbench.compare.ratio import KINDS, MEMORY, Kind, Moments, Ratio, Verdict, of_moments, of_single_starts, verdict
+from gptbench.compare.baseline import (
+    NOT_MEASURED,
+    Baseline,
+    is_outdated,
+    measured,
+    parse_baseline,
+    section_of,
+    versions_of,
+)
+from gptbench.compare.comparison import SAMPLED, exactly, moments_of, start_spread
+from gptbench.compare.ratio import (
+    KINDS,
+    MEMORY,
+    Kind,
+    Moments,
+    Ratio,
+    Verdict,
+    in_words,
+    of_moments,
+    of_single_starts,
+    outside,
+    possible,
+    verdict,
+)
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.errors import ConfigError, UserError
@@ -29,6 +51,7 @@ from gptbench.measure.samples import Sample, throttling
 from gptbench.record import Result
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
+from gptbench.record.result import SCHEMA_VERSION
 from gptbench.record.statistics import summary, valid_samples
 
 SAME_POWER_LIMIT_W = 0.5
@@ -40,8 +63,10 @@ CPU_MARGINS = {"memory": 0.1}
 BY_TOKEN = {"kl_divergence": "kl", "top1_agreement": "same_top"}
 """Metrics that are means over tokens and change with every order of summing, and the field that has each token's value.
 Their spread between tokens counts; perplexity's would hide any loss: it stays one value."""
-UNDECIDED_MARGINS = 2
-"""What may be worse by more than so many margins is undecided."""
+
+
+OUTDATED = "not compared: recorded as the median of the samples' own percentiles; record the baseline again"
+"""Of a metric that a baseline has by another definition than gptbench's."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +86,13 @@ class Check:
     verdict: Verdict | None = None
     of: str = ""
     """What the interval is of: `3 runs and 1 run`."""
-    undecided: bool = False
-    """Whether it may be worse, and by much, although nothing shows that it is."""
+    possible: dict[Verdict, float] = field(default_factory=dict)
+    """Of what is undecided, by up to which share it may be less, and more."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it may be worse, although nothing shows that it is."""
+        return any(word.is_worse for word in self.possible)
 
 
 @dataclass(frozen=True)
@@ -194,10 +224,13 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
         if kind is None:
             checks.append(Check(row, metric, False, "not compared: this gptbench has no such metric", before.value))
             continue
+        if is_outdated(config, metric):
+            checks.append(Check(row, metric, False, OUTDATED, before.value))
+            continue
         now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
-            spread = start_spread(runs)
-            outcome = check(row, metric, kind, before, now, margins[kind.name], spread)
+            exact = kind is MEMORY and runs[0].environment.on_gpu
+            outcome = check(row, metric, kind, before, now, margins[kind.name], start_spread(runs), exact)
             if outcome.failed and held_back:
                 outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
             checks.append(outcome)
@@ -223,38 +256,47 @@ def is_due(metric: str, result: Result) -> bool:
 
 
 def check(
-    row: str, metric: str, kind: Kind, before: BaselineMetric, now: BaselineMetric, margin: float, spread: float
+    row: str,
+    metric: str,
+    kind: Kind,
+    before: BaselineMetric,
+    now: BaselineMetric,
+    margin: float,
+    spread: float,
+    exact: bool = False,
 ) -> Check:
     """One metric that both have.
 
     Args:
         spread: from start to start, where both are samples of a single one (see `START_SPREAD`).
+        exact: whether starts of the same thing do not differ in it.
     """
     before, now = alike(before, now)
     ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
-    if before.of == now.of == "samples":
+    if exact:
+        ratio = exactly(ratio)
+    elif before.of == now.of == "samples":
         ratio = of_single_starts(ratio, spread)
-    outcome = verdict(ratio, kind, margin)
+    outcome, may_be = verdict(ratio, kind, margin), possible(ratio, kind, margin)
     told = ""
     if outcome is Verdict.unknown:
-        side = Ratio(ratio.value, ratio.value, ratio.value).beyond(margin)
-        outcome = Verdict.noise if side == 0 else kind.words[side > 0]
         told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
-    # Of the same tokens: between them they differ by far more than two runs do. So the mean itself must be worse.
-    reach = Ratio(ratio.value, ratio.value, ratio.value) if before.of == "tokens" else ratio
-    possible = "" if outcome.is_worse else not_ruled_out(reach, kind, margin)
+        if side := exactly(ratio).beyond(margin):
+            outcome = kind.words[side > 0]
+    elif outcome is Verdict.undecided and before.of == "tokens":
+        # Of the same tokens: between them they differ by far more than two runs do. So the mean itself tells.
+        may_be = outside(exactly(ratio), kind, margin)
+        outcome = Verdict.undecided if may_be else Verdict.noise
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
         if ratio.low is not None and ratio.high is not None:
             low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
             told = f"95% interval {low:.2%} to {high:.2%}, margin {100 * margin:.3g}%"
         told = f"{outcome.value}: {much} ({told})"
-    elif possible:
-        told = f"cannot tell: up to {possible}"
+    elif may_be:
+        told = f"undecided: up to {in_words(may_be)} is possible"
     counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
-    return Check(
-        row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, undecided=bool(possible)
-    )
+    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be)
 
 
 def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
@@ -268,17 +310,6 @@ def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, 
     return first, second
 
 
-def not_ruled_out(ratio: Ratio, kind: Kind, margin: float) -> str:
-    """`7.1% slower is possible`, where the interval reaches that far; empty where it does not, or there is none."""
-    if ratio.low is None or ratio.high is None:
-        return ""
-    far = 1 + UNDECIDED_MARGINS * margin
-    less, more = kind.words
-    if more.is_worse:
-        return f"{ratio.high - 1:.1%} {more.value} is possible" if ratio.high > far else ""
-    return f"{1 - ratio.low:.1%} {less.value} is possible" if ratio.low < 1 / far else ""
-
-
 def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | None:
     """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0.
 
@@ -289,13 +320,11 @@ def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | N
         return of_tokens(runs[0], metric, name)
     # Samples of memory are readings of one process: their spread tells nothing of another's.
     by_run = by_run or metric not in SAMPLED or KINDS[metric] is MEMORY
-    values = values_of(runs, metric, by_run)
-    if len(values) < len(runs) or not min(values) > 0:
+    found = moments_of(runs, metric, by_run)
+    if found is None or found.count < len(runs) or not math.isfinite(found.mean):
         return None
     of = "runs" if by_run else "samples"
-    return BaselineMetric(
-        value=geometric_mean(values), spread=Moments.of(values).variance ** 0.5, count=len(values), of=of
-    )
+    return BaselineMetric(value=float(np.exp(found.mean)), spread=found.variance**0.5, count=found.count, of=of)
 
 
 def of_tokens(result: Result, metric: str, name: str) -> BaselineMetric | None:
@@ -359,6 +388,7 @@ def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict
         "driver": here.driver,
         "commit": here.commit,
         "versions": here.libraries,
+        "schema_version": SCHEMA_VERSION,
         "recorded": max(result.started for result in runs)[:10],
         "read_roof_gb_per_s": rounded(runs[0].roof.gb_per_s),
         "margins": ({} if here.on_gpu else CPU_MARGINS) | (margins or {}),

@@ -5,18 +5,17 @@ or two for a small model (LOG.md). So each round makes both anew, and gives one 
 a round samples come in blocks, ABBA or BAAB, so that what changes steadily changes both sides alike.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import linregress
 
-from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart, geometric_mean
-from gptbench.compare.ratio import KINDS, Verdict, of_pairs, verdict
+from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
+from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record.ab import AbResult
-from gptbench.record.statistics import decode_rate, log_ratios, speed_metrics
+from gptbench.record.statistics import decode_rate, log_middles
 
 HEADLINE = "decode_tokens_per_s"
 """The metric that decides when it ends, and what is said in the end."""
@@ -26,50 +25,24 @@ SURE = 0.01
 
 
 def rows(result: AbResult) -> list[Row]:
-    """Each metric of a sample's own times; none without a whole block."""
-
-    def value_of(metric: str) -> Callable[[Sample], float]:
-        return lambda sample: speed_metrics(sample)[metric]
-
-    found = [row_of(result, metric, value_of(metric)) for metric in SHOWN]
+    """Each metric of the samples' times; none without a whole block."""
+    found = [row_of(result, metric) for metric in SHOWN]
     return [row for row in found if row is not None]
 
 
 def headline(result: AbResult) -> Row | None:
     """Decode tokens/s; None without a whole block."""
-    return row_of(result, HEADLINE, decode_rate)
+    return row_of(result, HEADLINE)
 
 
-def not_ruled_out(result: AbResult) -> dict[str, float]:
-    """Where decode tokens/s are within noise by an interval that is wider than was asked for: by which shares B may yet
-    be slower, and faster. What the margin covers does not count; so nothing is told of a wide margin."""
-    row = headline(result)
-    if row is None or row.verdict is not Verdict.noise or row.ratio.half_width <= result.half_width:
-        return {}
-    assert row.ratio.low is not None and row.ratio.high is not None
-    less, more = KINDS[row.metric].words
-    found = {}
-    if row.ratio.low < 1 / (1 + result.margin):
-        found[less.value] = 1 - row.ratio.low
-    if row.ratio.high > 1 + result.margin:
-        found[more.value] = row.ratio.high - 1
-    return found
-
-
-def row_of(result: AbResult, metric: str, value: Callable[[Sample], float]) -> Row | None:
-    """One metric: each round is one ratio, the mean of its blocks'."""
-    logarithms = log_ratios(result, value)
-    if not logarithms:
+def row_of(result: AbResult, metric: str) -> Row | None:
+    """One metric: each round is one ratio, of what the two sides come to in it."""
+    middles = log_middles(result, metric)
+    if not middles:
         return None
-    ratio = of_pairs(logarithms)
-    sides: tuple[list[float], list[float]] = ([], [])
-    for each in result.rounds:
-        if blocks := each.blocks():
-            for number, side in enumerate(sides):
-                side.append(geometric_mean([value(sample) for pair in blocks for sample in pair[number]]))
-    a, b = map(geometric_mean, sides)
-    told = f"{len(logarithms)} round{'s' * (len(logarithms) > 1)}"
-    return Row(metric, a, b, ratio, verdict(ratio, KINDS[metric], result.margin), told)
+    a, b = (float(np.exp(np.mean(side))) for side in zip(*middles, strict=True))
+    ratio = of_pairs([other - own for own, other in middles])
+    return Row.judged(metric, a, b, ratio, f"{len(middles)} round{'s' * (len(middles) > 1)}", result.margin)
 
 
 @dataclass(frozen=True)

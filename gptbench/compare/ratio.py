@@ -2,16 +2,20 @@
 
 Times and rates are compared by their logarithms, where a ratio is a difference: the intervals are Student's, of two
 independent groups with variances of their own (Welch, 1947, https://doi.org/10.1093/biomet/34.1-2.28), or of pairs.
+Compare, ab and gate all say what `verdict` says of a ratio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+from gptbench.record.statistics import CONFIDENCE
+
+SAME = 0.01
+"""Within noise is what the interval keeps nearer to 1 than this, or than the margin where that is wider."""
 
 
 class Verdict(Enum):
@@ -24,6 +28,7 @@ class Verdict(Enum):
     more = "more"
     less = "less"
     noise = "within noise"
+    undecided = "undecided"
     unknown = "one value each"
 
     @property
@@ -60,7 +65,7 @@ class Kind:
     """What metrics have in common.
 
     Attributes:
-        margin: ratios nearer to 1 are noise, however narrow their interval.
+        margin: ratios nearer to 1 are no verdict, however narrow their interval.
         words: the verdict on less of it, and on more.
     """
 
@@ -97,11 +102,43 @@ follow from these, are not."""
 
 
 def verdict(ratio: Ratio, kind: Kind, margin: float | None = None) -> Verdict:
-    """What can be said of B; the margin is the kind's where none is given."""
+    """What can be said of B; the margin is the kind's where none is given.
+
+    A word needs the whole interval beyond the margin. Within noise needs the whole interval near 1, by `SAME` or the
+    margin. All else is undecided: see `possible`.
+    """
     if ratio.low is None:
         return Verdict.unknown
-    side = ratio.beyond(kind.margin if margin is None else margin)
-    return Verdict.noise if side == 0 else kind.words[side > 0]
+    if side := ratio.beyond(kind.margin if margin is None else margin):
+        return kind.words[side > 0]
+    return Verdict.undecided if outside(ratio, kind, margin) else Verdict.noise
+
+
+def outside(ratio: Ratio, kind: Kind, margin: float | None = None) -> dict[Verdict, float]:
+    """By which share B may be less, and more, by the ends of the interval that are not near 1."""
+    same = max(SAME, kind.margin if margin is None else margin)
+    less, more = kind.words
+    found = {}
+    if ratio.low is not None and ratio.low < 1 / (1 + same):
+        found[less] = 1 - ratio.low
+    if ratio.high is not None and ratio.high > 1 + same:
+        found[more] = ratio.high - 1
+    return found
+
+
+def possible(ratio: Ratio, kind: Kind, margin: float | None = None) -> dict[Verdict, float]:
+    """Of what is undecided: what it may yet be, and by up to which share. Empty of any other verdict."""
+    return outside(ratio, kind, margin) if verdict(ratio, kind, margin) is Verdict.undecided else {}
+
+
+def in_words(shares: Mapping[Verdict, float]) -> str:
+    """`39% slower or 4.1% faster`."""
+    return " or ".join(f"{percent(share)} {word.value}" for word, share in shares.items())
+
+
+def percent(share: float) -> str:
+    """Three digits: `0.13%`, `1.25%`, `39%`, `1200%`."""
+    return f"{100 * share:.3g}%" if share < 1 else f"{100 * share:.0f}%"
 
 
 FEW = 5
@@ -126,6 +163,15 @@ class Moments:
         logarithms = np.log(values)
         variance = float(logarithms.var(ddof=1)) if len(logarithms) > 1 else 0.0
         return cls(float(logarithms.mean()), variance, len(logarithms))
+
+    @classmethod
+    def of_jackknife(cls, whole: float, without: Sequence[float]) -> "Moments":
+        """Of a number that belongs to a group as a whole, such as a percentile: `without` has what it is without each
+        of the group's members, and nothing for a single one. The variance is such that the variance of the whole is it
+        over the count (Shao and Wu, 1989, https://doi.org/10.1214/aos/1176347263)."""
+        logarithms = np.log(without) if len(without) else np.zeros(1)
+        variance = float(((logarithms - logarithms.mean()) ** 2).sum()) * (len(logarithms) - 1)
+        return cls(float(np.log(whole)), variance, len(logarithms))
 
 
 def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:

@@ -233,7 +233,7 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
             metric = display(row.metric)
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
             numbers = [cell(row.a * metric.factor), cell(row.b * metric.factor), f"{row.ratio.value:.4f}", ends]
-            rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.verdict.value, row.of])
+            rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.told, row.of])
     return Table(head, rows, {4, 5, 6, 7})
 
 

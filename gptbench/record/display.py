@@ -30,8 +30,14 @@ class Display:
 DISPLAYS: dict[str, Display] = {
     "decode_tokens_per_s": Display("decode", "tokens/s", key="decode_tokens_per_s"),
     "tpot_p50_s": Display("TPOT p50", "ms", 1e3, "tpot_p50_ms"),
+    "tpot_p50_low_s": Display("TPOT p50 at least", "ms", 1e3),
+    "tpot_p50_high_s": Display("TPOT p50 at most", "ms", 1e3),
     "tpot_p90_s": Display("TPOT p90", "ms", 1e3),
+    "tpot_p90_low_s": Display("TPOT p90 at least", "ms", 1e3),
+    "tpot_p90_high_s": Display("TPOT p90 at most", "ms", 1e3),
     "tpot_p99_s": Display("TPOT p99", "ms", 1e3, "tpot_p99_ms"),
+    "tpot_p99_low_s": Display("TPOT p99 at least", "ms", 1e3),
+    "tpot_p99_high_s": Display("TPOT p99 at most", "ms", 1e3),
     "ttft_s": Display("TTFT", "ms", 1e3, "ttft_ms"),
     "decode_gb_per_s": Display("decode bandwidth", "GB/s"),
     "moved_gb_per_s": Display("moved bandwidth", "GB/s"),
@@ -71,7 +77,8 @@ DISPLAYS: dict[str, Display] = {
     "samples_throttled": Display("throttled samples", ""),
     "finite": Display("finite", ""),
 }
-"""Metric of a run's summary to how it is shown, in the order in which tables show them."""
+"""Metric of a run's summary to how it is shown, in the order in which tables show them. "At least" and "at most" are
+the ends of a 95% interval."""
 
 
 def display(metric: str) -> Display:

@@ -2,7 +2,10 @@
 
 The file is one JSON object with the fields of `Result`, nested as the dataclasses are; names end in their unit
 (`_s` seconds, `_bytes`, `_w` watts, GB = 1e9 bytes). A change that an older reader would misread raises
-`SCHEMA_VERSION`.
+`SCHEMA_VERSION`; one that computes other statistics of the same samples does, too, as baselines keep statistics alone.
+
+Version 2: percentiles of decode steps are of the pooled steps of all valid samples; before, they were the median of the
+samples' own. The files of both versions are alike.
 """
 
 import contextlib
@@ -29,7 +32,7 @@ from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.traffic import Traffic
 from gptbench.record.restore import check_config, is_time, require, restored
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 READABLE = (1, 2)
 """Versions of files that are read."""
 NOT_OURS = "not a result of gptbench"

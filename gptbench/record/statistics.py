@@ -1,9 +1,15 @@
-"""Statistics of a result, computed from its raw samples whenever they are read."""
+"""Statistics of a result, computed from its raw samples whenever they are read.
 
-from collections.abc import Callable
+Percentiles of decode steps (`QUANTILES`) are of the pooled steps of all valid samples. Steps of one sample are alike,
+so a run's steps say less of its percentiles than so many independent ones would: see `steps_interval` and
+`steps_jackknife`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import bdtrik, stdtrit
 
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.samples import Sample
@@ -13,7 +19,8 @@ from gptbench.record.result import Result
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of each sample. What is reported of a run is the median over its samples."""
+    """One number of each sample. What is reported of a run is the median over its samples; of percentiles of decode
+    steps, that of all their steps."""
 
     name: str
     unit: str
@@ -34,6 +41,67 @@ METRICS = (
     Metric("peak_memory_bytes", "B", "most memory in use"),
 )
 
+QUANTILES = {"tpot_p50_s": 0.5, "tpot_p90_s": 0.9, "tpot_p99_s": 0.99}
+"""Metrics that are percentiles of decode steps, and the share of the steps that are no longer."""
+CONFIDENCE = 0.95
+"""Of all intervals."""
+
+
+def step_times(samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Seconds of each sample's decode steps."""
+    return [np.asarray(sample.step_s) for sample in samples]
+
+
+def steps_percentile(samples: Sequence[Sample], metric: str) -> float:
+    """One of `QUANTILES`, in seconds, of the steps of all samples together."""
+    return float(np.quantile(np.concatenate(step_times(samples)), QUANTILES[metric]))
+
+
+def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None, float | None]:
+    """Ends of the 95% interval around one of `QUANTILES`, in seconds, for other samples of the same start.
+
+    The ends are steps that were measured, chosen by their rank alone, whatever the distribution of steps is. How many
+    independent steps these are worth follows from how much the share of short steps differs between samples (Korn and
+    Graubard, Survey Methodology 24, 1998). An end is None where so many cannot tell: a 99th percentile of few steps has
+    no upper end, and a single sample has no interval.
+    """
+    groups = step_times(samples)
+    steps, count, share = np.sort(np.concatenate(groups)), len(groups), QUANTILES[metric]
+    if count < 2 or len(steps) < 2:
+        return None, None
+    value = np.quantile(steps, share)
+    shares = [float(np.mean(group < value) + np.mean(group <= value)) / 2 for group in groups]
+    variance = float(np.var(shares, ddof=1)) / count
+    worth = min(float(len(steps)), share * (1 - share) / variance) if variance > 0 else float(len(steps))
+    tail = (1 + CONFIDENCE) / 2
+    worth *= float(stdtrit(len(steps) - 1, tail) / stdtrit(count - 1, tail)) ** 2
+    independent = max(1, int(worth))
+    below, above = (int(np.ceil(bdtrik(chance, independent, share))) for chance in (1 - tail, tail))
+    low, high = below / independent * len(steps), (above + 1) / independent * len(steps)
+    return (
+        float(steps[int(low) - 1]) if low >= 1 else None,
+        float(steps[int(np.ceil(high)) - 1]) if above < independent else None,
+    )
+
+
+def steps_jackknife(samples: Sequence[Sample], metric: str) -> tuple[float, list[float]]:
+    """One of `QUANTILES`, in seconds; and what it is without each of the samples, none for a single one."""
+    groups, share = step_times(samples), QUANTILES[metric]
+    steps = np.concatenate(groups)
+    order = np.argsort(steps, kind="stable")
+    ordered = steps[order]
+    rank = np.empty(len(steps), dtype=np.int64)
+    rank[order] = np.arange(len(steps))
+    without = []
+    for gone in np.split(rank, np.cumsum([len(group) for group in groups])[:-1]) if len(groups) > 1 else ():
+        left = len(steps) - len(gone)
+        before = np.sort(gone) - np.arange(len(gone))  # of each step that goes, how many that stay are shorter
+        place = (left - 1) * share
+        near = np.array([int(place), min(int(place) + 1, left - 1)])
+        a, b = ordered[near + np.searchsorted(before, near, side="right")]
+        without.append(float(a + (b - a) * (place - int(place))))
+    return float(np.quantile(ordered, share)), without
+
 
 def decode_rate(sample: Sample) -> float:
     """Tokens/s of all decode steps."""
@@ -42,14 +110,9 @@ def decode_rate(sample: Sample) -> float:
 
 def speed_metrics(sample: Sample) -> dict[str, float]:
     """Those of `METRICS` that a sample's own times give."""
-    p50, p90, p99 = np.percentile(sample.step_s, [50, 90, 99])
-    return {
-        "decode_tokens_per_s": decode_rate(sample),
-        "tpot_p50_s": float(p50),
-        "tpot_p90_s": float(p90),
-        "tpot_p99_s": float(p99),
-        "ttft_s": sample.ttft_s,
-    }
+    values = np.quantile(sample.step_s, list(QUANTILES.values()))
+    quantiles = {name: float(value) for name, value in zip(QUANTILES, values, strict=True)}
+    return {"decode_tokens_per_s": decode_rate(sample), **quantiles, "ttft_s": sample.ttft_s}
 
 
 def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
@@ -91,14 +154,39 @@ def step_bytes(result: Result) -> StepBytes:
     )
 
 
-def log_ratios(result: AbResult, value: Callable[[Sample], float] = decode_rate) -> list[float]:
-    """Of B over A, of each round with a whole block."""
+def log_middle(samples: Sequence[Sample], metric: str) -> float:
+    """Logarithm of what a start comes to, of a metric of `speed_metrics`: the percentile of all its steps, or the
+    geometric mean of its samples."""
+    if metric in QUANTILES:
+        return float(np.log(steps_percentile(samples, metric)))
+    return float(np.mean(np.log([speed_metrics(sample)[metric] for sample in samples])))
+
+
+def log_middles(result: AbResult, metric: str = "decode_tokens_per_s") -> list[tuple[float, float]]:
+    """Logarithms of what A and B come to in each round with a whole block."""
     found = []
     for each in result.rounds:
         if blocks := each.blocks():
-            a, b = ([value(sample) for pair in blocks for sample in pair[side]] for side in (0, 1))
-            found.append(float(np.mean(np.log(b)) - np.mean(np.log(a))))
+            a, b = ([sample for pair in blocks for sample in pair[side]] for side in (0, 1))
+            found.append((log_middle(a, metric), log_middle(b, metric)))
     return found
+
+
+def log_ratios(result: AbResult, metric: str = "decode_tokens_per_s") -> list[float]:
+    """Of B over A, of each round with a whole block."""
+    return [b - a for a, b in log_middles(result, metric)]
+
+
+def quantile_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Each of `QUANTILES` of all steps of the samples, and the ends of its 95% interval that there are, such as
+    `tpot_p99_low_s`."""
+    metrics = {}
+    for name in QUANTILES:
+        metrics[name] = steps_percentile(samples, name)
+        for end, value in zip(("low", "high"), steps_interval(samples, name), strict=True):
+            if value is not None:
+                metrics[f"{name.removesuffix('_s')}_{end}_s"] = value
+    return metrics
 
 
 def valid_samples(result: Result) -> list[Sample]:
@@ -193,12 +281,15 @@ def state_metrics(result: Result) -> dict[str, float]:
 
 
 def summary(result: Result) -> dict[str, float]:
-    """Median of each metric over the valid samples, then compile times, quality, a profiled step, energy, bytes, the
-    roof and the device's state. Without a valid sample, the medians are missing."""
-    rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
+    """Median of each metric over the valid samples, percentiles of all their decode steps with the ends of their
+    intervals, then compile times, quality, a profiled step, energy, bytes, the roof and the device's state. Without a
+    valid sample, those of samples are missing."""
+    valid = valid_samples(result)
+    rows = [sample_metrics(result, sample) for sample in valid]
     medians = {m.name: float(np.median([row[m.name] for row in rows])) for m in METRICS} if rows else {}
     return (
         medians
+        | (quantile_metrics(valid) if rows else {})
         | compile_metrics(result)
         | quality_metrics(result)
         | breakdown_metrics(result)
@@ -212,7 +303,7 @@ def summary(result: Result) -> dict[str, float]:
             "read_roof_gb_per_s": result.roof.gb_per_s,
             "samples_valid": float(len(rows)),
             "samples_all": float(len(result.samples)),
-            "samples_throttled": float(sum(sample.throttled for sample in valid_samples(result))),
+            "samples_throttled": float(sum(sample.throttled for sample in valid)),
             "finite": float(all(sample.finite for sample in result.samples)),
         }
     )

@@ -40,7 +40,15 @@ from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.labels import short_keys, weights_of
 from gptbench.record.plan import PLAN
 from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
-from gptbench.record.statistics import compilation_name, log_ratios, sample_metrics, speed_metrics, summary
+from gptbench.record.statistics import (
+    QUANTILES,
+    compilation_name,
+    log_middles,
+    log_ratios,
+    sample_metrics,
+    speed_metrics,
+    summary,
+)
 from gptbench.record.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
@@ -137,7 +145,8 @@ class MLflowTracker(Tracker):
     """Logs to the embedded SQLite store in the outputs folder, or to any MLflow store or server.
 
     A metric of a sample is a series ``sample/<metric>`` whose step is the sample's number; what is compared between
-    runs, the medians, has the plain name, and the few that matter most stand first, as ``brief/<metric>``.
+    runs, the medians and the percentiles of all steps, has the plain name, and the few that matter most stand first, as
+    ``brief/<metric>``.
     """
 
     config: MLflowConfig
@@ -507,6 +516,10 @@ def ab_record(result: AbResult, start: float) -> Record:
     values: dict[str, list[float]] = {}
     for name, value, _ in sampled:
         values.setdefault(f"brief/{name.replace('/', '_')}", []).append(value)
+    middles = {name: statistics.median(each) for name, each in values.items()}
+    for metric in QUANTILES:  # as `gptbench ab` shows them
+        sides = zip(result.sides, zip(*log_middles(result, metric), strict=True), strict=False)
+        middles |= {f"brief/{name}_{metric}": math.exp(statistics.fmean(each)) for name, each in sides}
     known = log_ratios(result)
     ratios = {"decode_tokens_per_s": math.exp(statistics.fmean(known))} if known else {}
     finite = all(sample.finite for name in result.sides for sample in result.samples(name))
@@ -519,7 +532,7 @@ def ab_record(result: AbResult, start: float) -> Record:
         params=[(name, " ".join(side.overrides)) for name, side in result.sides.items()],
         metrics=[
             *((f"brief/B_over_A_{metric}", ratio, 0) for metric, ratio in ratios.items()),
-            *((name, statistics.median(each), 0) for name, each in values.items()),
+            *((name, value, 0) for name, value in middles.items()),
             *sampled,
         ],
         tags={"rounds": str(len(result.rounds)), "ended": result.ended},
