@@ -268,7 +268,7 @@ def test_ranks_are_those_of_the_binomial_distribution() -> None:
 
 
 def test_records_of_version_1_are_read_and_get_todays_statistics(tmp_path: Path) -> None:
-    result = with_steps([0.01] * 99 + [0.02], [0.01] * 100)
+    result = with_steps([0.01, 0.02], [0.01, 0.01], [0.01, 0.03])
     path = result.save(tmp_path)
     assert json.loads(path.read_text())["schema_version"] == 2
     for version, known in ((1, True), (2, True), (3, False)):
