@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
 import torch
-from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from gptbench import __version__
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.errors import UserError
+from gptbench.private import private
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
     from gptbench.engine.tiles import Tiles
@@ -94,6 +94,9 @@ class Place:
     """
 
     def __init__(self, outputs: Path) -> None:
+        cache_dir, default_cache_dir = (
+            private("torch._inductor.runtime.cache_dir_utils", name) for name in ("cache_dir", "default_cache_dir")
+        )
         device = Device(device_config(0))
         self.folders = {"inductor": Path(cache_dir()), "headers": Path(default_cache_dir(), "precompiled_headers")}
         self.device = device

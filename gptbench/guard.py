@@ -9,6 +9,8 @@ What is trusted all the same is what the user chose to run or to be in: Python's
 environment, and any server that an address names.
 """
 
+import functools
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +19,16 @@ from typing import Any, NamedTuple, TypeVar
 from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from gptbench.config import Config, Section
-from gptbench.errors import ConfigError
+from gptbench.errors import ConfigError, UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -119,9 +122,41 @@ def install() -> None:
     """Puts the guard into Hydra's and OmegaConf's place; again, where it is there already.
 
     From then on a loader that Hydra makes raises ConfigError for what it must not compose.
+
+    Raises:
+        UserError: it does not, as another version of Hydra has another name for what is replaced.
     """
     internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined]
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+    verify()
+
+
+HOSTILE = ("+guard._target_=builtins.print", "+guard=${oc.env:PATH}")
+"""What each alone has to be refused."""
+
+
+@functools.cache
+def verify() -> None:
+    """Has Hydra compose, the way it does for a command line, what must be refused. Raises UserError if it is not."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        hydra = internals.Hydra.create_main_hydra2("guard", create_config_search_path(None))
+        for override in HOSTILE:
+            try:
+                hydra.config_loader.load_configuration(None, [override], RunMode.RUN)
+            except ConfigError as error:
+                if error.field.startswith("guard"):
+                    continue
+            raise UserError(
+                f"hydra-core {importlib.metadata.version('hydra-core')}: gptbench cannot guard it against "
+                "configurations that run code: install a version that its requirements allow "
+                "(pip install 'hydra-core>=1.3.8,<1.4')"
+            )
+    finally:
+        GlobalHydra.instance().clear()
+        if before is not None:
+            GlobalHydra.instance().initialize(before)
 
 
 def check_arguments(arguments: list[str]) -> None:

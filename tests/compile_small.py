@@ -1,17 +1,17 @@
 """Compiles a graph for the CPU, and a Triton kernel for a Hopper GPU that need not be there; prints a line of JSON with
-what was found in the caches. A program of its own, since the tests' process has Triton's interpreter in place of the
-compiler."""
+what was found in the caches, and what it cost. A program of its own, since the tests' process has Triton's interpreter
+in place of the compiler."""
 
 import json
 
 import torch
 import triton
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import compilation_time_metrics, counters
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gptbench.kernels.read_reduce import kernel
-from gptbench.measure.compilation import CompileWatch
+from gptbench.measure.compilation import CompileWatch, costs, covered
 
 
 @torch.compile(fullgraph=True, dynamic=False)
@@ -26,4 +26,11 @@ with CompileWatch() as watch:
     of = ASTSource(kernel, signature=signature, constexprs={"BLOCK": 256, "UNROLL": 1})
     assert triton.compile(of, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
     graphs = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
-    print(json.dumps(graphs | {"triton_hit": watch.triton_hits, "triton_miss": watch.triton_misses}))
+    spent = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
+    told = {
+        "caches": graphs | {"triton_hit": watch.triton_hits, "triton_miss": watch.triton_misses},
+        "compiles": watch.count,
+        "costs_s": costs(sum(spent.values()), spent, triton_s=0.0, capture_s=0.0),
+        "triton_s": covered(watch.compiling),
+    }
+    print(json.dumps(told))

@@ -97,16 +97,20 @@ def test_a_machine_that_loads_what_another_compiled_compiles_nothing(tmp_path: P
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    def outcome(machine: str) -> tuple[dict[str, int], list[str]]:
-        """What was found in the caches, and the compiler's calls that made something from C++."""
+    def outcome(machine: str) -> tuple[dict[str, Any], list[str]]:
+        """What `compile_small` tells, and the compiler's calls that made something from C++."""
         found = json.loads(python(machine, "tests.compile_small"))
         calls = (tmp_path / machine / "compiled").read_text().splitlines()
         return found, [call for call in calls if " -o " in call and " -E " not in call]
 
     nothing = {"hit": 0, "miss": 0, "bypass": 0, "triton_hit": 0, "triton_miss": 0}
     found, calls = outcome("one")
-    assert found == nothing | {"miss": 1, "triton_miss": 1}
+    assert found["caches"] == nothing | {"miss": 1, "triton_miss": 1}
     assert calls
+    # Stages and events have names and units of torch's and Triton's: with others, all would be `rest`, or uncounted.
+    assert min(found["costs_s"][stage] for stage in ("tracing", "lowering", "kernels")) > 0
+    assert found["compiles"] == 2, "a graph and a kernel"
+    assert 0.01 < found["triton_s"] < 100
     file = tmp_path / "cache.zip"
     assert "files" in python("one", "gptbench", "cache", "save", str(file))
     shutil.rmtree(tmp_path / "one")
@@ -114,8 +118,10 @@ def test_a_machine_that_loads_what_another_compiled_compiles_nothing(tmp_path: P
     assert "added" in python("two", "gptbench", "cache", "load", str(file))
     (tmp_path / "two" / "compiled").unlink(missing_ok=True)
     found, calls = outcome("two")
-    assert found == nothing | {"hit": 1, "triton_hit": 1}
+    assert found["caches"] == nothing | {"hit": 1, "triton_hit": 1}
     assert not calls
+    assert found["costs_s"]["loading"] > 0
+    assert found["compiles"] == 2, "what is loaded counts, too"
 
 
 def test_all_of_it_arrives_and_nothing_else(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,14 @@ from hydra import compose, initialize_config_dir
 from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 from omegaconf.resolvers import oc
 
+from gptbench import guard
 from gptbench.config import Config, DeviceKind, MLflowConfig, explain, load, register
 from gptbench.errors import UserError
 from gptbench.guard import GuardedLoader, check_arguments, install, redact_files, redacted
@@ -464,6 +466,23 @@ def test_what_was_checked_is_what_is_used(composing: None) -> None:
         part = OmegaConf.to_container(OmegaConf.create({"x": OmegaConf.select(composed.hydra, name)}), resolve=False)
         assert "${" not in str(part)
     assert composed.hydra.launcher.name == "demo"
+
+
+def test_a_hydra_that_the_guard_does_not_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version may have other names for what is replaced; then nothing must be composed."""
+    assert guard.verify.__wrapped__() is None
+
+    def unguarded(name: str, path: ConfigSearchPath) -> internals.Hydra:
+        return internals.Hydra(name, ConfigLoaderImpl(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(internals.Hydra, "create_main_hydra2", unguarded)
+        with pytest.raises(UserError, match=r"^hydra-core 1\.3\.\d+: gptbench cannot guard it"):
+            guard.verify.__wrapped__()
+    with monkeypatch.context() as patched:
+        patched.setattr(guard, "check_value", lambda *_: None)
+        with pytest.raises(UserError, match=r"cannot guard it"):
+            guard.verify.__wrapped__()
 
 
 def test_variables_have_defaults_as_in_omegaconf(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@
 
 from importlib.util import find_spec
 
-from gptbench import block_sizes
 from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
+from gptbench.engine.inductor import has_candidates
 from gptbench.targets import target
 
 
@@ -25,7 +25,7 @@ class Auto:
             InductorConfig(
                 _target_="gptbench.engine.Inductor",
                 name="inductor",
-                tuning=Tuning.candidates if block_sizes.is_possible() else Tuning.descent,
+                tuning=Tuning.candidates if has_candidates() else Tuning.descent,
             ),
             EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         ]

@@ -19,28 +19,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import async_compile
-from torch._inductor import config as settings
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
-from torch._inductor.exc import InvalidCxxCompiler
 
-from gptbench import block_sizes
 from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine.base import Engine
-from gptbench.errors import ConfigError
+from gptbench.errors import ConfigError, UserError
 from gptbench.model import Transformer
+from gptbench.private import private
 from gptbench.sampling import Sampler
 
 COMPILER = "torch._inductor.compile_fx"
 """What `torch.compile` imports at its first call; it takes about a second."""
+PRIVATE = (
+    ("torch._inductor", "list_options"),
+    ("torch._inductor.cpp_builder", "get_cpp_compiler"),
+    ("torch._inductor.exc", "InvalidCxxCompiler"),
+    ("torch._inductor.inductor_prims", "force_stride_order"),  # in `gptbench.model.linear`
+    ("torch._dynamo", "maybe_mark_dynamic"),
+    ("torch._dynamo", "mark_static_address"),
+)
+"""What of torch is needed that torch does not promise to keep: module and name."""
 WARM_UP_CALLS = 3
 """Before a capture. torch's trees record at the second call, and replay from the third on."""
 
 
 def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
-    """Inductor's settings.
+    """Inductor's settings, those that this version of it has.
 
     Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
     `gptbench.block_sizes` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher,
@@ -48,12 +52,14 @@ def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
     although the results lay in its cache (28 s instead of 8 s on an H200). Kernels lie beside a cached graph, not in
     it: there, torch 2.11 and 2.13 keep the folder in which the sizes were found, which elsewhere is another.
     """
-    return {
+    options = {
         "triton.cudagraphs": cudagraphs,
         "coordinate_descent_tuning": tuning is not Tuning.none,
         "use_static_cuda_launcher": tuning is not Tuning.descent,
         "bundle_triton_into_fx_graph_cache": False,
     }
+    known = private("torch._inductor", "list_options")()
+    return {name: value for name, value in options.items() if name in known}
 
 
 @cache
@@ -63,14 +69,36 @@ def trust_vector_instructions() -> None:
     Else it would build and load a small library for each set of them, of which it needs one: 8 of the 18 s that the
     demo model's cold compile took on two cores (see LOG.md).
     """
-    if settings.cpp.vec_isa_ok is not None:
+    try:
+        settings = private("torch._inductor", "config").cpp
+        known = private("torch._inductor.cpu_vec_isa", "supported_vec_isa_list")
+        here = set(private("torch._inductor.cpu_vec_isa", "x86_isa_checker")())
+    except UserError:  # it takes longer then
+        return
+    if getattr(settings, "vec_isa_ok", True) is not None:
         return  # the user has said so: TORCHINDUCTOR_VEC_ISA_OK
-    best = next((isa for isa in supported_vec_isa_list if set(str(isa).split()) <= set(x86_isa_checker())), None)
-    with contextlib.suppress(InvalidCxxCompiler):  # on a GPU there need not be one
-        if best is not None:
-            command = [get_cpp_compiler(), "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                settings.cpp.vec_isa_ok = True
+    best = next((isa for isa in known if set(str(isa).split()) <= here), None)
+    if best is not None and (compiler := cpp_compiler()) is not None:  # on a GPU there need not be one
+        command = [compiler, "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            settings.vec_isa_ok = True
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that Inductor takes, or None if there is none."""
+    try:
+        return str(private("torch._inductor.cpp_builder", "get_cpp_compiler")())
+    except private("torch._inductor.exc", "InvalidCxxCompiler"):
+        return None
+
+
+def has_candidates() -> bool:
+    """Whether `Tuning.candidates` can be had with this version of torch."""
+    try:
+        from gptbench import block_sizes  # which imports private parts of torch
+    except ImportError:
+        return False
+    return block_sizes.is_possible()
 
 
 def import_compiler() -> None:
@@ -109,20 +137,21 @@ class Inductor(Engine):
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
+        try:
+            for module, name in PRIVATE:
+                private(module, name)
+        except UserError as error:
+            return f"another version of torch: {error}"
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             return "the headers of Python (Debian: python3-dev)"
         if device.is_cuda:
             return None if any(map(shutil.which, ("gcc", "clang", "cc"))) else "a C compiler (Debian: gcc)"
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            return "a C++ compiler (Debian: g++)"
-        return None
+        return None if cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, InductorConfig)
-        if device.is_cuda and config.engine.tuning is Tuning.candidates and not block_sizes.is_possible():
+        if device.is_cuda and config.engine.tuning is Tuning.candidates and not has_candidates():
             raise ConfigError(
                 "engine.tuning", "candidates", f"descent or none: torch {torch.__version__} keeps kernels another way"
             )
@@ -130,7 +159,8 @@ class Inductor(Engine):
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:
         if device.is_cuda:  # on a CPU it would take turns with the model
-            getattr(async_compile, "maybe_warm_pool", lambda: None)()
+            with contextlib.suppress(UserError):  # it takes longer then
+                private("torch._inductor.async_compile", "maybe_warm_pool")()
             threading.Thread(target=import_compiler, daemon=True).start()
 
     @classmethod
@@ -195,12 +225,19 @@ class Inductor(Engine):
 
         return body
 
+    def block_sizes(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, block sizes are found as the configuration says."""
+        if not (self.device.is_cuda and self.config.tuning is Tuning.candidates):
+            return contextlib.nullcontext()
+        from gptbench.block_sizes import from_candidates  # which imports private parts of torch
+
+        return from_candidates()
+
     @torch.no_grad()
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        few = self.device.is_cuda and self.config.tuning is Tuning.candidates
-        with block_sizes.from_candidates() if few else contextlib.nullcontext():
+        with self.block_sizes():
             for _ in range(WARM_UP_CALLS):
                 self.prefill_step()
                 self.decode_step()

@@ -1,6 +1,8 @@
 """Compile time: how long, of what stages, from what state of the caches, and a count that proves when it is over."""
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import math
 import multiprocessing
 import signal
@@ -13,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo.callback import callback_handler
-from torch._dynamo.utils import compilation_time_metrics, counters
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.utils import fresh_cache
 
 from gptbench.engine import Engine
+from gptbench.errors import UserError
+from gptbench.private import private
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
 """What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to
@@ -34,6 +34,9 @@ class CompileWatch:
     """Counts, from its making on, every graph that torch compiles, every CUDA graph that its trees record, and every
     kernel that Triton compiles in this process.
 
+    Raises:
+        UserError: this version of torch or of Triton cannot be asked to say so. Then samples that compile would count.
+
     Attributes:
         compiling: when Triton compiled a kernel or loaded one, by the host's clock: beginnings and ends in seconds.
     """
@@ -43,14 +46,15 @@ class CompileWatch:
         self.compiling: list[tuple[float, float]] = []
         self.triton_hits = self.triton_misses = 0
         self.lock = threading.Lock()
-        callback_handler.register_start_callback(self.torch_compiles)
+        self.torch = private("torch._dynamo.callback", "callback_handler")
         self.triton = triton_compilation()
+        self.torch.register_start_callback(self.torch_compiles)
         if self.triton is not None:
             self.listener, self.triton.listener = self.triton.listener, self.triton_compiles
 
     def close(self) -> None:
         """Stops counting."""
-        callback_handler.remove_start_callback(self.torch_compiles)
+        self.torch.remove_start_callback(self.torch_compiles)
         if self.triton is not None:
             self.triton.listener = self.listener
 
@@ -77,12 +81,18 @@ class CompileWatch:
 
 
 def triton_compilation() -> Any:
-    """Triton's switches for compiling, or None where there is no Triton."""
-    try:
-        from triton import knobs
-    except ImportError:
+    """Triton's switches for compiling, or None where there is no Triton. Raises UserError where it has none that can
+    be listened to."""
+    if importlib.util.find_spec("triton") is None:
         return None
-    return knobs.compilation
+    switches = private("triton.knobs", "compilation")
+    if not hasattr(switches, "listener"):
+        version = importlib.metadata.version("triton")
+        raise UserError(
+            f"triton {version} has no knobs.compilation.listener: whether a sample has compiled a kernel cannot be "
+            "known (gptbench's constraints.txt names a version that has it)"
+        )
+    return switches
 
 
 @dataclass
@@ -158,6 +168,8 @@ def prepare(
         taken_over: whether an earlier job has left compiled code.
     """
     global started_compiler
+    counters = private("torch._dynamo.utils", "counters")
+    compilation_time_metrics = private("torch._dynamo.utils", "compilation_time_metrics")
     process = "later" if process == "first" and started_compiler else process
     before = {name: counters["inductor"][name] for name in CACHE_COUNTERS}
     stages = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
@@ -241,6 +253,8 @@ def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
 
     Yields whether the cache's folder is empty.
     """
+    fresh_cache = private("torch._inductor.utils", "fresh_cache")
+    cache_dir = private("torch._inductor.runtime.cache_dir_utils", "cache_dir")
     if not keep:
         torch.compiler.reset()
     with fresh_cache() if fresh else contextlib.nullcontext():

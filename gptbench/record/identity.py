@@ -34,6 +34,7 @@ MEASURING = (
     *(
         "__init__",
         "errors",
+        "private",
         "paths",
         "inputs",
         "hub",

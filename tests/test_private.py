@@ -1,0 +1,99 @@
+"""What gptbench uses of libraries although these do not promise to keep it: a release that renames a part breaks what
+needs it, in words that say so, and neither what reads records nor, silently, a number."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, Tuning
+from gptbench.device import Device
+from gptbench.engine import Auto, Inductor
+from gptbench.engine import inductor as inductor_module
+from gptbench.errors import UserError
+from gptbench.measure.compilation import CompileWatch
+from gptbench.private import private
+from tests.models import DENSE, run_config
+from tests.results import made_result
+
+ROOT = Path(__file__).parents[1]
+
+WITHOUT = """
+import sys
+import torch
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(PRIVATE):
+            raise ImportError(f"{name} has another name now")
+
+PRIVATE = ("torch._inductor.", "torch._dynamo.", "triton.")
+for name in [name for name in sys.modules if name.startswith(PRIVATE)]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Finder())
+from gptbench.__main__ import COMMANDS
+"""
+
+
+def test_records_are_read_without_any_private_part_of_torch(tmp_path: Path) -> None:
+    paths = [str(made_result(step_s=step_s).save(tmp_path / name)) for name, step_s in (("a", 0.01), ("b", 0.02))]
+    page = tmp_path / "page.html"
+    commands = [("compare", paths), ("explain", paths[:1]), ("report", [*paths, "-o", str(page)])]
+    code = WITHOUT + "".join(f"assert COMMANDS[{name!r}]({arguments!r}) == 0\n" for name, arguments in commands)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert page.exists()
+
+
+def cpu() -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
+
+
+def test_a_part_that_is_missing_is_named() -> None:
+    assert private("torch._inductor", "list_options") is torch._inductor.list_options
+    for module, name in (("torch._inductor.nowhere", "x"), ("torch._inductor", "nothing")):
+        with pytest.raises(UserError, match=rf"^torch {torch.__version__.split('+')[0]}\S* has no {module}\.{name}, "):
+            private(module, name)
+
+
+def test_an_engine_whose_parts_are_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Inductor.missing(cpu()) is None
+    monkeypatch.setattr(inductor_module, "PRIVATE", (("torch._inductor.cpp_builder", "renamed"),))
+    reason = Inductor.missing(cpu()) or ""
+    assert reason.startswith("another version of torch: torch 2.") and "cpp_builder.renamed" in reason
+    section = AutoConfig(_target_="gptbench.engine.Auto", name="auto")
+    assert Auto(section, run_config(DENSE), cpu()).section.name == "eager"
+
+
+def test_candidates_need_parts_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inductor_module.has_candidates()
+    monkeypatch.setitem(sys.modules, "gptbench.block_sizes", None)
+    monkeypatch.delattr("gptbench.block_sizes", raising=False)
+    assert not inductor_module.has_candidates()
+
+
+def test_settings_that_inductor_does_not_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = inductor_module.compile_options(cudagraphs=False, tuning=Tuning.candidates)
+    assert set(own) == {
+        "triton.cudagraphs",
+        "coordinate_descent_tuning",
+        "use_static_cuda_launcher",
+        "bundle_triton_into_fx_graph_cache",
+    }, "all of them in the version that is tested"
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: ["triton.cudagraphs"])
+    assert inductor_module.compile_options(True, Tuning.none) == {"triton.cudagraphs": True}
+
+
+def test_what_compiles_unseen_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that sees nothing would have samples count that compiled something."""
+    with monkeypatch.context() as patched:
+        patched.delattr("torch._dynamo.callback.callback_handler")
+        with pytest.raises(UserError, match=r"has no torch\._dynamo\.callback\.callback_handler"):
+            CompileWatch()
+    with monkeypatch.context() as patched:
+        patched.setattr("triton.knobs.compilation", object())
+        with pytest.raises(UserError, match=r"^triton 3\.\d\S+ has no knobs\.compilation\.listener: whether a sample"):
+            CompileWatch()
+    CompileWatch().close()
