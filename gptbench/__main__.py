@@ -69,11 +69,17 @@ def called(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
-    from gptbench.commandline import COMMANDS, typed
+    from gptbench.commandline import COMMANDS, typed, without_quiet
 
-    if arguments and arguments[0] in COMMANDS:
+    if arguments[:1] and arguments[0] in COMMANDS:
         module, _, function = COMMANDS[arguments[0]].partition(":")
-        code: int = getattr(importlib.import_module(module), function)(arguments[1:])
+        command = getattr(importlib.import_module(module), function)
+        given, quiet = without_quiet(arguments[1:])
+        if quiet:
+            from gptbench.terminal import console
+
+            console.quiet = True
+        code: int = command(given)
         return code
     import hydra
 

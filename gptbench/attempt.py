@@ -22,7 +22,6 @@ from gptbench.inputs import read_object
 from gptbench.isolation import in_own_process
 from gptbench.measure.environment import git_commit
 from gptbench.prompt import make_tokenizer
-from gptbench.record.busy import busy
 from gptbench.record.failure import Cause, Failure
 from gptbench.record.files import headline, load_record, problem, records_in
 from gptbench.record.kernels import KernelResult
@@ -32,7 +31,7 @@ from gptbench.record.plan import STOP, Plan
 from gptbench.record.result import Result, write_whole
 from gptbench.record.sync import log_recorded
 from gptbench.run import Job, run
-from gptbench.terminal import console, print_json
+from gptbench.terminal import console, print_json, show_next
 
 DIED = "its process ended without a record of it"
 RUNNING = ".attempt.lock"
@@ -152,6 +151,7 @@ def isolated(job: Job) -> Outcome:
 
 def attempt_apart(job: Job) -> tuple[Outcome, str | None, Path | None, bool]:
     """`attempt`, and what it has learnt of the job."""
+    console.quiet = job.config.quiet
     return attempt(job), job.identity, job.record, job.found
 
 
@@ -182,15 +182,13 @@ def records_since(job: Job) -> list[Path]:
 def measured(job: Job, start: float) -> Outcome:
     """Of a job that is recorded, and counts."""
     assert job.record is not None
-    record = load_record(job.record)
     return Outcome(
         status=(Status.found if job.found else Status.recorded).value,
         swept=job.swept,
         identity=job.identity,
         record=str(job.record),
         seconds=time.perf_counter() - start,
-        metrics=headline(record),
-        busy=busy(record),
+        metrics=headline(load_record(job.record)),
     )
 
 
@@ -229,6 +227,9 @@ def publish(job: Job) -> None:
     record = load_record(job.record)
     logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.print)
     console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+    if job.sweep is not None:  # whose own line is the last one on stdout
+        return
+    show_next(record, job.record, job.config.tracking, Path(job.config.outputs), logged is not None)
     print_json(record, job.record, logged)
 
 

@@ -105,9 +105,17 @@ def typed(arguments: Sequence[str]) -> list[str]:
     Raises:
         CommandLineError: an option or an override is none.
     """
+    arguments, quiet = without_quiet(arguments)
     options, overrides = split(arguments)
     sweep = any(option in MULTIRUN for option in options)
-    return [*options, *prepared(overrides, sweep, config_dir_of(options))]
+    prepared_ones = prepared(overrides, sweep, config_dir_of(options))
+    return [*options, *prepared_ones, *(["quiet=true"] if quiet else [])]
+
+
+def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The same without `--quiet`, and whether that was there."""
+    left = [argument for argument in arguments if argument not in QUIET]
+    return left, len(left) < len(arguments)
 
 
 def config_dir_of(options: Sequence[str]) -> str | None:

@@ -691,6 +691,8 @@ class Config:
     """none or process: whether each job runs in a process of its own."""
     outputs: str = "outputs"
     """Folder for results, the MLflow store and measured roofs."""
+    quiet: bool = False
+    """Tell people nothing but what went wrong, as `--quiet` does; the line for programs stays."""
     commit: str | None = None
     """Commit of the code, where it is no checkout or the checkout does not tell; null asks git."""
 

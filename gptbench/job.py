@@ -92,7 +92,9 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
     config = with_prompt(config, tokenizer)
     config = from_folder(config, Path(hydra_config.runtime.cwd))
     from gptbench.run import Job  # after validation
+    from gptbench.terminal import console
 
+    console.quiet = config.quiet
     resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     return Job(

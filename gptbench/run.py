@@ -368,12 +368,14 @@ def measure_engine(
         sensor = sensor_of(device)
         moved = traffic(engine, config.workload.new_tokens)
         show_limit(moved, roof, config)
-        stages.start("searching tiles" if engine.tunes else "compiling")
+        if engine.tunes:
+            stages.start("searching tiles")
         start = time.perf_counter()
         engine.tune()
         tune_s = time.perf_counter() - start if engine.tunes else None
         with CompileWatch() as watch:
-            compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
+            with stages.waiting("compiling"):
+                compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
             prepare_peak = device.peak_memory()
             stages.done()
             failures: dict[str, str] = {}

@@ -2,7 +2,11 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,8 +22,10 @@ from rich.text import Text
 from gptbench import limits
 from gptbench.build import MemoryNeed
 from gptbench.compare import Baseline
-from gptbench.config import Config
+from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.device import Device
+from gptbench.errors import counted
+from gptbench.guard import redacted
 from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
@@ -27,7 +33,6 @@ from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
-from gptbench.record.busy import busy, in_words
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
@@ -43,6 +48,7 @@ from gptbench.record.statistics import (
     valid_samples,
 )
 from gptbench.record.sweep import COLUMNS, in_display_units
+from gptbench.record.tracking import embedded_store
 from gptbench.streams import Plain, visible
 
 
@@ -91,7 +97,7 @@ def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
         markup=False,
     )
     console.print(
-        f"  {work.samples} samples of {len(work.prompt)} prompt + {work.new_tokens} new tokens, "
+        f"  {counted(work.samples, 'sample')} of {len(work.prompt)} prompt + {counted(work.new_tokens, 'new token')}, "
         f"batch {work.batch_size}, {how}, seed {work.seed}"
     )
     console.print(f"  needs {need}")
@@ -136,11 +142,22 @@ def progress(config: Config, task: Speed) -> AbstractContextManager["Stages"]:
 
 @contextmanager
 def stage_bar(total: int, samples: int = 0) -> Iterator["Stages"]:
-    """A bar over so many stages; nothing is drawn inside a timed region."""
+    """A bar over so many stages, or a line for each where there is no terminal; never inside a timed region."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # No thread that redraws: it would take turns with the thread that is measured.
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+    with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not has_bar()) as bar:
         yield Stages(bar, total, samples)
+
+
+PLAIN_EVERY_S = 5.0
+"""Seconds between two lines about one stage, where there is no terminal."""
+REDRAW_S, STILL_S = 1.0, 30.0
+"""Seconds between two signs of life of a stage that tells nothing of itself: of the bar, and of lines."""
+
+
+def has_bar() -> bool:
+    """Whether a bar can be drawn, again and again in its place."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class Stages:
@@ -148,11 +165,33 @@ class Stages:
 
     def __init__(self, bar: Progress, total: int, samples: int) -> None:
         self.bar, self.samples, self.sampled = bar, samples, 0
+        self.begin, self.last_line = time.monotonic(), -PLAIN_EVERY_S
         self.task = bar.add_task("starting", total=total)
 
     def start(self, what: str) -> None:
         """Shows what is being done now; all before it is done."""
         self.bar.update(self.task, description=what, refresh=True)
+        self.line(what)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """`start`, of what takes long and tells nothing meanwhile: the time goes on beside it. Not for what is
+        sampled: a thread wakes up now and then."""
+        self.start(what)
+        over, begin = threading.Event(), time.monotonic()
+
+        def sign_of_life() -> None:
+            while not over.wait(REDRAW_S if has_bar() else STILL_S):
+                self.bar.refresh()
+                self.line(f"still {what}, for {time.monotonic() - begin:.0f} s")
+
+        thread = threading.Thread(target=sign_of_life, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def done(self) -> None:
         """Moves the bar on by one."""
@@ -161,11 +200,56 @@ class Stages:
     def reading(self, what: str, share: float) -> None:
         """Shows how much of a checkpoint is read."""
         self.bar.update(self.task, description=f"{what}: {share:.0%}", refresh=True)
+        self.line(f"{what}: {share:.0%}", often=True)
 
     def sample_done(self, *_: object) -> None:
         """Moves the bar on by a sample."""
         self.sampled += 1
-        self.bar.update(self.task, advance=1, description=f"sample {self.sampled}/{self.samples}", refresh=True)
+        told = f"sample {self.sampled}/{self.samples}"
+        self.bar.update(self.task, advance=1, description=told, refresh=True)
+        self.line(told, often=self.sampled < self.samples)
+
+    def line(self, what: str, often: bool = False) -> None:
+        """The same as a line, where there is no bar.
+
+        Args:
+            often: whether there are many of the kind, of which some are enough.
+        """
+        now = time.monotonic()
+        if has_bar() or (often and now - self.last_line < PLAIN_EVERY_S):
+            return
+        self.last_line = now
+        console.print(f"  [{now - self.begin:4.0f} s] {what}", markup=False, style="dim")
+        console.file.flush()
+
+
+def show_next(record: Recorded, path: Path, tracking: TrackingConfig, outputs: Path, logged: bool) -> None:
+    """Says what can be done with a record now, as commands to type."""
+    told = [f"{program('gptbench')} report {near(path)}"]
+    if not isinstance(record, SweepRecord):
+        others = [other for other in sorted(outputs.glob("2*/*/result*.json")) if other.resolve() != path.resolve()]
+        if others and isinstance(record, Result):
+            told.append(f"{program('gptbench')} compare {near(others[-1])} {near(path)}")
+    if logged and isinstance(tracking, MLflowConfig):
+        uri = redacted(tracking.uri) if tracking.uri else embedded_store(outputs)
+        is_server = uri.startswith(("http:", "https:"))
+        told.append(uri if is_server else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
+    for number, command in enumerate(told):
+        console.print(f"{'     ' if number else 'next:'} {command}", markup=False, style="dim")
+
+
+def program(name: str) -> str:
+    """What to type for a program of this Python's environment."""
+    found, beside = shutil.which(name), Path(sys.executable).with_name(name)
+    if found and Path(found) == beside:
+        return name
+    return near(beside) if beside.exists() else f"{near(Path(sys.executable))} -m {name}"
+
+
+def near(path: Path) -> str:
+    """A path as it is typed here."""
+    path = path.absolute()
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def show_result(result: Result, baseline: Baseline) -> None:
@@ -213,8 +297,8 @@ def show_result(result: Result, baseline: Baseline) -> None:
         console.print("[yellow]More than the read roof: measure it again, with device.measure_roof=true.[/]")
     if len(valid) < len(result.samples):
         console.print(
-            f"[yellow]{len(result.samples) - len(valid)} of {len(result.samples)} samples compiled something and are "
-            "left out.[/]"
+            f"[yellow]{len(result.samples) - len(valid)} of {counted(len(result.samples), 'sample')} "
+            "compiled something and are left out.[/]"
         )
     if not all(sample.finite for sample in result.samples):
         console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
@@ -239,13 +323,6 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
         console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
     if (held_back := throttling(result.samples)) is not None:
         console.print(held_back, style="yellow")
-    show_busy(result)
-
-
-def show_busy(result: Measured) -> None:
-    """Why these numbers may be slower than the device is."""
-    if (told := in_words(result)) is not None:
-        console.print(told, style="bold yellow", markup=False)
 
 
 def show_stages(compilation: Compilation) -> None:
@@ -320,7 +397,6 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         cells = [kernel_name, f"mean {metric}: {number(value)}", dtype, implementation]
         table.add_row(*map(escape, cells), *[""] * 7, "" if target is None else number(target))
     print_whole(table)
-    show_busy(result)
     for kernel in result.kernels:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
         for name, told in ({"": kernel.note} if kernel.note is not None else failures).items():
@@ -349,7 +425,7 @@ def number(value: float) -> str:
 
 def show_sweep(record: SweepRecord) -> None:
     """The table: what was varied, what came of it, and the numbers."""
-    table = Table(title=f"sweep of {len(record.jobs)} jobs: {record.told}", title_justify="left")
+    table = Table(title=f"sweep of {counted(len(record.jobs), 'job')}: {record.told}", title_justify="left")
     head, rows = record.table()
     if not any(job.reason for job in record.jobs):
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -363,9 +439,6 @@ def show_sweep(record: SweepRecord) -> None:
             cells.append("" if text is None else escape(str(text).splitlines()[0] if str(text) else ""))
         table.add_row(*cells)
     print_whole(table)
-    if marked := sum(1 for job in record.jobs if job.busy):
-        told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
-        console.print(told, style="bold yellow")
 
 
 def place(result: Measured) -> dict[str, str | None]:
@@ -375,7 +448,7 @@ def place(result: Measured) -> dict[str, str | None]:
 
 
 def print_sweep(record: SweepRecord, path: Path, logged: str | None) -> None:
-    """One line of JSON on stdout, after those of the jobs."""
+    """The one line of JSON on stdout; what each job came to is in the sweep's record."""
     counts = {name.replace(" ", "_"): count for name, count in record.counts.items()}
     line = {"jobs": len(record.jobs), **counts, "status": record.status, "sweep": str(path), "tracking": logged}
     console.file.flush()
@@ -396,7 +469,6 @@ def print_json(result: Recorded, path: Path, logged: str | None) -> None:
         **({"failed": result.cause, "reason": result.reason} if isinstance(result, Failure) else {}),
         **(summary(result) if isinstance(result, Result) else {}),
         **(kernel_summary(result) if isinstance(result, KernelResult) else {}),
-        **({"busy": busy(result)} if isinstance(result, Measured) else {}),
         "result": str(path),
         "tracking": logged,
     }

@@ -11,16 +11,15 @@ from rich.table import Table
 
 from gptbench.commandline import prepared, quoted
 from gptbench.commands.ab import composed
-from gptbench.commands.compare import COLOUR, add_places, share, starts_told, tell_unread, words, write_line
+from gptbench.commands.compare import COLOUR, add_places, share, tell_unread, words, write_line
 from gptbench.compare import measuring
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
 from gptbench.compare.measuring import is_of_single_run, measured_gate
 from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import HOW, Found, select
-from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
-from gptbench.errors import UserError
+from gptbench.errors import UserError, counted
 from gptbench.record.display import display
 from gptbench.record.result import redacted, write_whole
 from gptbench.terminal import console, number, print_whole
@@ -74,6 +73,8 @@ def gate_command(arguments: list[str]) -> int:
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
         more.append(f"outputs={quoted(str(options.outputs))}")
+    if console.quiet:
+        more.append("quiet=true")
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     if options.record is None:
         if options.run or options.force or options.margin:
@@ -103,11 +104,11 @@ def tell(what: str) -> None:
 
 def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> int:
     """Holds runs against a baseline; measures them where none are given."""
-    config, history = read_baseline(options.baseline), History(options.outputs)
+    config = read_baseline(options.baseline)
     if options.runs:
-        held = gate(config, found, partial=options.partial, history=history)
+        held = gate(config, found, partial=options.partial)
     else:
-        held = measured_gate(config, options.repeats, more, tell, history)
+        held = measured_gate(config, options.repeats, more, tell)
     passed = not (held.failed or (options.strict and held.undecided))
     show_gate(config, held, passed)
     write_line(line_of(config, options.baseline, held, passed))
@@ -138,11 +139,6 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     return 0
 
 
-def counted(number: int, thing: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def line_of(config: BaselineConfig, which: str, held: Gate, passed: bool) -> dict[str, Any]:
     return {
         "gate": "passed" if passed else "failed",
@@ -169,7 +165,6 @@ def check_line(check: Check) -> dict[str, Any]:
         "high": None if ratio is None else ratio.high,
         "verdict": None if check.verdict is None else check.verdict.value,
         "possible": {word.value: share for word, share in check.possible.items()},
-        "starts": None if check.starts is None else str(check.starts),
         "reason": check.told,
     }
 
@@ -198,8 +193,6 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     print_whole(table)
     for remark in held.remarks:
         console.print(remark, markup=False, style="yellow")
-    if told := starts_told((check.metric or "", check.starts) for check in held.checks):
-        console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"

@@ -9,6 +9,7 @@ from gptbench.commands.compare import add_places, tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import as_csv, experiments
 from gptbench.compare.select import HOW, select
+from gptbench.errors import counted
 from gptbench.record.result import write_whole
 from gptbench.terminal import console
 
@@ -52,6 +53,6 @@ def rows_command(arguments: list[str]) -> int:
         write_whole(options.json, json.dumps([row.record() for row in rows], indent=1) + "\n")
     files = {"csv": options.csv, "json": options.json}
     written = {name: None if file is None else str(file) for name, file in files.items()}
-    console.print(f"{len(rows)} rows: {', '.join(file for file in written.values() if file)}", markup=False)
+    console.print(f"{counted(len(rows), 'row')}: {', '.join(file for file in written.values() if file)}", markup=False)
     write_line({"rows": len(rows), **written})
     return 0

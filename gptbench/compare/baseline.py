@@ -201,7 +201,7 @@ def parse_baseline(text: str) -> BaselineConfig:
     return config
 
 
-NOT_MEASURED = ("tracking", "outputs", "baseline", "sweep", "isolation", "commit", "hydra")
+NOT_MEASURED = ("tracking", "outputs", "baseline", "sweep", "isolation", "quiet", "commit", "hydra")
 """What of a command line changes no number: where records go, what they are compared with, and how jobs are run."""
 
 

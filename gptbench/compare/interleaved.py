@@ -13,9 +13,9 @@ from scipy.stats import linregress
 from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
 from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
+from gptbench.errors import counted
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy_rounds
 from gptbench.record.statistics import decode_rate, log_middles
 
 HEADLINE = "decode_tokens_per_s"
@@ -77,8 +77,8 @@ LEAST_ROUNDS_FOR_DRIFT = 4
 
 
 def remarks(result: AbResult) -> list[str]:
-    """What a reader must know beside the ratios: that the sides do not do the same work; drift, rounds on
-    a busy machine, clocks, throttling, samples that count for nothing."""
+    """What a reader must know beside the ratios: that the sides do not do the same work; drift, clocks, throttling,
+    samples that count for nothing."""
     told = []
     if (other := different_work([side.config["workload"] for side in result.sides.values()])) is not None:
         told.append(other)
@@ -89,18 +89,15 @@ def remarks(result: AbResult) -> list[str]:
                 f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; what both sides "
                 "share of that cancels within each block"
             )
-    if marked := busy_rounds(result):
-        each = ". ".join(f"Round {number}: {'; '.join(reasons)}" for number, reasons in marked.items())
-        told.append(f"{len(marked)} of {len(result.rounds)} rounds were measured on a busy machine. {each}")
     told += clock_remarks(result)
     for name in result.sides:
         samples = result.samples(name)
         if (held_back := throttling(samples)) is not None:
             told.append(f"{name}: {held_back}")
         if compiled := sum(1 for sample in samples if sample.compiles):
-            told.append(f"{name}: {compiled} samples compiled something; their blocks are left out")
+            told.append(f"{name}: {counted(compiled, 'sample')} compiled something; their blocks are left out")
         if bad := sum(1 for sample in samples if not sample.finite):
-            told.append(f"{name}: {bad} samples are not finite: these numbers measure nonsense")
+            told.append(f"{name}: {counted(bad, 'sample')} not finite: these numbers measure nonsense")
     return told
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from gptbench.compare.gate import Gate, gate, require_device, require_rows
 from gptbench.compare.select import Found
-from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.config import BaselineConfig, BaselineRow
 from gptbench.device import cpu_name
 from gptbench.errors import JobError, UserError
@@ -28,13 +27,7 @@ class NotMeasuredError(JobError):
     """A run that was started, and did not end well."""
 
 
-def measured_gate(
-    config: BaselineConfig,
-    repeats: int,
-    more: list[str],
-    tell: Callable[[str], None],
-    history: History = NO_HISTORY,
-) -> Gate:
+def measured_gate(config: BaselineConfig, repeats: int, more: list[str], tell: Callable[[str], None]) -> Gate:
     """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
     runs of such a row count, of both times.
 
@@ -42,7 +35,6 @@ def measured_gate(
         repeats: how often each row is measured.
         more: overrides beside a row's own.
         tell: is told what is measured, and what had been worse at first.
-        history: recorded runs that say what single starts differ by.
 
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
@@ -51,7 +43,7 @@ def measured_gate(
     require_device_here(config)
     found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more, tell)
     failures = list(hindered.items())
-    held = gate(config, every(found), failures, history=history)
+    held = gate(config, every(found), failures)
     if not held.worse:
         return held
     tell("what is worse is measured again")
@@ -62,7 +54,7 @@ def measured_gate(
     again, lost = measure_rows(config, times, more, tell)
     for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
         found[row] += again[row]
-    pooled = gate(config, every(found), failures, history=history)
+    pooled = gate(config, every(found), failures)
     left = {(check.row, check.metric) for check in pooled.worse}
     for check in held.worse:
         if (check.row, check.metric) not in left:

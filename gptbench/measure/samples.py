@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gptbench.engine import Engine
+from gptbench.errors import counted
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.load import Load, observed
@@ -68,7 +69,8 @@ def throttling(samples: Sequence[Sample]) -> str | None:
     reasons = sorted({reason for state in states for reason in state.throttled})
     seconds = sum(state.throttled_s or 0.0 for state in states)
     told = f", {seconds:.2g} s by the device's counters" if seconds else ""
-    return f"{len(states)} of {len(samples)} samples were throttled: {', '.join(reasons)}{told}"
+    were = "was" if len(samples) == 1 else "were"
+    return f"{len(states)} of {counted(len(samples), 'sample')} {were} throttled: {', '.join(reasons)}{told}"
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gptbench.errors import counted
 from gptbench.record.display import display
 from gptbench.record.outcome import BEGUN, Outcome, Status
 from gptbench.record.plan import Plan
@@ -62,8 +63,7 @@ class SweepRecord(Recorded):
         for number, job in enumerate(self.jobs):
             values = dict(override.split("=", 1) for override in job.swept if "=" in override)
             numbers = [job.metrics.get(name) for name in metrics]
-            status = f"{job.status}, busy" if job.busy else job.status
-            rows.append([number, *(values.get(key) for key in keys), status, *numbers, job.reason])
+            rows.append([number, *(values.get(key) for key in keys), job.status, *numbers, job.reason])
         return ["job", *keys, "status", *metrics, "reason"], rows
 
     @property
@@ -76,7 +76,7 @@ class SweepRecord(Recorded):
         head, rows = self.table()
         shown = [[cell(value) for value in in_display_units(head, row)] for row in rows]
         lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
-        text = f"{len(self.jobs)} jobs: {self.told}\n"
+        text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
         for number, line in enumerate(lines):
             row = f"\n| {' | '.join(line)} |"
             if len(text) + len(row) > MOST_CHARACTERS:

@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gptbench.commandline import quoted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
-from gptbench.errors import ConfigError, JobError, TrackingError, UserError
+from gptbench.errors import ConfigError, JobError, TrackingError, UserError, counted
+from gptbench.guard import redacted
 from gptbench.inputs import read_object
 from gptbench.job import own_configs
 from gptbench.prompt import make_tokenizer, with_prompt
@@ -93,7 +94,8 @@ class Sweeper(HydraSweeper):
         parser = overrides_parser(self.context.config_loader)
         space = Space.of(parser.parse_overrides(arguments), section.paired)
         drawn = instantiate(section).draw(space)
-        print(f"planning {len(drawn)} jobs", file=sys.stderr, flush=True)
+        if not self.base.quiet:
+            print(f"planning {counted(len(drawn), 'job')}", file=sys.stderr, flush=True)
         tokenizer_of = functools.cache(lambda index: make_tokenizer(models[index]))
         models: list[ModelConfig] = []
         planned: list[Planned] = []
@@ -138,7 +140,9 @@ class Sweep:
         from gptbench.record import Tracker
         from gptbench.record.identity import digest, plan_identity
         from gptbench.record.plan import STOP
+        from gptbench.terminal import console
 
+        console.quiet = jobs[0].config.quiet
         self.sweeper, self.jobs, self.folder = sweeper, jobs, folder
         first = jobs[0].config
         self.outputs = (Path(sweeper.base.hydra.runtime.cwd) / first.outputs).absolute()
@@ -155,7 +159,7 @@ class Sweep:
         """Written to the folder, where the jobs find it."""
         from gptbench.record.ledger import SWEEPS
         from gptbench.record.plan import Plan
-        from gptbench.record.result import redacted, write_whole
+        from gptbench.record.result import write_whole
 
         # Relative, so that the outputs can be moved.
         last = self.outputs / SWEEPS / f"{identity}.json"
@@ -197,7 +201,7 @@ class Sweep:
     def run(self) -> None:
         from gptbench.record.sweep import record_of
         from gptbench.record.sync import log_recorded
-        from gptbench.terminal import console, print_sweep, show_sweep
+        from gptbench.terminal import console, print_sweep, show_next, show_sweep
 
         swept = list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
         try:
@@ -215,11 +219,12 @@ class Sweep:
             show_sweep(record)
             logged = log_recorded(record, path, self.section, self.outputs, console.print)
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+            show_next(record, path.parent, self.section, self.outputs, logged is not None)
             print_sweep(record, path, logged)
         if self.interrupted:
-            raise KeyboardInterrupt(f"interrupted; of {len(self.jobs)} jobs {record.told}; {GO_ON}")
+            raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
         if record.status != "FINISHED":
-            raise JobError(f"of {len(self.jobs)} jobs {record.told}; {GO_ON}")
+            raise JobError(f"of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
 
     def stop(self) -> None:
         """No further job begins, wherever it would. A signal's handler calls it: nothing is imported or printed."""
@@ -314,10 +319,15 @@ class HandedOut(list[Sequence[str]]):
         self.sweep = sweep
 
     def __iter__(self) -> Iterator[Sequence[str]]:
-        for job in super().__iter__():
+        from gptbench.terminal import console
+
+        for overrides in super().__iter__():
             if self.sweep.interrupted:
                 raise KeyboardInterrupt
-            yield job
+            number = int(overrides[-1].rpartition("=")[2])
+            swept = " ".join(redacted(self.sweep.jobs[number].swept))
+            console.print(f"\njob {number} of {len(self.sweep.jobs)}: {swept}", style="bold", markup=False)
+            yield overrides
 
 
 def is_in_this_process(launcher: Launcher) -> bool:
@@ -343,7 +353,7 @@ class Progress:
         self.done += 1
         self.failed += outcome.status == Status.failed.value
         self.run += outcome.status in (Status.recorded.value, Status.failed.value)
-        told = f"sweep: {self.done}/{self.total} jobs"
+        told = f"sweep: {self.done}/{counted(self.total, 'job')}"
         if self.failed:
             told += f", {self.failed} failed"
         if self.run and self.done < self.total:
