@@ -22,6 +22,7 @@ from gptbench.inputs import read_object
 from gptbench.isolation import in_own_process
 from gptbench.measure.environment import git_commit
 from gptbench.prompt import make_tokenizer
+from gptbench.record.busy import busy
 from gptbench.record.failure import Cause, Failure
 from gptbench.record.files import headline, load_record, problem, records_in
 from gptbench.record.kernels import KernelResult
@@ -182,13 +183,15 @@ def records_since(job: Job) -> list[Path]:
 def measured(job: Job, start: float) -> Outcome:
     """Of a job that is recorded, and counts."""
     assert job.record is not None
+    record = load_record(job.record)
     return Outcome(
         status=(Status.found if job.found else Status.recorded).value,
         swept=job.swept,
         identity=job.identity,
         record=str(job.record),
         seconds=time.perf_counter() - start,
-        metrics=headline(load_record(job.record)),
+        metrics=headline(record),
+        busy=busy(record),
     )
 
 

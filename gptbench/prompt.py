@@ -8,7 +8,7 @@ from gptbench.config import Config, ModelConfig
 from gptbench.errors import ConfigError
 from gptbench.guard import may_be_a_process
 from gptbench.paths import shipped_folder
-from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, unread_tokenizer
 
 SEED_TEXT = "Hello, my name is"
 SEED_TOKENS = [1, 15043, 29892, 590, 1024, 338]
@@ -24,10 +24,13 @@ def make_tokenizer(model: ModelConfig) -> Tokenizer | None:
         TokenizerError: it cannot be read, or is not where `model.tokenizer` says.
     """
     if model.tokenizer is not None:
-        return load_tokenizer(Path(model.tokenizer))
-    if model.checkpoint is None or not has_tokenizer(Path(model.checkpoint)):
+        tokenizer = load_tokenizer(Path(model.tokenizer))
+    elif model.checkpoint is not None and has_tokenizer(Path(model.checkpoint)):
+        tokenizer = load_tokenizer(Path(model.checkpoint))
+    else:
         return None
-    return load_tokenizer(Path(model.checkpoint))
+    tokenizer.rows = model.vocab_size
+    return tokenizer
 
 
 def with_prompt(config: Config, tokenizer: Tokenizer | None) -> Config:
@@ -48,6 +51,10 @@ def prompt_tokens(config: Config, tokenizer: Tokenizer | None) -> list[int]:
     if work.prompt:
         return work.prompt
     if tokenizer is None:
+        checkpoint = config.model.checkpoint
+        unread = None if checkpoint is None else unread_tokenizer(Path(checkpoint))
+        if unread is not None and work.prompt_length is None:  # Llama 2's token ids would be another text
+            raise ConfigError("model.tokenizer", "null", f"a folder or file, for {checkpoint}: {unread}")
         for name in ("prompt_text", "prompt_file"):
             if (value := getattr(work, name)) is not None:
                 raise ConfigError(

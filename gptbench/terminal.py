@@ -33,6 +33,7 @@ from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
+from gptbench.record.busy import busy, in_words
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
@@ -323,6 +324,13 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
         console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
     if (held_back := throttling(result.samples)) is not None:
         console.print(held_back, style="yellow")
+    show_busy(result)
+
+
+def show_busy(result: Measured) -> None:
+    """Why these numbers may be slower than the device is."""
+    if (told := in_words(result)) is not None:
+        console.print(told, style="bold yellow", markup=False)
 
 
 def show_stages(compilation: Compilation) -> None:
@@ -397,6 +405,7 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         cells = [kernel_name, f"mean {metric}: {number(value)}", dtype, implementation]
         table.add_row(*map(escape, cells), *[""] * 7, "" if target is None else number(target))
     print_whole(table)
+    show_busy(result)
     for kernel in result.kernels:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
         for name, told in ({"": kernel.note} if kernel.note is not None else failures).items():
@@ -439,6 +448,9 @@ def show_sweep(record: SweepRecord) -> None:
             cells.append("" if text is None else escape(str(text).splitlines()[0] if str(text) else ""))
         table.add_row(*cells)
     print_whole(table)
+    if marked := sum(1 for job in record.jobs if job.busy):
+        told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
+        console.print(told, style="bold yellow")
 
 
 def place(result: Measured) -> dict[str, str | None]:
@@ -469,6 +481,7 @@ def print_json(result: Recorded, path: Path, logged: str | None) -> None:
         **({"failed": result.cause, "reason": result.reason} if isinstance(result, Failure) else {}),
         **(summary(result) if isinstance(result, Result) else {}),
         **(kernel_summary(result) if isinstance(result, KernelResult) else {}),
+        **({"busy": busy(result)} if isinstance(result, Measured) else {}),
         "result": str(path),
         "tracking": logged,
     }

@@ -10,23 +10,45 @@ front of it, as Llama 2's own files say (transformers' LlamaTokenizer leaves tha
 """
 
 import base64
-import json
+import os
 import re
-import string
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import import_module
 from itertools import groupby, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from gptbench.errors import FileError
+from gptbench import inputs
+from gptbench.errors import FileError, InputError
 
 NAMES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
 """What is looked for in a folder, in this order."""
+
+OTHER_NAMES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tekken.json",
+    "*.spm",
+    "*spiece*.model",
+    "tokenizer_config.json",
+)
+"""Files of tokenizers that are not read: where they are, there is a tokenizer all the same."""
+
+MAX_BYTES = 64 * 2**20
+"""Of any file of a tokenizer; the largest that was seen has 33 MB, and the libraries take seconds for such a one."""
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Keys of special tokens in JSON files, in transformers' order."""
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Keys of an added token in a JSON file, beside its content."""
 
 RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 """How a file of tiktoken begins: a token in base64 and its rank. A protobuf begins with the byte 10, an empty line."""
@@ -45,23 +67,34 @@ class Tokenizer(ABC):
         size: largest token id + 1, added tokens included. A model's vocabulary can be larger: it is often padded.
         bos: the token that `encode` puts first, or None where it puts none.
         eos: tokens that end a text, none where no file names one.
+        rows: of the model's embedding, where it is known: `encode` refuses a text whose tokens have none.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, source: Path, size: int, bos: int | None, eos: frozenset[int]) -> None:
         self.source, self.size, self.bos, self.eos = source, size, bos, eos
+        self.rows: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, behind the begin-of-text token where the model is meant to see one.
 
-        Raises TokenizerError for a text that is not Unicode (a command line can hold one), or that the library refuses.
+        Raises TokenizerError for a text that is not Unicode (a command line can hold one), that the library refuses, or
+        that has tokens which the model does not know.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text is not Unicode: {error}") from None
-        return self.ids(text)
+        ids = self.ids(text)
+        largest = max(ids, default=0)
+        if self.rows is not None and largest >= self.rows:
+            raise TokenizerError(
+                f"{self.source}: token {largest} ({self.decode([largest])}) of the text has no row in the embedding, "
+                f"which has vocab_size={self.rows}: the tokenizer, of {self.size} tokens, is another model's, or was "
+                "added to; model.tokenizer can name another one"
+            )
+        return ids
 
     @abstractmethod
     def ids(self, text: str) -> list[int]:
@@ -107,7 +140,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizer.json``, which holds all there is to it.
+    """A ``tokenizer.json``, and the tokens that the files beside it add (see `tokens_beside`).
 
     Its post-processor alone says whether a begin-of-text token is put first: transformers, too, passes over the
     ``add_bos_token`` of ``tokenizer_config.json`` then (``PreTrainedTokenizerBase._from_pretrained``).
@@ -117,34 +150,60 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, file: Path, data: bytes) -> None:
         library = imported("tokenizers", file)
-        try:
+        with told(f"cannot read {file}"):
             self.tokenizer = library.Tokenizer.from_buffer(data)
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
-            # What stands before some text, and nothing of what stands behind it, which can be an end-of-text token.
-            probe = self.tokenizer.encode(string.ascii_letters)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises nothing narrower, and lets Rust's panics through
-            raise unreadable(file, error) from None
-        pairs = zip(probe.ids, probe.special_tokens_mask, strict=True)
+            # What stands before a word, and nothing of what stands behind it, which can be an end-of-text token. Of a
+            # vocabulary that surely holds the word.
+            probe = library.Tokenizer(library.models.WordLevel({"word": 0}, unk_token="word"))
+            if self.tokenizer.post_processor is not None:
+                probe.post_processor = self.tokenizer.post_processor
+            encoding = probe.encode("word")
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         self.prefix = [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
-        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.add_tokens(library.AddedToken, file.parent)
+        with told(f"cannot read {file}"):
+            size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         bos = self.prefix[0] if self.prefix else None
         super().__init__(file, size, bos, ends_of_text(file.parent, self.tokenizer.token_to_id))
 
+    def add_tokens(self, added_token: Callable[..., Any], folder: Path) -> None:
+        """Adds what the files beside name, as transformers does (``TokenizersBackend.__init__``): numbered ones by
+        number, then named ones; what the vocabulary has keeps its id, and others get the next free ones."""
+        with told(f"cannot read {folder}: its added tokens"):
+            numbered, named = tokens_beside(folder)
+            own = self.tokenizer.get_added_tokens_decoder()
+            if settings_of(folder).get("added_tokens_decoder") is None:
+                numbered = {index: token for index, token in numbered.items() if index not in own}
+            known = set(map(repr, own.values()))
+            tokens = [added_token(**numbered[index]) for index in sorted(numbered)]
+            tokens = [token for token in tokens if repr(token) not in known]
+            contents = {token.content for token in [*own.values(), *tokens]}
+            for token in named:
+                if token["content"] not in contents:
+                    tokens.append(added_token(**token))
+                    contents.add(token["content"])
+            names = {token["content"] for token in named}
+            for token in tokens:
+                token.special = token.special or token.content in names
+            self.tokenizer.add_tokens(tokens)
+            self.tokenizer.encode_special_tokens = bool(settings_of(folder).get("split_special_tokens"))
+
     def ids(self, text: str) -> list[int]:
-        try:
+        with told(f"{self.source} cannot encode the text"):  # a model without an unknown token, say
             return [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
-        except Exception as error:  # the library raises nothing narrower: a model without an unknown token, say
-            raise TokenizerError(f"{self.source} cannot encode the text: {one_line(error)}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         tokens = [self.token(index) for index in ids]
         if getattr(self.tokenizer.model, "byte_fallback", False):
             tokens = list(with_broken_bytes_replaced(tokens))
         decoder = self.tokenizer.decoder
-        return decoder.decode(tokens) if decoder else " ".join(tokens)  # without a decoder, as the library does it
+        try:
+            with told(f"{self.source} cannot decode tokens"):
+                return decoder.decode(tokens) if decoder else " ".join(tokens)  # without one, as the library does it
+        except TokenizerError:  # what was measured is worth more than how its text is spelled
+            return " ".join(tokens)
 
     def token(self, index: int) -> str:
         """The token as the vocabulary spells it. The library's own `decode` leaves out an id that has none."""
@@ -193,6 +252,15 @@ class SentencePieceTokenizer(Tokenizer):
             for index, piece in enumerate(pieces)
             if self.model.is_control(index) or self.model.is_unknown(index)
         } | added_tokens(file.parent)
+        eos = frozenset([self.model.eos_id()] if self.model.eos_id() >= 0 else [])
+        eos = ends_of_text(file.parent, self.special.get, eos)
+        for token in tokens_beside(file.parent)[1]:
+            if (
+                token["content"] and token["content"] not in self.special
+            ):  # as transformers: a piece, or behind all others
+                last = max(self.pieces - 1, *self.special.values())
+                known = pieces.index(token["content"]) if token["content"] in pieces else last + 1
+                self.special[token["content"]] = known
         self.shown = {index: token for token, index in self.special.items()}
         longest_first = sorted(self.special, key=len, reverse=True)
         self.at_special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
@@ -201,9 +269,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.behind_special = self.model if settings.get("legacy") else self.spaceless
         bos = self.special.get(token_named("bos_token", file.parent) or "", self.model.bos_id())
         adds_bos = bos >= 0 and settings.get("add_bos_token", True)
-        eos = frozenset([self.model.eos_id()] if self.model.eos_id() >= 0 else [])
         size = max(self.pieces, *(index + 1 for index in self.special.values()))
-        super().__init__(file, size, bos if adds_bos else None, ends_of_text(file.parent, self.special.get, eos))
+        super().__init__(file, size, bos if adds_bos else None, eos)
 
     def ids(self, text: str) -> list[int]:
         start, *others = self.at_special.split(text)
@@ -322,21 +389,38 @@ class TiktokenTokenizer(Tokenizer):
         return self.encoding.decode_single_token_bytes(index) if 0 <= index < self.size else unused(index).encode()
 
 
+def entries(folder: Path, names: Sequence[str]) -> list[Path]:
+    """What a folder holds of some names, in their order; whatever it is, also a link to nothing."""
+    held = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [entry for name in names for entry in held if fnmatch(entry.name, name)]
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds any of `NAMES`."""
-    return any(file.is_file() for name in NAMES for file in folder.glob(name))
+    return bool(entries(folder, NAMES))
+
+
+def unread_tokenizer(folder: Path) -> str | None:
+    """What to do about a folder that has a tokenizer, but none that is read; None where it has none."""
+    found = ", ".join(file.name for file in entries(folder, OTHER_NAMES))
+    if has_tokenizer(folder) or not found:
+        return None
+    return (
+        f"its tokenizer is in none of {', '.join(NAMES)}, which are read ({found} is there); transformers can make a "
+        "tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )
 
 
 def tokenizer_file(path: Path) -> Path:
     """The file that a folder's tokenizer is in, or the file itself. Raises TokenizerError where there is none."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
+    if not os.path.lexists(path):
         raise TokenizerError(f"{path}: no such file or folder")
-    for name in NAMES:
-        if found := sorted(file for file in path.glob(name) if file.is_file()):
-            return found[0]
-    raise TokenizerError(f"no tokenizer in {path}: it holds none of {', '.join(NAMES)}")
+    if not path.is_dir():
+        return path
+    if found := entries(path, NAMES):
+        return found[0]
+    reason = unread_tokenizer(path) or f"it holds none of {', '.join(NAMES)}"
+    raise TokenizerError(f"no tokenizer in {path}: {reason}")
 
 
 def ends_of_text(
@@ -356,6 +440,11 @@ def ends_of_text(
     return otherwise if token is None else frozenset([token])
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What ``tokenizer_config.json`` holds. Raises TokenizerError."""
+    return read_json(folder / "tokenizer_config.json")
+
+
 def token_named(role: str, folder: Path) -> str | None:
     """The token that a folder's files give a role (``bos_token``, ``eos_token``), or None."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -366,9 +455,55 @@ def token_named(role: str, folder: Path) -> str | None:
     return None
 
 
+def tokens_beside(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
+    """Tokens that the files beside a vocabulary add to it, as arguments of the library's ``AddedToken``: by id, and by
+    role.
+
+    As transformers has it (``PreTrainedTokenizerBase._from_pretrained``): where ``tokenizer_config.json`` has an
+    ``added_tokens_decoder``, ``added_tokens.json`` and ``special_tokens_map.json`` are older, and are passed over.
+
+    Raises:
+        TokenizerError: a file cannot be read, or what it holds is not token and id.
+    """
+    settings, older = settings_of(folder), read_json(folder / "special_tokens_map.json")
+    decoder = settings.get("added_tokens_decoder")
+    extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens"))
+    if decoder is None:
+        settings = settings | older
+        extra = older.get("additional_special_tokens") if extra is None else extra
+    try:
+        extra = [*extra.values()] if isinstance(extra, dict) else [*(extra or [])]
+        extra += older.get("extra_special_tokens", []) if decoder is None else []
+        others = [token for key, token in settings.items() if key.endswith("_token") and key not in ROLES]
+        named = [settings.get(role) for role in ROLES]
+        named += [token for token in others if isinstance(token, str | dict)]
+        special = [argument(token) | {"special": True} for token in [*named, *extra] if token is not None]
+        if decoder is not None:
+            numbered = {int(index): argument(dict(token)) for index, token in decoder.items()}
+        else:
+            names = {token["content"] for token in special}
+            numbered = {
+                int(index): {"content": token, "normalized": token not in names, "special": token in names}
+                for token, index in read_json(folder / "added_tokens.json").items()
+            }
+        flags = {token["content"]: token for token in numbered.values()}
+        return numbered, [flags.get(token["content"], token) for token in special]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(folder, f"its added tokens are not token and id: {error!r}") from None
+
+
+def argument(token: Any) -> dict[str, Any]:
+    """Arguments of ``AddedToken`` for a token in a JSON file, which is its content alone, or an object with it."""
+    if isinstance(token, str):
+        return {"content": token}
+    if not isinstance(token["content"], str):
+        raise TypeError(f"{token['content']!r} is no token")
+    return {key: token[key] for key in ("content", *FLAGS) if key in token}
+
+
 def added_tokens(folder: Path) -> dict[str, int]:
     """Tokens that were added to a sentencepiece model, whose own file they are not in: token to id."""
-    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    decoder = settings_of(folder).get("added_tokens_decoder", {})
     added = read_json(folder / "added_tokens.json")
     try:
         return {token["content"]: int(index) for index, token in decoder.items()} | {
@@ -380,12 +515,12 @@ def added_tokens(folder: Path) -> dict[str, int]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file. Raises TokenizerError."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
     try:
-        values = json.loads(contents(file))
-    except (ValueError, RecursionError) as error:
-        raise unreadable(file, error) from None
+        values = inputs.read_json(file, MAX_BYTES)
+    except InputError as error:
+        raise TokenizerError(error) from None
     if not isinstance(values, dict):
         raise unreadable(file, "it holds no JSON object")
     return values
@@ -394,9 +529,20 @@ def read_json(file: Path) -> dict[str, Any]:
 def contents(file: Path) -> bytes:
     """All of a file. Raises TokenizerError."""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise unreadable(file, error) from None
+        return inputs.read_bytes(file, MAX_BYTES)
+    except InputError as error:
+        raise TokenizerError(error) from None
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turns whatever a library raises into a TokenizerError: it has nothing narrower, and lets Rust's panics out."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, TokenizerError):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{what}: {one_line(error)}") from None
 
 
 def imported(name: str, file: Path) -> ModuleType:

@@ -21,6 +21,7 @@ from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate, overrides_of, recorded_text
 from gptbench.compare.ratio import TIME, Moments, of_groups, of_moments
 from gptbench.compare.select import Found
+from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
 from gptbench.errors import ConfigError, UserError
 from gptbench.guard import install
@@ -743,7 +744,7 @@ def test_three_runs_a_side_find_a_slowdown_of_five_percent() -> None:
                 BaselineMetric(value=float(np.exp(side.mean)), spread=side.variance**0.5, count=side.count)
                 for side in sides
             )
-            checks.append(check("row", "ttft_s", TIME, before, now, TIME.margin, 0.006))
+            checks.append(check("row", "ttft_s", TIME, before, now, TIME.margin, StartSpread(0.006, np.inf, "")))
         return checks
 
     def share(checks: list[Check], name: str) -> float:

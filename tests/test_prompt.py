@@ -126,3 +126,23 @@ def test_a_text_that_gives_no_tokens(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         prompted(replace(BIG, tokenizer=str(tmp_path)))
+
+
+def test_llama_2s_ids_are_not_taken_for_a_tokenizer_that_is_not_read(tmp_path: Path) -> None:
+    model = replace(BIG, checkpoint=str(tmp_path))
+    assert prompted(model).workload.prompt == SEED_TOKENS
+    for name in ("vocab.json", "merges.txt", "tekken.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+        for workload in ({}, {"prompt_text": "Hello"}):
+            with pytest.raises(ConfigError, match=rf"^model.tokenizer=null: .*\({name} is there\).*save_pretrained"):
+                prompted(model, **workload)
+        assert prompted(model, prompt=[1, 2]).workload.prompt == [1, 2]
+        assert len(prompted(model, prompt_length=5).workload.prompt) == 5
+        (tmp_path / name).unlink()
+
+
+def test_a_tokenizer_of_another_model_is_told() -> None:
+    """Its tokens are more than the embedding has rows."""
+    assert prompted(DEMO).workload.prompt
+    with pytest.raises(TokenizerError, match=r"has no row in the embedding, which has vocab_size=100"):
+        prompted(replace(DEMO, vocab_size=100))

@@ -308,6 +308,113 @@ def test_tokens_added_to_a_sentencepiece_model_are_known(tmp_path: Path) -> None
     assert tokenizer.decode([360, 362, 365]) == "<pad><|unused 362|><|im_end|>"
 
 
+def added(content: str, **flags: bool) -> dict[str, Any]:
+    """An added token as transformers saves it."""
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": content, **plain, "special": True, **flags}
+
+
+FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
+BESIDE: dict[str, dict[str, dict[str, Any]]] = {
+    # What is beside a tokenizer.json that has <y> alone.
+    "nothing": {},
+    "added_tokens": {"added_tokens.json": {"<|im_end|>": 9000, "<x>": 8000, "<y>": 12}},
+    "added_tokens of its own id": {"added_tokens.json": {"<x>": 400}},
+    "special_tokens_map": {
+        "added_tokens.json": {"<|im_end|>": 9000},
+        "special_tokens_map.json": {
+            "eos_token": "<|im_end|>",
+            "additional_special_tokens": ["<x>", "<y>"],
+            "pad_token": {"content": "<pad>", "lstrip": True, "rstrip": False, "normalized": False},
+        },
+    },
+    "extra in the map": {"special_tokens_map.json": {"extra_special_tokens": ["<x>"], "eos_token": "<|im_end|>"}},
+    "decoder": {
+        "tokenizer_config.json": FAST
+        | {
+            "added_tokens_decoder": {"500": added("<x>", lstrip=True), "450": added("<|im_end|>", rstrip=True)},
+            "eos_token": "<x>",
+        },
+        "added_tokens.json": {"<pad>": 0},
+        "special_tokens_map.json": {"pad_token": "<pad>"},
+    },
+    "not special": {
+        "tokenizer_config.json": FAST | {"added_tokens_decoder": {"500": added("<x>", special=False, normalized=True)}}
+    },
+    "flags of its own": {"tokenizer_config.json": FAST | {"added_tokens_decoder": {"400": added("<y>", lstrip=True)}}},
+    "additional": {
+        "tokenizer_config.json": FAST | {"additional_special_tokens": ["<x>", "<|im_end|>"], "pad_token": "<pad>"},
+        "special_tokens_map.json": {"additional_special_tokens": ["b"]},
+    },
+    "extra by name": {"tokenizer_config.json": FAST | {"extra_special_tokens": {"a_token": "<x>", "b_token": "<pad>"}}},
+    "named": {
+        "tokenizer_config.json": FAST
+        | {"image_token": "<x>", "eos_token": added("<|im_end|>", lstrip=True) | {"__type": "AddedToken"}}
+    },
+    "in the vocabulary": {"tokenizer_config.json": FAST | {"eos_token": "th", "mask_token": "<x>"}},
+    "split": {"tokenizer_config.json": FAST | {"split_special_tokens": True, "eos_token": "<|im_end|>"}},
+}
+
+
+def test_tokens_that_the_files_beside_a_tokenizer_json_add_are_those_of_transformers(tmp_path: Path) -> None:
+    text = "a<|im_end|> the <x> <y>  c <pad> "
+    library = byte_level(LLAMA3_SPLIT, ["<y>"])
+    seen = set()
+    for name, files in BESIDE.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder, {"tokenizer.json": library, "config.json": {"model_type": "llama"}, **files})
+        expected = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.encode(text) == expected(text)["input_ids"], name
+        assert tokenizer.size == len(expected), name
+        assert tokenizer.eos == ({expected.eos_token_id} - {None}), name
+        assert "<|unused" not in tokenizer.decode(range(tokenizer.size))
+        seen.add(tuple(tokenizer.encode(text)))
+    assert len(seen) > 9
+
+
+def test_tokens_that_the_files_beside_a_sentencepiece_model_name_are_known(tmp_path: Path) -> None:
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
+    for name, named in {"pad": {"pad_token": "<pad>"}, "more": {"additional_special_tokens": ["<pad>", "<x>"]}}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        files = {"tokenizer.model": MODEL, "tokenizer_config.json": settings | named}
+        write(folder, files | {"config.json": {"model_type": "llama"}})
+        for text in ("a<pad>", "<x> b", "<pad><pad> c"):
+            assert load_tokenizer(folder).encode(text) == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+
+
+def test_what_stands_before_a_prompt_comes_from_the_post_processor_alone(tmp_path: Path) -> None:
+    """No text is encoded to find it: a vocabulary need not have any letter."""
+
+    def bpe(*letters: str) -> Library:
+        library = Library(models.BPE(vocab={token: i for i, token in enumerate(("<s>", "</s>", *letters))}, merges=[]))
+        library.add_special_tokens(["<s>", "</s>"])
+        library.post_processor = template(library, "<s>", "$A", "</s>")
+        return library
+
+    digits, roberta, both = bpe("1", "2"), bpe("1", "2"), bpe("1", "2")
+    digits.normalizer = normalizers.Replace(Regex("[a-zA-Z]"), "")
+    roberta.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    both.post_processor = processors.Sequence([processors.ByteLevel(), template(both, "<s>", "<s>", "$A", "</s>")])
+    words = Library(models.WordLevel(vocab={"1": 0, "2": 1}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    unigram = Library(models.Unigram([("1", -1.0), ("2", -1.0)]))
+    for library, text, expected in (
+        (bpe("你", "好"), "你好", [0, 2, 3]),
+        (digits, "12", [0, 2, 3]),
+        (roberta, "12", [0, 2, 3]),
+        (both, "12", [0, 0, 2, 3]),
+        (words, "1 2", [0, 1]),
+        (unigram, "12", [0, 1]),
+    ):
+        whole = library.encode(text).ids
+        tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": library}))
+        assert tokenizer.encode(text) == expected == whole[: len(expected)]
+        assert tokenizer.bos == (0 if library.post_processor else None)
+
+
 # Begin and end of text
 
 
@@ -529,7 +636,7 @@ def test_a_path_without_a_tokenizer_is_told(tmp_path: Path) -> None:
         ("tokenizer.model", b"", "INTERNAL"),
         ("tokenizer.model", MODEL[:1000], "INTERNAL"),
         ("tokenizer.model", MODEL.replace(b"</s>", b"\xff/s>"), "utf-8"),
-        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "INTERNAL"),
+        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("tokenizer.model", b"AAAA 0\nAAAA\n", "not enough values"),
         ("tokenizer.model", b"AAAA 0\nAA?A 1\n", "base64"),
         ("tokenizer.model", rank_file(128000, [b"a", b"b"]), "missing"),
@@ -569,12 +676,16 @@ def test_a_broken_file_beside_a_tokenizer_is_told(tmp_path: Path, name: str, con
         {"added_tokens.json": {"<pad>": "one"}},
         {"tokenizer_config.json": {"added_tokens_decoder": {"360": "<pad>"}}},
         {"tokenizer_config.json": {"added_tokens_decoder": ["<pad>"]}},
+        {"tokenizer_config.json": {"additional_special_tokens": 3}},
+        {"tokenizer_config.json": {"additional_special_tokens": [3]}},
+        {"special_tokens_map.json": {"pad_token": {"content": 3}}},
     ],
 )
 def test_broken_added_tokens_are_told(tmp_path: Path, files: dict[str, Any]) -> None:
-    message = refusal(write(tmp_path, {"tokenizer.model": MODEL, **files}))
-    assert str(tmp_path) in message
-    assert "added tokens" in message
+    for tokenizer in ({"tokenizer.model": MODEL}, {"tokenizer.json": llama2()}):
+        message = refusal(write(tmp_path, {**tokenizer, **files}))
+        assert str(tmp_path) in message
+        assert "added tokens" in message
 
 
 @pytest.mark.parametrize("name", ["tokenizers", "sentencepiece", "tiktoken"])
@@ -590,11 +701,76 @@ def test_a_missing_library_is_named(loaded: dict[str, Tokenizer], monkeypatch: p
 def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"tokenizer.model": MODEL})
 
-    def refuse(file: Path) -> bytes:
+    def refuse(file: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert "Permission denied" in refusal(tmp_path)
+
+
+def test_what_is_no_file_or_without_end_is_told_at_once(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer.model", "a.tiktoken", "tokenizer_config.json"):
+        file = tmp_path / name
+        for replace in (os.mkfifo, os.mkdir, lambda file: file.symlink_to("/dev/zero"), lambda file: sparse(file)):
+            if name == "tokenizer_config.json":
+                write(tmp_path, {"tokenizer.json": llama2()})
+            replace(file)
+            for path in (tmp_path, file) if name != "tokenizer_config.json" else (tmp_path,):
+                if not (path == file and file.is_dir()):
+                    assert str(file) in refusal(path)
+            file.rmdir() if file.is_dir() else file.unlink()
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(2**40)
+
+
+def test_a_panic_of_the_library_is_told(tmp_path: Path) -> None:
+    """Rust's panics are no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    class Panics:
+        def __getattr__(self, name: str) -> Any:
+            raise Panic(f"\x1b[2J{name}\nand more")
+
+    tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": llama2()}))
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    tokens = tokenizer.encode("Hello")
+    tokenizer.tokenizer = Panics()
+    with pytest.raises(TokenizerError, match=r"cannot encode the text: \\x1b\[2Jencode and more"):
+        tokenizer.encode("Hello")
+    tokenizer.tokenizer = StubLibrary()
+    assert tokenizer.decode(tokens[:2]) == "1 " + str(tokens[1]), "what was measured is kept"
+
+
+class StubLibrary:
+    """Has tokens, and a decoder that panics."""
+
+    model = None
+
+    @property
+    def decoder(self) -> Any:
+        return self
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        raise BaseException("panic")
+
+    def id_to_token(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_told(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(
+        write(tmp_path, {"tokenizer.json": llama2(), "special_tokens_map.json": {"pad_token": "<pad>"}})
+    )
+    tokenizer.rows = last = tokenizer.size - 1
+    tokenizer.encode("Hello")
+    told = rf"token {last} \(<pad>\) .* vocab_size={last}: the tokenizer, of {last + 1} tokens"
+    with pytest.raises(TokenizerError, match=told):
+        tokenizer.encode("Hello<pad>")
 
 
 def test_a_text_that_is_not_unicode_is_told(tokenizer: Tokenizer) -> None:

@@ -22,6 +22,7 @@ from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
 from gptbench.paths import conf_folder
 from gptbench.record.ab import AbResult
+from gptbench.record.busy import busy_rounds
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
 from gptbench.record.result import redacted
@@ -156,6 +157,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             "seconds": result.seconds,
             "ended": result.ended,
             "remarks": remarks(result),
+            "busy": {str(number): reasons for number, reasons in busy_rounds(result).items()},
             "device": result.environment.device,
             "commit": result.environment.commit,
             "result": str(path),

@@ -11,13 +11,14 @@ from rich.table import Table
 
 from gptbench.commandline import prepared, quoted
 from gptbench.commands.ab import composed
-from gptbench.commands.compare import COLOUR, add_places, share, tell_unread, words, write_line
+from gptbench.commands.compare import COLOUR, add_places, share, starts_told, tell_unread, words, write_line
 from gptbench.compare import measuring
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
 from gptbench.compare.measuring import is_of_single_run, measured_gate
 from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import HOW, Found, select
+from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError, counted
 from gptbench.record.display import display
@@ -104,11 +105,11 @@ def tell(what: str) -> None:
 
 def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> int:
     """Holds runs against a baseline; measures them where none are given."""
-    config = read_baseline(options.baseline)
+    config, history = read_baseline(options.baseline), History(options.outputs)
     if options.runs:
-        held = gate(config, found, partial=options.partial)
+        held = gate(config, found, partial=options.partial, history=history)
     else:
-        held = measured_gate(config, options.repeats, more, tell)
+        held = measured_gate(config, options.repeats, more, tell, history)
     passed = not (held.failed or (options.strict and held.undecided))
     show_gate(config, held, passed)
     write_line(line_of(config, options.baseline, held, passed))
@@ -165,6 +166,7 @@ def check_line(check: Check) -> dict[str, Any]:
         "high": None if ratio is None else ratio.high,
         "verdict": None if check.verdict is None else check.verdict.value,
         "possible": {word.value: share for word, share in check.possible.items()},
+        "starts": None if check.starts is None else str(check.starts),
         "reason": check.told,
     }
 
@@ -193,6 +195,8 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     print_whole(table)
     for remark in held.remarks:
         console.print(remark, markup=False, style="yellow")
+    if told := starts_told((check.metric or "", check.starts) for check in held.checks):
+        console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"

@@ -9,7 +9,7 @@ sample after another.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from gptbench.compare.ratio import (
     verdict,
 )
 from gptbench.compare.select import Found
+from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.compare.work import different_work
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
@@ -49,9 +50,6 @@ from gptbench.record.statistics import (
 from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
-START_SPREAD = {"cuda": 0.006, "cpu": 0.11}
-"""Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
-H100, and of one on a part of a shared CPU (LOG.md). A single run's samples do not show it."""
 CLOCKS_APART = 0.005
 """Share by which clocks must differ to be told."""
 
@@ -71,6 +69,8 @@ class Row:
     """What the interval is of: `5 and 5 samples, one start each`, `3 and 3 runs`, `2000 tokens`."""
     possible: dict[Verdict, float] = field(default_factory=dict)
     """Of what is undecided, by up to which share B may be less, and more."""
+    starts: StartSpread | None = None
+    """What the interval is widened by, of single starts."""
 
     @property
     def told(self) -> str:
@@ -114,11 +114,14 @@ class Comparison:
     """Of several pairs: decode tokens/s, each pair one value."""
 
 
-def compare(a: Iterable[Found], b: Iterable[Found], margin: float | None = None) -> Comparison:
+def compare(
+    a: Iterable[Found], b: Iterable[Found], margin: float | None = None, history: History = NO_HISTORY
+) -> Comparison:
     """Compares what counts of two sides.
 
     Args:
         margin: of speed: ratios nearer to 1 are noise; None takes that of its `Kind`.
+        history: recorded runs that say what single starts differ by.
 
     Raises:
         UserError: nothing of A can be compared with anything of B.
@@ -133,7 +136,7 @@ def compare(a: Iterable[Found], b: Iterable[Found], margin: float | None = None)
     keys = sorted(set().union(*(varied(side) for side in settings)))
     groups = [grouped(side, values, keys) for side, values in zip(sides, settings, strict=True)]
     pairs = [
-        Pair(told_apart(own[0], keys, sides), own, groups[1][key], rows(own, groups[1][key], margin))
+        Pair(told_apart(own[0], keys, sides), own, groups[1][key], rows(own, groups[1][key], margin, history))
         for key, own in groups[0].items()
         if key in groups[1]
     ]
@@ -276,7 +279,7 @@ def differences(
     return told
 
 
-def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
+def rows(a: list[Found], b: list[Found], margin: float | None, history: History = NO_HISTORY) -> list[Row]:
     """Of one pair, each metric that both sides have."""
     if isinstance(a[0].record, KernelResult) and isinstance(b[0].record, KernelResult):
         return kernel_rows(a, b, margin)
@@ -288,32 +291,31 @@ def rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
         if kind.name == "quality":
             row = quality_row(metric, first[0], second[0])
         else:
-            row = run_row(metric, first, second, margin if kind.name == "speed" else None)
+            row = run_row(metric, first, second, margin if kind.name == "speed" else None, history)
         if row is not None:
             found.append(row)
     return found
 
 
-def run_row(metric: str, a: list[Result], b: list[Result], margin: float | None) -> Row | None:
+def run_row(
+    metric: str, a: list[Result], b: list[Result], margin: float | None, history: History = NO_HISTORY
+) -> Row | None:
     """One metric of runs; None where a side has it not."""
     memory = KINDS[metric] is MEMORY
     by_run = len(a) > 1 or len(b) > 1 or metric not in SAMPLED or memory
     sides = [moments_of(side, metric, by_run) for side in (a, b)]
     if sides[0] is None or sides[1] is None:
         return None
+    starts = None
     ratio, of = of_moments(sides[0], sides[1]), counted(sides[0].count, sides[1].count, "run" if by_run else "sample")
     if memory and all(each.environment.on_gpu for each in (*a, *b)):
         # What an allocator counts is the same at each start: nothing is left to chance, but the margin.
         ratio, of = exactly(ratio), f"{of}, exact"
     elif not by_run:
-        ratio, of = of_single_starts(ratio, start_spread(a + b)), f"{of}, one start each"
+        starts = history.spread(metric, [*a, *b])
+        ratio, of = of_single_starts(ratio, starts.value, starts.freedom), f"{of}, one start each"
     middles = float(np.exp(sides[0].mean)), float(np.exp(sides[1].mean))
-    return Row.judged(metric, *middles, ratio, of, margin)
-
-
-def start_spread(results: list[Result]) -> float:
-    """See `START_SPREAD`."""
-    return max(START_SPREAD["cuda" if result.environment.on_gpu else "cpu"] for result in results)
+    return replace(Row.judged(metric, *middles, ratio, of, margin), starts=starts)
 
 
 def exactly(ratio: Ratio) -> Ratio:

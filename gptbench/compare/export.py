@@ -9,13 +9,14 @@ from typing import Any
 
 from gptbench.compare.select import Found
 from gptbench.record import Failure, Measured, Recorded
+from gptbench.record.busy import busy
 from gptbench.record.display import display, in_display_order
 from gptbench.record.files import headline, problem
 from gptbench.record.labels import weights_of
 
 NAMES = ("model", "weights", "engine", "batch")
 """Columns that every row has, before what a sweep varied."""
-ORIGIN = ("device", "commit", "identity", "started", "record")
+ORIGIN = ("device", "commit", "busy", "identity", "started", "record")
 """Columns that every row has, after the metrics."""
 MARKDOWN_METRICS = (
     *("decode_tokens_per_s", "mbu", "tpot_p50_s", "tpot_p99_s", "ttft_s", "compile_cold_s", "compile_warm_s"),
@@ -66,6 +67,7 @@ def origin(record: Recorded) -> dict[str, str]:
     return {
         "device": "" if here is None else here.device,
         "commit": (getattr(record, "commit", None) if here is None else here.commit) or "",
+        "busy": "; ".join(busy(record)),
         "identity": record.identity or "",
         "started": record.started,
     }
@@ -129,7 +131,7 @@ class Export:
         failed = any(each.status != "recorded" for each in self.rows)
         named = {key: [each.names[key] for each in self.rows] for key in NAMES}
         named |= {key: [each.overrides.get(key, "") for each in self.rows] for key in self.overrides}
-        named |= {key: [each.origin[key] for each in self.rows] for key in ("device", "commit")}
+        named |= {key: [each.origin[key] for each in self.rows] for key in ("device", "commit", "busy")}
         shared = {key: values[0] for key, values in named.items() if len(set(values)) == 1 and values[0]}
         columns = {key: values for key, values in named.items() if len(set(values)) > 1}
         head = [*columns, *(display(name).heading for name in metrics), *(["status"] if failed else [])]

@@ -28,7 +28,7 @@ from gptbench.compare.baseline import (
     section_of,
     versions_of,
 )
-from gptbench.compare.comparison import SAMPLED, exactly, moments_of, start_spread
+from gptbench.compare.comparison import SAMPLED, exactly, moments_of
 from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
@@ -44,6 +44,7 @@ from gptbench.compare.ratio import (
     verdict,
 )
 from gptbench.compare.select import Found
+from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
@@ -88,6 +89,8 @@ class Check:
     """What the interval is of: `3 runs and 1 run`."""
     possible: dict[Verdict, float] = field(default_factory=dict)
     """Of what is undecided, by up to which share it may be less, and more."""
+    starts: StartSpread | None = None
+    """What the interval is widened by, of single starts."""
 
     @property
     def undecided(self) -> bool:
@@ -170,7 +173,11 @@ def watts(limit: float | None) -> str:
 
 
 def gate(
-    config: BaselineConfig, found: Sequence[Found], hindered: Sequence[tuple[str, str]] = (), partial: bool = False
+    config: BaselineConfig,
+    found: Sequence[Found],
+    hindered: Sequence[tuple[str, str]] = (),
+    partial: bool = False,
+    history: History = NO_HISTORY,
 ) -> Gate:
     """Holds runs against a baseline.
 
@@ -178,6 +185,7 @@ def gate(
         found: recorded runs.
         hindered: rows that could not be measured, and why.
         partial: whether rows without a run are left out; else they fail.
+        history: recorded runs that say what single starts differ by.
 
     Raises:
         UserError: the baseline has no rows, or a run is of another device.
@@ -205,7 +213,7 @@ def gate(
     remarks = []
     for row, own in runs.items():
         if own:
-            checks += row_checks(config, row, own)
+            checks += row_checks(config, row, own, history)
             for which, held_back in (("baseline", config.rows[row].throttled), ("now", throttling(samples_of(own)))):
                 if held_back is not None:
                     remarks.append(f"{row}: {which}, {held_back}")
@@ -214,7 +222,7 @@ def gate(
     return Gate(checks, differences(config, results), left_out, remarks)
 
 
-def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Check]:
+def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: History = NO_HISTORY) -> list[Check]:
     """Of a row with runs, every metric that the baseline has."""
     margins = margins_of(config)
     held_back = throttling(samples_of(runs)) or ""
@@ -229,8 +237,9 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result]) -> list[Che
             continue
         now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
+            starts = history.spread(metric, runs) if before.of == now.of == "samples" else None
             exact = kind is MEMORY and runs[0].environment.on_gpu
-            outcome = check(row, metric, kind, before, now, margins[kind.name], start_spread(runs), exact)
+            outcome = check(row, metric, kind, before, now, margins[kind.name], starts, exact)
             if outcome.failed and held_back:
                 outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
             checks.append(outcome)
@@ -262,21 +271,21 @@ def check(
     before: BaselineMetric,
     now: BaselineMetric,
     margin: float,
-    spread: float,
+    starts: StartSpread | None = None,
     exact: bool = False,
 ) -> Check:
     """One metric that both have.
 
     Args:
-        spread: from start to start, where both are samples of a single one (see `START_SPREAD`).
+        starts: what they differ by, where both are samples of a single one.
         exact: whether starts of the same thing do not differ in it.
     """
     before, now = alike(before, now)
     ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
     if exact:
         ratio = exactly(ratio)
-    elif before.of == now.of == "samples":
-        ratio = of_single_starts(ratio, spread)
+    elif starts is not None:
+        ratio = of_single_starts(ratio, starts.value, starts.freedom)
     outcome, may_be = verdict(ratio, kind, margin), possible(ratio, kind, margin)
     told = ""
     if outcome is Verdict.unknown:
@@ -296,7 +305,7 @@ def check(
     elif may_be:
         told = f"undecided: up to {in_words(may_be)} is possible"
     counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
-    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be)
+    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be, starts)
 
 
 def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:

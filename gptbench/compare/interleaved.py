@@ -16,6 +16,7 @@ from gptbench.compare.work import different_work
 from gptbench.errors import counted
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record.ab import AbResult
+from gptbench.record.busy import busy_rounds
 from gptbench.record.statistics import decode_rate, log_middles
 
 HEADLINE = "decode_tokens_per_s"
@@ -77,8 +78,8 @@ LEAST_ROUNDS_FOR_DRIFT = 4
 
 
 def remarks(result: AbResult) -> list[str]:
-    """What a reader must know beside the ratios: that the sides do not do the same work; drift, clocks, throttling,
-    samples that count for nothing."""
+    """What a reader must know beside the ratios: that the sides do not do the same work; drift, rounds on
+    a busy machine, clocks, throttling, samples that count for nothing."""
     told = []
     if (other := different_work([side.config["workload"] for side in result.sides.values()])) is not None:
         told.append(other)
@@ -89,6 +90,9 @@ def remarks(result: AbResult) -> list[str]:
                 f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; what both sides "
                 "share of that cancels within each block"
             )
+    if marked := busy_rounds(result):
+        each = ". ".join(f"Round {number}: {'; '.join(reasons)}" for number, reasons in marked.items())
+        told.append(f"{len(marked)} of {len(result.rounds)} rounds were measured on a busy machine. {each}")
     told += clock_remarks(result)
     for name in result.sides:
         samples = result.samples(name)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gptbench.compare.gate import Gate, gate, require_device, require_rows
 from gptbench.compare.select import Found
+from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.config import BaselineConfig, BaselineRow
 from gptbench.device import cpu_name
 from gptbench.errors import JobError, UserError
@@ -27,7 +28,13 @@ class NotMeasuredError(JobError):
     """A run that was started, and did not end well."""
 
 
-def measured_gate(config: BaselineConfig, repeats: int, more: list[str], tell: Callable[[str], None]) -> Gate:
+def measured_gate(
+    config: BaselineConfig,
+    repeats: int,
+    more: list[str],
+    tell: Callable[[str], None],
+    history: History = NO_HISTORY,
+) -> Gate:
     """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
     runs of such a row count, of both times.
 
@@ -35,6 +42,7 @@ def measured_gate(config: BaselineConfig, repeats: int, more: list[str], tell: C
         repeats: how often each row is measured.
         more: overrides beside a row's own.
         tell: is told what is measured, and what had been worse at first.
+        history: recorded runs that say what single starts differ by.
 
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
@@ -43,7 +51,7 @@ def measured_gate(config: BaselineConfig, repeats: int, more: list[str], tell: C
     require_device_here(config)
     found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more, tell)
     failures = list(hindered.items())
-    held = gate(config, every(found), failures)
+    held = gate(config, every(found), failures, history=history)
     if not held.worse:
         return held
     tell("what is worse is measured again")
@@ -54,7 +62,7 @@ def measured_gate(config: BaselineConfig, repeats: int, more: list[str], tell: C
     again, lost = measure_rows(config, times, more, tell)
     for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
         found[row] += again[row]
-    pooled = gate(config, every(found), failures)
+    pooled = gate(config, every(found), failures, history=history)
     left = {(check.row, check.metric) for check in pooled.worse}
     for check in held.worse:
         if (check.row, check.metric) not in left:

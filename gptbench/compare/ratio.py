@@ -5,6 +5,7 @@ independent groups with variances of their own (Welch, 1947, https://doi.org/10.
 Compare, ab and gate all say what `verdict` says of a ratio.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -198,16 +199,17 @@ def of_moments(a: Moments, b: Moments) -> Ratio:
     return max(own, shared, key=lambda ratio: ratio.half_width) if sizes.min() < FEW else own
 
 
-def of_single_starts(ratio: Ratio, spread: float) -> Ratio:
+def of_single_starts(ratio: Ratio, spread: float, freedom: float = math.inf) -> Ratio:
     """The same where each side is a single start, and starts of the very same thing differ, by more than is seen within
     one.
 
     Args:
-        spread: standard deviation of the logarithm from start to start, known.
+        spread: standard deviation of the logarithm from start to start.
+        freedom: degrees of freedom of its estimate; infinite where it is known.
     """
     if ratio.low is None or ratio.high is None:
         return ratio
-    reach = np.hypot(np.log(ratio.high / ratio.low) / 2, stdtrit(np.inf, (1 + CONFIDENCE) / 2) * 2**0.5 * spread)
+    reach = np.hypot(np.log(ratio.high / ratio.low) / 2, stdtrit(freedom, (1 + CONFIDENCE) / 2) * 2**0.5 * spread)
     return Ratio(ratio.value, *(float(ratio.value * np.exp(way * reach)) for way in (-1, 1)))
 
 

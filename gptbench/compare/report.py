@@ -16,6 +16,7 @@ from gptbench.compare.select import Found
 from gptbench.compare.svg import inline
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
+from gptbench.record.busy import busy, in_words
 from gptbench.record.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.record.display import display
 from gptbench.record.files import problem
@@ -104,6 +105,11 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         kernels=kernel_table(kernels),
         pairs=pair_table(pairs),
         remarks=[f"{name}: {remark}" for name, record in pairs for remark in remarks(record)],
+        busy=[
+            f"{name}: {told}"
+            for name, record in named
+            if isinstance(record, (Result, KernelResult)) and (told := in_words(record))
+        ],
         same=same,
         differing=differing,
         origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
@@ -178,7 +184,8 @@ def summary_table(runs: list[Run]) -> Table:
 def samples_of(run: Run) -> str:
     """How many count, and how many of these were held back by power or heat."""
     valid, of, throttled = (int(run.summary[f"samples_{name}"]) for name in ("valid", "all", "throttled"))
-    return f"{valid} of {of}" + (f", {throttled} throttled" if throttled else "")
+    marks = ([f"{throttled} throttled"] if throttled else []) + (["busy machine"] if busy(run.result) else [])
+    return ", ".join([f"{valid} of {of}", *marks])
 
 
 def left_out(named: list[tuple[str, Recorded]]) -> Table:

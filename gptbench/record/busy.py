@@ -43,6 +43,12 @@ def busy(record: Recorded) -> list[str]:
     return slow_probes(record.probes, record.roof) if isinstance(record, Measured) else []
 
 
+def in_words(record: Recorded) -> str | None:
+    """The reasons in a sentence; None where there are none."""
+    reasons = busy(record)
+    return f"measured on a busy machine: {'; '.join(reasons)}" if reasons else None
+
+
 def busy_rounds(result: AbResult) -> dict[int, list[str]]:
     """Of interleaved measurements, by number of the round, from 1; of those alone that were busy."""
     found = {}
@@ -82,7 +88,7 @@ def slow_probes(probes: Sequence[Probe], roof: Roof) -> list[str]:
 def taken(loads: Sequence[Load], environment: Environment) -> list[str]:
     """What others took of the cores, and of the GPU."""
     seconds = sum(load.seconds for load in loads)
-    if not seconds:
+    if not seconds > 0:
         return []
     told = []
     cores = min(load.cores for load in loads)

@@ -55,6 +55,8 @@ class Outcome:
     """That it took, of those that were run."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The medians of its samples, and what else stands beside them."""
+    busy: list[str] = field(default_factory=list)
+    """Reasons to think that the machine was busy with something else meanwhile, in words."""
 
     def save(self, folder: Path) -> None:
         write_whole(folder / self.FILE, json.dumps(redacted(asdict(self)), indent=1))

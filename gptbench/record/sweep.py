@@ -63,7 +63,8 @@ class SweepRecord(Recorded):
         for number, job in enumerate(self.jobs):
             values = dict(override.split("=", 1) for override in job.swept if "=" in override)
             numbers = [job.metrics.get(name) for name in metrics]
-            rows.append([number, *(values.get(key) for key in keys), job.status, *numbers, job.reason])
+            status = f"{job.status}, busy" if job.busy else job.status
+            rows.append([number, *(values.get(key) for key in keys), status, *numbers, job.reason])
         return ["job", *keys, "status", *metrics, "reason"], rows
 
     @property

@@ -32,6 +32,7 @@ from gptbench.errors import TrackingError, raised
 from gptbench.inputs import read_object
 from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.ab import AbResult
+from gptbench.record.busy import busy
 from gptbench.record.charts import draw_compile_stages, write_figures
 from gptbench.record.display import DISPLAYS
 from gptbench.record.failure import Failure
@@ -61,6 +62,8 @@ SWEEP_TAG = "gptbench.sweep"
 """Folder of the sweep, on its parent run."""
 ENDED_TAG = "gptbench.sweep_ended"
 """When, on its parent run."""
+BUSY_TAG = "gptbench.busy"
+"""Why a run was measured on a busy machine, in words; only where it was."""
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """Markdown, which MLflow's page of a run begins with."""
@@ -430,6 +433,7 @@ def where(result: Measured) -> dict[str, str | None]:
         "commit": here.commit,
         "device": here.device,
         "driver": here.driver,
+        BUSY_TAG: "; ".join(busy(result)) or None,
         "power_limit_w": None if here.power_limit_w is None else f"{here.power_limit_w:g}",
         **{library: here.libraries[library] for library in ("torch", "triton") if library in here.libraries},
     }
