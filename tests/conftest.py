@@ -68,6 +68,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def nothing_compiled(one_thread: None) -> Iterator[None]:
+    """Each test compiles for itself: torch keeps at most 8 shapes of the same code."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
     """For tests of whole commands that are started often."""

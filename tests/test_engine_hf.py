@@ -35,6 +35,7 @@ from tests.test_engines import (
     make_engine,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 installed = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
 
 BIASED = replace(GQA, name="qkv_bias", qkv_bias=True, head_dim=32)
@@ -82,13 +83,6 @@ def config(cache: str) -> HuggingFaceConfig:
 
 def run_of(model: ModelConfig, quant: str = "none", cache: str = "dynamic") -> Config:
     return replace(run_config(model, quant), engine=config(cache))
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled(one_thread: None) -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.fixture
@@ -314,9 +308,11 @@ def test_asks_for_no_tensors_value(model: ModelConfig, cache: str, uncompiled: N
 
 @installed
 @pytest.mark.gpu
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("cache", ["static", "dynamic"])
-@pytest.mark.parametrize("model", ALL, ids=model_name)
+@pytest.mark.parametrize(
+    ("model", "cache", "batch"),
+    pairwise(ALL, ["static", "dynamic"], [1, 3]),
+    ids=lambda value: model_name(value) or str(value),
+)
 def test_agrees_with_eager_on_gpu(model: ModelConfig, cache: str, batch: int) -> None:
     reference = make_engine(EAGER, model, "none", batch, torch.float32, device("cuda"))
     with CompileWatch() as watch:

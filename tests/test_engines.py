@@ -3,7 +3,6 @@
 import gc
 import json
 import weakref
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +59,8 @@ from tests.models import (
 from tests.pairwise import pairwise
 from tests.test_kernel_interpreter import prepare_language_once
 
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
 PROMPT, STEPS, LENGTH = 5, 12, 24
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest ‖logits - reference‖ / ‖reference‖ of a row. Compiled bfloat16 code rounds less often."""
@@ -73,14 +74,6 @@ EAGER = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
 def inductor(**options: Any) -> InductorConfig:
     options = {"scope": Scope.block, "tuning": Tuning.none} | options
     return InductorConfig(_target_="gptbench.engine.Inductor", name="inductor", **options)
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled(one_thread: None) -> Iterator[None]:
-    """Each test compiles for itself: torch keeps at most 8 shapes of the same code."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def device(kind: str, threads: int = 1) -> Device:
@@ -162,10 +155,11 @@ def test_whole_model_scope_agrees_with_eager() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("model", FAMILY, ids=model_name)
+@pytest.mark.parametrize(
+    ("model", "quant", "batch", "dtype"),
+    pairwise(FAMILY, ["none", "int8"], [1, 3], [torch.float32, torch.bfloat16]),
+    ids=lambda value: model_name(value) or str(value),
+)
 def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: int, dtype: torch.dtype) -> None:
     on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)

@@ -14,6 +14,8 @@ from gptbench.kernels.sample import cumsum_rows, running_sum
 from tests.models import model_config
 from tests.test_engines import EAGER, FUSED, assert_agrees, device, inductor, make_engine
 
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
 HF = HuggingFaceConfig(_target_="gptbench.engine.HuggingFace", name="hf")
 LLAMA, GROUPED, SMALL, MIXTURE, MANY_EXPERTS, WINDOWED = (
     replace(model_config(name), n_layers=layers)
