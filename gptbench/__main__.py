@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from types import TracebackType
 
 import gptbench
 
@@ -30,9 +31,13 @@ def main() -> int:
         print("gptbench:", wrong, file=sys.stderr)
         return 2
     from gptbench.commandline import COMMANDS
+    from gptbench.redaction import remember
     from gptbench.streams import lasting, outlive_terminal
 
     outlive_terminal()
+    sys.excepthook = show_traceback
+    for argument in arguments:
+        remember(argument)
     with lasting() as output:
         code = called(arguments)
         output.flush()
@@ -101,6 +106,13 @@ def run(arguments: list[str]) -> int:
     except RaisedError as raised:
         raise raised.error from None
     return 0
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
+    """Python's own, without secrets."""
+    from gptbench.redaction import redacted_message
+
+    sys.stderr.write(redacted_message("".join(traceback.format_exception(kind, error, trace))))
 
 
 def is_composing(error: Exception) -> bool:

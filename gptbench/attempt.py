@@ -6,7 +6,6 @@ after any other was killed knows how far that had got.
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from gptbench.errors import BadResultError, JobError, UserError
 from gptbench.inputs import read_object
 from gptbench.isolation import in_own_process
 from gptbench.measure.environment import git_commit
+from gptbench.outputs import write_json
 from gptbench.prompt import make_tokenizer
 from gptbench.record.busy import busy
 from gptbench.record.failure import Cause, Failure
@@ -29,7 +29,7 @@ from gptbench.record.kernels import KernelResult
 from gptbench.record.ledger import hold
 from gptbench.record.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.record.plan import STOP, Plan
-from gptbench.record.result import Result, write_whole
+from gptbench.record.result import Result
 from gptbench.record.sync import log_recorded
 from gptbench.run import Job, run
 from gptbench.terminal import console, print_json, show_next
@@ -112,7 +112,7 @@ def tried(job: Job) -> Outcome:
 def begin(job: Job) -> None:
     """Leaves a mark, by which a later process knows that this one began it."""
     process = {"started": job.started, "host": socket.gethostname(), "pid": os.getpid(), "command": job.command}
-    write_whole(job.folder / BEGUN, json.dumps(process, indent=1))
+    write_json(job.folder / BEGUN, process)
 
 
 def attempt(job: Job) -> Outcome:

@@ -26,6 +26,7 @@ from gptbench.architecture import CONFIG_FILE, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
 from gptbench.hub import expanded, find_checkpoint
 from gptbench.paths import conf_folder, shipped_folder
+from gptbench.redaction import remember
 
 
 class WeightSource(Enum):
@@ -541,6 +542,7 @@ class MLflowConfig(TrackingConfig):
     """Whether the report\'s charts of a run, or of the jobs of a sweep together, are drawn and logged with it."""
 
     def check(self) -> None:
+        remember(self.uri)
         if not self.experiment:
             raise self.error("experiment", "a name")
         if not self.timeout_s > 0:

@@ -3,6 +3,8 @@
 import traceback
 from collections.abc import Iterable
 
+from gptbench.redaction import redacted
+
 
 def printable(text: str) -> str:
     """The text with everything that a terminal could act on, or not show, as Python's escapes: `\\x1b`, `\\n`."""
@@ -36,7 +38,7 @@ class ConfigError(UserError):
     def __init__(self, field: str, value: object, expected: str | Iterable[object]) -> None:
         if not isinstance(expected, str):
             expected = "one of " + ", ".join(str(choice) for choice in expected)
-        super().__init__(f"{field}={value}: expected {expected}")
+        super().__init__(f"{redacted(f'{field}={value}')}: expected {expected}")
         self.field, self.value, self.expected = field, value, expected
 
 

@@ -11,6 +11,7 @@ environment, and any server that an address names.
 
 import functools
 import importlib.metadata
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core import utils
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -29,6 +31,8 @@ from omegaconf.resolvers import oc
 
 from gptbench.config import Config, Section
 from gptbench.errors import ConfigError, UserError
+from gptbench.outputs import write_whole
+from gptbench.redaction import redacted, redacted_message
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -38,6 +42,9 @@ PREFIX = "GPTBENCH_"
 
 RESERVED = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that mean something to Hydra's `instantiate`."""
+
+FOLDERS = ("outputs", "engine.tiles", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+"""Fields that become the names of folders."""
 
 SEARCH_PATHS = ("pkg://hydra.conf", "structured://")
 """Hydra's own, which are in every search path. A plugin's are in `hydra_plugins`, which Hydra imports anyhow."""
@@ -189,8 +196,29 @@ def environment_variable(name: str, *default: Any) -> Any:
     return oc.env(name, *default)
 
 
+def save_config(config: DictConfig | ListConfig, filename: str, output_dir: Path) -> None:
+    """Hydra's own `_save_config`, without secrets: it keeps overrides as they were typed."""
+    without = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
+    write_whole(output_dir / filename, OmegaConf.to_yaml(without))
+
+
+def log_record(*args: Any, **options: Any) -> logging.LogRecord:
+    """One of logging's own records, without secrets: Hydra logs the overrides of each job, and libraries what they ask
+    a server for."""
+    record = logging.LogRecord(*args, **options)
+    try:
+        record.msg, record.args = redacted_message(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = redacted_message(logging.Formatter().formatException(record.exc_info))
+    except Exception:  # arguments that do not fit the message, which logging tells of
+        return record
+    return record
+
+
 # Also in a process that only unpickles a loader or a job, such as a worker on another machine.
 OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+utils._save_config = save_config  # type: ignore[assignment]
+logging.setLogRecordFactory(log_record)
 
 
 class GuardedRepository(ConfigRepository):
@@ -223,6 +251,11 @@ class GuardedLoader(ConfigLoaderImpl):
         composed = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if config_name is not None and OmegaConf.get_type(composed) is not Config:
             raise ConfigError("--config-name", config_name, "a file whose defaults begin with schema, as config.yaml's")
+        job = OmegaConf.to_container(composed.hydra.job, resolve=False)
+        assert isinstance(job, dict)
+        composed.hydra.job.override_dirname = redacted(
+            job["override_dirname"]
+        )  # the name of a folder can be made of it
         check(composed)
         return composed
 
@@ -320,6 +353,8 @@ def check_value(name: str, value: Any) -> None:
         allowed = targets().get(name.removesuffix("._target_"), ())
         if value not in allowed and not (allowed and value == "???"):  # which `load` refuses
             raise ConfigError(name, value, allowed or "no such key: only sections of gptbench say what is built")
+    if name in FOLDERS and redacted(value) != value:
+        raise ConfigError(name, redacted(value), "a folder without a password or token in its name, which is recorded")
     if name == "hydra.output_subdir":
         check_shape(name, value, NAME)
     if name == "hydra.sweep.subdir" and (Path(str(value)).is_absolute() or ".." in Path(str(value)).parts):
@@ -393,20 +428,3 @@ def check_shape(name: str, value: Any, shape: Shape) -> None:
                 raise ConfigError(f"{name}.{key}", entry, sorted(shape) if shape else "no such key")
             if known:
                 check_shape(f"{name}.{key}", entry, None if shape is None else shape.get(key, shape.get("*")))
-
-
-def redacted(value: Any) -> Any:
-    """The same without user and password in any URI; nothing that is recorded may hold them."""
-    if isinstance(value, str):
-        return re.sub(r"(?<=://)([^/:\s]*:[^\s'\"]*|[^/\s]*)@", "", value)  # a database's password may hold a slash
-    if isinstance(value, dict):
-        return {key: redacted(entry) for key, entry in value.items()}
-    return [redacted(entry) for entry in value] if isinstance(value, list) else value
-
-
-def redact_files(folder: Path) -> None:
-    """The same for the YAML files in a folder, in which Hydra keeps overrides as they were typed."""
-    for file in folder.glob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if (without := redacted(text)) != text:
-            file.write_text(without, encoding="utf-8")

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptbench.config import Config, FusedConfig, load
 from gptbench.errors import UserError
-from gptbench.guard import redact_files
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.streams import lasting
 
@@ -67,8 +66,6 @@ def job(composed: DictConfig) -> "Outcome | None":
 def of_hydra(composed: DictConfig, hydra_config: HydraConf) -> "Outcome | None":
     """The same."""
     folder = Path(hydra_config.runtime.output_dir)
-    if hydra_config.output_subdir is not None:
-        redact_files(folder / hydra_config.output_subdir)
     if hydra_config.mode is RunMode.MULTIRUN:
         from gptbench import attempt
 

@@ -3,7 +3,7 @@
 A stream may be closed, its reader may be gone (`| head -1`), its disk full, or its terminal closed, at any time and in
 whatever prints: rich, warnings, libraries, Python's own flush at its end. So both are replaced while gptbench runs, in
 one place, by streams whose writes go nowhere once they fail. What would steer a terminal (escape sequences in the name
-of a device, say) is written as text: `\\x1b`.
+of a device, say) is written as text: `\\x1b`; secrets are not written at all.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from gptbench.redaction import redacted_message
 
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that do something else than to appear: of C0 and C1 all but tab and line ends, and what turns the
@@ -40,6 +42,7 @@ class Lasting:
         """Why it could not be written first."""
 
     def write(self, text: str) -> int:
+        text = redacted_message(text)
         try:
             try:
                 self.under.write(text)

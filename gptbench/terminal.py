@@ -1,6 +1,5 @@
 """What a person sees, on stderr; and the one JSON object for programs, the last line of stdout."""
 
-import json
 import os
 import shlex
 import shutil
@@ -25,13 +24,13 @@ from gptbench.compare import Baseline
 from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.device import Device
 from gptbench.errors import counted
-from gptbench.guard import redacted
 from gptbench.measure import Speed
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
+from gptbench.outputs import as_json
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.record.busy import busy, in_words
 from gptbench.record.display import display
@@ -50,6 +49,7 @@ from gptbench.record.statistics import (
 )
 from gptbench.record.sweep import COLUMNS, in_display_units
 from gptbench.record.tracking import embedded_store
+from gptbench.redaction import redacted
 from gptbench.streams import Plain, visible
 
 
@@ -464,7 +464,7 @@ def print_sweep(record: SweepRecord, path: Path, logged: str | None) -> None:
     counts = {name.replace(" ", "_"): count for name, count in record.counts.items()}
     line = {"jobs": len(record.jobs), **counts, "status": record.status, "sweep": str(path), "tracking": logged}
     console.file.flush()
-    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.write(as_json(line, indent=None) + "\n")
     sys.stdout.flush()
 
 
@@ -486,5 +486,5 @@ def print_json(result: Recorded, path: Path, logged: str | None) -> None:
         "tracking": logged,
     }
     console.file.flush()
-    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.write(as_json(line, indent=None) + "\n")
     sys.stdout.flush()

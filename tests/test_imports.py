@@ -10,12 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gptbench"
 
 ORDER = (
+    "redaction",
     "errors",
     "private",
     "paths",
     "streams",
     "inputs",
     "hub",
+    "outputs",
     "architecture",
     "config",
     "guard",

@@ -100,7 +100,7 @@ def test_no_credentials_are_recorded(tmp_path: Path) -> None:
     result = replace(result, command=["python", "-m", "gptbench", f"tracking.uri={uri}"])
     text = result.save(tmp_path).read_text()
     assert "hunt" not in text
-    assert "postgresql://db.example/x" in text
+    assert "postgresql://***@db.example/x" in text
 
 
 def by_hand() -> Result:

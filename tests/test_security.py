@@ -34,7 +34,7 @@ from omegaconf.resolvers import oc
 from gptbench import guard
 from gptbench.config import Config, DeviceKind, MLflowConfig, explain, load, register
 from gptbench.errors import UserError
-from gptbench.guard import GuardedLoader, check_arguments, install, redact_files, redacted
+from gptbench.guard import GuardedLoader, check_arguments, install
 from gptbench.paths import conf_folder, shipped_folder
 from gptbench.prompt import make_tokenizer
 from gptbench.record.outcome import Outcome, Status
@@ -729,32 +729,6 @@ def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeyp
     with pytest.raises(UserError, match="no usable tracking section"):
         sync.log_command([str(result.save(machine.folder))])
     assert not machine.harmed()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("tracking.uri=http://me:5ecret@host:5000/x", "tracking.uri=http://host:5000/x"),
-        ("postgresql://me:sec/r@t@host/db", "postgresql://host/db"),
-        ("https://secret@host", "https://host"),
-        ("http://host:5000/#/a me@x", "http://host:5000/#/a me@x"),
-        ("a@b", "a@b"),
-    ],
-)
-def test_credentials_are_taken_out_of_uris(text: str, expected: str) -> None:
-    assert redacted([{"a": text}]) == [{"a": expected}]
-
-
-def test_what_hydra_keeps_of_a_job_has_no_credentials(machine: Machine) -> None:
-    machine.run(["tracking.uri=http://me:5ecret@host:5000", "hydra.run.dir=outputs/x", "tracking.run_name=mine"])
-    folder = machine.folder / "outputs" / "x" / ".hydra"
-    before = {file.name: file.read_text() for file in folder.iterdir()}
-    assert all("5ecret" in text for text in before.values())
-    redact_files(folder)
-    for file in folder.iterdir():
-        assert file.read_text() == before[file.name].replace("me:5ecret@", "")
-        OmegaConf.load(file)
-    redact_files(machine.folder / "absent")
 
 
 @pytest.mark.parametrize("case", ["callback-builtin", "rerun-short"])

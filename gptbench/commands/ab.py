@@ -25,9 +25,9 @@ from gptbench.record.ab import AbResult
 from gptbench.record.busy import busy_rounds
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
-from gptbench.record.result import redacted
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import flat
+from gptbench.redaction import redacted
 from gptbench.terminal import console, print_whole, stage_bar
 
 

@@ -1,7 +1,6 @@
 """`gptbench compare`: are recorded runs faster than others, by how much, and is it noise. And how that is shown."""
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from gptbench.compare.ratio import KINDS, Verdict, in_words
 from gptbench.compare.select import HOW, select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.errors import UserError
+from gptbench.outputs import as_json
 from gptbench.record.display import display
 from gptbench.terminal import console, number, print_whole
 
@@ -100,7 +100,7 @@ def words(text: str) -> list[str]:
 def write_line(line: dict[str, Any]) -> None:
     """One line of JSON on stdout, for programs."""
     console.file.flush()
-    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.write(as_json(line, indent=None) + "\n")
     sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ from gptbench.commands.compare import add_places, tell_unread, write_line
 from gptbench.compare.export import MARKDOWN_METRICS, Export
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
-from gptbench.record.result import write_whole
+from gptbench.outputs import write_whole
 from gptbench.terminal import console
 
 FORMATS = ("csv", "md", "json")

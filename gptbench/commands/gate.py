@@ -21,8 +21,9 @@ from gptbench.compare.select import HOW, Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError, counted
+from gptbench.outputs import write_whole
 from gptbench.record.display import display
-from gptbench.record.result import redacted, write_whole
+from gptbench.redaction import redacted
 from gptbench.terminal import console, number, print_whole
 
 

@@ -10,7 +10,7 @@ from gptbench.compare.baseline import read_baseline
 from gptbench.compare.report import html, is_report
 from gptbench.compare.select import HOW, select
 from gptbench.errors import UserError
-from gptbench.record.result import write_whole
+from gptbench.outputs import write_whole
 from gptbench.terminal import console
 
 

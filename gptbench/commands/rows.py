@@ -1,7 +1,6 @@
 """`gptbench rows`: recorded runs as rows of PyTorch's gpt_fast benchmark."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import as_csv, experiments
 from gptbench.compare.select import HOW, select
 from gptbench.errors import counted
-from gptbench.record.result import write_whole
+from gptbench.outputs import write_json, write_whole
 from gptbench.terminal import console
 
 
@@ -50,7 +49,7 @@ def rows_command(arguments: list[str]) -> int:
     if options.csv is not None:
         write_whole(options.csv, as_csv(rows))
     if options.json is not None:
-        write_whole(options.json, json.dumps([row.record() for row in rows], indent=1) + "\n")
+        write_json(options.json, [row.record() for row in rows])
     files = {"csv": options.csv, "json": options.json}
     written = {name: None if file is None else str(file) for name, file in files.items()}
     console.print(f"{counted(len(rows), 'row')}: {', '.join(file for file in written.values() if file)}", markup=False)

@@ -14,7 +14,6 @@ from gptbench.record import Recorded, SweepRecord
 from gptbench.record.files import KINDS, load_record, records_in
 from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
 from gptbench.record.plan import PLAN, Plan
-from gptbench.record.result import redacted
 from gptbench.record.sweep import record_of
 from gptbench.record.tracking import (
     PARENT_TAG,
@@ -24,6 +23,7 @@ from gptbench.record.tracking import (
     mlflow_settings,
     reason,
 )
+from gptbench.redaction import redacted
 
 LATEST = "latest"
 MLFLOW = "mlflow:"

@@ -27,6 +27,7 @@ from gptbench.errors import UserError
 from gptbench.inputs import read_bytes
 from gptbench.kernels.launch import compilers
 from gptbench.kernels.linear import Tile
+from gptbench.outputs import write_json
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
@@ -226,9 +227,7 @@ class Tiles:
                     use: asdict(tile) | ({"card": card} if (card := self.cards[use]) else {})
                     for use, tile in self.found.items()
                 }
-                new = self.path.with_suffix(".new")
-                new.write_text(json.dumps(kept, indent=1, sort_keys=True))
-                new.replace(self.path)
+                write_json(self.path, kept, sort_keys=True)
 
     def __getitem__(self, use: Use) -> Tile:
         """What was found for a use, or else the built-in tile.

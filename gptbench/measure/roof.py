@@ -10,7 +10,6 @@ measured under: driver, power limit and library versions.
 
 import datetime
 import itertools
-import json
 import math
 import platform
 import time
@@ -27,6 +26,7 @@ from gptbench.device import Device, file_name
 from gptbench.errors import UserError
 from gptbench.inputs import is_finite_number, read_json
 from gptbench.measure.environment import Environment
+from gptbench.outputs import write_json
 
 FULL, PROBE = "full", "probe"
 """Kinds of measurements."""
@@ -151,9 +151,7 @@ class Roofs:
         if not self.device.is_cuda:
             measured.host = platform.node()
         known = [*measurements(self.path), measured]
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({"measurements": [asdict(one) for one in known]}, indent=1))
-        new.replace(self.path)
+        write_json(self.path, {"measurements": [asdict(one) for one in known]})
         highest = self.highest()
         return measured if highest is None else highest
 

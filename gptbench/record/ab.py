@@ -1,17 +1,17 @@
 """The record of an interleaved measurement of two configurations, as `ab.json` holds it."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptbench.guard import redacted
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.roof import Probe
 from gptbench.measure.samples import Sample
 from gptbench.measure.traffic import Traffic
+from gptbench.outputs import write_json
 from gptbench.record.restore import check_config, require
-from gptbench.record.result import Measured, check_sample, write_whole
+from gptbench.record.result import Measured, check_sample
+from gptbench.redaction import redacted
 
 BLOCK = 4
 """Samples of a block, two of each side."""
@@ -93,7 +93,7 @@ class AbResult(Measured):
 
     def update(self, path: Path) -> None:
         """Writes what there is by now over what `save` wrote."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_json(path, asdict(self))
 
     def check(self) -> None:
         super().check()

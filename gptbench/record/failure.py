@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from gptbench.record.result import Recorded, redacted
+from gptbench.record.result import Recorded
+from gptbench.redaction import redacted_message
 
 
 class Cause(Enum):
@@ -41,4 +42,6 @@ class Failure(Recorded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.reason, self.traceback = redacted(self.reason), redacted(self.traceback)
+        self.reason = redacted_message(self.reason)
+        if self.traceback is not None:
+            self.traceback = redacted_message(self.traceback)

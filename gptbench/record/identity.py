@@ -50,8 +50,8 @@ MEASURING = (
 )
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
 RECORDING = (
-    *("commandline", "streams", "compile_cache", "record", "compare", "terminal", "isolation", "attempt", "job"),
-    *("sweep", "commands", "__main__"),
+    *("redaction", "commandline", "streams", "outputs", "compile_cache", "record", "compare", "terminal", "isolation"),
+    *("attempt", "job", "sweep", "commands", "__main__"),
 )
 """All others: what is done with a number once it is there changes no identity."""
 MOST_HASHED = 64 * 2**20

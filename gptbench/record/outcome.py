@@ -1,6 +1,5 @@
 """What came of one job of a sweep, as `outcome.json` in its folder tells."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Self
 
 from gptbench.errors import InputError
 from gptbench.inputs import read_json
+from gptbench.outputs import write_json
 from gptbench.record.restore import require, restored
-from gptbench.record.result import redacted, write_whole
+from gptbench.redaction import redacted_message
 
 BEGUN = "job.json"
 """In a job's folder: which process began it."""
@@ -59,7 +59,8 @@ class Outcome:
     """Reasons to think that the machine was busy with something else meanwhile, in words."""
 
     def save(self, folder: Path) -> None:
-        write_whole(folder / self.FILE, json.dumps(redacted(asdict(self)), indent=1))
+        reason = None if self.reason is None else redacted_message(self.reason)
+        write_json(folder / self.FILE, asdict(self) | {"reason": reason})
 
     @classmethod
     def of(cls, folder: Path) -> Self | None:

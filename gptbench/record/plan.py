@@ -1,14 +1,13 @@
 """What a sweeper tells its jobs, wherever they run: `plan.json` in the folder that Hydra made for the sweep."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from gptbench.errors import InputError, UserError
 from gptbench.inputs import read_json
+from gptbench.outputs import write_json
 from gptbench.record.restore import restored
-from gptbench.record.result import redacted, write_whole
 
 PLAN = "plan.json"
 STOP = "stop"
@@ -36,7 +35,7 @@ class Plan:
     """Folder of each job, in the sweep's, to the overrides that the sweep varies."""
 
     def save(self, folder: Path) -> None:
-        write_whole(folder / PLAN, json.dumps(redacted(asdict(self)), indent=1))
+        write_json(folder / PLAN, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -9,10 +9,7 @@ samples' own. The files of both versions are alike.
 """
 
 import contextlib
-import json
 import os
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +17,6 @@ from typing import Any, ClassVar, Self
 from gptbench.checkpoint import Loaded
 from gptbench.config import Dtype
 from gptbench.errors import InputError, UserError
-from gptbench.guard import redacted as redacted  # what is recorded goes through it
 from gptbench.inputs import read_json
 from gptbench.measure.breakdown import Breakdown
 from gptbench.measure.compilation import Compilation, costs
@@ -30,7 +26,9 @@ from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Probe, Roof
 from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.traffic import Traffic
+from gptbench.outputs import as_json, whole_file
 from gptbench.record.restore import check_config, is_time, require, restored
+from gptbench.redaction import redacted
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
@@ -67,7 +65,7 @@ class Recorded:
         """Writes `FILE.json` to the folder, all of it or none; never over another one: a second one becomes
         `FILE-2.json`."""
         number = 1
-        with whole_file(folder, json.dumps(asdict(self), indent=1)) as new:
+        with whole_file(folder, as_json(asdict(self))) as new:
             while True:
                 path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
                 try:
@@ -237,25 +235,3 @@ def check_sample(sample: Sample, place: str) -> None:
 def of_list(raw: Any) -> list[Any]:
     """The same, of what may be anything."""
     return raw if isinstance(raw, list) else []
-
-
-@contextlib.contextmanager
-def whole_file(folder: Path, text: str) -> Iterator[Path]:
-    """A new file in the folder that holds the text and is on the disk; it is taken away afterwards. Linked or renamed
-    to where it belongs, it is there as a whole or not at all, whenever the process is killed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f".{uuid.uuid4().hex}.new"
-    try:
-        with new.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        yield new
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file, or replaces it: all of it or nothing."""
-    with whole_file(path.parent, text) as new:
-        new.replace(path)

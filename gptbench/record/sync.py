@@ -5,7 +5,6 @@ Every record is a file before it is sent. A mark beside it, once it is logged, t
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import traceback
@@ -16,14 +15,16 @@ from pathlib import Path
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.inputs import read_object
+from gptbench.outputs import write_json, write_whole
 from gptbench.record.files import load_record, records_in
 from gptbench.record.ledger import folders_told, is_held
 from gptbench.record.outcome import LOCK as JOB_LOCK
 from gptbench.record.plan import LOCK as SWEEP_LOCK
 from gptbench.record.plan import PLAN, Plan
-from gptbench.record.result import Recorded, redacted, write_whole
+from gptbench.record.result import Recorded
 from gptbench.record.sweep import SweepRecord, record_of
-from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, embedded_store
+from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, embedded_store, place_of
+from gptbench.redaction import HIDDEN, redacted, redacted_message
 from gptbench.targets import instantiate
 
 MARK = "tracked-"
@@ -65,13 +66,13 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
         logged = tracker.log(result, path)
     except TrackingError as error:
         with contextlib.suppress(OSError):  # such as a full disk
-            write_whole(trace, redacted("".join(traceback.format_exception(error))))
+            write_whole(trace, redacted_message("".join(traceback.format_exception(error))))
         raise
     trace.unlink(missing_ok=True)
     if logged is not None:
         marks = read_marks(path) | {destination(section, outputs): logged}
         with contextlib.suppress(OSError):  # `sync` then asks the store, which knows it
-            write_whole(path.with_name(f"{MARK}{path.name}"), json.dumps(marks, indent=1))
+            write_json(path.with_name(f"{MARK}{path.name}"), marks)
     return logged
 
 
@@ -92,7 +93,7 @@ def destination(section: TrackingConfig, outputs: Path) -> str:
     """Store and experiment."""
     if not isinstance(section, MLflowConfig):
         return ""
-    return f"{redacted(section.uri or embedded_store(outputs))} {section.experiment}"
+    return f"{place_of(section.uri or embedded_store(outputs))} {redacted(section.experiment)}"
 
 
 def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | None:
@@ -111,6 +112,20 @@ def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | N
         return MLflowConfig(**section)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
+
+
+def usable(section: MLflowConfig) -> MLflowConfig:
+    """The same with an address that can be asked. Where a record holds `***` for user and password, MLflow may find
+    these in its own variables of the environment (MLFLOW_TRACKING_USERNAME).
+
+    Raises:
+        AwayError: something else of it is not recorded.
+    """
+    if section.uri is None or HIDDEN not in section.uri:
+        return section
+    if HIDDEN in (uri := place_of(section.uri)):
+        raise AwayError(f"tracking.uri={section.uri}: no record holds what {HIDDEN} stands for: give it all in --uri")
+    return replace(section, uri=uri)
 
 
 def sync_command(arguments: list[str]) -> int:
@@ -145,7 +160,7 @@ def sync_command(arguments: list[str]) -> int:
             print(f"left out: {error}", file=sys.stderr)
             unread += 1
             continue
-        if options.uri is not None and section.uri == redacted(options.uri):
+        if options.uri is not None and section.uri and place_of(section.uri) == place_of(options.uri):
             section = replace(section, uri=options.uri)
         if options.all:
             path.with_name(f"{MARK}{path.name}").unlink(missing_ok=True)
@@ -156,7 +171,7 @@ def sync_command(arguments: list[str]) -> int:
             failed += 1
             continue
         try:
-            print(log_marked(result, path, section, outputs))
+            print(log_marked(result, path, usable(section), outputs))
         except TrackingError as error:
             print(f"Not tracked: {error}")
             failed += 1
@@ -233,7 +248,7 @@ def log_command(arguments: list[str]) -> int:
         assert config is not None
         outputs = options.outputs or Path(result.config.get("outputs", "outputs"))
         config = replace(config, **{key: value for key, value in changes.items() if value is not None})
-        print(MLflowTracker(config, outputs).log(result, path))
+        print(MLflowTracker(usable(config), outputs).log(result, path))
     if unread:
         raise UserError("\n".join(unread))
     return 0

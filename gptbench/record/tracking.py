@@ -31,6 +31,7 @@ from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, raised
 from gptbench.inputs import read_object
 from gptbench.measure.breakdown import Breakdown, chrome_trace
+from gptbench.outputs import redact_files, write_json
 from gptbench.record.ab import AbResult
 from gptbench.record.busy import busy
 from gptbench.record.charts import draw_compile_stages, write_figures
@@ -40,7 +41,7 @@ from gptbench.record.files import load_record, problem
 from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.record.labels import short_keys, weights_of
 from gptbench.record.plan import PLAN
-from gptbench.record.result import Measured, Recorded, Result, redacted, write_whole
+from gptbench.record.result import Measured, Recorded, Result
 from gptbench.record.statistics import (
     QUANTILES,
     compilation_name,
@@ -51,6 +52,7 @@ from gptbench.record.statistics import (
     summary,
 )
 from gptbench.record.sweep import SweepRecord, cell
+from gptbench.redaction import HIDDEN, redacted, redacted_message, remember
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -157,6 +159,8 @@ class MLflowTracker(Tracker):
     def __init__(self, config: MLflowConfig, outputs: Path) -> None:
         super().__init__(config, outputs)
         self.uri = config.uri or embedded_store(self.outputs)
+        remember(config.uri)
+        self.name = redacted(config.experiment)
         # Several processes that open a new SQLite store at once break its migrations, and would each make the
         # experiment, or the sweep's parent.
         self.lock = FileLock(self.outputs / "mlflow.lock")
@@ -186,7 +190,7 @@ class MLflowTracker(Tracker):
             told = raised(error) if isinstance(error, FAULTS) else reason(error)
             kind = AwayError if isinstance(error, AwayError) else TrackingError
             # MLflow tells the address that it asked, with the password in it.
-            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted(told)}\n{kept}") from error
+            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted_message(told)}\n{kept}") from error
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple["MlflowClient", str]]:
@@ -224,6 +228,7 @@ class MLflowTracker(Tracker):
         """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(result, result_path, Path(folder), self.config.figures)  # drawing keeps nobody waiting
+            redact_files(Path(folder))
             return self.send_with(record, result, Path(folder))
 
     def send_with(self, record: Record, result: Recorded, artifacts: Path) -> str:
@@ -300,17 +305,17 @@ class MLflowTracker(Tracker):
 
     def experiment(self, client: "MlflowClient") -> str:
         """Id of the experiment, which is made if it is not there."""
-        found = client.get_experiment_by_name(self.config.experiment)
+        found = client.get_experiment_by_name(self.name)
         if found is not None:
             return str(found.experiment_id)
         # A server knows where its artifacts go. A bare database would put them into the working directory.
         artifacts = str(self.outputs / "mlartifacts") if self.is_database else None
         try:
-            return client.create_experiment(self.config.experiment, artifacts)
+            return client.create_experiment(self.name, artifacts)
         except Exception as error:
             # By another machine, or for a first request whose answer was lost.
             made = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
-            if not made or (found := client.get_experiment_by_name(self.config.experiment)) is None:
+            if not made or (found := client.get_experiment_by_name(self.name)) is None:
                 raise
             return str(found.experiment_id)
 
@@ -331,8 +336,8 @@ class MLflowTracker(Tracker):
         path = Path(sweep) / PARENT_FILE
         run = None
         kept = read_object(path)
-        known, here = str(kept.get("run_id")), (kept.get("uri"), kept.get("experiment_id"))
-        if here == (redacted(self.uri), experiment) and re.fullmatch(r"\w+", known):
+        known, here = str(kept.get("run_id")), (place_of(str(kept.get("uri"))), kept.get("experiment_id"))
+        if here == (place_of(self.uri), experiment) and re.fullmatch(r"\w+", known):
             run = first_run(client, experiment, f"attributes.run_id = '{known}'")
         run = run or self.one_run(client, experiment, SWEEP_TAG, sweep)
         if run is None:
@@ -344,7 +349,7 @@ class MLflowTracker(Tracker):
             client.update_run(run.info.run_id, status="RUNNING")
         if path.parent.is_dir():
             kept = {"uri": redacted(self.uri), "experiment_id": experiment, "run_id": run.info.run_id}
-            write_whole(path, json.dumps(kept, indent=1))
+            write_json(path, kept)
         return run
 
     def end_parent(self, client: "MlflowClient", parent: str, record: Record) -> None:
@@ -414,8 +419,11 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
     return replace(
         own,
         name=redacted(" ".join([*told_apart(result.swept), name or own.name])),
-        params=[*((clean(key), value[:MOST_CHARACTERS]) for key, value in values), *own.params],
-        tags={key: value[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
+        params=[
+            *((clean(redacted(key)), redacted(value)[:MOST_CHARACTERS]) for key, value in values),
+            *redacted(own.params),
+        ],
+        tags={key: redacted(value)[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
     )
 
 
@@ -671,7 +679,7 @@ def write_run(result: Result, folder: Path) -> None:
 
 def write_trace(breakdown: Breakdown, roof_gb_per_s: float, path: Path) -> None:
     """The profiled step for Perfetto."""
-    path.write_text(json.dumps(chrome_trace(breakdown, roof_gb_per_s)), encoding="utf-8")
+    write_json(path, chrome_trace(breakdown, roof_gb_per_s), indent=None)
 
 
 def write_table(path: Path, head: list[str], rows: list[list[Any]]) -> None:
@@ -725,6 +733,11 @@ def reason(error: BaseException) -> str:
     system = [(cause.strerror or str(cause)).strip() for cause in chain if isinstance(cause, OSError)]
     said = [text for text in system if text]
     return (said[-1] if said else str(error).strip() or repr(error)).splitlines()[0]
+
+
+def place_of(uri: str) -> str:
+    """Of a store, whoever asks it: its address without user and password."""
+    return redacted(uri).replace(f"{HIDDEN}@", "")
 
 
 def embedded_store(outputs: Path) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import json
 import os
 import signal
 import sys
@@ -28,10 +27,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gptbench.commandline import quoted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.errors import ConfigError, JobError, TrackingError, UserError, counted
-from gptbench.guard import redacted
 from gptbench.inputs import read_object
 from gptbench.job import own_configs
+from gptbench.outputs import write_json
 from gptbench.prompt import make_tokenizer, with_prompt
+from gptbench.redaction import redacted
 from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.targets import instantiate
 
@@ -159,7 +159,6 @@ class Sweep:
         """Written to the folder, where the jobs find it."""
         from gptbench.record.ledger import SWEEPS
         from gptbench.record.plan import Plan
-        from gptbench.record.result import write_whole
 
         # Relative, so that the outputs can be moved.
         last = self.outputs / SWEEPS / f"{identity}.json"
@@ -174,11 +173,11 @@ class Sweep:
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=["python", "-m", "gptbench", *own_configs(hydra_config), "-m", *hydra_config.overrides.task],
             config={str(group): values for group, values in first.items()},
-            jobs={str(number): redacted(job.swept) for number, job in enumerate(self.jobs)},
+            jobs={str(number): job.swept for number, job in enumerate(self.jobs)},
         )
         plan.save(self.folder)
         told = {"sweep": plan.sweep, "call": str(self.folder)}
-        write_whole(last, json.dumps({key: os.path.relpath(where, self.outputs) for key, where in told.items()}))
+        write_json(last, {key: os.path.relpath(where, self.outputs) for key, where in told.items()}, indent=None)
         return plan
 
     def earlier(self, last: Path) -> Path | None:
