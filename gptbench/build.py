@@ -127,7 +127,10 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
                 yield f"quant={quant.name} workload.batch_size={batch}", total
             batch //= 2
     for model in options("model", ModelConfig):
-        if max(work.prompt) >= model.vocab_size or (config.sampling.top_k or 0) > model.vocab_size:
+        if (
+            max(map(max, work.prompts or [work.prompt])) >= model.vocab_size
+            or (config.sampling.top_k or 0) > model.vocab_size
+        ):
             continue
         if model.name != config.model.name and (total := need(model, config.quant, work.batch_size)) is not None:
             yield f"model={model.name}", total

@@ -4,6 +4,7 @@ The YAML files in ``conf/`` hold values only. Hydra composes them, `load` turns 
 dataclasses below, and from there on no code sees a DictConfig. Errors: `ConfigError`, before anything is built.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Container, Sequence
@@ -415,15 +416,23 @@ class HuggingFaceConfig(EngineConfig):
 class WorkloadConfig(Section):
     """What is run, and how often.
 
-    At most one of `prompt`, `prompt_text` and `prompt_file` says what the prompt is, the same for every row of the
-    batch. Without any it is the seed's, "Hello, my name is", in the model's own tokens.
+    At most one of `prompt`, `prompts`, `prompt_text` and `prompt_file` says what the prompt is. Without any it is the
+    seed's, "Hello, my name is", in the model's own tokens. The rows of a batch get different prompts of one length,
+    the first of them that one: windows of the text, one after the other, or random tokens (see `gptbench.prompt`).
+    Where `prompt`, or a text without `prompt_length`, is all that there is, all get the same.
     """
 
     GROUP: ClassVar[str] = "workload"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.generate.Workload",)
 
     prompt: list[int] = field(default_factory=list)
-    """Token ids of the prompt."""
+    """Token ids of the prompt, the same for every row."""
+    prompts: list[list[int]] = field(default_factory=list)
+    """Token ids of each row's prompt, one for each of `batch_size`, all of the same length; where they are empty, all
+    rows get `prompt`."""
+    same_prompt: bool = False
+    """Whether all rows of a batch get the first one's prompt. They then choose the same experts of a mixture, and with
+    greedy drawing say the same, which is quicker than what different users would see."""
     prompt_text: str | None = None
     """Text of the prompt, for a model with a tokenizer."""
     prompt_file: str | None = None
@@ -442,11 +451,16 @@ class WorkloadConfig(Section):
     tokens: runs with different seeds share no sample."""
 
     def check(self) -> None:
-        given = [name for name in ("prompt", "prompt_text", "prompt_file") if getattr(self, name)]
+        given = [name for name in ("prompt", "prompts", "prompt_text", "prompt_file") if getattr(self, name)]
+        if self.prompts:
+            self.check_rows()
+            if self.prompt == self.prompts[0]:  # the first row's, once they are made
+                given.remove("prompt")
         if len(given) > 1:
             raise self.error(given[1], f"null beside workload.{given[0]}: one of both can be the prompt")
-        if self.prompt and self.prompt_length is not None:
-            raise self.error("prompt_length", "null beside workload.prompt, which has a length of its own")
+        for name in ("prompt", "prompts"):
+            if getattr(self, name) and self.prompt_length is not None:
+                raise self.error("prompt_length", f"null beside workload.{name}, which has a length of its own")
         for name in ("prompt_text", "prompt_file"):
             if getattr(self, name) == "":
                 raise self.error(name, "some text, or null")
@@ -455,6 +469,17 @@ class WorkloadConfig(Section):
         self.at_least(1, "samples", "batch_size")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
+
+    def check_rows(self) -> None:
+        if len(self.prompts) != self.batch_size:
+            raise ConfigError(
+                "workload.prompts", f"{len(self.prompts)} prompts", f"one for each of batch_size={self.batch_size}"
+            )
+        if len({len(row) for row in self.prompts}) > 1 or not self.prompts[0]:
+            lengths = ", ".join(str(len(row)) for row in self.prompts)
+            raise ConfigError("workload.prompts", f"prompts of {lengths} tokens", "one length, of a token at least")
+        if self.same_prompt and any(row != self.prompts[0] for row in self.prompts):
+            raise self.error("same_prompt", "false beside workload.prompts that differ")
 
 
 @dataclass(kw_only=True)
@@ -703,7 +728,8 @@ class Config:
             raise ConfigError("outputs", self.outputs, "a folder")
         if self.sweep.timeout_s is not None and self.isolation is not Isolation.process:
             raise ConfigError("sweep.timeout_s", self.sweep.timeout_s, "null, or isolation=process beside it")
-        prompt = max(1, len(self.workload.prompt), self.workload.prompt_length or 0)
+        rows = self.workload.prompts or [self.workload.prompt]
+        prompt = max(1, len(rows[0]), self.workload.prompt_length or 0)
         if prompt + self.workload.new_tokens > self.model.context:
             raise ConfigError(
                 "workload.new_tokens",
@@ -711,10 +737,11 @@ class Config:
                 f"at most {self.model.context - prompt}: the prompt has "
                 f"{prompt} tokens and the context of {self.model.name} is {self.model.context}",
             )
-        for token in self.workload.prompt:
+        for token in itertools.chain(*rows):
             if not 0 <= token < self.model.vocab_size:
+                field = "workload.prompts" if self.workload.prompts else "workload.prompt"
                 raise ConfigError(
-                    "workload.prompt", token, f"token ids from 0 to {self.model.vocab_size - 1} for {self.model.name}"
+                    field, token, f"token ids from 0 to {self.model.vocab_size - 1} for {self.model.name}"
                 )
         if self.sampling.top_k is not None and self.sampling.top_k > self.model.vocab_size:
             raise ConfigError(

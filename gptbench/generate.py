@@ -58,9 +58,9 @@ class Workload:
     """
 
     def __init__(self, config: WorkloadConfig, device: Device) -> None:
-        prompt = torch.tensor(config.prompt, dtype=torch.int64, device=device.torch)
+        rows = config.prompts or [config.prompt] * config.batch_size
         self.config = config
-        self.prompt: Tensor = prompt.expand(config.batch_size, -1).contiguous()
+        self.prompt: Tensor = torch.tensor(rows, dtype=torch.int64, device=device.torch)
         self.new_tokens = config.new_tokens
         ticks = config.new_tokens + 1
         self.clock: Clock = CudaClock(ticks) if device.is_cuda else HostClock(ticks)

@@ -34,22 +34,32 @@ def make_tokenizer(model: ModelConfig) -> Tokenizer | None:
 
 
 def with_prompt(config: Config, tokenizer: Tokenizer | None) -> Config:
-    """The same with the prompt as token ids in `workload.prompt`, and nothing else that would say what it is.
+    """The same with the prompt as token ids in `workload.prompt`, those of a batch whose rows differ in
+    `workload.prompts`, too, and nothing else that would say what they are.
 
     Raises:
-        ConfigError: there is no such text, it is too short for its prompt_length, or the prompt is too long for the
-            model.
+        ConfigError: there is no such text, it is too short for its prompt_length or for a prompt for each row, or the
+            prompt is too long for the model.
     """
-    prompt = prompt_tokens(config, tokenizer)
-    work = replace(config.workload, prompt=prompt, prompt_text=None, prompt_file=None, prompt_length=None)
+    rows = row_prompts(config, tokenizer)
+    work = replace(
+        config.workload,
+        prompt=rows[0],
+        prompts=rows if any(row != rows[0] for row in rows) else [],
+        prompt_text=None,
+        prompt_file=None,
+        prompt_length=None,
+        same_prompt=False,
+    )
     return replace(config, workload=work)
 
 
-def prompt_tokens(config: Config, tokenizer: Tokenizer | None) -> list[int]:
-    """Token ids of the prompt. Raises ConfigError."""
+def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
+    """Token ids of each row's prompt, or of one that all rows get. Raises ConfigError."""
     work = config.workload
-    if work.prompt:
-        return work.prompt
+    if work.prompt or work.prompts:
+        return work.prompts or [work.prompt]
+    rows = 1 if work.same_prompt else work.batch_size
     if tokenizer is None:
         checkpoint = config.model.checkpoint
         unread = None if checkpoint is None else unread_tokenizer(Path(checkpoint))
@@ -60,9 +70,11 @@ def prompt_tokens(config: Config, tokenizer: Tokenizer | None) -> list[int]:
                 raise ConfigError(
                     f"workload.{name}", value, "null for a model without a tokenizer (model.tokenizer can name one)"
                 )
-        if work.prompt_length is None:
-            return SEED_TOKENS
-        return random_tokens(config.model.vocab_size, work.prompt_length, work.seed)
+        length = work.prompt_length or len(SEED_TOKENS)
+        first = [] if work.prompt_length else SEED_TOKENS
+        tokens = first + random_tokens(config.model.vocab_size, rows * length - len(first), work.seed)
+        return [tokens[start : start + length] for start in range(0, rows * length, length)]
+    given = "prompt_file" if work.prompt_file is not None else "prompt_text" if work.prompt_text is not None else None
     if work.prompt_file is not None:
         text = read_text(work.prompt_file, "workload.prompt_file")
     elif work.prompt_text is not None:
@@ -73,13 +85,37 @@ def prompt_tokens(config: Config, tokenizer: Tokenizer | None) -> list[int]:
         text = SEED_TEXT
     tokens = tokenizer.encode(text)
     if not tokens:
-        name = "prompt_text" if work.prompt_file is None else "prompt_file"
+        name = given or "prompt_text"
         raise ConfigError(f"workload.{name}", getattr(work, name), f"a text that {tokenizer.source} makes tokens of")
     if work.prompt_length is None:
-        return tokens
+        if given is not None or rows == 1:  # the whole text is one prompt
+            return [tokens]
+        more = tokenizer.encode(read_text(HELD_OUT, "workload.batch_size"))
+        return [tokens, *windows(more, tokenizer.bos, len(tokens), rows - 1)]
     if len(tokens) < work.prompt_length:
         raise ConfigError("workload.prompt_length", work.prompt_length, f"at most the {len(tokens)} tokens of its text")
-    return tokens[: work.prompt_length]
+    return windows(tokens, tokenizer.bos, work.prompt_length, rows)
+
+
+def windows(tokens: list[int], bos: int | None, length: int, count: int) -> list[list[int]]:
+    """So many prompts of one length out of a text's tokens, one after the other, or where the text is too short for
+    that, evenly spread. Each begins with the begin-of-text token, where the text does.
+
+    Raises:
+        ConfigError: the text is so short that two would be the same.
+    """
+    begin = tokens[:1] if tokens[0] == bos else []
+    text, own = tokens[len(begin) :], length - len(begin)
+    room = len(text) - own
+    if count > room + 1 or (count > 1 and not own):
+        most = max(1, room + 1) if own else 1
+        raise ConfigError(
+            "workload.batch_size",
+            count,
+            f"at most {most}: the text has no more different prompts of {length} tokens; or workload.same_prompt=true",
+        )
+    step = min(own, room // max(1, count - 1))
+    return [begin + text[row * step : row * step + own] for row in range(count)]
 
 
 def random_tokens(vocab_size: int, count: int, seed: int) -> list[int]:

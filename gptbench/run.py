@@ -156,6 +156,7 @@ def run_model(
     result = Result(
         **job.header(),
         prompt=config.workload.prompt,
+        prompts=config.workload.prompts,
         config=resolved,
         dtype=device.dtype_name,
         memory_need_bytes=asdict(need),
@@ -235,11 +236,17 @@ def with_engine(
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
     """What the prompt and the answers say."""
-    begin = int(result.prompt[0] == tokenizer.bos)
-    result.prompt_text = tokenizer.decode(result.prompt[begin:])
+    result.prompt_text = text_of(result.prompt, tokenizer)
+    result.prompt_texts = [text_of(prompt, tokenizer) for prompt in result.prompts]
     for sample in result.samples:
         answers = [row[:count] for row, count in zip(sample.tokens, sample.generated, strict=True)]
-        sample.text = [tokenizer.continuation(result.prompt, answer) for answer in answers]
+        prompts = result.prompts or [result.prompt] * len(answers)
+        sample.text = [tokenizer.continuation(*pair) for pair in zip(prompts, answers, strict=True)]
+
+
+def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
+    """Without a begin-of-text token."""
+    return tokenizer.decode(prompt[int(prompt[0] == tokenizer.bos) :])
 
 
 def plan(config: Config, device: Device, kept: int = 0) -> Transformer:

@@ -97,9 +97,12 @@ def show_plan(config: Config, device: Device, need: MemoryNeed) -> None:
         style="bold",
         markup=False,
     )
+    rows = ""
+    if work.batch_size > 1:
+        rows = " with a prompt each" if work.prompts else " with one prompt for all rows"
     console.print(
         f"  {counted(work.samples, 'sample')} of {len(work.prompt)} prompt + {counted(work.new_tokens, 'new token')}, "
-        f"batch {work.batch_size}, {how}, seed {work.seed}"
+        f"batch {work.batch_size}{rows}, {how}, seed {work.seed}"
     )
     console.print(f"  needs {need}")
     if (told := container()) is not None:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import tokenizers
 
-from gptbench.config import Config, ModelConfig
+from gptbench.config import Config, DeviceKind, ModelConfig
+from gptbench.device import Device
 from gptbench.errors import ConfigError
+from gptbench.generate import Workload
 from gptbench.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, with_prompt
+from gptbench.record.identity import measured
 from gptbench.tokenizer import Tokenizer, TokenizerError
 from tests.models import DENSE, model_config, run_config
 
@@ -58,6 +61,75 @@ def test_a_length_cuts_the_text_the_file_or_the_shipped_novel(tmp_path: Path) ->
     assert HELD_OUT.read_text(encoding="utf-8").startswith(tokenizer().decode(novel[1:-1]))
 
 
+def test_rows_of_a_batch_are_windows_of_the_text_one_after_the_other() -> None:
+    """The first is what a single row gets, and each begins as the text does."""
+    every = tokenizer().encode(HELD_OUT.read_text(encoding="utf-8"))
+    work = prompted(DEMO, prompt_length=30, batch_size=4).workload
+    assert work.prompts == [every[:1] + every[1 + 29 * row : 1 + 29 * (row + 1)] for row in range(4)]
+    assert work.prompt == work.prompts[0] == prompted(DEMO, prompt_length=30).workload.prompt
+    assert prompted(DEMO, prompt_length=30).workload.prompts == []
+    text = "She was nobody with either father or sister."
+    every = tokenizer().encode(text)
+    assert len(every) >= 10
+    work = prompted(DEMO, prompt_text=text, prompt_length=len(every) - 2, batch_size=3).workload
+    assert work.prompts == [every[:1] + every[1 + row : len(every) - 2 + row] for row in range(3)], "they overlap"
+
+
+def test_without_any_the_other_rows_are_of_the_shipped_novel_or_random() -> None:
+    work = prompted(DEMO, batch_size=3).workload
+    assert work.prompt == work.prompts[0] == prompted(DEMO).workload.prompt
+    novel = prompted(DEMO, prompt_length=len(work.prompt), batch_size=2).workload
+    assert work.prompts[1:] == novel.prompts
+    random = prompted(BIG, batch_size=3).workload
+    assert random.prompts[0] == SEED_TOKENS
+    assert len({tuple(row) for row in random.prompts}) == 3
+    assert {len(row) for row in random.prompts} == {len(SEED_TOKENS)}
+    longer = prompted(BIG, prompt_length=50, batch_size=3).workload
+    assert longer.prompts[0] == prompted(BIG, prompt_length=50).workload.prompt
+    assert len({tuple(row) for row in longer.prompts}) == 3
+
+
+def test_all_rows_get_the_only_prompt_there_is_or_the_same_on_demand(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("She was nobody.")
+    for model, given in (
+        (DEMO, {"prompt": [5, 6]}),
+        (DEMO, {"prompt_text": "She was"}),
+        (DEMO, {"prompt_file": str(file)}),
+        (DEMO, {"same_prompt": True}),
+        (DEMO, {"same_prompt": True, "prompt_length": 20}),
+        (BIG, {"same_prompt": True}),
+    ):
+        many = prompted(model, batch_size=3, **given)
+        assert many.workload.prompts == []
+        assert many.workload.prompt == prompted(model, **given).workload.prompt
+        fed = Workload(many.workload, Device(replace(many.device, kind=DeviceKind.cpu))).prompt
+        assert fed.tolist() == [many.workload.prompt] * 3
+        assert with_prompt(many, make_tokenizer(model)) == many
+
+
+def test_prompts_of_rows_can_be_given_and_are_what_is_fed() -> None:
+    rows = [[5, 6], [7, 8], [9, 10]]
+    many = prompted(DEMO, prompts=rows, batch_size=3)
+    assert many.workload.prompts == rows
+    assert many.workload.prompt == [5, 6]
+    assert Workload(many.workload, Device(replace(many.device, kind=DeviceKind.cpu))).prompt.tolist() == rows
+    assert with_prompt(many, make_tokenizer(DEMO)) == many
+    same = prompted(DEMO, prompts=[[5, 6]] * 3, batch_size=3).workload
+    assert (same.prompt, same.prompts) == ([5, 6], [])
+
+
+def test_identity_covers_each_row_and_not_the_way_it_was_told() -> None:
+    def of(**workload: Any) -> dict[str, Any]:
+        return measured(prompted(DEMO, **workload))
+
+    assert of(batch_size=2) != of(batch_size=2, same_prompt=True)
+    assert of(batch_size=1) == of(batch_size=1, same_prompt=True)
+    rows = prompted(DEMO, batch_size=2).workload.prompts
+    assert of(batch_size=2, prompts=rows) == of(batch_size=2)
+    assert of(batch_size=2, prompts=[rows[0], rows[1][::-1]]) != of(batch_size=2)
+
+
 def test_without_any_it_is_the_seeds() -> None:
     assert tokenizer().decode(prompted(DEMO).workload.prompt[1:]) == "Hello, my name is"
     assert prompted(BIG).workload.prompt == SEED_TOKENS
@@ -89,6 +161,34 @@ def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
         (DEMO, {"prompt_text": "a b", "prompt_length": 9}, "workload.prompt_length=9: expected at most the 3 tokens"),
         (DENSE, {}, "workload.prompt=15043: expected token ids from 0 to 210 for dense"),
         (DEMO, {"prompt_text": "word " * 510}, "workload.new_tokens=6: expected at most"),
+        (
+            DEMO,
+            {"prompts": [[1]], "batch_size": 2},
+            "workload.prompts=1 prompts: expected one for each of batch_size=2",
+        ),
+        (
+            DEMO,
+            {"prompts": [[1], [1, 2]], "batch_size": 2},
+            "workload.prompts=prompts of 1, 2 tokens: expected one length",
+        ),
+        (DEMO, {"prompts": [[]]}, "workload.prompts=prompts of 0 tokens: expected one length, of a token at least"),
+        (DEMO, {"prompts": [[1], [10**6]], "batch_size": 2}, "workload.prompts=1000000: expected token ids"),
+        (DEMO, {"prompts": [[1]], "prompt": [2]}, "workload.prompts=[[1]]: expected null beside workload.prompt"),
+        (
+            DEMO,
+            {"prompts": [[1]], "prompt_length": 2},
+            "workload.prompt_length=2: expected null beside workload.prompts",
+        ),
+        (
+            DEMO,
+            {"prompts": [[1], [2]], "batch_size": 2, "same_prompt": True},
+            "workload.same_prompt=True: expected false beside workload.prompts that differ",
+        ),
+        (
+            DEMO,
+            {"prompt_text": "a b", "prompt_length": 3, "batch_size": 2},
+            "workload.batch_size=2: expected at most 1: the text has no more different prompts of 3 tokens",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

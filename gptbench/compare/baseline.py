@@ -49,7 +49,7 @@ class Baseline:
         model = result.config["model"]["name"]
         if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "seed", COUNTS)):
             return {}
-        if result.prompt != shipped("workload", "seed")["prompt"]:
+        if result.prompts or result.prompt != shipped("workload", "seed")["prompt"]:
             return {}
         quant = result.config["quant"]["name"]
         weights = result.dtype if quant == "none" else quant
@@ -101,7 +101,7 @@ def measured(result: Result) -> dict[str, Any]:
     values["device.dtype"] = result.dtype
     here = result.environment
     values["device.threads"] = None if here.on_gpu else here.threads
-    values["prompt"] = digest(result.prompt)
+    values["prompt"] = digest(result.prompts or result.prompt)
     values["checkpoint"] = None if result.checkpoint is None else result.checkpoint.headers_sha256
     values["text"] = None if result.quality is None else result.quality.text_sha256
     return values

@@ -35,7 +35,7 @@ from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.compare.work import different_work
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
-from gptbench.record import KernelResult, Measured, Result
+from gptbench.record import KernelResult, Measured, Recorded, Result
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
 from gptbench.record.statistics import (
@@ -229,8 +229,15 @@ def remarks(sides: list[list[Found]]) -> list[str]:
 
 def not_alike(pairs: list[Pair]) -> list[str]:
     """A remark where a pair did not do the same work."""
-    told = [different_work([side[0].record.config["workload"] for side in (pair.a, pair.b)]) for pair in pairs]
+    told = [different_work([workload_of(side[0].record) for side in (pair.a, pair.b)]) for pair in pairs]
     return list(dict.fromkeys(remark for remark in told if remark is not None))
+
+
+def workload_of(record: Recorded) -> dict[str, Any]:
+    """As it was asked for, with the prompts that rows of a batch got, where these differ: of the same words, an earlier
+    version gave all rows the same."""
+    section: dict[str, Any] = record.config["workload"]
+    return section | {"prompts": getattr(record, "prompts", None) or section.get("prompts")}
 
 
 def mixed(side: str, records: list[Measured]) -> list[str]:

@@ -25,7 +25,7 @@ PLACES = {"engine": ("tiles",), "model": ("checkpoint", "tokenizer"), "task": ("
 """Fields of them that say where something lies: what lies there counts instead (see `contents`)."""
 ALONGSIDE = {
     "engine": ("measure_warm_start",),
-    "workload": ("samples", "prompt", "prompt_text", "prompt_file", "prompt_length"),
+    "workload": ("samples", "prompt", "prompts", "same_prompt", "prompt_text", "prompt_file", "prompt_length"),
     "task": ("breakdown", "energy"),
 }
 """Fields of them that change no number: how many samples there are, what else is measured after them, and in what words

@@ -92,7 +92,8 @@ def traits(record: Recorded) -> dict[str, str]:
     left_out = {*LEFT_OUT, *(f"{group}.{key}" for group, keys in ALONGSIDE.items() for key in keys)}
     found |= {key: value for key, value in leaves(groups) if key not in left_out and not key.endswith("_target_")}
     if isinstance(prompt := getattr(record, "prompt", None), list):
-        found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(prompt)[:PROMPT_DIGITS]}
+        every = getattr(record, "prompts", None) or prompt
+        found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(every)[:PROMPT_DIGITS]}
     if isinstance(record, Measured):
         found["device"] = record.environment.device
         found["commit"] = short_commit(record.environment.commit)

@@ -159,9 +159,14 @@ class Result(Measured):
     warm_ups: list[WarmUp]
     samples: list[Sample]
     prompt: list[int] = field(default_factory=list)
-    """Token ids of the prompt that each row got."""
+    """Token ids of the prompt that each row got, or, where they differ, the first."""
+    prompts: list[list[int]] = field(default_factory=list)
+    """Those of each row where they differ; empty where all rows got the same, as in every record of a version that does
+    not have this field."""
     prompt_text: str | None = None
-    """The same as text, without a begin-of-text token, if the model has a tokenizer."""
+    """`prompt` as text, without a begin-of-text token, if the model has a tokenizer."""
+    prompt_texts: list[str] = field(default_factory=list)
+    """`prompts` as text."""
     checkpoint: Loaded | None = None
     """What the weights were read from; None where they are seeded."""
     quality: Predictions | None = None

@@ -660,8 +660,12 @@ def write_run(result: Result, folder: Path) -> None:
     """Every decode step as a table, compile time as a picture, what was generated, and a profiled step."""
     draw_compile_stages(result, folder / "compile.png")
     if any(sample.text for sample in result.samples):
-        texts = [text for sample in result.samples for text in sample.text]
-        separated = "\n\n----\n\n".join(f"{result.prompt_text}{text}" for text in texts)
+        texts = [
+            f"{result.prompt_texts[row] if result.prompt_texts else result.prompt_text}{text}"
+            for sample in result.samples
+            for row, text in enumerate(sample.text)
+        ]
+        separated = "\n\n----\n\n".join(texts)
         (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
     steps: list[list[Any]] = []
     for number, sample in enumerate(result.samples):
