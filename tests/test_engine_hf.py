@@ -130,6 +130,14 @@ def test_agrees_with_eager(model: ModelConfig, cache: str, batch: int, uncompile
 
 
 @installed
+def test_agrees_with_eager_where_it_is_least_likely(uncompiled: None) -> None:
+    """A window that hides all but the token itself; the narrowest experts that the library's product takes."""
+    for model, cache in ((replace(GQA, sliding_window=1), "static"), (replace(MOE, ffn_dim=20), "dynamic")):
+        reference = make_engine(EAGER, model, "none", 1, torch.float32, device("cpu"))
+        assert_generations_agree(make_hf(model, cache), reference)
+
+
+@installed
 def test_agrees_with_eager_in_bfloat16(uncompiled: None) -> None:
     on, dtype = device("cpu"), torch.bfloat16
     reference = make_engine(EAGER, DENSE, "none", 1, dtype, on)
@@ -247,8 +255,11 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
         ),
         (run_of(replace(MOE, qkv_bias=True)), "engine=hf: .* model.n_experts=8 and model.qkv_bias=True"),
         (run_of(replace(NORMED, sliding_window=4)), "engine=hf: .* model.qk_norm=True and model.sliding_window=4"),
+        (run_of(replace(MOE, ffn_dim=77)), r"engine=hf: .* model.ffn_dim that is a multiple of 4 .*\(it is 77\)"),
+        (run_of(replace(MOE, dim=50, head_dim=16)), r"engine=hf: .* model.dim that is a multiple of 4 .*\(it is 50\)"),
+        (run_of(replace(GQA, sliding_window=1)), "engine.cache=dynamic: expected static: .* model.sliding_window=1"),
     ],
-    ids=["quantised", "bias and norm", "bias and experts", "norm and window"],
+    ids=["quantised", "bias and norm", "bias and experts", "norm and window", "odd experts", "odd", "window of 1"],
 )
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
     def check() -> None:
@@ -263,6 +274,7 @@ def test_what_it_can_do_is_not_refused() -> None:
     for model in ALL:
         HuggingFace.check(run_of(model), device("cpu"))
     HuggingFace.check(run_of(replace(NORMED, sliding_window=64)), device("cpu"))  # hides nothing of the cache
+    HuggingFace.check(run_of(replace(GQA, ffn_dim=77)), device("cpu"))
 
 
 def test_a_missing_compiler_leaves_the_dynamic_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,9 @@ from gptbench.sampling import Sampler
 OLDEST = (5, 17)
 """Version of the library; earlier ones lack some of what is called here."""
 
+GROUPED_ALIGNMENT = 16
+"""Bytes: rows of what ``torch.nn.functional.grouped_mm`` multiplies are a multiple of so many."""
+
 FAMILIES: dict[str, set[str]] = {
     "Llama": set(),
     "Mistral": {"head_dim", "sliding_window"},
@@ -168,6 +171,14 @@ class HuggingFace(Engine):
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")
+        if slides(model, length) and model.sliding_window == 1 and engine.cache is Cache.dynamic:
+            expected = "static: the library's dynamic cache drops nothing with model.sliding_window=1"
+            raise ConfigError("engine.cache", "dynamic", expected)
+        multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
+        for name in ("dim", "ffn_dim"):
+            if model.n_experts and (width := getattr(model, name)) % multiple:
+                what = f"the library's product of all experts takes a model.{name} that is a multiple of {multiple}"
+                raise ConfigError("engine", "hf", f"another one: {what} in {device.dtype_name} (it is {width})")
 
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:
