@@ -75,8 +75,12 @@ def called(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
     from gptbench.commandline import COMMANDS, typed, without_quiet
+    from gptbench.parsers import PARSERS
 
     if arguments[:1] and arguments[0] in COMMANDS:
+        if {"-h", "--help"} & set(arguments) and arguments[0] in PARSERS:
+            PARSERS[arguments[0]]().print_help()
+            return 0
         module, _, function = COMMANDS[arguments[0]].partition(":")
         command = getattr(importlib.import_module(module), function)
         given, quiet = without_quiet(arguments[1:])

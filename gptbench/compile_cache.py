@@ -9,7 +9,6 @@ A cache file is code: torch and Triton unpickle and run what lies in their cache
 compilation does.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 import torch
 
-from gptbench import __version__
+from gptbench import __version__, parsers
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.errors import UserError
@@ -432,17 +431,7 @@ def cache_command(arguments: list[str]) -> int:
     Raises:
         UserError: see `save` and `load`.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench cache",
-        description="Saves what was compiled and tuned on this machine, so that a later start, or another machine of "
-        "the same kind, need not do it again.",
-        epilog="All of TorchInductor's and Triton's cache folders is saved; runs with engine.fresh_cache=true leave "
-        "nothing there. A cache file is code that the next run executes: load only what you trust.",
-    )
-    parser.add_argument("action", choices=("save", "load"), help="write FILE, or add what it holds to the caches")
-    parser.add_argument("file", metavar="FILE", type=Path, help="cache file, a zip")
-    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="folder with the tiles")
-    options = parser.parse_args(arguments)
+    options = parsers.cache().parse_args(arguments)
     if options.action == "save":
         manifest = save(options.file, options.outputs)
         size = options.file.stat().st_size

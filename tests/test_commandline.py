@@ -15,6 +15,7 @@ from gptbench.compare.baseline import read_baseline
 from gptbench.config import Config, SweepConfig, load
 from gptbench.errors import CheckpointError, ConfigError, UserError
 from gptbench.job import forget
+from gptbench.parsers import PARSERS
 from gptbench.paths import shipped_folder
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
@@ -240,7 +241,7 @@ for arguments in {arguments}:
         assert not ended.code
     assert not {{"torch", "mlflow", "matplotlib"}} & set(sys.modules), arguments
 """
-    arguments = [["--version"], ["--help"]]
+    arguments = [["--version"], ["--help"], *([name, "--help"] for name in PARSERS)]
     done = subprocess.run(
         [sys.executable, "-c", code.format(arguments=arguments)],
         cwd=tmp_path,

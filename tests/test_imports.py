@@ -22,6 +22,7 @@ ORDER = (
     "config",
     "guard",
     "commandline",
+    "parsers",
     "tokenizer",
     "prompt",
     "targets",

@@ -1,6 +1,5 @@
 """`gptbench ab`: two configurations, measured in turns."""
 
-import argparse
 import math
 import re
 from pathlib import Path
@@ -14,9 +13,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gptbench import ab, guard
+from gptbench import ab, guard, parsers
 from gptbench.commandline import prepared, told
-from gptbench.commands.compare import row_line, sentence, share, shortened, table_of, words, write_line
+from gptbench.commands.compare import row_line, sentence, shortened, table_of, words, write_line
 from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import register
 from gptbench.errors import BadResultError, UserError
@@ -38,26 +37,7 @@ def ab_command(arguments: list[str]) -> int:
         UserError: a side cannot be, or both together cannot.
         BadResultError: what was measured, and recorded, means nothing.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench ab",
-        description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each round makes "
-        "both engines anew and gives one ratio; it ends when the 95%% interval around their mean is narrow enough, or "
-        "the time is over.",
-        epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=seed. Both engines "
-        "are in memory at once. Compile times are not compared: torch's usual cache is used.",
-    )
-    parser.add_argument("a", metavar="A", help="overrides of A, in one argument: 'quant=none engine=fused'")
-    parser.add_argument("b", metavar="B", help="overrides of B")
-    parser.add_argument("shared", metavar="OVERRIDE", nargs="*", help="overrides of both, before their own")
-    parser.add_argument(
-        "--half-width", type=share, default=0.005, help="of the interval around the ratio of decode tokens/s: 0.5%%"
-    )
-    parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for all rounds: 300")
-    parser.add_argument(
-        "--margin", type=share, default=0.005, help="ratios nearer to 1 are noise, however narrow the interval: 0.5%%"
-    )
-    parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
-    options = parser.parse_intermixed_args(arguments)
+    options = parsers.ab().parse_intermixed_args(arguments)
     ending = ab.Ending(options.half_width, options.budget_s, options.margin)
     sides = []
     for own in (options.a, options.b):

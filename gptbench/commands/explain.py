@@ -1,15 +1,15 @@
 """`gptbench explain`: where a run's step time goes against the limit, and what would help."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench.commands.compare import add_places, tell_unread, write_line
+from gptbench import parsers
+from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.explain import Advice, Explanation, explain, micro
-from gptbench.compare.select import HOW, select
+from gptbench.compare.select import select
 from gptbench.errors import UserError
 from gptbench.record import Result
 from gptbench.record.files import problem
@@ -22,15 +22,7 @@ def explain_command(arguments: list[str]) -> int:
     Raises:
         UserError: there is no run of a model that counts.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench explain",
-        description="Where the time of a run's decode step goes: bytes, boundaries, attention, sampling, host; how far "
-        "it is from the limit; and what would help. task.breakdown=true in the run tells most.",
-        epilog=f"RUN is {HOW}; of several, the latest is explained.",
-    )
-    parser.add_argument("run", metavar="RUN")
-    add_places(parser)
-    options = parser.parse_args(arguments)
+    options = parsers.explain().parse_args(arguments)
     runs = [
         (found.path, found.record)
         for found in select(options.run, options.outputs, options.uri, (Result,), tell_unread)

@@ -1,14 +1,14 @@
 """`gptbench report`: recorded runs as one HTML page."""
 
-import argparse
 import datetime
 from pathlib import Path
 
-from gptbench.commands.compare import add_places, tell_unread, write_line
+from gptbench import parsers
+from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.report import html, is_report
-from gptbench.compare.select import HOW, select
+from gptbench.compare.select import select
 from gptbench.errors import UserError
 from gptbench.outputs import write_whole
 from gptbench.terminal import console
@@ -20,25 +20,7 @@ def report_command(arguments: list[str]) -> int:
     Raises:
         UserError: there is no such record or baseline, or the file is there and is no report.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench report",
-        description="Writes one HTML file with tables and charts of recorded runs. It needs no network and no script.",
-        epilog=f"RUN is {HOW}. An earlier report under the same name is replaced, another file is not.",
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="report.html in the outputs folder by default"
-    )
-    add_places(parser)
-    parser.add_argument(
-        "--baseline",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="further targets: a file, or one of conf/baseline; may be given several times",
-    )
-    parser.add_argument("--title", default="gptbench", help="heading of the page")
-    options = parser.parse_args(arguments)
+    options = parsers.report().parse_args(arguments)
     path: Path = options.output or options.outputs / "report.html"
     if path.exists() and not (path.is_file() and is_report(path)):
         raise UserError(f"--output={path}: expected a new file, or an earlier report, and this is neither")

@@ -1,13 +1,12 @@
 """`gptbench rows`: recorded runs as rows of PyTorch's gpt_fast benchmark."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from gptbench.commands.compare import add_places, tell_unread, write_line
+from gptbench import parsers
+from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import as_csv, experiments
-from gptbench.compare.select import HOW, select
+from gptbench.compare.select import select
 from gptbench.errors import counted
 from gptbench.outputs import write_json, write_whole
 from gptbench.terminal import console
@@ -20,26 +19,7 @@ def rows_command(arguments: list[str]) -> int:
     Raises:
         UserError: a record measured nothing that the benchmark has, or there is no such baseline.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench rows",
-        description="Recorded runs as PyTorch's gpt_fast benchmark reports its own: name, metric, target, actual, "
-        "dtype, device, arch, is_model. Without a file to write to, as CSV to stdout.",
-        epilog=f"RUN is {HOW}. Tokens/s take in the prefill there.",
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+")
-    parser.add_argument(
-        "--baseline", default="a100_40gb", help="where targets are from, a file or a shipped one: a100_40gb"
-    )
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write CSV")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write records of PyTorch's benchmark database (v3)")
-    parser.add_argument(
-        "--by",
-        choices=("inductor", "kernel", "library"),
-        default="inductor",
-        help="whose micro-benchmarks: Inductor's, which the benchmark is of, our kernels', or the library's",
-    )
-    add_places(parser)
-    options = parser.parse_args(arguments)
+    options = parsers.rows().parse_args(arguments)
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:

@@ -7,6 +7,7 @@ compiled graph being one, and a step lasts from call to call.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -143,6 +144,10 @@ def total_or_none(values: Iterable[int | None]) -> int | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
+SILENT = "6"
+"""Level of Kineto, the profiler's library, above all of its own; it would print a line for each start and stop."""
+
+
 def break_down(engine: Engine, workload: Workload) -> Breakdown:
     """Profiles steps in the middle of a generation of the workload.
 
@@ -151,6 +156,7 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     """
     count = min(PROFILED + 1, engine.length - engine.prompt_length)  # the cache has room for two at least
     before = max(0, (workload.new_tokens - 1 - count) // 2)
+    os.environ.setdefault("KINETO_LOG_LEVEL", SILENT)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * engine.device.is_cuda
     engine.prefill(workload.prompt)
     with profile(activities=activities):  # the profiler's own start takes as long as many steps

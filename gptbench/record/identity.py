@@ -50,7 +50,18 @@ MEASURING = (
 )
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
 RECORDING = (
-    *("redaction", "commandline", "streams", "outputs", "compile_cache", "record", "compare", "terminal", "isolation"),
+    *(
+        "redaction",
+        "commandline",
+        "parsers",
+        "streams",
+        "outputs",
+        "compile_cache",
+        "record",
+        "compare",
+        "terminal",
+        "isolation",
+    ),
     *("attempt", "job", "sweep", "commands", "__main__"),
 )
 """All others: what is done with a number once it is there changes no identity."""

@@ -3,7 +3,6 @@
 Every record is a file before it is sent. A mark beside it, once it is logged, tells where; `sync` sends what has none.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gptbench import parsers
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.errors import TrackingError, UserError
 from gptbench.inputs import read_object
@@ -134,18 +134,7 @@ def sync_command(arguments: list[str]) -> int:
     Raises:
         UserError: there is no such folder.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench sync",
-        description="Logs to MLflow all that is recorded in the outputs folder and not logged yet, because the server "
-        "was away, or a process was killed before it had logged. Sweeps whose process was killed get their end.",
-        epilog="Each goes where its own configuration says; what was recorded with tracking=none stays where it is.",
-    )
-    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
-    parser.add_argument(
-        "--uri", help="address with user and password, which no record holds, for those that go to this address"
-    )
-    parser.add_argument("--all", action="store_true", help="ask also for what was logged: the store may have been lost")
-    options = parser.parse_args(arguments)
+    options = parsers.sync().parse_args(arguments)
     outputs: Path = options.outputs.absolute()
     if not outputs.is_dir():
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
@@ -225,17 +214,7 @@ def log_command(arguments: list[str]) -> int:
     Raises:
         UserError: a file is not a result (then nothing is logged), or the store refuses one.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench log",
-        description="Logs recorded results to MLflow; what is there already is left as it is.",
-        epilog="Without options, a result goes where its own configuration says; one that was recorded with "
-        "tracking=none goes to the store in the outputs folder.",
-    )
-    parser.add_argument("results", metavar="RESULT", nargs="+", type=Path, help="a result.json or kernels.json")
-    parser.add_argument("--uri", help="MLflow tracking server or store")
-    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
-    parser.add_argument("--outputs", metavar="DIR", type=Path, help="outputs folder, with the embedded store")
-    options = parser.parse_args(arguments)
+    options = parsers.log().parse_args(arguments)
     changes = {"uri": options.uri, "experiment": options.experiment}
     unread = []
     for path in options.results:

@@ -1,0 +1,189 @@
+"""What each command takes, by name. Nothing here needs more than Python: `--help` answers at once."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from gptbench.hub import expanded
+
+HOW = (
+    "a record or a folder with some, the first digits of a run's or a sweep's identity, "
+    "mlflow:FILTER with a filter of MLflow's, a run id of MLflow's, or latest"
+)
+"""What a RUN may be."""
+FORMATS = ("csv", "md", "json")
+"""Of an exported table."""
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where records are looked up."""
+    parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="outputs folder")
+    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
+
+
+def path(text: str) -> Path:
+    """A file or a folder; `~` is the home folder."""
+    return Path(expanded(text))
+
+
+def share(text: str) -> float:
+    """`0.5%` or `0.005`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share such as 0.5% or 0.005")
+    return value
+
+
+def ab() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench ab",
+        description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each round makes "
+        "both engines anew and gives one ratio; it ends when the 95% interval around their mean is narrow enough, or "
+        "the time is over.",
+        epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=seed. Both engines "
+        "are in memory at once. Compile times are not compared: torch's usual cache is used.",
+    )
+    parser.add_argument("a", metavar="A", help="overrides of A, in one argument: 'quant=none engine=fused'")
+    parser.add_argument("b", metavar="B", help="overrides of B")
+    parser.add_argument("shared", metavar="OVERRIDE", nargs="*", help="overrides of both, before their own")
+    parser.add_argument(
+        "--half-width", type=share, default=0.005, help="of the interval around the ratio of decode tokens/s: 0.5%%"
+    )
+    parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for all rounds: 300")
+    parser.add_argument(
+        "--margin", type=share, default=0.005, help="ratios nearer to 1 are noise, however narrow the interval: 0.5%%"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
+    return parser
+
+
+def report() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench report",
+        description="Writes one HTML file with tables and charts of recorded runs. It needs no network and no script.",
+        epilog=f"RUN is {HOW}. An earlier report under the same name is replaced, another file is not.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=path, help="report.html in the outputs folder by default"
+    )
+    add_places(parser)
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="further targets: a file, or one of conf/baseline; may be given several times",
+    )
+    parser.add_argument("--title", default="gptbench", help="heading of the page")
+    return parser
+
+
+def explain() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench explain",
+        description="Where the time of a run's decode step goes: bytes, boundaries, attention, sampling, host; how far "
+        "it is from the limit; and what would help. task.breakdown=true in the run tells most.",
+        epilog=f"RUN is {HOW}; of several, the latest is explained.",
+    )
+    parser.add_argument("run", metavar="RUN")
+    add_places(parser)
+    return parser
+
+
+def rows() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench rows",
+        description="Recorded runs as PyTorch's gpt_fast benchmark reports its own: name, metric, target, actual, "
+        "dtype, device, arch, is_model. Without a file to write to, as CSV to stdout.",
+        epilog=f"RUN is {HOW}. Tokens/s take in the prefill there.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument(
+        "--baseline", default="a100_40gb", help="where targets are from, a file or a shipped one: a100_40gb"
+    )
+    parser.add_argument("--csv", metavar="FILE", type=path, help="write CSV")
+    parser.add_argument("--json", metavar="FILE", type=path, help="write records of PyTorch's benchmark database (v3)")
+    parser.add_argument(
+        "--by",
+        choices=("inductor", "kernel", "library"),
+        default="inductor",
+        help="whose micro-benchmarks: Inductor's, which the benchmark is of, our kernels', or the library's",
+    )
+    add_places(parser)
+    return parser
+
+
+def export() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench export",
+        description="Writes recorded runs as one table with a row for each: the overrides that its sweep varied, its "
+        "metrics, its identity, device and commit. csv and json hold every metric in base units (seconds, bytes); md "
+        "holds the main ones as people read them.",
+        epilog=f"RUN is {HOW}. Of a sweep, each job is a row, failed ones included.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="csv if not given")
+    parser.add_argument("--metrics", metavar="NAME,…", help="only these, in this order: decode_tokens_per_s,mbu")
+    parser.add_argument("-o", "--output", metavar="FILE", type=path, help="write to a file, and not to stdout")
+    add_places(parser)
+    return parser
+
+
+def log() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench log",
+        description="Logs recorded results to MLflow; what is there already is left as it is.",
+        epilog="Without options, a result goes where its own configuration says; one that was recorded with "
+        "tracking=none goes to the store in the outputs folder.",
+    )
+    parser.add_argument("results", metavar="RESULT", nargs="+", type=path, help="a result.json or kernels.json")
+    parser.add_argument("--uri", help="MLflow tracking server or store")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
+    parser.add_argument("--outputs", metavar="DIR", type=path, help="outputs folder, with the embedded store")
+    return parser
+
+
+def sync() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench sync",
+        description="Logs to MLflow all that is recorded in the outputs folder and not logged yet, because the server "
+        "was away, or a process was killed before it had logged. Sweeps whose process was killed get their end.",
+        epilog="Each goes where its own configuration says; what was recorded with tracking=none stays where it is.",
+    )
+    parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="outputs folder")
+    parser.add_argument(
+        "--uri", help="address with user and password, which no record holds, for those that go to this address"
+    )
+    parser.add_argument("--all", action="store_true", help="ask also for what was logged: the store may have been lost")
+    return parser
+
+
+def cache() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench cache",
+        description="Saves what was compiled and tuned on this machine, so that a later start, or another machine of "
+        "the same kind, need not do it again.",
+        epilog="All of TorchInductor's and Triton's cache folders is saved; runs with engine.fresh_cache=true leave "
+        "nothing there. A cache file is code that the next run executes: load only what you trust.",
+    )
+    parser.add_argument("action", choices=("save", "load"), help="write FILE, or add what it holds to the caches")
+    parser.add_argument("file", metavar="FILE", type=path, help="cache file, a zip")
+    parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="folder with the tiles")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "ab": ab,
+    "report": report,
+    "explain": explain,
+    "rows": rows,
+    "export": export,
+    "log": log,
+    "sync": sync,
+    "cache": cache,
+}
+"""By command."""
