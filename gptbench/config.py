@@ -644,6 +644,8 @@ class BaselineRow:
     """Metric name to what was measured."""
     throttled: str | None = None
     """How many of its samples were held back by power or heat, in words; null where none was."""
+    busy: str | None = None
+    """Why the machine was busy with something else when it was measured, in words; null where it was not."""
 
 
 @dataclass(kw_only=True)

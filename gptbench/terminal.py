@@ -32,7 +32,7 @@ from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
 from gptbench.outputs import as_json
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
-from gptbench.record.busy import busy, in_words
+from gptbench.record.busy import busy, why_busy
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
@@ -332,7 +332,7 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
 
 def show_busy(result: Measured) -> None:
     """Why these numbers may be slower than the device is."""
-    if (told := in_words(result)) is not None:
+    if (told := why_busy(result)) is not None:
         console.print(told, style="bold yellow", markup=False)
 
 

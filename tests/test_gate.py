@@ -794,7 +794,7 @@ def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     monkeypatch.chdir(tmp_path)
 
     def gptbench(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        monkeypatch.setattr(sys, "argv", ["gptbench", *arguments])
+        monkeypatch.setattr(sys, "argv", ["gptbench", *arguments, "--even-if-busy"])  # as other tests keep it
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         code = main()
         printed = capfd.readouterr()

@@ -28,6 +28,7 @@ COLOUR = {
     Verdict.worse: "red",
     Verdict.more: "red",
     Verdict.undecided: "yellow",
+    Verdict.busy: "yellow",
 }
 
 
@@ -52,12 +53,13 @@ def compare_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
     )
+    add_even_if_busy(parser)
     add_places(parser)
     options = parser.parse_args(arguments)
     sides = [select(side, options.outputs, options.uri, unread=tell_unread) for side in (options.a, options.b)]
     if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
         raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
-    comparison = compare(sides[0], sides[1], options.margin, History(options.outputs))
+    comparison = compare(sides[0], sides[1], options.margin, History(options.outputs), options.even_if_busy)
     if options.format == "md":
         sys.stdout.write(markdown_of(comparison))
         sys.stdout.flush()
@@ -70,6 +72,12 @@ def compare_command(arguments: list[str]) -> int:
 def tell_unread(why: str) -> None:
     """Of a file that should be a record."""
     console.print(f"left out: {why}", markup=False, style="yellow")
+
+
+def add_even_if_busy(parser: argparse.ArgumentParser) -> None:
+    """Whether a verdict is wanted although it may be of what else the machine did."""
+    told = "runs that were measured on a busy machine count as any others"
+    parser.add_argument("--even-if-busy", action="store_true", help=told)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +127,7 @@ def line_of(comparison: Comparison) -> dict[str, Any]:
         "overall": None if comparison.overall is None else row_line(comparison.overall),
         "differences": comparison.differences,
         "remarks": comparison.remarks,
+        "busy": busy_lines(comparison),
         "left_out": [[str(found.path), why] for found, why in comparison.left_out],
     }
 
@@ -160,6 +169,8 @@ def show_comparison(comparison: Comparison) -> None:
         console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")
     for remark in comparison.remarks:
         console.print(remark, markup=False, style="yellow")
+    for line in busy_lines(comparison):
+        console.print(line, markup=False, style="bold yellow")
     for found, why in comparison.left_out:
         console.print(f"left out: {found.path}: {why}", markup=False, style="yellow")
 
@@ -229,7 +240,8 @@ def markdown_of(comparison: Comparison) -> str:
     if comparison.overall is not None:
         parts.append(f"All {comparison.overall.of}: {sentence(comparison.overall)}\n")
     notes = [f"{key}: A {shortened(a)}, B {shortened(b)}" for key, (a, b) in comparison.differences.items()]
-    notes += [*comparison.remarks, *(f"left out: {found.path}: {why}" for found, why in comparison.left_out)]
+    notes += [*comparison.remarks, *busy_lines(comparison)]
+    notes += [*(f"left out: {found.path}: {why}" for found, why in comparison.left_out)]
     if notes:
         parts.append("".join(f"- {' '.join(note.split())}\n" for note in notes))
     return "\n".join(parts)
@@ -241,9 +253,19 @@ def interval(row: Row) -> str:
     return f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
 
 
+def busy_lines(comparison: Comparison) -> list[str]:
+    """Which runs are from a busy machine, and what that means here."""
+    lines = [f"{found.path}: {why}" for found, why in comparison.busy]
+    if any(row.verdict is Verdict.busy for pair in comparison.pairs for row in pair.rows):
+        lines.append("no verdict on speed, compile time and energy: measure again, or give --even-if-busy")
+    return lines
+
+
 def sentence(row: Row) -> str:
     """B is 1.9% slower (1.7% to 2.1%), or within noise, or undecided."""
     ratio = row.ratio
+    if row.verdict is Verdict.busy:
+        return f"no verdict, measured on a busy machine: B / A is {signed(ratio.value)}"
     if row.verdict in (Verdict.noise, Verdict.undecided) and ratio.low is not None and ratio.high is not None:
         interval = f"{signed(ratio.value)} ({signed(ratio.low)} to {signed(ratio.high)})"
         if row.verdict is Verdict.noise:

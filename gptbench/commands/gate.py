@@ -11,7 +11,16 @@ from rich.table import Table
 
 from gptbench.commandline import prepared, quoted
 from gptbench.commands.ab import composed
-from gptbench.commands.compare import COLOUR, add_places, share, starts_told, tell_unread, words, write_line
+from gptbench.commands.compare import (
+    COLOUR,
+    add_even_if_busy,
+    add_places,
+    share,
+    starts_told,
+    tell_unread,
+    words,
+    write_line,
+)
 from gptbench.compare import measuring
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
@@ -28,7 +37,8 @@ from gptbench.terminal import console, number, print_whole
 
 
 def gate_command(arguments: list[str]) -> int:
-    """`gptbench gate`: holds runs against a baseline, or records one. Returns the exit code: 1 if anything is worse.
+    """`gptbench gate`: holds runs against a baseline, or records one. Returns the exit code: see
+    `EXIT_CODES`.
 
     Raises:
         UserError: the baseline is none or of another device, one cannot be made of the runs, or nothing can be measured
@@ -39,7 +49,8 @@ def gate_command(arguments: list[str]) -> int:
         prog="gptbench gate",
         description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
         "time, memory, quality or energy is worse beyond noise. What is worse when it is measured is measured again, "
-        "and held against the baseline with all its runs. Only on the device that the baseline is of.",
+        "and held against the baseline with all its runs. Only on the device that the baseline is of. Exit code 1 if "
+        "anything is worse, 3 if there is no verdict, as the machine was busy with something else.",
         epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
         "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml --repeats 3",
     )
@@ -65,6 +76,7 @@ def gate_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
     )
+    add_even_if_busy(parser)
     add_places(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.repeats < 1:
@@ -108,13 +120,24 @@ def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> in
     """Holds runs against a baseline; measures them where none are given."""
     config, history = read_baseline(options.baseline), History(options.outputs)
     if options.runs:
-        held = gate(config, found, partial=options.partial, history=history)
+        held = gate(config, found, partial=options.partial, history=history, even_if_busy=options.even_if_busy)
     else:
-        held = measured_gate(config, options.repeats, more, tell, history)
-    passed = not (held.failed or (options.strict and held.undecided))
-    show_gate(config, held, passed)
-    write_line(line_of(config, options.baseline, held, passed))
-    return 0 if passed else 1
+        held = measured_gate(config, options.repeats, more, tell, history, options.even_if_busy)
+    outcome = outcome_of(held, options.strict)
+    show_gate(config, held, outcome)
+    write_line(line_of(config, options.baseline, held, outcome))
+    return EXIT_CODES[outcome]
+
+
+PASSED, FAILED, UNDECIDED = "passed", "failed", "undecided"
+EXIT_CODES = {PASSED: 0, FAILED: 1, UNDECIDED: 3}
+"""Of a gate. Undecided is one without a verdict on some row, as the machine was busy: neither passed nor worse."""
+
+
+def outcome_of(held: Gate, strict: bool) -> str:
+    if held.failed or (strict and held.undecided):
+        return FAILED
+    return UNDECIDED if held.busy else PASSED
 
 
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
@@ -128,22 +151,24 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
         load(composed(own, folder), own)
     for _ in range(options.repeats):
         found += [measuring.measure(overrides, tell) for overrides in asked]
-    text = recorded_text(file.stem, found, command, dict(options.margin))
+    text = recorded_text(file.stem, found, command, dict(options.margin), options.even_if_busy)
     write_whole(file, text)
     config = read_baseline(str(file))
     rows, runs = counted(len(config.rows), "row"), counted(len(found), "run")
     for name, row in config.rows.items():
         if row.throttled is not None:
             console.print(f"{name}: {row.throttled}: slower than it could be", markup=False, style="yellow")
+        if row.busy is not None:
+            console.print(f"{name}: {row.busy}", markup=False, style="yellow")
     console.print(f"{file}: {rows} of {runs} on {config.device}", markup=False)
     line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
     write_line(line | {"runs": [str(each.path) for each in found]})
     return 0
 
 
-def line_of(config: BaselineConfig, which: str, held: Gate, passed: bool) -> dict[str, Any]:
+def line_of(config: BaselineConfig, which: str, held: Gate, outcome: str) -> dict[str, Any]:
     return {
-        "gate": "passed" if passed else "failed",
+        "gate": outcome,
         "baseline": which,
         "device": config.device,
         "rows": len(config.rows),
@@ -172,7 +197,7 @@ def check_line(check: Check) -> dict[str, Any]:
     }
 
 
-def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
+def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     """The table, what fails last; then each failure and what is undecided, in a sentence."""
     for name, (before, now) in held.differences.items():
         console.print(f"{name}: baseline {before}, now {now}", markup=False, style="dim")
@@ -205,7 +230,12 @@ def show_gate(config: BaselineConfig, held: Gate, passed: bool) -> None:
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
     if held.undecided:
         told += f"; {counted(len(held.undecided), 'metric')} undecided"
-    console.print(told, style="bold green" if passed else "bold red")
+    if held.busy:
+        told += f"; no verdict on {', '.join(held.busy)}: measure again, or give --even-if-busy"
+    console.print(told, style=OUTCOME_STYLES[outcome], markup=False)
+
+
+OUTCOME_STYLES = {PASSED: "bold green", FAILED: "bold red", UNDECIDED: "bold yellow"}
 
 
 def cells(check: Check) -> Sequence[str]:

@@ -19,6 +19,7 @@ from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
     TIME,
+    TIMED,
     Moments,
     Ratio,
     Verdict,
@@ -36,6 +37,7 @@ from gptbench.compare.work import different_work
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
 from gptbench.record import KernelResult, Measured, Recorded, Result
+from gptbench.record.busy import busy, why_busy
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
 from gptbench.record.statistics import (
@@ -87,6 +89,10 @@ class Row:
         kind = KINDS.get(metric, TIME)
         return cls(metric, a, b, ratio, verdict(ratio, kind, margin), of, possible(ratio, kind, margin))
 
+    def withheld(self) -> "Row":
+        """The same of a busy machine: without a verdict on what that changes."""
+        return replace(self, verdict=Verdict.busy, possible={}) if KINDS.get(self.metric, TIME) in TIMED else self
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -112,16 +118,24 @@ class Comparison:
     """Records that are not compared, and why."""
     overall: Row | None = None
     """Of several pairs: decode tokens/s, each pair one value."""
+    busy: list[tuple[Found, str]] = field(default_factory=list)
+    """Runs that were measured on a busy machine, and count, in a sentence each."""
 
 
 def compare(
-    a: Iterable[Found], b: Iterable[Found], margin: float | None = None, history: History = NO_HISTORY
+    a: Iterable[Found],
+    b: Iterable[Found],
+    margin: float | None = None,
+    history: History = NO_HISTORY,
+    even_if_busy: bool = False,
 ) -> Comparison:
-    """Compares what counts of two sides.
+    """Compares what counts of two sides. Of runs of the same thing those from a busy machine are left out; where a side
+    has no others, there is no verdict on what that changes.
 
     Args:
         margin: of speed: ratios nearer to 1 are noise; None takes that of its `Kind`.
         history: recorded runs that say what single starts differ by.
+        even_if_busy: whether runs from a busy machine count as any others.
 
     Raises:
         UserError: nothing of A can be compared with anything of B.
@@ -135,8 +149,15 @@ def compare(
     settings = [[fields(found) for found in side] for side in sides]
     keys = sorted(set().union(*(varied(side) for side in settings)))
     groups = [grouped(side, values, keys) for side, values in zip(sides, settings, strict=True)]
+    if not even_if_busy:
+        groups = [{key: quiet(own, left_out) for key, own in group.items()} for group in groups]
     pairs = [
-        Pair(told_apart(own[0], keys, sides), own, groups[1][key], rows(own, groups[1][key], margin, history))
+        Pair(
+            told_apart(own[0], keys, sides),
+            own,
+            groups[1][key],
+            judged(own, groups[1][key], margin, history, even_if_busy),
+        )
         for key, own in groups[0].items()
         if key in groups[1]
     ]
@@ -146,7 +167,32 @@ def compare(
     for own, other, name in ((groups[0], groups[1], "B"), (groups[1], groups[0], "A")):
         left_out += [(found, f"{name} has no such run") for key in own if key not in other for found in own[key]]
     told = [*not_alike(pairs), *remarks(sides)]
-    return Comparison(pairs, differences(settings, sides, keys), told, left_out, overall(pairs, margin))
+    marked = [
+        (found, reasons)
+        for pair in pairs
+        for found in (*pair.a, *pair.b)
+        if (reasons := why_busy(found.record)) is not None
+    ]
+    return Comparison(pairs, differences(settings, sides, keys), told, left_out, overall(pairs, margin), marked)
+
+
+def quiet(side: list[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
+    """Runs of one configuration without those from a busy machine, which go to `left_out`; all where there are no
+    others."""
+    told = {id(found): why_busy(found.record) for found in side}
+    kept = [found for found in side if told[id(found)] is None]
+    if not kept:
+        return side
+    left_out += [(found, reasons) for found in side if (reasons := told[id(found)]) is not None]
+    return kept
+
+
+def judged(a: list[Found], b: list[Found], margin: float | None, history: History, even_if_busy: bool) -> list[Row]:
+    """Rows of a pair, without verdicts where a side is from a busy machine."""
+    found = rows(a, b, margin, history)
+    if even_if_busy or not any(busy(each.record) for each in (*a, *b)):
+        return found
+    return [row.withheld() for row in found]
 
 
 def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
@@ -411,4 +457,5 @@ def overall(pairs: list[Pair], margin: float | None) -> Row | None:
         return None
     ratio = of_pairs([float(np.log(row.ratio.value)) for row in found])
     middles = geometric_mean([row.a for row in found]), geometric_mean([row.b for row in found])
-    return Row.judged("decode_tokens_per_s", *middles, ratio, f"{len(found)} pairs", margin)
+    row = Row.judged("decode_tokens_per_s", *middles, ratio, f"{len(found)} pairs", margin)
+    return row.withheld() if any(each.verdict is Verdict.busy for each in found) else row

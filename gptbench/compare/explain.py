@@ -26,7 +26,7 @@ from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.samples import throttling
 from gptbench.record import Result
-from gptbench.record.busy import in_words
+from gptbench.record.busy import why_busy
 from gptbench.record.labels import weights_of
 from gptbench.record.statistics import step_bytes, summary, valid_samples
 
@@ -308,7 +308,7 @@ def most_of(launches: list[tuple[Launch, float]], factor: float) -> str:
 
 def notes(step: Step) -> Iterator[str]:
     """What must be known to read the rest."""
-    if (told_busy := in_words(step.result)) is not None:
+    if (told_busy := why_busy(step.result)) is not None:
         yield f"It was {told_busy}."
     found, told = step.result.breakdown, step.told
     if found is None:

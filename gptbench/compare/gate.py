@@ -28,10 +28,11 @@ from gptbench.compare.baseline import (
     section_of,
     versions_of,
 )
-from gptbench.compare.comparison import SAMPLED, exactly, moments_of
+from gptbench.compare.comparison import SAMPLED, exactly, moments_of, quiet
 from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
+    TIMED,
     Kind,
     Moments,
     Ratio,
@@ -50,6 +51,7 @@ from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record import Result
+from gptbench.record.busy import why_busy
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
 from gptbench.record.result import SCHEMA_VERSION
@@ -94,8 +96,14 @@ class Check:
 
     @property
     def undecided(self) -> bool:
-        """Whether it may be worse, although nothing shows that it is."""
-        return any(word.is_worse for word in self.possible)
+        """Whether it may be worse, although nothing shows that it is; or there is no verdict."""
+        return self.verdict is Verdict.busy or any(word.is_worse for word in self.possible)
+
+    def withheld(self, why: str) -> "Check":
+        """The same from a busy machine: without a verdict on what that changes."""
+        if self.ratio is None or KINDS.get(self.metric or "") not in TIMED:
+            return self
+        return replace(self, failed=False, told=f"no verdict: {why}", verdict=Verdict.busy, possible={})
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,11 @@ class Gate:
     @property
     def undecided(self) -> list[Check]:
         return [check for check in self.checks if check.undecided]
+
+    @property
+    def busy(self) -> list[str]:
+        """Rows without a verdict, as the machine was busy."""
+        return list(dict.fromkeys(check.row for check in self.checks if check.verdict is Verdict.busy))
 
 
 def margins_of(config: BaselineConfig) -> dict[str, float]:
@@ -178,21 +191,24 @@ def gate(
     hindered: Sequence[tuple[str, str]] = (),
     partial: bool = False,
     history: History = NO_HISTORY,
+    even_if_busy: bool = False,
 ) -> Gate:
-    """Holds runs against a baseline.
+    """Holds runs against a baseline. Of a row's runs those from a busy machine are left out; where there are no others,
+    or the baseline's own were such, there is no verdict on what that changes.
 
     Args:
         found: recorded runs.
         hindered: rows that could not be measured, and why.
         partial: whether rows without a run are left out; else they fail.
         history: recorded runs that say what single starts differ by.
+        even_if_busy: whether runs from a busy machine count as any others.
 
     Raises:
         UserError: the baseline has no rows, or a run is of another device.
     """
     require_rows(config)
     baseline = Baseline(config)
-    runs: dict[str, list[Result]] = {name: [] for name in config.rows}
+    runs: dict[str, list[Found]] = {name: [] for name in config.rows}
     checks = [Check(row, None, True, why) for row, why in hindered]
     left_out = []
     results = []
@@ -208,17 +224,28 @@ def gate(
         elif (wrong := problem(result)) is not None:
             checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
         else:
-            runs[row].append(result)
+            runs[row].append(each)
     told = {check.row for check in checks}
     remarks = []
-    for row, own in runs.items():
+    busy_ones: list[tuple[Found, str]] = []
+    for row, of_row in runs.items():
+        counting = of_row if even_if_busy else quiet(of_row, busy_ones)
+        own = [each.record for each in counting if isinstance(each.record, Result)]
         if own:
-            checks += row_checks(config, row, own, history)
+            now = "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None))
+            marked = {"baseline": config.rows[row].busy, "now": now}
+            told_busy = [f"{which}, {why}" for which, why in marked.items() if why]
+            remarks += [f"{row}: {why}" for why in told_busy]
+            found_here = row_checks(config, row, own, history)
+            if told_busy and not even_if_busy:
+                found_here = [check.withheld("; ".join(told_busy)) for check in found_here]
+            checks += found_here
             for which, held_back in (("baseline", config.rows[row].throttled), ("now", throttling(samples_of(own)))):
                 if held_back is not None:
                     remarks.append(f"{row}: {which}, {held_back}")
         elif row not in told:
             checks.append(Check(row, None, not partial, "it was not measured"))
+    left_out += [(each.path, why) for each, why in busy_ones]
     return Gate(checks, differences(config, results), left_out, remarks)
 
 
@@ -360,19 +387,26 @@ def differences(config: BaselineConfig, results: list[Result]) -> dict[str, tupl
 # Recording
 
 
-def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict[str, float] | None = None) -> str:
+def recorded_text(
+    name: str,
+    found: Sequence[Found],
+    command: str,
+    margins: dict[str, float] | None = None,
+    even_if_busy: bool = False,
+) -> str:
     """A baseline's file, of recorded runs.
 
     Args:
         name: the baseline's.
         command: what makes it, for the first line.
         margins: of kinds of metrics, in the place of their own.
+        even_if_busy: whether runs from a busy machine are taken, too; their rows say so.
 
     Raises:
         UserError: a run does not count, or the runs are not all of one device, power limit and state of the code; or
             there is no such kind.
     """
-    runs = countable(found)
+    runs = countable(found, even_if_busy)
     here = runs[0].environment
     groups: list[tuple[dict[str, Any], list[Result]]] = []
     for result in runs:
@@ -388,6 +422,8 @@ def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict
         rows[row] = {"overrides": overrides_of(own[0].command), "config": values, "metrics": metrics_of(own)}
         if (held_back := throttling(samples_of(own))) is not None:
             rows[row]["throttled"] = held_back
+        if reasons := "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None)):
+            rows[row]["busy"] = reasons
     content = {
         "_target_": BaselineConfig.TARGETS[0],
         "name": name,
@@ -408,7 +444,7 @@ def recorded_text(name: str, found: Sequence[Found], command: str, margins: dict
     return text
 
 
-def countable(found: Sequence[Found]) -> list[Result]:
+def countable(found: Sequence[Found], even_if_busy: bool = False) -> list[Result]:
     """Runs that one baseline can be made of."""
     runs: list[Result] = []
     for each in found:
@@ -417,6 +453,8 @@ def countable(found: Sequence[Found]) -> list[Result]:
             raise UserError(f"{each.path}: expected a run of a model (a baseline is made of such)")
         if (wrong := problem(result)) is not None:
             raise UserError(f"{each.path}: it does not count: {wrong}")
+        if not even_if_busy and (why := why_busy(result)) is not None:
+            raise UserError(f"{each.path}: {why}; measure again, or give --even-if-busy")
         here, first = result.environment, (runs or [result])[0].environment
         if here.device != first.device:
             raise UserError(f"{each.path}: expected runs of one device, and it is of {here.device}, not {first.device}")

@@ -34,15 +34,17 @@ def measured_gate(
     more: list[str],
     tell: Callable[[str], None],
     history: History = NO_HISTORY,
+    even_if_busy: bool = False,
 ) -> Gate:
     """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
-    runs of such a row count, of both times.
+    runs of such a row count, of both times. Rows for which the machine was busy are measured again, too.
 
     Args:
         repeats: how often each row is measured.
         more: overrides beside a row's own.
         tell: is told what is measured, and what had been worse at first.
         history: recorded runs that say what single starts differ by.
+        even_if_busy: whether runs from a busy machine count as any others.
 
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
@@ -51,18 +53,21 @@ def measured_gate(
     require_device_here(config)
     found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more, tell)
     failures = list(hindered.items())
-    held = gate(config, every(found), failures, history=history)
-    if not held.worse:
+    held = gate(config, every(found), failures, history=history, even_if_busy=even_if_busy)
+    hopeless = {row for row in held.busy if config.rows[row].busy is not None}
+    busy = [row for row in held.busy if row not in hopeless]
+    if not held.worse and not busy:
         return held
-    tell("what is worse is measured again")
-    times = {
-        check.row: max(repeats, FEWEST_RUNS - repeats) if is_of_single_run(config.rows[check.row]) else repeats
-        for check in held.worse
-    }
+    told = (["is worse"] if held.worse else []) + (["was measured on a busy machine"] if busy else [])
+    tell(f"what {' or '.join(told)} is measured again")
+    times = dict.fromkeys(busy, repeats)
+    for check in held.worse:
+        single = is_of_single_run(config.rows[check.row])
+        times[check.row] = max(repeats, FEWEST_RUNS - repeats) if single else repeats
     again, lost = measure_rows(config, times, more, tell)
     for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
         found[row] += again[row]
-    pooled = gate(config, every(found), failures, history=history)
+    pooled = gate(config, every(found), failures, history=history, even_if_busy=even_if_busy)
     left = {(check.row, check.metric) for check in pooled.worse}
     for check in held.worse:
         if (check.row, check.metric) not in left:

@@ -16,7 +16,7 @@ from gptbench.compare.select import Found
 from gptbench.compare.svg import inline
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy, in_words
+from gptbench.record.busy import busy, why_busy
 from gptbench.record.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.record.display import display
 from gptbench.record.files import problem
@@ -108,7 +108,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         busy=[
             f"{name}: {told}"
             for name, record in named
-            if isinstance(record, (Result, KernelResult)) and (told := in_words(record))
+            if isinstance(record, (Result, KernelResult)) and (told := why_busy(record))
         ],
         same=same,
         differing=differing,

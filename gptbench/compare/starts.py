@@ -18,6 +18,7 @@ import numpy as np
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
 from gptbench.record import Result
+from gptbench.record.busy import busy
 from gptbench.record.files import load_record, problem, records_in
 from gptbench.record.ledger import FOLDER, Ledger
 from gptbench.record.statistics import summary, valid_samples
@@ -147,5 +148,7 @@ def starts_in(paths: Iterable[Path], identity: str) -> Iterator[Start]:
 
 
 def is_plain(result: Result) -> bool:
-    """Whether a run counts, was not held back, and made its weights itself: one that took them over is no start."""
-    return problem(result) is None and result.reused is None and throttling(valid_samples(result)) is None
+    """Whether a run counts, was not held back, nor on a busy machine, and made its weights itself: one that took them
+    over is no start."""
+    held_back = throttling(valid_samples(result)) is not None or bool(busy(result))
+    return problem(result) is None and result.reused is None and not held_back

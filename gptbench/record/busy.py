@@ -43,7 +43,7 @@ def busy(record: Recorded) -> list[str]:
     return slow_probes(record.probes, record.roof) if isinstance(record, Measured) else []
 
 
-def in_words(record: Recorded) -> str | None:
+def why_busy(record: Recorded) -> str | None:
     """The reasons in a sentence; None where there are none."""
     reasons = busy(record)
     return f"measured on a busy machine: {'; '.join(reasons)}" if reasons else None
