@@ -131,8 +131,17 @@ def test_a_run_without_a_valid_sample_has_no_times() -> None:
     assert told == {"compile"}
 
 
+def test_a_limit_far_beyond_the_bars_is_an_arrow_at_the_edge() -> None:
+    near, far = made_result(step_s=2e-5), made_result(step_s=0.005, quant="int8")
+    (axes,) = draw("tokens_per_s", near, far).axes
+    assert [row for _, row in marks(axes, "limit: its bytes at the read roof")] == [0]
+    assert axes.get_xlim()[1] < 3.2 * summary(near)["decode_tokens_per_s"]
+    (arrow,) = marks(axes, "limit, beyond what is shown")
+    assert arrow == (pytest.approx(axes.get_xlim()[1]), 1)
+
+
 def test_decode_speed_stands_beside_its_own_limit() -> None:
-    results = [made_result(step_s=0.01), made_result(step_s=0.005, quant="int8")]
+    results = [made_result(step_s=1e-5), made_result(step_s=5e-6, quant="int8")]
     (axes,) = draw("tokens_per_s", *results).axes
     medians = [summary(result)["decode_tokens_per_s"] for result in results]
     assert bars(axes) == [(row, 0, pytest.approx(median)) for row, median in enumerate(medians)]
@@ -280,6 +289,25 @@ def test_heat_map_has_the_median_of_each_cell() -> None:
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["1", "5", "50", "all"]
     assert [text.get_text() for text in axes.texts].count("–") == found.sum(), "an empty cell is to be seen"
     assert canvas.short(rate[0]) in texts(figure)
+
+
+def test_colours_of_heat_maps_are_shares_of_the_fastest_cell_and_noise_looks_like_noise() -> None:
+    def sweep(quant: str, *rates: float) -> list[Result]:
+        return [
+            made_result(step_s=0.01 / rate, top_k=top_k, quant=quant)
+            for top_k, rate in zip((1, 5, 50), rates, strict=True)
+        ]
+
+    figure = draw("heat_map", *sweep("none", 1.0, 1.003, 0.997), *sweep("int8", 2.0, 1.99, 2.01))
+    for axes in figure.axes:
+        (mesh,) = (each for each in axes.collections if isinstance(each, QuadMesh))
+        shades = mesh.norm(mesh.get_array().compressed())
+        assert shades.min() > 0.9, "less than a percent"
+    figure = draw("heat_map", *sweep("none", 1.0, 0.5, 0.5), *sweep("int8", 2.0, 1.5, 1.5))
+    least = [
+        mesh.norm(mesh.get_array().min()) for a in figure.axes for mesh in a.collections if isinstance(mesh, QuadMesh)
+    ]
+    assert sorted(least) == pytest.approx([0.0, 0.5], abs=0.01), "the same colours for the same shares"
 
 
 def test_there_is_a_heat_map_for_each_setting_of_all_else() -> None:
@@ -478,11 +506,17 @@ def test_states_follow_one_another() -> None:
     assert crosses.get_xdata()[0] == pytest.approx(begins[2])
 
 
-def test_what_a_device_does_not_tell_is_not_drawn() -> None:
+def test_what_a_device_does_not_tell_and_what_does_not_change_is_not_drawn() -> None:
     result = made_result()
     for sample in result.samples:
-        sample.state = replace(made_state(), power_w=[], temperature_c=[40.0])  # not at every reading
-    assert [axes.get_ylabel() for axes in draw("device_state", result).axes] == ["clock, MHz"]
+        state = replace(made_state(), power_w=[], memory_clock_mhz=[2619.0] * 3, temperature_c=[40.0])
+        sample.state = state  # the temperature was not read every time
+    (axes,) = draw("device_state", result).axes
+    assert axes.get_ylabel() == "clock, MHz"
+    assert "throughout: memory clock 2619 MHz" in axes.get_xlabel()
+    for sample in result.samples:
+        sample.state = replace(sample.state or made_state(), clock_mhz=[1980.0] * 3)
+    assert DRAWN["device_state"].draw(runs_of([result])) is None
 
 
 def test_kernels_stand_below_the_read_roof() -> None:

@@ -131,8 +131,19 @@ def test_what_all_runs_have_in_common_is_told_once() -> None:
     reader = read(made_result(), made_result(quant="int8"))
     assert not {"model", "engine", "batch"} & set(rows(reader, "summary")[0])
     assert {row["weights"] for row in rows(reader, "summary")} == {"int8", "bfloat16"}
-    assert any("The same for all: model stories15m, engine inductor, batch 1." in text for text in reader.texts)
+    told = "The same for all: model stories15m, engine inductor, batch 1, prompt 3 tokens, new tokens 5."
+    assert any(told in text for text in reader.texts)
     assert rows(read(made_result()), "summary")[0]["model"] == "stories15m"
+
+
+def test_each_run_has_a_verdict_beside_the_fastest_of_the_same_work() -> None:
+    fast, slow, other = made_result(step_s=0.005), made_result(step_s=0.01, quant="int8"), made_result(model="other")
+    (row,) = rows(read(fast, slow, other), "verdicts")
+    assert (row["run"], row["ratio"], row["verdict"]) == ("stories15m int8", "0.5000", "slower")
+    assert float(row["95% interval"].split(" … ")[1]) < 1
+    assert rows(read(fast), "summary")[0]["prompt"] == "3 tokens"
+    head = list(rows(read(fast, slow), "summary")[0])
+    assert head.index("decode (tokens/s)") == 1, "a phone shows the first two or three columns"
 
 
 def test_throttled_samples_are_told() -> None:
@@ -148,8 +159,8 @@ def test_the_best_result_is_told_in_words() -> None:
     share = cell(numbers["decode_tokens_per_s"] / (4000 / numbers["gb_per_step"]) * 100)
     told = " ".join(" ".join(read(slow, fast).texts).split())
     assert (
-        f"Fastest: stories15m, int8, engine inductor, batch 1 (int8) decodes {cell(numbers['decode_tokens_per_s'])}"
-        in told
+        "Fastest: stories15m, int8, engine inductor, batch 1, 3 prompt + 5 new tokens (int8) decodes "
+        f"{cell(numbers['decode_tokens_per_s'])}" in told
     )
     assert f"That is {share} % of the {cell(4000 / numbers['gb_per_step'])} tokens/s" in told
     assert "read roof of 4000 GB/s" in told

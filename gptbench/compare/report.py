@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gptbench.compare.baseline import Baseline
+from gptbench.compare.comparison import run_row
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.select import Found
@@ -30,6 +31,7 @@ GENERATOR = '<meta name="generator" content="gptbench report">'
 HEAD_BYTES = 1000
 """Of a file, in which that stands."""
 
+HEADLINE = "decode_tokens_per_s"
 METRICS = (
     *("decode_tokens_per_s", "mbu", "ttft_s", "tpot_p50_s", "tpot_p99_s", "compile_cold_s", "compile_warm_s"),
     *("peak_memory_bytes", "perplexity", "kl_divergence", "decode_joules_per_token"),
@@ -99,6 +101,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         counted=f"{len(runs)} of {len(known)} runs count" if known else "",
         best=best(runs),
         summary=summary_table(runs),
+        verdicts=verdict_table(runs),
         shared=", ".join(f"{key} {value}" for key, value in shared_names(runs).items()),
         left_out=left_out(named),
         pictures=pictures(runs, kernels),
@@ -136,7 +139,8 @@ def sentence(model: str, run: Run, alone: bool) -> str:
     which = "" if alone else f" ({run.label})"
     batch = result.config["workload"]["batch_size"]
     text = (
-        f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}{which} decodes "
+        f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}, "
+        f"{len(result.prompt)} prompt + {result.config['workload']['new_tokens']} new tokens{which} decodes "
         f"{cell(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {cell(share)} % of the "
         f"{cell(run.limit_tokens_per_s)} tokens/s at which the {cell(numbers['gb_per_step'])} GB that a step needs "
         f"would pass at the read roof of {cell(result.roof.gb_per_s)} GB/s."
@@ -152,6 +156,8 @@ def names_of(run: Run) -> dict[str, str]:
         "weights": weights_of(run.result),
         "engine": config["engine"]["name"],
         "batch": str(config["workload"]["batch_size"]),
+        "prompt": f"{len(run.result.prompt)} tokens",
+        "new tokens": str(config["workload"]["new_tokens"]),
     }
 
 
@@ -165,20 +171,41 @@ def shared_names(runs: list[Run]) -> dict[str, str]:
 
 def summary_table(runs: list[Run]) -> Table:
     columns = [metric for metric in METRICS if any(metric in run.summary for run in runs)]
-    names = [name for name in ("model", "weights", "engine", "batch") if name not in shared_names(runs)]
-    head = ["run", *names]
-    for name in columns:
-        head += [display(name).heading]
-        head += ["min … max", "limit (tokens/s)"] if name == "decode_tokens_per_s" else []
+    if not runs:
+        return Table([], [])
+    names = [name for name in names_of(runs[0]) if name not in shared_names(runs)]
+    others = [name for name in columns if name != HEADLINE]
+    # What most readers look for comes first: a phone shows two or three columns.
+    head = ["run", display(HEADLINE).heading, *names, "min … max", "limit (tokens/s)"]
+    head += [*(display(name).heading for name in others), "valid samples"]
     rows = []
     for run in runs:
-        row = [run.label, *(names_of(run)[name] for name in names)]
-        for name in columns:
-            row.append(cell(run.summary[name] * display(name).factor) if name in run.summary else "")
-            if name == "decode_tokens_per_s":
-                row += [" … ".join(map(cell, run.spread(name))), cell(run.limit_tokens_per_s)]
+        spread = " … ".join(map(cell, run.spread(HEADLINE)))
+        row = [run.label, cell(run.tokens_per_s), *(names_of(run)[name] for name in names)]
+        row += [spread, cell(run.limit_tokens_per_s)]
+        row += [cell(run.summary[name] * display(name).factor) if name in run.summary else "" for name in others]
         rows.append([*row, samples_of(run)])
-    return Table([*head, "valid samples"], rows, set(range(1 + len(names), len(head))))
+    return Table(head, rows, {1, *range(2 + len(names), len(head) - 1)})
+
+
+def verdict_table(runs: list[Run]) -> Table:
+    """Each run beside the fastest that did the same work on the same device: decode tokens/s, and what its interval
+    allows to be said."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:  # the fastest of a model comes first
+        names = names_of(run)
+        work = (names["model"], names["batch"], names["prompt"], names["new tokens"])
+        groups.setdefault((*work, str(run.result.environment.place)), []).append(run)
+    rows = []
+    for fastest, *others in groups.values():
+        for other in others:
+            row = run_row(HEADLINE, [fastest.result], [other.result], None)
+            if row is None:
+                continue
+            ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
+            told = "no verdict: busy machine" if busy(fastest.result) or busy(other.result) else row.told
+            rows.append([other.label, fastest.label, f"{row.ratio.value:.4f}", ends, told, row.of])
+    return Table(["run", "beside the fastest", "ratio", "95% interval", "verdict", "of"], rows, {2, 3})
 
 
 def samples_of(run: Run) -> str:

@@ -72,8 +72,8 @@ CHARTS = (
         "tokens_per_s",
         "Decode speed",
         "Tokens/s of the decode steps: median of the samples, whiskers from the slowest to the fastest. The mark is "
-        "the run's own limit: as many tokens/s as there would be if each step moved its bytes at the read roof, the "
-        "highest rate at which this device was seen to read memory.",
+        "the run's own limit, an arrow where it is far beyond the bars: as many tokens/s as there would be if each "
+        "step moved its bytes at the read roof, the highest rate at which this device was seen to read memory.",
         speed.tokens_per_s,
     ),
     Chart(
@@ -100,7 +100,7 @@ CHARTS = (
         "heat_map",
         "top_k × temperature",
         "Decode tokens/s by what was varied; the median where a cell has several runs, a dash where it has none that "
-        "counts. The colours of each map are its own.",
+        "counts. A colour is a share of the map's fastest cell, the same in all maps.",
         speed.heat_maps,
     ),
     Chart(
@@ -136,8 +136,8 @@ CHARTS = (
     Chart(
         "device_state",
         "Clocks, power and temperature",
-        "As the device told them during the samples; a cross is a reading in a sample during which power or heat held "
-        "it back.",
+        "As read during the samples; what stayed the same throughout is written below. A cross is a reading in a "
+        "sample that was throttled by power or heat.",
         cost.device_state,
     ),
 )

@@ -224,7 +224,11 @@ def device_state(runs: Sequence[Run]) -> "Figure | None":
     if not there:
         return None
     shown = fastest(there, MOST_LINES)
-    told = [name for name in READINGS if any(name in readings(s) for run in shown for s in run.result.samples)]
+    values = {name: all_readings(shown, name) for name in READINGS}
+    constant = [name for name, known in values.items() if len(known) == 1]
+    told = [name for name, known in values.items() if len(known) > 1]
+    if not told:
+        return None
     figure = new_figure(1.0 + 1.45 * len(told) + 0.17 * len(shown))
     panels = figure.subplots(len(told), 1, squeeze=False, sharex=True)[:, 0]
     for axes, name in zip(panels, told, strict=True):
@@ -232,11 +236,17 @@ def device_state(runs: Sequence[Run]) -> "Figure | None":
             draw_readings(axes, run, name, colour, style)
         axes.set_ylabel(READINGS[name])
         axes.grid()
-    panels[-1].set_xlabel("seconds of the samples, one after the other")
+    same = ", ".join(f"{READINGS[name].replace(',', f' {short(*values[name])}')}" for name in constant)
+    panels[-1].set_xlabel("seconds of the samples, one after the other" + (f"\nthroughout: {same}" if same else ""))
     figure.align_ylabels()
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure)
     return figure
+
+
+def all_readings(runs: Sequence[Run], name: str) -> set[float]:
+    """Every value that was read of some runs."""
+    return {value for run in runs for sample in run.result.samples for value in readings(sample).get(name, [])}
 
 
 def readings(sample: Sample) -> dict[str, list[float]]:

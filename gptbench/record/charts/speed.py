@@ -55,6 +55,8 @@ WIDE = 5.0
 """Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
 SEED = "seed_tokens_per_s"
 SPREAD = "slowest … fastest sample"
+FAR = 3.0
+"""Times the longest bar: a limit that is further away would leave the bars no room, and is an arrow at the edge."""
 
 
 def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
@@ -68,10 +70,15 @@ def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
     told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
     figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.5)
     draw_bars(axes, shown, values, [run.spread("decode_tokens_per_s") for run in shown])
-    rows = np.arange(len(shown))
-    axes.scatter(limits, rows, marker="|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
-    draw_targets(axes, shown, [1.0] * len(shown))
-    axes.set_xlim(left=0)
+    furthest = max(
+        draw_targets(axes, shown, [1.0] * len(shown)), *(run.spread("decode_tokens_per_s")[1] for run in shown)
+    )
+    near = [(limit, row) for row, limit in enumerate(limits) if limit <= FAR * furthest]
+    mark(axes, near, "|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
+    end = 1.06 * max([furthest, *(limit for limit, _ in near)])
+    far = [(end, row) for row, limit in enumerate(limits) if limit > FAR * furthest]
+    mark(axes, far, ">", s=40, color=RED, clip_on=False, label="limit, beyond what is shown")
+    axes.set_xlim(0, end)
     axes.set_xlabel("decode tokens/s")
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure, 1)
@@ -124,7 +131,7 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
     axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
     factors = [100 / run.limit_tokens_per_s for run in shown]
     furthest = draw_targets(axes, shown, factors, ", of the run's own roof")
-    axes.set_xlim(0, max(105.0, 1.03 * furthest, *(1.03 * high for _, high in spreads)))
+    axes.set_xlim(0, max(118.0, 1.03 * furthest, *(1.03 * high for _, high in spreads)))
     axes.set_xlabel("% of the read roof, while decoding")
     tell_left_out(figure, len(shown), len(there))
     legend_below(figure)
@@ -245,8 +252,9 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     ]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    lowest = min(float(np.nanmin(grid) / np.nanmax(grid)) for _, (_, _, grid) in shown)
     for axes, title, (_, grid) in zip(panels, titles, shown, strict=True):
-        draw_heat_map(axes, *grid)
+        draw_heat_map(axes, *grid, lowest)
         if title:
             axes.set_title(title)
     tell_left_out(figure, len(shown), len(maps), "first")
@@ -271,9 +279,20 @@ def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndar
     return columns, rows, grid
 
 
-def draw_heat_map(axes: "Axes", columns: list[float], rows: list[float | None], grid: np.ndarray) -> None:
-    """Cells of squares, not an image: they stay sharp at any size."""
-    mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", edgecolors=PAPER, linewidth=1.5)
+NOISE = 0.9
+"""Share of a map's fastest cell at which its colours begin, or below: what differs by a percent looks alike."""
+
+
+def draw_heat_map(
+    axes: "Axes", columns: list[float], rows: list[float | None], grid: np.ndarray, lowest: float
+) -> None:
+    """Cells of squares, not an image: they stay sharp at any size. A colour is a share of the map's fastest cell, the
+    same in all maps; `lowest` is the least share of any."""
+    from matplotlib.colors import Normalize
+
+    best = float(np.nanmax(grid))
+    scale = Normalize(best * min(lowest, NOISE), best)
+    mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", norm=scale, edgecolors=PAPER, linewidth=1.5)
     size = SMALL if len(columns) <= 7 else SMALL - 1
     for (row, column), value in np.ndenumerate(grid):
         if np.isnan(value):
