@@ -1,6 +1,7 @@
 """A run from end to end, inside this process: what it lets go, and what it keeps when something fails."""
 
 import gc
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from gptbench.record import Result
 from gptbench.record.files import load_record
 from gptbench.record.outcome import Outcome
 from gptbench.run import Job
-from tests.models import DENSE, run_config
+from tests.models import DENSE, MOE, run_config
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,28 @@ def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: 
     for number in range(2):
         run(config(tmp_path), tmp_path / str(number))
     assert len(models) == 2
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["a prompt each", "one prompt"])
+def test_a_batch_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str], same: bool) -> None:
+    """The limit is of the fewest experts, which no sample goes below; each row has its own prompt, and is recorded."""
+    rows = [[1, 2, 3], [300, 4, 7], [9, 8, 511], [77, 5, 5]]
+    of = replace(config(tmp_path), model=replace(MOE, name="mixture"))
+    work = replace(of.workload, batch_size=4, prompt=[1, 2, 3], prompts=[] if same else rows)
+    of = replace(of, workload=work, sampling=replace(of.sampling, temperature=0.0))
+    result = run(of, tmp_path)
+    said = capsys.readouterr().err
+    steps, (sample,) = work.new_tokens - 1, result.samples
+    least = steps * MOE.n_layers * MOE.n_active_experts
+    assert result.prompts == of.workload.prompts
+    assert sample.experts_chosen is not None and sample.experts_read == steps * MOE.n_layers * MOE.n_experts
+    assert sample.experts_chosen == least if same else sample.experts_chosen > least
+    assert f"batch 4 with {'one prompt for all rows' if same else 'a prompt each'}" in said
+    assert "GB, where all rows choose the same experts, to " in said
+    fewest = sum(result.traffic.needed()) / steps
+    (gb_per_s, limit), *_ = re.findall(r"read roof of (\S+) GB/s the former .*: at most (\S+) tokens/s", said)
+    assert float(limit) == pytest.approx(4 * float(gb_per_s) * 1e9 / fewest, rel=1e-3)
+    assert sum(result.traffic.needed(sample.experts_chosen)) >= sum(result.traffic.needed(least)) == fewest * steps
 
 
 def test_a_job_that_fails_lets_its_memory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

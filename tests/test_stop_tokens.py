@@ -154,6 +154,17 @@ def test_text_ends_with_the_stop_token() -> None:
     assert [sample.text for sample in result.samples] == [["abc", "defg"]] * 3
 
 
+def test_each_row_has_a_text_of_its_own() -> None:
+    result = made_result(compiles=(0,))
+    result.samples[0].tokens, result.samples[0].generated = [[1], [2]], [1, 1]
+    result.prompt, result.prompts = [0, 8], [[0, 8], [0, 9]]
+    told = Letters()
+    told.continuation = lambda prompt, tokens: told.decode(prompt[1:] + tokens)  # type: ignore[method-assign]
+    add_text(result, told)  # type: ignore[arg-type]
+    assert (result.prompt_text, result.prompt_texts) == ("h", ["h", "i"])
+    assert result.samples[0].text == ["ha", "ib"]
+
+
 def test_a_result_from_before_stop_tokens_is_read(tmp_path: Path) -> None:
     raw = asdict(made_result())
     for sample in raw["samples"]:
