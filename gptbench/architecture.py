@@ -16,6 +16,8 @@ from gptbench.errors import CheckpointError, InputError
 from gptbench.inputs import is_finite_number, read_json
 
 CONFIG_FILE = "config.json"
+MAX_NAME = 100
+"""Characters of a model's name, and of any other section's: it is part of names of files and runs."""
 MAX_CONFIG_BYTES = 4 * 2**20
 """A thousand times what a config.json has."""
 
@@ -357,7 +359,7 @@ def model_name(folder: Path) -> str:
     model's."""
     if folder.parent.name == "snapshots":
         folder = folder.parent.parent
-    return re.sub(r"[^\w.-]+", "_", folder.name.rpartition("--")[2]) or "checkpoint"
+    return re.sub(r"[^\w.-]+", "_", folder.name.rpartition("--")[2]).lstrip(".")[:MAX_NAME] or "checkpoint"
 
 
 def rope(file: ConfigFile) -> tuple[float, dict[str, Any] | None]:

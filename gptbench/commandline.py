@@ -326,7 +326,18 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
         one = f"; one text: {quoted_in_shell(key, value)}" if kind is str else ""
         one = f"; one list: {shlex.quote(f'{key}=[{value}]')}" if typing.get_origin(kind) is list else one
         return f"{key}={value}: several values need -m, which runs a job for each{one}"
+    name = message.partition(":")[0]
+    if typing.get_origin(field_types().get(name)) is list and (given := given_value(name, arguments)):
+        kind = "token ids such as" if name in ("sampling.stop_tokens", "workload.prompt") else "values such as"
+        eos = "; a checkpoint's own is eos_token_id in its config.json" if name == "sampling.stop_tokens" else ""
+        return f"{name}={given}: expected a list in brackets, of {kind} {name}=[2,7]{eos}"
     return message.partition("\nSee https://hydra.cc")[0]
+
+
+def given_value(name: str, arguments: Sequence[str]) -> str:
+    """What a command line gives a field that is no list; empty where it does not."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith(f"{name}=")]
+    return values[-1] if values and not values[-1].lstrip().startswith("[") else ""
 
 
 def of_field(name: str, message: str, arguments: Sequence[str]) -> str:

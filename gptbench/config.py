@@ -23,7 +23,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from gptbench.architecture import CONFIG_FILE, read_shape, stretched_context
+from gptbench.architecture import CONFIG_FILE, MAX_NAME, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
 from gptbench.hub import expanded, find_checkpoint
 from gptbench.paths import conf_folder, shipped_folder
@@ -118,6 +118,8 @@ class Section:
     def __post_init__(self) -> None:
         if self._target_ not in self.TARGETS:
             raise self.error("_target_", self.TARGETS)
+        if not is_name(self.name):
+            raise ConfigError(f"{self.GROUP}.name", self.name[:MAX_NAME], NAME_EXPECTED)
         self.check()
 
     def check(self) -> None:
@@ -134,6 +136,17 @@ class Section:
 
 
 S = TypeVar("S", bound=Section)
+
+NAME_EXPECTED = f"a name of 1 to {MAX_NAME} printable characters without slashes, and no dot first"
+
+
+def is_name(name: str) -> bool:
+    """Whether a name can be a part of a file's name, whatever the file system."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and not name.startswith(".") and not set("/\\") & set(name)
+
+
+MIN_NEW_TOKENS = 2
+"""One of the prefill, and a decode step's."""
 
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
@@ -465,7 +478,7 @@ class WorkloadConfig(Section):
             if getattr(self, name) == "":
                 raise self.error(name, "some text, or null")
         self.at_least(1, "prompt_length")
-        self.at_least(2, "new_tokens")
+        self.at_least(MIN_NEW_TOKENS, "new_tokens")
         self.at_least(1, "samples", "batch_size")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
@@ -732,6 +745,14 @@ class Config:
             raise ConfigError("sweep.timeout_s", self.sweep.timeout_s, "null, or isolation=process beside it")
         rows = self.workload.prompts or [self.workload.prompt]
         prompt = max(1, len(rows[0]), self.workload.prompt_length or 0)
+        if prompt + MIN_NEW_TOKENS > self.model.context:
+            most = max(0, self.model.context - MIN_NEW_TOKENS)
+            room = f"at most {most}: the context of {self.model.name} is {self.model.context}"
+            if self.workload.prompt_length:
+                raise ConfigError("workload.prompt_length", self.workload.prompt_length, room)
+            raise ConfigError(
+                "workload.prompt", f"{prompt} tokens", f"{room}; of a text, workload.prompt_length cuts it"
+            )
         if prompt + self.workload.new_tokens > self.model.context:
             raise ConfigError(
                 "workload.new_tokens",
@@ -746,11 +767,12 @@ class Config:
                     field, token, f"token ids from 0 to {self.model.vocab_size - 1} for {self.model.name}"
                 )
         if self.sampling.top_k is not None and self.sampling.top_k > self.model.vocab_size:
-            raise ConfigError(
-                "sampling.top_k",
-                self.sampling.top_k,
-                f"at most vocab_size={self.model.vocab_size} of {self.model.name}",
+            name, top_k = self.sampling.name, self.sampling.top_k
+            default = f" (sampling={name} has {top_k})" if shipped("sampling", name).get("top_k") == top_k else ""
+            expected = (
+                f"at most vocab_size={self.model.vocab_size} of {self.model.name}, or null for all of it{default}"
             )
+            raise ConfigError("sampling.top_k", top_k, expected)
         for token in self.sampling.stop_tokens:
             if not 0 <= token < self.model.vocab_size:
                 raise ConfigError(
@@ -896,7 +918,7 @@ def options(group: str, schema: type[S]) -> list[S]:
 def shipped(group: str, name: str) -> dict[str, Any]:
     """The values of an option that gptbench ships; empty where it ships no such option."""
     file = conf_folder() / group / f"{name}.yaml"
-    values = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+    values = OmegaConf.to_container(OmegaConf.load(file)) if is_name(name) and file.exists() else {}
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

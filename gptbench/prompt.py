@@ -4,8 +4,9 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from gptbench.config import Config, ModelConfig
-from gptbench.errors import ConfigError
+from gptbench import inputs
+from gptbench.config import MIN_NEW_TOKENS, Config, ModelConfig
+from gptbench.errors import ConfigError, InputError
 from gptbench.guard import may_be_a_process
 from gptbench.paths import shipped_folder
 from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, unread_tokenizer
@@ -13,6 +14,12 @@ from gptbench.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, unread_
 SEED_TEXT = "Hello, my name is"
 SEED_TOKENS = [1, 15043, 29892, 590, 1024, 338]
 """The same as Llama 2's tokenizer has it, for models that have none."""
+MAX_TEXT_BYTES = 16 * 2**20
+"""Of a file with a text; more than any context holds."""
+CHARACTERS = 16
+"""For a token, of which there are far fewer in any language: so much of a long text is looked at first."""
+MAX_SHOWN = 60
+"""Characters of a text in a message."""
 HELD_OUT = shipped_folder() / "demo" / "held_out.txt"
 """Text that the demo model never saw."""
 
@@ -65,11 +72,19 @@ def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
         unread = None if checkpoint is None else unread_tokenizer(Path(checkpoint))
         if unread is not None and work.prompt_length is None:  # Llama 2's token ids would be another text
             raise ConfigError("model.tokenizer", "null", f"a folder or file, for {checkpoint}: {unread}")
+        what = f"model={config.model.name}" if checkpoint is None else f"model.checkpoint={checkpoint}"
         for name in ("prompt_text", "prompt_file"):
             if (value := getattr(work, name)) is not None:
-                raise ConfigError(
-                    f"workload.{name}", value, "null for a model without a tokenizer (model.tokenizer can name one)"
-                )
+                expected = f"null for a model without a tokenizer: {what} has none, and model.tokenizer can name one"
+                raise ConfigError(f"workload.{name}", value, expected)
+        if work.prompt_length is None and max(SEED_TOKENS) >= config.model.vocab_size:
+            raise ConfigError(
+                "model.tokenizer",
+                "null",
+                f"a folder or file with a tokenizer, as {what} has none, and the {config.model.vocab_size} ids of its "
+                "vocabulary have no place for the default prompt's; or workload.prompt_length=6 (random ids), or ids "
+                "in workload.prompt",
+            )
         length = work.prompt_length or len(SEED_TOKENS)
         first = [] if work.prompt_length else SEED_TOKENS
         tokens = first + random_tokens(config.model.vocab_size, rows * length - len(first), work.seed)
@@ -83,7 +98,17 @@ def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
         text = read_text(HELD_OUT, "workload.prompt_length")
     else:
         text = SEED_TEXT
-    tokens = tokenizer.encode(text)
+    context = config.model.context
+    tokens = first_tokens(tokenizer, text, rows * work.prompt_length if work.prompt_length else context)
+    if given is not None and work.prompt_length is None and len(tokens) > context - MIN_NEW_TOKENS:
+        most = context - MIN_NEW_TOKENS
+        raise ConfigError(
+            f"workload.{given}",
+            work.prompt_file if work.prompt_text is None else shortened(work.prompt_text),
+            f"at most {most} tokens, which the context of {config.model.name} has room for beside {MIN_NEW_TOKENS} new "
+            f"ones: it has {len(tokens)} or more; workload.prompt_length={max(1, context - work.new_tokens)} takes "
+            "its first ones",
+        )
     if not tokens:
         name = given or "prompt_text"
         raise ConfigError(f"workload.{name}", getattr(work, name), f"a text that {tokenizer.source} makes tokens of")
@@ -118,6 +143,19 @@ def windows(tokens: list[int], bos: int | None, length: int, count: int) -> list
     return [begin + text[row * step : row * step + own] for row in range(count)]
 
 
+def first_tokens(tokenizer: Tokenizer, text: str, enough: int) -> list[int]:
+    """All tokens of a text; where it has more than twice as many as are `enough`, some of its first ones, as encoding
+    a book takes minutes."""
+    begin = text[: CHARACTERS * enough]
+    tokens = tokenizer.encode(begin)
+    return tokens if len(begin) == len(text) or len(tokens) > 2 * enough else tokenizer.encode(text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
 def random_tokens(vocab_size: int, count: int, seed: int) -> list[int]:
     """Seeded token ids, equally likely, where there is no tokenizer to make them of text."""
     return random.Random(seed).choices(range(vocab_size), k=count)
@@ -128,8 +166,8 @@ def read_text(file: str | Path, field: str) -> str:
     if may_be_a_process(str(file)):  # as when the guard looked, or by a link that has changed since
         raise ConfigError(field, file, "a file outside of /proc")
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = inputs.read_text(Path(file), MAX_TEXT_BYTES)
+    except InputError as error:
         raise ConfigError(field, file, f"a file with text in UTF-8 ({error})") from error
     if not text.strip():
         raise ConfigError(field, file, "a file that is not empty")

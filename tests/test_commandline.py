@@ -12,7 +12,7 @@ from gptbench import guard
 from gptbench.commandline import CommandLineError, prepared, split, told, typed
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import Config, SweepConfig, load
+from gptbench.config import Config, SweepConfig, load, shipped
 from gptbench.errors import CheckpointError, ConfigError, UserError
 from gptbench.job import forget
 from gptbench.parsers import PARSERS
@@ -218,6 +218,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "sampling.top_k=1,2": ["several values need -m"],
         "sampling.stop_tokens=1,2": ["one list: 'sampling.stop_tokens=[1,2]'"],
         "model.checkpoint=/a,/b": ["""one text: 'model.checkpoint="/a,/b"'"""],
+        "sampling.stop_tokens=eos": ["sampling.stop_tokens=eos: expected a list in brackets", "eos_token_id"],
         "sampling.top_k=it's": ["cannot be read", "sampling.top_k="],
         "workload.prompt_text=${": ["begins an interpolation"],
         "größe=3": ["'größe' is no field's name"],
@@ -252,3 +253,9 @@ for arguments in {arguments}:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("gptbench 0.")
     assert "%%" not in done.stdout
+
+
+def test_a_name_leads_to_no_other_file() -> None:
+    assert shipped("model", "demo")["dim"] == 256
+    for name in ("../model/demo", "x" * 300, "", "a\0b"):
+        assert shipped("model", name) == {}

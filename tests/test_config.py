@@ -185,6 +185,16 @@ REFUSED = {
     "sweep=random sweep.jobs=0": ["sweep.jobs=0", "at least 1"],
     "sweep=sobol sweep.seed=-1": ["sweep.seed=-1", "0 to"],
     "sweep.jobs=3": ["sweep.jobs", "paired, resume, timeout_s"],
+    **{
+        f"model=stories110m model.name={name}": ["model.name=", "a name of 1 to 100 printable characters"]
+        for name in ("../../x", "a/b", "..", ".x", "x" * 101, "''", "'a\nb'")
+    },
+    "model=mixtral_tiny model.vocab_size=97 workload.prompt=[1]": [
+        "sampling.top_k=200",
+        "null",
+        "sampling=default has",
+    ],
+    "model=stories110m workload.prompt_length=1100": ["workload.prompt_length=1100", "at most 1022"],
     "isolation=thread": ["isolation", "thread", "none, process"],
     "outputs=''": ["outputs=", "a folder"],
     **{
@@ -194,7 +204,7 @@ REFUSED = {
         )
         for target in ("os.system", "builtins.eval", "gptbench.run.run")
     },
-    "workload.prompt_text='costs${5}'": ["workload.prompt_text=costs${5}", "'5' not found", r"write \\${"],
+    "workload.prompt_text='costs${5}'": ["workload.prompt_text=costs${5}", "'5' not found", "write \\${"],
     "workload.prompt_text=${b:c}": ["workload.prompt_text=${b:c}", "interpolation type b"],
     "workload.prompt_text=${hydra:runtime.cwd}": ["workload.prompt_text=${hydra:runtime.cwd}"],
     "model.name=${model.name}": ["model.name=${model.name}", "Recursive"],

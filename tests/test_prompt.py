@@ -1,5 +1,7 @@
 """The prompt: from text, a file, token ids, a length, or nothing at all."""
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from gptbench.config import Config, DeviceKind, ModelConfig
 from gptbench.device import Device
 from gptbench.errors import ConfigError
 from gptbench.generate import Workload
-from gptbench.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, with_prompt
+from gptbench.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, read_text, with_prompt
 from gptbench.record.identity import measured
 from gptbench.tokenizer import Tokenizer, TokenizerError
 from tests.models import DENSE, model_config, run_config
@@ -47,6 +49,32 @@ def test_a_file_is_read_as_utf8(tmp_path: Path) -> None:
     file.write_text("Émile — naïve\n", encoding="utf-8")
     work = prompted(DEMO, prompt_file=str(file)).workload
     assert tokenizer().decode(work.prompt[1:]) == "Émile — naïve\n"
+
+
+def test_a_file_is_taken_as_it_is_but_for_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbfHello\r\n")
+    assert read_text(file, "workload.prompt_file") == "Hello\r\n"
+
+
+def test_no_text_takes_for_ever(tmp_path: Path) -> None:
+    fifo, huge, long = tmp_path / "fifo", tmp_path / "huge", tmp_path / "long"
+    os.mkfifo(fifo)
+    with huge.open("wb") as file:
+        file.truncate(2**40)
+    for file in (fifo, huge, Path("/dev/zero"), tmp_path):
+        with pytest.raises(ConfigError, match=r"workload\.prompt_file=.*expected a file with text"):
+            prompted(DEMO, prompt_file=str(file))
+    long.write_text("It is a truth universally acknowledged, " * 200_000)
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=r"expected at most 510 tokens.*prompt_length"):
+        prompted(DEMO, prompt_file=str(long))
+    short = long.read_text()[:20_000]
+    for rows in (1, 3):
+        cut = prompted(DEMO, prompt_file=str(long), prompt_length=100, batch_size=rows).workload
+        whole = prompted(DEMO, prompt_text=short, prompt_length=100, batch_size=rows).workload
+        assert (cut.prompt, cut.prompts) == (whole.prompt, whole.prompts)
+    assert time.monotonic() - begin < 10
 
 
 def test_a_length_cuts_the_text_the_file_or_the_shipped_novel(tmp_path: Path) -> None:
@@ -159,8 +187,12 @@ def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
         (BIG, {"prompt_file": "b"}, "workload.prompt_file=b: expected null for a model without a tokenizer"),
         (DEMO, {"prompt_file": "absent"}, "workload.prompt_file=absent: expected a file with text"),
         (DEMO, {"prompt_text": "a b", "prompt_length": 9}, "workload.prompt_length=9: expected at most the 3 tokens"),
-        (DENSE, {}, "workload.prompt=15043: expected token ids from 0 to 210 for dense"),
-        (DEMO, {"prompt_text": "word " * 510}, "workload.new_tokens=6: expected at most"),
+        (DENSE, {}, "model.tokenizer=null: expected a folder or file with a tokenizer, as model=dense has none"),
+        (
+            DEMO,
+            {"prompt_text": "word " * 510},
+            "word word …: expected at most 510 tokens",
+        ),
         (
             DEMO,
             {"prompts": [[1]], "batch_size": 2},
