@@ -60,7 +60,7 @@ class Ending:
     budget_s: float
     """Seconds for all rounds, with making the engines. One round there is in any case."""
     margin: float
-    """Ratios nearer to 1 count as noise."""
+    """Ratios nearer to 1 are no verdict: a share."""
 
     def __post_init__(self) -> None:
         for name in ("half_width", "budget_s"):

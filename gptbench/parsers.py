@@ -54,7 +54,7 @@ def ab() -> argparse.ArgumentParser:
     )
     parser.add_argument("--budget-s", type=float, default=300.0, help="seconds for all rounds: 300")
     parser.add_argument(
-        "--margin", type=share, default=0.005, help="ratios nearer to 1 are noise, however narrow the interval: 0.5%%"
+        "--margin", type=share, default=0.005, help="ratios nearer to 1 are no verdict, however sure: 0.5%%"
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
     return parser

@@ -250,7 +250,7 @@ def test_a_block_that_compiled_something_is_left_out() -> None:
     result = made_ab([one])
     assert len(one.blocks()) == 2
     assert rows(result)[0].a == pytest.approx(1000)
-    assert any("A: 1 samples compiled something" in remark for remark in remarks(result))
+    assert any("A: 1 sample compiled something" in remark for remark in remarks(result))
     for samples in one.samples.values():
         samples[:] = [replace(sample, compiles=1) for sample in samples]
     assert rows(result) == []

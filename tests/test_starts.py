@@ -94,6 +94,7 @@ def test_runs_that_tell_nothing_of_starts_are_left_out(tmp_path: Path) -> None:
             replace(run(5.0), reused="2026-11-22T12:00:00+00:00"),
             replace(run(5.0), samples=[replace(run().samples[0], compiles=1)]),
             replace(run(5.0), identity="b"),
+            replace(run(5.0), samples=[*run(5.0).samples[:2], *run(6.0).samples[:2]]),  # of a busy machine
         )
     ):
         path = keep(tmp_path, replace(bad, identity="a"), f"bad-{number}")

@@ -49,7 +49,7 @@ def compare_command(arguments: list[str]) -> int:
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are noise: 1%% if not given")
+    parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are no verdict: 1%% if not given")
     parser.add_argument(
         "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
     )

@@ -204,7 +204,7 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     for path, why in held.left_out:
         console.print(f"left out: {path}: {why}", markup=False, style="yellow")
     if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
-        told = "of a single run; beside another the interval is widened by what starts are known to differ by"
+        told = "of a single run; beside another the interval is widened by what starts of the same thing differ by"
         console.print(f"{', '.join(single)}: {told}", markup=False, style="dim")
     table = Table(title=escape(f"against {config.name}, {config.device}"), title_justify="left")
     for name in ("row", "metric"):

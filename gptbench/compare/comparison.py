@@ -3,9 +3,9 @@
 Speed and time are compared by geometric means, whose ratio is what the interval is of; the medians that a run reports
 may lie beside them. What varies between runs of the same thing is more than what varies between the samples of one. So
 where a side has several runs of one configuration, each counts as one value; where both have one, their samples are
-compared, in an interval widened by what starts are known to differ by, and `Row.of` says so. Peak memory is one value
-of a run; percentiles of decode steps are of a run's pooled steps, and what they vary by is told by leaving out one
-sample after another.
+compared, in an interval widened by what starts of the same thing differ by, and `Row.of` says so. Peak memory is one
+value of a run; percentiles of decode steps are of a run's pooled steps, and what they vary by is told by leaving out
+one sample after another.
 """
 
 from collections.abc import Iterable
@@ -133,7 +133,7 @@ def compare(
     has no others, there is no verdict on what that changes.
 
     Args:
-        margin: of speed: ratios nearer to 1 are noise; None takes that of its `Kind`.
+        margin: of speed: ratios nearer to 1 are no verdict; None takes that of its `Kind`.
         history: recorded runs that say what single starts differ by.
         even_if_busy: whether runs from a busy machine count as any others.
 

@@ -1,9 +1,9 @@
 """Recorded runs against a baseline: whether anything is worse beyond noise. And baselines, made of recorded runs.
 
 Several runs of one configuration count as one value each; where both sides are single runs, their samples do, in an
-interval widened by what starts are known to differ by. A metric fails where the whole 95% interval of new over baseline
-lies beyond the margin of its kind, on the worse side. Where both sides have one value there is no interval: it fails
-where it is worse by more than the margin.
+interval widened by what starts of the same thing differ by. A metric fails where the whole 95% interval of new over
+baseline lies beyond the margin of its kind, on the worse side. Where both sides have one value there is no interval: it
+fails where it is worse by more than the margin.
 
 What does not fail need not be as good: few runs have a wide interval. A metric that may be worse by more than the
 margin is told as undecided.

@@ -75,7 +75,7 @@ class AbResult(Measured):
     half_width: float
     """Of the interval around the ratio of decode tokens/s, at which it was to end."""
     margin: float
-    """Ratios nearer to 1 count as noise."""
+    """Ratios nearer to 1 are no verdict: a share."""
     budget_s: float
     """Seconds after which it was to end anyway."""
     rounds: list[Round] = field(default_factory=list)
