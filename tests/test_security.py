@@ -470,6 +470,7 @@ def test_what_was_checked_is_what_is_used(composing: None) -> None:
 
 def test_a_hydra_that_the_guard_does_not_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version may have other names for what is replaced; then nothing must be composed."""
+    install()
     assert guard.verify.__wrapped__() is None
 
     def unguarded(name: str, path: ConfigSearchPath) -> internals.Hydra:
