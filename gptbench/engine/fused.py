@@ -16,6 +16,7 @@ from torch import Tensor
 from gptbench.build import cache_length, on_meta
 from gptbench.config import Config, EngineConfig, FusedConfig
 from gptbench.device import Device
+from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.decode_step import DecodeStep, Launch
 from gptbench.engine.tiles import Tiles, Use, fastest
@@ -43,7 +44,7 @@ class Fused(Engine):
     def missing(cls, device: Device) -> str | None:
         if device.is_amd:
             return "an NVIDIA GPU: for AMD's, PTX instructions of its kernels (dp2a) cannot be compiled"
-        return None if device.is_cuda else "an NVIDIA GPU"
+        return caches.lacking_for_kernels(inductor=False) if device.is_cuda else "an NVIDIA GPU"
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
@@ -52,6 +53,7 @@ class Fused(Engine):
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, FusedConfig)
+        caches.check(config.engine)
         Tiles.of(Path(config.engine.tiles), device)  # a file that cannot be read is told before anything is built
 
     def __init__(
@@ -87,7 +89,8 @@ class Fused(Engine):
     def prepare(self) -> None:
         self.filled = self.prompt_length
         if self.device.is_cuda:
-            compile_only(self.each_kernel, self.device.torch)
+            with caches.blamed():
+                compile_only(self.each_kernel, self.device.torch)
         for _ in range(2 if self.device.is_cuda else 1):  # libraries allocate at first
             self.prefill_step()
             self.decode_step()

@@ -21,6 +21,7 @@ from gptbench.build import cache_length
 from gptbench.checkpoint import slots
 from gptbench.config import Cache, Config, EngineConfig, HuggingFaceConfig, ModelConfig, Tuning
 from gptbench.device import Device
+from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
 from gptbench.errors import ConfigError
@@ -166,8 +167,10 @@ class HuggingFace(Engine):
     def check(cls, config: Config, device: Device) -> None:
         engine, model, length = config.engine, config.model, cache_length(config)
         assert isinstance(engine, HuggingFaceConfig)
-        if engine.cache is Cache.static and (missing := Inductor.missing(device)) is not None:
-            raise ConfigError("engine.cache", "static", f"dynamic, or that you install {missing}")
+        if engine.cache is Cache.static:
+            if (missing := Inductor.missing(device)) is not None:
+                raise ConfigError("engine.cache", "static", f"dynamic: this one needs {missing}")
+            caches.check(engine)
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
+from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.errors import ConfigError, UserError
 from gptbench.model import Transformer
@@ -145,12 +146,15 @@ class Inductor(Engine):
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             return "the headers of Python (Debian: python3-dev)"
         if device.is_cuda:
-            return None if any(map(shutil.which, ("gcc", "clang", "cc"))) else "a C compiler (Debian: gcc)"
-        return None if cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
+            if not any(map(shutil.which, ("gcc", "clang", "cc"))):
+                return "a C compiler (Debian: gcc)"
+            return caches.lacking_for_kernels(inductor=True)
+        return caches.lacking_for_cpp() if cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, InductorConfig)
+        caches.check(config.engine)
         if device.is_cuda and config.engine.tuning is Tuning.candidates and not has_candidates():
             raise ConfigError(
                 "engine.tuning", "candidates", f"descent or none: torch {torch.__version__} keeps kernels another way"
@@ -237,7 +241,7 @@ class Inductor(Engine):
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        with self.block_sizes():
+        with caches.blamed(), self.block_sizes():
             for _ in range(WARM_UP_CALLS):
                 self.prefill_step()
                 self.decode_step()

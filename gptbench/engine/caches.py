@@ -1,0 +1,163 @@
+"""Folders in which compilers leave what they made: whether they can be used, and what lies in them cut off.
+
+TorchInductor hands paths to the C++ compiler as words of one line, so that a space in one is an error of the compiler;
+and it, like Triton, loads libraries from where it has put them, which a folder mounted noexec does not allow. A library
+that was cut off, as by a full disk or a crash, ends the process that loads it with SIGBUS.
+"""
+
+import contextlib
+import mmap
+import os
+import shlex
+import struct
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from gptbench.config import EngineConfig
+from gptbench.errors import ConfigError, UserError
+from gptbench.private import private
+
+WRITING_S = 60.0
+"""For which a library that is not whole may still be in the making by another process."""
+
+
+def inductor_folder() -> Path:
+    """Of TorchInductor's cache. Raises OSError where it cannot be made."""
+    return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
+
+
+def triton_folder() -> Path:
+    """Of Triton's own cache."""
+    return Path(private("triton.knobs", "cache").dir).absolute()
+
+
+def lacking_for_cpp() -> str | None:
+    """What TorchInductor lacks to compile C++, or None if nothing."""
+    for folder in (Path(torch.__file__).parent, Path(sysconfig.get_path("include"))):
+        if not is_word(folder):
+            return f"torch and Python in folders without spaces and the like (not {str(folder)!r})"
+    if not is_word(temporary := Path(tempfile.gettempdir())):
+        return f"a folder without spaces and the like in TMPDIR (not {str(temporary)!r})"
+    return lacking("TORCHINDUCTOR_CACHE_DIR", inductor_folder, words=True)
+
+
+def lacking_for_kernels(inductor: bool) -> str | None:
+    """What compiling for a GPU lacks, by TorchInductor or by Triton itself; None if nothing."""
+    if inductor and (reason := lacking("TORCHINDUCTOR_CACHE_DIR", inductor_folder)) is not None:
+        return reason
+    # Without the variable, Inductor gives Triton a folder in its own.
+    return lacking("TRITON_CACHE_DIR", triton_folder) if not inductor or "TRITON_CACHE_DIR" in os.environ else None
+
+
+def lacking(variable: str, find: Callable[[], Path], words: bool = False) -> str | None:
+    """What is wrong with a folder that an environment variable names, in words of what is needed; None if nothing.
+
+    Args:
+        words: whether its path has to be one word on a command line.
+    """
+    folder = None
+    try:
+        folder = find()
+        if words and not is_word(folder):
+            return f"a folder without spaces and the like in {variable} (not {str(folder)!r})"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
+            mmap.mmap(file.fileno(), 1, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+    except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is None:  # it is of mmap
+            return f"a folder in {variable} from which libraries can be loaded ({folder} is mounted noexec)"
+        return f"a folder in {variable} that can be written ({error.strerror}: {error.filename or folder})"
+    return None
+
+
+def is_word(folder: Path) -> bool:
+    """Whether a shell would take a path as one word, and as it is."""
+    try:
+        return shlex.split(str(folder)) == [str(folder)]
+    except ValueError:  # a quote that is not closed
+        return False
+
+
+def check(config: EngineConfig) -> None:
+    """Of an engine that compiles: makes sure that no library is loaded of which a part is missing.
+
+    Raises:
+        ConfigError: `engine.fresh_cache`, whose folder is a temporary one, where that cannot be used.
+    """
+    if config.fresh_cache:
+        if (reason := lacking("TMPDIR", lambda: Path(tempfile.gettempdir()))) is not None:
+            raise ConfigError("engine.fresh_cache", "true", f"false, or {reason}")
+    else:
+        remove_cut_off()
+
+
+def remove_cut_off() -> None:
+    """Removes libraries from the caches of which a part is missing: they are compiled again."""
+    with contextlib.suppress(OSError):
+        folder = inductor_folder()
+        for path in folder.rglob("*.so"):
+            if not is_whole(path):
+                with contextlib.suppress(OSError, Timeout), making(folder, path):
+                    if not is_whole(path):
+                        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, UserError):
+        # These are renamed when they are complete. Triton compiles anew what no group names.
+        for path in (path for end in ("so", "cubin") for path in triton_folder().rglob(f"*.{end}")):
+            if not is_whole(path):
+                for group in path.parent.glob("__grp__*.json"):
+                    group.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+
+def making(folder: Path, library: Path) -> FileLock:
+    """The lock that TorchInductor holds while it makes a library."""
+    locks = folder / "locks"
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / f"{library.name.partition('.')[0]}.lock", timeout=WRITING_S)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is as long as its ELF header says: its tables lie at its end. True of any other kind of file
+    that is as long as such a header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64:
+        return False
+    if header[:5] != b"\x7fELF\x02":
+        return True
+    tables = struct.unpack_from("<QQ", header, 32)
+    program_size, programs, section_size, sections = struct.unpack_from("<HHHH", header, 54)
+    return size >= max(tables[0] + program_size * programs, tables[1] + section_size * sections)
+
+
+UNLOADABLE = ("Failed to import ", "file too short", "invalid ELF header", "failed to map segment", "undefined symbol")
+"""What messages hold where a file of a cache cannot be loaded."""
+
+
+@contextlib.contextmanager
+def blamed() -> Iterator[None]:
+    """Says in one line what goes wrong within it with a file of the caches.
+
+    Raises:
+        UserError: a file there cannot be loaded.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = str(error)
+        for variable, find in (("TORCHINDUCTOR_CACHE_DIR", inductor_folder), ("TRITON_CACHE_DIR", triton_folder)):
+            line = next((line for line in told.splitlines() if f"{find()}{os.sep}" in line), None)
+            if line is not None and any(part in line for part in UNLOADABLE):
+                raise UserError(
+                    f"{line.strip()}: the compile cache cannot be used: engine.fresh_cache=true starts from an empty "
+                    f"one, and {variable} names another"
+                ) from error
+        raise

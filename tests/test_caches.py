@@ -1,0 +1,134 @@
+"""Folders that compilers use: what is wrong with one is said before anything is compiled, and `engine=auto` goes on
+without; what was cut off in a cache is compiled again."""
+
+import mmap
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
+from gptbench.device import Device
+from gptbench.engine import Auto, Inductor, caches
+from gptbench.errors import ConfigError, UserError
+from tests.models import DENSE, run_config
+
+INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
+
+
+def cpu() -> Device:
+    return Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+def engine_that_auto_takes() -> str:
+    section = AutoConfig(_target_="gptbench.engine.Auto", name="auto")
+    return Auto(section, run_config(DENSE), cpu()).section.name
+
+
+def test_folders_that_can_be_used() -> None:
+    assert Inductor.missing(cpu()) is None
+    assert caches.lacking_for_kernels(inductor=True) is None
+    assert caches.lacking_for_kernels(inductor=False) is None
+    assert engine_that_auto_takes() == "inductor"
+
+
+@pytest.mark.parametrize("name", ["sp ace", "quo'te", 'quo"te', "back\\slash"])
+def test_a_path_of_several_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C++ compiler would be given the words; kernels of a GPU are compiled from lists of arguments."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))
+        assert (Inductor.missing(cpu()) or "").startswith(
+            "a folder without spaces and the like in TORCHINDUCTOR_CACHE_DIR"
+        )
+        assert engine_that_auto_takes() == "eager"
+        assert caches.lacking_for_kernels(inductor=True) is None
+    (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    assert (Inductor.missing(cpu()) or "").startswith("a folder without spaces and the like in TMPDIR (not ")
+
+
+def test_a_folder_that_is_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    for reason in (Inductor.missing(cpu()), caches.lacking_for_kernels(inductor=True)):
+        assert (reason or "").startswith("a folder in TORCHINDUCTOR_CACHE_DIR from which libraries can be loaded (")
+    reason = caches.lacking_for_kernels(inductor=False)
+    assert (reason or "").startswith("a folder in TRITON_CACHE_DIR from which libraries can be loaded (")
+    assert engine_that_auto_takes() == "eager"
+    INDUCTOR.fresh_cache = True
+    try:
+        with pytest.raises(ConfigError, match=r"^engine\.fresh_cache=true: expected false, or a folder in TMPDIR from"):
+            caches.check(INDUCTOR)
+    finally:
+        INDUCTOR.fresh_cache = False
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
+    for reason in (Inductor.missing(cpu()), caches.lacking_for_kernels(False), caches.lacking_for_kernels(True)):
+        assert "that can be written (Not a directory: " in (reason or "")
+
+
+def library(path: Path) -> Path:
+    """A whole one."""
+    compiler = shutil.which("gcc") or pytest.skip("needs gcc")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [compiler, "-shared", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(command, input="int one(void) { return 1; }", text=True, check=True)
+    return path
+
+
+def test_what_is_cut_off_is_removed(tmp_path: Path) -> None:
+    whole = library(tmp_path / "inductor" / "ab" / "cabc.main.so")
+    content = whole.read_bytes()
+    names = [whole.with_name(f"cabd{length}.so") for length in (0, 3, 40, 1000, len(content) - 1)]
+    for name, length in zip(names, (0, 3, 40, 1000, len(content) - 1), strict=True):
+        name.write_bytes(content[:length])
+    folder = tmp_path / "triton" / "XYZ"
+    folder.mkdir(parents=True)
+    (folder / "linear.cubin").write_bytes(content[:-8])
+    (folder / "__grp__linear.json").write_text("{}")
+    kept = library(tmp_path / "triton" / "KEPT" / "launcher.so")
+    other = whole.with_name("cabc.main.cpp")
+    other.write_text("")
+    caches.check(INDUCTOR)
+    assert whole.read_bytes() == content and kept.exists() and other.exists()
+    assert not [name for name in names if name.exists()]
+    assert not list(folder.iterdir()), "Triton would take what is left of the kernel"
+
+
+def test_a_library_in_the_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "inductor" / "ab" / "cabc.main.so"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x7fELF\x02")
+    monkeypatch.setattr(caches, "WRITING_S", 0.01)
+    with caches.making(tmp_path / "inductor", path):
+        caches.check(INDUCTOR)
+        assert path.exists(), "it belongs to who holds the lock"
+    caches.check(INDUCTOR)
+    assert not path.exists()
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    wrapper = tmp_path / "inductor" / "ab" / "cabc.py"
+    messages = (f"Failed to import {wrapper}\nSyntaxError: invalid", f"ImportError: {wrapper}: file too short\n\nSet")
+    told = r"cabc\.py.*: the compile cache cannot be used: engine\.fresh_cache=true"
+    for message in messages:
+        with pytest.raises(UserError, match=told) as error, caches.blamed():
+            raise RuntimeError(message)
+        assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError, match="another"), caches.blamed():
+        raise RuntimeError(f"another thing than {wrapper}")
