@@ -406,7 +406,7 @@ def unread_tokenizer(folder: Path) -> str | None:
     if has_tokenizer(folder) or not found:
         return None
     return (
-        f"its tokenizer is in none of {', '.join(NAMES)}, which are read ({found} is there); transformers can make a "
+        f"its tokenizer is in none of {', '.join(NAMES)}, which are read (found: {found}); transformers can make a "
         "tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
     )
 

@@ -266,7 +266,7 @@ def test_llama_2s_ids_are_not_taken_for_a_tokenizer_that_is_not_read(tmp_path: P
     for name in ("vocab.json", "merges.txt", "tekken.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
         for workload in ({}, {"prompt_text": "Hello"}):
-            with pytest.raises(ConfigError, match=rf"^model.tokenizer=null: .*\({name} is there\).*save_pretrained"):
+            with pytest.raises(ConfigError, match=rf"^model.tokenizer=null: .*\(found: {name}\).*save_pretrained"):
                 prompted(model, **workload)
         assert prompted(model, prompt=[1, 2]).workload.prompt == [1, 2]
         assert len(prompted(model, prompt_length=5).workload.prompt) == 5
