@@ -47,8 +47,8 @@ from gptbench.record.statistics import (
     summary,
     valid_samples,
 )
+from gptbench.record.store import embedded_store
 from gptbench.record.sweep import COLUMNS, in_display_units
-from gptbench.record.tracking import embedded_store
 from gptbench.redaction import redacted
 from gptbench.streams import Plain, visible
 

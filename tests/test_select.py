@@ -17,8 +17,9 @@ from gptbench.record.failure import Cause, Failure
 from gptbench.record.ledger import Ledger
 from gptbench.record.outcome import Outcome, Status
 from gptbench.record.plan import Plan
+from gptbench.record.store import embedded_store
 from gptbench.record.sweep import SweepRecord
-from gptbench.record.tracking import MLflowTracker, embedded_store
+from gptbench.record.tracking import MLflowTracker
 from tests.results import made_result
 from tests.test_ab import made_ab, made_round
 

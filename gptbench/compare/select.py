@@ -14,11 +14,11 @@ from gptbench.record import Recorded, SweepRecord
 from gptbench.record.files import KINDS, load_record, records_in
 from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
 from gptbench.record.plan import PLAN, Plan
+from gptbench.record.store import embedded_store, file_of, lock_of, make_whole
 from gptbench.record.sweep import record_of
 from gptbench.record.tracking import (
     PARENT_TAG,
     SWEEP_TAG,
-    embedded_store,
     environment_variables,
     mlflow_settings,
     reason,
@@ -27,7 +27,6 @@ from gptbench.redaction import redacted
 
 LATEST = "latest"
 MLFLOW = "mlflow:"
-SQLITE = "sqlite:///"
 IDENTITY = re.compile(r"[0-9a-f]{4,16}")
 """Or the beginning of one."""
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -171,12 +170,15 @@ def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list
 
 def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[Found]:
     """Records of the runs that a filter of MLflow's finds, or a run id names: as they were logged."""
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    if (file := file_of(uri)) is not None and not file.exists():
         return []  # or it would be made
     from mlflow import MlflowClient
 
     try:
         with environment_variables(mlflow_settings(config) | QUIET):
+            if file is not None:
+                with lock_of(file):
+                    make_whole(file)
             client = MlflowClient(uri)
             return [found for run in runs_of(client, condition) if (found := logged(client, run, unread)) is not None]
     except UserError:

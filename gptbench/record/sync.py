@@ -22,8 +22,9 @@ from gptbench.record.outcome import LOCK as JOB_LOCK
 from gptbench.record.plan import LOCK as SWEEP_LOCK
 from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import Recorded
+from gptbench.record.store import embedded_store, file_of
 from gptbench.record.sweep import SweepRecord, record_of
-from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, embedded_store, place_of
+from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, place_of
 from gptbench.redaction import HIDDEN, redacted, redacted_message
 from gptbench.targets import instantiate
 
@@ -79,7 +80,7 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
 def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
     """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
     uri = (section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else ""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (file := file_of(uri)) is not None and not file.exists():
         return None  # it was lost, or the outputs were moved without it
     return read_marks(path).get(destination(section, outputs))
 

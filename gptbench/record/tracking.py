@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from gptbench.config import MLflowConfig, TrackingConfig
@@ -51,6 +50,7 @@ from gptbench.record.statistics import (
     speed_metrics,
     summary,
 )
+from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
 from gptbench.record.sweep import SweepRecord, cell
 from gptbench.redaction import HIDDEN, redacted, redacted_message, remember
 
@@ -163,7 +163,9 @@ class MLflowTracker(Tracker):
         self.name = redacted(config.experiment)
         # Several processes that open a new SQLite store at once break its migrations, and would each make the
         # experiment, or the sweep's parent.
-        self.lock = FileLock(self.outputs / "mlflow.lock")
+        self.file = file_of(self.uri)
+        """Of a SQLite store."""
+        self.lock = lock_of(self.file or self.outputs / NAME)
         self.away = self.outputs / "mlflow.away"
         """Touched when a server does not answer."""
 
@@ -201,6 +203,8 @@ class MLflowTracker(Tracker):
                 that: if it then waited for the server, too, many of them would for hours, one after the other.
         """
         before = touched(self.away)
+        for file in (self.away, Path(self.lock.lock_file)):
+            file.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if touched(self.away) != before:
                 raise AwayError("did not answer another process, which this one waited for")
@@ -221,7 +225,8 @@ class MLflowTracker(Tracker):
 
         # Otherwise it tries to open a database ten times, which takes 100 s.
         mlflow.store.db.utils.MAX_RETRY_COUNT = self.config.retries + 1
-        self.outputs.mkdir(parents=True, exist_ok=True)
+        if self.file is not None and (remark := make_whole(self.file)) is not None:
+            print(remark, file=sys.stderr)
         return MlflowClient(self.uri)
 
     def send(self, record: Record, result: Recorded, result_path: Path) -> str:
@@ -292,7 +297,7 @@ class MLflowTracker(Tracker):
     def one_run(self, client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
         """The run with that tag, if there is one. A slow server may have made several when it was asked again: the
         others hold nothing, and go."""
-        runs = client.search_runs([experiment], f'tags.`{tag}` = "{value}"')
+        runs = runs_with_tag(client, experiment, tag, value)
         whole = [run for run in runs if run.info.status != "RUNNING"]
         kept = next(iter(whole or runs), None)
         for run in runs:
@@ -307,9 +312,15 @@ class MLflowTracker(Tracker):
         """Id of the experiment, which is made if it is not there."""
         found = client.get_experiment_by_name(self.name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"its experiment {self.config.experiment} was deleted; "
+                    f"mlflow experiments restore --experiment-id {found.experiment_id} brings it back, and "
+                    "tracking.experiment=NAME logs to another"
+                )
             return str(found.experiment_id)
         # A server knows where its artifacts go. A bare database would put them into the working directory.
-        artifacts = str(self.outputs / "mlartifacts") if self.is_database else None
+        artifacts = folder_address(self.outputs / "mlartifacts") if self.is_database else None
         try:
             return client.create_experiment(self.name, artifacts)
         except Exception as error:
@@ -357,6 +368,28 @@ class MLflowTracker(Tracker):
         info = client.get_run(parent).info
         status = "FAILED" if "FAILED" in (info.status, record.status) else "FINISHED"
         client.set_terminated(parent, status, max(info.end_time or 0, record.end_ms))
+
+
+def folder_address(folder: Path) -> str:
+    """Of a folder for artifacts: its path, unless MLflow would take that for a quoted one."""
+    return folder.as_uri() if "%" in str(folder) else str(folder)
+
+
+PLAIN_VALUE = re.compile(r"[\w /:.,=+@~-]*", re.ASCII)
+"""Text that a filter of MLflow's takes in quotes as it is; there is no way to quote a quote in one."""
+
+
+def runs_with_tag(client: "MlflowClient", experiment: str, tag: str, value: str) -> list["Run"]:
+    """Runs that are not deleted and whose tag has the value, whatever is in that."""
+    if PLAIN_VALUE.fullmatch(value):
+        return list(client.search_runs([experiment], f"tags.`{tag}` = '{value}'"))
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`{tag}` LIKE '%'", page_token=token)
+        found += [run for run in page if run.data.tags.get(tag) == value]
+        if not (token := page.token):
+            return found
 
 
 def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run | None":
@@ -742,8 +775,3 @@ def reason(error: BaseException) -> str:
 def place_of(uri: str) -> str:
     """Of a store, whoever asks it: its address without user and password."""
     return redacted(uri).replace(f"{HIDDEN}@", "")
-
-
-def embedded_store(outputs: Path) -> str:
-    """Of an outputs folder."""
-    return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
