@@ -29,7 +29,7 @@ from gptbench.record.tracking import make_record, metrics
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"
-NOTE = """decode 90.31 tokens/s, TPOT p50 11.15 ms, TPOT p99 12.35 ms, TTFT 60 ms, MBU 0.06784 %, peak memory 0.1 GB
+NOTE = """decode 90.31 tokens/s, TPOT p50 11.15 ms, TPOT p99 12.35 ms, TTFT 60 ms, MBU 0.06782 %, peak memory 0.1 GB
 
 `` python -m gptbench model=stories15m quant=none ``"""
 
