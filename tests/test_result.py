@@ -175,6 +175,29 @@ def test_what_a_record_of_an_earlier_version_lacks_is_taken_from_what_it_has(tmp
     assert summary(Result.load(path)) == summary(by_hand())
 
 
+def test_rows_experts_and_positions_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    path = by_hand().save(tmp_path)
+    text = path.read_text()
+    for told, change in {
+        "traffic.positions_moved": lambda raw: raw["traffic"].update(positions_moved=[1]),
+        "traffic.positions_attended": lambda raw: raw["traffic"].update(positions_attended=[1, 2, 3]),
+        "prompts: expected": lambda raw: raw.update(prompts=[[1]]),
+        "prompt_texts: expected": lambda raw: raw.update(prompt_texts=["a", "b", "c"]),
+        "prompts[0][0]": lambda raw: raw.update(prompts=[["a"], [1]]),
+        "samples[0].experts_chosen": lambda raw: raw["samples"][0].update(experts_chosen=-1),
+        "samples[0].experts_read": lambda raw: (
+            raw["traffic"].update(experts_least=4),
+            raw["samples"][0].update(experts_read=7),
+        ),
+    }.items():
+        raw = json.loads(text)
+        change(raw)
+        path.write_text(json.dumps(raw))
+        with pytest.raises(UserError) as raised:
+            Result.load(path)
+        assert told in str(raised.value)
+
+
 def test_samples_that_compiled_are_kept_but_not_counted() -> None:
     result = by_hand()
     slow = replace(result.samples[0], step_s=[5.0, 5.0], compiles=2)

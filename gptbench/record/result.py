@@ -202,10 +202,18 @@ class Result(Measured):
         moved, steps = self.traffic, len(self.traffic.positions_read)
         require(steps > 0, "traffic.positions_read", "a number for each step")
         require(len(moved.positions_filled) == steps, "traffic.positions_filled", f"{steps} numbers, one for each step")
+        for name in ("positions_attended", "positions_moved"):
+            require(len(getattr(moved, name)) in (0, steps), f"traffic.{name}", f"{steps} numbers, or none")
         for number, sample in enumerate(self.samples):
             place = f"samples[{number}]"
             check_sample(sample, place)
             require(len(sample.step_s) == steps, f"{place}.step_s", f"{steps} numbers, one for each step of traffic")
+            for name in ("prompts", "prompt_texts"):
+                count = len(getattr(self, name))
+                require(count in (0, len(sample.tokens)), name, "one for each row, or none")
+            for name in ("experts_chosen", "experts_read"):
+                experts, least = getattr(sample, name), moved.experts_least * steps
+                require(experts is None or experts >= least, f"{place}.{name}", f"at least {least}, or null")
         if (found := self.quality) is not None:
             require(len(found.context) == 2, "quality.context", "two numbers")
             for name in ("reference_nll", "kl", "same_top"):
