@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     from gptbench.parsers import PARSERS
 
     if arguments[:1] and arguments[0] in COMMANDS:
-        if {"-h", "--help"} & set(arguments) and arguments[0] in PARSERS:
+        if {"-h", "--help"} & set(arguments):
             PARSERS[arguments[0]]().print_help()
             return 0
         module, _, function = COMMANDS[arguments[0]].partition(":")

@@ -37,6 +37,76 @@ def share(text: str) -> float:
     return value
 
 
+def add_even_if_busy(parser: argparse.ArgumentParser) -> None:
+    """Whether a verdict is wanted although it may be of what else the machine did."""
+    told = "runs that were measured on a busy machine count as any others"
+    parser.add_argument("--even-if-busy", action="store_true", help=told)
+
+
+def kind_and_share(text: str) -> tuple[str, float]:
+    """`speed=3%`."""
+    kind, _, value = text.partition("=")
+    return kind, share(value)
+
+
+def compare() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench compare",
+        description="Of each metric that recorded runs A and B have, the ratio B / A with its 95% interval, and "
+        "whether B is faster, slower, within noise, or that is undecided, and what is possible. Of whole sweeps, each "
+        "job is compared with its like.",
+        epilog=f"A and B are {HOW}. Where a side has several runs of one configuration, each counts as one value; "
+        "else samples do, and the interval is widened by what starts of the same thing differ by: of this "
+        "device's recorded runs in the outputs folder, or what is built in.",
+    )
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are no verdict: 1%% if not given")
+    parser.add_argument(
+        "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
+    )
+    add_even_if_busy(parser)
+    add_places(parser)
+    return parser
+
+
+def gate() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench gate",
+        description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
+        "time, memory, quality or energy is worse beyond noise. What is worse when it is measured is measured again, "
+        "and held against the baseline with all its runs. Only on the device that the baseline is of. Exit code 1 if "
+        "anything is worse, 3 if there is no verdict, as the machine was busy with something else.",
+        epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
+        "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml --repeats 3",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--baseline", metavar="FILE", help="a baseline with rows: a file, or the name of a shipped one")
+    what.add_argument("--record", metavar="FILE", type=path, help="write a baseline instead")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="recorded runs, instead of measuring")
+    parser.add_argument("--partial", action="store_true", help="rows without a run do not fail")
+    parser.add_argument(
+        "--run", metavar="OVERRIDES", action="append", default=[], help="with --record: measure this, in one argument"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="how often each is measured, in turns: 1")
+    parser.add_argument("--strict", action="store_true", help="what is undecided fails, too")
+    parser.add_argument("--force", action="store_true", help="with --record: replace the file")
+    parser.add_argument(
+        "--margin",
+        metavar="KIND=SHARE",
+        type=kind_and_share,
+        action="append",
+        default=[],
+        help="with --record: up to where a difference is noise, such as speed=3%% where machines of one kind differ",
+    )
+    parser.add_argument(
+        "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
+    )
+    add_even_if_busy(parser)
+    add_places(parser)
+    return parser
+
+
 def ab() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gptbench ab",
@@ -177,7 +247,9 @@ def cache() -> argparse.ArgumentParser:
 
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "compare": compare,
     "ab": ab,
+    "gate": gate,
     "report": report,
     "explain": explain,
     "rows": rows,

@@ -9,7 +9,7 @@ from hydra import compose
 from hydra.errors import HydraException
 
 from gptbench import guard
-from gptbench.commandline import CommandLineError, prepared, split, told, typed
+from gptbench.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
 from gptbench.config import Config, SweepConfig, load, shipped
@@ -253,6 +253,7 @@ for arguments in {arguments}:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("gptbench 0.")
     assert "%%" not in done.stdout
+    assert list(PARSERS) == list(COMMANDS)
 
 
 def test_a_name_leads_to_no_other_file() -> None:

@@ -148,7 +148,7 @@ def test_margins_are_recorded(tmp_path: Path, save: Save, capsys: pytest.Capture
     assert read_baseline(str(file)).margins == {"speed": 0.03, "energy": 0.2}
     with pytest.raises(SystemExit):
         gate_command(["--record", str(tmp_path / "c.yaml"), run, "--margin", "x=10%"])
-    assert "x=10%: expected one of speed, compile, memory, quality, energy" in capsys.readouterr().err
+    assert "--margin=x: expected one of speed, compile, memory, quality, energy" in capsys.readouterr().err
     assert not (tmp_path / "c.yaml").exists()
 
 

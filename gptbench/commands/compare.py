@@ -1,19 +1,18 @@
 """`gptbench compare`: are recorded runs faster than others, by how much, and is it noise. And how that is shown."""
 
-import argparse
 import shlex
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from gptbench import parsers
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.export import markdown_table
 from gptbench.compare.ratio import KINDS, Verdict, in_words
-from gptbench.compare.select import HOW, select
+from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.errors import UserError
 from gptbench.outputs import as_json
@@ -38,24 +37,7 @@ def compare_command(arguments: list[str]) -> int:
     Raises:
         UserError: a side means no record, or nothing of A can be compared with anything of B.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench compare",
-        description="Of each metric that recorded runs A and B have, the ratio B / A with its 95%% interval, and "
-        "whether B is faster, slower, within noise, or that is undecided, and what is possible. Of whole sweeps, each "
-        "job is compared with its like.",
-        epilog=f"A and B are {HOW}. Where a side has several runs of one configuration, each counts as one value; "
-        "else samples do, and the interval is widened by what starts of the same thing differ by: of this "
-        "device's recorded runs in the outputs folder, or what is built in.",
-    )
-    parser.add_argument("a", metavar="A")
-    parser.add_argument("b", metavar="B")
-    parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are no verdict: 1%% if not given")
-    parser.add_argument(
-        "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
-    )
-    add_even_if_busy(parser)
-    add_places(parser)
-    options = parser.parse_args(arguments)
+    options = parsers.compare().parse_args(arguments)
     sides = [select(side, options.outputs, options.uri, unread=tell_unread) for side in (options.a, options.b)]
     if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
         raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
@@ -72,29 +54,6 @@ def compare_command(arguments: list[str]) -> int:
 def tell_unread(why: str) -> None:
     """Of a file that should be a record."""
     console.print(f"left out: {why}", markup=False, style="yellow")
-
-
-def add_even_if_busy(parser: argparse.ArgumentParser) -> None:
-    """Whether a verdict is wanted although it may be of what else the machine did."""
-    told = "runs that were measured on a busy machine count as any others"
-    parser.add_argument("--even-if-busy", action="store_true", help=told)
-
-
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """Where records are looked up."""
-    parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="outputs folder")
-    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
-
-
-def share(text: str) -> float:
-    """`0.5%` or `0.005`."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share such as 0.5% or 0.005")
-    return value
 
 
 def words(text: str) -> list[str]:

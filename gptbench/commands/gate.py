@@ -9,13 +9,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from gptbench import parsers
 from gptbench.commandline import prepared, quoted
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import (
     COLOUR,
-    add_even_if_busy,
-    add_places,
-    share,
     starts_told,
     tell_unread,
     words,
@@ -26,7 +24,7 @@ from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
 from gptbench.compare.measuring import is_of_single_run, measured_gate
 from gptbench.compare.ratio import KINDS
-from gptbench.compare.select import HOW, Found, select
+from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError, counted
@@ -45,44 +43,15 @@ def gate_command(arguments: list[str]) -> int:
             here.
         NotMeasuredError: a run that was to be recorded did not end well.
     """
-    parser = argparse.ArgumentParser(
-        prog="gptbench gate",
-        description="Measures every row of a baseline now, or takes recorded runs, and fails where speed, compile "
-        "time, memory, quality or energy is worse beyond noise. What is worse when it is measured is measured again, "
-        "and held against the baseline with all its runs. Only on the device that the baseline is of. Exit code 1 if "
-        "anything is worse, 3 if there is no verdict, as the machine was busy with something else.",
-        epilog=f"RUN is {HOW}. Example: gptbench gate --record h200.yaml --run 'experiment=llama2_7b_bf16' "
-        "--repeats 3; later, after a change: gptbench gate --baseline h200.yaml --repeats 3",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--baseline", metavar="FILE", help="a baseline with rows: a file, or the name of a shipped one")
-    what.add_argument("--record", metavar="FILE", type=Path, help="write a baseline instead")
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="recorded runs, instead of measuring")
-    parser.add_argument("--partial", action="store_true", help="rows without a run do not fail")
-    parser.add_argument(
-        "--run", metavar="OVERRIDES", action="append", default=[], help="with --record: measure this, in one argument"
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="how often each is measured, in turns: 1")
-    parser.add_argument("--strict", action="store_true", help="what is undecided fails, too")
-    parser.add_argument("--force", action="store_true", help="with --record: replace the file")
-    parser.add_argument(
-        "--margin",
-        metavar="KIND=SHARE",
-        type=margin_of,
-        action="append",
-        default=[],
-        help="with --record: up to where a difference is noise, such as speed=3%% where machines of one kind differ",
-    )
-    parser.add_argument(
-        "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
-    )
-    add_even_if_busy(parser)
-    add_places(parser)
+    parser = parsers.gate()
     options = parser.parse_intermixed_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats={options.repeats}: expected a number of at least 1")
     if options.repeats > 1 and options.runs:
         parser.error("--repeats is of what is measured, and not of recorded runs")
+    known = list(dict.fromkeys(metric.name for metric in KINDS.values()))
+    if unknown := [kind for kind, _ in options.margin if kind not in known]:
+        parser.error(f"--margin={unknown[0]}: expected one of {', '.join(known)} before the share")
     check_overrides("--set", options.set)
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
@@ -100,14 +69,6 @@ def gate_command(arguments: list[str]) -> int:
         parser.error("--record takes RUNs, or --run: one of both")
     command = shlex.join(["gptbench", "gate", *redacted(arguments)])
     return record(options.record, found, [words(run) + more for run in options.run], options, command)
-
-
-def margin_of(text: str) -> tuple[str, float]:
-    """`speed=3%`."""
-    kind, _, value = text.partition("=")
-    if kind not in (known := list(dict.fromkeys(one.name for one in KINDS.values()))):
-        raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(known)} before the share")
-    return kind, share(value)
 
 
 def tell(what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from gptbench.config import MLflowConfig
 from gptbench.errors import UserError
 from gptbench.inputs import read_object
+from gptbench.parsers import HOW
 from gptbench.record import Recorded, SweepRecord
 from gptbench.record.files import KINDS, load_record, records_in
 from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
@@ -33,10 +34,6 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 """MLflow's."""
 QUIET: dict[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 """Or it draws one for each record."""
-HOW = (
-    "a record or a folder with some, the first digits of a run's or a sweep's identity, "
-    f"{MLFLOW}FILTER with a filter of MLflow's, a run id of MLflow's, or {LATEST}"
-)
 
 
 @dataclass(frozen=True)
