@@ -103,3 +103,16 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
     there = from_folder(replace(config, engine=fused("/elsewhere")), tmp_path)
     assert isinstance(there.engine, FusedConfig)
     assert there.engine.tiles == "/elsewhere"
+
+
+def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, device = run_config(DENSE), cpu()
+    before = identity(config, device)
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_CACHE_DIR", "HF_TOKEN", "CXX"):
+        monkeypatch.setenv(name, "1")
+        assert identity(config, device) == before, name
+    found = {before}
+    for name in ("TORCHINDUCTOR_MAX_AUTOTUNE", "NVIDIA_TF32_OVERRIDE", "OMP_PROC_BIND", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.setenv(name, "1")
+        found.add(identity(config, device))
+    assert len(found) == 5

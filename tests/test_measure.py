@@ -1,8 +1,11 @@
 """Measuring: what is timed, what is not, what is marked."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfi
 from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.generate import HostClock, Workload, generate
+from gptbench.measure import environment as surroundings
 from gptbench.measure import samples as samples_module
 from gptbench.measure.compilation import (
     STAGES,
@@ -334,6 +338,60 @@ def test_environment_tells_commit_and_versions() -> None:
     assert found.libraries["torch"] == torch.__version__
     assert found.cores >= 1
     assert found.driver is None
+    assert (found.ecc, found.mig, found.application_clock_mhz) == (None, None, None)
+
+
+def test_variables_that_a_number_depends_on_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if surroundings.VARIABLES.fullmatch(name):
+            monkeypatch.delenv(name)
+    given = {
+        "OMP_PROC_BIND": "close",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "TORCHINDUCTOR_MAX_AUTOTUNE": "1",
+        "LD_PRELOAD": "/usr/lib/libjemalloc.so",
+        "TRITON_CACHE_DIR": "/home/me/cache",
+        "HF_TOKEN": "hf_5ecret",
+        "CUDA_ACCESS_TOKEN": "5ecret",
+        "MKL_SERVER": "https://me:5ecret@host/",
+        "AWS_SECRET_ACCESS_KEY": "5ecret",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    found = environment(device(), "given").variables
+    assert "5ecret" not in str(found)
+    assert {name for name in given if name not in found} == {"TRITON_CACHE_DIR", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}
+    assert all(found[name] == given[name] for name in list(given)[:4])
+
+
+class FakeNvml:
+    """Of a GPU that knows some of its settings."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM = 1
+
+    def nvmlInit(self) -> None:
+        """Nothing to do."""
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetEccMode(self, handle: str) -> list[int]:
+        return [1, 0]
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
+        raise self.NVMLError
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, which: int) -> int:
+        return 1980 if which == 1 and handle == "GPU-abc" else 0
+
+
+def test_how_a_gpu_is_set_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    gpu: Any = SimpleNamespace(is_cuda=True, uuid="abc")
+    assert surroundings.gpu_settings(gpu) == {"ecc": True, "max_clock_mhz": 1980}
 
 
 @pytest.mark.gpu

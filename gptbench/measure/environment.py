@@ -1,9 +1,14 @@
 """What a number depends on beside the configuration: code, processor, driver, power limit, libraries."""
 
+import contextlib
+import functools
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 
 from gptbench import __version__, limits
 from gptbench.device import Device, cpu_name
+from gptbench.redaction import redacted
 
 LIBRARIES = (
     "torch",
@@ -23,6 +29,21 @@ LIBRARIES = (
     "mlflow",
     "numpy",
 )
+VARIABLES = re.compile(
+    r"(TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|ATEN|TRITON|CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|HIP|ROCR|OMP|GOMP|KMP|MKL|DNNL|"
+    r"ONEDNN|OPENBLAS|MALLOC)_\w+|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|LD_PRELOAD|CC|CXX|CFLAGS|CXXFLAGS"
+)
+"""Environment variables that a number may depend on."""
+CODE = re.compile(
+    r"(?!\w*NUM_THREADS)(?:(TORCHINDUCTOR|TORCHDYNAMO|TRITON|CUBLAS|CUBLASLT|CUDNN|KMP|MKL|DNNL|ONEDNN)_\w+|NVIDIA_TF32_OVERRIDE|"
+    r"ATEN_CPU_CAPABILITY|CUDA_LAUNCH_BLOCKING|(PYTORCH_CUDA|PYTORCH)_ALLOC_CONF|OMP_(PROC_BIND|PLACES|SCHEDULE|WAIT_POLICY)|"
+    r"GOMP_(CPU_AFFINITY|SPINCOUNT))"
+)
+"""Those of them that choose other code, or bind its threads, and are the same for every job of a sweep: numbers with
+different ones are of different measurements. Others may differ by job without meaning anything (CUDA_VISIBLE_DEVICES
+tells which of several cards, OMP_NUM_THREADS is in the number of threads), and are recorded only."""
+PLACES = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BASED_CUDA_CHECK$|COMPILE_THREADS$")
+"""Those that say where something lies, what is printed, how many compile, or that gptbench sets itself."""
 
 
 @dataclass
@@ -53,6 +74,20 @@ class Environment:
     quota."""
     memory_limit_bytes: int | None = None
     """Memory that the process's control groups allow; None where they set no limit."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables by which torch, Triton and their libraries choose other code or other processors: those
+    that are set of `VARIABLES`, without folders and secrets."""
+    compiler: str | None = None
+    """C++ compiler that is found first, with its version."""
+    ecc: bool | None = None
+    """Whether the GPU corrects errors of its memory; None on a CPU and where NVML does not tell, as all below."""
+    mig: bool | None = None
+    """Whether the GPU is cut into instances."""
+    application_clock_mhz: int | None = None
+    """Clock of the GPU's processors that applications are to run at, in MHz: less than the largest where someone has
+    set it."""
+    max_clock_mhz: int | None = None
+    """Largest clock of the GPU's processors, in MHz."""
 
     @property
     def on_gpu(self) -> bool:
@@ -100,7 +135,27 @@ def environment(device: Device, commit: str | None) -> Environment:
         libraries=versions,
         cpu_quota=limits.cpu_quota(),
         memory_limit_bytes=limits.memory_limit(),
+        variables=variables(),
+        compiler=compiler(),
+        **gpu_settings(device),
     )
+
+
+def variables(needed: re.Pattern[str] = VARIABLES) -> dict[str, str]:
+    """Environment variables that are set, by name, of those that match; see `Environment.variables`."""
+    found = {name: value for name, value in os.environ.items() if needed.fullmatch(name) and not PLACES.search(name)}
+    return dict(redacted(dict(sorted(found.items()))))
+
+
+@functools.cache
+def compiler() -> str | None:
+    """Of C++: the first line of what it says of itself; None where there is none."""
+    for command in (os.environ.get("CXX"), "g++", "clang++"):
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+            if command:
+                done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=10)
+                return done.stdout.partition("\n")[0].strip() or None
+    return None
 
 
 def git_commit() -> str | None:
@@ -113,6 +168,28 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def gpu_settings(device: Device) -> dict[str, Any]:
+    """Fields of `Environment` that say how the GPU is set; without those that NVML does not tell."""
+    if not device.is_cuda:
+        return {}
+    import pynvml
+
+    asked: dict[str, Callable[[Any], Any]] = {
+        "ecc": lambda handle: bool(pynvml.nvmlDeviceGetEccMode(handle)[0]),
+        "mig": lambda handle: bool(pynvml.nvmlDeviceGetMigMode(handle)[0]),
+        "application_clock_mhz": lambda handle: pynvml.nvmlDeviceGetApplicationsClock(handle, pynvml.NVML_CLOCK_SM),
+        "max_clock_mhz": lambda handle: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
+    }
+    found = {}
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{device.uuid}")
+        for name, ask in asked.items():
+            with contextlib.suppress(pynvml.NVMLError, AttributeError):  # an older library
+                found[name] = ask(handle)
+    return found
 
 
 def gpu_state(device: Device) -> tuple[str | None, float | None]:

@@ -16,7 +16,7 @@ import gptbench
 from gptbench.config import Config, FusedConfig, KernelsConfig, Section
 from gptbench.device import Device
 from gptbench.measure import kernel_cases
-from gptbench.measure.environment import place
+from gptbench.measure.environment import CODE, place, variables
 
 MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
@@ -168,5 +168,6 @@ def identity(config: Config, device: Device) -> str:
         "dtype": device.dtype_name,
         "threads": None if device.is_cuda else torch.get_num_threads(),
         "tiles": tiles_used(config, device),
+        "variables": variables(CODE),
     }
     return digest([code_version(), versions, measured(config), where])

@@ -28,7 +28,7 @@ from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.traffic import Traffic
 from gptbench.outputs import as_json, whole_file
 from gptbench.record.restore import check_config, is_time, require, restored
-from gptbench.redaction import redacted
+from gptbench.redaction import redacted, redacted_message
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
@@ -133,7 +133,7 @@ class Measured(Recorded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.failures = redacted(self.failures)
+        self.failures = {what: redacted_message(trace) for what, trace in self.failures.items()}
 
     def check(self) -> None:
         super().check()
