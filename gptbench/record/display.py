@@ -71,6 +71,7 @@ DISPLAYS: dict[str, Display] = {
     "temperature_c": Display("temperature", "°C"),
     "weight_gb_per_step": Display("weights per step", "GB"),
     "gb_per_step": Display("bytes per step", "GB"),
+    "moved_gb_per_step": Display("bytes moved per step", "GB"),
     "read_roof_gb_per_s": Display("read roof", "GB/s"),
     "samples_valid": Display("valid samples", ""),
     "samples_all": Display("all samples", ""),
