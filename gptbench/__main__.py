@@ -1,6 +1,5 @@
 """The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
 
-import errno
 import importlib
 import importlib.util
 import os
@@ -14,10 +13,6 @@ REQUIRED = ("filelock", "hydra", "mlflow", "numpy", "omegaconf", "psutil", "rich
 """Packages that no part of it does without."""
 PYTHON = (3, 11)
 """The oldest that runs gptbench."""
-
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
 
 
 def main() -> int:
@@ -50,7 +45,7 @@ def main() -> int:
 def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     from gptbench.commandline import told
-    from gptbench.errors import BadResultError, JobError, UserError
+    from gptbench.errors import BadResultError, JobError, UserError, is_unwritable
 
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -59,7 +54,7 @@ def called(arguments: list[str]) -> int:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE and not tracebacks:
+        if isinstance(error, OSError) and is_unwritable(error) and not tracebacks:
             print(f"gptbench: {error.filename or 'outputs'}: {error.strerror}", file=sys.stderr)
             return 1
         # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.

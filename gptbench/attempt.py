@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from gptbench.config import Isolation
-from gptbench.errors import BadResultError, JobError, UserError
+from gptbench.errors import BadResultError, JobError, UserError, is_unwritable
 from gptbench.inputs import read_object
 from gptbench.isolation import in_own_process
 from gptbench.measure.environment import git_commit
@@ -132,6 +132,8 @@ def attempt(job: Job) -> Outcome:
             return failed(job, Cause.refused, str(error), start)
         if isinstance(error, BadResultError):
             return failed(job, Cause.bad_result, str(error), start)
+        if is_unwritable(error):
+            return failed(job, Cause.raised, in_one_line(error), start)
         traceback.print_exc()
         cause = Cause.memory if is_for_memory(error) else Cause.raised
         return failed(job, cause, in_one_line(error), start, traceback.format_exc())
@@ -209,7 +211,8 @@ def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None 
             seconds=seconds,
             commit=job.config.commit or git_commit(),
         )
-        job.record = failure.save(job.folder)
+        with contextlib.suppress(OSError):  # the disk is full: its outcome may be told all the same
+            job.record = failure.save(job.folder)
     if job.sweep is not None:
         console.print(f"failed, {cause.value}: {reason}", style="red", markup=False)
     return Outcome(

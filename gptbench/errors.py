@@ -1,5 +1,6 @@
 """The errors that a user can cause. Each names the field, the value and the choices."""
 
+import errno
 import traceback
 from collections.abc import Iterable
 
@@ -14,6 +15,15 @@ def printable(text: str) -> str:
 def counted(number: int, thing: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether it is about a place where nothing can be written: none of ours, and told in a line."""
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 class UserError(ValueError):

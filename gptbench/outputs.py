@@ -21,7 +21,7 @@ def whole_file(folder: Path, text: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".{uuid.uuid4().hex}.new"
     try:
-        with new.open("x", encoding="utf-8") as file:
+        with new.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(redacted_text(text))
             file.flush()
             os.fsync(file.fileno())

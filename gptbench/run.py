@@ -165,7 +165,11 @@ def run_model(
     )
     if tokenizer is not None:
         add_text(result, tokenizer)
-    path = job.record = result.save(job.folder)
+    try:
+        path = job.record = result.save(job.folder)
+    except OSError:  # the disk is full: then this is all that is left of it
+        show_result(result, instantiate(config.baseline))
+        raise
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, path.with_name(path.name.replace("result", "trace")))
     show_result(result, instantiate(config.baseline))
@@ -213,7 +217,11 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
         failures=failures,
         kernels=kernels,
     )
-    path = job.record = result.save(job.folder)
+    try:
+        path = job.record = result.save(job.folder)
+    except OSError:
+        show_kernels(result, instantiate(config.baseline))
+        raise
     show_kernels(result, instantiate(config.baseline))
     if interrupted:
         console.print(f"interrupted: {len(kernels)} of {len(task.cases)} kernels were measured", markup=False)

@@ -214,6 +214,15 @@ def test_a_job_in_its_own_process_may_be_killed_or_take_too_long(warm: Warm, fol
     assert sorted(run.data.tags["failure"] for run in children) == ["killed", "timed out", "timed out"]
 
 
+def test_sweeps_that_are_started_at_once_have_one_parent(warm: Warm, folder: Path) -> None:
+    """The second is refused, or comes late enough to go on with the first."""
+    arguments = [*LOGGED, "sampling.top_k=5,6", "sweep.resume=true"]
+    calls = [warm.start(folder, *arguments) for _ in range(2)]
+    codes = [warm.end(call) for call in calls]
+    assert 0 in codes and set(codes) <= {0, 2}, [call.err for call in calls]
+    check_every_job_is_recorded_once(folder, 2)
+
+
 def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -> None:
     call = warm.start(folder, *LOGGED, "sampling.top_k=2,3,4,5", *SECONDS)
     wait_for(lambda: "sweep: 1/4 jobs" in call.err)

@@ -5,14 +5,16 @@ its beginning; it can be killed like any other.
 """
 
 import builtins
+import errno
 import functools
-import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,8 @@ def fail(*faults: tuple[str, str]) -> None:
     import gptbench.run
 
     for override, place in faults:
+        if override == "full from":
+            full_from(*place.partition(":")[::2])
         if override == "kill in":
             kill_in(*place.partition(":")[::2])
     measure = gptbench.run.measure_engine
@@ -194,19 +198,38 @@ def fail(*faults: tuple[str, str]) -> None:
 
 def kill_in(place: str, call: str) -> None:
     """Makes this process kill itself when it calls a function, for the first time, or for the so-manieth."""
-    module = importlib.import_module(place.rpartition(".")[0])
-    name = place.rpartition(".")[2]
-    function, left = getattr(module, name), [int(call or 1)]
 
-    def killing(*args: Any, **more: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
+    def kill(left: int) -> None:
+        if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    before_each(place, int(call or 1), kill)
+
+
+def full_from(place: str, call: str) -> None:
+    """Makes a function fail as where the disk is full, from its so-manieth call on."""
+
+    def fill(left: int) -> None:
+        if left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
+
+    before_each(place, int(call or 1), fill)
+
+
+def before_each(place: str, calls: int, happens: Callable[[int], None]) -> None:
+    """Makes something happen before each call of a function, which is told how many calls are left."""
+    module = pkgutil.resolve_name(place.rpartition(".")[0])  # or a class
+    name = place.rpartition(".")[2]
+    function, left = getattr(module, name), [calls]
+
+    def wrapped(*args: Any, **more: Any) -> Any:
+        left[0] -= 1
+        happens(left[0])
         return function(*args, **more)
 
-    for loaded in list(sys.modules.values()):  # wherever it was imported to
+    for loaded in [module, *sys.modules.values()]:  # wherever it was imported to
         if getattr(loaded, name, None) is function:
-            setattr(loaded, name, killing)
+            setattr(loaded, name, wrapped)
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> Any:

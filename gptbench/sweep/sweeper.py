@@ -157,12 +157,17 @@ class Sweep:
 
     def make_plan(self, identity: str, resume: bool) -> "Plan":
         """Written to the folder, where the jobs find it."""
-        from gptbench.record.ledger import SWEEPS
+        from gptbench.record.ledger import SWEEPS, hold
+
+        last = self.outputs / SWEEPS / f"{identity}.json"
+        last.parent.mkdir(parents=True, exist_ok=True)
+        with hold(last.with_suffix(".lock"), "another sweep over the same jobs"):  # or each would be the first
+            return self.written_plan(identity, last, self.earlier(last) if resume else None, resume)
+
+    def written_plan(self, identity: str, last: Path, sweep: Path | None, resume: bool) -> "Plan":
+        """The same of a sweep that goes on with an earlier one, or with none."""
         from gptbench.record.plan import Plan
 
-        # Relative, so that the outputs can be moved.
-        last = self.outputs / SWEEPS / f"{identity}.json"
-        sweep = self.earlier(last) if resume else None
         hydra_config = self.sweeper.base.hydra
         first = OmegaConf.to_container(OmegaConf.structured(self.jobs[0].config), enum_to_str=True)
         assert isinstance(first, dict)
@@ -176,6 +181,7 @@ class Sweep:
             jobs={str(number): job.swept for number, job in enumerate(self.jobs)},
         )
         plan.save(self.folder)
+        # Relative, so that the outputs can be moved.
         told = {"sweep": plan.sweep, "call": str(self.folder)}
         write_json(last, {key: os.path.relpath(where, self.outputs) for key, where in told.items()}, indent=None)
         return plan
@@ -214,8 +220,10 @@ class Sweep:
             self.interrupted = True
         finally:
             record = record_of(self.folder, self.plan, self.interrupted, self.trouble)
-            path = record.save(self.folder)
-            show_sweep(record)
+            try:
+                path = record.save(self.folder)
+            finally:  # where the disk is full, this is all that there is
+                show_sweep(record)
             logged = log_recorded(record, path, self.section, self.outputs, console.print)
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
             show_next(record, path.parent, self.section, self.outputs, logged is not None)
@@ -371,18 +379,19 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def stopping(sweep: Sweep) -> Iterator[None]:
-    """The first Ctrl-C ends the sweep after the jobs that run now, the second at once, as SIGTERM does. A signal that
-    is ignored stays so, as Ctrl-C is where a script has started the sweep in its background."""
+    """The first Ctrl-C ends the sweep after the jobs that run now, as does a terminal that is closed; the second at
+    once, as SIGTERM does. A signal that is ignored stays so, as Ctrl-C is where a script has started the sweep in its
+    background, and a closed terminal under nohup."""
 
     def on_interrupt(number: int, _: FrameType | None) -> None:
-        again = sweep.interrupted
+        again = sweep.interrupted and number != signal.SIGHUP
         sweep.stop()
         if again or number == signal.SIGTERM:
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):  # past everything that a thread may be in the middle of
             os.write(2, b"\nends after the job that runs now; Ctrl-C again ends it at once\n")
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     heeded = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in heeded:
         signal.signal(number, on_interrupt)
