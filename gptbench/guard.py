@@ -24,6 +24,8 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core import utils
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +33,7 @@ from omegaconf.resolvers import oc
 
 from gptbench.config import Config, Section
 from gptbench.errors import ConfigError, UserError
+from gptbench.inputs import read_yaml, require_bounded_yaml
 from gptbench.outputs import write_whole
 from gptbench.redaction import redacted, redacted_message
 
@@ -196,6 +199,13 @@ def environment_variable(name: str, *default: Any) -> Any:
     return oc.env(name, *default)
 
 
+def created(value: Any, _parent_: Any) -> Any:
+    """OmegaConf's own `oc.create`, of YAML that is not too much to load. Raises InputError."""
+    if isinstance(value, str):
+        require_bounded_yaml(value, "oc.create")
+    return oc.create(value, _parent_)
+
+
 def save_config(config: DictConfig | ListConfig, filename: str, output_dir: Path) -> None:
     """Hydra's own `_save_config`, without secrets: it keeps overrides as they were typed."""
     without = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
@@ -217,6 +227,7 @@ def log_record(*args: Any, **options: Any) -> logging.LogRecord:
 
 # Also in a process that only unpickles a loader or a job, such as a worker on another machine.
 OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+OmegaConf.register_new_resolver("oc.create", created, replace=True)
 utils._save_config = save_config  # type: ignore[assignment]
 logging.setLogRecordFactory(log_record)
 
@@ -231,6 +242,12 @@ class GuardedRepository(ConfigRepository):
             if separator and scheme != "file" and not known:
                 raise ConfigError("hydra.searchpath", element.path, "folders: a package would be imported")
         super().initialize_sources(config_search_path)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is not None and source.scheme() == "file":  # Hydra loads the class twice
+            read_yaml(Path(source.path, source._normalize_file_name(config_path)))
+        return super().load_config(config_path)
 
 
 class GuardedLoader(ConfigLoaderImpl):

@@ -5,12 +5,15 @@ is an `InputError` that names the file and what is wrong with it. Everything tha
 itself (prompts, checkpoints' JSON, tokenizers, records, baselines, cache files) goes through here.
 """
 
+import contextlib
 import json
 import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import yaml  # type: ignore[import-untyped]
 
 from gptbench.errors import InputError
 
@@ -19,6 +22,13 @@ MAX_JSON_BYTES = 256 * 2**20
 
 LFS_POINTER = b"version https://git-lfs"
 """How a pointer of Git LFS begins: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+
+
+MAX_YAML_BYTES = 2**20
+MAX_YAML_VALUES = 20_000
+"""Of a file, keys included: thirty times those of the largest baseline that comes with it; it loads in seconds."""
+MAX_YAML_DEPTH = 50
+"""Levels; a configuration has five."""
 
 
 def open_regular(path: Path, max_bytes: int | None = None) -> BinaryIO:
@@ -112,3 +122,53 @@ def is_finite_number(value: object) -> bool:
     """Whether a value read from JSON is a number, and neither NaN nor infinite; a bool is no number."""
     # Compared, as math.isfinite raises OverflowError for an integer of 400 digits.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def require_bounded_yaml(text: str, source: str) -> None:
+    """Refuses YAML that is little to read and endless to expand, by its aliases, or that nests too deeply to be read.
+    What is no YAML passes: whoever loads it says what is wrong.
+
+    Args:
+        source: what it is of, for the message.
+
+    Raises:
+        InputError: with what it would become.
+    """
+    sizes: dict[str, int] = {}
+    """Of what an anchor names: values and keys, expanded."""
+    inside: list[tuple[str | None, int]] = [(None, 0)]
+    """Of lists and mappings that have begun: anchor, and what is in them so far."""
+    with contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            size = 0
+            if isinstance(event, yaml.CollectionStartEvent):
+                inside.append((event.anchor, 1))
+            elif isinstance(event, yaml.AliasEvent):
+                if any(anchor == event.anchor for anchor, _ in inside):
+                    raise InputError(f"{source}: *{event.anchor} is within &{event.anchor}: YAML without end")
+                size = sizes.get(event.anchor, 1)
+            elif isinstance(event, yaml.ScalarEvent):
+                size = 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                own, size = inside.pop()
+                if own is not None:
+                    sizes[own] = size
+            if isinstance(event, yaml.ScalarEvent) and event.anchor is not None:
+                sizes[event.anchor] = 1
+            anchor, before = inside[-1]
+            inside[-1] = (anchor, before + size)
+            if before + size > MAX_YAML_VALUES:
+                raise InputError(f"{source}: YAML of over {MAX_YAML_VALUES:,} values, with what its aliases repeat")
+            if len(inside) > MAX_YAML_DEPTH:
+                raise InputError(f"{source}: YAML that nests more than {MAX_YAML_DEPTH} levels deep")
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a regular YAML file that is not too much to load.
+
+    Raises:
+        InputError: see `read_text` and `require_bounded_yaml`.
+    """
+    text = read_text(path, MAX_YAML_BYTES)
+    require_bounded_yaml(text, str(path))
+    return text

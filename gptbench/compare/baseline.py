@@ -16,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
-from gptbench.errors import ConfigError, UserError
+from gptbench.errors import ConfigError, InputError, UserError
 from gptbench.guard import read_section
+from gptbench.inputs import read_yaml
 from gptbench.measure.environment import Environment
 from gptbench.paths import conf_folder
 from gptbench.record import Result
@@ -164,13 +165,15 @@ def read_baseline(which: str) -> BaselineConfig:
         UserError: there is none, or it is not a baseline.
     """
     file = Path(which)
-    if not file.is_file():
+    if not file.exists() or file.is_dir():
         options = {path.stem: path for path in sorted((conf_folder() / "baseline").glob("*.yaml"))}
         if which not in options:
             raise UserError(f"{which}: no such file; expected a baseline's, or one of {', '.join(options)}")
         file = options[which]
     try:
-        return parse_baseline(file.read_text(encoding="utf-8"))
+        return parse_baseline(read_yaml(file))
+    except InputError:  # it names the file
+        raise
     except (OSError, ValueError) as error:  # a UserError, too
         raise UserError(f"{file}: {shortened(str(error), MOST_CHARACTERS)}") from error
 
