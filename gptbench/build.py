@@ -114,17 +114,19 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
     """What a user could ask for instead, and the bytes that it needs: other weights, fewer sequences, other models."""
     work = config.workload
 
-    def need(model: ModelConfig, quant: QuantConfig, batch: int) -> int | None:
+    def made(model: ModelConfig, quant: QuantConfig) -> Transformer | None:
         if quant.refuse(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
-        meta = on_meta(model, instantiate(quant), device.dtype)
+        return on_meta(model, instantiate(quant), device.dtype)
+
+    def need(meta: Transformer, batch: int) -> int:
         return memory_need(meta, batch, len(work.prompt), cache_length(config)).total
 
     for quant in options("quant", QuantConfig):
         batch = work.batch_size
-        while batch:
-            if (total := need(config.model, quant, batch)) is not None:
-                yield f"quant={quant.name} workload.batch_size={batch}", total
+        meta = made(config.model, quant)
+        while batch and meta is not None:
+            yield f"quant={quant.name} workload.batch_size={batch}", need(meta, batch)
             batch //= 2
     for model in options("model", ModelConfig):
         if (
@@ -132,8 +134,8 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
             or (config.sampling.top_k or 0) > model.vocab_size
         ):
             continue
-        if model.name != config.model.name and (total := need(model, config.quant, work.batch_size)) is not None:
-            yield f"model={model.name}", total
+        if model.name != config.model.name and (meta := made(model, config.quant)) is not None:
+            yield f"model={model.name}", need(meta, work.batch_size)
 
 
 def nbytes(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ folder, or the name of one in Hugging Face's cache.
 
 import argparse
 import difflib
+import functools
 import os
 import re
 import shlex
@@ -253,6 +254,7 @@ def parsed(value: str) -> Override | None:
         return None
 
 
+@functools.cache
 def text_fields() -> frozenset[str]:
     """Dotted names of all fields that hold a text."""
     return frozenset(name for name, kind in field_types().items() if kind is str and not name.endswith("_target_"))

@@ -128,6 +128,12 @@ class Section:
     def error(self, name: str, expected: Any) -> ConfigError:
         return ConfigError(f"{self.GROUP}.{name}", getattr(self, name), expected)
 
+    def within(self, low: float, high: int, *names: str) -> None:
+        self.at_least(low, *names)
+        for name in names:
+            if (value := getattr(self, name)) is not None and value > high:
+                raise self.error(name, f"a number of at most {high}")
+
     def at_least(self, low: float, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
@@ -147,6 +153,29 @@ def is_name(name: str) -> bool:
 
 MIN_NEW_TOKENS = 2
 """One of the prefill, and a decode step's."""
+MAX_LAYERS = 1000
+"""The deepest published models have under 200, and this many are built within a second."""
+MAX_WIDTH = 2**20
+"""Of any width and any number of heads: the widest published feed-forward network has 2**16. With it, the elements of
+any matrix are counted without overflow."""
+MAX_EXPERTS = 2**12
+"""Published models have up to 2**11."""
+MAX_VOCABULARY = 2**24
+"""Sixty times that of any published model."""
+MAX_CONTEXT = 2**28
+"""Tokens: longer than any published model was made for."""
+MAX_TOKENS = 2**22
+"""Of a prompt, or generated: a prompt of so many is drawn within a second, and is recorded."""
+MAX_SAMPLES = 10_000
+MAX_BATCH = 2**16
+MAX_RECORD_BYTES = 128 * 2**20
+"""Of a record's steps and tokens: half of what is read again (see `gptbench.inputs`)."""
+STEP_BYTES, TOKEN_BYTES = 30, 12
+"""What a step's time and a token take in a record, at most."""
+MAX_SECONDS = 30 * 24 * 3600
+"""Of a time limit: a month."""
+MAX_JOBS = 10_000
+"""Of a sweep. All are composed and checked before the first one runs, at some ten a second."""
 
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
@@ -232,9 +261,13 @@ class ModelConfig(Section):
         return self.checkpoint is not None and self.weights is WeightSource.auto
 
     def check(self) -> None:
-        self.at_least(0, "head_dim", "sliding_window")
-        self.at_least(1, "vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "context")
-        self.at_least(0, "n_experts", "n_active_experts")
+        self.within(0, MAX_WIDTH, "head_dim")
+        self.within(0, MAX_CONTEXT, "sliding_window")
+        self.within(1, MAX_WIDTH, "dim", "n_heads", "n_kv_heads", "ffn_dim")
+        self.within(1, MAX_LAYERS, "n_layers")
+        self.within(1, MAX_VOCABULARY, "vocab_size")
+        self.within(1, MAX_CONTEXT, "context")
+        self.within(0, MAX_EXPERTS, "n_experts", "n_active_experts")
         if not self.rope_theta > 0:
             raise self.error("rope_theta", "a number over 0")
         if not self.norm_eps > 0:
@@ -477,9 +510,19 @@ class WorkloadConfig(Section):
         for name in ("prompt_text", "prompt_file"):
             if getattr(self, name) == "":
                 raise self.error(name, "some text, or null")
-        self.at_least(1, "prompt_length")
-        self.at_least(MIN_NEW_TOKENS, "new_tokens")
-        self.at_least(1, "samples", "batch_size")
+        if len(self.prompt) > MAX_TOKENS:
+            raise ConfigError("workload.prompt", f"{len(self.prompt)} tokens", f"at most {MAX_TOKENS}")
+        self.within(1, MAX_TOKENS, "prompt_length")
+        self.within(MIN_NEW_TOKENS, MAX_TOKENS, "new_tokens")
+        self.within(1, MAX_SAMPLES, "samples")
+        self.within(1, MAX_BATCH, "batch_size")
+        sample_bytes = self.new_tokens * (STEP_BYTES + TOKEN_BYTES * self.batch_size)
+        if sample_bytes > MAX_RECORD_BYTES:
+            most = MAX_RECORD_BYTES // (STEP_BYTES + TOKEN_BYTES * self.batch_size)
+            raise self.error("new_tokens", f"at most {most} with batch_size={self.batch_size}: each token is recorded")
+        if self.samples * sample_bytes > MAX_RECORD_BYTES:
+            told = f"new_tokens={self.new_tokens} and batch_size={self.batch_size}: each token is recorded"
+            raise self.error("samples", f"at most {MAX_RECORD_BYTES // sample_bytes} with {told}")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
 
@@ -522,7 +565,7 @@ class QualityConfig(TaskConfig):
     """Whether to compare with the unquantised model in bfloat16 under the eager engine."""
 
     def check(self) -> None:
-        self.at_least(1, "tokens")
+        self.within(1, MAX_TOKENS, "tokens")
 
 
 @dataclass(kw_only=True)
@@ -549,7 +592,9 @@ class KernelsConfig(TaskConfig):
             raise self.error("sizes", "some numbers of at least 1")
         if len(set(self.sizes)) < len(self.sizes):
             raise self.error("sizes", "each number once")
-        self.at_least(1, "replays")
+        if max(self.sizes) > MAX_WIDTH:
+            raise self.error("sizes", f"numbers up to {MAX_WIDTH}")
+        self.within(1, MAX_SAMPLES, "replays")
 
 
 @dataclass(kw_only=True)
@@ -583,8 +628,8 @@ class MLflowConfig(TrackingConfig):
         remember(self.uri)
         if not self.experiment:
             raise self.error("experiment", "a name")
-        if not self.timeout_s > 0:
-            raise self.error("timeout_s", "a number of seconds over 0")
+        if not 0 < self.timeout_s <= MAX_SECONDS:
+            raise self.error("timeout_s", f"a number of seconds over 0, up to {MAX_SECONDS}")
         if not 0 <= self.retries <= 10:
             raise self.error("retries", "a number from 0 to 10")
 
@@ -606,8 +651,8 @@ class SweepConfig(Section):
     """Seconds after which a job is ended and counts as failed, or null for no limit. Needs isolation=process."""
 
     def check(self) -> None:
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise self.error("timeout_s", "a number of seconds over 0, or null for no limit")
+        if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_SECONDS:
+            raise self.error("timeout_s", f"a number of seconds over 0, up to {MAX_SECONDS}, or null for no limit")
         if len(self.paired) == 1 or len(set(self.paired)) < len(self.paired):
             raise self.error("paired", "two overrides or more that are swept, each once")
 
@@ -626,7 +671,7 @@ class DrawnSweepConfig(SweepConfig):
 
     def check(self) -> None:
         super().check()
-        self.at_least(1, "jobs")
+        self.within(1, MAX_JOBS, "jobs")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
 

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 
 from gptbench.commandline import plain_text, text_fields
-from gptbench.config import DrawnSweepConfig, SweepConfig
+from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
 from gptbench.errors import ConfigError, UserError
 
 Overrides = tuple[str, ...]
@@ -119,6 +119,8 @@ def axis_of(key: str, override: Override) -> Axis:
         values = tuple(overrides_of(key, value) for value in values_of(override))
         if not values:
             raise UserError(f"{override.input_line}: there is nothing in it")
+        if len(values) > MAX_JOBS:
+            raise UserError(f"{key}: a list of {len(values)} values: expected at most {MAX_JOBS}")
         return Dimension(values)
     return Dimension(((f"{key}={override.get_value_element_as_str()}",),))
 
@@ -126,8 +128,10 @@ def axis_of(key: str, override: Override) -> Axis:
 def values_of(override: Override) -> list[str]:
     """Of a list, a range, or what Hydra's functions make of them. Raises UserError."""
     try:
-        if isinstance(override._value, RangeSweep) and not override._value.shuffle:
-            return [repr(number) for number in numbers_of(override._value)]
+        if isinstance(override._value, RangeSweep):
+            numbers = [repr(number) for number in numbers_of(override._value)]
+            if not override._value.shuffle:
+                return numbers
         return list(override.sweep_string_iterator())
     except (HydraException, ValueError, ArithmeticError) as error:
         raise UserError(f"{override.input_line}: {error}") from error
@@ -135,15 +139,27 @@ def values_of(override: Override) -> list[str]:
 
 def numbers_of(sweep: RangeSweep) -> list[int] | list[float]:
     """Of a range, as they would be typed: 0.3 and not 0.30000000000000004, which would be another measurement."""
+    count = count_of(sweep)
+    if count > MAX_JOBS:
+        expected = (
+            f"a range of at most {MAX_JOBS} numbers; sweep=random and sobol draw from int(interval(…)) of any size"
+        )
+        raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): {count} numbers: expected {expected}")
     start, stop, step = sweep.start, sweep.stop, sweep.step
     assert start is not None and stop is not None
     if all(isinstance(value, int) for value in (start, stop, step)):
         return list(range(int(start), int(stop), int(step)))
-    if not step or not all(math.isfinite(value) for value in (start, stop, step)):
-        raise ValueError("expected finite numbers, and a step that is not 0")
-    first, last, between = (Decimal(repr(value)) for value in (start, stop, step))
-    count = max(0, math.ceil((last - first) / between))
+    first, between = Decimal(repr(start)), Decimal(repr(step))
     return [float(first + number * between) for number in range(count)]
+
+
+def count_of(sweep: RangeSweep) -> int:
+    """How many numbers a range has, without making them. Raises ValueError if it has no end."""
+    ends = (sweep.start, sweep.stop, sweep.step)
+    if not sweep.step or not all(value is not None and math.isfinite(value) for value in ends):
+        raise ValueError("expected finite numbers, and a step that is not 0")
+    first, last, between = (Decimal(repr(value)) for value in ends)
+    return max(0, math.ceil((last - first) / between))
 
 
 def overrides_of(key: str, value: str) -> Overrides:
@@ -211,6 +227,11 @@ class Product:
                     f"{told}: expected a list with sweep=product; sweep=random and sobol draw from intervals"
                 )
             lists.append(axis.values)
+        if (count := math.prod(map(len, lists))) > MAX_JOBS:
+            told = " × ".join(str(len(values)) for values in lists)
+            raise UserError(
+                f"a sweep of {told} = {count} jobs: expected at most {MAX_JOBS}; sweep=sobol draws some of them"
+            )
         return [space.job(values) for values in itertools.product(*lists)]
 
 
