@@ -15,6 +15,8 @@ from gptbench.record.result import Recorded
 
 COLUMNS = ("decode_tokens_per_s", "tpot_p50_s", "tpot_p99_s", "ttft_s", "mbu", "peak_memory_bytes", "perplexity")
 """Metrics of a sweep's table, of those that its jobs have."""
+GAP = "&ensp;"
+"""Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
 MOST_CHARACTERS = 5500
 """Of the table as text; what MLflow takes in a tag is not much more."""
 
@@ -79,7 +81,7 @@ class SweepRecord(Recorded):
         lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
         text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
         for number, line in enumerate(lines):
-            row = f"\n| {' | '.join(line)} |"
+            row = f"\n| {f'{GAP} | '.join(line)} |"
             if len(text) + len(row) > MOST_CHARACTERS:
                 return f"{text}\n\n{len(lines) - number} more in jobs.csv"
             text += row

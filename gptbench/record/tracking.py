@@ -441,6 +441,7 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         **own.tags,
         "task": result.config["task"]["name"] if "task" in result.config else None,
         **(where(result) if isinstance(result, Measured) else {}),
+        "baseline": result.config.get("baseline", {}).get("name"),
         "sweep": result.sweep,
         "identity": result.identity,
         RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
@@ -448,10 +449,10 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         "mlflow.source.name": "gptbench",
         NOTE_TAG: f"{own.tags.get(NOTE_TAG, '')}\n\n`` {command} ``".lstrip(),
     }
-    values = () if isinstance(result, SweepRecord) else flat(without_rows(result.config))
+    values = () if isinstance(result, SweepRecord) else flat(params_of(result.config))
     return replace(
         own,
-        name=redacted(" ".join([*told_apart(result.swept), name or own.name])),
+        name=redacted(" ".join([*swept_name(result.swept), name or own.name])),
         params=[
             *((clean(redacted(key)), redacted(value)[:MOST_CHARACTERS]) for key, value in values),
             *redacted(own.params),
@@ -460,10 +461,23 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
     )
 
 
-def without_rows(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what a baseline has recorded: hundreds of numbers that no run differs by."""
-    baseline = {key: value for key, value in config.get("baseline", {}).items() if key != "rows"}
-    return config | ({"baseline": baseline} if baseline else {})
+NO_PARAMS = ("baseline", "sweep", "tracking", "outputs", "commit")
+"""Sections and fields that are not logged as params: what a run is compared with, belongs to, or is written to. They
+are in config.yaml among the artifacts, and the baseline's name is a tag."""
+
+
+def params_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What of the configuration is logged as params: what says how a run was measured. MLflow's table of runs opens
+    without any metric where there are too many params to choose from."""
+
+    def without_targets(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: without_targets(value) if isinstance(value, dict) else value
+            for key, value in values.items()
+            if key != "_target_"
+        }
+
+    return without_targets({key: value for key, value in config.items() if key not in NO_PARAMS})
 
 
 def where(result: Measured) -> dict[str, str | None]:
@@ -480,12 +494,14 @@ def where(result: Measured) -> dict[str, str | None]:
     }
 
 
-def told_apart(swept: list[str]) -> list[str]:
-    """What tells a job of a sweep from the others, shortened: `top_k=5`. A name begins with it: MLflow's list of runs
-    shows some fifteen characters."""
+def swept_name(swept: list[str]) -> list[str]:
+    """What distinguishes a job of a sweep from the others, for the beginning of its name: `top_k=5`; of several
+    overrides first all values, `5/0.8 top_k/temperature`, as MLflow's list of runs shows some fifteen characters."""
     values = dict(override.split("=", 1) for override in swept if "=" in override)
     short = short_keys(list(values))
-    return [f"{short[key]}={value}" for key, value in values.items()]
+    if len(values) < 2:
+        return [f"{short[key]}={value}" for key, value in values.items()]
+    return ["/".join(values.values()), "/".join(short[key] for key in values)]
 
 
 def run_record(result: Result, start: float) -> Record:
@@ -552,7 +568,7 @@ def failure_record(result: Failure, start: float) -> Record:
 def ab_record(result: AbResult, start: float) -> Record:
     """What is of an interleaved measurement: the samples of both sides, and the mean ratio."""
     sampled = [
-        (f"{name}/{metric}", value, step)
+        (f"sample_{name}/{metric}", value, step)  # MLflow shows sections by name: after `brief`
         for name in result.sides
         for step, sample in enumerate(result.samples(name))
         if not sample.compiles
@@ -560,7 +576,8 @@ def ab_record(result: AbResult, start: float) -> Record:
     ]
     values: dict[str, list[float]] = {}
     for name, value, _ in sampled:
-        values.setdefault(f"brief/{name.replace('/', '_')}", []).append(value)
+        side, metric = name.removeprefix("sample_").split("/")
+        values.setdefault(f"brief/{side}_{metric}", []).append(value)
     middles = {name: statistics.median(each) for name, each in values.items()}
     for metric in QUANTILES:  # as `gptbench ab` shows them
         sides = zip(result.sides, zip(*log_middles(result, metric), strict=True), strict=False)
