@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromiu
 
 
 def name_of(job: tuple[int, float]) -> str:
-    return f"top_k={job[0]} temperature={job[1]} stories15m-bfloat16-inductor-b1"
+    return f"{job[0]}/{job[1]} top_k/temperature stories15m-bfloat16-inductor-b1"
 
 
 @dataclass

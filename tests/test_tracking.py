@@ -163,6 +163,7 @@ def test_tags(run: Run, path: Path) -> None:
         "quant": "none",
         "engine": "inductor",
         "sampling": "default",
+        "baseline": "processor_z",
         "dtype": "bfloat16",
         "weights": "/checkpoints/stories",
         "compile_cache": "cold",

@@ -81,7 +81,8 @@ class SweepRecord(Recorded):
         lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
         text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
         for number, line in enumerate(lines):
-            row = f"\n| {f'{GAP} | '.join(line)} |"
+            gap = GAP if number != 1 else ""  # not of the rule below the head
+            row = f"\n| {f'{gap} | '.join(line)} |"
             if len(text) + len(row) > MOST_CHARACTERS:
                 return f"{text}\n\n{len(lines) - number} more in jobs.csv"
             text += row

@@ -213,7 +213,7 @@ def log_command(arguments: list[str]) -> int:
     """`gptbench log`: logs recorded results. Returns the exit code.
 
     Raises:
-        UserError: a file is not a result (then nothing is logged), or the store refuses one.
+        UserError: a file is not a result (the others are logged), or the store refuses one.
     """
     options = parsers.log().parse_args(arguments)
     changes = {"uri": options.uri, "experiment": options.experiment}
