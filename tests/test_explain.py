@@ -278,6 +278,15 @@ def test_drawing_that_takes_long() -> None:
     assert "sampling=greedy" not in changes(explain(run(KERNELS[:-1])))
 
 
+def test_experts_that_an_earlier_version_did_not_count_are_told() -> None:
+    told = "not counted"
+    old = run(KERNELS, model={"n_experts": 8}, workload={"batch_size": 4})
+    assert any(told in note for note in explain(old).notes)
+    counted = replace(old, samples=[replace(one, experts_chosen=9) for one in old.samples])
+    alone = run(KERNELS, model={"n_experts": 8})
+    assert not any(told in note for other in (counted, alone, run(KERNELS)) for note in explain(other).notes)
+
+
 def test_more_at_once_and_less_context() -> None:
     batch = changes(explain(run(KERNELS)))["workload.batch_size=2"]
     assert batch.at_most and batch.tokens_per_s == pytest.approx(2 / (10e-3 + 5.5e-6), rel=1e-3)

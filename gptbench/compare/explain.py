@@ -336,6 +336,9 @@ def notes(step: Step) -> Iterator[str]:
     clocks = [clock for state in states for clock in state.during("clock_mhz")]
     if clocks and max(clocks) > min(clocks) * (1 + STEADY_CLOCK):
         yield f"The clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz between the samples' readings."
+    mixture = step.batch > 1 and bool(step.result.config["model"].get("n_experts"))
+    if mixture and any(one.experts_chosen is None for one in valid_samples(step.result)):
+        yield "The experts that its batch chose were not counted: bytes and MBU are the most there can be."
     whole = float(np.median([one.call_s for one in valid_samples(step.result)]))
     if (host := beyond(step.result)) > LEAST_HOST * whole:
         yield f"A whole call takes {micro(host)} of the host's time beyond prefill and steps, {host / whole:.1%} of it."
