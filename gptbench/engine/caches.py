@@ -12,6 +12,7 @@ import shlex
 import struct
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,21 +100,28 @@ def check(config: EngineConfig) -> None:
 
 
 def remove_cut_off() -> None:
-    """Removes libraries from the caches of which a part is missing: they are compiled again."""
-    with contextlib.suppress(OSError):
-        folder = inductor_folder()
-        for path in folder.rglob("*.so"):
-            if not is_whole(path):
-                with contextlib.suppress(OSError, Timeout), making(folder, path):
-                    if not is_whole(path):
-                        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError, UserError):
-        # These are renamed when they are complete. Triton compiles anew what no group names.
-        for path in (path for end in ("so", "cubin") for path in triton_folder().rglob(f"*.{end}")):
-            if not is_whole(path):
-                for group in path.parent.glob("__grp__*.json"):
-                    group.unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+    """Removes libraries and kernels of which a part is missing from the caches: they are compiled again."""
+    removed: list[Path] = []
+    for find in (inductor_folder, triton_folder):
+        with contextlib.suppress(OSError, UserError):
+            folder = find()
+            made = [path for end in ("so", "cubin") for path in folder.rglob(f"*.{end}")]
+            # What Triton makes it renames when it is complete.
+            cut_off = [path for path in made if not path.parent.name.startswith("tmp.") and not is_whole(path)]
+            removed += [path for path in cut_off if remove(folder, path)]
+    if removed:
+        warnings.warn(f"compiled again, as they were cut off: {', '.join(map(str, removed))}", stacklevel=2)
+
+
+def remove(folder: Path, path: Path) -> bool:
+    """Removes what was cut off, and says whether it did: not where another process is making it."""
+    with contextlib.suppress(OSError, Timeout), making(folder, path):
+        if not is_whole(path):
+            for group in path.parent.glob("__grp__*.json"):  # Triton compiles anew what no group names
+                group.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            return True
+    return False
 
 
 def making(folder: Path, library: Path) -> FileLock:
@@ -126,9 +134,12 @@ def making(folder: Path, library: Path) -> FileLock:
 def is_whole(path: Path) -> bool:
     """Whether a file is as long as its ELF header says: its tables lie at its end. True of any other kind of file
     that is as long as such a header."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(64)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(64)
+    except OSError:  # gone meanwhile
+        return True
     if len(header) < 64:
         return False
     if header[:5] != b"\x7fELF\x02":

@@ -169,7 +169,7 @@ class HuggingFace(Engine):
         assert isinstance(engine, HuggingFaceConfig)
         if engine.cache is Cache.static:
             if (missing := Inductor.missing(device)) is not None:
-                raise ConfigError("engine.cache", "static", f"dynamic: this one needs {missing}")
+                raise ConfigError("engine.cache", "static", f"dynamic, or what static needs: {missing}")
             caches.check(engine)
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
