@@ -155,11 +155,12 @@ def step_bytes(result: Result) -> StepBytes:
 
 
 def log_middle(samples: Sequence[Sample], metric: str) -> float:
-    """Logarithm of what a start comes to, of a metric of `speed_metrics`: the percentile of all its steps, or the
-    geometric mean of its samples."""
+    """Logarithm of what a start comes to in decode tokens/s, TTFT or one of `QUANTILES`: the percentile of all its
+    steps, or the geometric mean of its samples."""
     if metric in QUANTILES:
         return float(np.log(steps_percentile(samples, metric)))
-    return float(np.mean(np.log([speed_metrics(sample)[metric] for sample in samples])))
+    values = [decode_rate(sample) if metric == "decode_tokens_per_s" else sample.ttft_s for sample in samples]
+    return float(np.mean(np.log(values)))
 
 
 def log_middles(result: AbResult, metric: str = "decode_tokens_per_s") -> list[tuple[float, float]]:
