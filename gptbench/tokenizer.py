@@ -10,6 +10,8 @@ front of it, as Llama 2's own files say (transformers' LlamaTokenizer leaves tha
 """
 
 import base64
+import json
+import math
 import os
 import re
 import unicodedata
@@ -43,6 +45,12 @@ OTHER_NAMES = (
 
 MAX_BYTES = 64 * 2**20
 """Of any file of a tokenizer; the largest that was seen has 33 MB, and the libraries take seconds for such a one."""
+
+MAX_GROWTH = 2**20
+"""Of a text by all that replaces in it, one after the other; Llama 2's tokenizer has 1."""
+
+MAX_AROUND = 2**16
+"""Tokens that are put before and behind a text."""
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Keys of special tokens in JSON files, in transformers' order."""
@@ -154,6 +162,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self.tokenizer = library.Tokenizer.from_buffer(data)
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
+            refuse_endless(file, self.tokenizer)
             # What stands before a word, and nothing of what stands behind it, which can be an end-of-text token. Of a
             # vocabulary that surely holds the word.
             probe = library.Tokenizer(library.models.WordLevel({"word": 0}, unk_token="word"))
@@ -209,6 +218,28 @@ class HuggingFaceTokenizer(Tokenizer):
         """The token as the vocabulary spells it. The library's own `decode` leaves out an id that has none."""
         token = self.tokenizer.id_to_token(index) if 0 <= index < self.size else None
         return unused(index) if token is None else token
+
+
+def refuse_endless(file: Path, tokenizer: Any) -> None:
+    """Raises TokenizerError for one that makes far more of a short text than any machine holds. (The library itself
+    ends a regular expression that never comes to its end.)"""
+    for name, part in (("normalizer", tokenizer.normalizer), ("decoder", tokenizer.decoder)):
+        if part is not None and growth(json.loads(part.__getstate__())) > MAX_GROWTH:
+            raise unreadable(file, f"its {name} could make a text more than {MAX_GROWTH:,} times longer")
+    around = json.loads(tokenizer.post_processor.__getstate__()) if tokenizer.post_processor is not None else {}
+    for template in [around, *around.get("processors", [])]:
+        longest = max((len(token["ids"]) for token in template.get("special_tokens", {}).values()), default=0)
+        if longest * len(template.get("single", [])) > MAX_AROUND:
+            raise unreadable(file, f"its post_processor puts more than {MAX_AROUND:,} tokens around a text")
+
+
+def growth(part: dict[str, Any]) -> float:
+    """How many times longer a normaliser or decoder can make a text by replacing, as its JSON tells."""
+    factors = [growth(each) for each in part.get("normalizers", part.get("decoders", []))]
+    if part.get("type") == "Replace":  # a regular expression may match the nothing between two characters
+        pattern = part["pattern"].get("String")
+        factors.append(len(part["content"]) / len(pattern) if pattern else len(part["content"]) + 1)
+    return math.prod(max(1, factor) for factor in factors)
 
 
 def with_broken_bytes_replaced(tokens: Sequence[str]) -> Iterator[str]:

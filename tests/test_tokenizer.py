@@ -762,6 +762,26 @@ class StubLibrary:
         return str(index)
 
 
+def test_what_would_take_all_time_or_memory_is_told(tmp_path: Path) -> None:
+    double = {"type": "Replace", "pattern": {"String": "l"}, "content": "ll"}
+    special = {"x": {"id": "x", "ids": [1] * 1000, "tokens": ["x"] * 1000}}
+    single = [{"SpecialToken": {"id": "x", "type_id": 0}}] * 1000 + [{"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    around = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    for reason, change in {
+        "its normalizer": {"normalizer": {"type": "Sequence", "normalizers": [double] * 40}},
+        "its decoder": {"decoder": {"type": "Sequence", "decoders": [double] * 40}},
+        "its post_processor": {"post_processor": {"type": "Sequence", "processors": [around]}},
+        "tokens around": {"post_processor": around},
+    }.items():
+        content = json.loads(llama2().to_str()) | change
+        assert reason in refusal(write(tmp_path, {"tokenizer.json": content}))
+    endless = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "z"}
+    content = json.loads(llama2().to_str()) | {"normalizer": endless}
+    with pytest.raises(TokenizerError, match=r"cannot encode the text: .*retry-limit"):
+        load_tokenizer(write(tmp_path, {"tokenizer.json": content})).encode("x" * 5000)
+
+
 def test_a_token_without_a_row_in_the_embedding_is_told(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(
         write(tmp_path, {"tokenizer.json": llama2(), "special_tokens_map.json": {"pad_token": "<pad>"}})
