@@ -158,7 +158,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, file: Path, data: bytes) -> None:
         library = imported("tokenizers", file)
-        with told(f"cannot read {file}"):
+        with library_errors(f"cannot read {file}"):
             self.tokenizer = library.Tokenizer.from_buffer(data)
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
@@ -172,7 +172,7 @@ class HuggingFaceTokenizer(Tokenizer):
         pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         self.prefix = [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
         self.add_tokens(library.AddedToken, file.parent)
-        with told(f"cannot read {file}"):
+        with library_errors(f"cannot read {file}"):
             size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         bos = self.prefix[0] if self.prefix else None
         super().__init__(file, size, bos, ends_of_text(file.parent, self.tokenizer.token_to_id))
@@ -180,7 +180,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def add_tokens(self, added_token: Callable[..., Any], folder: Path) -> None:
         """Adds what the files beside name, as transformers does (``TokenizersBackend.__init__``): numbered ones by
         number, then named ones; what the vocabulary has keeps its id, and others get the next free ones."""
-        with told(f"cannot read {folder}: its added tokens"):
+        with library_errors(f"cannot read {folder}: its added tokens"):
             numbered, named = tokens_beside(folder)
             own = self.tokenizer.get_added_tokens_decoder()
             if settings_of(folder).get("added_tokens_decoder") is None:
@@ -200,7 +200,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self.tokenizer.encode_special_tokens = bool(settings_of(folder).get("split_special_tokens"))
 
     def ids(self, text: str) -> list[int]:
-        with told(f"{self.source} cannot encode the text"):  # a model without an unknown token, say
+        with library_errors(f"{self.source} cannot encode the text"):  # a model without an unknown token, say
             return [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -209,7 +209,7 @@ class HuggingFaceTokenizer(Tokenizer):
             tokens = list(with_broken_bytes_replaced(tokens))
         decoder = self.tokenizer.decoder
         try:
-            with told(f"{self.source} cannot decode tokens"):
+            with library_errors(f"{self.source} cannot decode tokens"):
                 return decoder.decode(tokens) if decoder else " ".join(tokens)  # without one, as the library does it
         except TokenizerError:  # what was measured is worth more than how its text is spelled
             return " ".join(tokens)
@@ -234,7 +234,7 @@ def refuse_endless(file: Path, tokenizer: Any) -> None:
 
 
 def growth(part: dict[str, Any]) -> float:
-    """How many times longer a normaliser or decoder can make a text by replacing, as its JSON tells."""
+    """How many times longer a normaliser or decoder can make a text by replacing, as its JSON has it."""
     factors = [growth(each) for each in part.get("normalizers", part.get("decoders", []))]
     if part.get("type") == "Replace":  # a regular expression may match the nothing between two characters
         pattern = part["pattern"].get("String")
@@ -566,7 +566,7 @@ def contents(file: Path) -> bytes:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def library_errors(what: str) -> Iterator[None]:
     """Turns whatever a library raises into a TokenizerError: it has nothing narrower, and lets Rust's panics out."""
     try:
         yield

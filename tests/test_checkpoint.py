@@ -628,10 +628,10 @@ REPLACEMENTS: dict[Callable[[Path], None], str] = {
     sparse: "",
     long_header: "",
 }
-"""What is in a file's place, and what is told of it."""
+"""What is in a file's place, and what is reported of it."""
 
 
-def test_a_file_that_is_none_or_without_end_is_told_at_once(shards: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_none_or_without_end_is_refused_at_once(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "config.json").write_bytes((shards / "config.json").read_bytes())
     began = time.monotonic()

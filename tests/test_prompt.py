@@ -273,7 +273,7 @@ def test_llama_2s_ids_are_not_taken_for_a_tokenizer_that_is_not_read(tmp_path: P
         (tmp_path / name).unlink()
 
 
-def test_a_tokenizer_of_another_model_is_told() -> None:
+def test_a_tokenizer_of_another_model_is_refused() -> None:
     """Its tokens are more than the embedding has rows."""
     assert prompted(DEMO).workload.prompt
     with pytest.raises(TokenizerError, match=r"has no row in the embedding, which has vocab_size=100"):

@@ -708,7 +708,7 @@ def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, monkeypatch: pytes
     assert "Permission denied" in refusal(tmp_path)
 
 
-def test_what_is_no_file_or_without_end_is_told_at_once(tmp_path: Path) -> None:
+def test_what_is_no_file_or_without_end_is_refused_at_once(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model", "a.tiktoken", "tokenizer_config.json"):
         file = tmp_path / name
         for replace in (os.mkfifo, os.mkdir, lambda file: file.symlink_to("/dev/zero"), lambda file: sparse(file)):
@@ -726,7 +726,7 @@ def sparse(file: Path) -> None:
         opened.truncate(2**40)
 
 
-def test_a_panic_of_the_library_is_told(tmp_path: Path) -> None:
+def test_a_panic_of_the_library_is_reported(tmp_path: Path) -> None:
     """Rust's panics are no Exception."""
 
     class Panic(BaseException):
@@ -762,7 +762,7 @@ class StubLibrary:
         return str(index)
 
 
-def test_what_would_take_all_time_or_memory_is_told(tmp_path: Path) -> None:
+def test_what_would_take_all_time_or_memory_is_refused(tmp_path: Path) -> None:
     double = {"type": "Replace", "pattern": {"String": "l"}, "content": "ll"}
     special = {"x": {"id": "x", "ids": [1] * 1000, "tokens": ["x"] * 1000}}
     single = [{"SpecialToken": {"id": "x", "type_id": 0}}] * 1000 + [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -782,14 +782,14 @@ def test_what_would_take_all_time_or_memory_is_told(tmp_path: Path) -> None:
         load_tokenizer(write(tmp_path, {"tokenizer.json": content})).encode("x" * 5000)
 
 
-def test_a_token_without_a_row_in_the_embedding_is_told(tmp_path: Path) -> None:
+def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(
         write(tmp_path, {"tokenizer.json": llama2(), "special_tokens_map.json": {"pad_token": "<pad>"}})
     )
     tokenizer.rows = last = tokenizer.size - 1
     tokenizer.encode("Hello")
-    told = rf"token {last} \(<pad>\) .* vocab_size={last}: the tokenizer, of {last + 1} tokens"
-    with pytest.raises(TokenizerError, match=told):
+    expected = rf"token {last} \(<pad>\) .* vocab_size={last}: the tokenizer, of {last + 1} tokens"
+    with pytest.raises(TokenizerError, match=expected):
         tokenizer.encode("Hello<pad>")
 
 
