@@ -19,7 +19,7 @@ def main() -> int:
     """Runs what the command line asks for. The exit code is of that: what is measured is kept, wherever it is printed.
     Only a command whose output is what it is for fails where that cannot be written."""
     arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
+    if arguments[:1] in (["--version"], ["-V"]):
         print("gptbench", gptbench.__version__)
         return 0
     if (wrong := wrong_python()) is not None:
