@@ -1,5 +1,6 @@
 """What a person sees, on stderr; and the one JSON object for programs, the last line of stdout."""
 
+import math
 import os
 import shlex
 import shutil
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -462,12 +463,26 @@ def place(result: Measured) -> dict[str, str | None]:
     return {"dtype": result.dtype, "device": environment.device, "commit": environment.commit}
 
 
+def in_line(value: dict[str, Any]) -> str:
+    """JSON for programs, with null for what is no number: JSON has neither NaN nor infinity."""
+    return as_json(finite(value), indent=None, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_sweep(record: SweepRecord, path: Path, logged: str | None) -> None:
     """The one line of JSON on stdout; what each job came to is in the sweep's record."""
     counts = {name.replace(" ", "_"): count for name, count in record.counts.items()}
     line = {"jobs": len(record.jobs), **counts, "status": record.status, "sweep": str(path), "tracking": logged}
     console.file.flush()
-    sys.stdout.write(as_json(line, indent=None) + "\n")
+    sys.stdout.write(in_line(line))
     sys.stdout.flush()
 
 
@@ -489,5 +504,5 @@ def print_json(result: Recorded, path: Path, logged: str | None) -> None:
         "tracking": logged,
     }
     console.file.flush()
-    sys.stdout.write(as_json(line, indent=None) + "\n")
+    sys.stdout.write(in_line(line))
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,19 +11,23 @@ from typing import Any
 
 import pytest
 
+from gptbench.__main__ import run
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
-from gptbench.compare.select import Found
+from gptbench.compare.select import MAX_TOLD, Found
 from gptbench.errors import UserError
+from gptbench.measure.load import Load
 from gptbench.record import KernelResult, Recorded, Result, SweepRecord
 from gptbench.record.ab import AbResult
-from gptbench.record.files import headline, problem
+from gptbench.record.files import problem
 from gptbench.record.labels import labels
+from gptbench.record.ledger import Ledger
 from gptbench.record.outcome import Outcome, Status
 from gptbench.record.tracking import make_record
+from gptbench.terminal import in_line
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -44,6 +49,7 @@ def whole_result() -> Result:
     """With all that a result can have."""
     result = replace(made_result(perplexity=3.0), breakdown=made_breakdown(), energy=made_energy())
     result.samples[0].state = made_state()
+    result.samples[0].load = Load(seconds=1.0, cores=2, own_s=1.5, other_s=0.1, stolen_s=0.0, pressure_s=0.01)
     result.config["task"] = {"_target_": "gptbench.measure.Speed", "name": "speed", "breakdown": True, "energy": False}
     return result
 
@@ -80,7 +86,7 @@ def damages(raw: dict[str, Any], places: list[tuple[Any, ...]]) -> Iterator[tupl
         for key in path[:-1]:
             inner = inner[key]
         before = inner[path[-1]]
-        for damage in DAMAGES:
+        for damage in DAMAGES if path[0] != "config" else (MISSING, None, [], 0):
             if damage is not MISSING:
                 inner[path[-1]] = damage
             elif isinstance(inner, dict):
@@ -113,8 +119,7 @@ def test_each_damage_is_refused_by_name_or_does_no_harm(kind: str, tmp_path: Pat
 def use(record: Recorded, good: Recorded, path: Path) -> None:
     """Everything that commands do with a record, but drawing."""
     found = Found(path, record)
-    if (wrong := problem(record)) is None:
-        assert all(map(math.isfinite, headline(record).values()))
+    wrong = problem(record)
     labels([record, good] if not isinstance(record, SweepRecord) else [])
     written = make_record(record, path, None)
     assert wrong is not None or all(math.isfinite(value) for _, value, _ in written.metrics)
@@ -130,3 +135,55 @@ def use(record: Recorded, good: Recorded, path: Path) -> None:
         assert all(math.isfinite(row.ratio.value) for row in interleaved(record))
     if isinstance(record, SweepRecord):
         record.markdown()
+
+
+def break_files(folder: Path) -> int:
+    """Files that are called as records are, and are none; how many."""
+    raw = asdict(made_result())
+    contents: list[bytes] = [
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b'{"schema_version": 1, "load_s": ' + b"9" * 5000 + b"}",
+        b"",
+        b"null",
+        json.dumps(raw | {"roof": None}).encode(),
+        json.dumps(raw | {"load_s": math.inf}).encode(),
+        json.dumps(raw | {"samples": []} | {"traffic": raw["traffic"] | {"positions_read": []}}).encode(),
+    ]
+    for number, content in enumerate(contents):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "result.json").write_bytes(content)
+    for name in ("fifo", "link", "folder"):
+        (folder / name).mkdir()
+    os.mkfifo(folder / "fifo" / "result.json")
+    (folder / "link" / "sweep.json").symlink_to("nowhere")
+    (folder / "folder" / "failure.json").mkdir()
+    return len(contents) + 3
+
+
+def test_every_command_leaves_out_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = tmp_path / "outputs"
+    broken = break_files(outputs / "b")
+    for name in ("jobs", "sweeps"):
+        (outputs / name).mkdir()
+    (outputs / "jobs" / "aaaa000011112222.jsonl").write_bytes(b'\xff\n{"folder": 5}\n')
+    (outputs / "sweeps" / "bbbb000011112222.json").write_bytes(b"\xff")
+    made_result().save(outputs / "a")
+    good = made_result(step_s=0.02, started="2026-11-23T12:00:00+00:00").save(outputs / "b" / "good")
+    a, b = str(outputs / "a"), str(outputs / "b")
+    commands = [["compare", a, b], ["explain", b], ["rows", b], ["report", b], ["export", b, "--format", "csv"]]
+    for arguments in commands:
+        assert run([*arguments, "--outputs", str(outputs)]) == 0
+        told = capsys.readouterr()
+        left_out = told.err.count("left out: ")
+        assert left_out == min(broken, MAX_TOLD + 1), f"{arguments}: {told.err}"
+        assert f"1 more files, of {broken} that cannot be read" in told.err
+        assert arguments[0] == "export" or str(good) in told.out or arguments[0] in ("rows", "report")
+    assert run(["sync", "--outputs", str(outputs)]) == 0
+    assert f"left out: {broken} files that cannot be read" in capsys.readouterr().err
+    assert Ledger(outputs).attempts("aaaa000011112222") == []
+    baseline = str(tmp_path / "base.yaml")
+    assert run(["gate", "--record", baseline, a]) == 0
+    with pytest.raises(UserError, match="no record there"):  # an infinite time is none that passes
+        run(["gate", "--baseline", baseline, str(outputs / "b" / "6")])
+    assert in_line({"a": [math.nan, {"b": math.inf}], "c": 1.5}) == '{"a": [null, {"b": null}], "c": 1.5}\n'

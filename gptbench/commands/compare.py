@@ -15,9 +15,8 @@ from gptbench.compare.ratio import KINDS, Verdict, in_words
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.errors import UserError
-from gptbench.outputs import as_json
 from gptbench.record.display import display
-from gptbench.terminal import console, number, print_whole
+from gptbench.terminal import console, in_line, number, print_whole
 
 COLOUR = {
     Verdict.faster: "green",
@@ -67,7 +66,7 @@ def words(text: str) -> list[str]:
 def write_line(line: dict[str, Any]) -> None:
     """One line of JSON on stdout, for programs."""
     console.file.flush()
-    sys.stdout.write(as_json(line, indent=None) + "\n")
+    sys.stdout.write(in_line(line))
     sys.stdout.flush()
 
 

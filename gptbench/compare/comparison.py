@@ -303,7 +303,7 @@ CLOCKS = {"the clock": "clock_mhz", "the memory clock": "memory_clock_mhz"}
 def clocks_apart(a: list[float], b: list[float], which: str = "the clock") -> list[str]:
     """A remark where the mean of a clock, in MHz, was not the same for A and B."""
     first, second = float(np.mean(a)), float(np.mean(b))
-    if abs(second / first - 1) <= CLOCKS_APART:
+    if abs(second - first) <= CLOCKS_APART * first:
         return []
     clocks = f"{which} was {first:.0f} MHz for A and {second:.0f} MHz for B"
     return [f"{clocks}: part of the difference may be the clock's"]

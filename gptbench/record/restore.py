@@ -41,6 +41,7 @@ POSITIVE = {
     "KernelTimes": {"moved_bytes"},
     "KernelResult": {"peak_flops"},
     "Environment": {"cores", "threads"},
+    "Load": {"seconds", "cores"},
     "ModelConfig": {"vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "context"},
     "WorkloadConfig": {"batch_size"},
 }
