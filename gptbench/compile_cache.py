@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, BinaryIO, get_type_hints
 
 import torch
 
@@ -32,6 +32,7 @@ from gptbench import __version__, parsers
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.errors import UserError
+from gptbench.inputs import open_regular
 from gptbench.private import private
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
@@ -41,6 +42,19 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MOST_MANIFEST = 2**20
 """Bytes of a manifest; it takes a few hundred."""
+MAX_FILES = 50_000
+"""Of a cache file: more than years of use leave."""
+MAX_DIRECTORY_BYTES = 64 * 2**20
+"""Of a zip's list of its files."""
+MAX_JSON_BYTES = 2**20
+"""Of a group of Triton's, which takes a few hundred, and of a file with tiles."""
+MAX_RATIO = 200
+"""Between the size of files and their compressed size; compiled code has 3 to 10."""
+ZIP_END = b"PK\x05\x06"
+END = struct.Struct("<10xHI")
+"""Of the record with which a zip ends: how many files it lists, and in how many bytes."""
+END_BYTES = 2**16 + 22
+"""That record begins within so many from the end."""
 GROUP = "__grp__"
 """Begins the name of a file in which Triton lists the files of one kernel."""
 MUST_FIT = ("torch", "triton", "python", "platform", "device")
@@ -161,6 +175,10 @@ def save(file: Path, outputs: Path) -> Manifest:
     place = Place(outputs)
     members = list(to_save(place))
     cpp = any(is_library(name) for name, _ in members)
+    if len(members) > MAX_FILES:
+        raise UserError(
+            f"{file}: the caches hold {len(members)} files, and at most {MAX_FILES} can be loaded: empty them"
+        )
     if not members:
         looked = ", ".join(str(folder) for name, folder in place.folders.items() if name != "headers")
         raise UserError(f"nothing to save: nothing was compiled or tuned yet in {looked}")
@@ -285,7 +303,7 @@ def load(file: Path, place: Place) -> Loaded:
             write where it must not; then nothing is written. Or the caches cannot be written.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_few_files(file) as content, zipfile.ZipFile(content) as archive:
             manifest = read_manifest(file, archive)
             require_fit(file, manifest, place.manifest)
             members = safe_members(file, archive)
@@ -304,6 +322,22 @@ def load(file: Path, place: Place) -> Loaded:
         raise
     except DAMAGED as error:
         raise UserError(f"{file}: expected what `gptbench cache save` writes, undamaged: {error}") from error
+
+
+def open_few_files(file: Path) -> BinaryIO:
+    """Opens what may be a zip. Raises UserError for one whose list of files alone would take minutes to read."""
+    content = open_regular(file)
+    size = content.seek(0, os.SEEK_END)
+    content.seek(max(0, size - END_BYTES))
+    end = content.read(END_BYTES)
+    content.seek(0)
+    record = end[end.rfind(ZIP_END) :][: END.size]
+    if ZIP_END in end and len(record) == END.size:
+        files, directory_bytes = END.unpack(record)
+        if files > MAX_FILES or directory_bytes > MAX_DIRECTORY_BYTES:  # of more than 65,534, the number is elsewhere
+            content.close()
+            raise UserError(f"{file}: lists {files} files or more, and at most {MAX_FILES} are loaded")
+    return content
 
 
 def read_manifest(file: Path, archive: zipfile.ZipFile) -> Manifest:
@@ -353,6 +387,13 @@ def safe_members(file: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             or kind not in (0, stat.S_IFREG)
         ):
             raise UserError(f"{file}: {member.orig_filename!r}: expected plain files in the caches' folders only")
+        if member.file_size > MAX_JSON_BYTES and (is_group(member.filename) or top == "tiles"):
+            raise UserError(
+                f"{file}: {member.filename}: {member.file_size:,} bytes: expected {MAX_JSON_BYTES:,} at most"
+            )
+    expanded, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
+    if expanded > MAX_RATIO * packed + MAX_JSON_BYTES:
+        raise UserError(f"{file}: {packed:,} bytes become {expanded:,}: expected {MAX_RATIO} times as many at most")
     if len({member.filename for member in members}) != len(members):
         raise UserError(f"{file}: holds two files of the same name")
     return members

@@ -523,6 +523,9 @@ class WorkloadConfig(Section):
         if self.samples * sample_bytes > MAX_RECORD_BYTES:
             told = f"new_tokens={self.new_tokens} and batch_size={self.batch_size}: each token is recorded"
             raise self.error("samples", f"at most {MAX_RECORD_BYTES // sample_bytes} with {told}")
+        rows, most = (1 if self.same_prompt else self.batch_size), MAX_RECORD_BYTES // TOKEN_BYTES
+        if rows * (self.prompt_length or 0) > most:
+            raise self.error("prompt_length", f"at most {most // rows} for each of {rows} rows: each token is recorded")
         if not 0 <= self.seed < 2**31:
             raise self.error("seed", "a number from 0 to 2147483647")
 

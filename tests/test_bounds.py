@@ -1,8 +1,12 @@
 """What is without end, or too much for any machine: refused at once, with the number and the limit."""
 
+import json
+import os
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +14,14 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from gptbench import guard
+from gptbench import compile_cache, guard
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
 from gptbench.config import MAX_JOBS, SweepConfig, load
 from gptbench.errors import ConfigError, InputError, UserError
 from gptbench.inputs import MAX_YAML_DEPTH, MAX_YAML_VALUES, read_yaml, require_bounded_yaml
 from gptbench.paths import conf_folder
+from gptbench.prompt import first_tokens
 from gptbench.sweep.space import Product, Space, overrides_parser
 
 BOMB = "a0: &a0 {x: 1}\n" + "".join(
@@ -76,6 +81,7 @@ TOO_MUCH = {
     "workload.samples=1000000": "workload.samples=1000000: expected a number of at most 10000",
     "workload.samples=10000 workload.new_tokens=2000": "samples=10000: expected at most 1597 with new_tokens=2000",
     "workload.new_tokens=2000 workload.batch_size=60000": "new_tokens=2000: expected at most 186 with batch_size=60000",
+    "model.context=9000000 workload.prompt_length=4000000 workload.batch_size=8": "at most 1398101 for each of 8",
     "task=quality task.tokens=1000000000": "task.tokens=1000000000: expected a number of at most 4194304",
     "task=kernels task.sizes=[1000000000]": "expected numbers up to 1048576",
     "tracking.timeout_s=1e300": "expected a number of seconds over 0, up to 2592000",
@@ -107,3 +113,48 @@ def test_jobs_are_counted_before_they_are_made() -> None:
     ):
         with at_once(), pytest.raises((UserError, HydraException), match=told):
             jobs(*overrides)
+
+
+def zipped(file: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+def test_cache_files_are_bounded(tmp_path: Path) -> None:
+    place = compile_cache.Place(tmp_path / "outputs")
+    manifest = {compile_cache.MANIFEST: json.dumps(asdict(replace(place.manifest, files=1))).encode()}
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 2**40)
+    many = zipfile.ZipFile(tmp_path / "many", "w")
+    with many:  # a list of files that are one and the same, which is all that is read of them
+        many.writestr("triton/x", b"")
+        many.filelist *= 100_000
+    for file, told in (
+        (tmp_path / "fifo", "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path / "sparse", "undamaged"),
+        (tmp_path / "many", "lists 65535 files or more, and at most 50000"),
+        (zipped(tmp_path / "group", manifest | {"triton/a/__grp__x.json": bytes(2**21)}), "expected 1,048,576 at most"),
+        (zipped(tmp_path / "bomb", manifest | {"triton/a/x": bytes(2**28)}), "bytes become 268,435,456"),
+    ):
+        with at_once(), pytest.raises(UserError, match=told):
+            compile_cache.load(file, place)
+
+
+class Counting:
+    """A tokenizer of words, which says how much it was asked for."""
+
+    bos, source, characters = None, "words", 0
+
+    def encode(self, text: str) -> list[int]:
+        self.characters += len(text)
+        return [len(word) for word in text.split()]
+
+
+def test_of_a_long_text_only_so_much_is_encoded_as_can_matter() -> None:
+    tokenizer = Counting()
+    assert len(first_tokens(tokenizer, "word " * 10**6, 1000)) > 2000  # type: ignore[arg-type]
+    assert tokenizer.characters < 10**6

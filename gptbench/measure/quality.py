@@ -23,7 +23,7 @@ from torch import Tensor
 from gptbench.config import Config, QualityConfig, TaskConfig
 from gptbench.engine import Engine
 from gptbench.errors import ConfigError
-from gptbench.prompt import HELD_OUT, random_tokens, read_text
+from gptbench.prompt import HELD_OUT, first_tokens, random_tokens, read_text
 from gptbench.tokenizer import Tokenizer
 
 MAX_LOGIT_BYTES_IN_MEMORY = 2**30
@@ -106,7 +106,7 @@ class Quality(Speed):
         else:
             file = task.text_file or str(HELD_OUT)
             text = read_text(file, "task.text_file")
-            tokens = tokenizer.encode(text)
+            tokens = first_tokens(tokenizer, text, self.prefilled + count * self.predicted + 1)
             begin = tokens[:1] if tokens[0] == tokenizer.bos else []
             tokens = tokens[len(begin) :]
         context = self.prefilled - len(begin)
