@@ -12,6 +12,7 @@ from gptbench.commands.compare import compare_command
 from gptbench.compare import starts
 from gptbench.compare.comparison import compare
 from gptbench.compare.ratio import Ratio, Verdict, of_single_starts
+from gptbench.compare.report import html
 from gptbench.compare.select import Found
 from gptbench.compare.starts import BUILT_IN, MIN_FREEDOM, History
 from gptbench.record import Result
@@ -159,3 +160,12 @@ def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.Capt
     assert told["verdict"] == "slower" and told["starts"].endswith("2 configurations on this device)")
     assert compare_command([*paths, "--outputs", str(tmp_path / "none")]) == 0
     assert "built in for a GPU: 0 recorded repeats" in capsys.readouterr().err
+
+
+def test_the_report_goes_by_it_too(tmp_path: Path) -> None:
+    recorded(tmp_path, {"a": 6})
+    pair = [Found(Path(name), result) for name, result in (("a.json", run()), ("b.json", run(0.05, identity="y")))]
+    for history, told in ((History(tmp_path), "6 recorded starts of 1 configuration"), (History(), "0.60% (built in")):
+        page = html(pair, [], "", [], "", history)
+        assert "one start each, which differ by" in page
+        assert told in page

@@ -9,6 +9,7 @@ from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.report import html, is_report
 from gptbench.compare.select import select
+from gptbench.compare.starts import History
 from gptbench.errors import UserError
 from gptbench.outputs import write_whole
 from gptbench.terminal import console
@@ -27,7 +28,7 @@ def report_command(arguments: list[str]) -> int:
     baselines = [Baseline(read_baseline(name)) for name in options.baseline]
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     now = datetime.datetime.now(datetime.UTC).astimezone().isoformat(" ", "minutes")
-    write_whole(path, html(found, baselines, options.title, options.runs, now))
+    write_whole(path, html(found, baselines, options.title, options.runs, now, History(options.outputs)))
     console.print(f"report: {path}", markup=False)
     write_line({"report": str(path), "runs": len({each.path for each in found})})
     return 0

@@ -14,6 +14,7 @@ from gptbench.compare.comparison import run_row
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.select import Found
+from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.compare.svg import inline
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
@@ -68,7 +69,14 @@ class Origin:
     command: str
 
 
-def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, selectors: Sequence[str], made: str) -> str:
+def html(
+    found: Sequence[Found],
+    baselines: Sequence[Baseline],
+    title: str,
+    selectors: Sequence[str],
+    made: str,
+    history: History = NO_HISTORY,
+) -> str:
     """The page.
 
     Args:
@@ -77,6 +85,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         title: heading of the page.
         selectors: as the records were asked for.
         made: when, as it is to be read.
+        history: recorded runs that say what single starts differ by.
     """
     records = {str(each.path): each.record for each in found}  # whoever selects a record twice means it once
     known = {path: record for path, record in records.items() if isinstance(record, (Result, Failure))}
@@ -101,7 +110,7 @@ def html(found: Sequence[Found], baselines: Sequence[Baseline], title: str, sele
         counted=f"{len(runs)} of {len(known)} runs count" if known else "",
         best=best(runs),
         summary=summary_table(runs),
-        verdicts=verdict_table(runs),
+        verdicts=verdict_table(runs, history),
         shared=", ".join(f"{key} {value}" for key, value in shared_names(runs).items()),
         left_out=left_out(named),
         pictures=pictures(runs, kernels),
@@ -188,7 +197,7 @@ def summary_table(runs: list[Run]) -> Table:
     return Table(head, rows, {1, *range(2 + len(names), len(head) - 1)})
 
 
-def verdict_table(runs: list[Run]) -> Table:
+def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
     """Each run beside the fastest that did the same work on the same device: decode tokens/s, and what its interval
     allows to be said."""
     groups: dict[tuple[str, ...], list[Run]] = {}
@@ -199,12 +208,13 @@ def verdict_table(runs: list[Run]) -> Table:
     rows = []
     for fastest, *others in groups.values():
         for other in others:
-            row = run_row(HEADLINE, [fastest.result], [other.result], None)
+            row = run_row(HEADLINE, [fastest.result], [other.result], None, history)
             if row is None:
                 continue
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
             told = "no verdict: busy machine" if busy(fastest.result) or busy(other.result) else row.told
-            rows.append([other.label, fastest.label, f"{row.ratio.value:.4f}", ends, told, row.of])
+            of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
+            rows.append([other.label, fastest.label, f"{row.ratio.value:.4f}", ends, told, of])
     return Table(["run", "beside the fastest", "ratio", "95% interval", "verdict", "of"], rows, {2, 3})
 
 
