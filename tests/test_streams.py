@@ -9,6 +9,8 @@ import pytest
 from rich.table import Table
 
 from gptbench.__main__ import main
+from gptbench.compare.report import html
+from gptbench.compare.select import Found
 from gptbench.record.files import load_record
 from gptbench.streams import Plain, lasting, visible
 from gptbench.terminal import PlainConsole
@@ -106,3 +108,9 @@ def test_nothing_printed_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
     assert "\\x1b]0;title\\x07" in shown
     assert "\x1b[31mdevice \\x1b[2J\x1b[0m" in shown, "rich's own colours stay"
     assert "\\x9b31m\\u202eabc" in shown
+
+
+def test_nor_does_a_report_that_is_printed() -> None:
+    found = [Found(Path("result.json"), made_result(device="a \x1b]0;title\x07 device"))]
+    page = html(found, [], "title", ["outputs"], "now")
+    assert "\x1b" not in page and "\\x1b]0;title\\x07" in page

@@ -25,6 +25,7 @@ from gptbench.record.files import problem
 from gptbench.record.kernels import kernel_metrics
 from gptbench.record.labels import labels, weights_of
 from gptbench.record.sweep import cell
+from gptbench.streams import visible
 
 TEMPLATE = "report.html.j2"
 GENERATOR = '<meta name="generator" content="gptbench report">'
@@ -102,7 +103,7 @@ def html(
     same, differing = environments([(name, record) for name, record in named if isinstance(record, Measured)])
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.get_template(TEMPLATE).render(
+    made_page = page.get_template(TEMPLATE).render(
         generator=Markup(GENERATOR),
         title=title,
         made=made,
@@ -126,6 +127,7 @@ def html(
         differing=differing,
         origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
     )
+    return visible(made_page)
 
 
 def is_report(path: Path) -> bool:
