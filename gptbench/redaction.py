@@ -16,9 +16,10 @@ HIDDEN = "***"
 
 IN_VALUE = r"\S"
 """Characters of a URI where a text is one value, such as an override."""
-IN_FILE = r'[^\s"<>\\]'
+IN_FILE = r'(?:[^\s"<>\\]|\\+[:=,@/()])'
 """The same in JSON, HTML or whatever else: a URI never takes what ends a string with it."""
-SCHEME = r"\b([A-Za-z][A-Za-z0-9+.-]*)://"
+SCHEME = r"\b([A-Za-z][A-Za-z0-9+.-]*)(\\*:)//"
+"""Hydra puts a backslash before a colon."""
 
 NAMES = ("password", "passwd", "passphrase", "secret", "credential", "signature", "authorization")
 """Parts of names of secrets, however these are written."""
@@ -32,7 +33,7 @@ TOKEN_FORMS = re.compile(
 )
 """Of Hugging Face, Databricks, GitHub, GitLab, Amazon, Slack and OpenAI; and JSON web tokens."""
 QUOTED = r"""'[^']*'|"(?:[^"\\]|\\.)*\""""
-FIELD = re.compile(rf"""(?<![\w.-])([\w.-]{{1,100}})(=)({QUOTED}|[^\s&;,"'<>\\]+)""")
+FIELD = re.compile(rf"""(?<![\w.-])([\w.-]{{1,100}})(\\*=)({QUOTED}|[^\s&;,"'<>\\]+)""")
 ENTRY = re.compile(rf"""(?<=['"])([\w.-]{{1,100}})(['"]\s*:\s*)({QUOTED})""")
 """Of a dict or a JSON object as text."""
 OVERRIDE = re.compile(r"(?s)([+~]*([\w.@/-]{1,200})=)(.+)")
@@ -86,7 +87,7 @@ def without_secrets(text: str, character: str) -> str:
 
 def hidden_uri(found: re.Match[str]) -> str:
     """One, and those that follow it without a space."""
-    scheme, rest = found.groups()
+    scheme, colon_after, rest = found.groups()
     user, at, rest = rest.rpartition("@")
     own = re.match(r"[^/?#'),]*", rest)
     assert own is not None
@@ -97,7 +98,8 @@ def hidden_uri(found: re.Match[str]) -> str:
     if colon and host and not at and not re.match(r"\[|.*\$\{", place) and not re.match(r"\d*\W*$|\*", port):
         place = f"{host}:{HIDDEN}"  # user and password of which the rest was forgotten
     rest = re.sub(r"([?&;#])([^=&;#?]+)=([^&]*)", hidden_query, rest)
-    return f"{scheme}://{HIDDEN if user else ''}{at}{place}{re.sub(f'{SCHEME}({IN_VALUE}*)', hidden_uri, rest)}"
+    rest = re.sub(f"{SCHEME}({IN_VALUE}*)", hidden_uri, rest)
+    return f"{scheme}{colon_after}//{HIDDEN if user else ''}{at}{place}{rest}"
 
 
 def hidden_query(found: re.Match[str]) -> str:

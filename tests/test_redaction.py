@@ -28,6 +28,8 @@ SECRET = "5ecretPW"
 
 FORMS = {
     "tracking.uri=http://me:5ecretPW@host:5000/x": "tracking.uri=http://***@host:5000/x",
+    r"tracking.uri=http\://me\:5ecretPW@host\:5000": r"tracking.uri=http\://***@host\:5000",
+    r"tracking.uri=http\://host\:5000/?token\=5ecretPW": r"tracking.uri=http\://host\:5000/?token\=***",
     "https://5ecretPW@host": "https://***@host",
     "https://5ecret/5ecretPW@host": "https://***@host",
     "postgresql://me:sec/5ecretPW@t@host/db": "postgresql://***@host/db",
