@@ -333,7 +333,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert load_record(path) == result
     record = make_record(replace(result, ended="narrow"), path, None)
     values = {name: value for name, value, _ in record.metrics}
-    assert values[f"brief/A_{HEADLINE}"] == values[f"B/{HEADLINE}"] == pytest.approx(1000)
+    assert values[f"brief/A_{HEADLINE}"] == values[f"sample_B/{HEADLINE}"] == pytest.approx(1000)
     assert values[f"brief/B_over_A_{HEADLINE}"] == pytest.approx(1)
     assert (record.tags["rounds"], record.status) == ("2", "FINISHED")
     assert make_record(replace(result, ended="failed"), path, None).status == "FAILED"
