@@ -226,7 +226,8 @@ def test_a_job_that_runs_out_of_gpu_memory_is_told_and_the_next_one_runs(
 ) -> None:
     of = run_config(DENSE)
     of = replace(of, outputs=str(tmp_path / "outputs"), isolation=isolation)
-    much = replace(of, workload=replace(of.workload, batch_size=2**24))
+    wide = replace(DENSE, dim=2**15, n_heads=256, n_kv_heads=256, head_dim=128, ffn_dim=2**16, n_layers=40)
+    much = replace(of, model=wide)  # 2 TB
 
     def outcome(of: Config, name: str) -> Outcome:
         job = Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / name, tmp_path)

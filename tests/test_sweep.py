@@ -158,7 +158,7 @@ def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: 
     assert failure.identity == record.jobs[1].identity is not None
     (parent,), children = runs(folder)
     assert parent.info.status == "FAILED"
-    assert "| failed |" in parent.data.tags["mlflow.note.content"]
+    assert "| failed&ensp; |" in parent.data.tags["mlflow.note.content"]
     assert parent.data.metrics["jobs_failed"] == 2
     assert Counter(run.info.status for run in children) == {"FINISHED": 2, "FAILED": 2}
     assert {run.data.tags.get("failure") for run in children} == {None, "raised", "out of memory"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gptbench import parsers
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError, UserError
+from gptbench.errors import TrackingError, UserError, counted
 from gptbench.inputs import read_object
 from gptbench.outputs import write_json, write_whole
 from gptbench.record.files import load_record, records_in
@@ -169,7 +169,7 @@ def sync_command(arguments: list[str]) -> int:
                 away.add(to)
     if unread:
         print(f"left out: {unread} files that cannot be read", file=sys.stderr)
-    print(f"{failed} records are still not logged" if failed else "all records are logged")
+    print(f"still not logged: {counted(failed, 'record')}" if failed else "all records are logged")
     return 1 if failed else 0
 
 
