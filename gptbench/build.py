@@ -81,7 +81,7 @@ def kv_bytes_per_position(model: Transformer, batch: int) -> int:
 
 def window_bytes(config: ModelConfig, batch: int, prompt: int, itemsize: int) -> int:
     """Bytes that a layer's prefill takes where the sliding window hides something of the prompt: the mask, as booleans
-    and as what is added to the scores, and keys and values repeated for each head (`Attention.attend_in_window`)."""
+    and as what is added to the scores, and keys and values repeated for each head (`attend_in_window`)."""
     if not 0 < config.sliding_window < prompt:
         return 0
     queries = min(prompt, WINDOW_QUERIES)

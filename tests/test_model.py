@@ -211,6 +211,12 @@ def test_a_windowed_prefill_in_parts_is_the_same(queries: int, monkeypatch: pyte
         assert relative_error(prefill(make_model(config, batch=2), tokens), expected) < 1e-5
 
 
+def test_windowed_attention_is_an_operation_that_a_compiler_can_take() -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, k = (torch.randn(2, heads, 11, 8, generator=generator) for heads in (6, 2))
+    torch.library.opcheck(transformer.attend_in_window, (q.transpose(1, 2).contiguous().transpose(1, 2), k, k, 4))
+
+
 def test_a_window_longer_than_the_sequence_changes_nothing() -> None:
     tokens = random_tokens(WINDOW, 2, 9)
     models = [make_model(dataclasses.replace(WINDOW, sliding_window=window), batch=2) for window in (0, 24, 9)]

@@ -126,8 +126,9 @@ MODELS = [
 @pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("model", "quant", "graphs"), MODELS, ids=["dense", "mixture", "window"])
 def test_one_decode_graph_and_few_for_prefill_serve_a_sweep(
-    model: ModelConfig, quant: str, graphs: int, kind: str
+    model: ModelConfig, quant: str, graphs: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gptbench.model.transformer.WINDOW_QUERIES", 2)  # prompts take one part of it, or several
     before = graphs_compiled()
     counts = sweep(model, quant, replace(INDUCTOR, tuning=Tuning.none), kind)
     assert graphs_compiled() - before == graphs

@@ -28,6 +28,34 @@ WINDOW_QUERIES = 1024
 """Queries of a prefill with a sliding window that are attended to at once: the mask of a window of 4096 takes 5 MB."""
 
 
+@torch.library.custom_op("gptbench::attend_in_window", mutates_args=())
+def attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Queries [B, H, T, K] over the keys and values [B, G, T, K] of their sliding window, from position 0 on:
+    [B, H, T, K]. At most `WINDOW_QUERIES` queries at once, so that no mask is T by T.
+
+    One operation to a compiler: it would unroll the loop, and need another graph for each T. Keys and values are
+    repeated for their queries: under a mask, torch's kernel for grouped heads on a GPU is the one that writes all
+    scores to memory.
+    """
+    repeats = q.shape[1] // k.shape[1]
+    parts = []
+    for first in range(0, q.shape[2], WINDOW_QUERIES):
+        end = min(first + WINDOW_QUERIES, q.shape[2])
+        start = max(0, first + 1 - window)
+        query, key = (torch.arange(*ends, device=q.device) for ends in ((first, end), (start, end)))
+        mask = (key <= query[:, None]) & (key > query[:, None] - window)
+        keys, values = k[:, :, start:end], v[:, :, start:end]
+        if repeats > 1:
+            keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
+        parts.append(F.scaled_dot_product_attention(q[:, :, first:end], keys, values, attn_mask=mask))
+    return torch.cat(parts, dim=2).contiguous()
+
+
+@attend_in_window.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:  # noqa: ARG001 (the operation's own signature)
+    return q.new_empty(q.shape)
+
+
 class RMSNorm(nn.Module):
     """x [..., D] over its root mean square, times weight [D]. Zhang and Sennrich, 2019, arXiv:1910.07467."""
 
@@ -88,33 +116,12 @@ class Attention(nn.Module):
         v_cache.index_copy_(2, positions, v)
         if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
             if self.slides(tokens):
-                y = self.attend_in_window(q, k, v, positions)
+                y = attend_in_window(q, k, v, self.window)
             else:
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
         else:
             y = self.attend_to_cache(q, positions, k_cache, v_cache)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
-
-    def attend_in_window(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-        """Queries [B, H, T, K] over keys and values [B, G, T, K] of their window, T tokens at positions [T]:
-        [B, H, T, K]. At most `WINDOW_QUERIES` queries at once, so that no mask is T by T."""
-        tokens = q.shape[2]
-        if tokens <= WINDOW_QUERIES:  # without a loop, whose length a compiler would have to know
-            return self.masked(q, k, v, self.visible(positions[:, None], positions))
-        parts = []
-        for first in range(0, tokens, WINDOW_QUERIES):
-            end = min(first + WINDOW_QUERIES, tokens)
-            seen = slice(max(0, first + 1 - self.window), end)
-            mask = self.visible(positions[first:end, None], positions[seen])
-            parts.append(self.masked(q[:, :, first:end], k[:, :, seen], v[:, :, seen], mask))
-        return torch.cat(parts, dim=2)
-
-    def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """Attention under a mask, with each key and value head repeated for its queries: with a mask, torch's kernel
-        for grouped heads on a GPU is the one that writes all scores to memory."""
-        repeats = self.heads // self.kv_heads
-        k, v = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def attend_to_cache(self, q: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One query for each head, q [B, H, 1, K], over keys and values [B, G, S, K]: [B, H, 1, K]. Softmax in
