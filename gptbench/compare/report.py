@@ -217,7 +217,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
             told = "no verdict: busy machine" if busy(fastest.result) or busy(other.result) else row.told
             of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
             rows.append([other.label, fastest.label, f"{row.ratio.value:.4f}", ends, told, of])
-    return Table(["run", "beside the fastest", "ratio", "95% interval", "verdict", "of"], rows, {2, 3})
+    return Table(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
 
 
 def samples_of(run: Run) -> str:
