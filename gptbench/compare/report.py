@@ -216,7 +216,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
             told = "no verdict: busy machine" if busy(fastest.result) or busy(other.result) else row.told
             of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
-            rows.append([other.label, fastest.label, f"{row.ratio.value:.4f}", ends, told, of])
+            rows.append([other.label, told, f"{row.ratio.value:.4f}", ends, fastest.label, of])
     return Table(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
 
 
