@@ -25,6 +25,7 @@ from gptbench.record.statistics import (
     sample_metrics,
     steps_interval,
     steps_jackknife,
+    steps_percentile,
     summary,
     valid_samples,
 )
@@ -253,6 +254,18 @@ def test_few_samples_give_no_interval_and_many_a_narrow_one() -> None:
     low, high = steps_interval(many.samples, "tpot_p99_s")
     assert low is not None and high is not None
     assert 3.5 < low < np.log(100) < high < 6.0
+
+
+def test_an_interval_of_a_percentile_holds_the_percentile() -> None:
+    """Also of few samples, which are worth a single step or two."""
+    random = np.random.default_rng(4)
+    for count in (2, 3, 5):
+        for length in (1, 4, 60):
+            made = with_steps(*(list(random.exponential(1.0, length) + number) for number in range(count)))
+            for metric in QUANTILES:
+                value, (low, high) = steps_percentile(made.samples, metric), steps_interval(made.samples, metric)
+                assert low is None or low <= value, (metric, count, length)
+                assert high is None or value <= high, (metric, count, length)
 
 
 @pytest.mark.parametrize(("metric", "share"), QUANTILES.items())

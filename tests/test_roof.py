@@ -11,6 +11,7 @@ import torch
 
 from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
+from gptbench.errors import DoesNotFitError
 from gptbench.measure import roof as module
 from gptbench.measure.environment import Environment, environment
 from gptbench.measure.roof import FULL, PROBE, Roof, Roofs, cpu_cache_bytes, measured_roof, measurements, read_roof
@@ -154,7 +155,7 @@ def test_a_file_of_a_cpu_of_an_older_version_is_read_and_does_not_count(
 ) -> None:
     """It does not say of which of all machines with such a processor it is."""
     roofs = Roofs(on, here, tmp_path)
-    roofs.path.write_text(older(Roof(on.name, 99.0, "made", SMALL, [0.1], "2026-11-26", here)))
+    roofs.path.write_text(older(Roof(on.name, 99.0, "made", 2**30, [0.1], "2026-11-26", here)))
     rates += [50.0]
     assert roofs.read().gb_per_s == 50
     assert [one.gb_per_s for one in measurements(roofs.path)] == [99, 50], "nor is it lost"
@@ -162,7 +163,7 @@ def test_a_file_of_a_cpu_of_an_older_version_is_read_and_does_not_count(
 
 def test_a_damaged_file_is_measured_over(on: Device, here: Environment, rates: list[float], tmp_path: Path) -> None:
     roofs = Roofs(on, here, tmp_path)
-    good = asdict(Roof(on.name, 99.0, "made", SMALL, [0.1], "2026-11-26", here, host=platform.node()))
+    good = asdict(Roof(on.name, 99.0, "made", 2**30, [0.1], "2026-11-26", here, host=platform.node()))
     wrong = [
         "",
         "{}",
@@ -198,10 +199,30 @@ def test_there_is_no_probe_without_memory_for_it(
 ) -> None:
     roofs = Roofs(on, here, tmp_path)
     roofs.read()
-    monkeypatch.setattr(Device, "free_memory", lambda device: 2 * SMALL - 1)
+    monkeypatch.setattr(Device, "free_memory", lambda device: SMALL - 1)
     assert roofs.probe("before") is None
-    monkeypatch.setattr(Device, "free_memory", lambda device: 2 * SMALL)
+    monkeypatch.setattr(Device, "free_memory", lambda device: SMALL)
     assert roofs.probe("before") is not None
+
+
+def test_the_roof_is_not_that_of_a_cache(
+    on: Device, here: Environment, rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits in caches is read at their rate, whether it is measured now or is in a file."""
+    roofs = Roofs(on, here, tmp_path)
+    cached = Roof(on.name, 98.0, "made", 2**21, [0.1], "2026-12-01", here, host=platform.node())
+    module.write_json(roofs.path, {"measurements": [asdict(cached)]})
+    for free in (2**22, 0):
+        monkeypatch.setattr(Device, "free_memory", lambda device, free=free: free)
+        with pytest.raises(DoesNotFitError, match=r"too little free memory .* room for a buffer of .* GB"):
+            roofs.read()
+    assert [one.gb_per_s for one in measurements(roofs.path)] == [98], "nothing is added, and nothing lost"
+    monkeypatch.setattr(Device, "free_memory", lambda device: 2**40)
+    rates += [10.0]
+    assert roofs.read().gb_per_s == 10
+    monkeypatch.setattr(Device, "free_memory", lambda device: 0)
+    assert roofs.read().gb_per_s == 10, "which is known from then on"
+    assert roofs.probe("before") is None
 
 
 def test_the_buffer_is_many_times_what_the_caches_hold(
@@ -213,14 +234,15 @@ def test_the_buffer_is_many_times_what_the_caches_hold(
             cache.mkdir(parents=True)
             (cache / "size").write_text(f"{size}\n")
             (cache / "shared_cpu_list").write_text(f"{own}\n")
-    assert cpu_cache_bytes(tmp_path) == 2 * 96 * 2**20
-    assert cpu_cache_bytes(tmp_path / "none") == 0
+    assert cpu_cache_bytes(4, tmp_path) == 2 * 96 * 2**20
+    assert cpu_cache_bytes(4, tmp_path / "none") == 0
+    assert cpu_cache_bytes(1, tmp_path) == 96 * 2**20, "one thread fills no more than one"
     for cache in tmp_path.glob("*/cache/index3"):
         (cache / "size").unlink()
-    assert cpu_cache_bytes(tmp_path) == 4 * 2**20, "the last level is the second"
-    monkeypatch.setattr(module, "cpu_cache_bytes", lambda: 2**40)
+    assert cpu_cache_bytes(4, tmp_path) == 4 * 2**20, "the last level is the second"
+    monkeypatch.setattr(module, "cpu_cache_bytes", lambda threads: 2**40)
     assert module.buffer_bytes(on) == 8 * 2**40
-    monkeypatch.setattr(module, "cpu_cache_bytes", lambda: 0)
+    monkeypatch.setattr(module, "cpu_cache_bytes", lambda threads: 0)
     assert module.buffer_bytes(on) == module.CPU_BUFFER_BYTES
 
 

@@ -20,6 +20,8 @@ from gptbench.limits import PROCESS, groups, lines_of
 from gptbench.measure.sensors import Sensor
 
 PRESSURE = Path("/proc/pressure/cpu")
+RESOLUTION_S = 0.01
+"""In which Linux counts each core's used and stolen time."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Load:
     own_s: float
     """CPU time of this process, in seconds."""
     other_s: float | None = None
-    """CPU time of all other processes and of the kernel, in seconds; counted in hundredths of a second."""
+    """CPU time of all other processes and of the kernel, in seconds: what all used less `own_s`. The former is counted
+    in hundredths of a second (`RESOLUTION_S`), so that in a short sample it may come out below 0."""
     stolen_s: float | None = None
     """Seconds that the host gave to other virtual machines, while this one had work."""
     iowait_s: float | None = None
@@ -159,7 +162,7 @@ def between(before: Counters, after: Counters, cores: int) -> Load:
 
     used, own = grown("used_s"), grown("own_s") or 0.0
     load = Load(seconds=grown("wall_s") or 0.0, cores=cores, own_s=own)
-    load.other_s = None if used is None else max(0.0, used - own)
+    load.other_s = None if used is None else used - own
     for name in ("stolen_s", "iowait_s", "waiting_s", "pressure_s", "system_pressure_s", "quota_s"):
         setattr(load, name, grown(name))
     return load

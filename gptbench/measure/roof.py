@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 from gptbench.device import Device, file_name
-from gptbench.errors import UserError
+from gptbench.errors import DoesNotFitError, UserError
 from gptbench.inputs import is_finite_number, read_json
 from gptbench.measure.environment import Environment
 from gptbench.outputs import write_json
@@ -43,11 +43,11 @@ CACHES = 8
 """A buffer has at least so many times the size of the caches: what they keep of it from launch to launch is read faster
 than the memory can be."""
 SPARE_BYTES = 2**29
-"""Of a GPU's free memory, what a probe leaves."""
-PROBE_CACHES = 16
-MIN_CUDA_PROBE_BYTES = 2**30
-"""A probe beside a large model reads less than a full measurement, but so much and so many times the caches: on an H200
-1 GiB is read 1.5% slower than 4 GiB, and 0.1 GiB 11%."""
+"""Of a GPU's free memory, what a measurement leaves."""
+MIN_GPU_CACHES = 16
+MIN_CUDA_BYTES = 2**30
+"""Beside a large model there is room for less than the whole buffer, but so much and so many times the caches it has to
+be: on an H200 1 GiB is read 1.5% slower than 4 GiB, and 0.1 GiB 11%."""
 
 
 @dataclass
@@ -113,7 +113,11 @@ class Roofs:
             yield
 
     def read(self, again: bool = False) -> Roof:
-        """The highest rate seen; measured now where none is kept that counts here, or `again` is asked for."""
+        """The highest rate seen; measured now where none is kept that counts here, or `again` is asked for.
+
+        Raises:
+            DoesNotFitError: there is too little free memory to measure it.
+        """
         with self.locked():
             kept = self.highest()
             if kept is None or again:
@@ -139,9 +143,10 @@ class Roofs:
         return max(counting, key=lambda one: one.gb_per_s, default=None)
 
     def counts(self, one: Roof) -> bool:
-        """Whether a measurement is of this device and these conditions."""
+        """Whether a measurement is of this device and these conditions, and of memory."""
         there, here = one.environment, self.environment
         same = one.device == self.device.name and conditions(there) == conditions(here)
+        same = same and one.buffer_bytes >= min_bytes(self.device)
         if self.device.is_cuda:
             return same
         return same and (one.host, there.cores, there.threads) == (platform.node(), here.cores, here.threads)
@@ -190,27 +195,46 @@ def conditions(environment: Environment) -> tuple[object, ...]:
 
 
 def measure_roof(device: Device, environment: Environment) -> Roof:
-    """Reads a buffer again and again; the best launch counts."""
-    nbytes = min(buffer_bytes(device), device.free_memory() // 2)
+    """Reads a buffer again and again; the best launch counts.
+
+    Raises:
+        DoesNotFitError: there is too little free memory for a buffer that caches do not keep.
+    """
+    nbytes, least = room(device), min_bytes(device)
+    if nbytes < least:
+        raise DoesNotFitError(
+            f"too little free memory to measure the read roof of {device.name}: there is room for a buffer of "
+            f"{max(0, nbytes) / 1e9:.3g} GB, and of less than {least / 1e9:.3g} GB caches keep too much. Free some "
+            "memory for one run: the outputs folder keeps the roof for others"
+        )
     return measured_roof(device, environment, nbytes, FULL)
 
 
 def measure_probe(device: Device, environment: Environment) -> Roof | None:
-    """The same for `PROBE_S`; None where there is too little free memory: a smaller buffer would be read at another
-    rate."""
-    wanted, free = buffer_bytes(device), device.free_memory()
-    least = wanted
+    """The same for `PROBE_S`; None where there is too little free memory."""
+    nbytes = room(device)
+    return measured_roof(device, environment, nbytes, PROBE) if nbytes >= min_bytes(device) else None
+
+
+def room(device: Device) -> int:
+    """Bytes of the buffer for which there is memory now."""
+    free = device.free_memory()
+    return min(buffer_bytes(device), free - SPARE_BYTES if device.is_cuda else free // 2)
+
+
+def min_bytes(device: Device) -> int:
+    """Of a buffer that counts: a smaller one is read at another rate, that of the caches in the end."""
+    wanted = buffer_bytes(device)
     if device.is_cuda:
-        least = min(wanted, max(MIN_CUDA_PROBE_BYTES, PROBE_CACHES * gpu_cache_bytes(device)))
-    nbytes = min(wanted, free - SPARE_BYTES if device.is_cuda else free // 2)
-    return measured_roof(device, environment, nbytes, PROBE) if nbytes >= least else None
+        return min(wanted, max(MIN_CUDA_BYTES, MIN_GPU_CACHES * gpu_cache_bytes(device)))
+    return wanted // 2
 
 
 def buffer_bytes(device: Device) -> int:
     """Of the buffer that is read, where there is memory for it."""
     if device.is_cuda:
         return max(CUDA_BUFFER_BYTES, CACHES * gpu_cache_bytes(device))
-    return max(CPU_BUFFER_BYTES, CACHES * cpu_cache_bytes())
+    return max(CPU_BUFFER_BYTES, CACHES * cpu_cache_bytes(torch.get_num_threads()))
 
 
 def gpu_cache_bytes(device: Device) -> int:
@@ -219,8 +243,8 @@ def gpu_cache_bytes(device: Device) -> int:
     return size
 
 
-def cpu_cache_bytes(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Of all last-level caches, each once; 0 where Linux does not say."""
+def cpu_cache_bytes(threads: int, cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Of the last-level caches that so many threads may use at once, each once; 0 where Linux does not say."""
     caches: dict[str, int] = {}
     for level in ("index2", "index3"):
         sizes = {}
@@ -231,7 +255,7 @@ def cpu_cache_bytes(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
             except (OSError, ValueError):
                 continue
         caches = sizes or caches
-    return sum(caches.values())
+    return sum(sorted(caches.values(), reverse=True)[:threads])
 
 
 def measured_roof(device: Device, environment: Environment, nbytes: int, kind: str) -> Roof:

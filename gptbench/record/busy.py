@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptbench.measure.environment import Environment
-from gptbench.measure.load import Load
+from gptbench.measure.load import RESOLUTION_S, Load
 from gptbench.measure.roof import Probe, Roof
 from gptbench.measure.samples import Sample
 from gptbench.record.ab import AbResult, Round
@@ -27,6 +27,10 @@ product wait for the slowest of them, so that one that waits holds up all."""
 MAX_SPREAD = {"cuda": 0.01, "cpu": 0.10}
 """Standard deviation of the logarithm of the samples' decode rates within one start, by where it ran: on a quiet GPU it
 is about 0.04% (LOG.md), on a quiet CPU up to 4%."""
+MAX_ROUNDINGS = 2
+"""Times the resolution of the counters of CPU time that a core's time in one sample may be off, by chance; that of
+several cores and samples by the root of their number as much. Counters are rounded down at both ends, independently,
+which is a standard deviation of 0.4 times the resolution."""
 MIN_SAMPLES = 3
 """Of which a spread means something."""
 MAX_UNSEEN_BYTES = 3 * 10**9
@@ -93,11 +97,12 @@ def taken(loads: Sequence[Load], environment: Environment) -> list[str]:
     told = []
     cores = min(load.cores for load in loads)
     threads = 1 if environment.on_gpu else environment.threads
+    unsure = MAX_ROUNDINGS * RESOLUTION_S * (cores * len(loads)) ** 0.5 / seconds
     if (others := total(loads, "other_s")) is not None:
         used = others / seconds
-        if used - max(0, cores - threads) > MAX_OTHERS * min(threads, cores):
+        if used - unsure - max(0, cores - threads) > MAX_OTHERS * min(threads, cores):
             told.append(f"other processes used {used:.2g} of {cores} core{'s' * (cores > 1)}")
-    if (stolen := total(loads, "stolen_s")) is not None and stolen / seconds > MAX_WAITING:
+    if (stolen := total(loads, "stolen_s")) is not None and stolen / seconds - unsure > MAX_WAITING:
         told.append(f"the host took away {stolen / seconds:.2g} cores (steal)")
     # Threads of one process wait for each other where there are more of them than cores.
     if threads <= cores:

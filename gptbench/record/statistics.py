@@ -63,7 +63,7 @@ def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None
     The ends are steps that were measured, chosen by their rank alone, whatever the distribution of steps is. How many
     independent steps these are worth follows from how much the share of short steps differs between samples (Korn and
     Graubard, Survey Methodology 24, 1998). An end is None where so many cannot tell: a 99th percentile of few steps has
-    no upper end, and a single sample has no interval.
+    no upper end, of very few no lower end either, and a single sample has no interval.
     """
     groups = step_times(samples)
     steps, count, share = np.sort(np.concatenate(groups)), len(groups), QUANTILES[metric]
@@ -79,7 +79,7 @@ def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None
     below, above = (int(np.ceil(bdtrik(chance, independent, share))) for chance in (1 - tail, tail))
     low, high = below / independent * len(steps), (above + 1) / independent * len(steps)
     return (
-        float(steps[int(low) - 1]) if low >= 1 else None,
+        float(steps[int(low) - 1]) if low >= 1 and below < independent else None,
         float(steps[int(np.ceil(high)) - 1]) if above < independent else None,
     )
 
