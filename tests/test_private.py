@@ -1,6 +1,7 @@
 """What gptbench uses of libraries although these do not promise to keep it: a release that renames a part breaks what
 needs it, in words that say so, and neither what reads records nor, silently, a number."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ import torch
 
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, Tuning
 from gptbench.device import Device
-from gptbench.engine import Auto, Inductor
+from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine import inductor as inductor_module
 from gptbench.errors import UserError
 from gptbench.measure.compilation import CompileWatch
-from gptbench.private import private
+from gptbench.measure.environment import environment
+from gptbench.private import private, version
+from gptbench.record.identity import identity
+from gptbench.run import plan
 from tests.models import DENSE, run_config
 from tests.results import made_result
 
@@ -98,3 +102,57 @@ def test_what_compiles_unseen_is_not_measured(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UserError, match=r"^triton 3\.\d\S+ has no knobs\.compilation\.listener: whether a sample"):
             CompileWatch()
     CompileWatch().close()
+
+
+def only_installed(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
+    """Of the packages that Triton comes in, these alone are installed, each in a version."""
+
+    def found(package: str) -> str:
+        if "triton" not in package:
+            return known(package)
+        if package.replace("-", "_") not in packages:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return packages[package.replace("-", "_")]
+
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", found)
+
+
+def test_a_machine_without_triton_compiles_for_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_grad: None
+) -> None:
+    """As on macOS: Inductor needs Triton for GPUs only."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton"] + ["triton", "triton.knobs"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    only_installed(monkeypatch)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    config = run_config(DENSE)
+    config.engine = Auto(AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, cpu()).section
+    assert config.engine.name == "inductor"
+    plan(config, cpu())
+    (tmp_path / "inductor").mkdir(exist_ok=True)
+    (tmp_path / "inductor" / "cut.so").write_bytes(b"\x7fELF")
+    with pytest.warns(UserWarning, match=r"cut off: .*cut\.so$"):
+        plan(config, cpu())
+    with CompileWatch():
+        pass
+    with pytest.raises(RuntimeError, match="as it is"), caches.blamed():
+        raise RuntimeError("as it is")
+    assert "triton" not in environment(cpu(), "given").libraries
+    assert len(identity(config, cpu())) == 16
+    with pytest.raises(UserError, match=r"^triton is not installed, of which gptbench uses triton\.knobs\.cache$"):
+        caches.triton_folder()
+    assert "triton is not installed" in (caches.lacking_for_kernels(inductor=False) or "")
+
+
+def test_triton_comes_in_several_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nightly builds of torch bring one of another name."""
+    without = {version("triton"), version("torch"), version("no-such-library")}
+    assert len(without) == 3 and None in without
+    only_installed(monkeypatch, pytorch_triton="3.9.0+git1")
+    assert version("triton") == environment(cpu(), "given").libraries["triton"] == "3.9.0+git1"
+    with pytest.raises(UserError, match=r"^triton 3\.9\.0\+git1 has no triton\.nowhere\.x, "):
+        private("triton.nowhere", "x")
+    monkeypatch.setattr("triton.knobs.compilation", object())
+    with pytest.raises(UserError, match=r"^triton 3\.9\.0\+git1 has no knobs\.compilation\.listener"):
+        CompileWatch()

@@ -28,12 +28,12 @@ WRITING_S = 60.0
 
 
 def inductor_folder() -> Path:
-    """Of TorchInductor's cache. Raises OSError where it cannot be made."""
+    """Of TorchInductor's cache. Raises OSError where it cannot be made, and UserError where torch cannot be asked."""
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
 
 
 def triton_folder() -> Path:
-    """Of Triton's own cache."""
+    """Of Triton's own cache. Raises UserError where there is no Triton, or it cannot be asked."""
     return Path(private("triton.knobs", "cache").dir).absolute()
 
 
@@ -75,6 +75,8 @@ def lacking(variable: str, find: Callable[[], Path], words: bool = False) -> str
         if isinstance(error, PermissionError) and error.filename is None:  # it is of mmap
             return f"a folder in {variable} from which libraries can be loaded ({folder} is mounted noexec)"
         return f"a folder in {variable} that can be written ({error.strerror}: {error.filename or folder})"
+    except UserError as error:
+        return f"another version of a library: {error}"
     return None
 
 
@@ -165,7 +167,11 @@ def blamed() -> Iterator[None]:
     except Exception as error:
         told = str(error)
         for variable, find in (("TORCHINDUCTOR_CACHE_DIR", inductor_folder), ("TRITON_CACHE_DIR", triton_folder)):
-            line = next((line for line in told.splitlines() if f"{find()}{os.sep}" in line), None)
+            try:
+                folder = find()
+            except (OSError, UserError):  # there is none, as where there is no Triton
+                continue
+            line = next((line for line in told.splitlines() if f"{folder}{os.sep}" in line), None)
             if line is not None and any(part in line for part in UNLOADABLE):
                 raise UserError(
                     f"{line.strip()}: the compile cache cannot be used: engine.fresh_cache=true starts from an empty "

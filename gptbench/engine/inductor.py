@@ -7,6 +7,7 @@ but the launch. On a CPU the compiled C++ is called directly.
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -146,6 +147,8 @@ class Inductor(Engine):
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             return "the headers of Python (Debian: python3-dev)"
         if device.is_cuda:
+            if importlib.util.find_spec("triton") is None:
+                return "Triton"
             if not any(map(shutil.which, ("gcc", "clang", "cc"))):
                 return "a C compiler (Debian: gcc)"
             return caches.lacking_for_kernels(inductor=True)

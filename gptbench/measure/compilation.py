@@ -1,7 +1,6 @@
 """Compile time: how long, of what stages, from what state of the caches, and a count that proves when it is over."""
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import math
 import multiprocessing
@@ -18,7 +17,7 @@ import torch
 
 from gptbench.engine import Engine
 from gptbench.errors import UserError
-from gptbench.private import private
+from gptbench.private import private, version
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
 """What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to
@@ -87,10 +86,9 @@ def triton_compilation() -> Any:
         return None
     switches = private("triton.knobs", "compilation")
     if not hasattr(switches, "listener"):
-        version = importlib.metadata.version("triton")
         raise UserError(
-            f"triton {version} has no knobs.compilation.listener: whether a sample has compiled a kernel cannot be "
-            "known (gptbench's constraints.txt names a version that has it)"
+            f"triton {version('triton')} has no knobs.compilation.listener: whether a sample has compiled a kernel "
+            "cannot be known (gptbench's constraints.txt names a version that has it)"
         )
     return switches
 

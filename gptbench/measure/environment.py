@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ import torch
 
 from gptbench import __version__, limits
 from gptbench.device import Device, cpu_name
+from gptbench.private import version
 from gptbench.redaction import redacted
 
 LIBRARIES = (
@@ -116,11 +116,7 @@ def environment(device: Device, commit: str | None) -> Environment:
     """Looks everything up; the commit only where it is not given."""
     driver, power_limit = gpu_state(device)
     versions = {"gptbench": __version__}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions |= {name: found for name in LIBRARIES if (found := version(name)) is not None}
     return Environment(
         commit=commit or git_commit(),
         device=device.name,

@@ -4,7 +4,6 @@ same code.
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gptbench.config import Config, FusedConfig, KernelsConfig, Section
 from gptbench.device import Device
 from gptbench.measure import kernel_cases
 from gptbench.measure.environment import CODE, place, variables
+from gptbench.private import version
 
 MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
@@ -158,12 +158,8 @@ def identity(config: Config, device: Device) -> str:
         config: with its prompt as tokens, and the engine that `auto` stands for.
         device: what `config.device` turned out to be.
     """
-    versions: dict[str, str | None] = {}
-    for name in (*LIBRARIES, *PEERS.get(config.engine._target_, ())):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # Triton is not everywhere
-            versions[name] = None
+    # Triton is not everywhere.
+    versions = {name: version(name) for name in (*LIBRARIES, *PEERS.get(config.engine._target_, ()))}
     where = place(device) | {
         "dtype": device.dtype_name,
         "threads": None if device.is_cuda else torch.get_num_threads(),
