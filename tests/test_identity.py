@@ -1,6 +1,9 @@
 """Identity: what tells measurements apart, and what does not."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from gptbench import limits
 from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
 from gptbench.device import Device
 from gptbench.job import from_folder
+from gptbench.measure.environment import VARIABLES, environment
 from gptbench.record import identity as module
 from gptbench.record.identity import code_version, identity
 from tests.models import DENSE, run_config
@@ -108,11 +112,39 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
 def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config, device = run_config(DENSE), cpu()
     before = identity(config, device)
-    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_CACHE_DIR", "HF_TOKEN", "CXX"):
-        monkeypatch.setenv(name, "1")
+    nothing = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_CACHE_DIR", "HF_TOKEN", "CXX")
+    added = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")  # which a process inherits from one that imported scikit-learn
+    for name in (*nothing, *added):
+        monkeypatch.setitem(gptbench.STARTED_WITH, name, "1")
         assert identity(config, device) == before, name
     found = {before}
     for name in ("TORCHINDUCTOR_MAX_AUTOTUNE", "NVIDIA_TF32_OVERRIDE", "OMP_PROC_BIND", "ATEN_CPU_CAPABILITY"):
-        monkeypatch.setenv(name, "1")
+        monkeypatch.setitem(gptbench.STARTED_WITH, name, "1")
         found.add(identity(config, device))
     assert len(found) == 5
+
+
+def test_what_libraries_add_to_the_environment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier job of a sweep may have imported some that another one does not need."""
+    config, device = run_config(DENSE), cpu()
+    before, recorded = identity(config, device), environment(device, "given").variables
+    for name in ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "CUBLAS_WORKSPACE_CONFIG", "OMP_PROC_BIND"):
+        monkeypatch.setenv(name, "TRUE")
+        assert identity(config, device) == before, name
+        assert environment(device, "given").variables == recorded, name
+
+
+def test_libraries_add_no_others() -> None:
+    """What those set that a run imports is inherited by the processes that it starts."""
+    code = """
+import gptbench, os
+import joblib, sklearn, threadpoolctl, torch._inductor.compile_fx
+from gptbench.measure import environment
+assert environment.variables() == {}, environment.variables()
+assert "KMP_INIT_AT_FORK" in os.environ
+environment.STARTED_WITH = dict(os.environ)
+assert environment.variables() == {}, environment.variables()
+"""
+    clean = {name: value for name, value in os.environ.items() if not VARIABLES.fullmatch(name)}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gptbench import __version__, limits
+from gptbench import STARTED_WITH, __version__, limits
 from gptbench.device import Device, cpu_name
 from gptbench.private import version
 from gptbench.redaction import redacted
@@ -44,6 +44,9 @@ different ones are of different measurements. Others may differ by job without m
 tells which of several cards, OMP_NUM_THREADS is in the number of threads), and are recorded only."""
 PLACES = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BASED_CUDA_CHECK$|COMPILE_THREADS$")
 """Those that say where something lies, what is printed, how many compile, or that gptbench sets itself."""
+ADDED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+"""Those that scikit-learn, joblib, threadpoolctl and torch's compiler set when they are imported, as a process that a
+later one inherits from may have done. They only let OpenMP be loaded twice and forked."""
 
 
 @dataclass
@@ -138,8 +141,10 @@ def environment(device: Device, commit: str | None) -> Environment:
 
 
 def variables(needed: re.Pattern[str] = VARIABLES) -> dict[str, str]:
-    """Environment variables that are set, by name, of those that match; see `Environment.variables`."""
-    found = {name: value for name, value in os.environ.items() if needed.fullmatch(name) and not PLACES.search(name)}
+    """Environment variables that were set when this process began, by name, of those that match; see
+    `Environment.variables`."""
+    found = {name: value for name, value in STARTED_WITH.items() if needed.fullmatch(name)}
+    found = {name: value for name, value in found.items() if not PLACES.search(name) and name not in ADDED}
     return dict(redacted(dict(sorted(found.items()))))
 
 
