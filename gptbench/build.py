@@ -3,7 +3,7 @@ seeded weights."""
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +105,12 @@ def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int
 
 
 def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:
-    """`memory_need` for the workload of a configuration."""
+    """`memory_need` for the workload and the engine of a configuration."""
     work = config.workload
-    return memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
+    need = memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
+    # As booleans, and as what is added to the scores.
+    masks = config.engine.mask_elements(config) * (1 + model.dtype.itemsize)
+    return replace(need, workspace=need.workspace + masks)
 
 
 def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:

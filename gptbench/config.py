@@ -385,6 +385,10 @@ class EngineConfig(Section):
         tells."""
         return None
 
+    def mask_elements(self, config: "Config") -> int:
+        """Numbers in the attention masks that the engine's prefill makes beside what the model's own code makes."""
+        return 0
+
 
 @dataclass(kw_only=True)
 class AutoConfig(EngineConfig):
@@ -456,6 +460,13 @@ class HuggingFaceConfig(EngineConfig):
         if config.quant._target_ != "gptbench.quant.Unquantised":
             return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
         return None
+
+    def mask_elements(self, config: "Config") -> int:
+        """With a sliding window the library masks each token of the prompt against each cached position."""
+        prompt, batch = len(config.workload.prompt), config.workload.batch_size
+        if not 0 < config.model.sliding_window < prompt + config.workload.new_tokens:
+            return 0
+        return batch * prompt * (prompt + config.workload.new_tokens)
 
 
 @dataclass(kw_only=True)

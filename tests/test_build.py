@@ -17,10 +17,11 @@ from gptbench.build import (
     cache_length,
     fill,
     memory_need,
+    memory_need_of,
     on_meta,
     require_fit,
 )
-from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, ModelConfig
+from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, HuggingFaceConfig, ModelConfig
 from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
 from gptbench.model import Transformer
@@ -183,6 +184,19 @@ def test_running_takes_no_more_than_was_foretold(config: ModelConfig, quant: str
         prefill(model, tokens)
         step(model, tokens[:, :1], prompt, prompt + 8)
     assert counter.peak <= need.workspace
+
+
+def test_masks_of_the_transformers_library_count() -> None:
+    config = dataclasses.replace(
+        run_config(WINDOWED, prompt=[1] * 2000, new_tokens=8),
+        engine=HuggingFaceConfig(_target_="gptbench.engine.HuggingFace", name="hf"),
+    )
+    model = on_meta(WINDOWED, quantisation("none"), torch.bfloat16)
+    masks = memory_need_of(config, model).workspace - memory_need(model, 1, 2000, 2008).workspace
+    assert masks == 2000 * 2008 * (1 + 2)
+    whole = dataclasses.replace(WINDOWED, sliding_window=0)
+    config = dataclasses.replace(config, model=whole)
+    assert memory_need_of(config, model) == memory_need(model, 1, 2000, 2008)
 
 
 class FakeDevice:
