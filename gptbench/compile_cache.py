@@ -437,16 +437,18 @@ def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Mani
 def add_tiles(
     archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest, place: Place, loaded: Loaded
 ) -> None:
-    """Adds the file's tiles, for uses that have none here, to those of this kind of device.
+    """Adds the file's tiles, for uses that have none here, to those of this kind of device. The kind's own go before
+    those of single cards, the last of which goes first, as where they are read (`Tiles.read`).
 
     Raises:
         UserError: what should be tiles is none.
     """
     if manifest.kernels is None or manifest.kernels != place.manifest.kernels:
         return
-    from gptbench.engine.tiles import MAX_BYTES, parsed
+    from gptbench.engine.tiles import MAX_BYTES, is_of_single_card, parsed
 
-    for member in sorted(members, key=lambda member: member.filename):
+    last_first = sorted(members, key=lambda member: member.filename, reverse=True)
+    for member in sorted(last_first, key=lambda member: is_of_single_card(member.filename)):
         if not member.filename.startswith("tiles/"):
             continue
         path = Path(str(archive.filename), member.filename)

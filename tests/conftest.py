@@ -3,10 +3,10 @@
 import gc
 import os
 import signal
-import tempfile
-from pathlib import Path
 
 import torch
+
+from tests.caches import own_caches, remove
 
 # Triton reads this when it is imported, and again for each kernel. Importing torch does not import Triton.
 if not torch.cuda.is_available():
@@ -14,10 +14,11 @@ if not torch.cuda.is_available():
 
 # Where there is one, each process of pytest-xdist has compile caches of its own, so that none loads what another has
 # left there. On a CPU, where nothing of Triton's is kept, they share one: each would compile the same C++ again.
-if torch.cuda.is_available() and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
-    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
-        base = os.environ.get(name) or Path(tempfile.gettempdir(), f"gptbench-tests-{os.getuid()}", name)
-        os.environ[name] = str(Path(base, worker))
+if torch.cuda.is_available():
+    OWN_CACHES = own_caches(os.environ)
+    os.environ.update(OWN_CACHES)
+else:
+    OWN_CACHES = {}
 
 from collections.abc import Iterator
 
@@ -33,6 +34,11 @@ from tests.warm import Warm
 # A script's background ignores Ctrl-C, and so would what tests start in it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Its caches end with the process."""
+    remove(OWN_CACHES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.errors import ConfigError, UserError
+from tests.caches import own_caches, remove
 from tests.models import DENSE, run_config
 
 INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
@@ -138,3 +139,22 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="another"), caches.blamed():
         raise RuntimeError(f"another thing than {wrapper}")
+
+
+def test_no_two_test_processes_share_a_cache(tmp_path: Path) -> None:
+    """Not those of two commands that one user runs at the same time, either."""
+    processes = [{"PYTEST_XDIST_TESTRUNUID": run, "PYTEST_XDIST_WORKER": of} for run in ("a", "b") for of in "12"]
+    for given in ({}, {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}):
+        found = [folder for process in processes for folder in own_caches(process | given).values()]
+        assert len(set(found)) == 8
+        assert all(Path(folder).is_relative_to(tmp_path) for folder in found) == bool(given)
+    all_of_them = [own_caches(process | given) for process in processes]
+    for path in (path for each in all_of_them for path in each.values()):
+        Path(path, "kernel").mkdir(parents=True)
+    remove(all_of_them[0])
+    left = {path.name for path in tmp_path.rglob("*") if path.is_dir()}
+    assert left == {"gptbench-tests-a", "gptbench-tests-b", "1", "2", *all_of_them[0], "kernel"}
+    for each in all_of_them[1:]:
+        remove(each)
+    assert not list(tmp_path.iterdir())
+    assert own_caches({}) == {}

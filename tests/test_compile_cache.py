@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from gptbench.compile_cache import MANIFEST, Place, cache_command, instruction_sets, load, require_fit, save
+from gptbench.device import Device
 from gptbench.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +216,32 @@ def test_tiles_travel_to_another_machine_of_the_kind(
     loaded = load(changed(file, kernels="0123abcd"), other)
     assert set(loaded.added) == {"inductor", "triton"}
     assert "0123abcd" in loaded.notes[0]
+
+
+def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file as in a folder, whichever name comes first."""
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.kernels.linear import Tile
+
+    monkeypatch.setattr(Device, "key", "gpu-99999999-0000-1111-2222-333344445555")
+    monkeypatch.setattr(Device, "kind", "gpu-sm90")
+    both, cards = (Use("linear", rows, 64, torch.int8, 1) for rows in (64, 128))
+    for rows, name in (
+        (4, "gpu-11111111-0000-1111-2222-333344445555"),
+        (8, "gpu-22222222-0000-1111-2222-333344445555"),
+    ):
+        for use in (both, cards):
+            Tiles(outputs / "tiles", name).keep(use, Tile(rows, 512, 1, 0))
+    Tiles(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(Tile(2, 512, 1, 0))}))
+    here = Tiles.of(outputs / "tiles", Place(outputs).device).found
+    assert here == {str(both): Tile(2, 512, 1, 0), str(cards): Tile(8, 512, 1, 0)}
+    save(tmp_path / "cache.zip", outputs)
+    there = Place(move_to(tmp_path / "two", monkeypatch))
+    load(tmp_path / "cache.zip", there)
+    assert there.tiles().found == here
 
 
 def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,11 @@ class Tiles:
         return tile
 
 
+def is_of_single_card(file: str) -> bool:
+    """Whether a file of tiles is named after a card, and not after a kind."""
+    return UUID.search(file.rpartition("-")[0]) is not None
+
+
 def parsed(path: Path, content: bytes) -> dict[str, dict[str, Any]]:
     """A file's tiles, unchecked.
 
