@@ -120,7 +120,7 @@ class Contender:
         self.workload: Workload = instantiate(config.workload, self.device)
         self.sensor: Sensor = sensor_of(self.device)
         self.engine.tune()
-        self.compilation = prepare(self.engine, watch, empty_cache=False)
+        self.compilation = prepare(self.engine, watch, empty_cache=False, sensor=self.sensor)
         warm_up(self.engine, self.workload, watch, self.sensor)
 
     def side(self, overrides: list[str]) -> Side:

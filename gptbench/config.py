@@ -718,6 +718,8 @@ class BaselineRow:
     """How many of its samples were held back by power or heat, in words; null where none was."""
     busy: str | None = None
     """Why the machine was busy with something else when it was measured, in words; null where it was not."""
+    busy_kinds: list[str] = field(default_factory=list)
+    """Kinds of metrics that this changes: speed, compile, energy; empty is all of them."""
 
 
 @dataclass(kw_only=True)

@@ -390,7 +390,7 @@ def measure_engine(
         tune_s = time.perf_counter() - start if engine.tunes else None
         with CompileWatch() as watch:
             with stages.waiting("compiling"):
-                compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None)
+                compilation = prepare(engine, watch, empty_cache, taken_over=kept is not None, sensor=sensor)
             prepare_peak = device.peak_memory()
             stages.done()
             failures: dict[str, str] = {}
@@ -479,7 +479,8 @@ def prepare_alone(config: Config) -> Compilation:
     with CompileWatch() as watch:
         engine, _ = make_engine(config, device, plan(config, device))
         workload: Workload = instantiate(config.workload, device)
-        compilation = prepare(engine, watch, empty_cache=False, process="second")
-        warm_ups = warm_up(engine, workload, watch, sensor_of(device))
+        sensor = sensor_of(device)
+        compilation = prepare(engine, watch, empty_cache=False, process="second", sensor=sensor)
+        warm_ups = warm_up(engine, workload, watch, sensor)
         compilation.later_s = sum(call.call_s for call in warm_ups if call.compiles)
         return compilation

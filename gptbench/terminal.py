@@ -33,7 +33,7 @@ from gptbench.measure.samples import Sample, throttling
 from gptbench.measure.traffic import Traffic
 from gptbench.outputs import as_json
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
-from gptbench.record.busy import busy, why_busy
+from gptbench.record.busy import busy, idle_neighbours, why_busy
 from gptbench.record.display import display
 from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.record.statistics import (
@@ -335,6 +335,8 @@ def show_busy(result: Measured) -> None:
     """Why these numbers may be slower than the device is."""
     if (told := why_busy(result)) is not None:
         console.print(told, style="bold yellow", markup=False)
+    if (told := idle_neighbours(result)) is not None:
+        console.print(told, style="dim", markup=False)
 
 
 def show_stages(compilation: Compilation) -> None:

@@ -111,14 +111,21 @@ def test_compare_gives_no_verdict_on_a_busy_machine() -> None:
     assert rows["decode_tokens_per_s"].ratio.value == pytest.approx(0.1)
     assert {metric for metric, row in rows.items() if row.verdict is Verdict.busy} == {
         *("decode_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s"),
-        *("compile_cold_s", "compile_warm_s"),
-    }, "memory does not depend on what else there is to do"
+    }, "it did not compile then, and memory does not depend on what else there is to do"
     assert all(not row.possible for row in rows.values())
     assert [(str(found.path), why) for found, why in told.busy] == [("run-0", TOLD)]
     assert "no verdict, measured on a busy machine" in sentence(rows["decode_tokens_per_s"])
     forced = compare(runs(at(1)), runs(at(0.1, busy_too=True)), even_if_busy=True)
     assert forced.pairs[0].rows[0].verdict is Verdict.slower
     assert [why for _, why in forced.busy] == [TOLD], "which is said all the same"
+    compiling = at(0.1)
+    compiling.compilations[0].load = replace(QUIET, other_s=1.5)
+    told = compare(runs(at(1)), runs(compiling))
+    rows = {row.metric: row.verdict for row in told.pairs[0].rows}
+    assert {metric for metric, verdict in rows.items() if verdict is Verdict.busy} == {
+        *("compile_cold_s", "compile_warm_s"),
+    }
+    assert rows["decode_tokens_per_s"] is Verdict.slower
     quiet = compare(runs(at(1)), runs(at(0.1)))
     assert (quiet.pairs[0].rows[0].verdict, quiet.busy) == (Verdict.slower, [])
 
@@ -183,7 +190,8 @@ def test_gate_neither_passes_nor_fails_on_a_busy_machine() -> None:
         checks = {check.metric: check for check in held.checks}
         assert checks["decode_tokens_per_s"].verdict is Verdict.busy
         assert checks["decode_tokens_per_s"].told == f"no verdict: now, {TOLD}"
-        assert checks["peak_memory_bytes"].verdict is not Verdict.busy
+        for other in ("peak_memory_bytes", "compile_cold_s"):
+            assert checks[other].verdict is not Verdict.busy
         assert (outcome_of(held, strict=False), outcome_of(held, strict=True)) == ("undecided", "failed")
         assert any(TOLD in remark for remark in held.remarks)
     assert outcome_of(gate(config, runs(at(0.1, busy_too=True)), even_if_busy=True), strict=False) == "failed"
@@ -215,7 +223,7 @@ def test_no_baseline_is_made_of_a_busy_machine(tmp_path: Path, capsys: pytest.Ca
     assert TOLD in capsys.readouterr().err
     config = baseline_of(at(1, busy_too=True), even_if_busy=True)
     (row,) = config.rows.values()
-    assert row.busy == TOLD
+    assert (row.busy, row.busy_kinds) == (TOLD, ["speed"])
     held = gate(config, runs(at(1)))
     assert outcome_of(held, strict=False) == "undecided"
     assert f"no verdict: baseline, {TOLD}" in {check.told for check in held.checks}

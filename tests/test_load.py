@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +16,11 @@ import psutil
 import pytest
 
 from gptbench.measure import load as module
+from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.load import Counters, Load, between, counters, observed, pressure, stopped, waiting
 from gptbench.measure.roof import Probe
 from gptbench.measure.sensors import Neighbours, NvmlSensor, Sensor
-from gptbench.record.busy import busy, busy_rounds
+from gptbench.record.busy import busy, busy_kinds, busy_rounds, idle_neighbours
 from gptbench.record.result import Result
 from tests.results import made_failure, made_kernels, made_result, made_state, on_cpu
 from tests.test_ab import made_ab, made_round
@@ -117,18 +121,21 @@ class Shared(Sensor):
     def neighbours(self) -> Neighbours | None:
         return self.told.pop(0)
 
+    def active_neighbours(self, since: float) -> int | None:
+        return 1 if 0 <= time.time() - since < 60 else None
+
 
 def test_a_load_is_filled_in_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     left = [Counters(1.0, 1.0), Counters(3.0, 1.5)]
-    monkeypatch.setattr(module, "counters", lambda: left.pop(0))
+    monkeypatch.setattr(module, "counters", lambda family: left.pop(0))
     with pytest.raises(KeyError), observed(Shared()) as load:
         raise KeyError
     assert (load.seconds, load.own_s, load.other_s) == (2.0, 0.5, None)
-    assert (load.gpu_processes, load.gpu_other_bytes) == (2, 10)
+    assert (load.gpu_processes, load.gpu_other_bytes, load.gpu_active) == (2, 10, 1)
     left += [Counters(1.0, 1.0), Counters(3.0, 1.5)]
     with observed(Sensor()) as load:
         pass
-    assert (load.gpu_processes, load.gpu_other_bytes) == (None, None)
+    assert (load.gpu_processes, load.gpu_other_bytes, load.gpu_active) == (None, None, None)
 
 
 def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +168,43 @@ def test_who_else_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sensor.neighbours() is None
 
 
+def test_who_else_computes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Error(Exception):
+        pass
+
+    looks: list[Any] = []
+    found = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=5), SimpleNamespace(pid=1, usedGpuMemory=7)]
+    sensor = NvmlSensor.__new__(NvmlSensor)
+    sensor.handle = None
+    nvml = SimpleNamespace(
+        NVMLError=Error,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: found,
+        nvmlDeviceGetProcessUtilization=lambda handle, since: looks,
+    )
+    monkeypatch.setattr(NvmlSensor, "nvml", nvml)
+
+    def look(pid: int, share: int, at: float = 101.0) -> SimpleNamespace:
+        return SimpleNamespace(pid=pid, smUtil=share, timeStamp=int(at * 1e6))
+
+    for name_space in (os.getpid(), 4711):  # a container may know this process by another number than NVML
+        found[0].pid = name_space
+        for also, expected in (
+            ([], 0),
+            ([look(1, 0)], 0),
+            ([look(1, 80, at=99.0)], 0),
+            ([look(1, 80), look(1, 70, 102.0)], 1),
+            ([look(1, 80), look(2, 5)], 2),
+        ):
+            looks[:] = [look(name_space, 90), *also]
+            assert sensor.active_neighbours(100.0) == expected, (name_space, also)
+
+    def refuse(handle: None, since: int) -> None:
+        raise Error
+
+    nvml.nvmlDeviceGetProcessUtilization = refuse
+    assert sensor.active_neighbours(100.0) is None
+
+
 def measured(load: Load | None = QUIET, rates: tuple[float, ...] = (1.0, 1.01, 0.99), gpu: bool = False) -> Result:
     """Three samples under the same load, of these speeds."""
     result = made_result(compiles=(0,) * len(rates))
@@ -190,8 +234,9 @@ def test_a_record_of_a_version_that_did_not_look_is_not_judged() -> None:
         ({"waiting_s": 0.3}, "threads waited for a core 0.3 s a second"),
         ({"pressure_s": 0.4}, "its control group waited for a core 40% of the time (cpu.pressure)"),
         ({"quota_s": 0.1}, "its CPU quota stopped it 0.1 s a second"),
-        ({"gpu_processes": 1}, "1 other process on the GPU"),
-        ({"gpu_processes": 2}, "2 other processes on the GPU"),
+        ({"gpu_processes": 1, "gpu_active": 1}, "1 other process computed on the GPU"),
+        ({"gpu_processes": 3, "gpu_active": 2}, "2 other processes computed on the GPU"),
+        ({"gpu_processes": 1, "gpu_other_bytes": 5 * 10**9}, "5 GB of the GPU's memory are used by others"),
         ({"gpu_other_bytes": 4 * 10**9}, "4 GB of the GPU's memory are used by others, who cannot be seen from here"),
     ],
 )
@@ -227,6 +272,54 @@ def test_the_resolution_of_counters_makes_no_machine_busy() -> None:
                 sample.load = load
             marked += bool(busy(result))
         assert least <= marked <= most, others
+
+
+def test_an_idle_context_on_the_gpu_is_a_remark() -> None:
+    for active in (0, None):
+        load = replace(QUIET, gpu_processes=1, gpu_active=active, gpu_other_bytes=2 * 10**9)
+        result = measured(load, (1.0, 1.0, 1.0), gpu=True)
+        assert busy(result) == []
+        told = "1 other process has a context on the GPU, and used too little of it to matter"
+        assert idle_neighbours(result) == told
+    assert idle_neighbours(measured(replace(QUIET, gpu_processes=1, gpu_active=1), gpu=True)) is None
+    assert idle_neighbours(measured()) is None
+
+
+def test_each_kind_of_metrics_is_judged_by_what_happened_meanwhile() -> None:
+    def result(gpu: bool = False, compiling: Load | None = QUIET, measuring: Load | None = QUIET) -> Result:
+        made = measured(rates=(1.0, 1.0, 1.0), gpu=gpu)
+        made.compilations[0].load = compiling
+        phase = Spent(10.0, 1.0, 10)
+        return replace(made, energy=Energy("counter", 1.0, phase, phase, measuring))
+
+    loaded = replace(QUIET, other_s=0.5)
+    reason = "other processes used 0.5 of 2 cores"
+    assert busy_kinds(result()) == {}
+    assert busy_kinds(result(compiling=None, measuring=None)) == {}
+    assert busy_kinds(result(compiling=loaded)) == {"compile": [reason]}
+    assert busy_kinds(result(gpu=True, compiling=loaded)) == {"compile": [reason]}, "compilers use all cores"
+    assert busy(result(compiling=loaded)) == [f"while it compiled, {reason}"]
+    assert busy_kinds(result(compiling=replace(QUIET, waiting_s=5.0, pressure_s=0.9))) == {}, "for its own compilers"
+    assert busy_kinds(result(measuring=loaded)) == {"energy": [reason]}
+    assert busy(result(measuring=loaded)) == [f"while energy was measured, {reason}"]
+    assert busy_kinds(result(gpu=True, measuring=loaded)) == {}, "the GPU's energy is not the CPU's"
+    assert list(busy_kinds(result(gpu=True, measuring=replace(QUIET, gpu_processes=1, gpu_active=1)))) == ["energy"]
+    eager = result(compiling=loaded)
+    eager.compilations[0].cache = "none"
+    assert busy(eager) == [], "nothing was compiled"
+    only = measured(loaded)
+    assert list(busy_kinds(only)) == ["speed"]
+
+
+def test_processes_that_this_one_started_are_its_own() -> None:
+    """As those of a compiler."""
+    burn = "import time; end = time.process_time() + 0.1\nwhile time.process_time() < end: pass"
+    with observed(Sensor(), family=True) as own:
+        subprocess.run([sys.executable, "-c", burn], check=True, timeout=60)
+    with observed(Sensor()) as others:
+        subprocess.run([sys.executable, "-c", burn], check=True, timeout=60)
+    assert own.own_s >= 0.1
+    assert others.own_s < 0.1
 
 
 def test_what_others_may_use_is_what_the_threads_leave() -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from gptbench import parsers
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.export import markdown_table
-from gptbench.compare.ratio import KINDS, Verdict, in_words
+from gptbench.compare.ratio import KINDS, TIME, Verdict, in_words
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.errors import UserError
@@ -211,11 +211,17 @@ def interval(row: Row) -> str:
     return f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
 
 
+IN_WORDS = {"speed": "speed", "compile": "compile time", "energy": "energy"}
+"""Kinds of metrics that a busy machine changes."""
+
+
 def busy_lines(comparison: Comparison) -> list[str]:
     """Which runs are from a busy machine, and what that means here."""
     lines = [f"{found.path}: {why}" for found, why in comparison.busy]
-    if any(row.verdict is Verdict.busy for pair in comparison.pairs for row in pair.rows):
-        lines.append("no verdict on speed, compile time and energy: measure again, or give --even-if-busy")
+    withheld = [row.metric for pair in comparison.pairs for row in pair.rows if row.verdict is Verdict.busy]
+    if withheld:
+        kinds = " and ".join(dict.fromkeys(IN_WORDS[KINDS.get(metric, TIME).name] for metric in withheld))
+        lines.append(f"no verdict on {kinds}: measure again, or give --even-if-busy")
     return lines
 
 

@@ -8,7 +8,7 @@ value of a run; percentiles of decode steps are of a run's pooled steps, and wha
 one sample after another.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
     TIME,
-    TIMED,
     Moments,
     Ratio,
     Verdict,
@@ -37,7 +36,7 @@ from gptbench.compare.work import different_work
 from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
 from gptbench.record import KernelResult, Measured, Recorded, Result
-from gptbench.record.busy import busy, why_busy
+from gptbench.record.busy import busy_kinds, why_busy
 from gptbench.record.files import problem
 from gptbench.record.identity import MEASURED
 from gptbench.record.statistics import (
@@ -89,9 +88,9 @@ class Row:
         kind = KINDS.get(metric, TIME)
         return cls(metric, a, b, ratio, verdict(ratio, kind, margin), of, possible(ratio, kind, margin))
 
-    def withheld(self) -> "Row":
-        """The same of a busy machine: without a verdict on what that changes."""
-        return replace(self, verdict=Verdict.busy, possible={}) if KINDS.get(self.metric, TIME) in TIMED else self
+    def withheld(self, kinds: Collection[str]) -> "Row":
+        """The same of a busy machine: without a verdict, if it is of these kinds of metrics."""
+        return replace(self, verdict=Verdict.busy, possible={}) if KINDS.get(self.metric, TIME).name in kinds else self
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,8 @@ def quiet(side: list[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
 def judged(a: list[Found], b: list[Found], margin: float | None, history: History, even_if_busy: bool) -> list[Row]:
     """Rows of a pair, without verdicts where a side is from a busy machine."""
     found = rows(a, b, margin, history)
-    if even_if_busy or not any(busy(each.record) for each in (*a, *b)):
-        return found
-    return [row.withheld() for row in found]
+    kinds = set() if even_if_busy else {kind for each in (*a, *b) for kind in busy_kinds(each.record)}
+    return [row.withheld(kinds) for row in found]
 
 
 def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
@@ -458,4 +456,4 @@ def overall(pairs: list[Pair], margin: float | None) -> Row | None:
     ratio = of_pairs([float(np.log(row.ratio.value)) for row in found])
     middles = geometric_mean([row.a for row in found]), geometric_mean([row.b for row in found])
     row = Row.judged("decode_tokens_per_s", *middles, ratio, f"{len(found)} pairs", margin)
-    return row.withheld() if any(each.verdict is Verdict.busy for each in found) else row
+    return row.withheld(["speed"]) if any(each.verdict is Verdict.busy for each in found) else row

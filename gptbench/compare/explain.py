@@ -26,7 +26,7 @@ from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.samples import throttling
 from gptbench.record import Result
-from gptbench.record.busy import why_busy
+from gptbench.record.busy import idle_neighbours, why_busy
 from gptbench.record.labels import weights_of
 from gptbench.record.statistics import step_bytes, summary, valid_samples
 
@@ -310,6 +310,8 @@ def notes(step: Step) -> Iterator[str]:
     """What must be known to read the rest."""
     if (told_busy := why_busy(step.result)) is not None:
         yield f"It was {told_busy}."
+    if (told_idle := idle_neighbours(step.result)) is not None:
+        yield f"{told_idle}."
     found, told = step.result.breakdown, step.told
     if found is None:
         weights, kv = micro(step.weights / step.roof), micro(step.kv / step.roof)

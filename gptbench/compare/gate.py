@@ -11,7 +11,7 @@ margin is told as undecided.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from gptbench.compare.comparison import SAMPLED, exactly, moments_of, quiet
 from gptbench.compare.ratio import (
     KINDS,
     MEMORY,
-    TIMED,
     Kind,
     Moments,
     Ratio,
@@ -51,7 +50,7 @@ from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
 from gptbench.measure.samples import Sample, throttling
 from gptbench.record import Result
-from gptbench.record.busy import why_busy
+from gptbench.record.busy import PHASES, busy_kinds, why_busy
 from gptbench.record.files import problem
 from gptbench.record.labels import weights_of
 from gptbench.record.result import SCHEMA_VERSION
@@ -99,9 +98,10 @@ class Check:
         """Whether it may be worse, although nothing shows that it is; or there is no verdict."""
         return self.verdict is Verdict.busy or any(word.is_worse for word in self.possible)
 
-    def withheld(self, why: str) -> "Check":
-        """The same from a busy machine: without a verdict on what that changes."""
-        if self.ratio is None or KINDS.get(self.metric or "") not in TIMED:
+    def withheld(self, kinds: Collection[str], why: str) -> "Check":
+        """The same from a busy machine: without a verdict, if it is of these kinds of metrics."""
+        kind = KINDS.get(self.metric or "")
+        if self.ratio is None or kind is None or kind.name not in kinds:
             return self
         return replace(self, failed=False, told=f"no verdict: {why}", verdict=Verdict.busy, possible={})
 
@@ -238,7 +238,10 @@ def gate(
             remarks += [f"{row}: {why}" for why in told_busy]
             found_here = row_checks(config, row, own, history)
             if told_busy and not even_if_busy:
-                found_here = [check.withheld("; ".join(told_busy)) for check in found_here]
+                kinds = {kind for result in own for kind in busy_kinds(result)}
+                if config.rows[row].busy is not None:
+                    kinds |= set(config.rows[row].busy_kinds or PHASES)
+                found_here = [check.withheld(kinds, "; ".join(told_busy)) for check in found_here]
             checks += found_here
             for which, held_back in (("baseline", config.rows[row].throttled), ("now", throttling(samples_of(own)))):
                 if held_back is not None:
@@ -423,7 +426,7 @@ def recorded_text(
         if (held_back := throttling(samples_of(own))) is not None:
             rows[row]["throttled"] = held_back
         if reasons := "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None)):
-            rows[row]["busy"] = reasons
+            rows[row] |= {"busy": reasons, "busy_kinds": sorted({kind for one in own for kind in busy_kinds(one)})}
     content = {
         "_target_": BaselineConfig.TARGETS[0],
         "name": name,

@@ -82,8 +82,6 @@ TIME = Kind("speed", 0.01, (Verdict.faster, Verdict.slower))
 COMPILE = Kind("compile", 0.10, (Verdict.faster, Verdict.slower))
 MEMORY = Kind("memory", 0.01, (Verdict.less, Verdict.more))
 ENERGY = Kind("energy", 0.03, (Verdict.less, Verdict.more))
-TIMED = (SPEED, TIME, COMPILE, ENERGY)
-"""What a busy machine changes."""
 LOSS = Kind("quality", 0.005, (Verdict.better, Verdict.worse))
 AGREEMENT = Kind("quality", 0.005, (Verdict.worse, Verdict.better))
 

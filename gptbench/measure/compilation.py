@@ -17,6 +17,8 @@ import torch
 
 from gptbench.engine import Engine
 from gptbench.errors import UserError
+from gptbench.measure.load import Load, observed
+from gptbench.measure.sensors import NO_SENSOR, Sensor
 from gptbench.private import private, version
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
@@ -120,6 +122,9 @@ class Compilation:
     """Compile-cache hits, misses and bypasses of graphs, as torch counts them, and of Triton's kernels."""
     shared: bool = False
     """None of this job's, but what earlier ones of the sweep paid for what this one took over."""
+    load: Load | None = None
+    """What else the machine did during `prepare_s`; processes that the compiler started are its own. None in a record
+    of a version that did not look."""
 
     @property
     def total_s(self) -> float:
@@ -156,7 +161,12 @@ started_compiler = False
 
 
 def prepare(
-    engine: Engine, watch: CompileWatch, empty_cache: bool, process: str = "first", taken_over: bool = False
+    engine: Engine,
+    watch: CompileWatch,
+    empty_cache: bool,
+    process: str = "first",
+    taken_over: bool = False,
+    sensor: Sensor = NO_SENSOR,
 ) -> Compilation:
     """Prepares an engine, timed.
 
@@ -174,10 +184,11 @@ def prepare(
     compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
     by_triton = len(watch.compiling)
     engine.device.synchronize()
-    start = time.perf_counter()
-    engine.prepare()
-    engine.device.synchronize()
-    elapsed = time.perf_counter() - start
+    with observed(sensor, family=True) as load:
+        start = time.perf_counter()
+        engine.prepare()
+        engine.device.synchronize()
+        elapsed = time.perf_counter() - start
     counts = {name: counters["inductor"][name] - before[name] for name in CACHE_COUNTERS}
     kernels = watch.triton_hits - found, watch.triton_misses - built
     started_compiler = started_compiler or watch.count > compiled
@@ -192,6 +203,7 @@ def prepare(
         costs_s=costs(elapsed, spent, covered(watch.compiling[by_triton:]), engine.capture_s),
         stages_s=spent,
         cache_counts=counts | dict(zip(("triton_hit", "triton_miss"), kernels, strict=True)),
+        load=load,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gptbench.engine import Engine
 from gptbench.generate import Workload
+from gptbench.measure.load import Load, observed
 from gptbench.measure.sensors import Sensor
 
 SECONDS = 4.0
@@ -54,6 +55,8 @@ class Energy:
     """Watts while nothing runs, with the model in memory."""
     prefill: Spent
     decode: Spent
+    load: Load | None = None
+    """What else the machine did meanwhile; None in a record of a version that did not look."""
 
 
 def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: float = SECONDS) -> Energy | None:
@@ -89,17 +92,18 @@ def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: 
     engine.seed(workload.config.seed)
     generation()
     device.synchronize()
-    time.sleep(SETTLE_S * seconds / SECONDS)
-    idle_j, idle_s, _ = repeated(lambda: time.sleep(seconds))
+    with observed(sensor) as load:
+        time.sleep(SETTLE_S * seconds / SECONDS)
+        idle_j, idle_s, _ = repeated(lambda: time.sleep(seconds))
+        joules, elapsed, times = repeated(prefill)
+        whole_joules, whole_s, cycles = repeated(generation)
     idle_w = idle_j / idle_s
-    joules, elapsed, times = repeated(prefill)
     of_prefill = Spent(joules, elapsed, times * rows * engine.prompt_length)
-    whole_joules, whole_s, cycles = repeated(generation)
     share = cycles / times
     of_decode = Spent(whole_joules - share * joules, whole_s - share * elapsed, cycles * rows * steps)
     if of_decode.joules < LEAST_SHARE * whole_joules or of_decode.seconds <= 0:
         raise RuntimeError(f"{steps} decode steps use too little beside a prefill to be told from it")
-    return Energy(sensor.counter, idle_w, of_prefill, of_decode)
+    return Energy(sensor.counter, idle_w, of_prefill, of_decode, load)
 
 
 def at_a_step(sensor: Sensor) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""What else the machine did during a sample: other processes' CPU time, stolen and waiting time, pressure, the GPU's
-other processes.
+"""What else the machine did during a sample, or whatever else is timed: other processes' CPU time, stolen and waiting
+time, pressure, the GPU's other processes.
 
-Counters are read just before and just after a sample, outside of its timed region, in about 0.1 ms. They are Linux's
+Counters are read just before and just after it, outside of its timed region, in about 0.1 ms. They are Linux's
 (https://docs.kernel.org/filesystems/proc.html, .../accounting/psi.html, .../admin-guide/cgroup-v2.html); what a machine
 does not tell is None. Nothing is judged here: see `gptbench.record.busy`.
 """
@@ -10,7 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Counters:
 
 @dataclass
 class Load:
-    """During one sample, from just before it to just after it."""
+    """During one sample, or what else is timed, from just before it to just after it."""
 
     seconds: float
     """Of the clock on the wall."""
@@ -76,13 +76,20 @@ class Load:
     load_average: float | None = None
     """Tasks that ran or waited to, mean over the last minute, at the end."""
     gpu_processes: int | None = None
-    """Other processes that compute on the GPU, at the beginning or the end, whichever was more; None on a CPU."""
+    """Other processes with a context on the GPU, at the beginning or the end, whichever was more; None on a CPU."""
     gpu_other_bytes: int | None = None
     """Of the GPU's memory, bytes in use that are not this process's, at most; what a driver takes is among them."""
+    gpu_active: int | None = None
+    """Other processes that computed on the GPU meanwhile; None where nothing tells, as of a sample of less than the
+    second or so between two looks of the driver."""
 
 
-def counters(process: Path = PROCESS) -> Counters:
-    """As they are now."""
+def counters(process: Path = PROCESS, family: bool = False) -> Counters:
+    """As they are now.
+
+    Args:
+        family: whether processes that this one started count as its own, which takes some milliseconds.
+    """
     cpus = psutil.cpu_times(percpu=True)
     allowed = [cpus[index] for index in own_cores() if index < len(cpus)]
     used = [
@@ -90,7 +97,7 @@ def counters(process: Path = PROCESS) -> Counters:
     ]
     return Counters(
         wall_s=time.perf_counter(),
-        own_s=time.process_time(),
+        own_s=time.process_time() + (children_s() if family else 0.0),
         used_s=sum(used) if allowed else None,
         stolen_s=summed(allowed, "steal"),
         iowait_s=summed(allowed, "iowait"),
@@ -99,6 +106,17 @@ def counters(process: Path = PROCESS) -> Counters:
         system_pressure_s=pressure(PRESSURE),
         quota_s=stopped(),
     )
+
+
+def children_s() -> float:
+    """CPU time of the processes that this one started, and of theirs; of those that have ended, too."""
+    own = psutil.Process()
+    times = own.cpu_times()
+    total = times.children_user + times.children_system
+    for child in own.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            total += sum(child.cpu_times()[:4])
+    return total
 
 
 def own_cores() -> list[int]:
@@ -174,15 +192,19 @@ def growth(before: float | None, after: float | None) -> float | None:
 
 
 @contextmanager
-def observed(sensor: Sensor) -> Iterator[Load]:
-    """Fills in the load of the machine while something runs."""
+def observed(sensor: Sensor, family: bool = False) -> Iterator[Load]:
+    """Fills in the load of the machine while something runs.
+
+    Args:
+        family: see `counters`.
+    """
     load = Load(seconds=0.0, cores=len(own_cores()), own_s=0.0)
-    neighbours = [sensor.neighbours()]
-    before = counters()
+    neighbours, since = [sensor.neighbours()], time.time()
+    before = counters(family=family)
     try:
         yield load
     finally:
-        after = counters()
+        after = counters(family=family)
         neighbours.append(sensor.neighbours())
         found = between(before, after, load.cores)
         for one in fields(Load):
@@ -192,3 +214,4 @@ def observed(sensor: Sensor) -> Iterator[Load]:
         if told:
             load.gpu_processes = max(each.processes for each in told)
             load.gpu_other_bytes = max(each.other_bytes for each in told)
+        load.gpu_active = sensor.active_neighbours(since)

@@ -13,10 +13,9 @@ from gptbench.errors import counted
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.load import Load, observed
-from gptbench.measure.sensors import DeviceState, Sensor, watched
+from gptbench.measure.sensors import NO_SENSOR, DeviceState, Sensor, watched
 
 MOST_WARM_UPS = 10
-NO_SENSOR = Sensor()
 
 
 @dataclass

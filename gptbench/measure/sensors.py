@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 INTERVAL_S = 0.05
 """Between two readings of a GPU during a sample. NVML renews clocks about as often, and power every 0.1 s."""
+MIN_ACTIVE_PERCENT = 3
+"""Of the time between two looks of the driver, about a second at most, for which a process has to compute on a GPU to
+count as active."""
 POWER_SETTLES_S = 0.15
 """From the beginning of a load until every reading of NVML's power is of the load (an H100: LOG.md)."""
 
@@ -56,7 +59,7 @@ class Neighbours:
     """What others have on a GPU."""
 
     processes: int
-    """Other processes that compute on it, of those that can be seen from here."""
+    """Other processes that have a context on it, of those that can be seen from here."""
     other_bytes: int
     """Of its memory, bytes in use that are not this process's."""
 
@@ -111,6 +114,13 @@ class Sensor:
     def neighbours(self) -> Neighbours | None:
         """Who else is on the device; None where nothing tells."""
         return None
+
+    def active_neighbours(self, since: float) -> int | None:
+        """How many others computed on it since then, a time of the clock on the wall; None where nothing tells."""
+        return None
+
+
+NO_SENSOR = Sensor()
 
 
 class NvmlSensor(Sensor):
@@ -195,6 +205,15 @@ class NvmlSensor(Sensor):
         own = [process.usedGpuMemory for process in found if process.pid == os.getpid()]
         taken = own[0] if own and own[0] is not None else torch.cuda.memory_reserved()
         return Neighbours(max(0, len(found) - 1), max(0, memory.used - taken))
+
+    def active_neighbours(self, since: float) -> int | None:
+        looks = self.told(self.nvml.nvmlDeviceGetProcessUtilization, self.handle, int(since * 1e6))
+        found = self.told(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
+        if looks is None or found is None:
+            return None
+        active = {look.pid for look in looks if look.smUtil >= MIN_ACTIVE_PERCENT and look.timeStamp >= since * 1e6}
+        known = any(process.pid == os.getpid() for process in found)  # see above
+        return len(active - {os.getpid()}) if known else max(0, len(active) - 1)
 
 
 class CpuSensor(Sensor):

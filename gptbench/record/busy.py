@@ -2,13 +2,15 @@
 what was recorded beside its samples.
 
 A number from a busy machine is recorded and shown as any other, with the reasons beside it; `compare` and `gate` give
-no verdict on it. A record of a version that did not look has nothing to be judged by.
+no verdict on it. Speeds are judged by the samples and by the probes around them, compile time and energy by what the
+machine did while they were measured. A record of a version that did not look has nothing to be judged by.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from gptbench.errors import counted
 from gptbench.measure.environment import Environment
 from gptbench.measure.load import RESOLUTION_S, Load
 from gptbench.measure.roof import Probe, Roof
@@ -33,18 +35,35 @@ several cores and samples by the root of their number as much. Counters are roun
 which is a standard deviation of 0.4 times the resolution."""
 MIN_SAMPLES = 3
 """Of which a spread means something."""
-MAX_UNSEEN_BYTES = 3 * 10**9
-"""Of a GPU's memory that may be used by nobody who can be seen: the driver and this process's own context take up to
-half of it."""
+MAX_OTHER_BYTES = 3 * 10**9
+"""Of a GPU's memory that others may use: the driver and this process's own context take up to half of it, another
+process's idle context the rest."""
+PHASES = {"speed": "", "compile": "while it compiled, ", "energy": "while energy was measured, "}
+"""Kinds of metrics (see `gptbench.compare.ratio`), and how a reason of each begins."""
 
 
 def busy(record: Recorded) -> list[str]:
     """Reasons to think that the machine was busy with something else, in words; empty where there are none."""
+    return [f"{PHASES[kind]}{why}" for kind, reasons in busy_kinds(record).items() for why in reasons]
+
+
+def busy_kinds(record: Recorded) -> dict[str, list[str]]:
+    """The reasons by the kind of metrics that they change, `PHASES`; without those that have none."""
+    found: dict[str, list[str]] = {}
     if isinstance(record, AbResult):
-        return [f"round {number}: {why}" for number, reasons in busy_rounds(record).items() for why in reasons]
+        rounds = busy_rounds(record).items()
+        found["speed"] = [f"round {number}: {why}" for number, reasons in rounds for why in reasons]
+    elif isinstance(record, Measured):
+        found["speed"] = slow_probes(record.probes, record.roof)
     if isinstance(record, Result):
-        return [*slow_probes(record.probes, record.roof), *busy_samples(valid_samples(record), record.environment)]
-    return slow_probes(record.probes, record.roof) if isinstance(record, Measured) else []
+        found["speed"] += busy_samples(valid_samples(record), record.environment)
+        compiling = [one.load for one in record.compilations if one.load is not None and one.cache != "none"]
+        found["compile"] = shared(compiling, spare=0)
+        if record.energy is not None and record.energy.load is not None:
+            # A CPU's energy is that of all its cores.
+            spare = spare_cores([record.energy.load], record.environment) if record.environment.on_gpu else 0
+            found["energy"] = shared([record.energy.load], spare)
+    return {kind: reasons for kind, reasons in found.items() if reasons}
 
 
 def why_busy(record: Recorded) -> str | None:
@@ -89,41 +108,78 @@ def slow_probes(probes: Sequence[Probe], roof: Roof) -> list[str]:
     return [f"{told}, {behind:.0%} less than the read roof of {roof.gb_per_s:.4g} GB/s"]
 
 
+def threads_of(environment: Environment) -> int:
+    """That need a core of their own."""
+    return 1 if environment.on_gpu else environment.threads
+
+
+def spare_cores(loads: Sequence[Load], environment: Environment) -> int:
+    """That the threads leave to others."""
+    return max(0, min(load.cores for load in loads) - threads_of(environment))
+
+
 def taken(loads: Sequence[Load], environment: Environment) -> list[str]:
-    """What others took of the cores, and of the GPU."""
+    """What others took of the cores that samples need, and of the GPU, and how long threads waited."""
     seconds = sum(load.seconds for load in loads)
     if not seconds > 0:
         return []
     told = []
-    cores = min(load.cores for load in loads)
-    threads = 1 if environment.on_gpu else environment.threads
-    unsure = MAX_ROUNDINGS * RESOLUTION_S * (cores * len(loads)) ** 0.5 / seconds
-    if (others := total(loads, "other_s")) is not None:
-        used = others / seconds
-        if used - unsure - max(0, cores - threads) > MAX_OTHERS * min(threads, cores):
-            told.append(f"other processes used {used:.2g} of {cores} core{'s' * (cores > 1)}")
-    if (stolen := total(loads, "stolen_s")) is not None and stolen / seconds - unsure > MAX_WAITING:
-        told.append(f"the host took away {stolen / seconds:.2g} cores (steal)")
     # Threads of one process wait for each other where there are more of them than cores.
-    if threads <= cores:
+    if threads_of(environment) <= min(load.cores for load in loads):
         if (waiting := total(loads, "waiting_s")) is not None and waiting / seconds > MAX_WAITING:
             told.append(f"threads waited for a core {waiting / seconds:.2g} s a second")
         if (pressure := total(loads, "pressure_s")) is not None and pressure / seconds > MAX_WAITING:
             told.append(f"its control group waited for a core {pressure / seconds:.0%} of the time (cpu.pressure)")
     if (quota := total(loads, "quota_s")) is not None and quota / seconds > MAX_WAITING:
         told.append(f"its CPU quota stopped it {quota / seconds:.2g} s a second")
+    return [*shared(loads, spare_cores(loads, environment)), *told]
+
+
+def shared(loads: Sequence[Load], spare: int) -> list[str]:
+    """What others took of the machine.
+
+    Args:
+        spare: cores that they may use.
+    """
+    seconds = sum(load.seconds for load in loads)
+    if not seconds > 0:
+        return []
+    told = []
+    cores = min(load.cores for load in loads)
+    unsure = MAX_ROUNDINGS * RESOLUTION_S * (cores * len(loads)) ** 0.5 / seconds
+    if (others := total(loads, "other_s")) is not None:
+        used = others / seconds
+        if used - unsure - spare > MAX_OTHERS * (cores - spare):
+            told.append(f"other processes used {used:.2g} of {counted(cores, 'core')}")
+    if (stolen := total(loads, "stolen_s")) is not None and stolen / seconds - unsure > MAX_WAITING:
+        told.append(f"the host took away {stolen / seconds:.2g} cores (steal)")
     return [*told, *neighbours(loads)]
 
 
 def neighbours(loads: Sequence[Load]) -> list[str]:
-    """Who else is on the GPU."""
-    processes = max((load.gpu_processes for load in loads if load.gpu_processes is not None), default=0)
-    size = max((load.gpu_other_bytes for load in loads if load.gpu_other_bytes is not None), default=0)
-    if processes:
-        return [f"{processes} other process{'es' * (processes > 1)} on the GPU"]
-    if size > MAX_UNSEEN_BYTES:
-        return [f"{size / 1e9:.3g} GB of the GPU's memory are used by others, who cannot be seen from here"]
+    """Who else uses the GPU."""
+    processes, active, size = (most(loads, name) for name in ("gpu_processes", "gpu_active", "gpu_other_bytes"))
+    if active:
+        return [f"{active} other process{'es' * (active > 1)} computed on the GPU"]
+    if size > MAX_OTHER_BYTES:
+        unseen = "" if processes else ", who cannot be seen from here"
+        return [f"{size / 1e9:.3g} GB of the GPU's memory are used by others{unseen}"]
     return []
+
+
+def idle_neighbours(record: Recorded) -> str | None:
+    """Who else has a context on the GPU and was not seen to use it, in a sentence; None where nobody has."""
+    loads = loads_of(record.samples) if isinstance(record, Result) else []
+    processes = most(loads, "gpu_processes")
+    if not processes or neighbours(loads):
+        return None
+    subject = "1 other process has" if processes == 1 else f"{processes} other processes have"
+    return f"{subject} a context on the GPU, and used too little of it to matter"
+
+
+def most(loads: Sequence[Load], name: str) -> int:
+    """Of one field; 0 where nothing told it."""
+    return max((found for load in loads if (found := getattr(load, name)) is not None), default=0)
 
 
 def total(loads: Sequence[Load], name: str) -> float | None:
