@@ -381,6 +381,7 @@ def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
         assert len(one.order) >= 8
         assert one.at_s == sorted(one.at_s)
         assert set(one.load_s) == set(one.compilations) == {"A", "B"}
+        assert [probe.when for probe in one.probes] == ["before", "after"]
     assert taken.samples("A")[0].tokens != taken.samples("A")[1].tokens
     assert problem(taken) is None
 

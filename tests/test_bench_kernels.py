@@ -526,6 +526,7 @@ def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFi
     attempt.alone(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path))
     result = KernelResult.load(tmp_path / "kernels.json")
     assert [kernel.label for kernel in result.kernels] == ["gemv/D32/bfloat16"]
+    assert [probe.when for probe in result.probes] == ["before", "after"]
     shown = capsys.readouterr()
     assert "gemv" in shown.err and "D=32" in shown.err and "library" in shown.err
     line = json.loads(shown.out.splitlines()[-1])

@@ -82,6 +82,7 @@ def test_each_phase_lasts_as_long_as_asked(clockwork: Clockwork) -> None:
     found = measure_energy(engine, WORKLOAD, clockwork, seconds=1.0)
     assert found is not None
     assert 1.0 <= found.prefill.seconds < 1.2
+    assert found.load is not None and found.load.seconds > 0
     generations = clockwork.calls.count("p" + "d" * STEPS) - 1  # the first is none of a phase
     assert generations * (PREFILL_S + STEPS * STEP_S) >= 1.0
 

@@ -69,9 +69,12 @@ def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: 
         return model
 
     monkeypatch.setattr(run_module, "plan", watched_plan)
-    for number in range(2):
-        run(config(tmp_path), tmp_path / str(number))
+    results = [run(config(tmp_path), tmp_path / str(number)) for number in range(2)]
     assert len(models) == 2
+    for result in results:
+        assert [probe.when for probe in result.probes] == ["before", "after"]
+        loads = [result.compilations[0].load, *(sample.load for sample in result.samples)]
+        assert all(load is not None and load.seconds > 0 for load in loads)
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["a prompt each", "one prompt"])
