@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from results import made_result, on_cpu
+from results import PROMPT, made_result, on_cpu
 
 from gptbench.__main__ import main
 from gptbench.commands.gate import gate_command
@@ -88,6 +88,19 @@ def test_moments_give_the_interval_of_the_values() -> None:
         assert (ratio.low is None) == (expected.low is None)
         if ratio.low is not None:
             assert [ratio.low, ratio.high] == pytest.approx([expected.low, expected.high])
+
+
+def test_a_row_of_one_prompt_says_why_no_run_is_its_own() -> None:
+    """As baselines were recorded before each row of a batch had a prompt of its own."""
+    apart = replace(steady(), prompts=[PROMPT, PROMPT[::-1]])
+    held = gate(baseline_of(steady()), found(apart))
+    (check,), ((_, why),) = held.failed, held.left_out
+    assert "one prompt for all rows of the batch, and now each has its own: record it again" in check.told
+    assert why == check.told.replace("it", "stories15m-bfloat16-inductor-b1", 1)
+    other = replace(apart, prompts=[[2], [3]], prompt=[2])
+    (check,) = gate(baseline_of(steady()), found(other)).failed
+    assert check.told == "it was not measured"
+    assert not gate(baseline_of(apart), found(apart)).failed
 
 
 def test_the_same_passes() -> None:

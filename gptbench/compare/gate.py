@@ -69,6 +69,11 @@ Their spread between tokens counts; perplexity's would hide any loss: it stays o
 
 OUTDATED = "not compared: recorded as the median of the samples' own percentiles; record the baseline again"
 """Of a metric that a baseline has by another definition than gptbench's."""
+ONE_PROMPT = (
+    "recorded with one prompt for all rows of the batch, and now each has its own: record it again, or with "
+    "workload.same_prompt=true for the same work"
+)
+"""Of a row that a run would belong to, were it for that."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ def gate(
     runs: dict[str, list[Found]] = {name: [] for name in config.rows}
     checks = [Check(row, None, True, why) for row, why in hindered]
     left_out = []
+    of_one_prompt: set[str] = set()
     results = []
     for each in found:
         result = each.record
@@ -220,7 +226,11 @@ def gate(
         require_device(config, result.environment)
         results.append(result)
         if (row := baseline.row_of(result)) is None:
-            left_out.append((each.path, "the baseline has no row of what it measured"))
+            why = "the baseline has no row of what it measured"
+            if result.prompts and (row := baseline.row_of(replace(result, prompts=[]))) is not None:
+                of_one_prompt.add(row)
+                why = f"{row} was {ONE_PROMPT}"
+            left_out.append((each.path, why))
         elif (wrong := problem(result)) is not None:
             checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
         else:
@@ -247,7 +257,8 @@ def gate(
                 if held_back is not None:
                     remarks.append(f"{row}: {which}, {held_back}")
         elif row not in told:
-            checks.append(Check(row, None, not partial, "it was not measured"))
+            why = f"it was {ONE_PROMPT}" if row in of_one_prompt else "it was not measured"
+            checks.append(Check(row, None, not partial, why))
     left_out += [(each.path, why) for each, why in busy_ones]
     return Gate(checks, differences(config, results), left_out, remarks)
 
