@@ -361,6 +361,11 @@ def test_a_probe_far_below_the_roof() -> None:
     result.probes[1].gb_per_s = 30.0
     told = "the probe after the samples read 30 GB/s, 40% less than the read roof of 50 GB/s"
     assert busy(result) == [told]
+    for probe in result.probes:
+        probe.usual_gb_per_s = 31.0
+    assert busy(result) == [], "a CPU's probes differ"
+    result.probes[1].gb_per_s = 20.0
+    assert busy(result) == ["the probe after the samples read 20 GB/s, 35% less than probes usually read here, 31 GB/s"]
     kernels = made_kernels()
     assert busy(kernels) == []
     kernels.probes = [Probe("before", 3000.0, 1, [1.0], "now")]

@@ -14,7 +14,17 @@ from gptbench.device import Device
 from gptbench.errors import DoesNotFitError
 from gptbench.measure import roof as module
 from gptbench.measure.environment import Environment, environment
-from gptbench.measure.roof import FULL, PROBE, Roof, Roofs, cpu_cache_bytes, measured_roof, measurements, read_roof
+from gptbench.measure.roof import (
+    FULL,
+    PROBE,
+    PROBES,
+    Roof,
+    Roofs,
+    cpu_cache_bytes,
+    measured_roof,
+    measurements,
+    read_roof,
+)
 from gptbench.record.result import Result
 from tests.results import made_result
 
@@ -86,6 +96,27 @@ def test_a_probe_may_only_raise_it(on: Device, here: Environment, rates: list[fl
     assert (after.gb_per_s, roofs.read().gb_per_s) == (12, 12)
     roofs.probe("before")
     assert [(one.gb_per_s, one.kind) for one in measurements(roofs.path)] == [(10, FULL), (12, PROBE)]
+    assert [one.gb_per_s for one in measurements(roofs.path, PROBES)] == [8, 12, 11]
+
+
+def test_what_probes_of_a_cpu_usually_read_is_known_of_ten(
+    on: Device, here: Environment, rates: list[float], tmp_path: Path
+) -> None:
+    roofs, other = Roofs(on, here, tmp_path), Roofs(on, replace(here, driver="570.1"), tmp_path)
+    rates += [100.0, 99.0, *[60.0, 40.0] * 5, 70.0, 70.0]
+    roofs.read()
+    other.probe("before")
+    found = [roofs.probe("before") for _ in range(11)]
+    assert [probe and probe.usual_gb_per_s for probe in found] == [None] * 10 + [60], "four of five were no faster"
+    on.is_cuda = True
+    assert roofs.usual() is None, "a GPU's are alike"
+    on.is_cuda = False
+    assert other.usual() is None
+    rates += [50.0] * module.MAX_PROBES
+    for _ in range(module.MAX_PROBES):
+        roofs.probe("before")
+    assert len(measurements(roofs.path, PROBES)) == module.MAX_PROBES
+    assert roofs.read().gb_per_s == 100, "the measurements stay"
 
 
 def test_a_roof_is_of_one_host_with_its_cores_and_threads(

@@ -226,11 +226,11 @@ def gate(
         require_device(config, result.environment)
         results.append(result)
         if (row := baseline.row_of(result)) is None:
-            why = "the baseline has no row of what it measured"
+            reason = "the baseline has no row of what it measured"
             if result.prompts and (row := baseline.row_of(replace(result, prompts=[]))) is not None:
                 of_one_prompt.add(row)
-                why = f"{row} was {ONE_PROMPT}"
-            left_out.append((each.path, why))
+                reason = f"{row} was {ONE_PROMPT}"
+            left_out.append((each.path, reason))
         elif (wrong := problem(result)) is not None:
             checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
         else:
@@ -257,8 +257,8 @@ def gate(
                 if held_back is not None:
                     remarks.append(f"{row}: {which}, {held_back}")
         elif row not in told:
-            why = f"it was {ONE_PROMPT}" if row in of_one_prompt else "it was not measured"
-            checks.append(Check(row, None, not partial, why))
+            reason = f"it was {ONE_PROMPT}" if row in of_one_prompt else "it was not measured"
+            checks.append(Check(row, None, not partial, reason))
     left_out += [(each.path, why) for each, why in busy_ones]
     return Gate(checks, differences(config, results), left_out, remarks)
 

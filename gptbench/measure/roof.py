@@ -2,7 +2,8 @@
 
 Every measurement may raise it, and none lowers it: what keeps a machine busy makes a measurement slower, and nothing
 makes it faster than the memory is. `device.measure_roof=true` adds a measurement; a short probe before and after the
-samples is one, too. A probe that stays far behind the roof shows that something else uses the memory.
+samples is one, too. A probe that stays far behind the roof shows that something else uses the memory; on a CPU, one
+that stays far behind what most probes there read, as a CPU's rate differs from process to process.
 
 A roof belongs to a kind of GPU, or to one host's CPU with so many cores and threads; and to the conditions that it was
 measured under: driver, power limit and library versions.
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 
@@ -30,11 +32,19 @@ from gptbench.outputs import write_json
 
 FULL, PROBE = "full", "probe"
 """Kinds of measurements."""
+PROBES = "probes"
+"""Of a file, where the last ones are."""
 LAUNCHES = 35
 """Of a full measurement."""
 PROBE_S = 0.05
 """Seconds that a probe reads for."""
 MIN_PROBE_LAUNCHES = 3
+MAX_PROBES = 100
+"""The last ones, that a file keeps beside the measurements."""
+MIN_PROBES = 10
+"""Of the same device and conditions, of which it is known what is usual."""
+USUAL = 0.8
+"""Quantile of the rates of earlier probes that is: some may have been of a busy machine."""
 PROGRAMS_PER_PROCESSOR = 4
 CUDA_BUFFER_BYTES = 2**32
 CPU_BUFFER_BYTES = 2**29
@@ -86,13 +96,16 @@ class Probe:
     """Of every launch."""
     measured: str
     """When, ISO 8601."""
+    usual_gb_per_s: float | None = None
+    """On a CPU, the rate that one in five of the earlier probes passed; None of fewer than ten, and on a GPU."""
 
 
 class Roofs:
     """All that a folder keeps of one device's roof, under the conditions of now.
 
     Args:
-        folder: where roofs are kept; a file has every full measurement, and every probe that raised the roof.
+        folder: where roofs are kept; a file has every full measurement, every probe that raised the roof, and the last
+            `MAX_PROBES` probes.
     """
 
     def __init__(self, device: Device, environment: Environment, folder: Path) -> None:
@@ -131,10 +144,18 @@ class Roofs:
             found = measure_probe(self.device, self.environment)
             if found is None:
                 return None
-            kept = self.highest()
+            kept, usual = self.highest(), self.usual()
             if kept is None or found.gb_per_s > kept.gb_per_s:
                 self.add(found)
-            return Probe(when, found.gb_per_s, found.buffer_bytes, found.seconds, found.measured)
+            self.add(found, PROBES)
+            return Probe(when, found.gb_per_s, found.buffer_bytes, found.seconds, found.measured, usual)
+
+    def usual(self) -> float | None:
+        """Rate of this CPU's probes; None where it is not known yet. GPUs differ too little for it."""
+        if self.device.is_cuda:
+            return None
+        rates = [one.gb_per_s for one in measurements(self.path, PROBES) if self.counts(one)]
+        return float(np.quantile(rates, USUAL)) if len(rates) >= MIN_PROBES else None
 
     def highest(self) -> Roof | None:
         """Of all measurements of this device under these conditions."""
@@ -151,12 +172,14 @@ class Roofs:
             return same
         return same and (one.host, there.cores, there.threads) == (platform.node(), here.cores, here.threads)
 
-    def add(self, measured: Roof) -> Roof:
+    def add(self, measured: Roof, to: str = "measurements") -> Roof:
         """Writes a measurement to the others; returns the highest."""
         if not self.device.is_cuda:
             measured.host = platform.node()
-        known = [*measurements(self.path), measured]
-        write_json(self.path, {"measurements": [asdict(one) for one in known]})
+        known = {name: measurements(self.path, name) for name in ("measurements", PROBES)}
+        known[to].append(measured)
+        known[PROBES] = known[PROBES][-MAX_PROBES:]
+        write_json(self.path, {name: [asdict(one) for one in own] for name, own in known.items()})
         highest = self.highest()
         return measured if highest is None else highest
 
@@ -166,11 +189,12 @@ def read_roof(device: Device, environment: Environment, folder: Path, again: boo
     return Roofs(device, environment, folder).read(again)
 
 
-def measurements(path: Path) -> list[Roof]:
-    """What a file holds; nothing where it cannot be read."""
+def measurements(path: Path, name: str = "measurements") -> list[Roof]:
+    """What a file holds under that name; nothing where it cannot be read."""
     try:
         raw = read_json(path)
-        found = raw.get("measurements", [raw])  # an older version kept one alone
+        older = [] if name == PROBES or PROBES in raw else [raw]  # which kept one alone
+        found = raw.get(name, older)
         return [restored_roof(one) for one in found]
     except (UserError, TypeError, KeyError, ValueError, AttributeError):
         return []

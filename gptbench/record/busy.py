@@ -20,7 +20,7 @@ from gptbench.record.result import Measured, Recorded, Result
 from gptbench.record.statistics import decode_rate, valid_samples
 
 MAX_BEHIND = 0.05
-"""Share by which a probe may lie below the read roof."""
+"""Share by which a probe may lie below the read roof, or below what is usual where that is known."""
 MAX_OTHERS = 0.05
 """Share of the cores that the threads run on, or could move to, which other processes may use."""
 MAX_WAITING = 0.05
@@ -99,13 +99,17 @@ def loads_of(samples: Sequence[Sample]) -> list[Load]:
 
 
 def slow_probes(probes: Sequence[Probe], roof: Roof) -> list[str]:
-    """The slowest probe, where it lies too far below the roof."""
+    """The slowest probe, where it lies too far below the roof, or below what probes usually read."""
     slowest = min(probes, key=lambda probe: probe.gb_per_s, default=None)
-    if slowest is None or slowest.gb_per_s >= (1 - MAX_BEHIND) * roof.gb_per_s:
+    if slowest is None:
         return []
-    behind = 1 - slowest.gb_per_s / roof.gb_per_s
+    usual = slowest.usual_gb_per_s
+    expected = roof.gb_per_s if usual is None else min(usual, roof.gb_per_s)
+    if slowest.gb_per_s >= (1 - MAX_BEHIND) * expected:
+        return []
     told = f"the probe {slowest.when} the samples read {slowest.gb_per_s:.4g} GB/s"
-    return [f"{told}, {behind:.0%} less than the read roof of {roof.gb_per_s:.4g} GB/s"]
+    what = "the read roof of" if usual is None else "probes usually read here,"
+    return [f"{told}, {1 - slowest.gb_per_s / expected:.0%} less than {what} {expected:.4g} GB/s"]
 
 
 def threads_of(environment: Environment) -> int:

@@ -33,7 +33,7 @@ POSITIVE = {
     "Sample": {"ttft_s", "step_s", "call_s"},
     "WarmUp": {"call_s"},
     "Roof": {"gb_per_s", "seconds"},
-    "Probe": {"gb_per_s"},
+    "Probe": {"gb_per_s", "usual_gb_per_s"},
     "Traffic": {"weights"},
     "Breakdown": {"step_s"},
     "Spent": {"seconds", "tokens"},
