@@ -18,6 +18,7 @@ from gptbench.measure.samples import Sample
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Result
+from gptbench.record.result import SCHEMA_VERSION
 from gptbench.record.statistics import (
     METRICS,
     QUANTILES,
@@ -420,3 +421,8 @@ def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> N
     told = capsys.readouterr().err
     assert "decode energy" in told
     assert "energy not measured" not in told
+
+
+def test_the_readme_has_the_version_of_records() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"`schema_version` is {SCHEMA_VERSION};" in text
