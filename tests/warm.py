@@ -114,6 +114,9 @@ class Warm:
 def serve() -> None:
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401
+    import torch._dynamo
+    import torch._inductor.async_compile
+    import torch._inductor.utils  # noqa: F401  (what a run looks up of torch's private parts)
 
     import gptbench.__main__
     import gptbench.attempt
