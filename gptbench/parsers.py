@@ -13,6 +13,8 @@ HOW = (
 """What a RUN may be."""
 FORMATS = ("csv", "md", "json")
 """Of an exported table."""
+REPLACED = "an earlier table of the same kind is replaced, another file is not"
+"""What becomes of a file that is there."""
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +177,7 @@ def rows() -> argparse.ArgumentParser:
     parser.add_argument(
         "--baseline", default="a100_40gb", help="where targets are from, a file or a shipped one: a100_40gb"
     )
-    parser.add_argument("--csv", metavar="FILE", type=path, help="write CSV")
+    parser.add_argument("--csv", metavar="FILE", type=path, help=f"write CSV; {REPLACED}")
     parser.add_argument("--json", metavar="FILE", type=path, help="write records of PyTorch's benchmark database (v3)")
     parser.add_argument(
         "--by",
@@ -198,7 +200,9 @@ def export() -> argparse.ArgumentParser:
     parser.add_argument("runs", metavar="RUN", nargs="+")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="csv if not given")
     parser.add_argument("--metrics", metavar="NAME,…", help="only these, in this order: decode_tokens_per_s,mbu")
-    parser.add_argument("-o", "--output", metavar="FILE", type=path, help="write to a file, and not to stdout")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=path, help=f"write to a file, and not to stdout; {REPLACED}"
+    )
     add_places(parser)
     return parser
 

@@ -4,10 +4,10 @@ import sys
 
 from gptbench import parsers
 from gptbench.commands.compare import tell_unread, write_line
-from gptbench.compare.export import MARKDOWN_METRICS, Export
+from gptbench.compare.export import BEGINNINGS, MARKDOWN_METRICS, Export
 from gptbench.compare.select import select
 from gptbench.errors import UserError
-from gptbench.outputs import write_whole
+from gptbench.outputs import check_output, write_output
 from gptbench.terminal import console
 
 
@@ -15,9 +15,11 @@ def export_command(arguments: list[str]) -> int:
     """`gptbench export`: one row for each run. Returns the exit code.
 
     Raises:
-        UserError: there is no such record, or no record has a metric that was asked for.
+        UserError: there is no such record, or no record has a metric that was asked for, or the file cannot be written.
     """
     options = parsers.export().parse_args(arguments)
+    if options.output is not None:
+        check_output("--output", options.output, lambda head: head.startswith(BEGINNINGS[options.format]))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     asked = [name.strip() for name in (options.metrics or "").split(",") if name.strip()]
     export = Export.of(found, asked or (MARKDOWN_METRICS if options.format == "md" else ()))
@@ -28,7 +30,7 @@ def export_command(arguments: list[str]) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
         return 0
-    write_whole(options.output, text)
+    write_output("--output", options.output, text)
     console.print(f"{len(export.rows)} row{'s' * (len(export.rows) != 1)}: {options.output}", markup=False)
     write_line({"rows": len(export.rows), "format": options.format, "output": str(options.output)})
     return 0

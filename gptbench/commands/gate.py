@@ -28,7 +28,7 @@ from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
 from gptbench.errors import UserError, counted
-from gptbench.outputs import write_whole
+from gptbench.outputs import check_output, write_output
 from gptbench.record.display import display
 from gptbench.redaction import redacted
 from gptbench.terminal import console, number, print_whole
@@ -103,6 +103,9 @@ def outcome_of(held: Gate, strict: bool) -> str:
 
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
     """Writes a baseline of recorded runs, or of what is measured for it."""
+    check_output("--record", file, lambda head: True)  # in another way, below
+    if file.exists() and not file.is_file():
+        raise UserError(f"--record={file}: expected a regular file, as it is read back")
     if file.exists() and not options.force:
         raise UserError(f"{file}: it is there already; --force replaces it")
     for overrides in asked:  # all of them before the first takes its minutes
@@ -113,7 +116,7 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     for _ in range(options.repeats):
         found += [measuring.measure(overrides, tell) for overrides in asked]
     text = recorded_text(file.stem, found, command, dict(options.margin), options.even_if_busy)
-    write_whole(file, text)
+    write_output("--record", file, text)
     config = read_baseline(str(file))
     rows, runs = counted(len(config.rows), "row"), counted(len(found), "run")
     for name, row in config.rows.items():

@@ -5,10 +5,10 @@ import sys
 from gptbench import parsers
 from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
-from gptbench.compare.rows import as_csv, experiments
+from gptbench.compare.rows import COLUMNS, as_csv, experiments
 from gptbench.compare.select import select
 from gptbench.errors import counted
-from gptbench.outputs import write_json, write_whole
+from gptbench.outputs import as_json, check_output, write_output
 from gptbench.terminal import console
 
 
@@ -17,9 +17,12 @@ def rows_command(arguments: list[str]) -> int:
     code.
 
     Raises:
-        UserError: a record measured nothing that the benchmark has, or there is no such baseline.
+        UserError: a record measured nothing that the benchmark has, there is no such baseline, or a file cannot be written.
     """
     options = parsers.rows().parse_args(arguments)
+    for option, file, beginning in (("--csv", options.csv, ",".join(COLUMNS)), ("--json", options.json, "[")):
+        if file is not None:
+            check_output(option, file, lambda head, beginning=beginning: head.startswith(beginning))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:
@@ -27,9 +30,9 @@ def rows_command(arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     if options.csv is not None:
-        write_whole(options.csv, as_csv(rows))
+        write_output("--csv", options.csv, as_csv(rows))
     if options.json is not None:
-        write_json(options.json, [row.record() for row in rows])
+        write_output("--json", options.json, as_json([row.record() for row in rows]))
     files = {"csv": options.csv, "json": options.json}
     written = {name: None if file is None else str(file) for name, file in files.items()}
     console.print(f"{counted(len(rows), 'row')}: {', '.join(file for file in written.values() if file)}", markup=False)

@@ -23,6 +23,8 @@ MARKDOWN_METRICS = (
     *("peak_memory_bytes", "perplexity", "kl_divergence", "decode_joules_per_token"),
 )
 """Metrics of a Markdown table where none are asked for: as many as can be read side by side."""
+BEGINNINGS = {"csv": ",".join(NAMES), "md": "|", "json": "["}
+"""Of a table, by format: a file that begins so may be an earlier one, and no record does."""
 
 
 @dataclass(frozen=True)
