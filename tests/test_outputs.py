@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path, capfd: pytest.
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(fifo.read_text()), daemon=True)
     reader.start()
-    check_output("-o", fifo, lambda head: False)
+    check_output("-o", fifo, lambda _: False)
     write_output("-o", fifo, "a table")
     reader.join(10)
     assert read == ["a table"] and fifo.is_fifo()
@@ -82,7 +82,7 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path, capfd: pytest.
     with pytest.raises(UserError, match="expected a regular file, as it is read back"):
         gate_command(["--run", "engine=eager", "--record", str(fifo)])
     stdout = Path(f"/proc/self/fd/{os.dup(1)}")  # a regular file here, and whatever it is, it goes on behind
-    check_output("-o", stdout, lambda head: False)
+    check_output("-o", stdout, lambda _: False)
     for text in ("one\n", "two\n"):
         write_output("-o", stdout, text)
     os.close(int(stdout.name))

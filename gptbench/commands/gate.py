@@ -103,7 +103,7 @@ def outcome_of(held: Gate, strict: bool) -> str:
 
 def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
     """Writes a baseline of recorded runs, or of what is measured for it."""
-    check_output("--record", file, lambda head: True)  # in another way, below
+    check_output("--record", file, lambda _: True)  # in another way, below
     if file.exists() and not file.is_file():
         raise UserError(f"--record={file}: expected a regular file, as it is read back")
     if file.exists() and not options.force:

@@ -17,7 +17,8 @@ def rows_command(arguments: list[str]) -> int:
     code.
 
     Raises:
-        UserError: a record measured nothing that the benchmark has, there is no such baseline, or a file cannot be written.
+        UserError: a record measured nothing that the benchmark has, there is no such baseline, or a file cannot be
+            written.
     """
     options = parsers.rows().parse_args(arguments)
     for option, file, beginning in (("--csv", options.csv, ",".join(COLUMNS)), ("--json", options.json, "[")):
