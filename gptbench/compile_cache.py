@@ -31,6 +31,7 @@ import torch
 from gptbench import __version__, parsers
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
+from gptbench.engine import caches
 from gptbench.errors import UserError
 from gptbench.inputs import open_regular
 from gptbench.private import private
@@ -101,12 +102,17 @@ class Place:
     Args:
         outputs: folder that holds `tiles`.
 
+    Raises:
+        UserError: the folder of TorchInductor's cache cannot be used.
+
     Attributes:
         folders: where compiled code and tiles lie, by the name that they have in a file.
         device: one of this machine, for all of its kind.
     """
 
     def __init__(self, outputs: Path) -> None:
+        if (lacks := caches.lacking(caches.FOLDER, caches.inductor_folder)) is not None:
+            raise UserError(f"gptbench cache needs {lacks}")
         cache_dir, default_cache_dir = (
             private("torch._inductor.runtime.cache_dir_utils", name) for name in ("cache_dir", "default_cache_dir")
         )

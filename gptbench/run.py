@@ -16,7 +16,7 @@ from gptbench.build import alternatives, build, cache_length, memory_need_of, on
 from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.device import Device
-from gptbench.engine import Auto, Engine
+from gptbench.engine import Auto, Engine, caches
 from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, raised
 from gptbench.generate import Workload
 from gptbench.measure import Kernels, Speed
@@ -106,6 +106,7 @@ def run(job: Job, tokenizer: Tokenizer | None) -> None:
         BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
         KeyboardInterrupt: Ctrl-C; what `task=kernels` has measured until then is recorded.
     """
+    caches.import_compiler()
     device: Device = instantiate(job.config.device)
     of, resolved, choice = job.config, job.resolved, None
     if not isinstance(of.task, KernelsConfig):

@@ -1,19 +1,25 @@
 """Folders that compilers use: what is wrong with one is said before anything is compiled, and `engine=auto` goes on
 without; what was cut off in a cache is compiled again."""
 
+import importlib
 import mmap
+import os
+import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from gptbench.compile_cache import Place
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.errors import ConfigError, UserError
+from gptbench.measure.compilation import CompileWatch, compile_cache
 from tests.caches import own_caches, remove
 from tests.models import DENSE, run_config
 
@@ -55,6 +61,45 @@ def test_a_path_of_several_words(name: str, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
     assert (Inductor.missing(cpu()) or "").startswith("a folder without spaces and the like in TMPDIR (not ")
+
+
+def test_importing_the_compiler_needs_no_folder_that_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch makes it while its compiler is imported, which cannot be done twice: it gets another one meanwhile."""
+    imports, import_module = [], importlib.import_module
+
+    def watched(name: str) -> ModuleType:
+        if name == caches.COMPILER:
+            imports.append(Path(os.environ[caches.FOLDER]))
+            assert imports[-1].is_dir()
+        return import_module(name)
+
+    def missing() -> str | None:
+        return Inductor.missing(cpu())
+
+    monkeypatch.setattr(importlib, "import_module", watched)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/nope")):
+        monkeypatch.setenv(caches.FOLDER, str(folder))
+        for use in (engine_that_auto_takes, missing, lambda: CompileWatch().close()):
+            imports.clear()
+            use()
+            assert imports and folder not in imports
+        assert engine_that_auto_takes() == "eager"
+        assert os.environ[caches.FOLDER] == str(folder)
+        told = re.escape(f": {folder})")
+        assert re.fullmatch(rf"a folder in TORCHINDUCTOR_CACHE_DIR that can be written \(.*{told}", missing() or "")
+        with compile_cache(fresh=False, keep=True) as empty:
+            assert empty
+        with pytest.raises(UserError, match="gptbench cache needs a folder in TORCHINDUCTOR_CACHE_DIR"):
+            Place(tmp_path)
+
+
+def test_the_folder_that_no_variable_names_is_where_torch_has_it() -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    assert str(caches.default_inductor_folder()) == default_cache_dir()
 
 
 def test_a_folder_that_is_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`gptbench export`: recorded runs as one table, for a spreadsheet, a program or a pull request."""
 
 import sys
+from operator import methodcaller
 
 from gptbench import parsers
 from gptbench.commands.compare import tell_unread, write_line
@@ -19,7 +20,7 @@ def export_command(arguments: list[str]) -> int:
     """
     options = parsers.export().parse_args(arguments)
     if options.output is not None:
-        check_output("--output", options.output, lambda head: head.startswith(BEGINNINGS[options.format]))
+        check_output("--output", options.output, methodcaller("startswith", BEGINNINGS[options.format]))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     asked = [name.strip() for name in (options.metrics or "").split(",") if name.strip()]
     export = Export.of(found, asked or (MARKDOWN_METRICS if options.format == "md" else ()))

@@ -1,6 +1,7 @@
 """`gptbench rows`: recorded runs as rows of PyTorch's gpt_fast benchmark."""
 
 import sys
+from operator import methodcaller
 
 from gptbench import parsers
 from gptbench.commands.compare import tell_unread, write_line
@@ -23,7 +24,7 @@ def rows_command(arguments: list[str]) -> int:
     options = parsers.rows().parse_args(arguments)
     for option, file, beginning in (("--csv", options.csv, ",".join(COLUMNS)), ("--json", options.json, "[")):
         if file is not None:
-            check_output(option, file, lambda head, beginning=beginning: head.startswith(beginning))
+            check_output(option, file, methodcaller("startswith", beginning))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:

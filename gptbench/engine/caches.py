@@ -6,8 +6,11 @@ that was cut off, as by a full disk or a crash, ends the process that loads it w
 """
 
 import contextlib
+import getpass
+import importlib
 import mmap
 import os
+import re
 import shlex
 import struct
 import sysconfig
@@ -23,12 +26,43 @@ from gptbench.config import EngineConfig
 from gptbench.errors import ConfigError, UserError
 from gptbench.private import private
 
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""Variable that names TorchInductor's folder."""
+COMPILER = "torch._inductor.compile_fx"
+"""What `torch.compile` imports at its first call; it takes about a second."""
 WRITING_S = 60.0
 """For which a library that is not whole may still be in the making by another process."""
 
 
+def import_compiler() -> None:
+    """Imports what of torch's compiler measuring needs under any engine. While it is imported it makes TorchInductor's
+    folder; where that cannot be, it gets another one meanwhile, and `lacking` tells of the one that was named."""
+    named = os.environ.get(FOLDER)
+    try:
+        (default_inductor_folder() if named is None else Path(named)).mkdir(parents=True, exist_ok=True)
+    except KeyError:  # the user has no name, and torch finds another
+        return
+    except OSError:
+        with tempfile.TemporaryDirectory() as meanwhile:
+            os.environ[FOLDER] = meanwhile
+            try:
+                importlib.import_module(COMPILER)
+            except ImportError:  # `private` says what of it is not there
+                pass
+            finally:
+                del os.environ[FOLDER]
+                if named is not None:
+                    os.environ[FOLDER] = named
+
+
+def default_inductor_folder() -> Path:
+    """Where TorchInductor's cache is if no variable names it, as torch has it; importing it would make the folder."""
+    return Path(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser()))
+
+
 def inductor_folder() -> Path:
     """Of TorchInductor's cache. Raises OSError where it cannot be made, and UserError where torch cannot be asked."""
+    import_compiler()
     return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
 
 
@@ -44,12 +78,12 @@ def lacking_for_cpp() -> str | None:
             return f"torch and Python in folders without spaces and the like (not {str(folder)!r})"
     if not is_word(temporary := Path(tempfile.gettempdir())):
         return f"a folder without spaces and the like in TMPDIR (not {str(temporary)!r})"
-    return lacking("TORCHINDUCTOR_CACHE_DIR", inductor_folder, words=True)
+    return lacking(FOLDER, inductor_folder, words=True)
 
 
 def lacking_for_kernels(inductor: bool) -> str | None:
     """What compiling for a GPU lacks, by TorchInductor or by Triton itself; None if nothing."""
-    if inductor and (reason := lacking("TORCHINDUCTOR_CACHE_DIR", inductor_folder)) is not None:
+    if inductor and (reason := lacking(FOLDER, inductor_folder)) is not None:
         return reason
     # Without the variable, Inductor gives Triton a folder in its own.
     return lacking("TRITON_CACHE_DIR", triton_folder) if not inductor or "TRITON_CACHE_DIR" in os.environ else None
@@ -166,7 +200,7 @@ def blamed() -> Iterator[None]:
         yield
     except Exception as error:
         told = str(error)
-        for variable, find in (("TORCHINDUCTOR_CACHE_DIR", inductor_folder), ("TRITON_CACHE_DIR", triton_folder)):
+        for variable, find in ((FOLDER, inductor_folder), ("TRITON_CACHE_DIR", triton_folder)):
             try:
                 folder = find()
             except (OSError, UserError):  # there is none, as where there is no Triton

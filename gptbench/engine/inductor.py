@@ -30,8 +30,6 @@ from gptbench.model import Transformer
 from gptbench.private import private
 from gptbench.sampling import Sampler
 
-COMPILER = "torch._inductor.compile_fx"
-"""What `torch.compile` imports at its first call; it takes about a second."""
 PRIVATE = (
     ("torch._inductor", "list_options"),
     ("torch._inductor.cpp_builder", "get_cpp_compiler"),
@@ -96,6 +94,7 @@ def cpp_compiler() -> str | None:
 
 def has_candidates() -> bool:
     """Whether `Tuning.candidates` can be had with this version of torch."""
+    caches.import_compiler()
     try:
         from gptbench import block_sizes  # which imports private parts of torch
     except ImportError:
@@ -106,7 +105,7 @@ def has_candidates() -> bool:
 def import_compiler() -> None:
     """Imports what compiling needs. What goes wrong is told by what compiles, if the process lives on."""
     with contextlib.suppress(Exception):
-        importlib.import_module(COMPILER)
+        importlib.import_module(caches.COMPILER)
 
 
 def compiled(function: Callable, how: dict[str, Any]) -> Callable:
@@ -139,6 +138,7 @@ class Inductor(Engine):
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
+        caches.import_compiler()
         try:
             for module, name in PRIVATE:
                 private(module, name)

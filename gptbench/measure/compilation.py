@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gptbench.engine import Engine
+from gptbench.engine import Engine, caches
 from gptbench.errors import UserError
 from gptbench.measure.load import Load, observed
 from gptbench.measure.sensors import NO_SENSOR, Sensor
@@ -47,6 +47,7 @@ class CompileWatch:
         self.compiling: list[tuple[float, float]] = []
         self.triton_hits = self.triton_misses = 0
         self.lock = threading.Lock()
+        caches.import_compiler()
         self.torch = private("torch._dynamo.callback", "callback_handler")
         self.triton = triton_compilation()
         self.torch.register_start_callback(self.torch_compiles)
@@ -268,8 +269,11 @@ def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
     if not keep:
         torch.compiler.reset()
     with fresh_cache() if fresh else contextlib.nullcontext():
-        folder = Path(cache_dir())
-        yield not (folder.is_dir() and any(folder.iterdir()))
+        try:
+            empty = not any(Path(cache_dir()).iterdir())
+        except OSError:  # it can be neither made nor read
+            empty = True
+        yield empty
 
 
 def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compilation:
