@@ -72,6 +72,11 @@ def test_in_the_report_in_explain_and_in_the_export() -> None:
     page = html(found, [], "title", [], "now")
     assert page.count(TOLD) == 1
     assert "3 of 3, busy machine" in page, "beside its samples, too"
+    compiling = measured()
+    compiling.compilations[0].load = replace(QUIET, other_s=1.5)
+    page = html([Found(Path("a"), compiling)], [], "title", [], "now")
+    assert "busy machine: while it compiled, other processes used" in page
+    assert "3 of 3, busy machine" not in page, "its samples are not"
     assert explain(loaded()).notes[0] == f"It was {TOLD}."
     assert not any("busy" in note for note in explain(measured()).notes)
     lines = Export.of(found).csv().splitlines()

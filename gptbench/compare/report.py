@@ -18,7 +18,7 @@ from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.compare.svg import inline
 from gptbench.record import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy, why_busy
+from gptbench.record.busy import busy_kinds, why_busy
 from gptbench.record.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.record.display import display
 from gptbench.record.files import problem
@@ -211,16 +211,21 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
             if row is None:
                 continue
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
-            told = "no verdict: busy machine" if busy(fastest.result) or busy(other.result) else row.told
+            told = "no verdict: busy machine" if is_busy(fastest) or is_busy(other) else row.told
             of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
             rows.append([other.label, told, f"{row.ratio.value:.4f}", ends, fastest.label, of])
     return Table(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
 
 
+def is_busy(run: Run) -> bool:
+    """Whether the machine was, during its samples."""
+    return "speed" in busy_kinds(run.result)
+
+
 def samples_of(run: Run) -> str:
     """How many count, and how many of these were held back by power or heat."""
     valid, of, throttled = (int(run.summary[f"samples_{name}"]) for name in ("valid", "all", "throttled"))
-    marks = ([f"{throttled} throttled"] if throttled else []) + (["busy machine"] if busy(run.result) else [])
+    marks = ([f"{throttled} throttled"] if throttled else []) + (["busy machine"] if is_busy(run) else [])
     return ", ".join([f"{valid} of {of}", *marks])
 
 

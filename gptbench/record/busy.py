@@ -57,7 +57,8 @@ def busy_kinds(record: Recorded) -> dict[str, list[str]]:
         found["speed"] = slow_probes(record.probes, record.roof)
     if isinstance(record, Result):
         found["speed"] += busy_samples(valid_samples(record), record.environment)
-        compiling = [one.load for one in record.compilations if one.load is not None and one.cache != "none"]
+        own = [one for one in record.compilations if one.cache != "none" and not one.shared]
+        compiling = [one.load for one in own if one.load is not None]
         found["compile"] = shared(compiling, spare=0)
         if record.energy is not None and record.energy.load is not None:
             # A CPU's energy is that of all its cores.
