@@ -54,7 +54,7 @@ def called(arguments: list[str]) -> int:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and is_unwritable(error) and not tracebacks:
+        if isinstance(error, OSError) and is_unwritable(error) and not (tracebacks or is_composing(error)):
             print(f"gptbench: {error.filename or 'outputs'}: {error.strerror}", file=sys.stderr)
             return 1
         # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.

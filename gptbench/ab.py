@@ -29,6 +29,7 @@ from gptbench.measure.roof import Roofs
 from gptbench.measure.samples import Sample, sample_seed, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
+from gptbench.outputs import check_folder
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.record.ab import BLOCK, AbResult, Round, Side
 from gptbench.record.statistics import log_ratios
@@ -86,6 +87,7 @@ def read(overrides: list[str], composed: DictConfig) -> Asked:
         UserError: it cannot be, or measures something beside speed.
     """
     config = load(composed, overrides)
+    check_folder("outputs", config.outputs)
     config = with_prompt(config, make_tokenizer(config.model))
     task = config.task
     if isinstance(task, KernelsConfig) or task.name != "speed" or task.breakdown or task.energy:

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,7 @@ from gptbench.config import Config, Section, explain
 from gptbench.errors import UserError
 from gptbench.hub import expanded, is_hub_name
 from gptbench.paths import conf_folder
+from gptbench.redaction import redacted
 
 COMMANDS = {
     "compare": "gptbench.commands.compare:compare_command",
@@ -309,6 +311,8 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
     """
     if isinstance(error, OverrideParseException):
         return of_grammar(error.override)
+    if isinstance(error, OSError) and "run_job" in {frame.name for frame in traceback.extract_tb(error.__traceback__)}:
+        return of_folder(error, arguments)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, MissingConfigException):
         cause = cause.__cause__
@@ -334,6 +338,13 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
         eos = "; a checkpoint's own is eos_token_id in its config.json" if name == "sampling.stop_tokens" else ""
         return f"{name}={given}: expected a list in brackets, of {kind} {name}=[2,7]{eos}"
     return message.partition("\nSee https://hydra.cc")[0]
+
+
+def of_folder(error: OSError, arguments: Sequence[str]) -> str:
+    """Message for the folder of a run that Hydra cannot make."""
+    value = given_value(own := "hydra.run.dir", arguments)
+    named = f"{own}={value}" if value else f"outputs={given_value('outputs', arguments) or Config.outputs}"
+    return f"{redacted(named)}: expected a folder that can be made ({error.strerror})"
 
 
 def given_value(name: str, arguments: Sequence[str]) -> str:

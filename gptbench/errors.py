@@ -17,8 +17,8 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What an operating system says of a full or read-only disk, and of a folder of somebody else's."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+"""What an operating system says of a full, read-only or broken disk, and of a folder of somebody else's."""
 
 
 def is_unwritable(error: BaseException) -> bool:

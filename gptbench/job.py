@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptbench.config import Config, FusedConfig, load
 from gptbench.errors import UserError
+from gptbench.outputs import check_folder
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.streams import lasting
 
@@ -88,6 +89,7 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
     tokenizer = make_tokenizer(config.model)
     config = with_prompt(config, tokenizer)
     config = from_folder(config, Path(hydra_config.runtime.cwd))
+    check_folder("outputs", config.outputs)
     from gptbench.run import Job  # after validation
     from gptbench.terminal import console
 

@@ -1,13 +1,18 @@
 """Files that options name: what cannot be written is refused before any work, and nothing is replaced but its like."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from results import made_result
 
+from gptbench.commandline import told
+from gptbench.commands.ab import ab_command
 from gptbench.commands.export import export_command
 from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
@@ -15,6 +20,7 @@ from gptbench.commands.rows import rows_command
 from gptbench.compare import measuring
 from gptbench.errors import ConfigError, UserError
 from gptbench.outputs import check_folder, check_output, write_output
+from gptbench.sweep.sweeper import launch
 
 WRITERS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "export": (export_command, ["RUN", "--output"]),
@@ -45,8 +51,8 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> No
         for place in places:
             with pytest.raises(UserError) as error:
                 command([*given, str(place)])
-            told = str(error.value)
-            assert told.startswith(f"{given[-1]}={place}: expected a ") and "\n" not in told, name
+            message = str(error.value)
+            assert message.startswith(f"{given[-1]}={place}: expected a ") and "\n" not in message, name
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -96,3 +102,19 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_field(tmp_path: Path) ->
             check_folder("outputs", folder)
     check_folder("outputs", str(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
+
+
+def test_every_kind_of_run_asks_for_its_folder_first() -> None:
+    def run_job() -> None:  # as Hydra does
+        Path("/proc/nope").mkdir()
+
+    expected = "expected a folder that can be made (No such file or directory)"
+    for given in ("outputs=/proc/nope", "hydra.run.dir=/proc/nope"):
+        with pytest.raises(FileNotFoundError) as error:
+            run_job()
+        assert told(error.value, [given]) == f"{given}: {expected}"
+    with pytest.raises(ConfigError, match=f"^outputs=/proc/nope: {re.escape(expected)}"):
+        ab_command(["engine=eager", "engine=eager", "outputs=/proc/nope"])
+    planned = SimpleNamespace(config=SimpleNamespace(outputs="/proc/nope"))
+    with pytest.raises(ConfigError, match=f"^outputs=/proc/nope: {re.escape(expected)}"):
+        launch(cast(Any, None), cast(Any, [planned]))

@@ -29,7 +29,7 @@ from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.errors import ConfigError, JobError, TrackingError, UserError, counted
 from gptbench.inputs import read_object
 from gptbench.job import own_configs
-from gptbench.outputs import write_json
+from gptbench.outputs import check_folder, write_json
 from gptbench.prompt import make_tokenizer, with_prompt
 from gptbench.redaction import redacted
 from gptbench.sweep.space import Overrides, Space, overrides_parser
@@ -120,6 +120,8 @@ def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
     from gptbench.record.ledger import hold, is_held  # importing torch takes seconds
     from gptbench.record.plan import LOCK, PLAN
 
+    check_folder("outputs", jobs[0].config.outputs)
+    check_folder("hydra.sweep.dir", sweeper.base.hydra.sweep.dir)
     folder = Path(sweeper.base.hydra.sweep.dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if is_held(folder / LOCK) or (folder / PLAN).exists():
