@@ -23,11 +23,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from gptbench.address import unusable_address
 from gptbench.architecture import CONFIG_FILE, MAX_NAME, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
 from gptbench.hub import expanded, find_checkpoint
 from gptbench.paths import conf_folder, shipped_folder
-from gptbench.redaction import remember
+from gptbench.redaction import HIDDEN, remember
 
 
 class WeightSource(Enum):
@@ -640,6 +641,8 @@ class MLflowConfig(TrackingConfig):
 
     def check(self) -> None:
         remember(self.uri)
+        if self.uri and (expected := unusable_address(self.uri)) is not None:
+            raise ConfigError("tracking.uri", HIDDEN, expected)
         if not self.experiment:
             raise self.error("experiment", "a name")
         if not 0 < self.timeout_s <= MAX_SECONDS:

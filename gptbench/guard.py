@@ -31,11 +31,12 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf, flag_overrid
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from gptbench.address import unusable_address
 from gptbench.config import Config, Section
 from gptbench.errors import ConfigError, UserError
 from gptbench.inputs import read_yaml, require_bounded_yaml
 from gptbench.outputs import write_whole
-from gptbench.redaction import redacted, redacted_message
+from gptbench.redaction import HIDDEN, redacted, redacted_message
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -372,6 +373,9 @@ def check_value(name: str, value: Any) -> None:
             raise ConfigError(name, value, allowed or "no such key: only sections of gptbench say what is built")
     if name in FOLDERS and redacted(value) != value:
         raise ConfigError(name, redacted(value), "a folder without a password or token in its name, which is recorded")
+    is_address = name == "tracking.uri" and isinstance(value, str) and value and "${" not in value
+    if is_address and (expected := unusable_address(value)) is not None:
+        raise ConfigError(name, HIDDEN, expected)
     if name == "hydra.output_subdir":
         check_shape(name, value, NAME)
     if name == "hydra.sweep.subdir" and (Path(str(value)).is_absolute() or ".." in Path(str(value)).parts):

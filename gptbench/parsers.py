@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from gptbench.address import unusable_address
 from gptbench.hub import expanded
+from gptbench.redaction import HIDDEN
 
 HOW = (
     "a record or a folder with some, the first digits of a run's or a sweep's identity, "
@@ -20,12 +22,19 @@ REPLACED = "an earlier table of the same kind is replaced, another file is not"
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Where records are looked up."""
     parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="outputs folder")
-    parser.add_argument("--uri", help="MLflow's store or server; the one in the outputs folder if not given")
+    parser.add_argument("--uri", type=uri, help="MLflow's store or server; the one in the outputs folder if not given")
 
 
 def path(text: str) -> Path:
     """A file or a folder; `~` is the home folder."""
     return Path(expanded(text))
+
+
+def uri(text: str) -> str:
+    """Address of a store or server; one that cannot be any is not repeated, as it may hold a password."""
+    if (expected := unusable_address(text)) is not None:
+        raise argparse.ArgumentTypeError(f"{HIDDEN}: expected {expected}")
+    return text
 
 
 def share(text: str) -> float:
@@ -215,7 +224,7 @@ def log() -> argparse.ArgumentParser:
         "tracking=none goes to the store in the outputs folder.",
     )
     parser.add_argument("results", metavar="RESULT", nargs="+", type=path, help="a result.json or kernels.json")
-    parser.add_argument("--uri", help="MLflow tracking server or store")
+    parser.add_argument("--uri", type=uri, help="MLflow tracking server or store")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment")
     parser.add_argument("--outputs", metavar="DIR", type=path, help="outputs folder, with the embedded store")
     return parser
@@ -230,7 +239,9 @@ def sync() -> argparse.ArgumentParser:
     )
     parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="outputs folder")
     parser.add_argument(
-        "--uri", help="address with user and password, which no record holds, for those that go to this address"
+        "--uri",
+        type=uri,
+        help="address with user and password, which no record holds, for those that go to this address",
     )
     parser.add_argument("--all", action="store_true", help="ask also for what was logged: the store may have been lost")
     return parser

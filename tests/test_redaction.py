@@ -4,17 +4,20 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from hydra import compose
 
 from gptbench import redaction
+from gptbench.commandline import quoted
 from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
 from gptbench.config import MLflowConfig
 from gptbench.errors import ConfigError
+from gptbench.parsers import PARSERS
 from gptbench.paths import shipped_folder
 from gptbench.record.sync import usable
 from gptbench.record.tracking import AwayError, place_of
@@ -48,6 +51,18 @@ FORMS = {
     "a=1 MLFLOW_TRACKING_TOKEN=5ecretPW b=2": "a=1 MLFLOW_TRACKING_TOKEN=*** b=2",
     "{'access_key': '5ecretPW', 'b': 1}": "{'access_key': '***', 'b': 1}",
     "hf_5ecretPW5ecretPW5ecretPW": "***",
+    "https://host/x?sas=5ecretPW&code=5ecretPW": "https://host/x?sas=***&code=***",
+    "sent Authorization: Bearer 5ecretPW to x": "sent Authorization: *** to x",
+    "Bearer 5ecretPW": "Bearer ***",
+    "error: password: 5ecretPW": "error: password: ***",
+    "token: 5ecretPW": "token: ***",
+    "psql --force --password 5ecretPW x": "psql --force --password *** x",
+    "?to=http%3A%2F%2Fme%3A5ecretPW%40host&a=1": "?to=http%3A%2F%2F***%40host&a=1",
+    "a%2Fhttps%253A%252F%252Fhost%252F%253Ftoken%253D5ecretPW": "a%2Fhttps%3A%2F%2Fhost%2F%3Ftoken%3D***",
+    r'{"a": "{\"password\": \"5ecret\\\"PW 5ecretPW\", \"b\": 1}"}': r'{"a": "{\"password\": \"***\", \"b\": 1}"}',
+    """{'a': '{"password": "5ecretPW"}'}""": """{'a': '{"password": "***"}'}""",
+    "http:/me:5ecretPW@host": "http:/***@host",
+    "tracking.uri=me:5ecretPW@host": "tracking.uri=***@host",
 }
 """As a value, and without what is secret."""
 
@@ -58,6 +73,8 @@ HARMLESS = (
     *("http://host:5000/#/a me@x", "a@b", "http://[::1]:5000/x", "ray://head:10001", "(http://host:80)", "http://h:5'"),
     *("sqlite:////tmp/x/mlflow.db", "ext://sys.stderr", "tracking.uri=http://${oc.env:GPTBENCH_URI}", "bypass=1"),
     *("sampling.stop_tokens=[1,2]", "workload.new_tokens=4", "joules_per_token=0.5", "model.tokenizer=/a/b", "key=1"),
+    *("unexpected token: end", "password: null", "--model 5 --steps-per-token 5", "The bearer is here", "code=1"),
+    "http%3A%2F%2Fhost",
 )
 
 
@@ -71,6 +88,7 @@ def test_every_form_of_a_secret_is_hidden_in_values() -> None:
         assert redacted([{"a": (form, 1)}]) == [{"a": (expected, 1)}]
         assert redacted(expected) == expected
     assert redacted({"password": SECRET, "token": None}) == {"password": "***", "token": None}
+    assert redacted(["x", "--password", SECRET, SECRET[:2]]) == ["x", "--password", "***", SECRET[:2]]
     assert redacted({f"http://me:{SECRET}@host": 1}) == {"http://***@host": 1}
 
 
@@ -171,6 +189,48 @@ def test_no_secret_reaches_what_commands_write_or_print(
     told = capsys.readouterr()
     assert SECRET not in told.out + told.err
     assert not leaks(tmp_path)
+
+
+BAD_ADDRESSES = (
+    *(f"http://u:p w {SECRET}@127.0.0.1:9", f"http:/u:{SECRET}@127.0.0.1:9", f"u:{SECRET}@127.0.0.1", SECRET),
+    *(f"ftp://u:{SECRET}@host", f"http:u:{SECRET}@host", f"file:/u:{SECRET}@host", f"http:///{SECRET}", f"x:{SECRET}"),
+    *(f"https://host/?token={SECRET} x", f"sqlite:///a b?password={SECRET}", f"sqlite:{SECRET}"),
+)
+GOOD_ADDRESSES = (
+    *("http://127.0.0.1:9", "https://u:p%20w@host/x?a=1", "HTTP://host", "sqlite:////tmp/my folder/mlflow.db"),
+    *("postgresql://u:p@h/db", "postgresql+psycopg2://h/db", "mysql+pymysql://u:p@h/db", "mssql+pyodbc://h/db"),
+    *("file:/x", "file:///x/y z", "file:mlruns", "databricks", "databricks://profile", "databricks://scope:key"),
+)
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_written(
+    composing: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = r"^tracking\.uri=\*\*\*: expected "
+    for uri in BAD_ADDRESSES:
+        with pytest.raises(ConfigError, match=expected) as refused:
+            tracking(uri)
+        assert SECRET not in str(refused.value)
+        assert SECRET not in redacted_message(f"{uri}; no host {SECRET}")
+        with pytest.raises(SystemExit):
+            PARSERS["report"]().parse_args(["x", "--uri", uri])
+        assert SECRET not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"did you mean sqlite:////tmp/x\.db\?"):
+        tracking("/tmp/x.db")
+    for good in (None, *GOOD_ADDRESSES):
+        assert tracking(good).uri == good
+    with pytest.raises(ConfigError, match=expected):  # as soon as Hydra has composed it
+        compose("config", [f"tracking.uri={quoted(BAD_ADDRESSES[0])}"])
+    assert compose("config", [f"tracking.uri={quoted(GOOD_ADDRESSES[1])}"]).tracking.uri == GOOD_ADDRESSES[1]
+    with pytest.raises(ConfigError):
+        tracking("lake://host")
+    plugin = EntryPoint("lake", "lake:Store", "mlflow.tracking_store")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [plugin])
+    assert tracking("lake://host").uri == "lake://host"
+
+
+def tracking(uri: str | None) -> MLflowConfig:
+    return MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", uri=uri)
 
 
 def test_folders_are_not_called_after_secrets(composing: None) -> None:

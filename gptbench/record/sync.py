@@ -7,9 +7,10 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from gptbench import parsers
 from gptbench.config import MLflowConfig, TrackingConfig
@@ -97,9 +98,11 @@ def destination(section: TrackingConfig, outputs: Path) -> str:
     return f"{place_of(section.uri or embedded_store(outputs))} {redacted(section.experiment)}"
 
 
-def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | None:
+def tracking_of(
+    path: Path, result: Recorded, default: bool, instead: Mapping[str, str] = MappingProxyType({})
+) -> MLflowConfig | None:
     """Where a record's own configuration says that it goes; where it says nowhere, and there is a `default`, to the
-    store in the outputs folder.
+    store in the outputs folder. What is given `instead` goes before what it says.
 
     Raises:
         UserError: it does not say.
@@ -110,7 +113,7 @@ def tracking_of(path: Path, result: Recorded, default: bool) -> MLflowConfig | N
             if not default:
                 return None
             section = {"_target_": MLflowConfig.TARGETS[0], "name": "mlflow"}
-        return MLflowConfig(**section)
+        return MLflowConfig(**section | instead)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: its configuration has no usable tracking section: {error!r}") from error
 
@@ -216,18 +219,18 @@ def log_command(arguments: list[str]) -> int:
         UserError: a file is not a result (the others are logged), or the store refuses one.
     """
     options = parsers.log().parse_args(arguments)
-    changes = {"uri": options.uri, "experiment": options.experiment}
+    given = {"uri": options.uri, "experiment": options.experiment}
+    changes = {key: value for key, value in given.items() if value is not None}
     unread = []
     for path in options.results:
         try:
             result = load_record(path)
-            config = tracking_of(path, result, default=True)
+            config = tracking_of(path, result, True, changes)
         except UserError as error:  # the others are logged all the same
             unread.append(str(error))
             continue
         assert config is not None
         outputs = options.outputs or Path(result.config.get("outputs", "outputs"))
-        config = replace(config, **{key: value for key, value in changes.items() if value is not None})
         print(MLflowTracker(usable(config), outputs).log(result, path))
     if unread:
         raise UserError("\n".join(unread))
