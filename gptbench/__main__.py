@@ -63,7 +63,7 @@ def called(arguments: list[str]) -> int:
         print(f"gptbench: {told(error, arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"gptbench: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"gptbench: {str(interrupt) or 'interrupted; nothing was recorded'}", file=sys.stderr)
         return 130
 
 

@@ -40,7 +40,18 @@ RUNNING = ".attempt.lock"
 
 
 def alone(job: Job) -> None:
-    """A run by itself. Raises what it raises; where it ran in a process of its own, that in words."""
+    """A run by itself. Raises what it raises; where it ran in a process of its own, that in words. Once there is a
+    record, Ctrl-C says so."""
+    try:
+        alone_and_published(job)
+    except KeyboardInterrupt as interrupt:
+        if job.record is None or str(interrupt):
+            raise
+        raise KeyboardInterrupt(f"interrupted; the result is recorded: {job.record}") from interrupt
+
+
+def alone_and_published(job: Job) -> None:
+    """The same."""
     if job.config.isolation is Isolation.none:
         try:
             execute(job)
@@ -214,7 +225,7 @@ def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None 
         with contextlib.suppress(OSError):  # the disk is full: its outcome may be told all the same
             job.record = failure.save(job.folder)
     if job.sweep is not None:
-        console.print(f"failed, {cause.value}: {reason}", style="red", markup=False)
+        console.warn(f"failed, {cause.value}: {reason}", "red")
     return Outcome(
         status=Status.failed.value,
         swept=job.swept,
@@ -231,7 +242,7 @@ def publish(job: Job) -> None:
     if job.record is None:
         return
     record = load_record(job.record)
-    logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.print)
+    logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.warn)
     console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     if job.sweep is not None:  # whose own line is the last one on stdout
         return

@@ -226,7 +226,7 @@ def run_kernels(job: Job, config: Config, resolved: dict[str, Any], device: Devi
     show_kernels(result, instantiate(config.baseline))
     if interrupted:
         console.print(f"interrupted: {len(kernels)} of {len(task.cases)} kernels were measured", markup=False)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"interrupted; what was measured until then is recorded: {path}")
     require_counts(result, path)
 
 
@@ -343,7 +343,7 @@ def attempt(what: str, failures: dict[str, str], measure: Callable[..., T], *arg
     except Exception as error:
         failures[what] = traceback.format_exc()
         told = f"{what.capitalize()} not measured: {raised(error)}; the record has the traceback, under `failures`"
-        console.print(told, style="yellow", markup=False)
+        console.warn(told)
         return None
 
 
@@ -352,7 +352,7 @@ def draw_compilation(result: Result, picture: Path) -> None:
     try:
         draw_compile_stages(result, picture)
     except Exception as error:
-        console.print(f"{picture}: not drawn: {raised(error)}", style="yellow", markup=False)
+        console.warn(f"{picture}: not drawn: {raised(error)}")
 
 
 def measure_engine(

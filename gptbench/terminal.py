@@ -67,6 +67,14 @@ class PlainConsole(Console):
     def file(self, new: IO[str]) -> None:
         self._file = new
 
+    def warn(self, text: str, style: str = "yellow") -> None:
+        """Says what went wrong, however quiet it is to be otherwise."""
+        before, self.quiet = self.quiet, False
+        try:
+            self.print(text, style=style, markup=False)
+        finally:
+            self.quiet = before
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             shown = segment.text if segment.control else visible(segment.text.replace("\r", "\\r"))
@@ -290,7 +298,7 @@ def show_result(result: Result, baseline: Baseline) -> None:
     print_whole(table)
     show_state(result, medians)
     if result.config.get("task", {}).get("energy") and result.energy is None:
-        console.print("energy not measured: the device has no counter that can be read", style="yellow")
+        console.warn("energy not measured: the device has no counter that can be read")
     for compilation in result.compilations:
         if compilation.cache != "none":
             show_stages(compilation)
@@ -299,14 +307,14 @@ def show_result(result: Result, baseline: Baseline) -> None:
     if valid and valid[0].text:
         show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
-        console.print("[yellow]More than the read roof: measure it again, with device.measure_roof=true.[/]")
+        console.warn("More than the read roof: measure it again, with device.measure_roof=true.")
     if len(valid) < len(result.samples):
-        console.print(
-            f"[yellow]{len(result.samples) - len(valid)} of {counted(len(result.samples), 'sample')} "
-            "compiled something and are left out.[/]"
+        console.warn(
+            f"{len(result.samples) - len(valid)} of {counted(len(result.samples), 'sample')} "
+            "compiled something and are left out."
         )
     if not all(sample.finite for sample in result.samples):
-        console.print("[red]Not all logits and cached values are finite: these numbers measure nonsense.[/]")
+        console.warn("Not all logits and cached values are finite: these numbers measure nonsense.", "red")
 
 
 def interval_of(samples: Sequence[Sample], metric: str, factor: float) -> str:
@@ -327,14 +335,14 @@ def show_state(result: Result, medians: dict[str, float]) -> None:
         when = "during" if any(len(state.at_s) > 2 for state in states) else "around"
         console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
     if (held_back := throttling(result.samples)) is not None:
-        console.print(held_back, style="yellow")
+        console.warn(held_back)
     show_busy(result)
 
 
 def show_busy(result: Measured) -> None:
     """Why these numbers may be slower than the device is."""
     if (told := why_busy(result)) is not None:
-        console.print(told, style="bold yellow", markup=False)
+        console.warn(told, "bold yellow")
     if (told := idle_neighbours(result)) is not None:
         console.print(told, style="dim", markup=False)
 
@@ -416,7 +424,7 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
         for name, told in ({"": kernel.note} if kernel.note is not None else failures).items():
             line = f"{kernel.label}{' ' if name else ''}{name} not measured: {told}"
-            console.print(line, style="yellow", markup=False)
+            console.warn(line)
 
 
 def print_whole(table: Table) -> None:
@@ -456,7 +464,7 @@ def show_sweep(record: SweepRecord) -> None:
     print_whole(table)
     if marked := sum(1 for job in record.jobs if job.busy):
         told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
-        console.print(told, style="bold yellow")
+        console.warn(told, "bold yellow")
 
 
 def place(result: Measured) -> dict[str, str | None]:

@@ -3,22 +3,28 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hydra import compose
 from hydra.errors import HydraException
 
-from gptbench import guard
+import gptbench.__main__ as main
+from gptbench import attempt, guard, terminal
 from gptbench.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
 from gptbench.commands.ab import composed
+from gptbench.commands.compare import tell_unread
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import Config, SweepConfig, load, shipped
+from gptbench.config import Config, MLflowConfig, SweepConfig, load, shipped
 from gptbench.errors import CheckpointError, ConfigError, UserError
 from gptbench.job import forget
 from gptbench.parsers import PARSERS
 from gptbench.paths import shipped_folder
+from gptbench.run import Job
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
+from tests.results import made_result
 
 OWN = """_target_: gptbench.model.Transformer
 name: own
@@ -84,6 +90,35 @@ def test_a_run_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
         assert len([path for path in run.rglob("*") if path.is_file()]) == 5
         (run / kept).unlink()
         forget(run, ".hydra")
+
+
+def test_ctrl_c_says_what_became_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(said: list[str]) -> int:
+        raise KeyboardInterrupt(*said)
+
+    monkeypatch.setattr(main, "run", interrupted)
+    for said, text in ([], "interrupted; nothing was recorded"), (["interrupted; of 3 jobs"], "interrupted; of 3 jobs"):
+        assert main.called(said) == 130
+        assert capsys.readouterr().err == f"gptbench: {text}\n"
+
+
+def test_what_goes_wrong_is_printed_however_quiet_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal.console, "quiet", True)
+    result = made_result()
+    path = result.save(tmp_path)
+    section = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", uri="http://127.0.0.1:9", retries=0)
+    job = SimpleNamespace(record=path, sweep=None, config=SimpleNamespace(tracking=section, outputs=str(tmp_path)))
+    attempt.publish(cast(Job, job))
+    monkeypatch.setattr(terminal, "why_busy", lambda _: "measured on a busy machine: of [two] others")
+    terminal.show_busy(result)
+    tell_unread("x.json: cut off")
+    err = capsys.readouterr().err
+    for text in ("Not tracked: tracking.uri=http://127.0.0.1:9: ", "of [two] others", "left out: x.json: cut off"):
+        assert text in err
+    assert "result: " not in err
+    assert terminal.console.quiet
 
 
 TEXTS = (

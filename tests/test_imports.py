@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gptbench"
 
 ORDER = (
     "redaction",
+    "address",
     "errors",
     "private",
     "paths",

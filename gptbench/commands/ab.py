@@ -119,14 +119,14 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     found = rows(result)
     print_whole(table_of(f"B beside A on {result.environment.device}", [(row.metric, row) for row in found]))
     for remark in remarks(result):
-        console.print(remark, markup=False, style="yellow")
+        console.warn(remark)
     if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
         told = f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}"
         console.print(told, markup=False, style="bold")
     if few := too_few(result):
-        console.print(few, markup=False, style="yellow")
-    logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.print)
+        console.warn(few)
+    logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.warn)
     console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
     write_line(
         {

@@ -52,7 +52,7 @@ def compare_command(arguments: list[str]) -> int:
 
 def tell_unread(why: str) -> None:
     """Of a file that should be a record."""
-    console.print(f"left out: {why}", markup=False, style="yellow")
+    console.warn(f"left out: {why}")
 
 
 def words(text: str) -> list[str]:
@@ -126,11 +126,11 @@ def show_comparison(comparison: Comparison) -> None:
     if (row := comparison.overall) is not None:
         console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")
     for remark in comparison.remarks:
-        console.print(remark, markup=False, style="yellow")
+        console.warn(remark)
     for line in busy_lines(comparison):
-        console.print(line, markup=False, style="bold yellow")
+        console.warn(line, "bold yellow")
     for found, why in comparison.left_out:
-        console.print(f"left out: {found.path}: {why}", markup=False, style="yellow")
+        console.warn(f"left out: {found.path}: {why}")
 
 
 def starts_told(of: Iterable[tuple[str, StartSpread | None]]) -> str:

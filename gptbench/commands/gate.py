@@ -121,9 +121,9 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     rows, runs = counted(len(config.rows), "row"), counted(len(found), "run")
     for name, row in config.rows.items():
         if row.throttled is not None:
-            console.print(f"{name}: {row.throttled}: slower than it could be", markup=False, style="yellow")
+            console.warn(f"{name}: {row.throttled}: slower than it could be")
         if row.busy is not None:
-            console.print(f"{name}: {row.busy}", markup=False, style="yellow")
+            console.warn(f"{name}: {row.busy}")
     console.print(f"{file}: {rows} of {runs} on {config.device}", markup=False)
     line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
     write_line(line | {"runs": [str(each.path) for each in found]})
@@ -166,7 +166,7 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     for name, (before, now) in held.differences.items():
         console.print(f"{name}: baseline {before}, now {now}", markup=False, style="dim")
     for path, why in held.left_out:
-        console.print(f"left out: {path}: {why}", markup=False, style="yellow")
+        console.warn(f"left out: {path}: {why}")
     if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
         told = "of a single run; beside another the interval is widened by what starts of the same thing differ by"
         console.print(f"{', '.join(single)}: {told}", markup=False, style="dim")
@@ -184,19 +184,22 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
         table.add_row(*cells(check), style="red" if check.failed else None)
     print_whole(table)
     for remark in held.remarks:
-        console.print(remark, markup=False, style="yellow")
+        console.warn(remark)
     if told := starts_told((check.metric or "", check.starts) for check in held.checks):
         console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row} {check.metric}"
-            console.print(f"{where}: {check.told}", markup=False, style="red" if check.failed else "yellow")
+            console.warn(f"{where}: {check.told}", "red" if check.failed else "yellow")
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
     if held.undecided:
         told += f"; {counted(len(held.undecided), 'metric')} undecided"
     if held.busy:
         told += f"; no verdict on {', '.join(held.busy)}: measure again, or give --even-if-busy"
-    console.print(told, style=OUTCOME_STYLES[outcome], markup=False)
+    if outcome == PASSED:
+        console.print(told, style=OUTCOME_STYLES[outcome], markup=False)
+    else:
+        console.warn(told, OUTCOME_STYLES[outcome])
 
 
 OUTCOME_STYLES = {PASSED: "bold green", FAILED: "bold red", UNDECIDED: "bold yellow"}

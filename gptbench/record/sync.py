@@ -37,9 +37,9 @@ fault of gptbench's own."""
 
 
 def log_recorded(
-    result: Recorded, path: Path, section: TrackingConfig, outputs: Path, tell: Callable[..., None]
+    result: Recorded, path: Path, section: TrackingConfig, outputs: Path, warn: Callable[[str], None]
 ) -> str | None:
-    """`log_marked`, but what goes wrong, which loses nothing, is told to `tell`.
+    """`log_marked`, but what goes wrong, which loses nothing, is passed to `warn`.
 
     Returns:
         Where it is logged; None where it is not.
@@ -47,7 +47,7 @@ def log_recorded(
     try:
         return log_marked(result, path, section, outputs)
     except TrackingError as error:
-        tell(f"Not tracked: {error}", style="yellow", markup=False)
+        warn(f"Not tracked: {error}")
         return None
 
 

@@ -216,7 +216,7 @@ class Sweep:
                 try:
                     self.tracker.begin_sweep(self.plan.sweep, self.plan.started, swept)
                 except TrackingError as error:
-                    console.print(f"Not tracked yet: {error}", style="yellow", markup=False)
+                    console.warn(f"Not tracked yet: {error}")
                 self.launch_all()
         except KeyboardInterrupt:
             self.interrupted = True
@@ -226,7 +226,7 @@ class Sweep:
                 path = record.save(self.folder)
             finally:  # where the disk is full, this is all that there is
                 show_sweep(record)
-            logged = log_recorded(record, path, self.section, self.outputs, console.print)
+            logged = log_recorded(record, path, self.section, self.outputs, console.warn)
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
             show_next(record, path.parent, self.section, self.outputs, logged is not None)
             print_sweep(record, path, logged)
@@ -260,7 +260,7 @@ class Sweep:
                         _ = job.return_value  # raises what the job has
                 except Exception as error:  # of a launcher that lost a job, or of a job that could not write
                     self.trouble = f"{type(launcher).__name__}: {error!r}"
-                    console.print(self.trouble, style="red", markup=False)
+                    console.warn(self.trouble, "red")
             before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
             stalled = stalled + 1 if len(waiting) == len(before) else 0
 
