@@ -51,6 +51,7 @@ MEASURING = (
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
 RECORDING = (
     *(
+        "address",
         "redaction",
         "commandline",
         "parsers",
