@@ -1,5 +1,7 @@
 """MLflow's SQLite store: whole or not there, whatever happens, wherever it lies."""
 
+import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from gptbench.__main__ import run
 from gptbench.errors import TrackingError
 from gptbench.record import MLflowTracker
 from gptbench.record import store as stores
-from gptbench.record.store import address, embedded_store, file_of, is_whole, make_whole
+from gptbench.record.store import address, embedded_store, file_of, holds_runs, is_lost, is_whole, make_whole
 from gptbench.record.sync import sync_command
 from tests.results import made_result
 
@@ -75,6 +77,60 @@ def test_a_half_made_store_is_kept_aside_and_made_anew(
         make_whole(file)
         assert is_whole(file)
         assert (file.parent / "mlflow-backup-1.db").exists() == bool(content)
+
+
+def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = made.read_bytes()
+    cases = {"a": b"SQLite format 3\0" + b"garbage" * 1000, "b": whole[:100], "c": whole[:300_000], "d": b""}
+    for name, content in cases.items():
+        outputs = tmp_path / name
+        for number in (1, 2):
+            result = made_result(tracking=MLFLOW | {"figures": False}, outputs=str(outputs), step_s=0.01 * number)
+            path = result.save(outputs / str(number))
+            marks = {f"{embedded_store(outputs)} gptbench": "MLflow run of the store that was lost"}
+            path.with_name(f"tracked-{path.name}").write_text(json.dumps(marks))
+        (outputs / "mlflow.db").write_bytes(content)
+        kept = outputs / "mlflow-backup-1.db"
+        again = ["--outputs", str(outputs)]
+        if name == "b":  # found by another command, which logs one record
+            assert run(["log", str(path)]) == 0
+            assert logged(outputs) == 1
+            again.append("--all")
+        assert sync_command(again) == 0
+        assert logged(outputs) == 2, name
+        if content:
+            assert kept.read_bytes() == content
+            told = f"it is kept in {kept}; to log again what it held: gptbench sync --all --outputs {outputs}"
+            assert told in capsys.readouterr().err
+        assert sync_command(["--outputs", str(outputs)]) == 0
+        assert logged(outputs) == 2
+
+
+def test_what_is_no_regular_file_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "migrate", lambda new: new.touch())
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        assert not is_lost(tmp_path / name)
+        with pytest.raises(TrackingError, match="expected a regular file"):
+            make_whole(tmp_path / name)
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_a_store_that_is_locked_is_not_taken_for_a_damaged_one(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    shutil.copy(made, file)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
+    with closing(connect(file)) as other:
+        other.execute("begin exclusive")
+        assert not is_lost(file)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            holds_runs(file)
 
 
 def test_killed_or_out_of_space_while_it_is_made_it_is_not_there(

@@ -2,12 +2,14 @@
 
 MLflow makes a store in dozens of steps, and brings one of an older version up to date in some more; cut off in between,
 by a signal or a full disk, it can be opened by nobody. So both are done to another file in the same folder, which is
-then renamed. A store that somebody else's process left half made is kept under another name, and made anew.
+then renamed. A store that somebody else's process left half made, or that is damaged, is kept under another name, and
+made anew.
 """
 
 import contextlib
 import os
 import re
+import shlex
 import sqlite3
 import urllib.parse
 import uuid
@@ -26,7 +28,8 @@ NAME = "mlflow.db"
 """Of the embedded store, in the outputs folder."""
 BESIDE = ("-journal", "-wal", "-shm")
 """Ends of the names of files that SQLite keeps beside a store, and without which it is not what it was."""
-HEADER = b"SQLite format 3\0"
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite says of a file that no waiting makes whole."""
 
 
 def embedded_store(outputs: Path) -> str:
@@ -70,6 +73,8 @@ def make_whole(file: Path) -> str | None:
     # MLflow would make the folder that a quoted address seems to name.
     utils._make_parent_dirs_if_sqlite = make_no_folder
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.is_file():  # a device would be replaced
+        raise TrackingError(f"{file}: expected a regular file, or none yet")
     if file.exists() and (str(file), file.stat().st_ino) in whole:
         return None
     remark = None
@@ -100,10 +105,14 @@ def put(new: Path, file: Path) -> str | None:
         number = 1
         while (kept := file.with_name(f"{file.stem}-backup-{number}{file.suffix}")).exists():
             number += 1
-        made = "brought up to date" if holds_runs(file) else "half made, and is made anew"
+        damaged = damage(file)
+        made = "brought up to date" if holds_runs(file) else f"{damaged or 'half made'}, and is made anew"
         for old in beside(file):
             old.rename(kept.with_name(kept.name + old.name.removeprefix(file.name)))
         remark = f"{file} was {made}; as it was, it is kept in {kept}"
+        if damaged:
+            again = shlex.join(["gptbench", "sync", "--all", "--outputs", str(file.parent)])
+            remark += f"; to log again what it held: {again}"
     new.replace(file)
     return remark
 
@@ -133,9 +142,32 @@ def holds_runs(file: Path) -> bool:
             runs = connection.execute("select count(*) from runs").fetchone()[0]
             return bool(runs + connection.execute("select count(*) from experiments where experiment_id").fetchone()[0])
     except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
+        if code_of(error) not in (sqlite3.SQLITE_ERROR, *DAMAGED):  # such as a lock, or a disk that cannot be read
             raise
         return False  # it has no such table, or is no database
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """Of what SQLite says is wrong, without the details."""
+    return error.sqlite_errorcode & 0xFF
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with the file of a store that was cut off or overwritten; None where that is not so."""
+    if not file.stat().st_size:
+        return "empty"
+    try:
+        with opened(file) as connection:
+            connection.execute("select name from sqlite_master").fetchall()
+    except sqlite3.DatabaseError as error:
+        if code_of(error) in DAMAGED:
+            return f"damaged ({error})"
+    return None  # or another process holds it, or the disk cannot be read: who writes to it is told
+
+
+def is_lost(file: Path) -> bool:
+    """Whether what was logged to a store is there no more."""
+    return not file.exists() or (file.is_file() and damage(file) is not None)
 
 
 def copy(file: Path, new: Path) -> None:
@@ -146,7 +178,7 @@ def copy(file: Path, new: Path) -> None:
 
 def is_whole(file: Path) -> bool:
     """Whether MLflow can open a store as it is."""
-    if not file.exists() or file.open("rb").read(len(HEADER)) != HEADER:
+    if is_lost(file):
         return False
     from mlflow.store.db import utils
 

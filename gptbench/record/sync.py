@@ -23,7 +23,7 @@ from gptbench.record.outcome import LOCK as JOB_LOCK
 from gptbench.record.plan import LOCK as SWEEP_LOCK
 from gptbench.record.plan import PLAN, Plan
 from gptbench.record.result import Recorded
-from gptbench.record.store import embedded_store, file_of
+from gptbench.record.store import embedded_store, file_of, is_lost
 from gptbench.record.sweep import SweepRecord, record_of
 from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, place_of
 from gptbench.redaction import HIDDEN, redacted, redacted_message
@@ -80,9 +80,9 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
 
 def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
     """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
-    uri = (section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else ""
-    if (file := file_of(uri)) is not None and not file.exists():
-        return None  # it was lost, or the outputs were moved without it
+    file = file_of(section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else None
+    if file is not None and is_lost(file):
+        return None  # or the outputs were moved without it
     return read_marks(path).get(destination(section, outputs))
 
 
@@ -144,6 +144,7 @@ def sync_command(arguments: list[str]) -> int:
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
     failed, unread = 0, 0
     away: set[tuple[str | None, str]] = set()  # where nothing more is tried
+    lost: dict[Path | None, bool] = {}  # whether a store was, before it is made anew for the first record
     for path in all_records(outputs):
         try:
             result = load_record(path)
@@ -155,7 +156,9 @@ def sync_command(arguments: list[str]) -> int:
             continue
         if options.uri is not None and section.uri and place_of(section.uri) == place_of(options.uri):
             section = replace(section, uri=options.uri)
-        if options.all:
+        if (file := file_of(section.uri or embedded_store(outputs))) not in lost:
+            lost[file] = file is not None and is_lost(file)
+        if options.all or lost[file]:
             path.with_name(f"{MARK}{path.name}").unlink(missing_ok=True)
         elif marked(path, section, outputs) is not None:
             continue
