@@ -70,15 +70,16 @@ def called(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
     from gptbench.commandline import COMMANDS, typed, without_quiet
-    from gptbench.parsers import PARSERS
+    from gptbench.parsers import PARSERS, parsed
 
     if arguments[:1] and arguments[0] in COMMANDS:
         if {"-h", "--help"} & set(arguments):
             PARSERS[arguments[0]]().print_help()
             return 0
+        given, quiet = without_quiet(arguments[1:])
+        parsed(arguments[0], given)  # what is wrong is said before anything large is imported
         module, _, function = COMMANDS[arguments[0]].partition(":")
         command = getattr(importlib.import_module(module), function)
-        given, quiet = without_quiet(arguments[1:])
         if quiet:
             from gptbench.terminal import console
 

@@ -1,7 +1,7 @@
 """What each command takes, by name. Nothing here needs more than Python: `--help` answers at once."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gptbench.address import unusable_address
@@ -274,3 +274,11 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "cache": cache,
 }
 """By command."""
+INTERMIXED = ("ab", "gate")
+"""Commands whose options may stand between what they are about."""
+
+
+def parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command is given. Ends the process with exit code 2 where that is wrong."""
+    parser = PARSERS[command]()
+    return (parser.parse_intermixed_args if command in INTERMIXED else parser.parse_args)(list(arguments))

@@ -1,5 +1,6 @@
 """What people type, and what they are answered."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -295,3 +296,17 @@ def test_a_name_leads_to_no_other_file() -> None:
     assert shipped("model", "demo")["dim"] == 256
     for name in ("../model/demo", "x" * 300, "", "a\0b"):
         assert shipped("model", name) == {}
+
+
+def test_what_a_command_is_given_wrongly_is_said_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def imported(module: str) -> None:
+        raise AssertionError(f"{module} was imported")
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main.run([command, "--no-such-option"])
+        assert ended.value.code == 2
+        assert f"usage: gptbench {command} " in capsys.readouterr().err
