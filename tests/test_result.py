@@ -18,6 +18,7 @@ from gptbench.measure.samples import Sample
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
 from gptbench.record import Result
+from gptbench.record.display import display
 from gptbench.record.result import SCHEMA_VERSION
 from gptbench.record.statistics import (
     METRICS,
@@ -423,6 +424,10 @@ def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "energy not measured" not in told
 
 
-def test_the_readme_has_the_version_of_records() -> None:
+def test_the_readme_shows_what_is_recorded_and_printed() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     assert f"`schema_version` is {SCHEMA_VERSION};" in text
+    example = text.partition("## What it looks like")[2].partition("\n## ")[0]
+    rows = [line.split("│")[1].strip() for line in example.splitlines() if line.startswith("│")]
+    assert rows[: len(METRICS)] == [display(metric.name).label for metric in METRICS]
+    assert "a decode step needs " in example
