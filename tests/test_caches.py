@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.errors import ConfigError, UserError
+from gptbench.measure import Kernels
 from gptbench.measure.compilation import CompileWatch, compile_cache
 from tests.caches import own_caches, remove
 from tests.models import DENSE, run_config
@@ -92,6 +93,8 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
         assert re.fullmatch(rf"a folder in TORCHINDUCTOR_CACHE_DIR that can be written \(.*{told}", missing() or "")
         with compile_cache(fresh=False, keep=True) as empty:
             assert empty
+        with pytest.raises(UserError, match=r"task=kernels needs a folder in .* that can be made \(.+\)$"):
+            Kernels(cast(Any, None), cast(Any, None), cpu())
         with pytest.raises(UserError, match="gptbench cache needs a folder in TORCHINDUCTOR_CACHE_DIR"):
             Place(tmp_path)
 

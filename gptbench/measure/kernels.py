@@ -19,8 +19,9 @@ from torch import Tensor
 from gptbench.build import gb
 from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
+from gptbench.engine import caches
 from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
-from gptbench.errors import ConfigError
+from gptbench.errors import ConfigError, UserError
 from gptbench.measure.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases
 
 ROUND_BYTES = 2**28
@@ -95,9 +96,15 @@ class Kernels:
 
     Raises:
         ConfigError: there is no such case.
+        UserError: the folder of TorchInductor's cache cannot be made.
     """
 
     def __init__(self, task: KernelsConfig, config: Config, device: Device) -> None:
+        try:
+            caches.inductor_folder()
+        except OSError as error:
+            what = f"a folder in {caches.FOLDER} that can be made ({error.strerror}: {error.filename})"
+            raise UserError(f"task=kernels needs {what}") from error
         self.task, self.device, self.seed = task, device, config.workload.seed
         micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
         cases = [*model_cases(config, device), *micro]
