@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbench.errors import CheckpointError, InputError
+from gptbench.hub import expanded
 from gptbench.inputs import is_finite_number, read_json
 
 CONFIG_FILE = "config.json"
@@ -261,6 +262,21 @@ class ConfigFile:
 def read_architecture(folder: Path) -> Architecture:
     """Of the checkpoint in a folder. Raises CheckpointError."""
     return ConfigFile(folder).architecture()
+
+
+def of_checkpoint(given: str) -> str | None:
+    """What to give in the place of a file of a checkpoint, or why a folder is none; None of anything else."""
+    if not given or "\0" in given:
+        return None
+    path = Path(expanded(given))
+    try:
+        if path.is_file() and (path.parent / CONFIG_FILE).is_file():
+            return f"a file of a checkpoint; give the folder: {path.parent}"
+        if path.is_dir() and not (path / CONFIG_FILE).is_file():
+            return f"a folder with no {CONFIG_FILE} in it, which a checkpoint has"
+    except OSError:  # such as of a name that is too long
+        return None
+    return None
 
 
 def read_shape(folder: Path) -> dict[str, Any]:

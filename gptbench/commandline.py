@@ -15,8 +15,9 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +27,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from gptbench import config as schemas
-from gptbench.architecture import CONFIG_FILE
+from gptbench.architecture import CONFIG_FILE, of_checkpoint
 from gptbench.config import Config, Section, explain
 from gptbench.errors import UserError
 from gptbench.hub import expanded, is_hub_name
@@ -264,6 +265,18 @@ def text_fields() -> frozenset[str]:
 
 def field_types() -> dict[str, object]:
     """Dotted name and type of every field that a command line can set; of an optional one, what it is otherwise."""
+    return {name: unwrapped(kind) for name, kind in field_hints().items()}
+
+
+def unwrapped(kind: object) -> object:
+    """Of an optional type, what it is otherwise."""
+    if isinstance(kind, types.UnionType):
+        return next(each for each in typing.get_args(kind) if each is not type(None))
+    return kind
+
+
+def field_hints() -> dict[str, object]:
+    """The same, with whether it is optional."""
     found: dict[str, object] = {}
     sections: list[tuple[str, type]] = [("", Config)]
     kinds = [Section]
@@ -274,18 +287,18 @@ def field_types() -> dict[str, object]:
         prefix, section = sections.pop()
         hints = typing.get_type_hints(section, vars(schemas))
         for entry in fields(section):
-            kind = hints[entry.name]
-            if isinstance(kind, types.UnionType):
-                kind = next(each for each in typing.get_args(kind) if each is not type(None))
+            kind = unwrapped(hints[entry.name])
             if is_dataclass(kind) and not (isinstance(kind, type) and issubclass(kind, Section)):
                 sections.append((f"{prefix}{entry.name}.", typing.cast(type, kind)))
-            found.setdefault(f"{prefix}{entry.name}", kind)
+            found.setdefault(f"{prefix}{entry.name}", hints[entry.name])
     return found
 
 
-def did_you_mean(name: str, choices: Iterable[str], value: str = "") -> str:
+def did_you_mean(name: str, choices: Collection[str], value: str = "") -> str:
     """`; did you mean X?` for the choice that is most like it, with a value behind that; empty where none is."""
-    near = difflib.get_close_matches(name, list(choices), 1, 0.6)
+    if (known := ALIASES.get(name)) in choices:
+        return f"; did you mean {known}{value}?"
+    near = difflib.get_close_matches(name, choices, 1, 0.6)
     return f"; did you mean {near[0]}{value}?" if near else ""
 
 
@@ -298,6 +311,10 @@ def no_override(argument: str, config_dir: str | None) -> str:
     if "=" in argument:
         return f"{argument}: expected FIELD=VALUE, and {word!r} is no field's name"
     leaves = [f"{name}=…" for name in field_types() if name.rpartition(".")[2] == word]
+    if (said := of_checkpoint(argument)) is not None:
+        return f"{argument}: {said}"
+    if word in ("help", "usage", "?"):
+        return f"{argument}: no command; gptbench --help says what there is, and gptbench COMMAND --help what it takes"
     near = f"; did you mean {leaves[0]}?" if leaves else did_you_mean(word, COMMANDS)
     near = near or did_you_mean(word, options).replace("you mean ", "you mean model=")
     return f"{argument}: expected a command ({', '.join(COMMANDS)}), FIELD=VALUE, or the folder of a checkpoint{near}"
@@ -320,6 +337,8 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
         key, name = group[1], group[2]
         options = sorted(cause.options or ())
         near = did_you_mean(name, options)
+        if key == "model" and (said := of_checkpoint(name)) is not None:
+            return f"{key}={name}: {said}"
         listed = f"; the options are {', '.join(options)}" if options else ""
         return f"{key}={name}: no such option{listed}{near}"
     message = explain(error)
@@ -332,12 +351,55 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
         one = f"; one text: {quoted_in_shell(key, value)}" if kind is str else ""
         one = f"; one list: {shlex.quote(f'{key}=[{value}]')}" if typing.get_origin(kind) is list else one
         return f"{key}={value}: several values need -m, which runs a job for each{one}"
-    name = message.partition(":")[0]
-    if typing.get_origin(field_types().get(name)) is list and (given := given_value(name, arguments)):
-        kind = "token ids such as" if name in ("sampling.stop_tokens", "workload.prompt") else "values such as"
-        eos = "; a checkpoint's own is eos_token_id in its config.json" if name == "sampling.stop_tokens" else ""
-        return f"{name}={given}: expected a list in brackets, of {kind} {name}=[2,7]{eos}"
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if message.startswith("Config group override must be") and (conf_folder() / key).is_dir():
+            there = sorted(path.stem for path in (conf_folder() / key).glob("*.yaml"))
+            if value not in there and parsed(value) is not None:
+                return f"{argument}: no such option; the options are {', '.join(there)}"
+        if message.startswith("Unexpected type for root") and key.count(".") > 1:
+            whole = key.rpartition(".")[0]
+            return f"{argument}: {whole} is null; give all of it: {shlex.quote(f'{whole}={{NAME: VALUE, …}}')}"
+    if (error_in := re.match(r"In '([^']*)': .*Invalid type assigned: list", message, re.DOTALL)) is not None:
+        return f"{error_in[1]}: expected fields and values, and no list"
+    name = re.split(r"[:\[]", message, maxsplit=1)[0]
+    if not isinstance(error, UserError) and (hint := field_hints().get(name)) is not None:
+        value = refused_value(name, error, message)
+        return f"{name}={value}: expected {in_words(name, hint)}{did_you_mean(value, choices_of(hint))}"
     return message.partition("\nSee https://hydra.cc")[0]
+
+
+def refused_value(name: str, error: Exception, message: str) -> str:
+    """What a field was given that cannot hold it."""
+    override = re.match(r"Error merging override \+{0,2}([\w.]+)=(.*)", str(error), re.DOTALL)
+    if override is not None and override[1] == name:
+        return override[2]
+    said = re.search(r"[Vv]alue '(.*?)'", message)
+    return "null" if said is None else said[1]
+
+
+def choices_of(hint: object) -> list[str]:
+    """Of a field that has some."""
+    kind = unwrapped(hint)
+    return [each.name for each in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+
+
+def in_words(name: str, hint: object) -> str:
+    """What a field holds."""
+    kind = unwrapped(hint)
+    if typing.get_origin(kind) is list:
+        of = "token ids such as" if name in ("sampling.stop_tokens", "workload.prompt") else "values such as"
+        eos = "; a checkpoint's own is eos_token_id in its config.json" if name == "sampling.stop_tokens" else ""
+        example = "[[2,7],[3]]" if name == "workload.prompts" else "[2,7]"
+        return f"a list in brackets, of {of} {name}={example}{eos}"
+    words = IN_WORDS.get(kind) or ("one of " + ", ".join(choices_of(kind)) if choices_of(kind) else "fields and values")
+    return words + (", or null" if kind is not hint else "")
+
+
+IN_WORDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""What of a type can be typed."""
+ALIASES = {"gpu": "cuda", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""What people call choices of ours."""
 
 
 def of_folder(error: OSError, arguments: Sequence[str]) -> str:
@@ -361,10 +423,12 @@ def of_field(name: str, message: str, arguments: Sequence[str]) -> str:
     fields_there = message.partition("the fields are ")[2]
     names = [*field_types(), *(path.name for path in conf_folder().iterdir() if path.is_dir())]
     same = [each for each in names if each.rpartition(".")[2] == leaf and each != name]
-    near = f"; did you mean {same[0]}{f'={value}' if value else ''}?" if same else ""
+    value = f"={value}" if value else ""
+    near = f"; did you mean {same[0]}{value}?" if same else ""
     if section and fields_there:  # of those that this section has, and not another engine's
-        names = [f"{section}.{field}" for field in fields_there.split(", ")]
-    near = near or did_you_mean(name, names, f"={value}" if value else "")
+        names = []
+        near = near or did_you_mean(leaf, fields_there.split(", "), value).replace("you mean ", f"you mean {section}.")
+    near = near or did_you_mean(name, names, value)
     return f"{given}: no such field" + (f"; the fields are {fields_there}" if fields_there else "") + near
 
 

@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 
 from gptbench.address import unusable_address
-from gptbench.architecture import CONFIG_FILE, MAX_NAME, read_shape, stretched_context
+from gptbench.architecture import CONFIG_FILE, MAX_NAME, of_checkpoint, read_shape, stretched_context
 from gptbench.errors import ConfigError, UserError
 from gptbench.hub import expanded, find_checkpoint
 from gptbench.paths import conf_folder, shipped_folder
@@ -910,6 +910,8 @@ def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
         return
     if not model.checkpoint:
         raise ConfigError("model.checkpoint", "", "the folder of a checkpoint, or null")
+    if Path(model.checkpoint).is_file() and (said := of_checkpoint(model.checkpoint)) is not None:
+        raise UserError(f"model.checkpoint={model.checkpoint}: {said}")
     file = Path(model.checkpoint) / CONFIG_FILE
     defaults = {entry.name: entry.default for entry in fields(ModelConfig)} if missing else {}
     shape = read_shape(file.parent)
@@ -991,7 +993,7 @@ def explain(error: Exception) -> str:
     """What a composing error means, in the words of `ConfigError`: field, value, choices."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__  # Hydra hides the cause of what is wrong in a file
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
         return unresolved(cause)
     if cause is None or not cause.full_key:

@@ -30,11 +30,12 @@ from hydra.types import RunMode
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptbench.address import unusable_address
 from gptbench.config import Config, Section
-from gptbench.errors import ConfigError, UserError
-from gptbench.inputs import read_yaml, require_bounded_yaml
+from gptbench.errors import ConfigError, InputError, UserError
+from gptbench.inputs import read_yaml, require_bounded_yaml, yaml_fault
 from gptbench.outputs import write_whole
 from gptbench.redaction import HIDDEN, redacted, redacted_message
 
@@ -248,7 +249,11 @@ class GuardedRepository(ConfigRepository):
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.scheme() == "file":  # Hydra loads the class twice
             read_yaml(Path(source.path, source._normalize_file_name(config_path)))
-        return super().load_config(config_path)
+        try:
+            return super().load_config(config_path)
+        except YAMLError as error:
+            file = config_path if source is None else Path(source.path, source._normalize_file_name(config_path))
+            raise InputError(f"{file}, {yaml_fault(error)}") from error
 
 
 class GuardedLoader(ConfigLoaderImpl):

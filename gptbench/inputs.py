@@ -163,6 +163,13 @@ def require_bounded_yaml(text: str, source: str) -> None:
                 raise InputError(f"{source}: YAML that nests more than {MAX_YAML_DEPTH} levels deep")
 
 
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """Where a YAML text cannot be read, and why, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = "" if mark is None else f"line {mark.line + 1}: "
+    return f"{where}no YAML: {problem or str(error).splitlines()[0]}"
+
+
 def read_yaml(path: Path) -> str:
     """The text of a regular YAML file that is not too much to load.
 

@@ -1,6 +1,7 @@
 """What people type, and what they are answered."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import cast
 
 import pytest
 from hydra import compose
-from hydra.errors import HydraException
 
 import gptbench.__main__ as main
 from gptbench import attempt, guard, terminal
+from gptbench.architecture import of_checkpoint
 from gptbench.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import tell_unread
@@ -233,7 +234,7 @@ def answer(*arguments: str) -> str:
     try:
         overrides = typed(arguments)
         load(compose("config", overrides), overrides)
-    except (UserError, HydraException) as error:
+    except Exception as error:
         return told(error, arguments)
     raise AssertionError(arguments)
 
@@ -255,6 +256,17 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "sampling.stop_tokens=1,2": ["one list: 'sampling.stop_tokens=[1,2]'"],
         "model.checkpoint=/a,/b": ["""one text: 'model.checkpoint="/a,/b"'"""],
         "sampling.stop_tokens=eos": ["sampling.stop_tokens=eos: expected a list in brackets", "eos_token_id"],
+        "sampling.stop_tokens=[eos]": ["sampling.stop_tokens=[eos]: expected a list in brackets, of token ids such as"],
+        "sampling.top_k=abc": ["sampling.top_k=abc: expected a whole number, or null"],
+        "sampling.temperature=hot": ["sampling.temperature=hot: expected a number"],
+        "quiet=maybe": ["quiet=maybe: expected true or false"],
+        "device.dtype=fp16": [
+            "device.dtype=fp16: expected one of auto, float32, bfloat16, float16; did you mean float16?"
+        ],
+        "workload.samples=null": ["workload.samples=null: expected a whole number"],
+        "sampling=3": ["sampling=3: no such option; the options are default, greedy, nucleus"],
+        "device=gpu": ["did you mean cuda?"],
+        "help": ["gptbench --help"],
         "sampling.top_k=it's": ["cannot be read", "sampling.top_k="],
         "workload.prompt_text=${": ["begins an interpolation"],
         "größe=3": ["'größe' is no field's name"],
@@ -264,6 +276,37 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
             assert part in said, said
         assert not any(word in said for word in ("hydra.cc", "Lexer", "<EOF>", "Error executing"))
     assert issubclass(CommandLineError, UserError)
+    quoted = "one that holds a comma is quoted: 'tracking.uri=\"http://USER:A,B@HOST\"'"
+    with pytest.raises(UserError, match=re.escape(quoted)):
+        jobs("tracking.uri=http://u:a,b@host")
+
+
+def test_mistakes_in_files_of_ones_own_are_said_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for text, expected in {
+        OWN + "bogus: 1\n": r"model\.bogus: no such field; the fields are _target_, name, [\w, ]+",
+        OWN.replace("32", "abc"): "model.dim=abc: expected a whole number",
+        "- a\n": "model/own: expected fields and values, and no list",
+        "a: [\n": rf"{tmp_path}/model/own\.yaml, line 2: no YAML: .+",
+    }.items():
+        (tmp_path / "model" / "own.yaml").write_text(text)
+        with pytest.raises(UserError, match=f"^{expected}$"):
+            composed(["model=own"], str(tmp_path))
+
+
+def test_a_file_of_a_checkpoint_is_not_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("ck", "empty"):
+        Path(folder).mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("ck", name).write_text("{}")
+        for given in (f"ck/{name}", f"./ck/{name}"):
+            assert "give the folder: ck" in str(of_checkpoint(given))
+        with pytest.raises(CommandLineError, match="give the folder: ck"):
+            prepared([f"ck/{name}"])
+    with pytest.raises(CommandLineError, match=r"empty: a folder with no config\.json in it"):
+        prepared(["empty"])
+    assert of_checkpoint("ck") is of_checkpoint("nope") is of_checkpoint("a\0b") is of_checkpoint("x" * 5000) is None
 
 
 def test_help_and_version_need_no_torch(tmp_path: Path) -> None:

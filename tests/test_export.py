@@ -67,6 +67,16 @@ def test_markdown_shows_what_differs_and_cells_hold(capsys: pytest.CaptureFixtur
     assert "model stories15m" in rows[-1]
 
 
+def test_reasons_for_a_busy_machine_stand_below_a_markdown_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = ["others used 3 cores | of 4", "the samples' speeds spread by 20%"]
+    monkeypatch.setattr("gptbench.compare.export.busy", lambda record: why if "50" in record.swept[0] else [])
+    for records, row in ([swept(50)], 1), ([swept(5), swept(50)], 2):
+        text = table(*records).markdown()
+        assert f"| busy ({row}) |" in text
+        assert text.endswith(f"\nbusy ({row}): {why[0]}; {why[1]}\n")
+        assert text.count(why[1]) == 1
+
+
 def test_a_file_is_written_and_a_metric_that_no_run_has_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

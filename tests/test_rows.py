@@ -159,6 +159,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert info["command"] == "python -m gptbench model=stories15m quant=none"
     assert record["metric"]["target_value"] == 94 and len(record["metric"]["benchmark_values"]) == 2
     assert {one["model"]["type"] for one in written} == {"OSS model", "micro-benchmark"}
+    empty = replace(of("llama2_7b", "none"), samples=[]).save(tmp_path / "empty")
+    assert rows_command([str(empty), str(model), str(kernels)]) == 0
+    told = capsys.readouterr()
+    assert told.out == printed
+    assert "".join(told.err.split()) == "".join(f"left out: {empty}: it does not count: it has no samples".split())
+    with pytest.raises(UserError, match="none of these records counts"):
+        rows_command([str(empty)])
 
 
 def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

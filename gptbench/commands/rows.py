@@ -8,8 +8,9 @@ from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, as_csv, experiments
 from gptbench.compare.select import select
-from gptbench.errors import counted
+from gptbench.errors import UserError, counted
 from gptbench.outputs import as_json, check_output, write_output
+from gptbench.record.files import problem
 from gptbench.terminal import console
 
 
@@ -26,6 +27,11 @@ def rows_command(arguments: list[str]) -> int:
         if file is not None:
             check_output(option, file, methodcaller("startswith", beginning))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
+    for each in found:
+        if (wrong := problem(each.record)) is not None:
+            tell_unread(f"{each.path}: it does not count: {wrong}")
+    if found and not (found := [each for each in found if problem(each.record) is None]):
+        raise UserError("none of these records counts")
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:
         sys.stdout.write(as_csv(rows))

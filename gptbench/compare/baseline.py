@@ -18,7 +18,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.errors import ConfigError, InputError, UserError
 from gptbench.guard import read_section
-from gptbench.inputs import read_yaml
+from gptbench.inputs import read_yaml, yaml_fault
 from gptbench.measure.environment import Environment
 from gptbench.paths import conf_folder
 from gptbench.record import Result
@@ -191,7 +191,7 @@ def parse_baseline(text: str) -> BaselineConfig:
             raise UserError("not a baseline: expected fields and values")
         config = read_section(given, BaselineConfig)
     except YAMLError as error:
-        raise UserError(f"not a baseline: {' '.join(str(error).split())}") from error
+        raise UserError(f"not a baseline: {yaml_fault(error)}") from error
     except OmegaConfBaseException as error:
         # Its cause would be told in its place: see `explain`.
         raise UserError(f"not a baseline: {explain(error)}") from None

@@ -133,9 +133,14 @@ class Export:
         failed = any(each.status != "recorded" for each in self.rows)
         named = {key: [each.names[key] for each in self.rows] for key in NAMES}
         named |= {key: [each.overrides.get(key, "") for each in self.rows] for key in self.overrides}
-        named |= {key: [each.origin[key] for each in self.rows] for key in ("device", "commit", "busy")}
+        named |= {key: [each.origin[key] for each in self.rows] for key in ("device", "commit")}
+        reasons = {number: each.origin["busy"] for number, each in enumerate(self.rows, 1) if each.origin["busy"]}
         shared = {key: values[0] for key, values in named.items() if len(set(values)) == 1 and values[0]}
         columns = {key: values for key, values in named.items() if len(set(values)) > 1}
+        if reasons:
+            columns["busy"] = [
+                f"busy ({number})" if number in reasons else "" for number in range(1, len(self.rows) + 1)
+            ]
         head = [*columns, *(display(name).heading for name in metrics), *(["status"] if failed else [])]
         lines = [head or ["run"]]
         for index, each in enumerate(self.rows):
@@ -144,7 +149,8 @@ class Export:
             lines.append([*cells, *numbers, *([each.status] if failed else [])] or [str(index + 1)])
         text = markdown_table(lines, right=set(range(len(columns), len(columns) + len(metrics))))
         told = ", ".join(f"{key} {value}" for key, value in shared.items())
-        return text + (f"\n{told}\n" if told else "")
+        notes = "".join(f"\nbusy ({number}): {' '.join(why.split())}\n" for number, why in reasons.items())
+        return text + (f"\n{told}\n" if told else "") + notes
 
 
 def shown(metric: str, value: float | None) -> str:

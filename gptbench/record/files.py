@@ -72,4 +72,6 @@ def problem_of_run(result: Result) -> str | None:
         return "quality was not measured, or is not finite"
     if task.get("breakdown") and result.breakdown is None:
         return "no step was broken down"
+    if not result.samples:
+        return "it has no samples"
     return None if valid_samples(result) else "something was compiled during every sample"

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from gptbench.commandline import plain_text, text_fields
+from gptbench.commandline import plain_text, quoted_in_shell, text_fields
 from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
 from gptbench.errors import ConfigError, UserError
 
@@ -89,7 +89,9 @@ class Space:
         swept = tuple(dict.fromkeys(itertools.chain(*(varied(axes[key]) for key in several))))
         for key in several:
             if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs", "tracking"):
-                raise UserError(f"{key}: is of the whole sweep, and has one value")
+                one = quoted_in_shell("tracking.uri", "http://USER:A,B@HOST")
+                comma = f"; one that holds a comma is quoted: {one}" if key == "tracking.uri" else ""
+                raise UserError(f"{key}: is of the whole sweep, and has one value{comma}")
         fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in several)))
         if paired:
             axes = pair(axes, paired)
