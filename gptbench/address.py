@@ -42,7 +42,7 @@ def expected_instead(uri: str) -> str | None:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)", uri, re.DOTALL)
     scheme, slashes, rest = found.groups() if found else ("", None, uri)
     if "@" in uri and not slashes:
-        return "SCHEME://USER:PASSWORD@HOST, with a scheme such as http and two slashes"
+        return "a scheme such as http, and two slashes: http://HOST, with user and password before an @"
     kind = scheme.lower().partition("+")[0]
     is_local = kind in ("file", "sqlite") and not re.search("[@?]", uri)
     if re.search(r"\s" if not is_local else r"[\n\r]", uri) or not uri.isprintable():

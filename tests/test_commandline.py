@@ -23,6 +23,7 @@ from gptbench.errors import CheckpointError, ConfigError, UserError
 from gptbench.job import forget
 from gptbench.parsers import PARSERS
 from gptbench.paths import shipped_folder
+from gptbench.redaction import redacted_message
 from gptbench.run import Job
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
@@ -276,9 +277,10 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
             assert part in said, said
         assert not any(word in said for word in ("hydra.cc", "Lexer", "<EOF>", "Error executing"))
     assert issubclass(CommandLineError, UserError)
-    quoted = "one that holds a comma is quoted: 'tracking.uri=\"http://USER:A,B@HOST\"'"
-    with pytest.raises(UserError, match=re.escape(quoted)):
+    quoted = "one that holds a comma is quoted: 'tracking.uri=\"…\"'"
+    with pytest.raises(UserError, match=re.escape(quoted)) as refused:
         jobs("tracking.uri=http://u:a,b@host")
+    assert redacted_message(str(refused.value)) == str(refused.value)
 
 
 def test_mistakes_in_files_of_ones_own_are_said_in_our_words(tmp_path: Path) -> None:

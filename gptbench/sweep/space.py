@@ -89,7 +89,7 @@ class Space:
         swept = tuple(dict.fromkeys(itertools.chain(*(varied(axes[key]) for key in several))))
         for key in several:
             if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs", "tracking"):
-                one = quoted_in_shell("tracking.uri", "http://USER:A,B@HOST")
+                one = quoted_in_shell(key, "…")
                 comma = f"; one that holds a comma is quoted: {one}" if key == "tracking.uri" else ""
                 raise UserError(f"{key}: is of the whole sweep, and has one value{comma}")
         fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in several)))
