@@ -992,8 +992,11 @@ def shipped(group: str, name: str) -> dict[str, Any]:
 def explain(error: Exception) -> str:
     """What a composing error means, in the words of `ConfigError`: field, value, choices."""
     cause: BaseException | None = error
+    seen: list[BaseException] = []  # contexts can lead back to where they came from
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        seen.append(cause)
         cause = cause.__cause__ or cause.__context__  # Hydra hides the cause of what is wrong in a file
+        cause = None if isinstance(error, UserError) or any(cause is each for each in seen) else cause
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
         return unresolved(cause)
     if cause is None or not cause.full_key:

@@ -277,6 +277,9 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
             assert part in said, said
         assert not any(word in said for word in ("hydra.cc", "Lexer", "<EOF>", "Error executing"))
     assert issubclass(CommandLineError, UserError)
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    assert told(first) == "first"
     quoted = "one that holds a comma is quoted: 'tracking.uri=\"…\"'"
     with pytest.raises(UserError, match=re.escape(quoted)) as refused:
         jobs("tracking.uri=http://u:a,b@host")
