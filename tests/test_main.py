@@ -99,7 +99,7 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path) -> 
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),
         (["outputs="], "outputs=: expected a folder"),
-        (["tracking=null"], "Config group override must be a string"),
+        (["tracking=null"], "tracking=null: no such option; the options are mlflow, none"),
         (["--config-dir", "."], "broken.yaml"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

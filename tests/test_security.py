@@ -296,7 +296,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "variable-decoded": (["tracking.run_name='${oc.decode:\"\\${oc.env:HF_TOKEN}\"}'"], "tracking.run_name"),
     "variable-later": (["+sampling.x='${oc.env:HF_TOKEN}'"], "sampling.x=${oc.env:HF_TOKEN}"),
     "variable-folder": (["hydra.run.dir=outputs/${oc.env:HF_TOKEN}"], "hydra.run.dir=outputs/${oc.env:HF_TOKEN}"),
-    "variable-option": (["experiment=evil_option"], "Error resolving interpolation '${oc.env:HF_TOKEN}'"),
+    "variable-option": (["experiment=evil_option"], "${oc.env:HF_TOKEN}: expected a value that can be resolved"),
     "variables": (["workload.prompt_file=/proc/self/environ"], "workload.prompt_file=/proc/self/environ"),
     "variables-linked": (["task=quality", "task.text_file=FOLDER/link"], "task.text_file="),
     "variables-later": (
