@@ -25,9 +25,9 @@ def main() -> int:
     if (wrong := wrong_python()) is not None:
         print("gptbench:", wrong, file=sys.stderr)
         return 2
-    from gptbench.commandline import COMMANDS
-    from gptbench.redaction import remember
-    from gptbench.streams import lasting, outlive_terminal
+    from gptbench.base.redaction import remember
+    from gptbench.base.streams import lasting, outlive_terminal
+    from gptbench.config.commandline import COMMANDS
 
     outlive_terminal()
     sys.excepthook = show_traceback
@@ -44,8 +44,8 @@ def main() -> int:
 
 def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
-    from gptbench.commandline import told
-    from gptbench.errors import BadResultError, JobError, UserError, is_unwritable
+    from gptbench.base.errors import BadResultError, JobError, UserError, is_unwritable
+    from gptbench.config.commandline import told
 
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -69,8 +69,8 @@ def called(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
-    from gptbench.commandline import COMMANDS, typed, without_quiet
-    from gptbench.parsers import PARSERS, parsed
+    from gptbench.commands.parsers import PARSERS, parsed
+    from gptbench.config.commandline import COMMANDS, typed, without_quiet
 
     if arguments[:1] and arguments[0] in COMMANDS:
         if {"-h", "--help"} & set(arguments):
@@ -81,17 +81,16 @@ def run(arguments: list[str]) -> int:
         module, _, function = COMMANDS[arguments[0]].partition(":")
         command = getattr(importlib.import_module(module), function)
         if quiet:
-            from gptbench.terminal import console
+            from gptbench.present.terminal import console
 
             console.quiet = True
         code: int = command(given)
         return code
     import hydra
 
-    from gptbench import guard
-    from gptbench.config import register
-    from gptbench.job import RaisedError, job
-    from gptbench.paths import conf_folder
+    from gptbench.base.paths import conf_folder
+    from gptbench.config import guard, register
+    from gptbench.execute.job import RaisedError, job
     from gptbench.sweep import sweeper
 
     # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
@@ -110,7 +109,7 @@ def run(arguments: list[str]) -> int:
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
     """Python's own, without secrets."""
-    from gptbench.redaction import redacted_message
+    from gptbench.base.redaction import redacted_message
 
     sys.stderr.write(redacted_message("".join(traceback.format_exception(kind, error, trace))))
 

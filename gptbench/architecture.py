@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from gptbench.errors import CheckpointError, InputError
-from gptbench.hub import expanded
-from gptbench.inputs import is_finite_number, read_json
+from gptbench.base.errors import CheckpointError, InputError
+from gptbench.base.hub import expanded
+from gptbench.base.inputs import is_finite_number, read_json
 
 CONFIG_FILE = "config.json"
 MAX_NAME = 100

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from gptbench.base.errors import DoesNotFitError
 from gptbench.checkpoint import Checkpoint, Loaded
 from gptbench.config import Config, ModelConfig, QuantConfig, options
+from gptbench.config.targets import instantiate
 from gptbench.device import Device
-from gptbench.errors import DoesNotFitError
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
 from gptbench.model.transformer import WINDOW_QUERIES
 from gptbench.quant import Quantisation
-from gptbench.targets import instantiate
 
 CACHE_MULTIPLE = 8
 """The KV cache holds a multiple of so many positions, as in the seed."""

@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptbench.architecture import Architecture, read_architecture
+from gptbench.base.errors import CheckpointError
+from gptbench.base.inputs import LFS_POINTER, open_regular, read_json, refuse_pointer
 from gptbench.config import CheckpointFormat, ModelConfig
-from gptbench.errors import CheckpointError
-from gptbench.inputs import LFS_POINTER, open_regular, read_json, refuse_pointer
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
 
 SINGLE = {CheckpointFormat.safetensors: "model.safetensors", CheckpointFormat.bin: "pytorch_model.bin"}

@@ -19,14 +19,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gptbench import ab
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import row_line, share
 from gptbench.compare.interleaved import headline
 from gptbench.device import Device
+from gptbench.execute import ab
 from gptbench.generate import generate
-from gptbench.record.statistics import log_ratios
-from gptbench.terminal import stage_bar
+from gptbench.present.terminal import stage_bar
+from gptbench.schema.statistics import log_ratios
 
 
 def slow_down(contender: ab.Contender, part: float) -> None:

@@ -26,9 +26,9 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from gptbench.base.paths import conf_folder
 from gptbench.config import register
-from gptbench.guard import install
-from gptbench.paths import conf_folder
+from gptbench.config.guard import install
 from tests.warm import Warm
 
 # A script's background ignores Ctrl-C, and so would what tests start in it.

@@ -25,10 +25,10 @@ from gptbench.config import (
     TrackingConfig,
     WorkloadConfig,
 )
+from gptbench.config.targets import instantiate
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
 from gptbench.quant import Quantisation
-from gptbench.targets import instantiate
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -138,7 +138,7 @@ def run_config(
         device=DeviceConfig(_target_="gptbench.device.Device", name="auto"),
         engine=EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
         workload=workload,
-        task=TaskConfig(_target_="gptbench.measure.Speed", name="speed"),
+        task=TaskConfig(_target_="gptbench.task.Speed", name="speed"),
         tracking=TrackingConfig(_target_="gptbench.record.NoTracker", name="none"),
         baseline=BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"),
         sweep=SweepConfig(_target_="gptbench.sweep.Product", name="product"),

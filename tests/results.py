@@ -9,15 +9,15 @@ from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.energy import Energy, Spent
 from gptbench.measure.environment import Environment
-from gptbench.measure.kernels import KernelTimes, Timing
-from gptbench.measure.quality import Predictions
 from gptbench.measure.roof import Roof
 from gptbench.measure.samples import Sample, WarmUp
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
-from gptbench.record.failure import Cause, Failure
-from gptbench.record.kernels import KernelResult
-from gptbench.record.result import Result
+from gptbench.schema.failure import Cause, Failure
+from gptbench.schema.kernels import KernelResult
+from gptbench.schema.result import Result
+from gptbench.task.kernels import KernelTimes, Timing
+from gptbench.task.quality import Predictions
 
 PROMPT, NEW_TOKENS = [1, 15043, 29892], 5
 STEPS = NEW_TOKENS - 1

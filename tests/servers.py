@@ -28,7 +28,8 @@ from results import NEW_TOKENS, made_result
 from sqlalchemy.engine import Engine
 
 from gptbench.config import MLflowConfig
-from gptbench.record import MLflowTracker, Result
+from gptbench.record import MLflowTracker
+from gptbench.schema import Result
 
 PATIENCE_S = 120
 """For a server to start: with its migrations that takes 10 to 20 s on an idle machine."""

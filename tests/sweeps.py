@@ -7,8 +7,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from gptbench.record import SweepRecord
-from gptbench.record.files import load_record, problem
+from gptbench.schema import SweepRecord
+from gptbench.schema.files import load_record, problem
 from tests.warm import Warm
 
 SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1"]

@@ -11,8 +11,8 @@ from hydra import compose
 from transformers import LlamaConfig, MinistralConfig, PreTrainedConfig
 
 from gptbench.architecture import FULL, HONOURED, SLIDING, UNSUPPORTED, WITHOUT_EFFECT, read_shape
+from gptbench.base.errors import UserError
 from gptbench.config import Config, RopeScaling, load
-from gptbench.errors import UserError
 from tests.hf import CASES, LLAMA_3, MODELS, rewrite, rope
 
 ONE_EACH = {type(config): case for case, config in reversed(CASES.items())}

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from mlflow import MlflowClient
 from torch import Tensor
 
-from gptbench import attempt
-from gptbench import run as run_module
+from gptbench.base.errors import BadResultError, ConfigError, UserError
 from gptbench.build import cache_length
+from gptbench.commands.sync import log_command
 from gptbench.config import (
     BaselineConfig,
     Config,
@@ -30,11 +30,20 @@ from gptbench.config import (
     ModelConfig,
     Tuning,
 )
+from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options
-from gptbench.errors import BadResultError, ConfigError, UserError
-from gptbench.measure import kernel_cases, kernels, roof
-from gptbench.measure.kernel_cases import (
+from gptbench.execute import attempt
+from gptbench.execute import run as run_module
+from gptbench.execute.run import Job
+from gptbench.measure import roof
+from gptbench.model import Weight
+from gptbench.sampling import Sampler
+from gptbench.schema import KernelResult
+from gptbench.schema.files import load_record
+from gptbench.schema.kernels import kernel_metrics, kernel_summary, means, seed_targets
+from gptbench.task import kernel_cases, kernels
+from gptbench.task.kernel_cases import (
     Call,
     Case,
     gather_gemv_case,
@@ -43,15 +52,7 @@ from gptbench.measure.kernel_cases import (
     layer_norm_case,
     mlp_case,
 )
-from gptbench.measure.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
-from gptbench.model import Weight
-from gptbench.record import KernelResult
-from gptbench.record.files import load_record
-from gptbench.record.kernels import kernel_metrics, kernel_summary, means, seed_targets
-from gptbench.record.sync import log_command
-from gptbench.run import Job
-from gptbench.sampling import Sampler
-from gptbench.targets import target
+from gptbench.task.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
 from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
 from tests.results import made_result
 from tests.test_run import resolved
@@ -82,7 +83,7 @@ def device(kind: str = "cpu") -> Device:
 
 def task(**values: Any) -> KernelsConfig:
     values = {"sizes": [32], "replays": 3} | values
-    return KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels", **values)
+    return KernelsConfig(_target_="gptbench.task.Kernels", name="kernels", **values)
 
 
 def config(folder: Path, batch: int = 1, **values: Any) -> Config:

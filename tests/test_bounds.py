@@ -14,15 +14,15 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from gptbench import compile_cache, guard
+from gptbench.base.errors import ConfigError, InputError, UserError
+from gptbench.base.inputs import MAX_YAML_DEPTH, MAX_YAML_VALUES, read_yaml, require_bounded_yaml
+from gptbench.base.paths import conf_folder
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import MAX_JOBS, SweepConfig, load
-from gptbench.errors import ConfigError, InputError, UserError
-from gptbench.inputs import MAX_YAML_DEPTH, MAX_YAML_VALUES, read_yaml, require_bounded_yaml
-from gptbench.paths import conf_folder
-from gptbench.prompt import first_tokens
+from gptbench.config import MAX_JOBS, SweepConfig, guard, load
+from gptbench.engine import compile_cache
 from gptbench.sweep.space import Product, Space, overrides_parser
+from gptbench.text.prompt import first_tokens
 
 BOMB = "a0: &a0 {x: 1}\n" + "".join(
     f"a{level}: &a{level} {{{', '.join(f'k{key}: *a{level - 1}' for key in range(10))}}}\n" for level in range(1, 9)

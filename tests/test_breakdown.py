@@ -13,8 +13,7 @@ import torch
 from mlflow import MlflowClient
 from results import made_result
 
-from gptbench import attempt
-from gptbench import run as run_module
+from gptbench.base.errors import BadResultError
 from gptbench.compare import Baseline
 from gptbench.config import (
     BaselineConfig,
@@ -31,15 +30,17 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.engine import Engine
-from gptbench.errors import BadResultError
+from gptbench.execute import attempt
+from gptbench.execute import run as run_module
+from gptbench.execute.run import Job
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
 from gptbench.measure import roof
 from gptbench.measure.breakdown import PROFILED, Breakdown, Launch, break_down, chrome_trace, find_steps
-from gptbench.record import MLflowTracker, Result
-from gptbench.record.statistics import summary
-from gptbench.run import Job
-from gptbench.terminal import show_result
+from gptbench.present.terminal import show_result
+from gptbench.record import MLflowTracker
+from gptbench.schema import Result
+from gptbench.schema.statistics import summary
 from tests.models import DENSE, run_config
 from tests.test_run import resolved
 
@@ -237,7 +238,7 @@ def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_roof", "one_thread")
 def test_a_run_records_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quality = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=12, breakdown=True)
+    quality = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=12, breakdown=True)
     tracking = MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", figures=False)
     of = replace(config(tmp_path), task=quality, tracking=tracking)
     result = run(of, tmp_path)
@@ -286,7 +287,7 @@ def test_samples_are_kept_when_the_profiler_fails(
 @pytest.mark.usefixtures("small_roof", "one_thread")
 def test_nothing_is_profiled_unless_asked_for(tmp_path: Path) -> None:
     of = config(tmp_path)
-    task = TaskConfig(_target_="gptbench.measure.Speed", name="speed")
+    task = TaskConfig(_target_="gptbench.task.Speed", name="speed")
     assert run(replace(of, task=task), tmp_path).breakdown is None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gptbench.base.errors import DoesNotFitError
 from gptbench.build import (
     CACHE_MULTIPLE,
     alternatives,
@@ -23,7 +24,6 @@ from gptbench.build import (
 )
 from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, HuggingFaceConfig, ModelConfig
 from gptbench.device import Device
-from gptbench.errors import DoesNotFitError
 from gptbench.model import Transformer
 from tests.models import (
     CPU,

@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from gptbench import terminal
+from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command, sentence
 from gptbench.commands.gate import gate_command, outcome_of
-from gptbench.compare import measuring
 from gptbench.compare.baseline import Baseline, parse_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
-from gptbench.compare.export import Export
 from gptbench.compare.gate import gate, recorded_text
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.ratio import Verdict
-from gptbench.compare.report import html
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig
-from gptbench.errors import UserError
+from gptbench.execute import measuring
 from gptbench.measure.roof import Probe
-from gptbench.record.outcome import Outcome
-from gptbench.record.result import Result
-from gptbench.record.sweep import SweepRecord
+from gptbench.present import terminal
+from gptbench.present.export import Export
+from gptbench.present.report import html
 from gptbench.record.tracking import BUSY_TAG, make_record
+from gptbench.schema.outcome import Outcome
+from gptbench.schema.result import Result
+from gptbench.schema.sweep import SweepRecord
 from tests.results import made_kernels, made_predictions, made_result
 from tests.test_ab import made_ab, made_round
 from tests.test_gate import with_task

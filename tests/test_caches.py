@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import pytest
 
-from gptbench.compile_cache import Place
+from gptbench.base.errors import ConfigError, UserError
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
-from gptbench.errors import ConfigError, UserError
-from gptbench.measure import Kernels
+from gptbench.engine.compile_cache import Place
 from gptbench.measure.compilation import CompileWatch, compile_cache
+from gptbench.task import Kernels
 from tests.caches import own_caches, remove
 from tests.models import DENSE, run_config
 

@@ -18,10 +18,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from gptbench.compare import Baseline
-from gptbench.measure.compilation import STAGES
-from gptbench.record import SweepRecord
-from gptbench.record.charts import (
+from gptbench.charts import (
     CHARTS,
     COLOURS,
     Run,
@@ -36,12 +33,15 @@ from gptbench.record.charts import (
     styled,
     write_figures,
 )
-from gptbench.record.charts import runs_of as runs_with_targets
-from gptbench.record.labels import labels, names
-from gptbench.record.outcome import Outcome, Status
-from gptbench.record.result import Result
-from gptbench.record.statistics import sample_metrics, summary
+from gptbench.charts import runs_of as runs_with_targets
+from gptbench.compare import Baseline
+from gptbench.measure.compilation import STAGES
 from gptbench.record.tracking import write_artifacts
+from gptbench.schema import SweepRecord
+from gptbench.schema.labels import labels, names
+from gptbench.schema.outcome import Outcome, Status
+from gptbench.schema.result import Result
+from gptbench.schema.statistics import sample_metrics, summary
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -701,7 +701,7 @@ def test_figures_are_logged_with_a_run_unless_they_are_not_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = [DRAWN["mbu"], DRAWN["compile"]]
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", chosen)
+    monkeypatch.setattr("gptbench.charts.CHARTS", chosen)
     result = made_result()
     path = result.save(tmp_path)
     for folder in ("with", "without", "failing"):
@@ -716,7 +716,7 @@ def test_figures_are_logged_with_a_run_unless_they_are_not_wanted(
     def fail(runs: Sequence[Run]) -> None:
         raise ValueError("no room")
 
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", [replace(chart, function=fail) for chart in chosen])
+    monkeypatch.setattr("gptbench.charts.CHARTS", [replace(chart, function=fail) for chart in chosen])
     write_artifacts(result, path, tmp_path / "failing", figures=True)
     assert (tmp_path / "failing" / "steps.csv").exists()
     assert "Not drawn: mbu: ValueError('no room')" in capsys.readouterr().err
@@ -726,7 +726,7 @@ def test_figures_of_a_run_have_the_targets_of_its_baseline(tmp_path: Path, monke
     monkeypatch.setattr(Baseline, "targets", lambda self, result: {"decode_tokens_per_s": 90.0})
     drawn: list[Run] = []
     chart = replace(DRAWN["mbu"], function=drawn.extend)
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", [chart])
+    monkeypatch.setattr("gptbench.charts.CHARTS", [chart])
     other = made_result()
     other.config["baseline"] = ["of a version", "with other fields"]
     for result in (made_result(), other):
@@ -765,7 +765,7 @@ def test_figures_of_a_sweep_are_those_of_its_jobs_together(
     path = tmp_path / "moved" / path.name
     drawn: list[Run] = []
     charts = [DRAWN["heat_map"], DRAWN["pareto"], DRAWN["compile"], replace(DRAWN["mbu"], function=drawn.extend)]
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", charts)
+    monkeypatch.setattr("gptbench.charts.CHARTS", charts)
     monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
     for folder in ("with", "without"):
         (tmp_path / folder).mkdir()
@@ -785,7 +785,7 @@ def test_what_a_chart_leaves_out_stands_below_the_title_of_its_picture(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: told.append(self.get_suptitle()))
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", [DRAWN["mbu"]])
+    monkeypatch.setattr("gptbench.charts.CHARTS", [DRAWN["mbu"]])
     assert write_figures(many(canvas.MOST_ROWS + 1), tmp_path) == {}
     title = "Memory bandwidth utilisation: stories15m bfloat16 inductor"
     assert told == [f"{title}\nthe fastest {canvas.MOST_ROWS} of {canvas.MOST_ROWS + 1}"]

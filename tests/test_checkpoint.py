@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gptbench.base.errors import UserError
 from gptbench.build import on_meta
 from gptbench.checkpoint import Checkpoint
-from gptbench.errors import UserError
 from gptbench.model import Transformer, Weight
 from gptbench.quant.int8 import quantise_rows
 from tests.hf import completed, library_model, loaded, rewrite, store, stored

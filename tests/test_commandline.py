@@ -12,19 +12,20 @@ import pytest
 from hydra import compose
 
 import gptbench.__main__ as main
-from gptbench import attempt, guard, terminal
 from gptbench.architecture import of_checkpoint
-from gptbench.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
+from gptbench.base.errors import CheckpointError, ConfigError, UserError
+from gptbench.base.paths import shipped_folder
+from gptbench.base.redaction import redacted_message
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import tell_unread
+from gptbench.commands.parsers import PARSERS
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import Config, MLflowConfig, SweepConfig, load, shipped
-from gptbench.errors import CheckpointError, ConfigError, UserError
-from gptbench.job import forget
-from gptbench.parsers import PARSERS
-from gptbench.paths import shipped_folder
-from gptbench.redaction import redacted_message
-from gptbench.run import Job
+from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, shipped
+from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
+from gptbench.execute import attempt
+from gptbench.execute.job import forget
+from gptbench.execute.run import Job
+from gptbench.present import terminal
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
 from tests.results import made_result

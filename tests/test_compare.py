@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command, sentence
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.ratio import KINDS, Ratio, Verdict
 from gptbench.compare.select import Found
-from gptbench.errors import UserError
 from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.quality import Predictions
 from gptbench.measure.sensors import DeviceState
-from gptbench.record import Result
+from gptbench.schema import Result
+from gptbench.task.quality import Predictions
 from tests.results import made_result, on_cpu
 
 VALID = (0, 0, 0, 0, 0)

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptbench.compile_cache import MANIFEST, Place, cache_command, instruction_sets, load, require_fit, save
+from gptbench.base.errors import UserError
+from gptbench.commands.cache import cache_command
 from gptbench.device import Device
-from gptbench.errors import UserError
+from gptbench.engine.compile_cache import MANIFEST, Place, instruction_sets, load, require_fit, save
 
 ROOT = Path(__file__).parents[1]
 CODE = "inductor/ab/cabc.py"

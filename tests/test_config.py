@@ -13,9 +13,9 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from gptbench import config as schemas
+from gptbench.base.errors import UserError
+from gptbench.base.paths import conf_folder
 from gptbench.config import Config, Section, explain, load
-from gptbench.errors import UserError
-from gptbench.paths import conf_folder
 
 GROUPS = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
 OPTIONS = [f"{group}={file.stem}" for group in GROUPS for file in sorted((conf_folder() / group).glob("*.yaml"))]
@@ -202,7 +202,7 @@ REFUSED = {
         for group in (
             *("model", "quant", "sampling", "device", "engine", "workload", "task", "tracking", "baseline", "sweep"),
         )
-        for target in ("os.system", "builtins.eval", "gptbench.run.run")
+        for target in ("os.system", "builtins.eval", "gptbench.execute.run.run")
     },
     "workload.prompt_text='costs${5}'": ["workload.prompt_text=costs${5}", "'5' not found", "write \\${"],
     "workload.prompt_text=${b:c}": ["workload.prompt_text=${b:c}", "interpolation type b"],

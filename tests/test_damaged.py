@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 from gptbench.__main__ import run
+from gptbench.base.errors import UserError
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
 from gptbench.compare.select import MAX_TOLD, Found
-from gptbench.errors import UserError
 from gptbench.measure.load import Load
-from gptbench.record import KernelResult, Recorded, Result, SweepRecord
-from gptbench.record.ab import AbResult
-from gptbench.record.files import problem
-from gptbench.record.labels import labels
+from gptbench.present.terminal import in_line
 from gptbench.record.ledger import Ledger
-from gptbench.record.outcome import Outcome, Status
 from gptbench.record.tracking import make_record
-from gptbench.terminal import in_line
+from gptbench.schema import KernelResult, Recorded, Result, SweepRecord
+from gptbench.schema.ab import AbResult
+from gptbench.schema.files import problem
+from gptbench.schema.labels import labels
+from gptbench.schema.outcome import Outcome, Status
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -50,7 +50,7 @@ def whole_result() -> Result:
     result = replace(made_result(perplexity=3.0), breakdown=made_breakdown(), energy=made_energy())
     result.samples[0].state = made_state()
     result.samples[0].load = Load(seconds=1.0, cores=2, own_s=1.5, other_s=0.1, stolen_s=0.0, pressure_s=0.01)
-    result.config["task"] = {"_target_": "gptbench.measure.Speed", "name": "speed", "breakdown": True, "energy": False}
+    result.config["task"] = {"_target_": "gptbench.task.Speed", "name": "speed", "breakdown": True, "energy": False}
     return result
 
 

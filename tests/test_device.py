@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 
-from gptbench import limits
+from gptbench.base import limits
+from gptbench.base.errors import ConfigError
 from gptbench.config import DeviceConfig, DeviceKind, Dtype
 from gptbench.device import CLEAR_REFS, Device
-from gptbench.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from gptbench.measure import energy
 from gptbench.measure.energy import Energy, Spent, measure_energy
 from gptbench.measure.sensors import Sensor, sensor_of
-from gptbench.record.statistics import energy_metrics, summary
+from gptbench.schema.statistics import energy_metrics, summary
 from tests.results import made_result
 from tests.test_measure import EAGER, device, make_engine, make_workload
 

@@ -13,12 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptbench.engine.hf as hf
+from gptbench.base.errors import ConfigError
 from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_possible
 from gptbench.engine import Engine, HuggingFace, Inductor
-from gptbench.errors import ConfigError
+from gptbench.execute.reuse import release
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.samples import all_finite
-from gptbench.reuse import release
 from gptbench.sampling import Sampler
 from tests.models import CPU, DENSE, GQA, MOE, make_model, model_name, random_tokens, run_config
 from tests.pairwise import pairwise

@@ -12,6 +12,7 @@ import pytest
 import torch
 import triton
 
+from gptbench.base.errors import ConfigError
 from gptbench.build import kv_bytes_per_position
 from gptbench.config import (
     AutoConfig,
@@ -29,17 +30,16 @@ from gptbench.config import (
     Tuning,
     require_possible,
 )
+from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine, Inductor
 from gptbench.engine.tiles import Tiles, Use
-from gptbench.errors import ConfigError
 from gptbench.kernels.linear import Tile
 from gptbench.kernels.route import Routing
 from gptbench.measure.traffic import expert_bytes, weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.model.transformer import MixtureOfExperts
 from gptbench.sampling import Sampler
-from gptbench.targets import instantiate, target
 from tests import evidence
 from tests.evidence import kept_evidence
 from tests.models import (

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from results import made_result
 
+from gptbench.base.errors import UserError
 from gptbench.commands.explain import explain_command
 from gptbench.compare.explain import Advice, Explanation, explain, part_of
-from gptbench.errors import UserError
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.sensors import DeviceState
-from gptbench.record import Failure, Result
+from gptbench.schema import Failure, Result
 
 FUSED = {"_target_": "gptbench.engine.fused.Fused", "name": "fused", "overlap": True, "tune": False}
 EAGER = {"_target_": "gptbench.engine.Eager", "name": "eager"}

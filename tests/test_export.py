@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from results import made_failure, made_result
 
+from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command
 from gptbench.commands.export import export_command
-from gptbench.compare.export import Export
 from gptbench.compare.select import Found
-from gptbench.errors import UserError
-from gptbench.record import Recorded
-from gptbench.record.display import DISPLAYS, display
-from gptbench.record.statistics import METRICS, summary
+from gptbench.present.export import Export
+from gptbench.schema import Recorded
+from gptbench.schema.display import DISPLAYS, display
+from gptbench.schema.statistics import METRICS, summary
 
 
 def swept(top_k: int, **values: object) -> Recorded:
@@ -69,7 +69,7 @@ def test_markdown_shows_what_differs_and_cells_hold(capsys: pytest.CaptureFixtur
 
 def test_reasons_for_a_busy_machine_stand_below_a_markdown_table(monkeypatch: pytest.MonkeyPatch) -> None:
     why = ["others used 3 cores | of 4", "the samples' speeds spread by 20%"]
-    monkeypatch.setattr("gptbench.compare.export.busy", lambda record: why if "50" in record.swept[0] else [])
+    monkeypatch.setattr("gptbench.present.export.busy", lambda record: why if "50" in record.swept[0] else [])
     for records, row in ([swept(50)], 1), ([swept(5), swept(50)], 2):
         text = table(*records).markdown()
         assert f"| busy ({row}) |" in text

@@ -15,21 +15,22 @@ from hydra.core.global_hydra import GlobalHydra
 from results import PROMPT, made_result, on_cpu
 
 from gptbench.__main__ import main
+from gptbench.base.errors import ConfigError, UserError
+from gptbench.base.paths import conf_folder
 from gptbench.commands.gate import gate_command
-from gptbench.compare import Baseline, measuring
+from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate, overrides_of, recorded_text
 from gptbench.compare.ratio import TIME, Moments, of_groups, of_moments
 from gptbench.compare.select import Found
 from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
-from gptbench.errors import ConfigError, UserError
-from gptbench.guard import install
-from gptbench.measure.quality import Predictions
+from gptbench.config.guard import install
+from gptbench.execute import measuring
 from gptbench.measure.sensors import DeviceState
-from gptbench.paths import conf_folder
-from gptbench.record import Result
-from gptbench.terminal import show_result
+from gptbench.present.terminal import show_result
+from gptbench.schema import Result
+from gptbench.task.quality import Predictions
 from tests.sweeps import PLAIN, SHORT
 
 Save = Callable[[str, Result], str]
@@ -58,7 +59,7 @@ def with_config(result: Result, **groups: dict[str, Any]) -> Result:
 
 
 def with_task(result: Result) -> Result:
-    task = {"_target_": "gptbench.measure.Speed", "name": "speed", "breakdown": False, "energy": False}
+    task = {"_target_": "gptbench.task.Speed", "name": "speed", "breakdown": False, "energy": False}
     return replace(result, config=result.config | {"task": task})
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import gptbench
-from gptbench import limits
+from gptbench.base import limits
 from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
 from gptbench.device import Device
-from gptbench.job import from_folder
+from gptbench.execute.job import from_folder
 from gptbench.measure.environment import VARIABLES, environment
 from gptbench.record import identity as module
 from gptbench.record.identity import code_version, identity
@@ -31,7 +31,7 @@ def fused(tiles: Path | str, **values: Any) -> FusedConfig:
 
 
 def kernels(outputs: Path) -> Config:
-    task = KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels", sizes=[64])
+    task = KernelsConfig(_target_="gptbench.task.Kernels", name="kernels", sizes=[64])
     return replace(run_config(DENSE), task=task, outputs=str(outputs))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptbench.errors import InputError, printable
-from gptbench.inputs import is_finite_number, open_regular, read_bytes, read_json, read_text
+from gptbench.base.errors import InputError, printable
+from gptbench.base.inputs import is_finite_number, open_regular, read_bytes, read_json, read_text
 
 
 def refusal(read, path: Path, *arguments: int) -> str:

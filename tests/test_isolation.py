@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gptbench.isolation import Died, in_own_process, memory_kills
+from gptbench.execute.isolation import Died, in_own_process, memory_kills
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_it_and_is_raised(tmp_path: Path, monkeypatch: pytest.Monkey
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("gptbench.isolation.wait", told_wait)
+    monkeypatch.setattr("gptbench.execute.isolation.wait", told_wait)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
@@ -147,11 +147,11 @@ def test_a_terminals_ctrl_c_does_not_reach_it() -> None:
 def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"""
-import gptbench.isolation
+import gptbench.execute.isolation
 from pathlib import Path
 from tests.test_isolation import rest
-gptbench.isolation.PRELOADED = []
-gptbench.isolation.in_own_process(rest, 60.0, Path({str(pid_file)!r}))
+gptbench.execute.isolation.PRELOADED = []
+gptbench.execute.isolation.in_own_process(rest, 60.0, Path({str(pid_file)!r}))
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
@@ -175,7 +175,7 @@ def test_the_kernels_kills_for_memory_are_counted(tmp_path: Path) -> None:
 
 def test_a_kill_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([4, 5])
-    monkeypatch.setattr("gptbench.isolation.memory_kills", lambda: next(counts))
+    monkeypatch.setattr("gptbench.execute.isolation.memory_kills", lambda: next(counts))
     died = in_own_process(die, "SIGKILL").died
     assert died is not None
     assert died.out_of_memory

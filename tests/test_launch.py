@@ -8,11 +8,11 @@ import torch
 import triton
 
 from gptbench.config import ModelConfig
+from gptbench.config.targets import instantiate
 from gptbench.engine.fused import Fused
 from gptbench.kernels.launch import Builders, compile_only, launch
 from gptbench.measure.compilation import CompileWatch
 from gptbench.sampling import Sampler
-from gptbench.targets import instantiate
 from tests.models import DENSE, MOE, make_model
 from tests.test_engines import FUSED, GREEDY, LENGTH, PROMPT, device
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptbench import limits
-from gptbench.terminal import container
+from gptbench.base import limits
+from gptbench.present.terminal import container
 
 GB = 10**9
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptbench.record import Result
+from gptbench.schema import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CHARTS = "tracking.figures=false"  # they take longer to draw than such runs take

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, Tuning, WorkloadConfig
+from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.generate import HostClock, Workload, generate
@@ -35,7 +36,6 @@ from gptbench.measure.samples import (
     warm_up,
 )
 from gptbench.sampling import Sampler
-from gptbench.targets import instantiate
 from tests.models import DENSE, make_model
 from tests.test_engines import DRAWN
 

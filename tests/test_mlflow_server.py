@@ -33,17 +33,19 @@ from servers import (
     sweep_job,
 )
 
+from gptbench.base.errors import TrackingError
+from gptbench.commands.sync import sync_command
 from gptbench.config import MLflowConfig
-from gptbench.errors import TrackingError
-from gptbench.record import MLflowTracker, Result
-from gptbench.record.failure import Cause, Failure
-from gptbench.record.files import headline, load_record
-from gptbench.record.outcome import BEGUN, Outcome, Status
-from gptbench.record.plan import LOCK, Plan
-from gptbench.record.result import Recorded
-from gptbench.record.statistics import summary
-from gptbench.record.sweep import SweepRecord, record_of
-from gptbench.record.sync import log_marked, log_recorded, sync_command
+from gptbench.record import MLflowTracker
+from gptbench.record.sync import log_marked, log_recorded
+from gptbench.schema import Result
+from gptbench.schema.failure import Cause, Failure
+from gptbench.schema.files import headline, load_record
+from gptbench.schema.outcome import BEGUN, Outcome, Status
+from gptbench.schema.plan import LOCK, Plan
+from gptbench.schema.result import Recorded
+from gptbench.schema.statistics import summary
+from gptbench.schema.sweep import SweepRecord, record_of
 from tests.sweeps import LOGGED
 from tests.warm import Warm
 

@@ -17,13 +17,13 @@ from PIL import Image
 from results import made_result
 from servers import config, hasty_sqlite, mlflow_server
 
-from gptbench.record.failure import Cause, Failure
-from gptbench.record.files import headline
-from gptbench.record.outcome import Outcome, Status
-from gptbench.record.plan import Plan
-from gptbench.record.result import Recorded
-from gptbench.record.sweep import record_of
 from gptbench.record.sync import log_recorded
+from gptbench.schema.failure import Cause, Failure
+from gptbench.schema.files import headline
+from gptbench.schema.outcome import Outcome, Status
+from gptbench.schema.plan import Plan
+from gptbench.schema.result import Recorded
+from gptbench.schema.sweep import record_of
 
 pytest.importorskip("playwright", reason="drives the browser")
 from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright

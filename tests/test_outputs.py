@@ -11,15 +11,15 @@ from typing import Any, cast
 import pytest
 from results import made_result
 
-from gptbench.commandline import told
+from gptbench.base.errors import ConfigError, UserError
+from gptbench.base.outputs import check_folder, check_output, write_output
 from gptbench.commands.ab import ab_command
 from gptbench.commands.export import export_command
 from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
-from gptbench.compare import measuring
-from gptbench.errors import ConfigError, UserError
-from gptbench.outputs import check_folder, check_output, write_output
+from gptbench.config.commandline import told
+from gptbench.execute import measuring
 from gptbench.sweep.sweeper import launch
 
 WRITERS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {

@@ -60,7 +60,7 @@ def test_wheel_holds_conf(wheel: Path) -> None:
 
 @made_by_scripts
 def test_installed_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
-    code = "from gptbench.paths import conf_folder; print(conf_folder())"
+    code = "from gptbench.base.paths import conf_folder; print(conf_folder())"
     assert call(sys.executable, "-c", code, cwd=tmp_path, pythonpath=installed).strip() == str(
         installed / "gptbench" / "conf"
     )

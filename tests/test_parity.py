@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptbench import architecture
 from gptbench.architecture import FULL, SLIDING
+from gptbench.base.errors import UserError
 from gptbench.config import RopeScaling
-from gptbench.errors import UserError
 from gptbench.model import Transformer
 from tests.hf import CASES, LLAMA_3, completed, library_model, loaded, rewrite
 from tests.models import prefill, relative_error, step

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptbench.base.errors import UserError
+from gptbench.base.private import private, version
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, Tuning
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine import inductor as inductor_module
-from gptbench.errors import UserError
+from gptbench.execute.run import plan
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.environment import environment
-from gptbench.private import private, version
 from gptbench.record.identity import identity
-from gptbench.run import plan
 from tests.models import DENSE, run_config
 from tests.results import made_result
 

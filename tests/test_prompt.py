@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import tokenizers
 
+from gptbench.base.errors import ConfigError
 from gptbench.config import Config, DeviceKind, ModelConfig
 from gptbench.device import Device
-from gptbench.errors import ConfigError
 from gptbench.generate import Workload
-from gptbench.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, read_text, with_prompt
 from gptbench.record.identity import measured
-from gptbench.tokenizer import Tokenizer, TokenizerError
+from gptbench.text.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, read_text, with_prompt
+from gptbench.text.tokenizer import Tokenizer, TokenizerError
 from tests.models import DENSE, model_config, run_config
 
 DEMO = model_config("demo")

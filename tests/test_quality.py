@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptbench.base.errors import ConfigError
 from gptbench.config import Config, DeviceConfig, DeviceKind, EagerConfig, QualityConfig, SamplingConfig, TaskConfig
 from gptbench.device import Device
 from gptbench.engine import Eager, Engine
-from gptbench.errors import ConfigError
-from gptbench.measure import Quality, Speed
-from gptbench.prompt import make_tokenizer, with_prompt
-from gptbench.record.statistics import quality_metrics, summary
 from gptbench.sampling import Sampler
+from gptbench.schema.statistics import quality_metrics, summary
+from gptbench.task import Quality, Speed
+from gptbench.text.prompt import make_tokenizer, with_prompt
 from tests.models import DENSE, make_model, model_config, run_config
 from tests.results import made_result
 
@@ -33,7 +33,7 @@ def quick(one_thread: None) -> None:
 
 
 def task(**values: Any) -> QualityConfig:
-    return QualityConfig(_target_="gptbench.measure.Quality", name="quality", **({"tokens": 21} | values))
+    return QualityConfig(_target_="gptbench.task.Quality", name="quality", **({"tokens": 21} | values))
 
 
 def config(batch: int = 1, **workload: Any) -> Config:
@@ -111,7 +111,7 @@ def test_logits_that_are_too_many_for_memory_lie_in_a_file_that_leaves_nothing_b
 ) -> None:
     of = replace(config(2), outputs=str(tmp_path))
     expected = quality(of).evaluate(engine(of), lambda: engine(of, seed=9))
-    monkeypatch.setattr("gptbench.measure.quality.MAX_LOGIT_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr("gptbench.task.quality.MAX_LOGIT_BYTES_IN_MEMORY", 0)
     assert quality(of).evaluate(engine(of), lambda: engine(of, seed=9)) == expected
     assert not list(tmp_path.iterdir())
 
@@ -186,7 +186,7 @@ def test_a_model_without_a_tokenizer_predicts_random_tokens_and_has_no_perplexit
 
 
 def test_speed_evaluates_nothing() -> None:
-    speed = Speed(TaskConfig(_target_="gptbench.measure.Speed", name="speed"), config(), None)
+    speed = Speed(TaskConfig(_target_="gptbench.task.Speed", name="speed"), config(), None)
     assert speed.evaluate(engine(config()), never) is None
     assert not speed.needs_reference
     assert quality_metrics(made_result()) == {}
@@ -230,7 +230,7 @@ def test_the_demo_model_predicts_its_held_out_text() -> None:
     """Its model card says about 3.3 nats a token with up to 512 tokens of context."""
     of = with_prompt(run_config(DEMO, prompt=(), new_tokens=100), make_tokenizer(DEMO))
     of = replace(of, workload=replace(of.workload, new_tokens=100))
-    from gptbench.run import make_engine, plan
+    from gptbench.execute.run import make_engine, plan
 
     device = one_core()
     measured, loaded = make_engine(of, device, plan(of, device))

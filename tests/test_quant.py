@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptbench.base.errors import ConfigError
 from gptbench.build import nbytes, on_meta
 from gptbench.config import Dtype, ModelConfig, require_possible
-from gptbench.errors import ConfigError
 from gptbench.model import Embedding, Linear, Weight
 from gptbench.model.linear import Router
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm

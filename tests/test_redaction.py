@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
-from gptbench import redaction
-from gptbench.commandline import quoted
+from gptbench.base import redaction
+from gptbench.base.errors import ConfigError
+from gptbench.base.paths import shipped_folder
+from gptbench.base.redaction import redacted, redacted_message, redacted_text, remember
 from gptbench.commands.gate import gate_command
+from gptbench.commands.parsers import PARSERS
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
 from gptbench.config import MLflowConfig
-from gptbench.errors import ConfigError
-from gptbench.parsers import PARSERS
-from gptbench.paths import shipped_folder
+from gptbench.config.commandline import quoted
 from gptbench.record.sync import usable
 from gptbench.record.tracking import AwayError, place_of
-from gptbench.redaction import redacted, redacted_message, redacted_text, remember
 from tests.results import made_failure, made_result
 from tests.sweeps import PLAIN, SHORT
 from tests.test_ab import made_ab
@@ -122,7 +122,7 @@ def test_parts_of_an_address_are_hidden_in_messages() -> None:
 
 
 def test_errors_and_logs_hold_no_secrets(caplog: pytest.LogCaptureFixture) -> None:
-    import gptbench.guard  # noqa: F401 -- it puts the factory of records in place
+    import gptbench.config.guard  # noqa: F401 -- it puts the factory of records in place
 
     assert SECRET not in str(ConfigError("tracking.uri", f'http://me:{SECRET} x"y@host', "another one"))
     remember(f"http://me:{SECRET}@host")

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gptbench.base.errors import UserError
+from gptbench.charts import CHARTS
 from gptbench.commands.report import report_command
 from gptbench.compare import Baseline
-from gptbench.compare.report import Found, html, is_report
 from gptbench.config import BaselineConfig
-from gptbench.errors import UserError
-from gptbench.record import Recorded
-from gptbench.record.charts import CHARTS
-from gptbench.record.statistics import summary
-from gptbench.record.sweep import cell
+from gptbench.present.report import Found, html, is_report
+from gptbench.schema import Recorded
+from gptbench.schema.statistics import summary
+from gptbench.schema.sweep import cell
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -77,7 +77,7 @@ def page_of(*records: Recorded, baselines: tuple[Baseline, ...] = (), title: str
 def read(*records: Recorded, **how: Any) -> Reader:
     """The page without charts, which take most of the time."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("gptbench.compare.report.pictures", lambda runs, kernels: [])
+        patched.setattr("gptbench.present.report.pictures", lambda runs, kernels: [])
         return Reader(page_of(*records, **how))
 
 
@@ -227,7 +227,7 @@ def test_a_record_that_is_selected_twice_is_shown_once() -> None:
 @pytest.fixture
 def one_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first; all of them take a second."""
-    monkeypatch.setattr("gptbench.compare.report.CHARTS", CHARTS[:1])
+    monkeypatch.setattr("gptbench.present.report.CHARTS", CHARTS[:1])
 
 
 @pytest.mark.usefixtures("one_chart")

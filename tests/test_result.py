@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, t
 
+from gptbench.base.errors import UserError
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
-from gptbench.errors import UserError
 from gptbench.measure.compilation import Compilation
 from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.quality import Predictions
 from gptbench.measure.samples import Sample
 from gptbench.measure.sensors import DeviceState
 from gptbench.measure.traffic import Traffic
-from gptbench.record import Result
-from gptbench.record.display import display
-from gptbench.record.result import SCHEMA_VERSION
-from gptbench.record.statistics import (
+from gptbench.present.terminal import number, show_result
+from gptbench.schema import Result
+from gptbench.schema.display import display
+from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.statistics import (
     METRICS,
     QUANTILES,
     compile_metrics,
@@ -31,7 +31,7 @@ from gptbench.record.statistics import (
     summary,
     valid_samples,
 )
-from gptbench.terminal import number, show_result
+from gptbench.task.quality import Predictions
 from tests.results import made_result
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from gptbench import reuse
-from gptbench import run as run_module
+from gptbench.base.errors import BadResultError, DoesNotFitError
 from gptbench.build import cache_length, on_meta
 from gptbench.config import (
     Config,
@@ -29,18 +28,19 @@ from gptbench.config import (
     Scope,
     Tuning,
 )
+from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import Engine
-from gptbench.errors import BadResultError, DoesNotFitError
+from gptbench.execute import reuse
+from gptbench.execute import run as run_module
+from gptbench.execute.run import Job
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
 from gptbench.measure.compilation import CACHE_COUNTERS, Compilation, CompileWatch
 from gptbench.measure.samples import Sample
 from gptbench.model import Transformer
-from gptbench.record import Result
-from gptbench.record.statistics import compilation_name, compile_metrics
-from gptbench.run import Job
-from gptbench.targets import instantiate
+from gptbench.schema import Result
+from gptbench.schema.statistics import compilation_name, compile_metrics
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
 from tests.test_engines import FUSED
 from tests.test_run import config, resolved
@@ -236,7 +236,7 @@ def test_the_reference_finds_the_engines_memory_free(tmp_path: Path, monkeypatch
         return made
 
     monkeypatch.setattr(run_module, "engine_over", watched)
-    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=8)
+    task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=8)
     of = replace(config(tmp_path), task=task, engine=INDUCTOR)
     result = run(of, tmp_path / "0")
     assert result.quality is not None and result.quality.kl
@@ -254,7 +254,7 @@ def test_single_kernels_are_measured_without_a_model_beside_them(
         assert reuse.kept is None
 
     monkeypatch.setattr(run_module, "run_kernels", seen)
-    task = KernelsConfig(_target_="gptbench.measure.Kernels", name="kernels")
+    task = KernelsConfig(_target_="gptbench.task.Kernels", name="kernels")
     of = replace(of, task=task)
     run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / "1", tmp_path), None)
 
@@ -352,7 +352,7 @@ def test_what_is_kept_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_quality_with_a_reference_takes_but_leaves_nothing(tmp_path: Path) -> None:
     of = config(tmp_path)
     first = run(of, tmp_path / "0")
-    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=8)
+    task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=8)
     result = run(replace(of, task=task), tmp_path / "1")
     assert result.reused == first.started
     assert result.quality is not None and result.quality.kl

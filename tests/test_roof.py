@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptbench.base.errors import DoesNotFitError
 from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
-from gptbench.errors import DoesNotFitError
 from gptbench.measure import roof as module
 from gptbench.measure.environment import Environment, environment
 from gptbench.measure.roof import (
@@ -25,7 +25,7 @@ from gptbench.measure.roof import (
     measurements,
     read_roof,
 )
-from gptbench.record.result import Result
+from gptbench.schema.result import Result
 from tests.results import made_result
 
 SMALL = 2**20

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from results import made_result
 
+from gptbench.base.errors import UserError
 from gptbench.commands.rows import rows_command
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, Experiment, experiments
 from gptbench.compare.select import Found
 from gptbench.config import shipped
-from gptbench.errors import UserError
-from gptbench.measure.kernels import KernelTimes, Timing
-from gptbench.record import KernelResult, Measured, Result
+from gptbench.schema import KernelResult, Measured, Result
+from gptbench.task.kernels import KernelTimes, Timing
 
 SIZES = (1024, 4096, 8192, 16384)
 SEED = Baseline(read_baseline("a100_40gb"))

@@ -11,8 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gptbench import attempt
-from gptbench import run as run_module
+from gptbench.base.errors import BadResultError, ConfigError, DoesNotFitError, UserError
 from gptbench.config import (
     AutoConfig,
     Config,
@@ -25,13 +24,15 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.engine import Auto, Eager, Inductor
-from gptbench.errors import BadResultError, ConfigError, DoesNotFitError, UserError
-from gptbench.measure import Quality, roof
+from gptbench.execute import attempt
+from gptbench.execute import run as run_module
+from gptbench.execute.run import Job
+from gptbench.measure import roof
 from gptbench.model import Transformer
-from gptbench.record import Result
-from gptbench.record.files import load_record
-from gptbench.record.outcome import Outcome
-from gptbench.run import Job
+from gptbench.schema import Result
+from gptbench.schema.files import load_record
+from gptbench.schema.outcome import Outcome
+from gptbench.task import Quality
 from tests.models import DENSE, MOE, run_config
 
 
@@ -171,7 +172,7 @@ def test_samples_are_kept_when_quality_fails(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run_module, "build", build_once)
     if fails == "the engine":
         monkeypatch.setattr(Quality, "predict", broken)
-    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=6)
+    task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=6)
     of = replace(config(tmp_path), task=task)
     if fails == "nothing":
         assert len(run(of, tmp_path).quality.kl) == 6  # type: ignore[union-attr]
@@ -187,7 +188,7 @@ def test_a_reference_that_does_not_fit_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Device, "free_memory", lambda self: 10**9 if self.dtype != torch.bfloat16 else 10)
-    task = QualityConfig(_target_="gptbench.measure.Quality", name="quality", tokens=6)
+    task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=6)
     with pytest.raises(DoesNotFitError, match=r"task\.reference=false leaves it out"):
         run(replace(config(tmp_path), task=task), tmp_path)
     assert not (tmp_path / "result.json").exists()

@@ -31,14 +31,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 from omegaconf.resolvers import oc
 
-from gptbench import guard
-from gptbench.config import Config, DeviceKind, MLflowConfig, explain, load, register
-from gptbench.errors import UserError
-from gptbench.guard import GuardedLoader, check_arguments, install
-from gptbench.paths import conf_folder, shipped_folder
-from gptbench.prompt import make_tokenizer
-from gptbench.record.outcome import Outcome, Status
+from gptbench.base.errors import UserError
+from gptbench.base.paths import conf_folder, shipped_folder
+from gptbench.config import Config, DeviceKind, MLflowConfig, explain, guard, load, register
+from gptbench.config.guard import GuardedLoader, check_arguments, install
+from gptbench.schema.outcome import Outcome, Status
 from gptbench.sweep import sweeper
+from gptbench.text.prompt import make_tokenizer
 from tests.results import made_result
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +156,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "hydra-locate": (["baseline._target_=hydra._internal.utils._locate"], "baseline._target_"),
     "hydra-method": (["tracking._target_=hydra.utils.get_method"], "tracking._target_"),
     "import": (["tracking._target_=evil.touch"], "tracking._target_=evil.touch"),
-    "own-function": (["model._target_=gptbench.run.run"], "model._target_=gptbench.run.run"),
+    "own-function": (["model._target_=gptbench.execute.run.run"], "model._target_=gptbench.execute.run.run"),
     "other-group": (["model._target_=gptbench.engine.Eager"], "model._target_=gptbench.engine.Eager"),
     "interpolated": (
         ["tracking.run_name=os.system", "model._target_=${tracking.run_name}"],
@@ -567,8 +566,8 @@ def hostile_checkpoint(machine: Machine) -> Path:
 def test_nothing_that_a_checkpoint_names_is_imported(machine: Machine) -> None:
     from gptbench.build import on_meta
     from gptbench.checkpoint import Checkpoint
+    from gptbench.config.targets import instantiate
     from gptbench.device import Device
-    from gptbench.targets import instantiate
 
     folder = hostile_checkpoint(machine)
     before = machine.files()
@@ -692,7 +691,7 @@ def test_a_hostile_roof_counts_as_none(field: str, machine: Machine) -> None:
 
 def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it holds is code for a later run, as `gptbench cache` says; loading it runs none."""
-    from gptbench.compile_cache import Place, load, save
+    from gptbench.engine.compile_cache import Place, load, save
 
     def caches(name: str) -> Path:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(machine.folder / name / "inductor"))
@@ -714,7 +713,7 @@ def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkey
 
 
 def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptbench.record import sync, tracking
+    from gptbench.schema import sync, tracking
 
     logged: list[Any] = []
     monkeypatch.setattr(tracking.MLflowTracker, "log", lambda self, result, path: logged.append(self.config))
@@ -748,8 +747,8 @@ def test_the_command_line_refuses_in_one_line(case: str, machine: Machine) -> No
 
 def test_no_secret_of_the_environment_and_no_password_reaches_the_record(machine: Machine) -> None:
     """A whole run of a hostile checkpoint, with MLflow's store: every file is searched, and what is printed."""
-    from gptbench.compile_cache import device_config
     from gptbench.device import Device
+    from gptbench.engine.compile_cache import device_config
     from gptbench.measure.environment import environment
 
     device = Device(replace(device_config(0), kind=DeviceKind.cpu))

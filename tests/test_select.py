@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from servers import hasty_sqlite
 
+from gptbench.base.errors import UserError
 from gptbench.compare.select import runs_of, select
 from gptbench.config import MLflowConfig
-from gptbench.errors import UserError
-from gptbench.record import Result
-from gptbench.record.failure import Cause, Failure
 from gptbench.record.ledger import Ledger
-from gptbench.record.outcome import Outcome, Status
-from gptbench.record.plan import Plan
 from gptbench.record.store import embedded_store
-from gptbench.record.sweep import SweepRecord
 from gptbench.record.tracking import MLflowTracker
+from gptbench.schema import Result
+from gptbench.schema.failure import Cause, Failure
+from gptbench.schema.outcome import Outcome, Status
+from gptbench.schema.plan import Plan
+from gptbench.schema.sweep import SweepRecord
 from tests.results import made_result
 from tests.test_ab import made_ab, made_round
 

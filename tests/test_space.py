@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from gptbench.base.errors import UserError
 from gptbench.config import DrawnSweepConfig, SweepConfig
-from gptbench.errors import UserError
 from gptbench.sweep import Product, Random, Sobol, Space
 
 

@@ -12,11 +12,11 @@ from gptbench.commands.compare import compare_command
 from gptbench.compare import starts
 from gptbench.compare.comparison import compare
 from gptbench.compare.ratio import Ratio, Verdict, of_single_starts
-from gptbench.compare.report import html
 from gptbench.compare.select import Found
 from gptbench.compare.starts import BUILT_IN, MIN_FREEDOM, History
-from gptbench.record import Result
+from gptbench.present.report import html
 from gptbench.record.ledger import Ledger
+from gptbench.schema import Result
 from tests.results import made_result, on_cpu
 
 SPREAD = {"decode_tokens_per_s": 0.002, "ttft_s": 0.03}

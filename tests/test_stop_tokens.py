@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptbench.base.errors import ConfigError
 from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, SamplingConfig, WorkloadConfig
 from gptbench.device import Device
 from gptbench.engine import Eager
-from gptbench.errors import ConfigError
+from gptbench.execute.run import add_text
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.samples import answer_length, take_sample
-from gptbench.record import Result
-from gptbench.run import add_text
 from gptbench.sampling import Sampler
+from gptbench.schema import Result
 from tests.models import CPU, DENSE, make_model, random_tokens, run_config
 from tests.results import made_result
 

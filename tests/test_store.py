@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from servers import config, hasty_sqlite, sweep_job
 
 from gptbench.__main__ import run
-from gptbench.errors import TrackingError
+from gptbench.base.errors import TrackingError
+from gptbench.commands.sync import sync_command
 from gptbench.record import MLflowTracker
 from gptbench.record import store as stores
 from gptbench.record.store import address, embedded_store, file_of, holds_runs, is_lost, is_whole, make_whole
-from gptbench.record.sync import sync_command
 from tests.results import made_result
 
 MLFLOW = {"uri": None, "experiment": "gptbench"}

@@ -12,12 +12,12 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from gptbench.attempt import is_of_interrupt
-from gptbench.errors import UserError
-from gptbench.paths import shipped_folder
-from gptbench.record import Failure
-from gptbench.record.files import load_record
-from gptbench.record.outcome import Outcome
+from gptbench.base.errors import UserError
+from gptbench.base.paths import shipped_folder
+from gptbench.execute.attempt import is_of_interrupt
+from gptbench.schema import Failure
+from gptbench.schema.files import load_record
+from gptbench.schema.outcome import Outcome
 from gptbench.sweep.sweeper import IN_THIS_PROCESS, Sweep, is_in_this_process, stopping
 from tests.sweeps import (
     LOGGED,
@@ -82,13 +82,13 @@ def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: War
 
 
 GAPS = {
-    "gptbench.attempt.attempt": "the job has begun",
-    "gptbench.run.run_model": "the ledger knows of the attempt",
-    "gptbench.run.show_result": "the result is written",
-    "gptbench.attempt.publish": "what came of the job is written",
+    "gptbench.execute.attempt.attempt": "the job has begun",
+    "gptbench.execute.run.run_model": "the ledger knows of the attempt",
+    "gptbench.execute.run.show_result": "the result is written",
+    "gptbench.execute.attempt.publish": "what came of the job is written",
     "gptbench.record.tracking.log_files": "the run in MLflow is half filled",
     "gptbench.record.sync.read_marks:2": "the run in MLflow is whole, and the mark is not there",
-    "gptbench.terminal.show_sweep": "the sweep's record is written, and not logged",
+    "gptbench.present.terminal.show_sweep": "the sweep's record is written, and not logged",
 }
 """Function that a process is killed in, and what that means."""
 
@@ -254,7 +254,7 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
 
 def test_the_handler_of_a_signal_does_nothing_but_note_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It may come in the middle of an import or of printing: whatever it did beside that could fail there."""
-    from gptbench.record.plan import STOP
+    from gptbench.schema.plan import STOP
 
     sweep = object.__new__(Sweep)
     sweep.interrupted, sweep.stop_file = False, str(tmp_path / STOP)

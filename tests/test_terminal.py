@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gptbench import terminal
+from gptbench.base.errors import counted
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import counted
-from gptbench.terminal import console, program, show_next, stage_bar
+from gptbench.present import terminal
+from gptbench.present.terminal import console, program, show_next, stage_bar
 from tests.results import made_result
 
 NO_TRACKING = TrackingConfig(_target_="gptbench.record.NoTracker", name="none")

@@ -12,8 +12,8 @@ import triton
 from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
+from gptbench.base.errors import UserError
 from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, Use, candidates, default_tile, fastest
-from gptbench.errors import UserError
 from gptbench.kernels.linear import Tile, linear
 from gptbench.kernels.swiglu import swiglu
 

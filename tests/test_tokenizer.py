@@ -21,8 +21,8 @@ from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from gptbench.errors import UserError
-from gptbench.tokenizer import KNOWN_RANKS, HuggingFaceTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from gptbench.base.errors import UserError
+from gptbench.text.tokenizer import KNOWN_RANKS, HuggingFaceTokenizer, Tokenizer, TokenizerError, load_tokenizer
 
 CORPUS = [
     "Hello world, this is a text. The quick brown fox jumps over the lazy dog; it's 12345 days old.",
@@ -604,9 +604,9 @@ def test_a_file_is_known_by_what_is_in_it(tmp_path: Path, loaded: dict[str, Toke
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    code = "import sys, gptbench.tokenizer; print(*sys.modules)"
+    code = "import sys, gptbench.text.tokenizer; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "gptbench.tokenizer" in modules
+    assert "gptbench.text.tokenizer" in modules
     assert not {"torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "numpy"} & set(modules)
 
 

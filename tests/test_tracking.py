@@ -16,16 +16,18 @@ from mlflow.entities import Run
 from results import made_result
 from servers import Store, check_artifacts, config, hasty_sqlite, sweep_job
 
+from gptbench.base.errors import TrackingError, UserError
+from gptbench.charts import CHARTS
+from gptbench.commands.sync import log_command
 from gptbench.config import TrackingConfig
-from gptbench.errors import TrackingError, UserError
 from gptbench.measure.compilation import STAGES
 from gptbench.measure.sensors import DeviceState
-from gptbench.record import MLflowTracker, NoTracker, Result, SweepRecord
-from gptbench.record.charts import CHARTS
-from gptbench.record.outcome import Outcome, Status
-from gptbench.record.statistics import METRICS, sample_metrics, summary
-from gptbench.record.sync import log_command, log_recorded
+from gptbench.record import MLflowTracker, NoTracker
+from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import metrics
+from gptbench.schema import Result, SweepRecord
+from gptbench.schema.outcome import Outcome, Status
+from gptbench.schema.statistics import METRICS, sample_metrics, summary
 
 START_MS = 1795348800000  # 2026-11-22T12:00:00+00:00
 DEAD = "http://127.0.0.1:1"
@@ -287,7 +289,7 @@ def test_jobs_of_a_sweep_share_a_parent(store: Store, tmp_path: Path) -> None:
 def test_parent_of_a_sweep_has_the_pictures_of_its_jobs_together(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gptbench.record.charts.CHARTS", [chart for chart in CHARTS if chart.name == "heat_map"])
+    monkeypatch.setattr("gptbench.charts.CHARTS", [chart for chart in CHARTS if chart.name == "heat_map"])
     jobs = [
         Outcome(status=Status.recorded.value, record=str(made_result(top_k=top_k).save(tmp_path / str(top_k))))
         for top_k in (1, 5, 50)
@@ -401,7 +403,8 @@ def test_nothing_of_mlflow_runs_before_or_after_logging(tmp_path: Path, path: Pa
 import json, sys, threading
 from pathlib import Path
 from gptbench.config import MLflowConfig
-from gptbench.record import MLflowTracker, Result
+from gptbench.record import MLflowTracker
+from gptbench.schema import Result
 result = Result.load(Path({str(path)!r}))
 config = MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", experiment="threads")
 tracker = MLflowTracker(config, Path({str(tmp_path)!r}))

@@ -119,9 +119,9 @@ def serve() -> None:
     import torch._inductor.utils  # noqa: F401  (what a run looks up of torch's private parts)
 
     import gptbench.__main__
-    import gptbench.attempt
+    import gptbench.execute.attempt
     from gptbench.config import register
-    from gptbench.guard import install
+    from gptbench.config.guard import install
     from gptbench.measure import roof
 
     roof.CPU_BUFFER_BYTES, roof.CACHES, roof.LAUNCHES = 2**22, 0, 2  # the figure is of no interest here
@@ -163,33 +163,33 @@ def break_stream(number: int, how: str | None) -> None:
         import pty
         import termios
 
-        import gptbench.run
+        import gptbench.execute.run
 
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         os.dup2(slave, number)
         os.close(slave)
-        measure = gptbench.run.measure_engine
+        measure = gptbench.execute.run.measure_engine
 
         def hang_up(*args: Any) -> Any:
             os.closerange(master, master + 1)  # which may be closed already
             return measure(*args)
 
-        gptbench.run.measure_engine = hang_up
+        gptbench.execute.run.measure_engine = hang_up
 
 
 def fail(*faults: tuple[str, str]) -> None:
     """Makes measuring fail in this process: with an error of Python's, or of torch's, of that name, or by a signal."""
     import torch
 
-    import gptbench.run
+    import gptbench.execute.run
 
     for override, place in faults:
         if override == "full from":
             full_from(*place.partition(":")[::2])
         if override == "kill in":
             kill_in(*place.partition(":")[::2])
-    measure = gptbench.run.measure_engine
+    measure = gptbench.execute.run.measure_engine
 
     def failing(config: Any, *more: Any) -> Any:
         for override, fault in faults:
@@ -200,7 +200,7 @@ def fail(*faults: tuple[str, str]) -> None:
                 raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
         return measure(config, *more)
 
-    gptbench.run.measure_engine = failing
+    gptbench.execute.run.measure_engine = failing
 
 
 def kill_in(place: str, call: str) -> None:

@@ -13,21 +13,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gptbench import ab, guard, parsers
-from gptbench.commandline import prepared, told
+from gptbench.base.errors import BadResultError, UserError
+from gptbench.base.paths import conf_folder
+from gptbench.base.redaction import redacted
+from gptbench.commands import parsers
 from gptbench.commands.compare import row_line, sentence, shortened, table_of, words, write_line
 from gptbench.compare.interleaved import headline, remarks, rows
-from gptbench.config import register
-from gptbench.errors import BadResultError, UserError
-from gptbench.paths import conf_folder
-from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy_rounds
-from gptbench.record.files import problem
-from gptbench.record.identity import MEASURED
+from gptbench.config import guard, register
+from gptbench.config.commandline import prepared, told
+from gptbench.execute import ab
+from gptbench.present.terminal import console, print_whole, stage_bar
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import flat
-from gptbench.redaction import redacted
-from gptbench.terminal import console, print_whole, stage_bar
+from gptbench.schema.ab import AbResult
+from gptbench.schema.busy import busy_rounds
+from gptbench.schema.files import problem
+from gptbench.schema.identity import MEASURED
 
 
 def ab_command(arguments: list[str]) -> int:

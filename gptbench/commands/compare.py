@@ -8,15 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench import parsers
+from gptbench.base.errors import UserError
+from gptbench.commands import parsers
 from gptbench.compare.comparison import Comparison, Row, compare
-from gptbench.compare.export import markdown_table
 from gptbench.compare.ratio import KINDS, TIME, Verdict, in_words
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
-from gptbench.errors import UserError
-from gptbench.record.display import display
-from gptbench.terminal import console, in_line, number, print_whole
+from gptbench.present.export import markdown_table
+from gptbench.present.terminal import console, in_line, number, print_whole
+from gptbench.schema.display import display
 
 COLOUR = {
     Verdict.faster: "green",

@@ -6,14 +6,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench import parsers
+from gptbench.base.errors import UserError
+from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.explain import Advice, Explanation, explain, micro
 from gptbench.compare.select import select
-from gptbench.errors import UserError
-from gptbench.record import Result
-from gptbench.record.files import problem
-from gptbench.terminal import console, number, print_whole
+from gptbench.present.terminal import console, number, print_whole
+from gptbench.schema import Result
+from gptbench.schema.files import problem
 
 
 def explain_command(arguments: list[str]) -> int:

@@ -3,13 +3,13 @@
 import sys
 from operator import methodcaller
 
-from gptbench import parsers
+from gptbench.base.errors import UserError
+from gptbench.base.outputs import check_output, write_output
+from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread, write_line
-from gptbench.compare.export import BEGINNINGS, MARKDOWN_METRICS, Export
 from gptbench.compare.select import select
-from gptbench.errors import UserError
-from gptbench.outputs import check_output, write_output
-from gptbench.terminal import console
+from gptbench.present.export import BEGINNINGS, MARKDOWN_METRICS, Export
+from gptbench.present.terminal import console
 
 
 def export_command(arguments: list[str]) -> int:

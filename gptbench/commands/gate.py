@@ -9,8 +9,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from gptbench import parsers
-from gptbench.commandline import prepared, quoted
+from gptbench.base.errors import UserError, counted
+from gptbench.base.outputs import check_output, write_output
+from gptbench.base.redaction import redacted
+from gptbench.commands import parsers
 from gptbench.commands.ab import composed
 from gptbench.commands.compare import (
     COLOUR,
@@ -19,19 +21,17 @@ from gptbench.commands.compare import (
     words,
     write_line,
 )
-from gptbench.compare import measuring
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
-from gptbench.compare.measuring import is_of_single_run, measured_gate
 from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
-from gptbench.errors import UserError, counted
-from gptbench.outputs import check_output, write_output
-from gptbench.record.display import display
-from gptbench.redaction import redacted
-from gptbench.terminal import console, number, print_whole
+from gptbench.config.commandline import prepared, quoted
+from gptbench.execute import measuring
+from gptbench.execute.measuring import is_of_single_run, measured_gate
+from gptbench.present.terminal import console, number, print_whole
+from gptbench.schema.display import display
 
 
 def gate_command(arguments: list[str]) -> int:

@@ -3,15 +3,15 @@
 import datetime
 from pathlib import Path
 
-from gptbench import parsers
+from gptbench.base.outputs import check_output, write_output
+from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
-from gptbench.compare.report import html, is_report
 from gptbench.compare.select import select
 from gptbench.compare.starts import History
-from gptbench.outputs import check_output, write_output
-from gptbench.terminal import console
+from gptbench.present.report import html, is_report
+from gptbench.present.terminal import console
 
 
 def report_command(arguments: list[str]) -> int:

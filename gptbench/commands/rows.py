@@ -3,15 +3,15 @@
 import sys
 from operator import methodcaller
 
-from gptbench import parsers
+from gptbench.base.errors import UserError, counted
+from gptbench.base.outputs import as_json, check_output, write_output
+from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread, write_line
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, as_csv, experiments
 from gptbench.compare.select import select
-from gptbench.errors import UserError, counted
-from gptbench.outputs import as_json, check_output, write_output
-from gptbench.record.files import problem
-from gptbench.terminal import console
+from gptbench.present.terminal import console
+from gptbench.schema.files import problem
 
 
 def rows_command(arguments: list[str]) -> int:

@@ -15,16 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from gptbench.base.errors import ConfigError, InputError, UserError
+from gptbench.base.inputs import read_yaml, yaml_fault
+from gptbench.base.paths import conf_folder
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
-from gptbench.errors import ConfigError, InputError, UserError
-from gptbench.guard import read_section
-from gptbench.inputs import read_yaml, yaml_fault
+from gptbench.config.guard import read_section
 from gptbench.measure.environment import Environment
-from gptbench.paths import conf_folder
-from gptbench.record import Result
-from gptbench.record.identity import ALONGSIDE, MEASURED, PLACES, digest
-from gptbench.record.labels import shortened
-from gptbench.record.statistics import QUANTILES
+from gptbench.schema import Result
+from gptbench.schema.identity import ALONGSIDE, MEASURED, PLACES, digest
+from gptbench.schema.labels import shortened
+from gptbench.schema.statistics import QUANTILES
 
 
 class Baseline:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gptbench.base.errors import UserError
 from gptbench.compare.baseline import measured, versions_of
 from gptbench.compare.ratio import (
     KINDS,
@@ -33,13 +34,13 @@ from gptbench.compare.ratio import (
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.compare.work import different_work
-from gptbench.errors import UserError
 from gptbench.measure.samples import throttling
-from gptbench.record import KernelResult, Measured, Recorded, Result
-from gptbench.record.busy import busy_kinds, why_busy
-from gptbench.record.files import problem
-from gptbench.record.identity import MEASURED
-from gptbench.record.statistics import (
+from gptbench.record.tracking import flat
+from gptbench.schema import KernelResult, Measured, Recorded, Result
+from gptbench.schema.busy import busy_kinds, why_busy
+from gptbench.schema.files import problem
+from gptbench.schema.identity import MEASURED
+from gptbench.schema.statistics import (
     METRICS,
     QUANTILES,
     sample_metrics,
@@ -48,7 +49,6 @@ from gptbench.record.statistics import (
     summary,
     valid_samples,
 )
-from gptbench.record.tracking import flat
 
 SAMPLED = {metric.name for metric in METRICS}
 CLOCKS_APART = 0.005

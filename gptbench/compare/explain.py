@@ -25,10 +25,10 @@ import numpy as np
 from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
 from gptbench.measure.breakdown import Breakdown, Launch
 from gptbench.measure.samples import throttling
-from gptbench.record import Result
-from gptbench.record.busy import idle_neighbours, why_busy
-from gptbench.record.labels import weights_of
-from gptbench.record.statistics import step_bytes, summary, valid_samples
+from gptbench.schema import Result
+from gptbench.schema.busy import idle_neighbours, why_busy
+from gptbench.schema.labels import weights_of
+from gptbench.schema.statistics import step_bytes, summary, valid_samples
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"
 """What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from gptbench.base.errors import ConfigError, UserError
 from gptbench.compare.baseline import (
     NOT_MEASURED,
     Baseline,
@@ -46,15 +47,14 @@ from gptbench.compare.ratio import (
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric
-from gptbench.errors import ConfigError, UserError
 from gptbench.measure.environment import Environment
 from gptbench.measure.samples import Sample, throttling
-from gptbench.record import Result
-from gptbench.record.busy import PHASES, busy_kinds, why_busy
-from gptbench.record.files import problem
-from gptbench.record.labels import weights_of
-from gptbench.record.result import SCHEMA_VERSION
-from gptbench.record.statistics import summary, valid_samples
+from gptbench.schema import Result
+from gptbench.schema.busy import PHASES, busy_kinds, why_busy
+from gptbench.schema.files import problem
+from gptbench.schema.labels import weights_of
+from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.statistics import summary, valid_samples
 
 SAME_POWER_LIMIT_W = 0.5
 """Limits nearer to each other are the same."""

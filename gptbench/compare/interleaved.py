@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import linregress
 
+from gptbench.base.errors import counted
 from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
 from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
-from gptbench.errors import counted
 from gptbench.measure.samples import Sample, throttling
-from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy_rounds
-from gptbench.record.statistics import decode_rate, log_middles
+from gptbench.schema.ab import AbResult
+from gptbench.schema.busy import busy_rounds
+from gptbench.schema.statistics import decode_rate, log_middles
 
 HEADLINE = "decode_tokens_per_s"
 """The metric that decides when it ends, and what is said in the end."""

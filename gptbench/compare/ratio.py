@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 from scipy.special import stdtrit
 
-from gptbench.record.statistics import CONFIDENCE
+from gptbench.schema.statistics import CONFIDENCE
 
 SAME = 0.01
 """Within noise is what the interval keeps nearer to 1 than this, or than the margin where that is wider."""

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from gptbench.base.errors import UserError
 from gptbench.compare.baseline import Baseline, is_shipped
 from gptbench.compare.select import Found
-from gptbench.errors import UserError
-from gptbench.measure.kernels import KernelTimes
-from gptbench.record import KernelResult, Measured, Result
-from gptbench.record.files import problem
-from gptbench.record.kernels import SEED_SIZES, kernel_metrics
-from gptbench.record.labels import weights_of
-from gptbench.record.statistics import compile_metrics, sample_metrics, valid_samples
+from gptbench.schema import KernelResult, Measured, Result
+from gptbench.schema.files import problem
+from gptbench.schema.kernels import SEED_SIZES, kernel_metrics
+from gptbench.schema.labels import weights_of
+from gptbench.schema.statistics import compile_metrics, sample_metrics, valid_samples
+from gptbench.task.kernels import KernelTimes
 
 NAMES = {"llama2_7b": "Llama-2-7b-chat-hf", "mixtral_16l": "Mixtral-8x7B-v0.1"}
 """Of the models that the benchmark has, by ours; its Mixtral has 16 layers, too."""

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptbench.base.errors import UserError
+from gptbench.base.inputs import read_object
+from gptbench.base.paths import SELECTOR_HELP
+from gptbench.base.redaction import redacted
 from gptbench.config import MLflowConfig
-from gptbench.errors import UserError
-from gptbench.inputs import read_object
-from gptbench.parsers import HOW
-from gptbench.record import Recorded, SweepRecord
-from gptbench.record.files import KINDS, load_record, records_in
 from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
-from gptbench.record.plan import PLAN, Plan
 from gptbench.record.store import embedded_store, file_of, lock_of, make_whole
-from gptbench.record.sweep import record_of
 from gptbench.record.tracking import (
     PARENT_TAG,
     SWEEP_TAG,
@@ -24,7 +21,10 @@ from gptbench.record.tracking import (
     mlflow_settings,
     reason,
 )
-from gptbench.redaction import redacted
+from gptbench.schema import Recorded, SweepRecord
+from gptbench.schema.files import KINDS, load_record, records_in
+from gptbench.schema.plan import PLAN, Plan
+from gptbench.schema.sweep import record_of
 
 LATEST = "latest"
 MLFLOW = "mlflow:"
@@ -54,7 +54,7 @@ def select(
     """Records that a selector means, the oldest first; of a sweep, those of its jobs.
 
     Args:
-        selector: see `HOW`.
+        selector: see `SELECTOR_HELP`.
         outputs: outputs folder, of which identities are looked up, and the latest record.
         uri: MLflow's store or server; None is the one in the outputs folder.
         kinds: of which the latest is meant, where that is asked for.
@@ -71,7 +71,7 @@ def select(
     if len(left_out) > MAX_TOLD:
         unread(f"{len(left_out) - MAX_TOLD} more files, of {len(left_out)} that cannot be read")
     if not found:
-        raise UserError(f"{selector}: no record there (outputs folder: {outputs}); expected {HOW}")
+        raise UserError(f"{selector}: no record there (outputs folder: {outputs}); expected {SELECTOR_HELP}")
     return found
 
 
@@ -99,7 +99,7 @@ def meant(
     elif RUN_ID.fullmatch(selector):
         return meant(f"{MLFLOW}{selector}", outputs, uri, kinds, unread)
     else:
-        raise UserError(f"{selector}: no such file or folder; expected {HOW}")
+        raise UserError(f"{selector}: no such file or folder; expected {SELECTOR_HELP}")
     return found
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from gptbench.errors import UserError
+from gptbench.base.errors import UserError
 from gptbench.measure.samples import throttling
-from gptbench.record import Result
-from gptbench.record.busy import busy
-from gptbench.record.files import load_record, problem, records_in
 from gptbench.record.ledger import FOLDER, Ledger
-from gptbench.record.statistics import summary, valid_samples
+from gptbench.schema import Result
+from gptbench.schema.busy import busy
+from gptbench.schema.files import load_record, problem, records_in
+from gptbench.schema.statistics import summary, valid_samples
 
 BUILT_IN = {"cuda": 0.006, "cpu": 0.11}
 """Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an

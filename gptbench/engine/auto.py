@@ -3,10 +3,10 @@
 from importlib.util import find_spec
 
 from gptbench.config import AutoConfig, Config, EagerConfig, EngineConfig, FusedConfig, InductorConfig, Tuning
+from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import has_candidates
-from gptbench.targets import target
 
 
 class Auto:

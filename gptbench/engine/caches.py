@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from gptbench.base.errors import ConfigError, UserError
+from gptbench.base.private import private
 from gptbench.config import EngineConfig
-from gptbench.errors import ConfigError, UserError
-from gptbench.private import private
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 """Variable that names TorchInductor's folder."""

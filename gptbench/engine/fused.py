@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptbench.build import cache_length, on_meta
 from gptbench.config import Config, EngineConfig, FusedConfig
+from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
@@ -27,7 +28,6 @@ from gptbench.kernels.linear import Tile
 from gptbench.model import Transformer
 from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
-from gptbench.targets import instantiate
 
 
 class Fused(Engine):

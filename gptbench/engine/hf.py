@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gptbench.architecture import ARCHITECTURES
+from gptbench.base.errors import ConfigError
 from gptbench.build import cache_length
 from gptbench.checkpoint import slots
 from gptbench.config import Cache, Config, EngineConfig, HuggingFaceConfig, ModelConfig, Tuning
@@ -24,7 +25,6 @@ from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
-from gptbench.errors import ConfigError
 from gptbench.model import Transformer
 from gptbench.model.transformer import MixtureOfExperts, count_distinct
 from gptbench.sampling import Sampler

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptbench.base.errors import ConfigError, UserError
+from gptbench.base.private import private
 from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
-from gptbench.errors import ConfigError, UserError
 from gptbench.model import Transformer
-from gptbench.private import private
 from gptbench.sampling import Sampler
 
 PRIVATE = (

@@ -22,12 +22,12 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
+from gptbench.base.errors import UserError
+from gptbench.base.inputs import read_bytes
+from gptbench.base.outputs import write_json
 from gptbench.device import Device
-from gptbench.errors import UserError
-from gptbench.inputs import read_bytes
 from gptbench.kernels.launch import compilers
 from gptbench.kernels.linear import Tile
-from gptbench.outputs import write_json
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from gptbench.base.errors import UserError
+from gptbench.base.private import private, version
 from gptbench.engine import Engine, caches
-from gptbench.errors import UserError
 from gptbench.measure.load import Load, observed
 from gptbench.measure.sensors import NO_SENSOR, Sensor
-from gptbench.private import private, version
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
 """What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from gptbench import STARTED_WITH, __version__, limits
+from gptbench import STARTED_WITH, __version__
+from gptbench.base import limits
+from gptbench.base.private import version
+from gptbench.base.redaction import redacted
 from gptbench.device import Device, cpu_name
-from gptbench.private import version
-from gptbench.redaction import redacted
 
 LIBRARIES = (
     "torch",

@@ -3,7 +3,7 @@ time, pressure, the GPU's other processes.
 
 Counters are read just before and just after it, outside of its timed region, in about 0.1 ms. They are Linux's
 (https://docs.kernel.org/filesystems/proc.html, .../accounting/psi.html, .../admin-guide/cgroup-v2.html); what a machine
-does not tell is None. Nothing is judged here: see `gptbench.record.busy`.
+does not tell is None. Nothing is judged here: see `gptbench.schema.busy`.
 """
 
 import functools
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from gptbench.limits import PROCESS, groups, lines_of
+from gptbench.base.limits import PROCESS, groups, lines_of
 from gptbench.measure.sensors import Sensor
 
 PRESSURE = Path("/proc/pressure/cpu")

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from gptbench.base.errors import DoesNotFitError, UserError
+from gptbench.base.inputs import is_finite_number, read_json
+from gptbench.base.outputs import write_json
 from gptbench.device import Device, file_name
-from gptbench.errors import DoesNotFitError, UserError
-from gptbench.inputs import is_finite_number, read_json
 from gptbench.measure.environment import Environment
-from gptbench.outputs import write_json
 
 FULL, PROBE = "full", "probe"
 """Kinds of measurements."""

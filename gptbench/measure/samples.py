@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from gptbench.base.errors import counted
 from gptbench.engine import Engine
-from gptbench.errors import counted
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.load import Load, observed

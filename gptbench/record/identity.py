@@ -4,7 +4,6 @@ same code.
 
 import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +11,25 @@ import torch
 from omegaconf import OmegaConf
 
 import gptbench
+from gptbench.base.private import version
 from gptbench.config import Config, FusedConfig, KernelsConfig, Section
 from gptbench.device import Device
-from gptbench.measure import kernel_cases
 from gptbench.measure.environment import CODE, place, variables
-from gptbench.private import version
+from gptbench.schema.identity import DIGITS, MEASURED, PLACES, digest
+from gptbench.task import kernel_cases
 
-MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
-"""Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
-it is compared with, does not."""
-PLACES = {"engine": ("tiles",), "model": ("checkpoint", "tokenizer"), "task": ("text_file",)}
-"""Fields of them that say where something lies: what lies there counts instead (see `contents`)."""
-ALONGSIDE = {
-    "engine": ("measure_warm_start",),
-    "workload": ("samples", "prompt", "prompts", "same_prompt", "prompt_text", "prompt_file", "prompt_length"),
-    "task": ("breakdown", "energy"),
-}
-"""Fields of them that change no number: how many samples there are, what else is measured after them, and in what words
-the prompt was given, whose tokens count instead."""
 MEASURING = (
-    *(
-        "__init__",
-        "errors",
-        "private",
-        "paths",
-        "inputs",
-        "hub",
-        "architecture",
-        "config",
-        "guard",
-        "tokenizer",
-        "prompt",
-        "targets",
-    ),
-    *("limits", "device", "kernels", "model", "quant", "sampling", "checkpoint", "build", "block_sizes", "engine"),
-    *("generate", "measure", "reuse", "run", "ab"),
+    *("__init__", "base", "architecture", "config", "text", "device", "kernels", "model", "quant", "sampling"),
+    *("checkpoint", "build", "block_sizes", "engine", "generate", "measure", "task", "schema", "execute"),
 )
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
-RECORDING = (
-    *(
-        "address",
-        "redaction",
-        "commandline",
-        "parsers",
-        "streams",
-        "outputs",
-        "compile_cache",
-        "record",
-        "compare",
-        "terminal",
-        "isolation",
-    ),
-    *("attempt", "job", "sweep", "commands", "__main__"),
-)
+RECORDING = ("charts", "record", "compare", "present", "sweep", "commands", "__main__")
 """All others: what is done with a number once it is there changes no identity."""
 MOST_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
 PEERS = {"gptbench.engine.HuggingFace": ("transformers",)}
 """What else runs the model, by `_target_` of the engine."""
-DIGITS = 16
-"""Of a hash, hexadecimal: 64 bits."""
-
-
-def digest(value: Any) -> str:
-    """Of plain data, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 @functools.cache

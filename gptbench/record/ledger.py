@@ -16,11 +16,11 @@ from typing import Any, TypeGuard
 
 from filelock import FileLock, Timeout
 
-from gptbench.errors import InputError, UserError
-from gptbench.inputs import MAX_JSON_BYTES, read_text
-from gptbench.record.files import load_record, problem, records_in
-from gptbench.record.kernels import KernelResult
-from gptbench.record.result import Result
+from gptbench.base.errors import InputError, UserError
+from gptbench.base.inputs import MAX_JSON_BYTES, read_text
+from gptbench.schema.files import load_record, problem, records_in
+from gptbench.schema.kernels import KernelResult
+from gptbench.schema.result import Result
 
 FOLDER = "jobs"
 SWEEPS = "sweeps"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from gptbench.errors import TrackingError
+from gptbench.base.errors import TrackingError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine

@@ -1,33 +1,31 @@
-"""Which records are logged, and `gptbench log` and `gptbench sync`, which log those that are not.
+"""Which records are logged, and where.
 
 Every record is a file before it is sent. A mark beside it, once it is logged, tells where; `sync` sends what has none.
 """
 
 import contextlib
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gptbench import parsers
+from gptbench.base.errors import TrackingError, UserError
+from gptbench.base.inputs import read_object
+from gptbench.base.outputs import write_json, write_whole
+from gptbench.base.redaction import HIDDEN, redacted, redacted_message
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError, UserError, counted
-from gptbench.inputs import read_object
-from gptbench.outputs import write_json, write_whole
-from gptbench.record.files import load_record, records_in
+from gptbench.config.targets import instantiate
 from gptbench.record.ledger import folders_told, is_held
-from gptbench.record.outcome import LOCK as JOB_LOCK
-from gptbench.record.plan import LOCK as SWEEP_LOCK
-from gptbench.record.plan import PLAN, Plan
-from gptbench.record.result import Recorded
 from gptbench.record.store import embedded_store, file_of, is_lost
-from gptbench.record.sweep import SweepRecord, record_of
-from gptbench.record.tracking import AwayError, MLflowTracker, Tracker, place_of
-from gptbench.redaction import HIDDEN, redacted, redacted_message
-from gptbench.targets import instantiate
+from gptbench.record.tracking import AwayError, Tracker, place_of
+from gptbench.schema.files import records_in
+from gptbench.schema.outcome import LOCK as JOB_LOCK
+from gptbench.schema.plan import LOCK as SWEEP_LOCK
+from gptbench.schema.plan import PLAN, Plan
+from gptbench.schema.result import Recorded
+from gptbench.schema.sweep import SweepRecord, record_of
 
 MARK = "tracked-"
 """Begins the name of a file beside a record: where that is logged."""
@@ -132,53 +130,6 @@ def usable(section: MLflowConfig) -> MLflowConfig:
     return replace(section, uri=uri)
 
 
-def sync_command(arguments: list[str]) -> int:
-    """`gptbench sync`: logs all records that could not be logged before. Returns the exit code: 1 if some still cannot.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    options = parsers.sync().parse_args(arguments)
-    outputs: Path = options.outputs.absolute()
-    if not outputs.is_dir():
-        raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
-    failed, unread = 0, 0
-    away: set[tuple[str | None, str]] = set()  # where nothing more is tried
-    lost: dict[Path | None, bool] = {}  # whether a store was, before it is made anew for the first record
-    for path in all_records(outputs):
-        try:
-            result = load_record(path)
-            if (section := tracking_of(path, result, default=False)) is None:
-                continue
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            unread += 1
-            continue
-        if options.uri is not None and section.uri and place_of(section.uri) == place_of(options.uri):
-            section = replace(section, uri=options.uri)
-        if (file := file_of(section.uri or embedded_store(outputs))) not in lost:
-            lost[file] = file is not None and is_lost(file)
-        if options.all or lost[file]:
-            path.with_name(f"{MARK}{path.name}").unlink(missing_ok=True)
-        elif marked(path, section, outputs) is not None:
-            continue
-        to = (section.uri, section.experiment)
-        if to in away:
-            failed += 1
-            continue
-        try:
-            print(log_marked(result, path, usable(section), outputs))
-        except TrackingError as error:
-            print(f"Not tracked: {error}")
-            failed += 1
-            if isinstance(error, AwayError):
-                away.add(to)
-    if unread:
-        print(f"left out: {unread} files that cannot be read", file=sys.stderr)
-    print(f"still not logged: {counted(failed, 'record')}" if failed else "all records are logged")
-    return 1 if failed else 0
-
-
 def all_records(outputs: Path) -> Iterator[Path]:
     """Jobs before their sweeps. Sweeps that nobody runs any more get a record first."""
     sweeps = []
@@ -213,28 +164,3 @@ def end_dead_sweep(folder: Path) -> None:
         ended = max(path.lstat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
         reason = "the sweep's process ended before"
         record_of(folder, plan, interrupted=True, reason=reason, ended=ended).save(folder)
-
-
-def log_command(arguments: list[str]) -> int:
-    """`gptbench log`: logs recorded results. Returns the exit code.
-
-    Raises:
-        UserError: a file is not a result (the others are logged), or the store refuses one.
-    """
-    options = parsers.log().parse_args(arguments)
-    given = {"uri": options.uri, "experiment": options.experiment}
-    changes = {key: value for key, value in given.items() if value is not None}
-    unread = []
-    for path in options.results:
-        try:
-            result = load_record(path)
-            config = tracking_of(path, result, True, changes)
-        except UserError as error:  # the others are logged all the same
-            unread.append(str(error))
-            continue
-        assert config is not None
-        outputs = options.outputs or Path(result.config.get("outputs", "outputs"))
-        print(MLflowTracker(usable(config), outputs).log(result, path))
-    if unread:
-        raise UserError("\n".join(unread))
-    return 0

@@ -26,22 +26,24 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from gptbench.base.errors import TrackingError, raised
+from gptbench.base.inputs import read_object
+from gptbench.base.outputs import redact_files, write_json
+from gptbench.base.redaction import HIDDEN, redacted, redacted_message, remember
+from gptbench.charts import draw_compile_stages, write_figures
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.errors import TrackingError, raised
-from gptbench.inputs import read_object
 from gptbench.measure.breakdown import Breakdown, chrome_trace
-from gptbench.outputs import redact_files, write_json
-from gptbench.record.ab import AbResult
-from gptbench.record.busy import busy
-from gptbench.record.charts import draw_compile_stages, write_figures
-from gptbench.record.display import DISPLAYS
-from gptbench.record.failure import Failure
-from gptbench.record.files import load_record, problem
-from gptbench.record.kernels import KernelResult, all_metrics, kernel_summary
-from gptbench.record.labels import short_keys, weights_of
-from gptbench.record.plan import PLAN
-from gptbench.record.result import Measured, Recorded, Result
-from gptbench.record.statistics import (
+from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
+from gptbench.schema.ab import AbResult
+from gptbench.schema.busy import busy
+from gptbench.schema.display import DISPLAYS
+from gptbench.schema.failure import Failure
+from gptbench.schema.files import load_record, problem
+from gptbench.schema.kernels import KernelResult, all_metrics, kernel_summary
+from gptbench.schema.labels import short_keys, weights_of
+from gptbench.schema.plan import PLAN
+from gptbench.schema.result import Measured, Recorded, Result
+from gptbench.schema.statistics import (
     QUANTILES,
     compilation_name,
     log_middles,
@@ -50,9 +52,7 @@ from gptbench.record.statistics import (
     speed_metrics,
     summary,
 )
-from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
-from gptbench.record.sweep import SweepRecord, cell
-from gptbench.redaction import HIDDEN, redacted, redacted_message, remember
+from gptbench.schema.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -19,9 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from gptbench.commandline import plain_text, quoted_in_shell, text_fields
+from gptbench.base.errors import ConfigError, UserError
 from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
-from gptbench.errors import ConfigError, UserError
+from gptbench.config.commandline import plain_text, quoted_in_shell, text_fields
 
 Overrides = tuple[str, ...]
 """Of one job, or of one value of a dimension: `sampling.top_k=5`."""
@@ -165,7 +165,7 @@ def count_of(sweep: RangeSweep) -> int:
 
 
 def overrides_of(key: str, value: str) -> Overrides:
-    """One value of a dimension. A model in quotes is a checkpoint (see `gptbench.commandline`)."""
+    """One value of a dimension. A model in quotes is a checkpoint (see `gptbench.config.commandline`)."""
     if key == "model" and value[:1] == "'":
         return ("model=auto", f"model.checkpoint={value}")
     return (f"{key}={plain_text(value) if key.lstrip('+') in text_fields() else value}",)

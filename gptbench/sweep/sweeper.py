@@ -24,20 +24,20 @@ from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from gptbench.commandline import quoted
+from gptbench.base.errors import ConfigError, JobError, TrackingError, UserError, counted
+from gptbench.base.inputs import read_object
+from gptbench.base.outputs import check_folder, write_json
+from gptbench.base.redaction import redacted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
-from gptbench.errors import ConfigError, JobError, TrackingError, UserError, counted
-from gptbench.inputs import read_object
-from gptbench.job import own_configs
-from gptbench.outputs import check_folder, write_json
-from gptbench.prompt import make_tokenizer, with_prompt
-from gptbench.redaction import redacted
+from gptbench.config.commandline import quoted
+from gptbench.config.targets import instantiate
+from gptbench.execute.job import own_configs
 from gptbench.sweep.space import Overrides, Space, overrides_parser
-from gptbench.targets import instantiate
+from gptbench.text.prompt import make_tokenizer, with_prompt
 
 if TYPE_CHECKING:
-    from gptbench.record.outcome import Outcome
-    from gptbench.record.plan import Plan
+    from gptbench.schema.outcome import Outcome
+    from gptbench.schema.plan import Plan
 
 NAME = "hydra_plugins.gptbench.Sweeper"
 """By which a configuration names the sweeper. Hydra takes plugins from its own package and from `hydra_plugins` alone,
@@ -118,7 +118,7 @@ class Sweeper(HydraSweeper):
 def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
     """Runs what was planned, and tells how it went. Raises JobError, KeyboardInterrupt, or ConfigError."""
     from gptbench.record.ledger import hold, is_held  # importing torch takes seconds
-    from gptbench.record.plan import LOCK, PLAN
+    from gptbench.schema.plan import LOCK, PLAN
 
     check_folder("outputs", jobs[0].config.outputs)
     check_folder("hydra.sweep.dir", sweeper.base.hydra.sweep.dir)
@@ -139,10 +139,11 @@ class Sweep:
     """
 
     def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
+        from gptbench.present.terminal import console
         from gptbench.record import Tracker
-        from gptbench.record.identity import digest, plan_identity
-        from gptbench.record.plan import STOP
-        from gptbench.terminal import console
+        from gptbench.record.identity import plan_identity
+        from gptbench.schema.identity import digest
+        from gptbench.schema.plan import STOP
 
         console.quiet = jobs[0].config.quiet
         self.sweeper, self.jobs, self.folder = sweeper, jobs, folder
@@ -168,7 +169,7 @@ class Sweep:
 
     def written_plan(self, identity: str, last: Path, sweep: Path | None, resume: bool) -> "Plan":
         """The same of a sweep that goes on with an earlier one, or with none."""
-        from gptbench.record.plan import Plan
+        from gptbench.schema.plan import Plan
 
         hydra_config = self.sweeper.base.hydra
         first = OmegaConf.to_container(OmegaConf.structured(self.jobs[0].config), enum_to_str=True)
@@ -195,7 +196,7 @@ class Sweep:
             ConfigError: it is running.
         """
         from gptbench.record.ledger import is_held, is_name
-        from gptbench.record.plan import LOCK, PLAN
+        from gptbench.schema.plan import LOCK, PLAN
 
         told = read_object(last)
         if not all(is_name(told.get(key)) for key in ("sweep", "call")):
@@ -206,9 +207,9 @@ class Sweep:
         return sweep if (sweep / PLAN).exists() else None
 
     def run(self) -> None:
-        from gptbench.record.sweep import record_of
+        from gptbench.present.terminal import console, print_sweep, show_next, show_sweep
         from gptbench.record.sync import log_recorded
-        from gptbench.terminal import console, print_sweep, show_next, show_sweep
+        from gptbench.schema.sweep import record_of
 
         swept = list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
         try:
@@ -244,7 +245,7 @@ class Sweep:
     def launch_all(self) -> None:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
-        from gptbench.terminal import console
+        from gptbench.present.terminal import console
 
         waiting = list(range(len(self.jobs)))
         stalled = 0
@@ -289,7 +290,7 @@ class Sweep:
         ]
 
     def outcome(self, number: int) -> "Outcome | None":
-        from gptbench.record.outcome import Outcome
+        from gptbench.schema.outcome import Outcome
 
         return Outcome.of(self.folder / str(number))
 
@@ -328,7 +329,7 @@ class HandedOut(list[Sequence[str]]):
         self.sweep = sweep
 
     def __iter__(self) -> Iterator[Sequence[str]]:
-        from gptbench.terminal import console
+        from gptbench.present.terminal import console
 
         for overrides in super().__iter__():
             if self.sweep.interrupted:
@@ -356,8 +357,8 @@ class Progress:
 
     def ended(self, outcome: "Outcome") -> None:
         """Counts a job, and tells. Those that were recorded before took no time, and say nothing of the others."""
-        from gptbench.record.outcome import Status
-        from gptbench.terminal import console
+        from gptbench.present.terminal import console
+        from gptbench.schema.outcome import Status
 
         self.done += 1
         self.failed += outcome.status == Status.failed.value

@@ -1,0 +1,1 @@
+"""What every package stands on: errors, what is read, written, printed and hidden, and where things lie."""

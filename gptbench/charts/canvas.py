@@ -1,0 +1,277 @@
+"""What all charts share: the runs they show, sizes, colours, and rows of bars.
+
+A chart is readable at the width of a phone, on white and on black, and printed in grey: so it is narrow, names stand
+above bars where they are long, what lines and markers mean is told by their form, too, and its ink, its grid and its
+paper have colours that nothing else has, which `gptbench.present.svg` replaces by those of the page. matplotlib takes a
+second to import, and is imported where it is needed.
+"""
+
+import contextlib
+import functools
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptbench.schema.labels import numbered, shortened
+from gptbench.schema.result import Result
+from gptbench.schema.statistics import sample_metrics, summary, valid_samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1a1b1e", "#5c5f66", "#d0d1d3", "#fefffe"
+COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
+"""Tol's bright scheme, which colour-blind people can tell apart. https://personal.sron.nl/~pault/"""
+BLUE, CYAN, GREEN, YELLOW, RED, PURPLE, GREY = COLOURS
+LINES: tuple[tuple[str, Any], ...] = (
+    (BLUE, "-"),
+    (RED, "--"),
+    (GREEN, "-."),
+    (PURPLE, ":"),
+    (CYAN, (0, (5, 1))),
+    (YELLOW, (0, (3, 1, 1, 1))),
+)
+"""Colour and style of each line of a chart: no more lines than these can be told apart."""
+WIDTH_IN = 5.4
+FONT, SMALL = 10, 9
+"""Points. At this width a phone shows them as 8 or 9 pixels."""
+MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
+"""Of a chart: bars, lines, and panels."""
+SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
+"""Characters: of names that stand beside their bar, of a line of those above it, and of a line of the legend."""
+NAME_LINES = 3
+"""Of a name, at most."""
+LINE_IN = 0.16
+"""Inches of a further line."""
+BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
+"""A text that lines pass behind."""
+BAR = 0.5
+"""Thickness of a bar, of the distance between two."""
+
+STYLE: Any = {
+    "font.size": FONT,
+    "text.parse_math": False,  # a name with two $ is no formula
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": FONT,
+    "axes.titlelocation": "left",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "hatch.color": INK,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": PAPER,
+    "svg.fonttype": "none",  # text stays text
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A baseline's."""
+
+    metric: str
+    value: float
+    device: str
+    """That it was recorded on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result in a chart beside others."""
+
+    label: str
+    result: Result
+    targets: tuple[Target, ...] = ()
+
+    @functools.cached_property
+    def summary(self) -> dict[str, float]:
+        return summary(self.result)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of decode; 0 without a valid sample."""
+        return self.summary.get("decode_tokens_per_s", 0.0)
+
+    @property
+    def limit_tokens_per_s(self) -> float:
+        """Of decode, if every step moved the bytes that it needs at the read roof."""
+        batch = self.result.config["workload"]["batch_size"]
+        return batch / (self.summary["gb_per_step"] / self.result.roof.gb_per_s)
+
+    def spread(self, metric: str) -> tuple[float, float]:
+        """Least and most over the valid samples."""
+        values = [sample_metrics(self.result, sample)[metric] for sample in valid_samples(self.result)]
+        return min(values), max(values)
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib's settings for a chart, which count while it is drawn and while it is written."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # on a page, the reader's fonts may have it
+        yield
+
+
+def new_figure(height_in: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def timed(runs: Sequence[Run]) -> list[Run]:
+    """Those with a valid sample."""
+    return [run for run in runs if valid_samples(run.result)]
+
+
+def fastest(runs: Sequence[Run], most: int) -> list[Run]:
+    """In the same order."""
+    kept = sorted(range(len(runs)), key=lambda index: -runs[index].tokens_per_s)[:most]
+    return [runs[index] for index in sorted(kept)]
+
+
+def tell_left_out(figure: "Figure", shown: int, there: int, which: str = "fastest") -> None:
+    """Says above the chart that it does not show all."""
+    if shown < there:
+        figure.suptitle(f"the {which} {shown} of {there}", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+
+
+def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how: Any) -> None:
+    """A marker at each point; nothing where there is none."""
+    if points:
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, marker=marker, **how)
+
+
+def fitted(names: Sequence[str], longest: int) -> list[str]:
+    """Names in lines of so many characters. They are all different before, and are so still: of those that are too long
+    for their lines, the middle is left out, and what is then equal is numbered.
+    """
+    made = [in_lines(name, longest) for name in names]
+    if len(set(made)) == len(made):
+        return made
+    number = len(f" #{len(made)}")
+    return numbered([in_lines(name, longest, number) for name in names])
+
+
+def in_lines(name: str, longest: int, spare: int = 0) -> str:
+    """A name in at most `NAME_LINES`, of which the last has room for some characters more."""
+    if len(name) <= longest - spare:
+        return name
+    for most in range(NAME_LINES * longest - spare, 0, -1):  # whole words leave lines half empty
+        lines = textwrap.wrap(shortened(name, most), longest, break_on_hyphens=False) or [""]
+        if len(lines) <= NAME_LINES and len(lines[-1]) <= longest - spare:
+            return "\n".join(lines)
+    raise AssertionError("one character fits")
+
+
+def lines_of(name: str) -> int:
+    return name.count("\n") + 1
+
+
+def bar_names(names: Sequence[str], values: Sequence[str]) -> list[str]:
+    """As they stand at their bars, on whose right the values stand."""
+    return list(names) if are_short(names) else fitted(names, LONGEST_NAME - max(map(len, values)))
+
+
+def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) -> tuple["Figure", "Axes"]:
+    """A figure with a row for each bar, whose middle is at y = 0, 1, …: the first on top, with the bar's name and its
+    value as text.
+
+    Args:
+        rest_in: inches for all that is not a row.
+    """
+    names = bar_names(names, values)
+    figure = new_figure(rest_in + row_height(names) * len(names))
+    axes = figure.subplots()
+    name_rows(axes, names, values)
+    return figure, axes
+
+
+def row_height(names: Sequence[str]) -> float:
+    """Inches, of names as `bar_names` gives them."""
+    # A bar and what is above it share the row: a line more takes twice its height.
+    return 0.3 if are_short(names) else 0.42 + 2 * LINE_IN * (max(map(lines_of, names)) - 1)
+
+
+def are_short(names: Sequence[str]) -> bool:
+    return max(map(len, names)) <= SHORT_NAME
+
+
+def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None:
+    """Short names stand at the left of their bars, long ones above them; the values at the right. The names are as
+    `bar_names` gives them."""
+    across = axes.get_yaxis_transform()
+    if are_short(names):
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        for row, value in enumerate(values):
+            axes.text(1.015, row, value, transform=across, va="center", fontsize=SMALL)
+    else:
+        axes.set_yticks([])
+        axes.set_ylim(len(names) - 0.6, -0.9)
+        for row, (name, value) in enumerate(zip(names, values, strict=True)):
+            above: dict[str, Any] = {"transform": across, "va": "bottom", "fontsize": SMALL, "bbox": BEHIND}
+            axes.text(0.008, row - BAR / 2 - 0.04, name, **above)
+            axes.text(0.992, row - BAR / 2 - 0.04, value, ha="right", **above)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+
+
+def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
+    """One for the whole figure; nothing where nothing has a label."""
+    drawn = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if drawn:
+        labels = fitted(list(drawn), LONGEST_ENTRY)
+        columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns else columns
+        further = sum(map(lines_of, labels)) - len(labels)
+        figure.set_figheight(figure.get_figheight() + LINE_IN * further)
+        figure.legend(list(drawn.values()), labels, loc="outside lower left", ncols=columns, **how)
+
+
+def ink_on(colour: Any) -> str:
+    """Black or white, whichever is read better on a colour."""
+    from matplotlib.colors import to_rgb
+
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def name_log_ticks(axis: "Axis") -> None:
+    """Of an axis with such a scale: ticks at 1, 2, 5, 10, …, as plain numbers; matplotlib would write formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Factor and unit for times of that size."""
+    return (1e6, "µs") if seconds < 1e-3 else (1e3, "ms")

@@ -1,0 +1,305 @@
+"""What it costs: compile time, memory, the parts of a step, energy, and what the device says of itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptbench.charts.canvas import (
+    BAR,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    INK,
+    LINE_IN,
+    LINES,
+    LONGEST_NAME,
+    MOST_LINES,
+    MOST_PANELS,
+    MOST_ROWS,
+    PAPER,
+    PURPLE,
+    RED,
+    SMALL,
+    YELLOW,
+    Run,
+    bar_names,
+    bar_rows,
+    fastest,
+    fitted,
+    ink_on,
+    legend_below,
+    lines_of,
+    mark,
+    name_rows,
+    new_figure,
+    row_height,
+    short,
+    tell_left_out,
+)
+from gptbench.measure.breakdown import Breakdown
+from gptbench.measure.compilation import STAGES, Compilation
+from gptbench.measure.samples import Sample
+from gptbench.schema.kernels import KernelResult, kernel_metrics
+from gptbench.schema.result import Result
+from gptbench.schema.statistics import compilation_name, valid_samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMALLEST = 0.06
+"""Share of the longest from which on a part has its value written into it."""
+HATCHES = ("", "///", "\\\\\\", "xxx", "--", "++", "||")
+"""Of the parts of a bar, so that they are told apart in grey."""
+MOST_KERNELS = 10
+"""Rows of a step, without that of the gaps."""
+
+
+def compile_bars(result: Result) -> list[tuple[str, Compilation]]:
+    """Label and compilation of each bar: what compiled something, or took it over."""
+    return [(bar_label(each), each) for each in result.compilations if each.cache != "none" and each.costs_s]
+
+
+def bar_label(compilation: Compilation) -> str:
+    label = compilation_name(compilation).replace("_", ", ")
+    return label + (", second process" if compilation.process == "second" else "")
+
+
+def compile_stages(runs: Sequence[Run]) -> "Figure | None":
+    """A bar for each compilation, stacked by stage."""
+    there = [run for run in runs if compile_bars(run.result)]
+    shown = fastest(there, MOST_ROWS // 2)  # most have two bars
+    bars = [
+        (f"{run.label}: {label}" if len(there) > 1 else label, compilation)
+        for run in shown
+        for label, compilation in compile_bars(run.result)
+    ]
+    if not bars:
+        return None
+    names = [name for name, _ in bars]
+    figure, axes = bar_rows(names, [f"{short(compilation.prepare_s)} s" for _, compilation in bars], rest_in=1.3)
+    longest = max(compilation.prepare_s for _, compilation in bars)
+    stages = {stage: [compilation.costs_s.get(stage, 0.0) for _, compilation in bars] for stage in STAGES}
+    draw_stacked(axes, stages, longest)
+    axes.set_xlabel("seconds until prefill and decode have run, and were captured")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 4)
+    return figure
+
+
+def draw_stacked(axes: "Axes", parts: dict[str, list[float]], longest: float) -> None:
+    """Bars that are made of parts, one after the other; parts that no bar has are left out."""
+    begins = [0.0] * len(next(iter(parts.values())))
+    for (name, values), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
+        if not any(values):
+            continue
+        drawn = axes.barh(
+            range(len(values)), values, left=begins, color=colour, label=name, height=BAR, hatch=hatch,
+            edgecolor=PAPER, linewidth=0.5,
+        )  # fmt: skip
+        told = [short(value) if value >= SMALLEST * longest else "" for value in values]
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+        for text in axes.bar_label(drawn, told, label_type="center", fontsize=SMALL - 1, color=ink_on(colour)):
+            if text.get_text():
+                text.set_bbox(box)
+        begins = [begin + value for begin, value in zip(begins, values, strict=True)]
+
+
+NEEDS = {"weights": "weights", "kv_cache": "KV cache", "workspace": "workspace"}
+
+
+def memory(runs: Sequence[Run]) -> "Figure | None":
+    """What each run was expected to need, and the most that was seen."""
+    there = [run for run in runs if valid_samples(run.result)]
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    measured = [run.summary["peak_memory_bytes"] / 1e9 for run in shown]
+    prepared = [run.result.prepare_peak_memory_bytes / 1e9 for run in shown]
+    parts = {told: [run.result.memory_need_bytes.get(name, 0) / 1e9 for run in shown] for name, told in NEEDS.items()}
+    figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} GB" for value in measured], rest_in=1.6)
+    draw_stacked(axes, parts, longest=2 * max(*measured, *prepared))
+    rows = range(len(shown))
+    axes.scatter(prepared, rows, marker="o", s=80, facecolors=PAPER, edgecolors=INK, zorder=3, label="peak, preparing")
+    axes.scatter(measured, rows, marker="D", s=34, color=RED, edgecolors=INK, zorder=4, label="peak, in the samples")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("GB (1e9 bytes)")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 3)
+    return figure
+
+
+def breakdown(runs: Sequence[Run]) -> "Figure | None":
+    """The kernels of one step, a panel for each run."""
+    there = [run for run in runs if run.result.breakdown is not None]
+    if not there:
+        return None
+    shown = fastest(there, MOST_PANELS)
+    steps = [(run, run.result.breakdown) for run in shown if run.result.breakdown is not None]
+    rows = [step_parts(step, run.result.roof.gb_per_s) for run, step in steps]
+    values = [[f"{short(part.us)} µs" for part in parts] for parts in rows]
+    names = [bar_names([part.name for part in parts], own) for parts, own in zip(rows, values, strict=True)]
+    titles = fitted([run.label for run in shown], LONGEST_NAME) if len(there) > 1 else []
+    heights = [0.75 + row_height(each) * len(each) for each in names]
+    for panel, title in enumerate(titles):
+        heights[panel] += LINE_IN * lines_of(title)
+    figure = new_figure(sum(heights) + 0.5)
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (axes, (_, step), parts) in enumerate(zip(panels, steps, rows, strict=True)):
+        colours = [BLUE if part.is_kernel else GREY for part in parts]
+        axes.barh(range(len(parts)), [part.us for part in parts], height=BAR, color=colours)
+        known = [(part.least_us, row) for row, part in enumerate(parts) if part.least_us is not None]
+        mark(axes, known, "|", s=160, color=RED, linewidths=3, label="least time: the bytes it reads at the read roof")
+        name_rows(axes, names[panel], values[panel])
+        axes.set_xlim(left=0)
+        title = f"step at position {step.position}: {short(step.step_s * 1e6)} µs while profiled"
+        axes.set_title("\n".join([*titles[panel : panel + 1], title]))
+    panels[-1].set_xlabel("µs of the step")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a step."""
+
+    name: str
+    us: float
+    """Microseconds by which it makes the step longer."""
+    least_us: float | None = None
+    """Those that its bytes take at the read roof, where they are known."""
+    is_kernel: bool = True
+
+
+def step_parts(step: Breakdown, roof_gb_per_s: float) -> list[Part]:
+    """The kernels that have the greatest part, all others together, and the gaps."""
+    kernels = step.by_kernel()
+    shown = kernels[: MOST_KERNELS - (len(kernels) > MOST_KERNELS)]
+    parts = []
+    for kernel in shown:
+        name = kernel.name + (f" ×{kernel.launches}" if kernel.launches > 1 else "")
+        least_us = None if kernel.bytes_read is None else kernel.bytes_read / roof_gb_per_s / 1e3
+        parts.append(Part(name, kernel.exclusive_s * 1e6, least_us))
+    if rest := kernels[len(shown) :]:
+        us = sum(kernel.exclusive_s for kernel in rest) * 1e6
+        parts.append(Part(f"{len(rest)} others", us, is_kernel=False))
+    return [*parts, Part("gaps, in which none runs", step.gaps_s * 1e6, is_kernel=False)]
+
+
+def energy(runs: Sequence[Run]) -> "Figure | None":
+    """Joules per token of decode and prefill."""
+    there = [run for run in runs if run.result.energy is not None]
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    told = [f"idle {short(run.summary['idle_w'])} W" for run in shown]
+    figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.3)
+    rows = np.arange(len(shown))
+    for name, colour, hatch, side in (("decode", BLUE, "", -1), ("prefill", YELLOW, "////", 1)):
+        values = [run.summary[f"{name}_joules_per_token"] for run in shown]
+        drawn = axes.barh(rows + side * BAR / 4, values, height=BAR / 2, color=colour, hatch=hatch, label=name)
+        axes.bar_label(drawn, [short(value) for value in values], padding=3, fontsize=SMALL - 1)
+    axes.margins(x=0.12)
+    axes.set_xlabel("joules per token, without what is used while idle")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+READINGS = {
+    "clock_mhz": "clock, MHz",
+    "memory_clock_mhz": "memory clock, MHz",
+    "power_w": "power, W",
+    "temperature_c": "temperature, °C",
+}
+
+
+def device_state(runs: Sequence[Run]) -> "Figure | None":
+    """Clocks, power and temperature from sample to sample."""
+    there = [run for run in runs if any(readings(sample) for sample in run.result.samples)]
+    if not there:
+        return None
+    shown = fastest(there, MOST_LINES)
+    values = {name: all_readings(shown, name) for name in READINGS}
+    constant = [name for name, known in values.items() if len(known) == 1]
+    told = [name for name, known in values.items() if len(known) > 1]
+    if not told:
+        return None
+    figure = new_figure(1.0 + 1.45 * len(told) + 0.17 * len(shown))
+    panels = figure.subplots(len(told), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, name in zip(panels, told, strict=True):
+        for run, (colour, style) in zip(shown, LINES, strict=False):
+            draw_readings(axes, run, name, colour, style)
+        axes.set_ylabel(READINGS[name])
+        axes.grid()
+    same = ", ".join(f"{READINGS[name].replace(',', f' {short(*values[name])}')}" for name in constant)
+    panels[-1].set_xlabel("seconds of the samples, one after the other" + (f"\nthroughout: {same}" if same else ""))
+    figure.align_ylabels()
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+def all_readings(runs: Sequence[Run], name: str) -> set[float]:
+    """Every value that was read of some runs."""
+    return {value for run in runs for sample in run.result.samples for value in readings(sample).get(name, [])}
+
+
+def readings(sample: Sample) -> dict[str, list[float]]:
+    """What was told at every reading."""
+    state = sample.state
+    told = {} if state is None else {name: getattr(state, name) for name in READINGS}
+    return {name: values for name, values in told.items() if values and state and len(values) == len(state.at_s)}
+
+
+def draw_readings(axes: "Axes", run: Run, name: str, colour: str, style: str) -> None:
+    """A line over all samples; a cross at each reading of a sample that was throttled."""
+    begin = 0.0
+    where: list[float] = []
+    values: list[float] = []
+    crosses: list[tuple[float, float]] = []
+    for sample in run.result.samples:
+        known = readings(sample).get(name)
+        if known is not None and sample.state is not None:
+            at = [begin + second for second in sample.state.at_s]
+            where, values = [*where, *at], [*values, *known]
+            if sample.throttled:
+                crosses += zip(at, known, strict=True)
+        begin += max(sample.call_s, *sample.state.at_s) if sample.state else sample.call_s
+    if values:
+        axes.plot(where, values, color=colour, linestyle=style, marker=".", markersize=4, label=run.label)
+    if crosses:
+        axes.plot(*zip(*crosses, strict=True), "x", color=INK, markersize=6, label="throttled")
+
+
+IMPLEMENTATIONS = {"kernel": ("o", BLUE), "inductor": ("s", GREEN), "library": ("^", PURPLE)}
+
+
+def kernel_rates(results: Sequence[KernelResult]) -> "Figure | None":
+    """Of `task=kernels`: the rate at which each kernel moves its bytes, of the read roof."""
+    points: dict[str, dict[str, float]] = {}
+    for result in results:
+        for kernel in result.kernels:
+            rows = kernel_metrics(result, kernel)
+            if rows:
+                device = f" ({result.environment.device})" if len(results) > 1 else ""
+                shares = {name: 100 * row.share_of_roof for name, row in rows.items()}
+                points[kernel.label + device] = points.get(kernel.label + device, {}) | shares
+    if not points:
+        return None
+    shown = dict(list(points.items())[: 2 * MOST_ROWS])
+    best = [f"{short(max(shares.values()))} %" for shares in shown.values()]
+    figure, axes = bar_rows(list(shown), best, rest_in=1.3)
+    for name, (marker, colour) in IMPLEMENTATIONS.items():
+        known = [(shares[name], row) for row, shares in enumerate(shown.values()) if name in shares]
+        mark(axes, known, marker, s=40, color=colour, zorder=3, label=name)
+    axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("% of the read roof")
+    tell_left_out(figure, len(shown), len(points), "first")
+    legend_below(figure, 4)
+    return figure

@@ -1,0 +1,419 @@
+"""How fast: against the limit, from step to step, and by what was varied."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptbench.charts.canvas import (
+    BAR,
+    BLUE,
+    GREY,
+    INK,
+    LINE_IN,
+    LINES,
+    LONGEST_NAME,
+    MOST_LINES,
+    MOST_PANELS,
+    MOST_ROWS,
+    MUTED,
+    PAPER,
+    PURPLE,
+    RED,
+    SMALL,
+    Run,
+    bar_rows,
+    fastest,
+    fitted,
+    ink_on,
+    legend_below,
+    lines_of,
+    mark,
+    name_log_ticks,
+    new_figure,
+    short,
+    tell_left_out,
+    time_unit,
+    timed,
+)
+from gptbench.schema.labels import names, traits, weights_of
+from gptbench.schema.result import Result
+from gptbench.schema.statistics import valid_samples
+from gptbench.task.quality import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 400
+"""Of a line."""
+FEW = 10
+"""Points, which are marked one by one: of one alone there would be nothing to see."""
+SHOWN_STEPS, SHOWN_MEDIANS = 0.995, 5.0
+"""Steps of a run are drawn up to this quantile, and no further than to so many times their median."""
+WIDE = 5.0
+"""Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
+SEED = "seed_tokens_per_s"
+SPREAD = "slowest … fastest sample"
+FAR = 3.0
+"""Times the longest bar: a limit that is further away would leave the bars no room, and is an arrow at the edge."""
+
+
+def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
+    """A bar for each run, from its slowest to its fastest sample, its own limit, and targets."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    values = [run.tokens_per_s for run in shown]
+    limits = [run.limit_tokens_per_s for run in shown]
+    told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
+    figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.5)
+    draw_bars(axes, shown, values, [run.spread("decode_tokens_per_s") for run in shown])
+    furthest = max(
+        draw_targets(axes, shown, [1.0] * len(shown)), *(run.spread("decode_tokens_per_s")[1] for run in shown)
+    )
+    near = [(limit, row) for row, limit in enumerate(limits) if limit <= FAR * furthest]
+    mark(axes, near, "|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
+    end = 1.06 * max([furthest, *(limit for limit, _ in near)])
+    far = [(end, row) for row, limit in enumerate(limits) if limit > FAR * furthest]
+    mark(axes, far, ">", s=40, color=RED, clip_on=False, label="limit, beyond what is shown")
+    axes.set_xlim(0, end)
+    axes.set_xlabel("decode tokens/s")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 1)
+    return figure
+
+
+def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[tuple[float, float]]) -> None:
+    """With whiskers; runs that were throttled are hatched."""
+    reach = np.array(
+        [(max(value - low, 0), max(high - value, 0)) for value, (low, high) in zip(values, spreads, strict=True)]
+    )
+    throttled = [run.summary["samples_throttled"] > 0 for run in runs]
+    rows = np.arange(len(runs))
+    for which, hatch, label in ((False, "", None), (True, "////", "throttled in some sample")):
+        chosen = [row for row in rows if throttled[row] is which]
+        if chosen:
+            axes.barh(chosen, [values[row] for row in chosen], height=BAR, color=BLUE, hatch=hatch, label=label)
+    axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label=SPREAD)
+
+
+def draw_targets(axes: "Axes", runs: list[Run], factors: list[float], told: str = "") -> float:
+    """Targets of decode, times each run's factor, which `told` tells of. The seed's figure takes in the prefill: beside
+    its target stands the run's own. Returns the greatest value."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row, run in enumerate(runs):
+        for target in run.targets:
+            if target.metric in ("decode_tokens_per_s", SEED):
+                what = "target" if target.metric != SEED else "target, prefill included"
+                points.setdefault(f"{what} ({target.device}){told}", []).append((factors[row] * target.value, row))
+    for (label, known), marker in zip(points.items(), "Dsovd^<>", strict=False):
+        mark(axes, known, marker, s=44, facecolors=PAPER, edgecolors=INK, zorder=3, label=label)
+    with_seed = [row for row, run in enumerate(runs) if SEED in {each.metric for each in run.targets}]
+    own = [(factors[row] * runs[row].summary[SEED], row) for row in with_seed]
+    mark(axes, own, "D", s=18, color=INK, zorder=4, label="measured, prefill included")
+    drawn = sum(points.values(), own)
+    return max((value for value, _ in drawn), default=0.0)
+
+
+def mbu(runs: Sequence[Run]) -> "Figure | None":
+    """A bar for each run, a line at the read roof, and targets: of tokens/s, as the share of the run's own roof that so
+    many would be, with the run's own bytes per step."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_ROWS)
+    values = [100 * run.summary["mbu"] for run in shown]
+    spreads = [(100 * low, 100 * high) for low, high in (run.spread("mbu") for run in shown)]
+    figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} %" for value in values], rest_in=1.3)
+    draw_bars(axes, shown, values, spreads)
+    axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
+    factors = [100 / run.limit_tokens_per_s for run in shown]
+    furthest = draw_targets(axes, shown, factors, ", of the run's own roof")
+    axes.set_xlim(0, max(118.0, 1.03 * furthest, *(1.03 * high for _, high in spreads)))
+    axes.set_xlabel("% of the read roof, while decoding")
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+def step_times(run: Run) -> np.ndarray:
+    """Seconds of every step of the valid samples: samples × steps."""
+    return np.array([sample.step_s for sample in valid_samples(run.result)])
+
+
+def longest_shown(run: Run) -> float:
+    """Seconds. A few slow steps would leave no room for all others."""
+    seconds = step_times(run)
+    return float(min(np.quantile(seconds, SHOWN_STEPS), SHOWN_MEDIANS * np.median(seconds)))
+
+
+def latency(runs: Sequence[Run]) -> "Figure | None":
+    """Step by position: median and range of the samples, and the least time."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_LINES)
+    medians = [float(np.median(step_times(run))) for run in shown]
+    factor, unit = time_unit(min(medians))
+    figure = new_figure(3.0 + 0.17 * len(shown))
+    axes = figure.subplots()
+    top = 0.0
+    for run, (colour, style) in zip(shown, LINES, strict=False):
+        positions = np.array(run.result.traffic.positions_filled)
+        seconds = step_times(run) * factor
+        needed = np.mean([run.result.traffic.needed(one.experts_chosen) for one in valid_samples(run.result)], 0)
+        least = needed / run.result.roof.gb_per_s / 1e9 * factor
+        where, middle = thinned(positions, np.median(seconds, 0), np.median)
+        low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
+        axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
+        point = "." if len(where) < FEW else None
+        axes.plot(where, middle, color=colour, linestyle=style, marker=point, label=run.label)
+        axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
+        top = max(top, longest_shown(run) * factor, float(least.max()))
+    axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
+    if max(medians) > WIDE * min(medians):
+        axes.set_yscale("log")
+        name_log_ticks(axes.yaxis)
+        axes.set_ylim(top=1.1 * top)
+    else:
+        axes.set_ylim(0, 1.1 * top)
+    axes.set_xlabel("position (cached tokens, the step's own included)")
+    axes.set_ylabel(f"decode step, {unit}")
+    axes.grid()
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure)
+    return figure
+
+
+def thinned(x: np.ndarray, y: np.ndarray, reduce: Any) -> tuple[np.ndarray, np.ndarray]:
+    """No more than `MOST_POINTS`: neighbours are made one."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), MOST_POINTS))
+    return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
+
+
+def distribution(runs: Sequence[Run]) -> "Figure | None":
+    """Share of the steps that are no longer than so long."""
+    there = timed(runs)
+    if not there:
+        return None
+    shown = fastest(there, MOST_LINES)
+    medians = [float(np.median(step_times(run))) for run in shown]
+    factor, unit = time_unit(min(medians))
+    figure = new_figure(3.0 + 0.17 * len(shown))
+    axes = figure.subplots()
+    end = 1.02 * factor * max(longest_shown(run) for run in shown)
+    beyond, count = 0, 0
+    for run, (colour, style) in zip(shown, LINES, strict=False):
+        seconds = np.sort(step_times(run).ravel()) * factor
+        share = np.arange(1, len(seconds) + 1) / len(seconds) * 100
+        kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
+        p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))
+        label = f"{run.label}: p50 {short(p50)}, p99 {short(p99)} {unit}"
+        axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
+        beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
+    if max(medians) > WIDE * min(medians):
+        axes.set_xscale("log")
+        name_log_ticks(axes.xaxis)
+    for level in (50, 99):
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle=":")
+        axes.annotate(f"p{level}", (1, level), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
+    axes.set_xlim(right=end)
+    axes.set_ylim(0, 101)
+    slower = f"; {beyond} of {count} are longer than is shown" if beyond else ""
+    axes.set_xlabel(f"decode step, {unit}{slower}")
+    axes.set_ylabel("% of the steps")
+    axes.grid()
+    tell_left_out(figure, len(shown), len(there))
+    legend_below(figure, 1)
+    return figure
+
+
+VARIED = ("sampling.temperature", "sampling.top_k", "sampling.name", "commit")
+"""What may differ between the runs of a heat map: code may have been committed while they were measured."""
+MOST_MAPS = 6
+
+
+def heat_maps(runs: Sequence[Run]) -> "Figure | None":
+    """Decode tokens/s by top_k and temperature: a map for each setting of all else."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in timed(runs):
+        rest = {key: value for key, value in traits(run.result).items() if key not in VARIED}
+        groups.setdefault(tuple(rest.items()), []).append(run)
+    maps = {rest: grid for rest, group in groups.items() if (grid := heat_grid(group)) is not None}
+    if not maps:
+        return None
+    shown = list(maps.items())[:MOST_MAPS]
+    titles = fitted(names([dict(rest) for rest, _ in shown]), LONGEST_NAME) if len(maps) > 1 else [""]
+    heights = [
+        0.75 + 0.34 * len(top_ks) + LINE_IN * (lines_of(title) - 1)
+        for title, (_, (_, top_ks, _)) in zip(titles, shown, strict=True)
+    ]
+    figure = new_figure(sum(heights))
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    lowest = min(float(np.nanmin(grid) / np.nanmax(grid)) for _, (_, _, grid) in shown)
+    for axes, title, (_, grid) in zip(panels, titles, shown, strict=True):
+        draw_heat_map(axes, *grid, lowest)
+        if title:
+            axes.set_title(title)
+    tell_left_out(figure, len(shown), len(maps), "first")
+    return figure
+
+
+def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndarray] | None:
+    """Temperatures, top_ks (all of them last) and the median of the runs in each cell, NaN where there is none; None
+    where that is no map."""
+    drawing = [run.result.config["sampling"] for run in runs]
+    columns = sorted({each["temperature"] for each in drawing})
+    rows = sorted({each.get("top_k") for each in drawing}, key=lambda top_k: (top_k is None, top_k))
+    cells: dict[tuple[int, int], list[float]] = {}
+    for run, each in zip(runs, drawing, strict=True):
+        place = rows.index(each.get("top_k")), columns.index(each["temperature"])
+        cells.setdefault(place, []).append(run.tokens_per_s)
+    if len(cells) < 3:
+        return None
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for place, values in cells.items():
+        grid[place] = np.median(values)
+    return columns, rows, grid
+
+
+NOISE = 0.9
+"""Share of a map's fastest cell at which its colours begin, or below: what differs by a percent looks alike."""
+
+
+def draw_heat_map(
+    axes: "Axes", columns: list[float], rows: list[float | None], grid: np.ndarray, lowest: float
+) -> None:
+    """Cells of squares, not an image: they stay sharp at any size. A colour is a share of the map's fastest cell, the
+    same in all maps; `lowest` is the least share of any."""
+    from matplotlib.colors import Normalize
+
+    best = float(np.nanmax(grid))
+    scale = Normalize(best * min(lowest, NOISE), best)
+    mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", norm=scale, edgecolors=PAPER, linewidth=1.5)
+    size = SMALL if len(columns) <= 7 else SMALL - 1
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=MUTED, fontsize=size)
+        else:
+            colour = ink_on(mesh.cmap(mesh.norm(value))[:3])
+            axes.text(column + 0.5, row + 0.5, short(value), ha="center", va="center", color=colour, fontsize=size)
+    told = ["greedy" if temperature == 0 else f"{temperature:g}" for temperature in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, told)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, ["all" if top_k is None else f"{top_k:g}" for top_k in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    axes.set_xlabel("temperature")
+    axes.set_ylabel("top_k")
+
+
+LONGEST_NOTE = 30
+"""Characters: of a line of a name beside its point."""
+QUALITIES = {"perplexity": "perplexity", "kl_divergence": "KL divergence from the reference, nats"}
+
+
+def pareto(runs: Sequence[Run]) -> "Figure | None":
+    """Decode tokens/s against quality: a panel for all runs that can be compared, where they store weights in several
+    ways."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in timed(runs):
+        if run.result.quality is not None:
+            groups.setdefault(tuple(shared(run.result, run.result.quality).items()), []).append(run)
+    titles = names([dict(group) for group in groups]) if len(groups) > 1 else [""]
+    panels = []
+    for title, group in zip(titles, groups.values(), strict=False):
+        for metric in QUALITIES:
+            known = [run for run in group if metric in run.summary]
+            if len({weights_of(run.result) for run in known}) > 1:
+                panels.append((title, metric, known))
+                break
+    if not panels:
+        return None
+    shown = panels[:MOST_PANELS]
+    over = fitted([title for title, _, _ in shown], LONGEST_NAME)
+    figure = new_figure(0.2 + 3.0 * len(shown))
+    each = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, title, (_, metric, known) in zip(each, over, shown, strict=True):
+        draw_pareto(axes, metric, known)
+        if title:
+            axes.set_title(title)
+    tell_left_out(figure, len(shown), len(panels), "first")
+    legend_below(figure)
+    for axes in each:
+        place_names(figure, axes)
+    return figure
+
+
+def shared(result: Result, quality: Predictions) -> dict[str, str]:
+    """What speed and quality depend on beside how weights are stored, as traits."""
+    first, last = quality.context
+    return {
+        "model": result.config["model"]["name"],
+        "text": "random" if quality.text_sha256 is None else quality.text_sha256[:12],
+        "context": f"{first}…{last}",
+        "predicted": str(len(quality.nll)),
+        "device": result.environment.device,
+        "batch": f"b{result.config['workload']['batch_size']}",
+        "prompt_tokens": str(len(result.prompt)),
+    }
+
+
+def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
+    points = [(run.summary[metric], run.tokens_per_s) for run in runs]
+    best = front(points)
+    line = [*best, (max(quality for quality, _ in points), best[-1][1])]
+    axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
+    for marker, chosen, colour in (("o", True, BLUE), ("s", False, PURPLE)):
+        told = "on the front" if chosen else "behind it"
+        some = [point for point in points if (point in best) is chosen]
+        mark(axes, some, marker, s=42, color=colour, zorder=3, label=told)
+    notes = fitted(names([traits(run.result) for run in runs]), LONGEST_NOTE)
+    for name, point in zip(notes, points, strict=True):
+        if point in best or len(points) <= MOST_ROWS:  # of many, names would cover the points
+            axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
+    axes.margins(x=0.15)
+    axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
+    axes.set_xlabel(f"{QUALITIES[metric]} (less is better)")
+    axes.set_ylabel("decode tokens/s")
+    axes.grid()
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (quality, speed) those than which none has both less and more, by quality."""
+    kept: list[tuple[float, float]] = []
+    for quality, speed in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or speed > kept[-1][1]:
+            kept.append((quality, speed))
+    return kept
+
+
+PLACES = (
+    ((0, 8), "center"), ((8, -3), "left"), ((-8, -3), "right"), ((0, -15), "center"), ((8, 8), "left"),
+    ((-8, 8), "right"), ((8, -15), "left"), ((-8, -15), "right"),
+)  # fmt: skip
+"""Around a point, in points: where a name may stand."""
+
+
+def place_names(figure: "Figure", axes: "Axes") -> None:
+    """Moves each annotation to the first place where it is within the figure, and on no other name or point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Annotation
+
+    figure.draw_without_rendering()  # lays it out
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    notes = [each for each in axes.texts if isinstance(each, Annotation)]
+    dots = axes.transData.transform([note.xy for note in notes])
+    taken: list[Any] = []
+    within = axes.get_window_extent(renderer)
+    for note in sorted(notes, key=lambda note: -note.xy[1]):
+        for offset, align in PLACES:
+            note.set_position(offset)
+            note.set_horizontalalignment(align)  # type: ignore[arg-type]
+            box = note.get_window_extent(renderer)
+            inside = within.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= within.y0
+            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(dots):
+                break
+        taken.append(note.get_window_extent(renderer))

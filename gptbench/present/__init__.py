@@ -1,0 +1,1 @@
+"""What people see of records: the terminal, the report, exported tables."""

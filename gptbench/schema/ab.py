@@ -1,0 +1,109 @@
+"""The record of an interleaved measurement of two configurations, as `ab.json` holds it."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptbench.base.outputs import write_json
+from gptbench.base.redaction import redacted
+from gptbench.measure.compilation import Compilation
+from gptbench.measure.roof import Probe
+from gptbench.measure.samples import Sample
+from gptbench.measure.traffic import Traffic
+from gptbench.schema.restore import check_config, require
+from gptbench.schema.result import Measured, check_sample
+
+BLOCK = 4
+"""Samples of a block, two of each side."""
+
+
+@dataclass
+class Round:
+    """What was measured with one pair of engines."""
+
+    built: str
+    """AB or BA: whose engine was made first."""
+    order: str = ""
+    """Whose sample came when, such as ABBABAAB."""
+    at_s: list[float] = field(default_factory=list)
+    """When each sample began, in seconds since the first round did."""
+    samples: dict[str, list[Sample]] = field(default_factory=lambda: {"A": [], "B": []})
+    """Of A and of B, in the order in which they were taken."""
+    load_s: dict[str, float] = field(default_factory=dict)
+    """Seconds to make and fill the weights, of each side."""
+    compilations: dict[str, Compilation] = field(default_factory=dict)
+    """From torch's usual compile cache, whatever was in it."""
+    seconds: float = 0.0
+    """That it took, with making the engines."""
+    probes: list[Probe] = field(default_factory=list)
+    """Short measurements of the read roof before and after its samples; empty where there was no memory for it."""
+
+    def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
+        """A's and B's samples of each whole block during which nothing was compiled."""
+        found = []
+        for number in range(len(self.order) // BLOCK):
+            own = slice(number * BLOCK // 2, (number + 1) * BLOCK // 2)
+            pair = self.samples["A"][own], self.samples["B"][own]
+            if not any(sample.compiles for samples in pair for sample in samples):
+                found.append(pair)
+        return found
+
+
+@dataclass
+class Side:
+    """A or B."""
+
+    overrides: list[str]
+    """What it was asked for by, those that both sides share included."""
+    config: dict[str, Any]
+    """Resolved."""
+    dtype: str
+    traffic: Traffic
+
+    def __post_init__(self) -> None:
+        self.overrides, self.config = redacted(self.overrides), redacted(self.config)
+
+
+@dataclass(kw_only=True)
+class AbResult(Measured):
+    """Both sides. `config` and `dtype` of the record are A's."""
+
+    FILE: ClassVar[str] = "ab"
+
+    sides: dict[str, Side]
+    """A and B."""
+    half_width: float
+    """Of the interval around the ratio of decode tokens/s, at which it was to end."""
+    margin: float
+    """Ratios nearer to 1 are no verdict: a share."""
+    budget_s: float
+    """Seconds after which it was to end anyway."""
+    rounds: list[Round] = field(default_factory=list)
+    seconds: float = 0.0
+    """That all rounds took, with making the engines."""
+    ended: str = "killed"
+    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C; failed; killed: its
+    process ended before any of these."""
+    reason: str | None = None
+    """Why it failed."""
+
+    def samples(self, side: str) -> list[Sample]:
+        """A's or B's, of all rounds."""
+        return [sample for each in self.rounds for sample in each.samples[side]]
+
+    def update(self, path: Path) -> None:
+        """Writes what there is by now over what `save` wrote."""
+        write_json(path, asdict(self))
+
+    def check(self) -> None:
+        super().check()
+        require(set(self.sides) == {"A", "B"}, "sides", "A and B")
+        for name, side in self.sides.items():
+            check_config(side.config, f"sides.{name}.config")
+        for number, each in enumerate(self.rounds):
+            place = f"rounds[{number}]"
+            require(set(each.samples) == {"A", "B"}, f"{place}.samples", "A and B")
+            for name, samples in each.samples.items():
+                require(each.order.count(name) == len(samples), f"{place}.samples.{name}", f"as many as {place}.order")
+                for index, sample in enumerate(samples):
+                    check_sample(sample, f"{place}.samples.{name}[{index}]")

@@ -1,0 +1,116 @@
+"""The record of `task=kernels`, as `kernels.json` holds it, and the statistics of its raw times."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gptbench.schema.result import Measured
+from gptbench.task.kernels import KernelTimes
+
+SEED_PEAK_TFLOPS = 312
+"""The seed's, whatever device it runs on."""
+SEED_SIZES = [1024, 4096, 8192, 16384]
+"""Its micro-benchmarks' D."""
+
+
+@dataclass(kw_only=True)
+class KernelResult(Measured):
+    """Every kernel that was measured."""
+
+    FILE: ClassVar[str] = "kernels"
+
+    wall_s: float
+    """Seconds that measuring them took, with all compiling."""
+    peak_flops: float | None
+    """Of the device, bfloat16 operations a second by its datasheet; None where it is not known."""
+    kernels: list[KernelTimes]
+    interrupted: bool = False
+    """Whether some were left out because of Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class KernelMetrics:
+    """One implementation that was timed.
+
+    seed_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them by
+    it: the longer it takes, the higher. It is there to stand beside the seed's target.
+    """
+
+    label: str
+    implementation: str
+    seconds: float
+    """Median of the rounds."""
+    moved_bytes: int
+    """By a call, read and written."""
+    gb_per_s: float
+    """Those bytes over the time."""
+    share_of_roof: float
+    flops_utilisation: float | None
+    """Operations over the time, over the device's peak; of bfloat16 where that is known."""
+    seed_flops_utilisation: float
+
+
+def kernel_metrics(result: KernelResult, kernel: KernelTimes) -> dict[str, KernelMetrics]:
+    """By implementation, of those that were timed."""
+    found = {}
+    for name, timing in kernel.timings.items():
+        if (seconds := timing.median_s) is not None:
+            rate = kernel.moved_bytes / seconds / 1e9
+            known = result.peak_flops is not None and kernel.dtype == "bfloat16"
+            found[name] = KernelMetrics(
+                label=kernel.label,
+                implementation=name,
+                seconds=seconds,
+                moved_bytes=kernel.moved_bytes,
+                gb_per_s=rate,
+                share_of_roof=rate / result.roof.gb_per_s,
+                flops_utilisation=kernel.flops / seconds / result.peak_flops if known and result.peak_flops else None,
+                seed_flops_utilisation=seconds * 1e6 * kernel.flops / 1e9 / SEED_PEAK_TFLOPS,
+            )
+    return found
+
+
+def all_metrics(result: KernelResult) -> Iterator[KernelMetrics]:
+    for kernel in result.kernels:
+        yield from kernel_metrics(result, kernel).values()
+
+
+def means(result: KernelResult) -> dict[str, float]:
+    """`gemv/int8/inductor/gb_per_s`: mean over several shapes, which is what the seed reports, of each metric that the
+    baseline has a target of; nothing of an implementation that was not timed at every shape."""
+    found = {}
+    for family, targets in baseline_targets(result).items():
+        members = [kernel for kernel in result.kernels if f"{kernel.name}/{kernel.dtype}" == family]
+        rows = [kernel_metrics(result, kernel) for kernel in members]
+        for implementation in rows[0] if len(rows) > 1 else ():
+            for name in targets:
+                values = [getattr(row.get(implementation), name, None) for row in rows]
+                known = [value for value in values if value is not None]
+                if len(known) == len(rows):
+                    found[f"{family}/{implementation}/{name}"] = sum(known) / len(known)
+    return found
+
+
+def seed_targets(result: KernelResult) -> dict[str, dict[str, float]]:
+    """`gemv/int8` to metric to the baseline's target of its mean, of what was measured at the seed's very shapes."""
+    found = {}
+    for family, targets in baseline_targets(result).items():
+        shapes = [kernel.shape for kernel in result.kernels if f"{kernel.name}/{kernel.dtype}" == family]
+        if [shape.get("D") for shape in shapes] == SEED_SIZES and all(shape.get("B", 1) == 1 for shape in shapes):
+            found[family] = targets
+    return found
+
+
+def baseline_targets(result: KernelResult) -> dict[str, dict[str, float]]:
+    """Those of the result's configuration, of models, too."""
+    return result.config.get("baseline", {}).get("targets", {})
+
+
+def kernel_summary(result: KernelResult) -> dict[str, float]:
+    """`gemv/D4096/int8/inductor/gb_per_s` and so on: what is logged."""
+    found = {"read_roof_gb_per_s": result.roof.gb_per_s}
+    for row in all_metrics(result):
+        for name in ("seconds", "moved_bytes", "gb_per_s", "share_of_roof", "flops_utilisation"):
+            if (value := getattr(row, name)) is not None:
+                found[f"{row.label}/{row.implementation}/{name}"] = value
+    return found | means(result)

@@ -1,0 +1,138 @@
+"""The record of a sweep, as `sweep.json` in its folder holds it."""
+
+import datetime
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptbench.base.errors import counted
+from gptbench.schema.display import display
+from gptbench.schema.outcome import BEGUN, Outcome, Status
+from gptbench.schema.plan import Plan
+from gptbench.schema.restore import is_time, require
+from gptbench.schema.result import Recorded
+
+COLUMNS = ("decode_tokens_per_s", "tpot_p50_s", "tpot_p99_s", "ttft_s", "mbu", "peak_memory_bytes", "perplexity")
+"""Metrics of a sweep's table, of those that its jobs have."""
+GAP = "&ensp;"
+"""Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
+MOST_CHARACTERS = 5500
+"""Of the table as text; what MLflow takes in a tag is not much more."""
+
+
+@dataclass(kw_only=True)
+class SweepRecord(Recorded):
+    """A sweep, whole or cut short."""
+
+    FILE: ClassVar[str] = "sweep"
+
+    ended: str
+    """When, ISO 8601."""
+    status: str
+    """FINISHED: every job is recorded; FAILED: not every one could be; KILLED: it was interrupted."""
+    jobs: list[Outcome]
+    """In the order in which they were planned."""
+
+    def check(self) -> None:
+        for name in ("started", "ended"):
+            require(is_time(getattr(self, name)), name, "a time, ISO 8601")
+        for number, job in enumerate(self.jobs):
+            job.check(f"jobs[{number}]")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Jobs by status, of every status there is."""
+        counted = Counter(job.status for job in self.jobs)
+        return {status.value: counted[status.value] for status in Status}
+
+    @property
+    def told(self) -> str:
+        """How many jobs came to what: 5 recorded, 1 failed."""
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+
+    def job_records(self, folder: Path) -> list[Path]:
+        """Files of what the jobs came to, each once. The folder is the sweep's own: it may have been moved, with the
+        jobs in it."""
+        paths = dict.fromkeys(Path(job.record) for job in self.jobs if job.record is not None)
+        return [path if path.exists() else folder / path.parent.name / path.name for path in paths]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
+        keys = self.swept_keys
+        metrics = [name for name in COLUMNS if any(name in job.metrics for job in self.jobs)]
+        rows = []
+        for number, job in enumerate(self.jobs):
+            values = dict(override.split("=", 1) for override in job.swept if "=" in override)
+            numbers = [job.metrics.get(name) for name in metrics]
+            status = f"{job.status}, busy" if job.busy else job.status
+            rows.append([number, *(values.get(key) for key in keys), status, *numbers, job.reason])
+        return ["job", *keys, "status", *metrics, "reason"], rows
+
+    @property
+    def swept_keys(self) -> list[str]:
+        """What was varied."""
+        return list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
+
+    def markdown(self) -> str:
+        """How many jobs came to what, and the table."""
+        head, rows = self.table()
+        shown = [[cell(value) for value in in_display_units(head, row)] for row in rows]
+        lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
+        text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
+        for number, line in enumerate(lines):
+            gap = GAP if number != 1 else ""  # not of the rule below the head
+            row = f"\n| {f'{gap} | '.join(line)} |"
+            if len(text) + len(row) > MOST_CHARACTERS:
+                return f"{text}\n\n{len(lines) - number} more in jobs.csv"
+            text += row
+        return text
+
+
+def in_display_units(head: list[str], row: list[Any]) -> list[Any]:
+    """A row of a sweep's table, its metrics in the units in which people read them."""
+    return [
+        value * display(name).factor if name in COLUMNS and isinstance(value, float) else value
+        for name, value in zip(head, row, strict=True)
+    ]
+
+
+def cell(value: Any) -> str:
+    """As a person reads it in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def cut_short(folder: Path) -> Status:
+    """What a job is that has no outcome."""
+    return Status.interrupted if (folder / BEGUN).exists() else Status.not_run
+
+
+def record_of(
+    folder: Path, plan: Plan, interrupted: bool, reason: str | None = None, ended: float | None = None
+) -> SweepRecord:
+    """What one call of a sweep has come to.
+
+    Args:
+        folder: that Hydra made for it.
+        interrupted: whether it was cut short.
+        reason: why jobs were not run that could have been.
+        ended: when, in seconds since 1970; None is now.
+    """
+    end = datetime.datetime.now(datetime.UTC) if ended is None else datetime.datetime.fromtimestamp(ended, datetime.UTC)
+    jobs = [
+        Outcome.of(folder / name) or Outcome(status=cut_short(folder / name).value, swept=swept, reason=reason)
+        for name, swept in plan.jobs.items()
+    ]
+    unfinished = "KILLED" if interrupted else "FAILED"
+    return SweepRecord(
+        started=plan.started,
+        command=plan.command,
+        sweep=plan.sweep,
+        config=plan.config,
+        identity=plan.identity,
+        ended=end.isoformat(timespec="seconds"),
+        status="FINISHED" if all(job.is_recorded for job in jobs) else unfinished,
+        jobs=jobs,
+    )

@@ -1,0 +1,6 @@
+"""Tasks: what is measured of a model: speed, quality beside it, or single kernels."""
+
+from gptbench.task.kernels import Kernels
+from gptbench.task.quality import Quality, Speed
+
+__all__ = ["Kernels", "Quality", "Speed"]

@@ -1,0 +1,223 @@
+"""Quality: how well an engine predicts a text, and how far its predictions are from the reference's.
+
+The engine is the one that was timed, with the very kernels: it prefills as many tokens as the workload's prompt has,
+and decodes as many as the workload generates, but is fed the text's tokens in the place of its own. What it predicts at
+each step is compared with the text, and with what the reference predicts from the same tokens.
+
+Perplexity: Jelinek et al., 1977. Kullback-Leibler divergence from the reference, mean over tokens, and agreement on the
+most likely token, as measures of what a quantisation does: Dutta et al., 2024, arXiv:2407.09141.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptbench.base.errors import ConfigError
+from gptbench.config import Config, QualityConfig, TaskConfig
+from gptbench.engine import Engine
+from gptbench.text.prompt import HELD_OUT, first_tokens, random_tokens, read_text
+from gptbench.text.tokenizer import Tokenizer
+
+MAX_LOGIT_BYTES_IN_MEMORY = 2**30
+"""Of logits that wait for the reference's: as many as 2048 tokens of Llama 3's vocabulary take."""
+
+
+@dataclass
+class Predictions:
+    """What came of predicting a text, token by token in its order."""
+
+    text: str | None
+    """File of the text; None where the model has no tokenizer, and predicted random tokens."""
+    text_sha256: str | None
+    scored_bytes: int | None
+    """Length in UTF-8 of the part of the text that was predicted."""
+    context: list[int]
+    """Tokens before the first and before the last predicted one of a window; the next window starts anew."""
+    nll: list[float]
+    """Negative log-likelihood of each token of the text, in nats."""
+    reference_nll: list[float] = field(default_factory=list)
+    """The same for the reference; empty where there was none."""
+    kl: list[float] = field(default_factory=list)
+    """Kullback-Leibler divergence of the engine's distribution from the reference's, in nats, at each token."""
+    same_top: list[bool] = field(default_factory=list)
+    """Whether both prefer the same token."""
+
+
+class Speed:
+    """Nothing beside speed.
+
+    Args:
+        task: the task's section.
+        config: the run's, with its prompt as tokens.
+        tokenizer: the model's, or None.
+    """
+
+    stage: str | None = None
+    """What the user is told while it is evaluated; None where there is nothing to do."""
+    needs_reference = False
+    """Whether `evaluate` makes the reference."""
+
+    def __init__(self, task: TaskConfig, config: Config, tokenizer: Tokenizer | None) -> None:
+        self.task, self.config = task, config
+
+    def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions | None:
+        """What there is to say of the quality of an engine that was prepared."""
+        return None
+
+
+class Quality(Speed):
+    """Predicts a held-out text.
+
+    Attributes:
+        windows: int64 [W, T + n]: T tokens that are prefilled and n that are predicted, which follow upon those of the
+            window before; each window begins with the tokenizer's begin-of-text token if it has one.
+
+    Raises:
+        ConfigError: no text, or too little of it; or no room on the disk for the logits that are compared.
+    """
+
+    task: QualityConfig
+    stage = "predicting the text"
+
+    def __init__(self, task: QualityConfig, config: Config, tokenizer: Tokenizer | None) -> None:
+        super().__init__(task, config, tokenizer)
+        self.needs_reference = task.reference
+        self.prefilled, self.predicted = len(config.workload.prompt), config.workload.new_tokens
+        count = task.tokens // self.predicted
+        if not count:
+            raise ConfigError("task.tokens", task.tokens, f"at least workload.new_tokens={self.predicted}")
+        self.text = self.text_sha256 = self.scored_bytes = None
+        if tokenizer is None:
+            if task.text_file is not None:
+                raise ConfigError(
+                    "task.text_file", task.text_file, "null for a model without a tokenizer (model.tokenizer names one)"
+                )
+            begin: list[int] = []
+            length = self.prefilled + count * self.predicted
+            tokens = random_tokens(config.model.vocab_size, length, config.workload.seed)
+        else:
+            file = task.text_file or str(HELD_OUT)
+            text = read_text(file, "task.text_file")
+            tokens = first_tokens(tokenizer, text, self.prefilled + count * self.predicted + 1)
+            begin = tokens[:1] if tokens[0] == tokenizer.bos else []
+            tokens = tokens[len(begin) :]
+        context = self.prefilled - len(begin)
+        count = min(count, (len(tokens) - context) // self.predicted)
+        if count < 1:
+            raise ConfigError(
+                "task.text_file", file, f"a text of at least {context + self.predicted} tokens (it has {len(tokens)})"
+            )
+        if tokenizer is not None:
+            scored = tokens[context : context + count * self.predicted]
+            self.text, self.text_sha256 = file, hashlib.sha256(text.encode()).hexdigest()
+            self.scored_bytes = len(tokenizer.continuation(tokens[:context], scored).encode())
+        length = context + self.predicted
+        starts = range(0, count * self.predicted, self.predicted)
+        self.windows = torch.tensor([begin + tokens[start : start + length] for start in starts])
+        if task.reference and self.logit_bytes > MAX_LOGIT_BYTES_IN_MEMORY:
+            folder = Path(config.outputs)
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < self.logit_bytes:
+                raise self.disk_error(f"{free / 1e9:.1f} GB are free")
+
+    def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions:
+        """Predicts the text.
+
+        Args:
+            engine: prepared; its state is lost.
+            make_reference: called once the engine is done with, if the task compares: the reference, prepared.
+        """
+        first = self.prefilled
+        found = Predictions(
+            text=self.text,
+            text_sha256=self.text_sha256,
+            scored_bytes=self.scored_bytes,
+            context=[first, first + self.predicted - 1],
+            nll=[],
+        )
+        nll = []
+        kept = self.room_for_logits() if self.needs_reference else None
+        row = 0
+        for logits, tokens in self.predict(engine):
+            nll.append(likelihood(logits, tokens))
+            if kept is not None:
+                kept[row : row + len(logits)] = logits.cpu()
+                row += len(logits)
+        found.nll = self.in_order(nll)
+        if kept is not None:
+            reference = make_reference()
+            compared: list[tuple[Tensor, Tensor, Tensor]] = []
+            row = 0
+            for expected, tokens in self.predict(reference):
+                logits = kept[row : row + len(expected)]
+                row += len(expected)
+                p, q = expected.double().log_softmax(-1), logits.to(expected.device).double().log_softmax(-1)
+                kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)  # p of no chance adds 0, not NaN
+                compared.append((likelihood(expected, tokens), kl.cpu(), (p.argmax(-1) == q.argmax(-1)).cpu()))
+            found.reference_nll = self.in_order([nll for nll, _, _ in compared])
+            found.kl = self.in_order([kl for _, kl, _ in compared])
+            found.same_top = [bool(same) for same in self.in_order([same for _, _, same in compared])]
+        return found
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the logits of every predicted token, as float32."""
+        return 4 * self.windows.shape[0] * self.predicted * self.config.model.vocab_size
+
+    def room_for_logits(self) -> Tensor:
+        """float32 [W·n, V] on the host, for what the engine predicts until the reference has predicted the same: both
+        seldom fit on the device at once. What is larger than `MAX_LOGIT_BYTES_IN_MEMORY` lies in a file among the
+        outputs, which has no name and goes with the process.
+
+        Raises:
+            ConfigError: the disk does not have room for it.
+        """
+        shape = self.windows.shape[0] * self.predicted, self.config.model.vocab_size
+        if self.logit_bytes <= MAX_LOGIT_BYTES_IN_MEMORY:
+            return torch.empty(shape)
+        with tempfile.NamedTemporaryFile(dir=self.config.outputs) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, self.logit_bytes)  # else a full disk would end the process
+            except OSError as error:
+                raise self.disk_error(error.strerror or str(error)) from error
+            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+
+    def disk_error(self, why: str) -> ConfigError:
+        return ConfigError(
+            "task.tokens",
+            self.task.tokens,
+            f"fewer tokens, task.reference=false, or {self.logit_bytes / 1e9:.1f} GB of disk in {self.config.outputs} "
+            f"for the logits that are compared ({why})",
+        )
+
+    def predict(self, engine: Engine) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [R, V] on the device before each predicted token of a batch of windows, and these tokens [R]; then
+        those of the next batch. R is the batch size, but for the last batch, which the engine gets filled up."""
+        for windows in self.windows.split(engine.batch):
+            fillers = windows[-1:].expand(engine.batch - len(windows), -1)
+            fed = torch.cat((windows, fillers)).to(engine.device.torch)
+            engine.prefill(fed[:, : self.prefilled])
+            for place in range(self.prefilled, self.windows.shape[1]):
+                if place > self.prefilled:
+                    engine.state.token.copy_(fed[:, place - 1 : place])
+                    engine.decode()
+                yield engine.state.logits[: len(windows)], fed[: len(windows), place]
+
+    def in_order(self, values: list[Tensor]) -> list[float]:
+        """What there is for each that `predict` yields, [R], in the text's order."""
+        batches = [values[start : start + self.predicted] for start in range(0, len(values), self.predicted)]
+        return torch.cat([torch.stack(batch, dim=1).flatten() for batch in batches]).tolist()
+
+
+def likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of tokens [R] under logits [R, V], in nats: float64 [R] on the host."""
+    return -logits.double().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()
