@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from gptbench.base.errors import DoesNotFitError
-from gptbench.checkpoint import Checkpoint, Loaded
+from gptbench.checkpoint import Checkpoint
 from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
 from gptbench.model.transformer import WINDOW_QUERIES
 from gptbench.quant import Quantisation
+from gptbench.schema.result import Loaded
 
 CACHE_MULTIPLE = 8
 """The KV cache holds a multiple of so many positions, as in the seed."""

@@ -28,6 +28,7 @@ from gptbench.base.errors import CheckpointError
 from gptbench.base.inputs import LFS_POINTER, open_regular, read_json, refuse_pointer
 from gptbench.config import CheckpointFormat, ModelConfig
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
+from gptbench.schema.result import Loaded
 
 SINGLE = {CheckpointFormat.safetensors: "model.safetensors", CheckpointFormat.bin: "pytorch_model.bin"}
 """The file of a checkpoint that has one; that of one with several is called so with `.index.json` behind."""
@@ -118,19 +119,6 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors calls it."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What was read, for the record."""
-
-    folder: str
-    files: list[str]
-    bytes: int
-    """Of all files together."""
-    headers_sha256: str
-    """Of every tensor's name, file, shape and type, and every file's size: tells checkpoints of one shape apart only
-    where these differ."""
 
 
 class Checkpoint:

@@ -11,7 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gptbench.kernels.read_reduce import kernel
-from gptbench.measure.compilation import CompileWatch, costs, covered
+from gptbench.measure.compilation import CompileWatch, covered
+from gptbench.schema.compilation import costs
 
 
 @torch.compile(fullgraph=True, dynamic=False)

@@ -31,10 +31,11 @@ from transformers import (
 from transformers.utils import logging
 
 from gptbench.build import build, on_meta
-from gptbench.checkpoint import Checkpoint, Loaded
+from gptbench.checkpoint import Checkpoint
 from gptbench.config import DeviceConfig, DeviceKind, Dtype, ModelConfig, complete_model
 from gptbench.device import Device
 from gptbench.model import Transformer
+from gptbench.schema.result import Loaded
 from tests.models import CONF, quantisation, run_config
 
 logging.disable_progress_bar()

@@ -4,20 +4,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from gptbench.checkpoint import Loaded
-from gptbench.measure.breakdown import Breakdown, Launch
-from gptbench.measure.compilation import Compilation
-from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.environment import Environment
-from gptbench.measure.roof import Roof
-from gptbench.measure.samples import Sample, WarmUp
-from gptbench.measure.sensors import DeviceState
-from gptbench.measure.traffic import Traffic
+from gptbench.schema.breakdown import Breakdown, Launch
+from gptbench.schema.compilation import Compilation
+from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.failure import Cause, Failure
-from gptbench.schema.kernels import KernelResult
-from gptbench.schema.result import Result
-from gptbench.task.kernels import KernelTimes, Timing
-from gptbench.task.quality import Predictions
+from gptbench.schema.kernels import KernelResult, KernelTimes, Timing
+from gptbench.schema.machine import DeviceState, Environment, Roof
+from gptbench.schema.quality import Predictions
+from gptbench.schema.result import Loaded, Result
+from gptbench.schema.sample import Sample, Traffic, WarmUp
 
 PROMPT, NEW_TOKENS = [1, 15043, 29892], 5
 STEPS = NEW_TOKENS - 1

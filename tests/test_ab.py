@@ -19,11 +19,11 @@ from gptbench.compare.ratio import Verdict
 from gptbench.compare.work import different_work
 from gptbench.execute import ab
 from gptbench.execute.ab import ENDING_ROUNDS, Ending, block, budget_that_can_suffice, cut_to_blocks, is_enough
-from gptbench.measure.sensors import DeviceState
 from gptbench.present.terminal import stage_bar
 from gptbench.record.tracking import make_record
 from gptbench.schema.ab import AbResult, Round, Side
 from gptbench.schema.files import load_record, problem
+from gptbench.schema.machine import DeviceState
 from tests.results import made_result
 
 ENDING = Ending(half_width=0.005, budget_s=300.0, margin=0.005)

@@ -41,7 +41,7 @@ from gptbench.model import Weight
 from gptbench.sampling import Sampler
 from gptbench.schema import KernelResult
 from gptbench.schema.files import load_record
-from gptbench.schema.kernels import kernel_metrics, kernel_summary, means, seed_targets
+from gptbench.schema.kernels import KernelTimes, Timing, kernel_metrics, kernel_summary, means, seed_targets
 from gptbench.task import kernel_cases, kernels
 from gptbench.task.kernel_cases import (
     Call,
@@ -52,7 +52,7 @@ from gptbench.task.kernel_cases import (
     layer_norm_case,
     mlp_case,
 )
-from gptbench.task.kernels import Kernels, KernelTimes, Timing, measure_case, peak_flops
+from gptbench.task.kernels import Kernels, measure_case, peak_flops
 from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
 from tests.results import made_result
 from tests.test_run import resolved

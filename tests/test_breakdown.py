@@ -36,10 +36,11 @@ from gptbench.execute.run import Job
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
 from gptbench.measure import roof
-from gptbench.measure.breakdown import PROFILED, Breakdown, Launch, break_down, chrome_trace, find_steps
+from gptbench.measure.breakdown import PROFILED, break_down, find_steps
 from gptbench.present.terminal import show_result
 from gptbench.record import MLflowTracker
 from gptbench.schema import Result
+from gptbench.schema.breakdown import Breakdown, Launch, chrome_trace
 from gptbench.schema.statistics import summary
 from tests.models import DENSE, run_config
 from tests.test_run import resolved

@@ -18,11 +18,11 @@ from gptbench.compare.ratio import Verdict
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig
 from gptbench.execute import measuring
-from gptbench.measure.roof import Probe
 from gptbench.present import terminal
 from gptbench.present.export import Export
 from gptbench.present.report import html
 from gptbench.record.tracking import BUSY_TAG, make_record
+from gptbench.schema.machine import Probe
 from gptbench.schema.outcome import Outcome
 from gptbench.schema.result import Result
 from gptbench.schema.sweep import SweepRecord

@@ -35,9 +35,9 @@ from gptbench.charts import (
 )
 from gptbench.charts import runs_of as runs_with_targets
 from gptbench.compare import Baseline
-from gptbench.measure.compilation import STAGES
 from gptbench.record.tracking import write_artifacts
 from gptbench.schema import SweepRecord
+from gptbench.schema.compilation import STAGES
 from gptbench.schema.labels import labels, names
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.schema.result import Result

@@ -12,10 +12,10 @@ from gptbench.commands.compare import compare_command, sentence
 from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.ratio import KINDS, Ratio, Verdict
 from gptbench.compare.select import Found
-from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.sensors import DeviceState
 from gptbench.schema import Result
-from gptbench.task.quality import Predictions
+from gptbench.schema.energy import Energy, Spent
+from gptbench.schema.machine import DeviceState
+from gptbench.schema.quality import Predictions
 from tests.results import made_result, on_cpu
 
 VALID = (0, 0, 0, 0, 0)

@@ -19,7 +19,6 @@ from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
 from gptbench.compare.select import MAX_TOLD, Found
-from gptbench.measure.load import Load
 from gptbench.present.terminal import in_line
 from gptbench.record.ledger import Ledger
 from gptbench.record.tracking import make_record
@@ -27,6 +26,7 @@ from gptbench.schema import KernelResult, Recorded, Result, SweepRecord
 from gptbench.schema.ab import AbResult
 from gptbench.schema.files import problem
 from gptbench.schema.labels import labels
+from gptbench.schema.machine import Load
 from gptbench.schema.outcome import Outcome, Status
 from tests.results import (
     made_breakdown,

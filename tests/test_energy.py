@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from gptbench.measure import energy
-from gptbench.measure.energy import Energy, Spent, measure_energy
+from gptbench.measure.energy import measure_energy
 from gptbench.measure.sensors import Sensor, sensor_of
+from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.statistics import energy_metrics, summary
 from tests.results import made_result
 from tests.test_measure import EAGER, device, make_engine, make_workload

@@ -11,9 +11,9 @@ from results import made_result
 from gptbench.base.errors import UserError
 from gptbench.commands.explain import explain_command
 from gptbench.compare.explain import Advice, Explanation, explain, part_of
-from gptbench.measure.breakdown import Breakdown, Launch
-from gptbench.measure.sensors import DeviceState
 from gptbench.schema import Failure, Result
+from gptbench.schema.breakdown import Breakdown, Launch
+from gptbench.schema.machine import DeviceState
 
 FUSED = {"_target_": "gptbench.engine.fused.Fused", "name": "fused", "overlap": True, "tune": False}
 EAGER = {"_target_": "gptbench.engine.Eager", "name": "eager"}

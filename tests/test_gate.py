@@ -27,10 +27,10 @@ from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
 from gptbench.config.guard import install
 from gptbench.execute import measuring
-from gptbench.measure.sensors import DeviceState
 from gptbench.present.terminal import show_result
 from gptbench.schema import Result
-from gptbench.task.quality import Predictions
+from gptbench.schema.machine import DeviceState
+from gptbench.schema.quality import Predictions
 from tests.sweeps import PLAIN, SHORT
 
 Save = Callable[[str, Result], str]

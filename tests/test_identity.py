@@ -87,7 +87,7 @@ def test_only_code_that_measures_counts(tmp_path: Path, monkeypatch: pytest.Monk
         return code_version.__wrapped__() != before
 
     for name in (
-        "record/charts/speed.py",
+        "charts/speed.py",
         "compare/report.py",
         "terminal.py",
         "commands/gate.py",

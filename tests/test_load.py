@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from gptbench.measure import load as module
-from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.load import Counters, Load, between, counters, observed, pressure, stopped, waiting
-from gptbench.measure.roof import Probe
+from gptbench.measure.load import Counters, between, counters, observed, pressure, stopped, waiting
 from gptbench.measure.sensors import Neighbours, NvmlSensor, Sensor
 from gptbench.schema.busy import busy, busy_kinds, busy_rounds, idle_neighbours
+from gptbench.schema.energy import Energy, Spent
+from gptbench.schema.machine import Load, Probe
 from gptbench.schema.result import Result
 from tests.results import made_failure, made_kernels, made_result, made_state, on_cpu
 from tests.test_ab import made_ab, made_round

@@ -16,16 +16,7 @@ from gptbench.engine import Engine
 from gptbench.generate import HostClock, Workload, generate
 from gptbench.measure import environment as surroundings
 from gptbench.measure import samples as samples_module
-from gptbench.measure.compilation import (
-    STAGES,
-    Compilation,
-    CompileWatch,
-    cache_state,
-    compile_cache,
-    costs,
-    covered,
-    prepare,
-)
+from gptbench.measure.compilation import CompileWatch, cache_state, compile_cache, covered, prepare
 from gptbench.measure.environment import environment
 from gptbench.measure.samples import (
     StillCompilingError,
@@ -36,6 +27,7 @@ from gptbench.measure.samples import (
     warm_up,
 )
 from gptbench.sampling import Sampler
+from gptbench.schema.compilation import STAGES, Compilation, costs
 from tests.models import DENSE, make_model
 from tests.test_engines import DRAWN
 

@@ -11,15 +11,15 @@ from scipy.stats import binom, norm, t
 from gptbench.base.errors import UserError
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
-from gptbench.measure.compilation import Compilation
-from gptbench.measure.energy import Energy, Spent
-from gptbench.measure.samples import Sample
-from gptbench.measure.sensors import DeviceState
-from gptbench.measure.traffic import Traffic
 from gptbench.present.terminal import number, show_result
 from gptbench.schema import Result
+from gptbench.schema.compilation import Compilation
 from gptbench.schema.display import display
+from gptbench.schema.energy import Energy, Spent
+from gptbench.schema.machine import DeviceState
+from gptbench.schema.quality import Predictions
 from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.statistics import (
     METRICS,
     QUANTILES,
@@ -31,7 +31,6 @@ from gptbench.schema.statistics import (
     summary,
     valid_samples,
 )
-from gptbench.task.quality import Predictions
 from tests.results import made_result
 
 

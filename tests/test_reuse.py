@@ -36,10 +36,11 @@ from gptbench.execute import run as run_module
 from gptbench.execute.run import Job
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
-from gptbench.measure.compilation import CACHE_COUNTERS, Compilation, CompileWatch
-from gptbench.measure.samples import Sample
+from gptbench.measure.compilation import CACHE_COUNTERS, CompileWatch
 from gptbench.model import Transformer
 from gptbench.schema import Result
+from gptbench.schema.compilation import Compilation
+from gptbench.schema.sample import Sample
 from gptbench.schema.statistics import compilation_name, compile_metrics
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
 from tests.test_engines import FUSED

@@ -13,18 +13,9 @@ from gptbench.base.errors import DoesNotFitError
 from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
 from gptbench.measure import roof as module
-from gptbench.measure.environment import Environment, environment
-from gptbench.measure.roof import (
-    FULL,
-    PROBE,
-    PROBES,
-    Roof,
-    Roofs,
-    cpu_cache_bytes,
-    measured_roof,
-    measurements,
-    read_roof,
-)
+from gptbench.measure.environment import environment
+from gptbench.measure.roof import PROBES, Roofs, cpu_cache_bytes, measured_roof, measurements, read_roof
+from gptbench.schema.machine import FULL, PROBE, Environment, Roof
 from gptbench.schema.result import Result
 from tests.results import made_result
 

@@ -17,7 +17,7 @@ from gptbench.compare.rows import COLUMNS, Experiment, experiments
 from gptbench.compare.select import Found
 from gptbench.config import shipped
 from gptbench.schema import KernelResult, Measured, Result
-from gptbench.task.kernels import KernelTimes, Timing
+from gptbench.schema.kernels import KernelTimes, Timing
 
 SIZES = (1024, 4096, 8192, 16384)
 SEED = Baseline(read_baseline("a100_40gb"))

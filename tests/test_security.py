@@ -713,7 +713,7 @@ def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkey
 
 
 def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptbench.schema import sync, tracking
+    from gptbench.record import sync, tracking
 
     logged: list[Any] = []
     monkeypatch.setattr(tracking.MLflowTracker, "log", lambda self, result, path: logged.append(self.config))

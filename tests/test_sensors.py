@@ -10,7 +10,8 @@ import pytest
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.measure import sensors
-from gptbench.measure.sensors import THROTTLING, CpuSensor, DeviceState, NvmlSensor, Reading, Sensor, sensor_of, watched
+from gptbench.measure.sensors import THROTTLING, CpuSensor, NvmlSensor, Reading, Sensor, sensor_of, watched
+from gptbench.schema.machine import DeviceState
 
 
 class NVMLError(Exception):

@@ -20,12 +20,12 @@ from gptbench.base.errors import TrackingError, UserError
 from gptbench.charts import CHARTS
 from gptbench.commands.sync import log_command
 from gptbench.config import TrackingConfig
-from gptbench.measure.compilation import STAGES
-from gptbench.measure.sensors import DeviceState
 from gptbench.record import MLflowTracker, NoTracker
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import metrics
 from gptbench.schema import Result, SweepRecord
+from gptbench.schema.compilation import STAGES
+from gptbench.schema.machine import DeviceState
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.schema.statistics import METRICS, sample_metrics, summary
 

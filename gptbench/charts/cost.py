@@ -39,11 +39,11 @@ from gptbench.charts.canvas import (
     short,
     tell_left_out,
 )
-from gptbench.measure.breakdown import Breakdown
-from gptbench.measure.compilation import STAGES, Compilation
-from gptbench.measure.samples import Sample
+from gptbench.schema.breakdown import Breakdown
+from gptbench.schema.compilation import STAGES, Compilation
 from gptbench.schema.kernels import KernelResult, kernel_metrics
 from gptbench.schema.result import Result
+from gptbench.schema.sample import Sample
 from gptbench.schema.statistics import compilation_name, valid_samples
 
 if TYPE_CHECKING:

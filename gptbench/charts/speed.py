@@ -37,9 +37,9 @@ from gptbench.charts.canvas import (
     timed,
 )
 from gptbench.schema.labels import names, traits, weights_of
+from gptbench.schema.quality import Predictions
 from gptbench.schema.result import Result
 from gptbench.schema.statistics import valid_samples
-from gptbench.task.quality import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,10 @@ from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.paths import conf_folder
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.config.guard import read_section
-from gptbench.measure.environment import Environment
 from gptbench.schema import Result
 from gptbench.schema.identity import ALONGSIDE, MEASURED, PLACES, digest
 from gptbench.schema.labels import shortened
+from gptbench.schema.machine import Environment
 from gptbench.schema.statistics import QUANTILES
 
 

@@ -34,12 +34,12 @@ from gptbench.compare.ratio import (
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.compare.work import different_work
-from gptbench.measure.samples import throttling
 from gptbench.record.tracking import flat
 from gptbench.schema import KernelResult, Measured, Recorded, Result
 from gptbench.schema.busy import busy_kinds, why_busy
 from gptbench.schema.files import problem
 from gptbench.schema.identity import MEASURED
+from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import (
     METRICS,
     QUANTILES,

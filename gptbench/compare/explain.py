@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
-from gptbench.measure.breakdown import Breakdown, Launch
-from gptbench.measure.samples import throttling
 from gptbench.schema import Result
+from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.labels import weights_of
+from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import step_bytes, summary, valid_samples
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"

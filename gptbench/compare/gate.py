@@ -47,13 +47,13 @@ from gptbench.compare.ratio import (
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric
-from gptbench.measure.environment import Environment
-from gptbench.measure.samples import Sample, throttling
 from gptbench.schema import Result
 from gptbench.schema.busy import PHASES, busy_kinds, why_busy
 from gptbench.schema.files import problem
 from gptbench.schema.labels import weights_of
+from gptbench.schema.machine import Environment
 from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import summary, valid_samples
 
 SAME_POWER_LIMIT_W = 0.5

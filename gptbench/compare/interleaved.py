@@ -14,9 +14,9 @@ from gptbench.base.errors import counted
 from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
 from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
-from gptbench.measure.samples import Sample, throttling
 from gptbench.schema.ab import AbResult
 from gptbench.schema.busy import busy_rounds
+from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import decode_rate, log_middles
 
 HEADLINE = "decode_tokens_per_s"

@@ -21,10 +21,9 @@ from gptbench.compare.baseline import Baseline, is_shipped
 from gptbench.compare.select import Found
 from gptbench.schema import KernelResult, Measured, Result
 from gptbench.schema.files import problem
-from gptbench.schema.kernels import SEED_SIZES, kernel_metrics
+from gptbench.schema.kernels import SEED_SIZES, KernelTimes, kernel_metrics
 from gptbench.schema.labels import weights_of
 from gptbench.schema.statistics import compile_metrics, sample_metrics, valid_samples
-from gptbench.task.kernels import KernelTimes
 
 NAMES = {"llama2_7b": "Llama-2-7b-chat-hf", "mixtral_16l": "Mixtral-8x7B-v0.1"}
 """Of the models that the benchmark has, by ours; its Mixtral has 16 layers, too."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from gptbench.base.errors import UserError
-from gptbench.measure.samples import throttling
 from gptbench.record.ledger import FOLDER, Ledger
 from gptbench.schema import Result
 from gptbench.schema.busy import busy
 from gptbench.schema.files import load_record, problem, records_in
+from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import summary, valid_samples
 
 BUILT_IN = {"cuda": 0.006, "cpu": 0.11}

@@ -30,11 +30,12 @@ from gptbench.execute.run import beginning, make_engine, plan, probe, with_engin
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch, prepare
 from gptbench.measure.roof import Roofs
-from gptbench.measure.samples import Sample, sample_seed, take_sample, warm_up
+from gptbench.measure.samples import sample_seed, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.present.terminal import Stages
 from gptbench.schema.ab import BLOCK, AbResult, Round, Side
+from gptbench.schema.sample import Sample
 from gptbench.schema.statistics import log_ratios
 from gptbench.text.prompt import make_tokenizer, with_prompt
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from gptbench.build import nbytes
-from gptbench.checkpoint import Loaded
 from gptbench.config import Config
 from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine import Engine
-from gptbench.measure.compilation import Compilation
 from gptbench.model import Transformer
+from gptbench.schema.compilation import Compilation
+from gptbench.schema.result import Loaded
 
 
 @dataclass

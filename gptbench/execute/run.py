@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from gptbench.base.errors import BadResultError, ConfigError, DoesNotFitError, raised
 from gptbench.build import alternatives, build, cache_length, memory_need_of, on_meta, require_fit
 from gptbench.charts import draw_compile_stages
-from gptbench.checkpoint import Checkpoint, Loaded
+from gptbench.checkpoint import Checkpoint
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
@@ -23,10 +23,10 @@ from gptbench.engine import Auto, Engine, caches
 from gptbench.execute.reuse import Kept, give_back, keep, may_keep, release, take
 from gptbench.generate import Workload
 from gptbench.measure.breakdown import break_down
-from gptbench.measure.compilation import Compilation, CompileWatch, compile_cache, in_second_process, prepare
+from gptbench.measure.compilation import CompileWatch, compile_cache, in_second_process, prepare
 from gptbench.measure.energy import measure_energy
-from gptbench.measure.environment import Environment, environment
-from gptbench.measure.roof import Probe, Roof, Roofs
+from gptbench.measure.environment import environment
+from gptbench.measure.roof import Roofs
 from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.sensors import sensor_of
 from gptbench.measure.traffic import traffic
@@ -45,9 +45,13 @@ from gptbench.record.identity import identity
 from gptbench.record.ledger import Ledger
 from gptbench.record.tracking import write_trace
 from gptbench.schema import KernelResult, Recorded, Result
+from gptbench.schema.compilation import Compilation
 from gptbench.schema.files import problem
+from gptbench.schema.kernels import KernelTimes
+from gptbench.schema.machine import Environment, Probe, Roof
+from gptbench.schema.result import Loaded
 from gptbench.task import Kernels, Speed
-from gptbench.task.kernels import KernelTimes, peak_flops
+from gptbench.task.kernels import peak_flops
 from gptbench.text.tokenizer import Tokenizer
 
 T = TypeVar("T")

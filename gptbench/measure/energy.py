@@ -9,12 +9,12 @@ too.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gptbench.engine import Engine
 from gptbench.generate import Workload
-from gptbench.measure.load import Load, observed
+from gptbench.measure.load import observed
 from gptbench.measure.sensors import Sensor
+from gptbench.schema.energy import Energy, Spent
 
 SECONDS = 4.0
 """At least, of each phase: on Hopper forty times what lies between two changes of NVML's counter, 0.1 s."""
@@ -24,39 +24,6 @@ LEAST_SHARE = 0.1
 """Of a generation's energy, that its decode steps must have, to be told from its prefill."""
 SETTLE_S = 0.5
 """After the last work, before the device counts as idle."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """One phase, repeated."""
-
-    joules: float
-    """By the counter, what is used while idle included."""
-    seconds: float
-    tokens: int
-    """Of a prefill, the prompt's; of decode, the new ones; of all rows and repetitions."""
-
-    @property
-    def watts(self) -> float:
-        return self.joules / self.seconds
-
-    def joules_per_token(self, idle_w: float) -> float:
-        """Without what the device would have used in the same time while idle."""
-        return (self.joules - idle_w * self.seconds) / self.tokens
-
-
-@dataclass(frozen=True)
-class Energy:
-    """What a run uses."""
-
-    counter: str
-    """Whose it is."""
-    idle_w: float
-    """Watts while nothing runs, with the model in memory."""
-    prefill: Spent
-    decode: Spent
-    load: Load | None = None
-    """What else the machine did meanwhile; None in a record of a version that did not look."""
 
 
 def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: float = SECONDS) -> Energy | None:

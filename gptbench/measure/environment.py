@@ -7,7 +7,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from gptbench.base import limits
 from gptbench.base.private import version
 from gptbench.base.redaction import redacted
 from gptbench.device import Device, cpu_name
+from gptbench.schema.machine import Environment, place_of
 
 LIBRARIES = (
     "torch",
@@ -48,67 +48,6 @@ PLACES = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BA
 ADDED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 """Those that scikit-learn, joblib, threadpoolctl and torch's compiler set when they are imported, as a process that a
 later one inherits from may have done. They only let OpenMP be loaded twice and forked."""
-
-
-@dataclass
-class Environment:
-    """Where a run took place."""
-
-    commit: str | None
-    """Commit of the code, with -dirty where tracked files differ from it; None where it cannot be told."""
-    device: str
-    """Name of the processor that ran the model."""
-    cpu: str
-    cores: int
-    """Cores that this process may use: by affinity, and by the CPU quota of its control groups, rounded down."""
-    threads: int
-    """CPU threads for one torch operation."""
-    driver: str | None
-    """Of the GPU."""
-    power_limit_w: float | None
-    """Of the GPU, enforced, in watts."""
-    cuda: str | None
-    """CUDA version that torch was built with."""
-    python: str
-    platform: str
-    libraries: dict[str, str]
-    """Version of each of `LIBRARIES` that is installed, and of gptbench."""
-    cpu_quota: float | None = None
-    """CPUs' worth of time that the process's control groups allow, as by `docker run --cpus`; None where they set no
-    quota."""
-    memory_limit_bytes: int | None = None
-    """Memory that the process's control groups allow; None where they set no limit."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """Environment variables by which torch, Triton and their libraries choose other code or other processors: those
-    that are set of `VARIABLES`, without folders and secrets."""
-    compiler: str | None = None
-    """C++ compiler that is found first, with its version."""
-    ecc: bool | None = None
-    """Whether the GPU corrects errors of its memory; None on a CPU and where NVML does not tell, as all below."""
-    mig: bool | None = None
-    """Whether the GPU is cut into instances."""
-    application_clock_mhz: int | None = None
-    """Clock of the GPU's processors that applications are to run at, in MHz: less than the largest where someone has
-    set it."""
-    max_clock_mhz: int | None = None
-    """Largest clock of the GPU's processors, in MHz."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device != self.cpu
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """What kind of place it is: see `place_of`."""
-        return place_of(self.device, self.on_gpu, self.power_limit_w, self.cores)
-
-
-def place_of(device: str, on_gpu: bool, power_limit_w: float | None, cores: int) -> dict[str, Any]:
-    """What kind of place a number is from, by field of `Environment`. Numbers of different places are never held
-    against each other: not of two devices, power limits, nor parts of a CPU, of which machines in a cloud have any
-    number of cores. Machines of one kind are one place, so that a sweep can be resumed on any of them."""
-    found = {"device": device, "power_limit_w": power_limit_w}
-    return found if on_gpu else found | {"cores": cores}
 
 
 def place(device: Device) -> dict[str, Any]:

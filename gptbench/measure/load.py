@@ -18,10 +18,9 @@ import psutil
 
 from gptbench.base.limits import PROCESS, groups, lines_of
 from gptbench.measure.sensors import Sensor
+from gptbench.schema.machine import Load
 
 PRESSURE = Path("/proc/pressure/cpu")
-RESOLUTION_S = 0.01
-"""In which Linux counts each core's used and stolen time."""
 
 
 @dataclass(frozen=True)
@@ -45,43 +44,6 @@ class Counters:
     """The same of the whole machine."""
     quota_s: float | None = None
     """That this process's control groups were stopped, their CPU quota used up."""
-
-
-@dataclass
-class Load:
-    """During one sample, or what else is timed, from just before it to just after it."""
-
-    seconds: float
-    """Of the clock on the wall."""
-    cores: int
-    """That this process may run on; times below are of these, all together."""
-    own_s: float
-    """CPU time of this process, in seconds."""
-    other_s: float | None = None
-    """CPU time of all other processes and of the kernel, in seconds: what all used less `own_s`. The former is counted
-    in hundredths of a second (`RESOLUTION_S`), so that in a short sample it may come out below 0."""
-    stolen_s: float | None = None
-    """Seconds that the host gave to other virtual machines, while this one had work."""
-    iowait_s: float | None = None
-    """Seconds idle, while a process waited for a disk."""
-    waiting_s: float | None = None
-    """Seconds that threads of this process were ready to run, and waited for a core."""
-    pressure_s: float | None = None
-    """Seconds that some task of this process's control group waited for a core (cpu.pressure); None where the group
-    has no such file, as of version 1, or is the top one."""
-    system_pressure_s: float | None = None
-    """The same of the whole machine, in seconds."""
-    quota_s: float | None = None
-    """Seconds that this process's control groups were stopped, their CPU quota used up."""
-    load_average: float | None = None
-    """Tasks that ran or waited to, mean over the last minute, at the end."""
-    gpu_processes: int | None = None
-    """Other processes with a context on the GPU, at the beginning or the end, whichever was more; None on a CPU."""
-    gpu_other_bytes: int | None = None
-    """Of the GPU's memory, bytes in use that are not this process's, at most; what a driver takes is among them."""
-    gpu_active: int | None = None
-    """Other processes that computed on the GPU meanwhile; None where nothing tells, as of a sample of less than the
-    second or so between two looks of the driver."""
 
 
 def counters(process: Path = PROCESS, family: bool = False) -> Counters:

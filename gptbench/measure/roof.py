@@ -16,7 +16,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,8 @@ from gptbench.base.errors import DoesNotFitError, UserError
 from gptbench.base.inputs import is_finite_number, read_json
 from gptbench.base.outputs import write_json
 from gptbench.device import Device, file_name
-from gptbench.measure.environment import Environment
+from gptbench.schema.machine import FULL, PROBE, Environment, Probe, Roof
 
-FULL, PROBE = "full", "probe"
-"""Kinds of measurements."""
 PROBES = "probes"
 """Of a file, where the last ones are."""
 LAUNCHES = 35
@@ -58,46 +56,6 @@ MIN_GPU_CACHES = 16
 MIN_CUDA_BYTES = 2**30
 """Beside a large model there is room for less than the whole buffer, but so much and so many times the caches it has to
 be: on an H200 1 GiB is read 1.5% slower than 4 GiB, and 0.1 GiB 11%."""
-
-
-@dataclass
-class Roof:
-    """One measurement of the rate: what was measured, and on what."""
-
-    device: str
-    """Name of the processor."""
-    gb_per_s: float
-    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
-    kernel: str
-    """What read."""
-    buffer_bytes: int
-    seconds: list[float]
-    """Of every launch."""
-    measured: str
-    """When, ISO 8601."""
-    environment: Environment
-    """Driver, power limit and library versions then."""
-    kind: str = FULL
-    """full, or probe: a short one before or after samples."""
-    host: str | None = None
-    """Name of the machine, of a CPU; None of a GPU, and in a record of a version that did not write it down."""
-
-
-@dataclass
-class Probe:
-    """A short measurement of the rate, just before or just after samples."""
-
-    when: str
-    """before or after."""
-    gb_per_s: float
-    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
-    buffer_bytes: int
-    seconds: list[float]
-    """Of every launch."""
-    measured: str
-    """When, ISO 8601."""
-    usual_gb_per_s: float | None = None
-    """On a CPU, the rate that one in five of the earlier probes passed; None of fewer than ten, and on a GPU."""
 
 
 class Roofs:

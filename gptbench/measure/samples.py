@@ -2,84 +2,19 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from gptbench.base.errors import counted
 from gptbench.engine import Engine
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
-from gptbench.measure.load import Load, observed
-from gptbench.measure.sensors import NO_SENSOR, DeviceState, Sensor, watched
+from gptbench.measure.load import observed
+from gptbench.measure.sensors import NO_SENSOR, Sensor, watched
+from gptbench.schema.sample import Sample, WarmUp
 
 MOST_WARM_UPS = 10
-
-
-@dataclass
-class Sample:
-    """One generation of the whole workload, raw."""
-
-    ttft_s: float
-    """Time to first token: seconds of the prefill, the drawing of its token included."""
-    step_s: list[float]
-    """Seconds of each decode step."""
-    call_s: float
-    """Seconds of the whole call by the host's clock, waiting for the device included: what the seed measures."""
-    compiles: int
-    """Graphs and kernels compiled or recorded meanwhile; a sample with any is left out of the statistics."""
-    allocations: int | None
-    """Requests to the GPU's allocator meanwhile; None on a CPU."""
-    peak_memory_bytes: int
-    """Most memory in use during this sample: the allocator's on a GPU, the process's on a CPU."""
-    finite: bool
-    """Whether the last logits and all that was cached are finite; checked after the timed region."""
-    tokens: list[list[int]]
-    """New tokens of each row."""
-    text: list[str] = field(default_factory=list)
-    """The answer of each row as text, if the model has a tokenizer."""
-    generated: list[int] = field(default_factory=list)
-    """Tokens of each row's answer: those up to its first stop token, which counts; all where it drew none."""
-    experts_chosen: int | None = None
-    """Experts of a mixture that some row of the batch chose, added up over layers and decode steps: an expert that
-    several rows choose in the same step counts once. None of a dense model, and in a record of a version that did not
-    count."""
-    experts_read: int | None = None
-    """Experts whose matrices the engine read in these steps: one for each pair of row and choice where it gathers
-    them, all where it goes through all, and otherwise those that were chosen. None as above."""
-    state: DeviceState | None = None
-    """Clocks, power, temperature and throttling meanwhile; None in a record of a version that did not look."""
-    load: Load | None = None
-    """What else the machine did meanwhile; None in a record of a version that did not look."""
-
-    @property
-    def throttled(self) -> bool:
-        """Whether the device was held back by power or heat."""
-        return self.state is not None and bool(self.state.throttled)
-
-
-def throttling(samples: Sequence[Sample]) -> str | None:
-    """How many were held back by power or heat, by what of it, and how long; None where none was."""
-    states = [sample.state for sample in samples if sample.state is not None and sample.throttled]
-    if not states:
-        return None
-    reasons = sorted({reason for state in states for reason in state.throttled})
-    seconds = sum(state.throttled_s or 0.0 for state in states)
-    told = f", {seconds:.2g} s by the device's counters" if seconds else ""
-    were = "was" if len(samples) == 1 else "were"
-    return f"{len(states)} of {counted(len(samples), 'sample')} {were} throttled: {', '.join(reasons)}{told}"
-
-
-@dataclass
-class WarmUp:
-    """A generation before the samples."""
-
-    call_s: float
-    """Seconds by the host's clock."""
-    compiles: int
-    """Graphs and kernels compiled or recorded meanwhile."""
 
 
 class StillCompilingError(RuntimeError):

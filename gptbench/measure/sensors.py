@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from gptbench.device import Device
+from gptbench.schema.machine import DeviceState
 
 T = TypeVar("T")
 
@@ -27,8 +28,6 @@ INTERVAL_S = 0.05
 MIN_ACTIVE_PERCENT = 3
 """Of the time between two looks of the driver, about a second at most, for which a process has to compute on a GPU to
 count as active."""
-POWER_SETTLES_S = 0.15
-"""From the beginning of a load until every reading of NVML's power is of the load (an H100: LOG.md)."""
 
 THROTTLING = {
     "power cap": "SwPowerCap",
@@ -62,34 +61,6 @@ class Neighbours:
     """Other processes that have a context on it, of those that can be seen from here."""
     other_bytes: int
     """Of its memory, bytes in use that are not this process's."""
-
-
-@dataclass
-class DeviceState:
-    """A device during a sample: what was read just before it, during it (of a GPU) and just after it."""
-
-    at_s: list[float] = field(default_factory=list)
-    """Seconds from the sample's beginning, of each reading."""
-    clock_mhz: list[float] = field(default_factory=list)
-    """Of the processors, by reading; empty where nothing tells it, as all below."""
-    memory_clock_mhz: list[float] = field(default_factory=list)
-    power_w: list[float] = field(default_factory=list)
-    temperature_c: list[float] = field(default_factory=list)
-    throttled: list[str] = field(default_factory=list)
-    """Reasons that were at work at some reading but the first, or for which the device's own counters have grown."""
-    throttled_s: float | None = None
-    """Seconds that the device was held back by power or heat during the sample, by its own counters; None where it has
-    none."""
-
-    def during(self, name: str) -> list[float]:
-        """Of the readings of that name, those between the first and the last, which are taken outside of the timed
-        region; all, where there is none between: of a CPU, or a sample of less than `INTERVAL_S`. Of power, only what
-        was read after it had settled: none of a sample that is too short for it."""
-        readings: list[float] = getattr(self, name)
-        if name == "power_w":
-            settled = [value for second, value in zip(self.at_s, readings, strict=False) if second >= POWER_SETTLES_S]
-            return settled[:-1]
-        return readings[1:-1] if len(readings) > 2 else readings
 
 
 class Sensor:

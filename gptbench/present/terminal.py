@@ -28,16 +28,15 @@ from gptbench.build import MemoryNeed
 from gptbench.compare import Baseline
 from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.device import Device
-from gptbench.measure.breakdown import Breakdown
-from gptbench.measure.compilation import Compilation
-from gptbench.measure.roof import Roof
-from gptbench.measure.samples import Sample, throttling
-from gptbench.measure.traffic import Traffic
 from gptbench.record.store import embedded_store
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
+from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.busy import busy, idle_neighbours, why_busy
+from gptbench.schema.compilation import Compilation
 from gptbench.schema.display import display
 from gptbench.schema.kernels import kernel_metrics, kernel_summary, means, seed_targets
+from gptbench.schema.machine import Roof
+from gptbench.schema.sample import Sample, Traffic, throttling
 from gptbench.schema.statistics import (
     METRICS,
     QUANTILES,

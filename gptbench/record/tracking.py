@@ -32,9 +32,9 @@ from gptbench.base.outputs import redact_files, write_json
 from gptbench.base.redaction import HIDDEN, redacted, redacted_message, remember
 from gptbench.charts import draw_compile_stages, write_figures
 from gptbench.config import MLflowConfig, TrackingConfig
-from gptbench.measure.breakdown import Breakdown, chrome_trace
 from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
 from gptbench.schema.ab import AbResult
+from gptbench.schema.breakdown import Breakdown, chrome_trace
 from gptbench.schema.busy import busy
 from gptbench.schema.display import DISPLAYS
 from gptbench.schema.failure import Failure

@@ -6,12 +6,11 @@ from typing import Any, ClassVar
 
 from gptbench.base.outputs import write_json
 from gptbench.base.redaction import redacted
-from gptbench.measure.compilation import Compilation
-from gptbench.measure.roof import Probe
-from gptbench.measure.samples import Sample
-from gptbench.measure.traffic import Traffic
+from gptbench.schema.compilation import Compilation
+from gptbench.schema.machine import Probe
 from gptbench.schema.restore import check_config, require
 from gptbench.schema.result import Measured, check_sample
+from gptbench.schema.sample import Sample, Traffic
 
 BLOCK = 4
 """Samples of a block, two of each side."""

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptbench.base.errors import counted
-from gptbench.measure.environment import Environment
-from gptbench.measure.load import RESOLUTION_S, Load
-from gptbench.measure.roof import Probe, Roof
-from gptbench.measure.samples import Sample
 from gptbench.schema.ab import AbResult, Round
+from gptbench.schema.machine import RESOLUTION_S, Environment, Load, Probe, Roof
 from gptbench.schema.result import Measured, Recorded, Result
+from gptbench.schema.sample import Sample
 from gptbench.schema.statistics import decode_rate, valid_samples
 
 MAX_BEHIND = 0.05

@@ -1,16 +1,56 @@
 """The record of `task=kernels`, as `kernels.json` holds it, and the statistics of its raw times."""
 
+import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gptbench.schema.result import Measured
-from gptbench.task.kernels import KernelTimes
 
 SEED_PEAK_TFLOPS = 312
 """The seed's, whatever device it runs on."""
 SEED_SIZES = [1024, 4096, 8192, 16384]
 """Its micro-benchmarks' D."""
+
+
+@dataclass
+class Timing:
+    """One implementation."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of one call, as the mean over a round; for each round."""
+    error: float | None = None
+    """Largest difference from the reference over its largest magnitude."""
+    failed: str | None = None
+    """Why there are no seconds: what it raised, or that it is wrong."""
+
+    @property
+    def median_s(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class KernelTimes:
+    """What came of a `Case`."""
+
+    name: str
+    shape: dict[str, int]
+    dtype: str
+    label: str
+    moved_bytes: int
+    flops: int
+    """Of one call; bytes likewise."""
+    sets: int
+    """Of arguments, which took turns."""
+    timings: dict[str, Timing]
+    """By implementation: kernel (ours), inductor, library. Where the reference fails, that alone."""
+    note: str | None = None
+    """Why it was not measured."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether an implementation raised something, or is wrong; what does not fit into memory did not."""
+        return any(timing.failed is not None for timing in self.timings.values())
 
 
 @dataclass(kw_only=True)

@@ -18,22 +18,32 @@ from gptbench.base.errors import InputError, UserError
 from gptbench.base.inputs import read_json
 from gptbench.base.outputs import as_json, whole_file
 from gptbench.base.redaction import redacted, redacted_message
-from gptbench.checkpoint import Loaded
 from gptbench.config import MOVED_TARGETS, Dtype
-from gptbench.measure.breakdown import Breakdown
-from gptbench.measure.compilation import Compilation, costs
-from gptbench.measure.energy import Energy
-from gptbench.measure.environment import Environment
-from gptbench.measure.roof import Probe, Roof
-from gptbench.measure.samples import Sample, WarmUp
-from gptbench.measure.traffic import Traffic
+from gptbench.schema.breakdown import Breakdown
+from gptbench.schema.compilation import Compilation, costs
+from gptbench.schema.energy import Energy
+from gptbench.schema.machine import Environment, Probe, Roof
+from gptbench.schema.quality import Predictions
 from gptbench.schema.restore import check_config, is_time, require, restored
-from gptbench.task.quality import Predictions
+from gptbench.schema.sample import Sample, Traffic, WarmUp
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 """Versions of files that are read."""
 NOT_OURS = "not a result of gptbench"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read, for the record."""
+
+    folder: str
+    files: list[str]
+    bytes: int
+    """Of all files together."""
+    headers_sha256: str
+    """Of every tensor's name, file, shape and type, and every file's size: tells checkpoints of one shape apart only
+    where these differ."""
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtrik, stdtrit
 
-from gptbench.measure.compilation import Compilation
-from gptbench.measure.samples import Sample
 from gptbench.schema.ab import AbResult
+from gptbench.schema.compilation import Compilation
 from gptbench.schema.result import Result
+from gptbench.schema.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ GPU a round is a CUDA graph, and its replays are timed by events.
 
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -22,6 +20,7 @@ from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
+from gptbench.schema.kernels import KernelTimes, Timing
 from gptbench.task.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases
 
 ROUND_BYTES = 2**28
@@ -40,46 +39,6 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """bfloat16 operations a second by what a device's name holds: datasheets, dense, SXM."""
 SLOWER = ("PCIe", "NVL")
 """Cards of the same names that have other figures (but for the A100, whose are the same)."""
-
-
-@dataclass
-class Timing:
-    """One implementation."""
-
-    seconds: list[float] = field(default_factory=list)
-    """Of one call, as the mean over a round; for each round."""
-    error: float | None = None
-    """Largest difference from the reference over its largest magnitude."""
-    failed: str | None = None
-    """Why there are no seconds: what it raised, or that it is wrong."""
-
-    @property
-    def median_s(self) -> float | None:
-        return statistics.median(self.seconds) if self.seconds else None
-
-
-@dataclass
-class KernelTimes:
-    """What came of a `Case`."""
-
-    name: str
-    shape: dict[str, int]
-    dtype: str
-    label: str
-    moved_bytes: int
-    flops: int
-    """Of one call; bytes likewise."""
-    sets: int
-    """Of arguments, which took turns."""
-    timings: dict[str, Timing]
-    """By implementation: kernel (ours), inductor, library. Where the reference fails, that alone."""
-    note: str | None = None
-    """Why it was not measured."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether an implementation raised something, or is wrong; what does not fit into memory did not."""
-        return any(timing.failed is not None for timing in self.timings.values())
 
 
 class Kernels:

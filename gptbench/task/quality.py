@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,32 +22,12 @@ from torch import Tensor
 from gptbench.base.errors import ConfigError
 from gptbench.config import Config, QualityConfig, TaskConfig
 from gptbench.engine import Engine
+from gptbench.schema.quality import Predictions
 from gptbench.text.prompt import HELD_OUT, first_tokens, random_tokens, read_text
 from gptbench.text.tokenizer import Tokenizer
 
 MAX_LOGIT_BYTES_IN_MEMORY = 2**30
 """Of logits that wait for the reference's: as many as 2048 tokens of Llama 3's vocabulary take."""
-
-
-@dataclass
-class Predictions:
-    """What came of predicting a text, token by token in its order."""
-
-    text: str | None
-    """File of the text; None where the model has no tokenizer, and predicted random tokens."""
-    text_sha256: str | None
-    scored_bytes: int | None
-    """Length in UTF-8 of the part of the text that was predicted."""
-    context: list[int]
-    """Tokens before the first and before the last predicted one of a window; the next window starts anew."""
-    nll: list[float]
-    """Negative log-likelihood of each token of the text, in nats."""
-    reference_nll: list[float] = field(default_factory=list)
-    """The same for the reference; empty where there was none."""
-    kl: list[float] = field(default_factory=list)
-    """Kullback-Leibler divergence of the engine's distribution from the reference's, in nats, at each token."""
-    same_top: list[bool] = field(default_factory=list)
-    """Whether both prefer the same token."""
 
 
 class Speed:
