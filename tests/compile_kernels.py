@@ -64,7 +64,7 @@ def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
     made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, len(of.workload.prompt))
     made.processors = HOPPER_PROCESSORS
-    made.launches = made.decode_launches(made.tiles.__getitem__)
+    made.ops = made.decode_ops(made.tiles.__getitem__)
     return made
 
 
@@ -85,9 +85,9 @@ def main() -> None:
     JITFunction.run = lambda self, *args, grid, warmup, **named: captured.append((self, args, named))
     for case in json.loads(sys.argv[1]):
         of = engine(*case)
-        for launch in of.launches:
+        for op in of.ops:
             captured.clear()
-            launch.kernel(*launch.arguments, overlap=True)
+            op.launch(pdl=True)
             ((function, arguments, named),) = captured
             key = str((function.__name__, named, [getattr(argument, "dtype", argument) for argument in arguments]))
             if key in seen:
@@ -95,7 +95,7 @@ def main() -> None:
             seen.add(key)
             chosen = {name: named[name] for name in OPTIONS if name in named}
             made = triton.compile(source(function, arguments, named), target=HOPPER, options=chosen)
-            names = {"case": case, "role": launch.role, "expected": launch.name, "kernel": made.metadata.name}
+            names = {"case": case, "role": op.role, "expected": op.name, "kernel": made.metadata.name}
             bytes_of = {"shared": made.metadata.shared, "stack": stack_bytes(made.asm["cubin"])}
             print(json.dumps(names | bytes_of), flush=True)
 

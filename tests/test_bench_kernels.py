@@ -285,8 +285,8 @@ def test_the_read_roofs_kernel_is_a_case(monkeypatch: pytest.MonkeyPatch) -> Non
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
     triton = pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
 
     def tile(self: Tiles, use: Use) -> Tile:
         half = [triton.next_power_of_2(size) // 2 for size in (use.rows, use.columns)]
@@ -334,6 +334,7 @@ def test_a_models_kernels_agree_with_their_twins(
 def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, batch: int) -> None:
     """Of the same kernel, with arguments of the same shapes, the same tile, and as many bytes of weights read."""
     pytest.importorskip("triton")
+    from gptbench.engine.decode_step import Launch
     from gptbench.kernels.route import Votes
 
     of = run_config(model, quant, batch=batch)
@@ -341,8 +342,9 @@ def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, ba
     sampler = Sampler(of.sampling, model.vocab_size, device().torch)
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
     engine: Any = target(section)(section, built, sampler, device(), len(of.workload.prompt))
-    launches = {launch.role: launch for launch in engine.launches}
-    _, *cases = model_cases(model, quant, batch)
+    launches = {op.role: op for op in engine.ops if isinstance(op, Launch)}
+    _, embed, *cases = model_cases(model, quant, batch)
+    assert embed.name == "embed"
     assert len({case.label for case in cases}) == len(cases)
     assert len(cases) == len(launches)
     matrices = {id(own) for module in built.modules() if isinstance(module, Weight) for own in module.parameters()}
@@ -354,16 +356,15 @@ def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, ba
         bound: Any = case.kernel(*arguments) if case.kernel is not None else None
         assert bound.func is launch.kernel and bound.keywords == {"overlap": False}
         pairs = list(zip(arguments, launch.arguments, strict=True))
-        if kernel not in ("embed", "draw"):  # there the table has fewer rows, or there is room for more tokens
+        if kernel != "draw":  # there is room for more tokens
             assert all(map(same_shape, *zip(*pairs, strict=True))), case.label
         weights = [(own, theirs) for own, theirs in pairs if id(theirs) in matrices]
         if weights:
             read = sum(own.nbytes for own, _ in weights) - case.unread_bytes
             read += sum(own.weight.nbytes for own in arguments if isinstance(own, Votes))
-            scales = batch * arguments[2].itemsize if kernel == "embed" and arguments[2] is not None else 0
-            assert read == launch.weights + scales
+            assert read == launch.read.total(0)
             assert case.moved_bytes > read
-        assert case.moved_bytes >= launch.weights + launch.positions * engine.positions_read(6)
+        assert case.moved_bytes >= launch.read.total(0) + launch.read.position * engine.positions_read(6)
 
 
 def same_shape(one: Any, other: Any) -> bool:
@@ -421,8 +422,9 @@ def test_inductor_compiles_what_it_gets_of_a_models_kernels(
 
 def test_tiles_that_were_found_are_used(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile, linear
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.linear import linear
+    from gptbench.kernels.tile import Tile, Use
 
     of, tile = config(tmp_path), Tile(rows=4, block=64, warps=1, preload=0)
     use = Use(linear.__name__, 144, 48, torch.float32, 1, 1)

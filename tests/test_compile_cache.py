@@ -187,8 +187,8 @@ def test_tiles_travel_to_another_machine_of_the_kind(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
 
     kind = Place(outputs).device.kind
     use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
@@ -224,8 +224,8 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
 ) -> None:
     """In a file as in a folder, whichever name comes first."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
 
     monkeypatch.setattr(Device, "key", "gpu-99999999-0000-1111-2222-333344445555")
     monkeypatch.setattr(Device, "kind", "gpu-sm90")
@@ -248,8 +248,8 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
 def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what was found meanwhile would be lost."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
 
     use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
     place = Place(outputs)

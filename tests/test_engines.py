@@ -33,9 +33,9 @@ from gptbench.config import (
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
 from gptbench.engine import Auto, Engine, Inductor
-from gptbench.engine.tiles import Tiles, Use
-from gptbench.kernels.linear import Tile
+from gptbench.engine.tiles import Tiles
 from gptbench.kernels.route import Routing
+from gptbench.kernels.tile import Tile, Use
 from gptbench.measure.traffic import expert_bytes, weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.model.transformer import MixtureOfExperts
@@ -208,7 +208,7 @@ def test_experts_are_counted_as_rows_choose_them(
         return weights, experts
 
     monkeypatch.setattr(MixtureOfExperts, "route", noted)
-    routings = {id(own): own for step in getattr(engine, "launches", []) for own in step.arguments}.values()
+    routings = {id(own): own for step in getattr(engine, "ops", []) for own in step.operands()}.values()
 
     def count(prompt: torch.Tensor) -> int:
         engine.prefill(prompt)
@@ -233,12 +233,12 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
         FUSED, make_model(MOE, "int8", 3, LENGTH), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), PROMPT
     )
     most, fewer = engine.kernel_bytes(7), engine.kernel_bytes(7, experts=2.5)
-    of_experts = {step.name: step for step in engine.launches if step.role in ("w13", "w2")}
+    of_experts = {op.name: op for op in engine.ops if op.role in ("w13", "w2")}
     assert {name for name in most if most[name] != fewer[name]} == set(of_experts)
-    for name, step in of_experts.items():
-        assert step.use.slots == 6
-        assert fewer[name] == 2.5 * step.expert_bytes == most[name] * 2.5 / 6
-    assert sum(step.expert_bytes for step in of_experts.values()) == expert_bytes(engine.model)
+    for name, op in of_experts.items():
+        assert op.use.slots == 6
+        assert fewer[name] == 2.5 * op.bytes_read().expert == most[name] * 2.5 / 6
+    assert sum(op.bytes_read().expert for op in of_experts.values()) == expert_bytes(engine.model)
 
 
 def test_experts_of_a_single_row_are_known_and_a_dense_model_has_none() -> None:
@@ -413,9 +413,9 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     small = [p for m in block.modules() if isinstance(m, (RMSNorm, Bias)) for p in m.parameters()]
     small += engine.model.norm.parameters()
     embedded_twice = engine.model.embedding.weight[0].nbytes if model.tied else 0
-    told = sum(launch.weights for launch in engine.launches if launch.role != "maxima")  # that one reads logits
+    told = sum(op.bytes_read().total(0) for op in engine.ops if op.role != "maxima")  # that one reads logits
     assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
-    per_position = sum(launch.positions for launch in engine.launches)
+    per_position = sum(op.bytes_read().position for op in engine.ops)
     assert per_position == kv_bytes_per_position(engine.model, 1)
 
 
@@ -494,10 +494,10 @@ def test_rows_of_a_batch_take_experts_of_their_own_while_tiles_are_measured(few_
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
     engine.pose()
     assert len(set(engine.state.token.flatten().tolist())) == 4
-    (use,) = {launch.use for launch in engine.launches if launch.role == "w2"}
-    step = engine.launches_with(use, engine.tiles[use])
+    (use,) = {op.use for op in engine.ops if op.role == "w2"}
+    step = engine.ops_with(use, engine.tiles[use])
     engine.launch_all(step)
-    (routing,) = {id(own): own for launch in step for own in launch.arguments if isinstance(own, Routing)}.values()
+    (routing,) = {id(own): own for op in step for own in op.operands() if isinstance(own, Routing)}.values()
     assert (routing.slots >= 0).sum() > MOE.n_active_experts
 
 
@@ -505,10 +505,12 @@ def test_tiles_are_measured_in_whole_steps() -> None:
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=2), "none", 2, length=LENGTH)
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
-    for use in dict.fromkeys(launch.use for launch in engine.launches if launch.use is not None):
+    for use in dict.fromkeys(op.use for op in engine.ops if op.use is not None):
         own = Tile(rows=16, block=32, warps=1, preload=0)
-        step = engine.launches_with(use, own)
-        assert [launch.role for launch in step] == [launch.role for launch in engine.launches if launch.role != "draw"]
-        for launch in step:
-            if launch.use is not None:
-                assert launch.arguments[-1] == (own if launch.use == use else engine.tiles[launch.use])
+        step = engine.ops_with(use, own)
+        assert [op.role for op in step] == [op.role for op in engine.ops if op.role != "draw"]
+        for op in step:
+            if op.use is not None:
+                assert [own for own in op.operands() if isinstance(own, Tile)] == [
+                    own if op.use == use else engine.tiles[op.use]
+                ]

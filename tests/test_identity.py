@@ -38,8 +38,8 @@ def kernels(outputs: Path) -> Config:
 def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
     """Tuning one model must not have all others measured again."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles, Use
-    from gptbench.kernels.linear import Tile
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
 
     config, device = replace(run_config(DENSE), engine=fused(tmp_path / "tiles")), cpu()
     both = [config, kernels(tmp_path)]

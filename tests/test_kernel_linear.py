@@ -11,12 +11,14 @@ from torch import Tensor
 
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import add_linear, add_linear_reference
-from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.embed import Embed
 from gptbench.kernels.int8_matmul import int8_matmul, int8_matmul_reference
 from gptbench.kernels.launch import can_overlap
-from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
+from gptbench.kernels.linear import Norm, linear, linear_reference
+from gptbench.kernels.op import Op
 from gptbench.kernels.route import Routing, Scratch, Votes, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.kernels.tile import Tile
 from gptbench.quant.int8 import quantise_rows
 from tests.test_kernel_interpreter import prepare_language_once
 
@@ -95,8 +97,15 @@ KERNEL_AND_TWIN: dict[str, dict[str, Callable[..., None]]] = {
     "add_linear": {"kernel": add_linear, "twin": add_linear_reference},
     "swiglu": {"kernel": swiglu, "twin": swiglu_reference},
     "route": {"kernel": route, "twin": route_reference},
-    "embed": {"kernel": embed, "twin": embed_reference},
 }
+
+
+def run(op: Op, reference: bool, pdl: bool) -> None:
+    """Either of the two that must do the same."""
+    if reference:
+        op.reference()
+    else:
+        op.launch(pdl)
 
 
 def each(name: str) -> Any:
@@ -301,16 +310,14 @@ def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 @pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 48)])
-@each("embed")
-def test_embed(
-    function: Callable[..., None], batch: int, width: int, int8: bool, dtype: torch.dtype, overlap: bool
-) -> None:
+@pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
+def test_embed(reference: bool, batch: int, width: int, int8: bool, dtype: torch.dtype, overlap: bool) -> None:
     weight, scale = matrix(37, width, dtype=dtype, int8=int8, seed=1)
     token = torch.tensor([[36], [0], [17]])[:batch].to(DEVICE)
     gain = normal(width, seed=2, dtype=dtype)
     residual = torch.full((batch, width), NAN, dtype=dtype, device=DEVICE)
     following, squares = poisoned(batch, width, dtype, int8), torch.full((batch, 1), NAN, device=DEVICE)
-    function(token, weight, scale, residual, gain, following, squares, overlap)
+    run(Embed(token, weight, scale, residual, gain, following, squares), reference, overlap)
     expected = dequantised(weight, scale)[token.squeeze(1)]
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)

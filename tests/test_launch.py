@@ -95,7 +95,7 @@ def test_a_prompts_kernels_are_launched_where_they_are_ours(
         monkeypatch.setattr(engine.model, name, lambda *of, name=name, own=own: (calls.append(name), own(*of))[1])
     with torch.no_grad():
         engine.each_kernel()
-    assert launched == engine.launches
+    assert launched == engine.ops
     assert calls == called
 
 

@@ -13,9 +13,10 @@ from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
 from gptbench.base.errors import UserError
-from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, Use, candidates, default_tile, fastest
-from gptbench.kernels.linear import Tile, linear
+from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, candidates, default_tile, fastest
+from gptbench.kernels.linear import linear
 from gptbench.kernels.swiglu import swiglu
+from gptbench.kernels.tile import Tile, Use
 
 SHAPES = [(48, 48), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (128256, 2048), (7, 16)]
 QKV = Use("linear", 12288, 4096, torch.int8, batch=1)

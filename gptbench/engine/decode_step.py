@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from gptbench.engine.base import State
-from gptbench.engine.tiles import Use
 from gptbench.kernels import attention, draw
 from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import add_linear, add_linear_reference
-from gptbench.kernels.embed import embed, embed_reference
+from gptbench.kernels.embed import Embed
 from gptbench.kernels.launch import shaped
-from gptbench.kernels.linear import Norm, Tile, linear, linear_reference
+from gptbench.kernels.linear import Norm, linear, linear_reference
+from gptbench.kernels.op import Bytes, Op
 from gptbench.kernels.route import Routing, Votes, route, route_reference
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.kernels.tile import Tile, Use
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts
 from gptbench.sampling import Sampler
@@ -35,26 +36,42 @@ LEAST_ROWS = 4
 """Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One kernel of the decode step."""
+@dataclass(frozen=True, eq=False)
+class Launch(Op):
+    """A kernel whose launcher and reference are functions of the same arguments."""
 
-    name: str
-    """What a profiler shows."""
-    role: str
-    """What it does for the model."""
+    own_name: str
     kernel: Callable[..., None]
     twin: Callable[..., None]
     arguments: tuple[Any, ...]
-    weights: int
-    """Bytes of the weights (or logits) that it reads; 0 where it reads next to nothing. Of a mixture with all slots
-    taken."""
-    positions: int = 0
-    """Bytes that it reads for each cached position; its own it writes."""
-    expert_bytes: int = 0
-    """Of `weights`, those of one expert."""
-    use: Use | None = None
-    """What its tile is for, if it has one."""
+    read: Bytes
+    own_use: Use | None = None
+
+    @property
+    def name(self) -> str:
+        return self.own_name
+
+    @property
+    def use(self) -> Use | None:
+        return self.own_use
+
+    def operands(self) -> tuple[Any, ...]:
+        return self.arguments
+
+    def launch(self, pdl: bool = False) -> None:
+        self.kernel(*self.arguments, overlap=pdl)
+
+    def reference(self) -> None:
+        self.twin(*self.arguments)
+
+    def reads(self) -> tuple[Any, ...]:
+        return self.arguments
+
+    def writes(self) -> tuple[Any, ...]:
+        return self.arguments
+
+    def bytes_read(self) -> Bytes:
+        return self.read
 
 
 class DecodeStep:
@@ -68,7 +85,7 @@ class DecodeStep:
         processors: streaming multiprocessors of the device.
 
     Attributes:
-        launches: the kernels, in order.
+        ops: the kernels, in order.
     """
 
     def __init__(
@@ -76,7 +93,7 @@ class DecodeStep:
     ) -> None:
         self.model, self.state, self.sampler, self.tile_for = model, state, sampler, tile_for
         self.config, self.batch, self.device = model.config, state.token.shape[0], state.token.device
-        self.launches: list[Launch] = []
+        self.ops: list[Op] = []
         self.allocate(processors)
         gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
         after_attention, after_ffn = gains[1::2], [*gains[2::2], model.norm.weight]
@@ -141,8 +158,10 @@ class DecodeStep:
         expert_bytes: int = 0,
         use: Use | None = None,
     ) -> None:
-        """One more kernel; see `Launch`."""
-        self.launches.append(Launch(name, role, kernel, twin, arguments, weights, positions, expert_bytes, use))
+        """One more kernel; see `Launch`, and `Bytes` of `weights`, those of experts included."""
+        slots = use.slots if use is not None else 0
+        read = Bytes(weights - slots * expert_bytes, expert_bytes, slots, positions)
+        self.ops.append(Launch(name, kernel, twin, arguments, read, use, role=role))
 
     def add_weight(
         self,
@@ -166,11 +185,9 @@ class DecodeStep:
     def embed(self, gain: Tensor) -> Norm:
         """The token's row becomes the residual stream."""
         table, squares = self.model.embedding, self.empty(1, dtype=torch.float32)
-        self.add(
-            "embed", "embed_kernel", embed, embed_reference,
-            self.state.token, table.weight, scale_of(table), self.residual, gain, self.following, squares,
-            weights=table.weight[0].nbytes * self.batch,
-        )  # fmt: skip
+        token, scale = self.state.token, scale_of(table)
+        op = Embed(token, table.weight, scale, self.residual, gain, self.following, squares, role="embed")
+        self.ops.append(op)
         return self.norm(squares)
 
     def attend(self, core: Attention, norm: Norm) -> None:

@@ -19,12 +19,12 @@ from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
-from gptbench.engine.decode_step import DecodeStep, Launch
-from gptbench.engine.tiles import Tiles, Use, fastest
-from gptbench.kernels import draw
+from gptbench.engine.decode_step import DecodeStep
+from gptbench.engine.tiles import Tiles, fastest
 from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
 from gptbench.kernels.launch import can_overlap, compile_only
-from gptbench.kernels.linear import Tile
+from gptbench.kernels.op import Op
+from gptbench.kernels.tile import Tile, Use
 from gptbench.model import Transformer
 from gptbench.quant.int8 import Int8Weight, cast_product
 from gptbench.sampling import Sampler
@@ -34,7 +34,7 @@ class Fused(Engine):
     """Reads each weight once, of a mixture those of the experts that some row chose, and of the cache what is filled.
 
     Attributes:
-        launches: the decode step, in order.
+        ops: the kernels of the decode step, in order.
         processors: streaming multiprocessors.
     """
 
@@ -67,7 +67,7 @@ class Fused(Engine):
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles.of(Path(config.tiles), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
-        self.launches = self.decode_launches(self.tiles.__getitem__)
+        self.ops = self.decode_ops(self.tiles.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
@@ -81,9 +81,9 @@ class Fused(Engine):
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         return cls(section, model, sampler, device, len(config.workload.prompt))
 
-    def decode_launches(self, tile_for: Callable[[Use], Tile]) -> list[Launch]:
+    def decode_ops(self, tile_for: Callable[[Use], Tile]) -> list[Op]:
         """The kernels of a decode step, with memory of their own."""
-        return DecodeStep(self.model, self.state, self.sampler, tile_for, self.processors).launches
+        return DecodeStep(self.model, self.state, self.sampler, tile_for, self.processors).ops
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -101,7 +101,7 @@ class Fused(Engine):
 
     def each_kernel(self) -> None:
         """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt in int8."""
-        self.launch_all(self.launches)
+        self.launch_all(self.ops)
         if self.int8_weights:
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
             if self.prompt.numel() <= MOST_TOKENS:
@@ -120,22 +120,22 @@ class Fused(Engine):
             return
         self.pose()
         read: dict[Use, int] = {}
-        for launch in self.launches:
-            if launch.use is not None:
-                read[launch.use] = read.get(launch.use, 0) + launch.weights
+        for op in self.ops:
+            if op.use is not None:
+                read[op.use] = read.get(op.use, 0) + op.bytes_read().total(positions=0)
         for use in sorted(read, key=lambda use: -read[use]):
             if str(use) not in self.tiles.found:
 
                 def compile_with(tile: Tile, use: Use = use) -> None:
-                    self.launch_all([launch for launch in self.launches_with(use, tile) if launch.use == use])
+                    self.launch_all([op for op in self.ops_with(use, tile) if op.use == use])
 
                 def step_with(tile: Tile, use: Use = use) -> Callable[[], None]:
-                    return partial(self.launch_all, self.launches_with(use, tile))
+                    return partial(self.launch_all, self.ops_with(use, tile))
 
                 found = fastest(use, compile_with, step_with, self.device.torch)
                 if found is not None:
                     self.tiles.keep(use, found)
-        self.launches = self.decode_launches(self.tiles.__getitem__)
+        self.ops = self.decode_ops(self.tiles.__getitem__)
 
     def pose(self) -> None:
         """Puts the state in the midst of a generation: each row has a token of its own, and so experts of its own."""
@@ -143,15 +143,15 @@ class Fused(Engine):
         self.state.token.random_(vocabulary, generator=self.generator)
         self.state.position.fill_(self.length // 2)
 
-    def launches_with(self, use: Use, tile: Tile) -> list[Launch]:
+    def ops_with(self, use: Use, tile: Tile) -> list[Op]:
         """A step with another tile for one use, again and again at the same position: no token is drawn."""
-        step = self.decode_launches(lambda other: tile if other == use else self.tiles[other])
-        return [launch for launch in step if launch.kernel is not draw.draw]
+        step = self.decode_ops(lambda other: tile if other == use else self.tiles[other])
+        return [op for op in step if op.role != "draw"]
 
-    def launch_all(self, launches: list[Launch]) -> None:
+    def launch_all(self, ops: list[Op]) -> None:
         """Hands kernels to the device, one after the other."""
-        for launch in launches:
-            launch.kernel(*launch.arguments, overlap=self.overlap)
+        for op in ops:
+            op.launch(self.overlap)
 
     def run_prefill(self) -> None:
         self.launch_prefill()
@@ -165,7 +165,7 @@ class Fused(Engine):
         self.advance(hidden[:, -1])
 
     def decode_step(self) -> None:
-        self.launch_all(self.launches)
+        self.launch_all(self.ops)
 
     def positions_read(self, position: int) -> int:
         window = self.model.config.sliding_window
@@ -179,16 +179,13 @@ class Fused(Engine):
 
     def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
         moved = self.positions_moved(position)
-        reads = {}
-        for launch in self.launches:
-            empty = 0.0 if experts is None or launch.use is None else launch.use.slots - experts
-            reads[launch.name] = launch.weights - int(launch.expert_bytes * empty) + launch.positions * moved
+        reads = {op.name: op.bytes_read().total(moved, experts) for op in self.ops}
         return {name: count for name, count in reads.items() if count}
 
     @property
     def tiles_used(self) -> dict[str, dict[str, int]]:
         """The tile of each use, by its text."""
-        uses = dict.fromkeys(launch.use for launch in self.launches if launch.use is not None)
+        uses = dict.fromkeys(op.use for op in self.ops if op.use is not None)
         return {str(use): asdict(self.tiles[use]) for use in uses}
 
     def details(self) -> dict[str, Any]:
@@ -197,7 +194,7 @@ class Fused(Engine):
     def release(self) -> None:
         for weight in self.int8_weights:
             weight.product = cast_product
-        self.launches = []
+        self.ops = []
         self.launch_prefill = self.launch_decode = self.released
 
 

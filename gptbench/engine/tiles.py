@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import triton
 from filelock import FileLock
-from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from gptbench import kernels
@@ -27,7 +26,7 @@ from gptbench.base.inputs import read_bytes
 from gptbench.base.outputs import write_json
 from gptbench.device import Device
 from gptbench.kernels.launch import compilers
-from gptbench.kernels.linear import Tile
+from gptbench.kernels.tile import Tile, Use
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
@@ -44,42 +43,6 @@ UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 """How the name of a card ends, but not that of a kind."""
 SMALL = 2**25
 """Bytes of a weight that leaves few rows of a large tile to each processor."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """What a tile is for. Its text is the key in the file."""
-
-    kernel: str
-    rows: int
-    columns: int
-    dtype: torch.dtype
-    batch: int
-    multiple: int = 1
-    """What the tile's rows must be a multiple of."""
-    slots: int = 0
-    """Of a mixture: experts that are read."""
-
-    @classmethod
-    def of(
-        cls, kernel: Callable[..., None], weight: Tensor, batch: int, written: int = 0, least: int = 1, slots: int = 0
-    ) -> "Use":
-        """For a kernel over weight [..., N, K].
-
-        Args:
-            written: rows of the weight that become one number of an `Activation`: in fixed point, four of these are
-                written at once. 0: none is written.
-            least: fewest rows, a power of two.
-            slots: see `Use.slots`.
-        """
-        rows, columns = weight.shape[-2:]
-        multiple = written * 4 if weight.dtype == torch.int8 else written
-        return cls(kernel.__name__, rows, columns, weight.dtype, batch, max(multiple, least), slots)
-
-    def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        experts = f" experts {self.slots}" if self.slots else ""
-        return f"{self.kernel} {self.rows}x{self.columns} {dtype} batch {self.batch}{experts}"
 
 
 def default_tile(use: Use) -> Tile:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
 from gptbench.kernels.launch import follow, launch, sized
-from gptbench.kernels.linear import Tile, preloaded, product, shape_arguments, words
+from gptbench.kernels.linear import preloaded, product, shape_arguments, words
 from gptbench.kernels.route import Routing, Votes
+from gptbench.kernels.tile import Tile
 
 
 @triton.jit(repr=sized("add_linear"))

@@ -1,11 +1,15 @@
 """The start of a decode step: each token's row of the embedding becomes the residual stream."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.op import Bytes, Op
 
 WARPS = 8
 
@@ -43,61 +47,65 @@ def embed_kernel(
     store(numbers * gains, low, high, scale, b * D, D, D_PADDED, FIXED)
 
 
-def embed(
-    token: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor | None,
-    residual: Tensor,
-    gain: Tensor,
-    following: Activation,
-    squares: Tensor,
-    overlap: bool = False,
-) -> None:
-    """Looks up one row for each token.
+@dataclass(frozen=True, eq=False)
+class Embed(Op):
+    """Looks up one row for each token."""
 
-    Args:
-        token: int64 [B, 1].
-        weight: [V, D]; weight_scale: [V] for int8 weights.
-        residual: [B, D]. All of it is written.
-        gain: [D], of the first norm.
-        following: the residual stream times gain, [B, D]. All of it is written.
-        squares: float32 [B, 1]: sum of squares of the residual stream. All of it is written.
-        overlap: launched while the kernel before it still runs (see `launch`).
-    """
-    width = weight.shape[1]
-    launch(
-        embed_kernel,
-        (token.shape[0],),
-        token,
-        weight,
-        weight if weight_scale is None else weight_scale,
-        residual,
-        gain,
-        *following.tensors,
-        squares,
-        D=width,
-        D_PADDED=max(4, triton.next_power_of_2(width)),
-        SCALED=weight_scale is not None,
-        FIXED=following.fixed,
-        OVERLAP=overlap,
-        num_warps=WARPS,
-        launch_pdl=overlap,
-    )
+    token: Tensor
+    """int64 [B, 1]."""
+    weight: Tensor
+    """[V, D]."""
+    weight_scale: Tensor | None
+    """[V], of int8 weights."""
+    residual: Tensor
+    """[B, D]."""
+    gain: Tensor
+    """[D], of the first norm."""
+    following: Activation
+    """The residual stream times gain, [B, D]."""
+    squares: Tensor
+    """float32 [B, 1]: sum of squares of the residual stream."""
 
+    name = "embed_kernel"
 
-def embed_reference(
-    token: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor | None,
-    residual: Tensor,
-    gain: Tensor,
-    following: Activation,
-    squares: Tensor,
-    overlap: bool = False,
-) -> None:
-    """The twin of `embed`."""
-    index = token.squeeze(1)
-    rows = weight[index].float()
-    residual.copy_(rows if weight_scale is None else rows * weight_scale[index].float().unsqueeze(-1))
-    following.write(residual.float() * gain.float())
-    squares.copy_(residual.float().square().sum(-1, keepdim=True))
+    def launch(self, pdl: bool = False) -> None:
+        width = self.weight.shape[1]
+        launch(
+            embed_kernel,
+            (self.token.shape[0],),
+            self.token,
+            self.weight,
+            self.weight if self.weight_scale is None else self.weight_scale,
+            self.residual,
+            self.gain,
+            *self.following.tensors,
+            self.squares,
+            D=width,
+            D_PADDED=max(4, triton.next_power_of_2(width)),
+            SCALED=self.weight_scale is not None,
+            FIXED=self.following.fixed,
+            OVERLAP=pdl,
+            num_warps=WARPS,
+            launch_pdl=pdl,
+        )
+
+    def reference(self) -> None:
+        index = self.token.squeeze(1)
+        rows = self.weight[index].float()
+        if self.weight_scale is not None:
+            rows = rows * self.weight_scale[index].float().unsqueeze(-1)
+        self.residual.copy_(rows)
+        self.following.write(self.residual.float() * self.gain.float())
+        self.squares.copy_(self.residual.float().square().sum(-1, keepdim=True))
+
+    def reads_early(self) -> tuple[Any, ...]:
+        return (self.gain,)
+
+    def reads(self) -> tuple[Any, ...]:
+        return self.gain, self.token, self.weight, self.weight_scale
+
+    def writes(self) -> tuple[Any, ...]:
+        return self.residual, self.following, self.squares
+
+    def bytes_read(self) -> Bytes:
+        return Bytes(weights=self.weight[0].nbytes * self.token.shape[0])

@@ -21,23 +21,11 @@ from torch import Tensor
 
 from gptbench.kernels.activation import Activation, dot4
 from gptbench.kernels.launch import follow, launch, sized
+from gptbench.kernels.tile import Tile
 
 MOST_UNROLLED = tl.constexpr(32)
 """Steps with code of their own: the compiler then loads as far ahead as registers reach. With several rows in the batch
 that would be more code than it is worth."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a linear kernel is cut up. BLOCK is best a multiple of what `warps` load at once: 512 bytes each."""
-
-    rows: int
-    """Rows of the weight for each program: a power of two; a multiple of 4 where an `Activation` is written."""
-    block: int
-    """Columns of a step: a power of two."""
-    warps: int
-    preload: int
-    """Steps whose weights are loaded before the program waits."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
 from gptbench.kernels.launch import follow, launch, sized
-from gptbench.kernels.linear import Norm, Tile, norm_factor, norm_parts, preloaded, product, shape_arguments, words
+from gptbench.kernels.linear import Norm, norm_factor, norm_parts, preloaded, product, shape_arguments, words
 from gptbench.kernels.route import Routing
+from gptbench.kernels.tile import Tile
 
 
 @triton.jit(repr=sized("swiglu"))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # they need Triton, which is not everywhere
     from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
     from gptbench.kernels.activation import Activation
+    from gptbench.kernels.embed import Embed
     from gptbench.kernels.linear import Norm
     from gptbench.kernels.route import Routing
 
@@ -148,12 +149,13 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
     if no_model_cases(config, device) is not None:
         return
+    from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
+    from gptbench.kernels.embed import Embed
 
     engine = Fused.planned(fused_section(config), config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     makers: dict[str, Callable[[Launch], Case]] = {
-        "embed": embed_case,
         "linear": linear_case,
         "attend": partial(attend_case, engine, position),
         "add_linear": partial(add_linear_case, config.model.n_active_experts),
@@ -162,7 +164,11 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
         "chunk_maxima": maxima_case,
         "draw": partial(draw_case, config, position),
     }
-    for launch in {launch.role: launch for launch in engine.launches}.values():  # of each role the last counts
+    for launch in {op.role: op for op in engine.ops}.values():  # of each role the last counts
+        if isinstance(launch, Embed):
+            yield embed_case(launch, engine.overlap)
+            continue
+        assert isinstance(launch, Launch)
         kernel = launch.kernel.__name__
         yield replace(
             makers[kernel](launch),
@@ -264,11 +270,12 @@ def plain_embed(token: Tensor, weight: Tensor, scale: Tensor | None, gain: Tenso
     return x, x * gain, x.float().square().sum(-1, keepdim=True)
 
 
-def embed_case(launch: "Launch") -> Case:
+def embed_case(op: "Embed", overlap: bool) -> Case:
     """Of the table a few rows are there: more make no difference to the kernel."""
-    token, weight, scale, residual, gain, following, squares = launch.arguments
+    weight, scale = op.weight, op.weight_scale
+    residual, gain, following, squares = op.residual, op.gain, op.following, op.squares
     rows = min(TABLE_ROWS, weight.shape[0])
-    few = (token, weight[:rows], None if scale is None else scale[:rows], *launch.arguments[3:])
+    few = (op.token, weight[:rows], None if scale is None else scale[:rows], residual, gain, following, squares)
 
     def call(generator: Generator) -> Call:
         made = Maker(few, generator)
@@ -284,17 +291,18 @@ def embed_case(launch: "Launch") -> Case:
         )
 
     batch, width = residual.shape
-    scales = 0 if scale is None else batch * scale.itemsize
+    scales, read = 0 if scale is None else batch * scale.itemsize, op.bytes_read().weights
     return Case(
-        name=launch.role,
+        name=op.role,
         shape={"B": batch, "D": width},
         dtype=name_of(weight),
-        moved_bytes=launch.weights + scales + nbytes(token, residual, gain, following, squares),
+        moved_bytes=read + scales + nbytes(op.token, residual, gain, following, squares),
         flops=3 * batch * width,
         call=call,
-        twin=launch.twin,
+        twin=lambda *arguments: type(op)(*arguments).reference(),
+        kernel=lambda *arguments: partial(type(op)(*arguments).launch, overlap),
         plain=plain_embed,
-        unread_bytes=nbytes(*few[1:3]) - launch.weights - scales,
+        unread_bytes=nbytes(*few[1:3]) - read - scales,
     )
 
 
@@ -325,7 +333,7 @@ def linear_case(launch: "Launch") -> Case:
         name=launch.role,
         shape=weight_shape(weight, out.shape[0]),
         dtype=name_of(weight),
-        moved_bytes=launch.weights + nbytes(x, norm, bias, out),
+        moved_bytes=launch.read.total(0) + nbytes(x, norm, bias, out),
         flops=2 * out.shape[0] * weight.numel(),
         call=call,
         twin=launch.twin,
@@ -371,7 +379,7 @@ def swiglu_case(active: int, launch: "Launch") -> Case:
         name=launch.role,
         shape=weight_shape(weight, x.batch, active),
         dtype=name_of(weight),
-        moved_bytes=launch.weights + nbytes(x, norm, None if routing is None else routing.slots, out),
+        moved_bytes=launch.read.total(0) + nbytes(x, norm, None if routing is None else routing.slots, out),
         flops=2 * x.batch * max(active, 1) * math.prod(weight.shape[-2:]),
         call=call,
         twin=launch.twin,
@@ -379,7 +387,7 @@ def swiglu_case(active: int, launch: "Launch") -> Case:
         library=library_swiglu if scale is None and routing is None else None,
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale) - launch.weights,
+        unread_bytes=nbytes(weight, scale) - launch.read.total(0),
     )
 
 
@@ -444,7 +452,7 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         name=launch.role,
         shape=weight_shape(weight, batch, active if routing is not None else 0),
         dtype=name_of(weight),
-        moved_bytes=launch.weights + nbytes(x, routing, residual, residual, gain, following, squares, votes_told),
+        moved_bytes=launch.read.total(0) + nbytes(x, routing, residual, residual, gain, following, squares, votes_told),
         flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:])
         + (0 if router is None else 2 * batch * router.numel()),
         call=call,
@@ -453,7 +461,7 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         library=library_add_linear if scale is None and routing is None else None,
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale, router) - launch.weights,
+        unread_bytes=nbytes(weight, scale, router) - launch.read.total(0),
     )
 
 
@@ -582,7 +590,7 @@ def attend_case(engine: "Fused", at: int, launch: "Launch") -> Case:
         name=launch.role,
         shape={"B": batch, "H": heads, "G": kv_heads, "W": width, "S": read},
         dtype=name_of(k_cache),
-        moved_bytes=launch.positions * read + nbytes(qkv, q_norm, k_norm, out) + 2 * 4 * width,
+        moved_bytes=launch.read.position * read + nbytes(qkv, q_norm, k_norm, out) + 2 * 4 * width,
         flops=4 * batch * heads * width * read,
         call=call,
         twin=launch.twin,
@@ -590,7 +598,7 @@ def attend_case(engine: "Fused", at: int, launch: "Launch") -> Case:
         library=attention,
         tolerance=ROUNDED_TWICE,
         workspace_bytes=3 * 4 * k_cache.numel(),
-        unread_bytes=launch.positions * length,  # and the library's own
+        unread_bytes=launch.read.position * length,  # and the library's own
     )
 
 
@@ -744,7 +752,8 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
     if not kernels_run(device) or not isinstance(config.task, KernelsConfig):
         return {}
     from gptbench.engine.fused import Fused
-    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Use
 
     section = fused_section(config)
     tiles = Tiles.of(Path(section.tiles), device)
@@ -758,10 +767,11 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     by 1. None where our kernels do not run."""
     if not kernels_run(device):
         return None
-    from gptbench.engine.tiles import Tiles, Use
+    from gptbench.engine.tiles import Tiles
     from gptbench.kernels.activation import Activation
     from gptbench.kernels.launch import can_overlap
     from gptbench.kernels.linear import Norm, linear
+    from gptbench.kernels.tile import Use
 
     section = fused_section(config)
     tiles, overlap = Tiles.of(Path(section.tiles), device), section.overlap and can_overlap(device.torch)
