@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
         module, _, function = COMMANDS[arguments[0]].partition(":")
         command = getattr(importlib.import_module(module), function)
         if quiet:
-            from gptbench.present.terminal import console
+            from gptbench.present.console import console
 
             console.quiet = True
         code: int = command(given)

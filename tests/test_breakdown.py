@@ -37,7 +37,7 @@ from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
 from gptbench.measure import roof
 from gptbench.measure.breakdown import PROFILED, break_down, find_steps
-from gptbench.present.terminal import show_result
+from gptbench.present.tables import show_result
 from gptbench.record import MLflowTracker
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch, chrome_trace

@@ -18,9 +18,11 @@ from gptbench.compare.ratio import Verdict
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig
 from gptbench.execute import measuring
-from gptbench.present import terminal
+from gptbench.present import tables
+from gptbench.present.console import write_line
 from gptbench.present.export import Export
 from gptbench.present.report import html
+from gptbench.present.terminal import record_line
 from gptbench.record.tracking import BUSY_TAG, make_record
 from gptbench.schema.machine import Probe
 from gptbench.schema.outcome import Outcome
@@ -41,13 +43,13 @@ def loaded() -> Result:
 
 def test_after_a_run_and_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     none = Baseline(BaselineConfig(_target_="gptbench.compare.Baseline", name="x", device="Processor Z"))
-    terminal.show_result(loaded(), none)
+    tables.show_result(loaded(), none)
     assert TOLD in capsys.readouterr().err
-    terminal.show_result(measured(), none)
+    tables.show_result(measured(), none)
     assert "busy" not in capsys.readouterr().err
-    terminal.print_json(loaded(), tmp_path, None)
+    write_line(record_line(loaded(), tmp_path, None))
     assert f'"busy": ["{REASON}"]' in capsys.readouterr().out
-    terminal.print_json(measured(), tmp_path, None)
+    write_line(record_line(measured(), tmp_path, None))
     assert '"busy": []' in capsys.readouterr().out
 
 
@@ -63,7 +65,7 @@ def test_in_the_table_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     head, rows = record.table()
     assert [row[head.index("status")] for row in rows] == ["recorded, busy", "recorded"]
     assert "recorded, busy" in record.markdown()
-    terminal.show_sweep(record)
+    tables.show_sweep(record)
     assert "1 of 2 jobs were measured on a busy machine" in capsys.readouterr().err
 
 

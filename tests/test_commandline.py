@@ -25,7 +25,7 @@ from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, sp
 from gptbench.execute import attempt
 from gptbench.execute.job import forget
 from gptbench.execute.run import Job
-from gptbench.present import terminal
+from gptbench.present import console, tables
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
 from tests.results import made_result
@@ -109,20 +109,20 @@ def test_ctrl_c_says_what_became_of_it(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_what_goes_wrong_is_printed_however_quiet_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(terminal.console, "quiet", True)
+    monkeypatch.setattr(console.console, "quiet", True)
     result = made_result()
     path = result.save(tmp_path)
     section = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", uri="http://127.0.0.1:9", retries=0)
     job = SimpleNamespace(record=path, sweep=None, config=SimpleNamespace(tracking=section, outputs=str(tmp_path)))
     attempt.publish(cast(Job, job))
-    monkeypatch.setattr(terminal, "why_busy", lambda _: "measured on a busy machine: of [two] others")
-    terminal.show_busy(result)
+    monkeypatch.setattr(tables, "why_busy", lambda _: "measured on a busy machine: of [two] others")
+    tables.show_busy(result)
     tell_unread("x.json: cut off")
     err = capsys.readouterr().err
     for text in ("Not tracked: tracking.uri=http://127.0.0.1:9: ", "of [two] others", "left out: x.json: cut off"):
         assert text in err
     assert "result: " not in err
-    assert terminal.console.quiet
+    assert console.console.quiet
 
 
 TEXTS = (

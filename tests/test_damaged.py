@@ -19,7 +19,7 @@ from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
 from gptbench.compare.select import MAX_TOLD, Found
-from gptbench.present.terminal import in_line
+from gptbench.present.console import in_line
 from gptbench.record.ledger import Ledger
 from gptbench.record.tracking import make_record
 from gptbench.schema import KernelResult, Recorded, Result, SweepRecord

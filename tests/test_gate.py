@@ -27,7 +27,7 @@ from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
 from gptbench.config.guard import install
 from gptbench.execute import measuring
-from gptbench.present.terminal import show_result
+from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.machine import DeviceState
 from gptbench.schema.quality import Predictions

@@ -11,7 +11,8 @@ from scipy.stats import binom, norm, t
 from gptbench.base.errors import UserError
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
-from gptbench.present.terminal import number, show_result
+from gptbench.present.console import number
+from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.display import display

@@ -11,8 +11,8 @@ from rich.table import Table
 from gptbench.__main__ import main
 from gptbench.base.streams import Plain, lasting, visible
 from gptbench.compare.select import Found
+from gptbench.present.console import PlainConsole
 from gptbench.present.report import html
-from gptbench.present.terminal import PlainConsole
 from gptbench.schema.files import load_record
 from tests.results import made_result
 from tests.sweeps import PLAIN, SHORT

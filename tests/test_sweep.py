@@ -88,7 +88,7 @@ GAPS = {
     "gptbench.execute.attempt.publish": "what came of the job is written",
     "gptbench.record.tracking.log_files": "the run in MLflow is half filled",
     "gptbench.record.sync.read_marks:2": "the run in MLflow is whole, and the mark is not there",
-    "gptbench.present.terminal.show_sweep": "the sweep's record is written, and not logged",
+    "gptbench.present.tables.show_sweep": "the sweep's record is written, and not logged",
 }
 """Function that a process is killed in, and what that means."""
 

@@ -9,7 +9,8 @@ import pytest
 from gptbench.base.errors import counted
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.present import terminal
-from gptbench.present.terminal import console, program, show_next, stage_bar
+from gptbench.present.console import console, program
+from gptbench.present.terminal import show_next, stage_bar
 from tests.results import made_result
 
 NO_TRACKING = TrackingConfig(_target_="gptbench.record.NoTracker", name="none")

@@ -17,12 +17,13 @@ from gptbench.base.errors import BadResultError, UserError
 from gptbench.base.paths import conf_folder
 from gptbench.base.redaction import redacted
 from gptbench.commands import parsers
-from gptbench.commands.compare import row_line, sentence, shortened, table_of, words, write_line
+from gptbench.commands.compare import row_line, sentence, shortened, table_of, words
 from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import guard, register
 from gptbench.config.commandline import prepared, told
 from gptbench.execute import ab
-from gptbench.present.terminal import console, print_whole, stage_bar
+from gptbench.present.console import console, print_whole, write_line
+from gptbench.present.terminal import stage_bar
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import flat
 from gptbench.schema.ab import AbResult

@@ -14,8 +14,8 @@ from gptbench.compare.comparison import Comparison, Row, compare
 from gptbench.compare.ratio import KINDS, TIME, Verdict, in_words
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
+from gptbench.present.console import console, number, print_whole, write_line
 from gptbench.present.export import markdown_table
-from gptbench.present.terminal import console, in_line, number, print_whole
 from gptbench.schema.display import display
 
 COLOUR = {
@@ -61,13 +61,6 @@ def words(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise UserError(f"{text}: {error}") from error
-
-
-def write_line(line: dict[str, Any]) -> None:
-    """One line of JSON on stdout, for programs."""
-    console.file.flush()
-    sys.stdout.write(in_line(line))
-    sys.stdout.flush()
 
 
 def line_of(comparison: Comparison) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from gptbench.base.errors import UserError
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread, write_line
+from gptbench.commands.compare import tell_unread
 from gptbench.compare.explain import Advice, Explanation, explain, micro
 from gptbench.compare.select import select
-from gptbench.present.terminal import console, number, print_whole
+from gptbench.present.console import console, number, print_whole, write_line
 from gptbench.schema import Result
 from gptbench.schema.files import problem
 

@@ -6,10 +6,10 @@ from operator import methodcaller
 from gptbench.base.errors import UserError
 from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread, write_line
+from gptbench.commands.compare import tell_unread
 from gptbench.compare.select import select
+from gptbench.present.console import console, write_line
 from gptbench.present.export import BEGINNINGS, MARKDOWN_METRICS, Export
-from gptbench.present.terminal import console
 
 
 def export_command(arguments: list[str]) -> int:

@@ -19,7 +19,6 @@ from gptbench.commands.compare import (
     starts_told,
     tell_unread,
     words,
-    write_line,
 )
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
@@ -30,7 +29,7 @@ from gptbench.config import BaselineConfig, load
 from gptbench.config.commandline import prepared, quoted
 from gptbench.execute import measuring
 from gptbench.execute.measuring import is_of_single_run, measured_gate
-from gptbench.present.terminal import console, number, print_whole
+from gptbench.present.console import console, number, print_whole, write_line
 from gptbench.schema.display import display
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread, write_line
+from gptbench.commands.compare import tell_unread
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.select import select
 from gptbench.compare.starts import History
+from gptbench.present.console import console, write_line
 from gptbench.present.report import html, is_report
-from gptbench.present.terminal import console
 
 
 def report_command(arguments: list[str]) -> int:

@@ -6,11 +6,11 @@ from operator import methodcaller
 from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import as_json, check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread, write_line
+from gptbench.commands.compare import tell_unread
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, as_csv, experiments
 from gptbench.compare.select import select
-from gptbench.present.terminal import console
+from gptbench.present.console import console, write_line
 from gptbench.schema.files import problem
 
 

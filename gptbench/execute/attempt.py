@@ -22,7 +22,8 @@ from gptbench.config import Isolation
 from gptbench.execute.isolation import in_own_process
 from gptbench.execute.run import Job, run
 from gptbench.measure.environment import git_commit
-from gptbench.present.terminal import console, print_json, show_next
+from gptbench.present.console import console, write_line
+from gptbench.present.terminal import record_line, show_next
 from gptbench.record.ledger import hold
 from gptbench.record.sync import log_recorded
 from gptbench.schema.busy import busy
@@ -247,7 +248,7 @@ def publish(job: Job) -> None:
     if job.sweep is not None:  # whose own line is the last one on stdout
         return
     show_next(record, job.record, job.config.tracking, Path(job.config.outputs), logged is not None)
-    print_json(record, job.record, logged)
+    write_line(record_line(record, job.record, logged))
 
 
 def is_of_interrupt(error: BaseException | None) -> bool:

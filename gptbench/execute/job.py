@@ -91,7 +91,7 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
     config = from_folder(config, Path(hydra_config.runtime.cwd))
     check_folder("outputs", config.outputs)
     from gptbench.execute.run import Job  # after validation
-    from gptbench.present.terminal import console
+    from gptbench.present.console import console
 
     console.quiet = config.quiet
     resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)

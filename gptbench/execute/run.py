@@ -31,16 +31,9 @@ from gptbench.measure.samples import take_samples, warm_up
 from gptbench.measure.sensors import sensor_of
 from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
-from gptbench.present.terminal import (
-    Stages,
-    console,
-    progress,
-    show_kernels,
-    show_limit,
-    show_plan,
-    show_result,
-    stage_bar,
-)
+from gptbench.present.console import console
+from gptbench.present.tables import show_kernels, show_result
+from gptbench.present.terminal import Stages, progress, show_limit, show_plan, stage_bar
 from gptbench.record.identity import identity
 from gptbench.record.ledger import Ledger
 from gptbench.record.tracking import write_trace

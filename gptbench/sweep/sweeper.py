@@ -139,7 +139,7 @@ class Sweep:
     """
 
     def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
-        from gptbench.present.terminal import console
+        from gptbench.present.console import console
         from gptbench.record import Tracker
         from gptbench.record.identity import plan_identity
         from gptbench.schema.identity import digest
@@ -207,7 +207,9 @@ class Sweep:
         return sweep if (sweep / PLAN).exists() else None
 
     def run(self) -> None:
-        from gptbench.present.terminal import console, print_sweep, show_next, show_sweep
+        from gptbench.present.console import console, write_line
+        from gptbench.present.tables import show_sweep
+        from gptbench.present.terminal import show_next, sweep_line
         from gptbench.record.sync import log_recorded
         from gptbench.schema.sweep import record_of
 
@@ -230,7 +232,7 @@ class Sweep:
             logged = log_recorded(record, path, self.section, self.outputs, console.warn)
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
             show_next(record, path.parent, self.section, self.outputs, logged is not None)
-            print_sweep(record, path, logged)
+            write_line(sweep_line(record, path, logged))
         if self.interrupted:
             raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
         if record.status != "FINISHED":
@@ -245,7 +247,7 @@ class Sweep:
     def launch_all(self) -> None:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
-        from gptbench.present.terminal import console
+        from gptbench.present.console import console
 
         waiting = list(range(len(self.jobs)))
         stalled = 0
@@ -329,7 +331,7 @@ class HandedOut(list[Sequence[str]]):
         self.sweep = sweep
 
     def __iter__(self) -> Iterator[Sequence[str]]:
-        from gptbench.present.terminal import console
+        from gptbench.present.console import console
 
         for overrides in super().__iter__():
             if self.sweep.interrupted:
@@ -357,7 +359,7 @@ class Progress:
 
     def ended(self, outcome: "Outcome") -> None:
         """Counts a job, and tells. Those that were recorded before took no time, and say nothing of the others."""
-        from gptbench.present.terminal import console
+        from gptbench.present.console import console
         from gptbench.schema.outcome import Status
 
         self.done += 1

@@ -20,36 +20,15 @@ import torch
 from torch import Tensor
 
 from gptbench.base.errors import ConfigError
-from gptbench.config import Config, QualityConfig, TaskConfig
+from gptbench.config import Config, QualityConfig
 from gptbench.engine import Engine
 from gptbench.schema.quality import Predictions
+from gptbench.task.speed import Speed
 from gptbench.text.prompt import HELD_OUT, first_tokens, random_tokens, read_text
 from gptbench.text.tokenizer import Tokenizer
 
 MAX_LOGIT_BYTES_IN_MEMORY = 2**30
 """Of logits that wait for the reference's: as many as 2048 tokens of Llama 3's vocabulary take."""
-
-
-class Speed:
-    """Nothing beside speed.
-
-    Args:
-        task: the task's section.
-        config: the run's, with its prompt as tokens.
-        tokenizer: the model's, or None.
-    """
-
-    stage: str | None = None
-    """What the user is told while it is evaluated; None where there is nothing to do."""
-    needs_reference = False
-    """Whether `evaluate` makes the reference."""
-
-    def __init__(self, task: TaskConfig, config: Config, tokenizer: Tokenizer | None) -> None:
-        self.task, self.config = task, config
-
-    def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions | None:
-        """What there is to say of the quality of an engine that was prepared."""
-        return None
 
 
 class Quality(Speed):
