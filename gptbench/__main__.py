@@ -45,7 +45,7 @@ def main() -> int:
 def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     from gptbench.base.errors import BadResultError, JobError, UserError, is_unwritable
-    from gptbench.config.commandline import told
+    from gptbench.config.mistakes import told
 
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:

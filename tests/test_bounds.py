@@ -19,7 +19,7 @@ from gptbench.base.inputs import MAX_YAML_DEPTH, MAX_YAML_VALUES, read_yaml, req
 from gptbench.base.paths import conf_folder
 from gptbench.commands.ab import composed
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import MAX_JOBS, SweepConfig, guard, load
+from gptbench.config import MAX_JOBS, SweepConfig, load, refusal
 from gptbench.engine import compile_cache
 from gptbench.sweep.space import Product, Space, overrides_parser
 from gptbench.text.prompt import first_tokens
@@ -63,7 +63,7 @@ def test_yaml_of_configurations_is_bounded(tmp_path: Path, composing: None) -> N
     (tmp_path / "experiment" / "bomb.yaml").write_text(f"# @package _global_\n{BOMB}")
     with at_once(), pytest.raises(InputError, match="YAML of over"):
         composed(["experiment=bomb"], str(tmp_path))
-    OmegaConf.register_new_resolver("oc.create", guard.created, replace=True)
+    OmegaConf.register_new_resolver("oc.create", refusal.created, replace=True)
     config = OmegaConf.create({"a": "${oc.create:${b}}", "b": BOMB, "c": "${oc.create:'{x: 1}'}"})
     with at_once(), pytest.raises(Exception, match="YAML of over"):
         print(config.a)

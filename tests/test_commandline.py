@@ -21,7 +21,8 @@ from gptbench.commands.compare import tell_unread
 from gptbench.commands.parsers import PARSERS
 from gptbench.compare.baseline import read_baseline
 from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, shipped
-from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, told, typed
+from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, typed
+from gptbench.config.mistakes import told
 from gptbench.execute import attempt
 from gptbench.execute.job import forget
 from gptbench.execute.run import Job

@@ -18,7 +18,7 @@ from gptbench.commands.export import export_command
 from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
-from gptbench.config.commandline import told
+from gptbench.config.mistakes import told
 from gptbench.execute import measuring
 from gptbench.sweep.sweeper import launch
 

@@ -19,7 +19,7 @@ from gptbench.commands.parsers import PARSERS
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
 from gptbench.config import MLflowConfig
-from gptbench.config.commandline import quoted
+from gptbench.config.grammar import quoted
 from gptbench.record.sync import usable
 from gptbench.record.tracking import AwayError, place_of
 from tests.results import made_failure, made_result

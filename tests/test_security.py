@@ -33,7 +33,7 @@ from omegaconf.resolvers import oc
 
 from gptbench.base.errors import UserError
 from gptbench.base.paths import conf_folder, shipped_folder
-from gptbench.config import Config, DeviceKind, MLflowConfig, explain, guard, load, register
+from gptbench.config import Config, DeviceKind, MLflowConfig, explain, guard, load, refusal, register
 from gptbench.config.guard import GuardedLoader, check_arguments, install
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.sweep import sweeper
@@ -481,7 +481,7 @@ def test_a_hydra_that_the_guard_does_not_reach_is_refused(monkeypatch: pytest.Mo
         with pytest.raises(UserError, match=r"^hydra-core 1\.3\.\d+: gptbench cannot guard it"):
             install()
     with monkeypatch.context() as patched:
-        patched.setattr(guard, "check_value", lambda *_: None)
+        patched.setattr(refusal, "check_value", lambda *_: None)
         with pytest.raises(UserError, match=r"cannot guard it"):
             install()
 

@@ -16,7 +16,7 @@ from gptbench.charts import cost, speed
 from gptbench.charts.canvas import COLOURS, INK, Run, Target, styled
 from gptbench.charts.cost import compile_bars
 from gptbench.config import BaselineConfig
-from gptbench.config.guard import read_section
+from gptbench.config.refusal import read_section
 from gptbench.config.targets import instantiate
 from gptbench.schema.kernels import KernelResult
 from gptbench.schema.labels import NAMED, labels, traits

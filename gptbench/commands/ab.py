@@ -20,7 +20,8 @@ from gptbench.commands import parsers
 from gptbench.commands.compare import row_line, sentence, shortened, table_of, words
 from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.config import guard, register
-from gptbench.config.commandline import prepared, told
+from gptbench.config.commandline import prepared
+from gptbench.config.mistakes import told
 from gptbench.execute import ab
 from gptbench.present.console import console, print_whole, write_line
 from gptbench.present.terminal import stage_bar

@@ -26,7 +26,8 @@ from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
-from gptbench.config.commandline import prepared, quoted
+from gptbench.config.commandline import prepared
+from gptbench.config.grammar import quoted
 from gptbench.execute import measuring
 from gptbench.execute.measuring import is_of_single_run, measured_gate
 from gptbench.present.console import console, number, print_whole, write_line

@@ -19,7 +19,7 @@ from gptbench.base.errors import ConfigError, InputError, UserError
 from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.paths import conf_folder
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
-from gptbench.config.guard import read_section
+from gptbench.config.refusal import read_section
 from gptbench.schema import Result
 from gptbench.schema.identity import ALONGSIDE, MEASURED, PLACES, digest
 from gptbench.schema.labels import shortened

@@ -12,10 +12,8 @@ environment, and any server that an address names.
 import functools
 import importlib.metadata
 import logging
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -27,107 +25,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from gptbench.base.address import unusable_address
 from gptbench.base.errors import ConfigError, InputError, UserError
-from gptbench.base.inputs import read_yaml, require_bounded_yaml, yaml_fault
+from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.outputs import write_whole
-from gptbench.base.redaction import HIDDEN, redacted, redacted_message
-from gptbench.config import Config, Section
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-VARIABLES = ("HOME", "USER", "TMPDIR")
-PREFIX = "GPTBENCH_"
-"""Environment variables that a configuration may hold: these, and those that begin so. Others can be secrets."""
-
-RESERVED = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
-"""Keys that mean something to Hydra's `instantiate`."""
-
-FOLDERS = ("outputs", "engine.tiles", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
-"""Fields that become the names of folders."""
+from gptbench.base.redaction import redacted, redacted_message
+from gptbench.config import Config
+from gptbench.config.refusal import check, environment_variable
 
 SEARCH_PATHS = ("pkg://hydra.conf", "structured://")
 """Hydra's own, which are in every search path. A plugin's are in `hydra_plugins`, which Hydra imports anyhow."""
-
-
-class Text(NamedTuple):
-    """What a string may be."""
-
-    pattern: str
-    """It must match as a whole."""
-    expected: str
-
-
-Shape = Text | dict[str, Any] | None
-"""What settings may be: a text (or a list of such, or no string), or a dict of keys and shapes, `*` for any other key;
-None is anything."""
-
-NAME = Text(r"\.?\w[\w.+-]*", "a name of letters, digits, dot, plus, dash and underscore")
-PLAIN = Text(r"[\w ./%:,|&=+@\[\]()*-]*", "text on one line without quotes, $, ;, <, > and the like")
-"""Nothing that could end a line of an sbatch script, or a word of a shell."""
-FREE = Text(r"(?s)(?!.*(://|\$\{)).*", "text without an interpolation or a URI")
-"""logging takes `ext://` and `cfg://` before any value for something to be imported."""
-
-LOGGER: Shape = {"level": FREE, "handlers": FREE, "propagate": FREE}
-FORMATTER: Shape = {"format": FREE, "datefmt": FREE, "style": FREE, "validate": FREE}
-HANDLER: Shape = {
-    "class": Text(
-        r"logging\.(Stream|File|Null)Handler", "logging.StreamHandler, logging.FileHandler or logging.NullHandler"
-    ),
-    "level": FREE,
-    "formatter": FREE,
-    "stream": Text(r"ext://sys\.(stdout|stderr)", "ext://sys.stdout or ext://sys.stderr"),
-    "filename": Text(
-        r"(\$\{hydra\.runtime\.output_dir\}/|hydra-)(\$\{hydra\.job\.name\}|[\w.-])+\.log",
-        "${hydra.runtime.output_dir}/NAME.log",
-    ),
-    "mode": Text("[aw]", "a or w"),
-    "delay": FREE,
-}
-LOGGING: Shape = {
-    "version": FREE,
-    "disable_existing_loggers": FREE,
-    "formatters": {"*": FORMATTER},
-    "handlers": {"*": HANDLER},
-    "root": LOGGER,
-    "loggers": {"*": LOGGER},
-}
-"""What of `logging.config.dictConfig` builds nothing but its own plain classes; Hydra's own options are like that."""
-
-QUEUE = (
-    *("submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
-    "stderr_to_stdout",
-)
-SLURM = (
-    *("partition", "qos", "comment", "constraint", "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu"),
-    *("mem_per_cpu", "account", "signal_delay_s", "max_num_timeout", "array_parallelism"),
-)
-RAY_INIT = (
-    *("address", "num_cpus", "num_gpus", "object_store_memory", "include_dashboard", "log_to_driver", "namespace"),
-    *("ignore_reinit_error", "_temp_dir"),
-)
-RAY_REMOTE = ("num_cpus", "num_gpus", "memory", "max_calls", "max_retries", "scheduling_strategy")
-
-LAUNCHERS: dict[str, Shape] = {
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": {},
-    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": {
-        "ray": {
-            "init": dict.fromkeys(RAY_INIT, PLAIN),
-            "remote": dict.fromkeys(RAY_REMOTE, PLAIN) | {"resources": {"*": PLAIN}},
-        }
-    },
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher": dict.fromkeys(QUEUE, PLAIN),
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": dict.fromkeys(QUEUE + SLURM, PLAIN),
-}
-"""By class, what may be set; what else these take (`setup`, `runtime_env`) are commands or code."""
-
-SWEEPERS: dict[str, Shape] = {"hydra_plugins.gptbench.Sweeper": {}}
-"""Hydra's own would run jobs that nobody has planned."""
 
 
 def install() -> None:
@@ -193,21 +102,6 @@ def require_folder(config_dir: str) -> None:
         raise ConfigError("--config-dir", config_dir, "a folder with configurations, such as model/mine.yaml in it")
 
 
-def environment_variable(name: str, *default: Any) -> Any:
-    """OmegaConf's own `oc.env`, of few variables. Raises ConfigError for any other."""
-    if name not in VARIABLES and not str(name).startswith(PREFIX):
-        expected = f"an environment variable that begins with {PREFIX}, or one of {', '.join(VARIABLES)}"
-        raise ConfigError("oc.env", name, expected)
-    return oc.env(name, *default)
-
-
-def created(value: Any, _parent_: Any) -> Any:
-    """OmegaConf's own `oc.create`, of YAML that is not too much to load. Raises InputError."""
-    if isinstance(value, str):
-        require_bounded_yaml(value, "oc.create")
-    return oc.create(value, _parent_)
-
-
 def save_config(config: DictConfig | ListConfig, filename: str, output_dir: Path) -> None:
     """Hydra's own `_save_config`, without secrets: it keeps overrides as they were typed."""
     without = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
@@ -227,9 +121,6 @@ def log_record(*args: Any, **options: Any) -> logging.LogRecord:
     return record
 
 
-# Also in a process that only unpickles a loader or a job, such as a worker on another machine.
-OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
-OmegaConf.register_new_resolver("oc.create", created, replace=True)
 utils._save_config = save_config  # type: ignore[assignment]
 logging.setLogRecordFactory(log_record)
 
@@ -281,176 +172,3 @@ class GuardedLoader(ConfigLoaderImpl):
         )  # the name of a folder can be made of it
         check(composed)
         return composed
-
-
-def check(composed: DictConfig) -> None:
-    """Refuses what would build, import or run anything that gptbench does not list, or hold a secret.
-
-    Launcher, sweeper and the job's name lose their interpolations: what was checked is what is used.
-
-    Raises:
-        ConfigError: names field, value and choices.
-    """
-    for name, value in walk(composed, {}):
-        check_value(name, value)
-    given = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(given, dict)
-    hydra = settings("hydra", given.get("hydra"))
-    job = settings("hydra.job", hydra.get("job"))
-    check_shape("hydra.sweep", settings("hydra.sweep", hydra.get("sweep")), {"dir": None, "subdir": None})
-    for name, value in (
-        ("hydra.callbacks", hydra.get("callbacks")),
-        ("hydra.job.env_copy", job.get("env_copy")),  # before what Hydra copies it to
-        ("hydra.job.env_set", job.get("env_set")),
-    ):
-        if value:
-            raise ConfigError(name, sorted(value) if isinstance(value, dict) else value, "nothing")
-    for name in ("job_logging", "hydra_logging"):
-        check_shape(f"hydra.{name}", hydra.get(name), LOGGING)
-    check_shape("hydra.job.name", frozen(composed.hydra.job, "name", "hydra.job.name"), NAME)
-    for name, known in (("launcher", LAUNCHERS), ("sweeper", SWEEPERS)):
-        if not OmegaConf.is_missing(composed.hydra, name):
-            check_plugin(f"hydra.{name}", frozen(composed.hydra, name, f"hydra.{name}"), known)
-
-
-def walk(node: DictConfig | ListConfig, seen: dict[int, Container], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and resolved value of everything below a node; of what cannot be resolved yet, the interpolation.
-
-    Args:
-        seen: nodes that interpolations have led to so far, by their id.
-
-    Raises:
-        ConfigError: an interpolation asks for an environment variable that it must not have.
-    """
-    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
-    for key in sorted(keys, key=lambda key: key == "hydra"):  # last, as it holds all overrides once more
-        name = f"{path}.{key}" if path else str(key)
-        value = resolved(node, key, name)
-        yield name, value
-        if isinstance(value, dict | list):  # made by a resolver
-            value = OmegaConf.create(value)
-        if not isinstance(value, DictConfig | ListConfig):
-            continue
-        if OmegaConf.is_interpolation(node, key):
-            if id(value) in seen:  # it may lead back to a node that it is in
-                continue
-            seen[id(value)] = value
-        yield from walk(value, seen, name)
-
-
-def resolved(node: Any, key: Any, name: str) -> Any:
-    """The value of a key; its interpolation where that cannot be resolved yet. Raises ConfigError as `walk` does."""
-    try:
-        return node[key]
-    except OmegaConfBaseException as error:
-        given = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ConfigError):
-                raise ConfigError(name, given, cause.expected) from None
-            cause = cause.__cause__ or cause.__context__  # OmegaConf hides the cause
-        return given
-
-
-def frozen(node: DictConfig, key: str, name: str) -> Any:
-    """The value of a key as plain data, which takes the place of its interpolations.
-
-    Raises:
-        ConfigError: they cannot be resolved.
-    """
-    try:
-        value = node[key]
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(name, str(error).splitlines()[0], "values that are known before a job begins") from None
-    with flag_override(node, ["struct", "readonly"], False):
-        node[key] = value
-    return value
-
-
-def check_value(name: str, value: Any) -> None:
-    """Of any key in the tree. Raises ConfigError."""
-    key = name.rpartition(".")[2]
-    if key in RESERVED and name not in ("hydra.launcher._target_", "hydra.sweeper._target_"):  # see `check_plugin`
-        allowed = targets().get(name.removesuffix("._target_"), ())
-        if value not in allowed and not (allowed and value == "???"):  # which `load` refuses
-            raise ConfigError(name, value, allowed or "no such key: only sections of gptbench say what is built")
-    if name in FOLDERS and redacted(value) != value:
-        raise ConfigError(name, redacted(value), "a folder without a password or token in its name, which is recorded")
-    is_address = name == "tracking.uri" and isinstance(value, str) and value and "${" not in value
-    if is_address and (expected := unusable_address(value)) is not None:
-        raise ConfigError(name, HIDDEN, expected)
-    if name == "hydra.output_subdir":
-        check_shape(name, value, NAME)
-    if name == "hydra.sweep.subdir" and (Path(str(value)).is_absolute() or ".." in Path(str(value)).parts):
-        raise ConfigError(name, value, "a folder below hydra.sweep.dir")
-    if name in ("workload.prompt_file", "task.text_file") and value and may_be_a_process(value):  # it is recorded
-        raise ConfigError(name, value, "a known file outside of /proc, which holds the environment")
-
-
-def read_section(given: DictConfig, section: type[AnySection]) -> AnySection:
-    """A section that no command line composed: of a file, or of a record. Nothing in it is built, and it may refer to
-    nothing outside of it but what is allowed to any.
-
-    Raises:
-        UserError: something in it is refused.
-        OmegaConfBaseException: it has a field that the section has not, or one holds what it cannot.
-    """
-    for name, value in walk(given, {}, section.GROUP):
-        check_value(name, value)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), given))
-    assert isinstance(config, section)
-    return config
-
-
-def may_be_a_process(file: str) -> bool:
-    """Whether a file is, or could turn out to be, one in which Linux shows what a process has in memory."""
-    return "${" in file or Path(file).resolve().is_relative_to("/proc")
-
-
-def targets() -> dict[str, tuple[str, ...]]:
-    """What `_target_` may name, by group."""
-    listed: dict[str, tuple[str, ...]] = {}
-    sections = [Section]
-    while sections:
-        section = sections.pop()
-        sections += section.__subclasses__()
-        listed[section.GROUP] = (*section.TARGETS, *listed.get(section.GROUP, ()))
-    return listed
-
-
-def check_plugin(name: str, value: Any, known: dict[str, Shape]) -> None:
-    """Of a launcher or sweeper. Raises ConfigError."""
-    given = dict(settings(name, value))
-    target = given.pop("_target_", None)
-    if target not in tuple(known):
-        raise ConfigError(f"{name}._target_", target, known)
-    check_shape(name, given, known[target])
-
-
-def settings(name: str, value: Any) -> dict[str, Any]:
-    """The same. Raises ConfigError if it is not a dict, such as an interpolation."""
-    if not isinstance(value, dict):
-        raise ConfigError(name, value, "settings, each by its name")
-    return value
-
-
-def check_shape(name: str, value: Any, shape: Shape) -> None:
-    """Raises ConfigError for a value that has another shape; one that is empty has any."""
-    if value in (None, "", {}, []):
-        return
-    if isinstance(value, list):
-        for index, entry in enumerate(value):
-            check_shape(f"{name}.{index}", entry, shape)
-    elif isinstance(shape, Text):
-        plain = isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(shape.pattern, value))
-        if not plain:  # YAML can hold bytes and paths, too
-            raise ConfigError(name, repr(value), shape.expected)
-    elif isinstance(shape, dict) or isinstance(value, dict):
-        for key, entry in settings(name, value).items():
-            known = shape is None or key in shape or "*" in shape
-            if key in RESERVED or (not known and entry not in (None, "", {}, [])):
-                raise ConfigError(f"{name}.{key}", entry, sorted(shape) if shape else "no such key")
-            if known:
-                check_shape(f"{name}.{key}", entry, None if shape is None else shape.get(key, shape.get("*")))

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 
 from gptbench.base.errors import ConfigError, UserError
 from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
-from gptbench.config.commandline import plain_text, quoted_in_shell, text_fields
+from gptbench.config.field_types import text_fields
+from gptbench.config.grammar import plain_text, quoted_in_shell
 
 Overrides = tuple[str, ...]
 """Of one job, or of one value of a dimension: `sampling.top_k=5`."""

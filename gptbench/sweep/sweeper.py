@@ -29,7 +29,7 @@ from gptbench.base.inputs import read_object
 from gptbench.base.outputs import check_folder, write_json
 from gptbench.base.redaction import redacted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
-from gptbench.config.commandline import quoted
+from gptbench.config.grammar import quoted
 from gptbench.config.targets import instantiate
 from gptbench.execute.job import own_configs
 from gptbench.sweep.space import Overrides, Space, overrides_parser

@@ -8,7 +8,7 @@ from gptbench.base import inputs
 from gptbench.base.errors import ConfigError, InputError
 from gptbench.base.paths import shipped_folder
 from gptbench.config import MIN_NEW_TOKENS, Config, ModelConfig
-from gptbench.config.guard import may_be_a_process
+from gptbench.config.refusal import may_be_a_process
 from gptbench.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, unread_tokenizer
 
 SEED_TEXT = "Hello, my name is"

@@ -1,0 +1,147 @@
+"""The `engine` group: what prefills and decodes."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from gptbench.config.device import Dtype
+from gptbench.config.section import Section
+from gptbench.config.sizes import MOST_FUSED_SEQUENCES
+
+if TYPE_CHECKING:
+    from gptbench.config.tree import Config
+
+
+class Scope(Enum):
+    """What one compiled graph holds: the whole model, or one block that all layers share."""
+
+    model = "model"
+    block = "block"
+
+
+class CudaGraph(Enum):
+    """`step`: one graph of our own for the whole step; `trees`: torch's cudagraph trees; `none`: kernel launches."""
+
+    step = "step"
+    trees = "trees"
+    none = "none"
+
+
+class Tuning(Enum):
+    """How Inductor finds the block sizes of its kernels on a GPU.
+
+    candidates: the same few are timed for each product that reads a large matrix (see `gptbench.block_sizes`).
+    descent: its own coordinate descent, of every kernel; by far the most of the compile time.
+    none: its guesses are taken, of which it times two where it has two.
+    """
+
+    candidates = "candidates"
+    descent = "descent"
+    none = "none"
+
+
+class Cache(Enum):
+    """The transformers library's own: `static` has a fixed size and is compiled, `dynamic` grows and is not."""
+
+    static = "static"
+    dynamic = "dynamic"
+
+
+@dataclass(kw_only=True)
+class EngineConfig(Section):
+    """What turns the model into something that prefills and decodes."""
+
+    GROUP: ClassVar[str] = "engine"
+
+    fresh_cache: bool = False
+    """Start from an empty compile cache, so that compile time is cold; else torch's usual cache is used."""
+    measure_warm_start: bool = False
+    """After the samples, start a second process on the same cache and measure its compile time, warm."""
+
+    def refuse(self, config: "Config") -> str | None:
+        """What would have to be different for the engine to do a run, or None if nothing; of what the configuration
+        tells."""
+        return None
+
+    def mask_elements(self, config: "Config") -> int:
+        """Numbers in the attention masks that the engine's prefill makes beside what the model's own code makes."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class AutoConfig(EngineConfig):
+    """The fastest engine that runs here; the run says which, and why (see `gptbench.engine.auto`)."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Auto",)
+
+
+@dataclass(kw_only=True)
+class EagerConfig(EngineConfig):
+    """The reference: the model's own code, one operation after the other."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Eager",)
+
+
+@dataclass(kw_only=True)
+class InductorConfig(EngineConfig):
+    """Prefill and decode step compiled by TorchInductor."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Inductor",)
+
+    scope: Scope = Scope.block
+    """What is compiled as one graph: model or block."""
+    cuda_graph: CudaGraph = CudaGraph.step
+    """How a step is launched on a GPU: step, trees or none. Without meaning on a CPU."""
+    graph_prefill: bool = True
+    """Whether prefill, too, is launched as a CUDA graph."""
+    tuning: Tuning = Tuning.candidates
+    """How block sizes are found on a GPU: candidates, descent or none."""
+    tune_prefill: bool = False
+    """Whether those of the prefill's kernels are looked for, too; its matrix products are a library's."""
+
+
+@dataclass(kw_only=True)
+class FusedConfig(EngineConfig):
+    """The decode step as a chain of our own kernels."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.fused.Fused",)
+
+    overlap: bool = True
+    """Whether a kernel starts while the one before it still runs, on a GPU that can (compute capability 9.0 and up)."""
+    tune: bool = False
+    """Search the best tiles for the shapes of this model on this device, those that are not kept yet, and keep them."""
+    tiles: str = "outputs/tiles"
+    """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
+    that it lacks get built-in ones."""
+
+    def refuse(self, config: "Config") -> str | None:
+        batch, quant = config.workload.batch_size, config.quant
+        if config.device.dtype is Dtype.float16:
+            return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
+        if batch > MOST_FUSED_SEQUENCES:
+            return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
+        if quant._target_ not in ("gptbench.quant.Unquantised", "gptbench.quant.Int8"):
+            return f"quant=none or int8 (it is {quant.name})"
+        return None
+
+
+@dataclass(kw_only=True)
+class HuggingFaceConfig(EngineConfig):
+    """The transformers library's model over the same weights, as a peer."""
+
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.HuggingFace",)
+
+    cache: Cache = Cache.static
+    """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
+
+    def refuse(self, config: "Config") -> str | None:
+        if config.quant._target_ != "gptbench.quant.Unquantised":
+            return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
+        return None
+
+    def mask_elements(self, config: "Config") -> int:
+        """With a sliding window the library masks each token of the prompt against each cached position."""
+        prompt, batch = len(config.workload.prompt), config.workload.batch_size
+        if not 0 < config.model.sliding_window < prompt + config.workload.new_tokens:
+            return 0
+        return batch * prompt * (prompt + config.workload.new_tokens)

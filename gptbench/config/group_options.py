@@ -1,0 +1,23 @@
+"""The options of a group that gptbench ships."""
+
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from gptbench.base.paths import conf_folder
+from gptbench.config.section import S, is_name
+
+
+def options(group: str, schema: type[S]) -> list[S]:
+    """Every option of a group that gptbench ships and that needs nothing more, by name."""
+    files = sorted((conf_folder() / group).glob("*.yaml"))
+    sections = [OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)) for file in files]
+    return [cast(S, OmegaConf.to_object(section)) for section in sections if not OmegaConf.missing_keys(section)]
+
+
+def shipped(group: str, name: str) -> dict[str, Any]:
+    """The values of an option that gptbench ships; empty where it ships no such option."""
+    file = conf_folder() / group / f"{name}.yaml"
+    values = OmegaConf.to_container(OmegaConf.load(file)) if is_name(name) and file.exists() else {}
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,71 @@
+"""From what Hydra composed to the validated tree."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gptbench.base.errors import ConfigError, UserError
+from gptbench.config.completion import complete_model, expand_paths
+from gptbench.config.device import DeviceKind
+from gptbench.config.engine import FusedConfig
+from gptbench.config.explanation import explain, no_such_field
+from gptbench.config.task import KernelsConfig
+from gptbench.config.tree import Config
+
+
+def refuse_unknown(node: DictConfig, path: str = "") -> None:
+    """Raises ConfigError for a key that no dataclass has: Hydra's `+key=value` adds such keys past the schema."""
+    known = OmegaConf.get_type(node)
+    if not is_dataclass(known):
+        return
+    for key in map(str, node):
+        if key not in {entry.name for entry in fields(known)}:
+            raise UserError(no_such_field(f"{path}{key}", known))
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            refuse_unknown(node[key], f"{path}{key}.")
+
+
+def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """The validated tree for what Hydra composed. What a checkpoint says of its model is filled in there, too.
+
+    Args:
+        overrides: the command line's, as they were typed.
+
+    Raises:
+        UserError: a field is missing, unknown, or holds what it cannot.
+    """
+    try:
+        return read_whole(composed, overrides)
+    except OmegaConfBaseException as error:  # an interpolation is resolved only when its value is read
+        raise UserError(explain(error)) from error
+
+
+def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
+    """`load`, where every value can be resolved. Raises OmegaConfBaseException where one cannot."""
+    for section in fields(Config):
+        if section.name not in composed:
+            raise UserError(f"~{section.name}: nothing runs without a section {section.name}")
+    refuse_unknown(composed)
+    expand_paths(composed)
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    complete_model(composed.model, {name.removeprefix("model.") for name in given if name.startswith("model.")})
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(missing[0], "???", "a value")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    if not isinstance(config.task, KernelsConfig):  # which leaves out what cannot be, and says why
+        require_possible(config)
+    return config
+
+
+def require_possible(config: Config) -> None:
+    """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
+    if (expected := config.quant.refuse(config.model, config.device.dtype)) is not None:
+        raise ConfigError("quant", f"{config.quant.name} (model={config.model.name})", expected)
+    if (expected := config.engine.refuse(config)) is not None:
+        raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
+    if isinstance(config.engine, FusedConfig) and config.device.kind is DeviceKind.cpu:
+        raise ConfigError("engine", config.engine.name, "another one, or device.kind=cuda: its kernels need a GPU")

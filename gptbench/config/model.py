@@ -1,0 +1,131 @@
+"""The `model` group: the shape of a model, and where its weights come from."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from omegaconf import MISSING
+
+from gptbench.base.errors import ConfigError
+from gptbench.config.section import Section
+from gptbench.config.sizes import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
+
+
+class WeightSource(Enum):
+    """`auto` takes the checkpoint where one is named, and else random weights; `random` never reads one."""
+
+    auto = "auto"
+    random = "random"
+
+
+class CheckpointFormat(Enum):
+    """Of the files that hold the weights. `bin` is PyTorch's pickle, of which nothing but tensors is accepted."""
+
+    safetensors = "safetensors"
+    bin = "bin"
+
+
+@dataclass(kw_only=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary wavelengths (see `gptbench.model.rope`)."""
+
+    factor: float = MISSING
+    """How far the long wavelengths are stretched."""
+    low_freq_factor: float = 1.0
+    """Wavelengths over original_context / low_freq_factor are stretched in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths under original_context / high_freq_factor stay as they are."""
+    original_context: int = 8192
+    """Context the model was first trained with, in tokens."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig(Section):
+    """Shape of a decoder-only transformer. Capitals as in the whole code: see `gptbench.model.transformer`."""
+
+    GROUP: ClassVar[str] = "model"
+    TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.model.Transformer",)
+
+    vocab_size: int = MISSING
+    """V, tokens."""
+    dim: int = MISSING
+    """D, width of the residual stream."""
+    n_layers: int = MISSING
+    """Number of blocks."""
+    n_heads: int = MISSING
+    """H, query heads."""
+    n_kv_heads: int = MISSING
+    """G, key and value heads; divides n_heads."""
+    ffn_dim: int = MISSING
+    """F, inner width of the feed-forward network (of one expert, in a mixture)."""
+    context: int = MISSING
+    """Longest sequence the model was made for, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3's stretching of the wavelengths, or null."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    tied: bool = False
+    """Whether the output head is the embedding."""
+    n_experts: int = 0
+    """E, experts of a mixture; 0 is a dense model."""
+    n_active_experts: int = 0
+    """A, experts that each token goes through."""
+    head_dim: int = 0
+    """K, width of one head; 0 is dim / n_heads, and is replaced by it."""
+    qkv_bias: bool = False
+    """Whether something is added to queries, keys and values, as in Qwen 2."""
+    qk_norm: bool = False
+    """Whether each head's query and key are normalised before they are turned, as in Qwen 3."""
+    sliding_window: int = 0
+    """Positions that a token attends to, its own included, as in Mistral 7B v0.1; 0 is all before it."""
+    checkpoint: str | None = None
+    """Folder of a Hugging Face checkpoint. What the YAML leaves open is taken from its config.json, and what the YAML
+    says must agree with that."""
+    checkpoint_format: CheckpointFormat = CheckpointFormat.safetensors
+    """safetensors, or bin, which must be asked for."""
+    weights: WeightSource = WeightSource.auto
+    """auto or random."""
+    tokenizer: str | None = None
+    """Folder or file of the tokenizer, or null for the checkpoint's, if it has one."""
+
+    @property
+    def reads_checkpoint(self) -> bool:
+        """Whether the weights are a checkpoint's."""
+        return self.checkpoint is not None and self.weights is WeightSource.auto
+
+    def check(self) -> None:
+        self.within(0, MAX_WIDTH, "head_dim")
+        self.within(0, MAX_CONTEXT, "sliding_window")
+        self.within(1, MAX_WIDTH, "dim", "n_heads", "n_kv_heads", "ffn_dim")
+        self.within(1, MAX_LAYERS, "n_layers")
+        self.within(1, MAX_VOCABULARY, "vocab_size")
+        self.within(1, MAX_CONTEXT, "context")
+        self.within(0, MAX_EXPERTS, "n_experts", "n_active_experts")
+        if not self.rope_theta > 0:
+            raise self.error("rope_theta", "a number over 0")
+        if not self.norm_eps > 0:
+            raise self.error("norm_eps", "a number over 0")
+        if not self.head_dim:
+            if self.dim % (2 * self.n_heads):
+                raise self.error("n_heads", f"a number that divides dim={self.dim} into heads of even width")
+            self.head_dim = self.dim // self.n_heads
+        if self.head_dim % 2:
+            raise self.error("head_dim", "an even number")
+        if self.n_heads % self.n_kv_heads:
+            raise self.error("n_kv_heads", f"a divisor of n_heads={self.n_heads}")
+        if self.n_experts and not 1 <= self.n_active_experts <= self.n_experts:
+            raise self.error("n_active_experts", f"a number from 1 to n_experts={self.n_experts}")
+        if not self.n_experts and self.n_active_experts:
+            raise self.error("n_active_experts", "0 where n_experts=0")
+        if (scaling := self.rope_scaling) is not None:
+            for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+                if not getattr(scaling, name) > 0:
+                    raise ConfigError(f"model.rope_scaling.{name}", getattr(scaling, name), "a number over 0")
+            if not scaling.high_freq_factor > scaling.low_freq_factor:
+                raise ConfigError(
+                    "model.rope_scaling.high_freq_factor",
+                    scaling.high_freq_factor,
+                    f"a number over low_freq_factor={scaling.low_freq_factor}",
+                )
