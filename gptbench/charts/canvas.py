@@ -18,7 +18,7 @@ import numpy as np
 
 from gptbench.schema.labels import numbered, shortened
 from gptbench.schema.result import Result
-from gptbench.schema.statistics import sample_metrics, summary, valid_samples
+from gptbench.schema.statistics import sample_metrics, step_bytes, summary, valid_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +110,8 @@ class Run:
     @property
     def limit_tokens_per_s(self) -> float:
         """Of decode, if every step moved the bytes that it needs at the read roof."""
-        batch = self.result.config["workload"]["batch_size"]
-        return batch / (self.summary["gb_per_step"] / self.result.roof.gb_per_s)
+        step = step_bytes(self.result)
+        return step.tokens / (step.needed / 1e9 / self.result.roof.gb_per_s)
 
     def spread(self, metric: str) -> tuple[float, float]:
         """Least and most over the valid samples."""

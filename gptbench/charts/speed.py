@@ -40,6 +40,7 @@ from gptbench.schema.labels import names, traits, weights_of
 from gptbench.schema.quality import Predictions
 from gptbench.schema.result import Result
 from gptbench.schema.statistics import valid_samples
+from gptbench.schema.steps import Steps, output_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,8 +140,9 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
 
 
 def step_times(run: Run) -> np.ndarray:
-    """Seconds of every step of the valid samples: samples × steps."""
-    return np.array([sample.step_s for sample in valid_samples(run.result)])
+    """Seconds of the step that filled each position, of the valid samples: samples × positions."""
+    count = len(run.result.traffic.positions_filled)
+    return np.array([Steps(sample).at_positions(count) for sample in valid_samples(run.result)])
 
 
 def longest_shown(run: Run) -> float:
@@ -163,7 +165,8 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     for run, (colour, style) in zip(shown, LINES, strict=False):
         positions = np.array(run.result.traffic.positions_filled)
         seconds = step_times(run) * factor
-        needed = np.mean([run.result.traffic.needed(one.experts_chosen) for one in valid_samples(run.result)], 0)
+        chosen = [(one.experts_chosen, len(one.step_s)) for one in valid_samples(run.result)]
+        needed = np.mean([run.result.traffic.needed(*each) for each in chosen], 0)
         least = needed / run.result.roof.gb_per_s / 1e9 * factor
         where, middle = thinned(positions, np.median(seconds, 0), np.median)
         low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
@@ -194,7 +197,7 @@ def thinned(x: np.ndarray, y: np.ndarray, reduce: Any) -> tuple[np.ndarray, np.n
 
 
 def distribution(runs: Sequence[Run]) -> "Figure | None":
-    """Share of the steps that are no longer than so long."""
+    """Share of the tokens that took no longer than so long."""
     there = timed(runs)
     if not there:
         return None
@@ -206,7 +209,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     end = 1.02 * factor * max(longest_shown(run) for run in shown)
     beyond, count = 0, 0
     for run, (colour, style) in zip(shown, LINES, strict=False):
-        seconds = np.sort(step_times(run).ravel()) * factor
+        seconds = np.sort(np.concatenate(output_times(valid_samples(run.result)))) * factor
         share = np.arange(1, len(seconds) + 1) / len(seconds) * 100
         kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
         p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))

@@ -29,6 +29,7 @@ from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.labels import weights_of
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import step_bytes, summary, valid_samples
+from gptbench.schema.steps import Steps
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"
 """What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""
@@ -120,6 +121,7 @@ class Step:
 
     Attributes:
         step_s: see `Explanation`.
+        step_tokens: that a step emits on average, for all rows together.
         weights, kv: bytes that a step needs, on average over steps and samples.
         moved: bytes that its engine reads and writes for it, on average, too.
         padding: bytes of the cache that are read and that no token attends to.
@@ -132,9 +134,12 @@ class Step:
     def __init__(self, result: Result) -> None:
         self.result, moved = result, result.traffic
         self.told = summary(result)
-        self.step_s, self.roof = self.told["tpot_p50_s"], result.roof.gb_per_s * 1e9
+        steps = [Steps(sample) for sample in valid_samples(result)]
+        self.step_s = float(np.quantile(np.concatenate([each.seconds for each in steps]), 0.5))
+        self.roof = result.roof.gb_per_s * 1e9
         self.batch: int = result.config["workload"]["batch_size"]
         each = step_bytes(result)
+        self.step_tokens = each.tokens
         self.weights, self.kv, self.moved = each.weights, each.needed - each.weights, each.moved
         self.padding = float(np.mean(moved.positions_read) - np.mean(moved.attended)) * moved.kv_per_position
         self.seconds: dict[str, float] = {}
@@ -183,7 +188,7 @@ class Step:
     def without(self, seconds: float, fewer_bytes: float = 0.0) -> float:
         """Tokens/s if a step took so much less, or what its bytes take at the roof, so many fewer."""
         least_s = self.least_s - fewer_bytes / self.roof
-        return self.batch / max(self.batch / self.told["decode_tokens_per_s"] - seconds, least_s)
+        return self.step_tokens / max(self.step_tokens / self.told["decode_tokens_per_s"] - seconds, least_s)
 
     def share(self, part: str) -> float:
         """Of the step; 0 where it is not known."""
@@ -215,7 +220,7 @@ def explain(result: Result) -> Explanation:
     step = Step(result)
     names = {group: result.config[group]["name"] for group in ("model", "engine")}
     told = step.told
-    most = step.batch / step.least_s
+    most = step.step_tokens / step.least_s
     found = step.result.breakdown
     now = told["decode_tokens_per_s"]
     sources = ((*fewer_bytes(step), *another_engine(step), *settings(step)), other_work(step))

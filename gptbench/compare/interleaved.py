@@ -17,7 +17,8 @@ from gptbench.compare.work import different_work
 from gptbench.schema.ab import AbResult
 from gptbench.schema.busy import busy_rounds
 from gptbench.schema.sample import Sample, throttling
-from gptbench.schema.statistics import decode_rate, log_middles
+from gptbench.schema.statistics import log_middles
+from gptbench.schema.steps import decode_rate
 
 HEADLINE = "decode_tokens_per_s"
 """The metric that decides when it ends, and what is said in the end."""

@@ -51,6 +51,8 @@ def take_sample(
     ttft_s, *step_s = workload.clock.intervals()
     first = engine.prompt_length
     tokens = engine.state.tokens[:, first : first + workload.new_tokens].tolist()
+    if step_tokens := workload.clock.step_tokens(len(tokens)):
+        tokens = [row[: 1 + sum(step[place] for step in step_tokens)] for place, row in enumerate(tokens)]
     stops = set(engine.sampler.stops.tolist())
     chosen = engine.experts_chosen(len(step_s))
     return Sample(
@@ -62,6 +64,7 @@ def take_sample(
         peak_memory_bytes=device.peak_memory(),
         finite=all_finite(engine),
         tokens=tokens,
+        step_tokens=step_tokens,
         generated=[answer_length(row, stops) for row in tokens],
         experts_chosen=chosen,
         experts_read=None if chosen is None else engine.experts_read(chosen, len(step_s)),

@@ -52,6 +52,7 @@ from gptbench.schema.statistics import (
     speed_metrics,
     summary,
 )
+from gptbench.schema.steps import Steps
 from gptbench.schema.sweep import SweepRecord, cell
 
 if TYPE_CHECKING:
@@ -719,11 +720,11 @@ def write_run(result: Result, folder: Path) -> None:
         (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
     steps: list[list[Any]] = []
     for number, sample in enumerate(result.samples):
-        traffic = result.traffic
-        needed, moved = traffic.needed(sample.experts_chosen), traffic.moved(sample.experts_read)
-        each = zip(sample.step_s, needed, moved, traffic.positions_read, strict=True)
+        own, traffic = Steps(sample), result.traffic
+        read, tokens = own.of_rows(traffic.positions_read), own.tokens.sum(axis=1)
+        each = zip(sample.step_s, own.needed(traffic), own.moved(traffic), read, tokens, strict=True)
         steps += ([number, step, *values] for step, values in enumerate(each))
-    columns = ["sample", "step", "seconds", "bytes", "bytes_moved", "positions_read"]
+    columns = ["sample", "step", "seconds", "bytes", "bytes_moved", "positions_read", "tokens"]
     write_table(folder / "steps.csv", columns, steps)
     if result.breakdown is not None:
         write_trace(result.breakdown, result.roof.gb_per_s, folder / "trace.json")

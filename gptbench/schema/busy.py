@@ -15,7 +15,8 @@ from gptbench.schema.ab import AbResult, Round
 from gptbench.schema.machine import RESOLUTION_S, Environment, Load, Probe, Roof
 from gptbench.schema.result import Measured, Recorded, Result
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import decode_rate, valid_samples
+from gptbench.schema.statistics import valid_samples
+from gptbench.schema.steps import decode_rate
 
 MAX_BEHIND = 0.05
 """Share by which a probe may lie below the read roof, or below what is usual where that is known."""

@@ -218,12 +218,13 @@ class Result(Measured):
         for number, sample in enumerate(self.samples):
             place = f"samples[{number}]"
             check_sample(sample, place)
-            require(len(sample.step_s) == steps, f"{place}.step_s", f"{steps} numbers, one for each step of traffic")
+            told = f"{steps} numbers, one for each step of traffic"
+            require(bool(sample.step_tokens) or len(sample.step_s) == steps, f"{place}.step_s", told)
             for name in ("prompts", "prompt_texts"):
                 count = len(getattr(self, name))
                 require(count in (0, len(sample.tokens)), name, "one for each row, or none")
             for name in ("experts_chosen", "experts_read"):
-                experts, least = getattr(sample, name), moved.experts_least * steps
+                experts, least = getattr(sample, name), moved.experts_least * len(sample.step_s)
                 require(experts is None or experts >= least, f"{place}.{name}", f"at least {least}, or null")
         if (found := self.quality) is not None:
             require(len(found.context) == 2, "quality.context", "two numbers")
@@ -256,11 +257,24 @@ def check_sample(sample: Sample, place: str) -> None:
     rows = len(sample.tokens)
     require(len(sample.step_s) > 0, f"{place}.step_s", "at least one step")
     require(rows > 0 and len(sample.tokens[0]) > 0, f"{place}.tokens", "at least one token")
-    require(len({len(row) for row in sample.tokens}) == 1, f"{place}.tokens", "rows of the same length")
+    if sample.step_tokens:
+        check_emitted(sample, place)
+    else:
+        require(len({len(row) for row in sample.tokens}) == 1, f"{place}.tokens", "rows of the same length")
     for name in ("text", "generated"):
         require(
             len(getattr(sample, name)) in (0, rows), f"{place}.{name}", f"{rows} entries, one for each row, or none"
         )
+
+
+def check_emitted(sample: Sample, place: str) -> None:
+    """The same of tokens that each step says it emitted."""
+    place, steps, rows = f"{place}.step_tokens", len(sample.step_s), len(sample.tokens)
+    each = all(len(step) == rows for step in sample.step_tokens)
+    require(len(sample.step_tokens) == steps and each, place, f"{steps} lists of a number for each of {rows} rows")
+    emitted = [sum(step[row] for step in sample.step_tokens) for row in range(rows)]
+    told = "as many tokens for each row as it got after its first, and any at all"
+    require(any(emitted) and emitted == [len(row) - 1 for row in sample.tokens], place, told)
 
 
 def of_list(raw: Any) -> list[Any]:

@@ -14,7 +14,7 @@ class Sample:
     ttft_s: float
     """Time to first token: seconds of the prefill, the drawing of its token included."""
     step_s: list[float]
-    """Seconds of each decode step."""
+    """Seconds of each decode step; see `gptbench.schema.steps.Steps`."""
     call_s: float
     """Seconds of the whole call by the host's clock, waiting for the device included: what the seed measures."""
     compiles: int
@@ -31,6 +31,8 @@ class Sample:
     """The answer of each row as text, if the model has a tokenizer."""
     generated: list[int] = field(default_factory=list)
     """Tokens of each row's answer: those up to its first stop token, which counts; all where it drew none."""
+    step_tokens: list[list[int]] = field(default_factory=list)
+    """Tokens that each decode step emitted for each row; empty where each step emitted one for each."""
     experts_chosen: int | None = None
     """Experts of a mixture that some row of the batch chose, added up over layers and decode steps: an expert that
     several rows choose in the same step counts once. None of a dense model, and in a record of a version that did not
@@ -81,14 +83,15 @@ class Traffic:
     kv_per_position: int
     """Bytes of the keys and values of one position, in all layers and sequences."""
     positions_read: list[int]
-    """Cached positions that each step reads, padding included."""
+    """Cached positions that a step reads, padding included: of the step that is fed the first new token, the second,
+    and so on. So are the lists below."""
     positions_filled: list[int]
-    """Cached positions of each step that hold a token, its own included."""
+    """Cached positions that then hold a token, the step's own included."""
     positions_attended: list[int] = field(default_factory=list)
     """Of those the ones that the step's token attends to, its own included: fewer where a window slides. Empty in a
     record of a version that did not tell them."""
     positions_moved: list[int] = field(default_factory=list)
-    """Cached positions that each step reads or writes, one that is read and written counted twice. Empty as above."""
+    """Cached positions that a step reads or writes, one that is read and written counted twice. Empty as above."""
     expert_bytes: int = 0
     """Bytes of one expert of one layer; 0 of a dense model, and in a record of a version that counted no experts, whose
     `weights` hold one for each pair of row and choice, or all."""
@@ -100,25 +103,28 @@ class Traffic:
         """`positions_attended`, or for an older record what comes nearest."""
         return self.positions_attended or list(map(min, self.positions_filled, self.positions_read))
 
-    def needed(self, experts: int | None = None) -> list[int]:
+    def needed(self, experts: int | None = None, steps: int | None = None) -> list[int]:
         """Bytes that each step cannot do without: weights, keys and values of the positions that its token attends to,
         of which its own are written and the others read.
 
         Args:
             experts: that were chosen in all steps together; None for as few as possible. Each step gets an equal share.
+            steps: how many there were; None for one at each position.
         """
-        weights = self.weights_with(experts)
+        weights = self.weights_with(experts, steps)
         return [weights + self.kv_per_position * positions for positions in self.attended]
 
-    def moved(self, experts: int | None = None) -> list[int]:
+    def moved(self, experts: int | None = None, steps: int | None = None) -> list[int]:
         """Bytes that each step reads and writes: padding, what is written and read back, and experts that nobody chose
         included. `experts`: as many as were read in all steps together."""
         moved = self.positions_moved or [read + 1 for read in self.positions_read]
-        weights = self.weights_with(experts)
+        weights = self.weights_with(experts, steps)
         return [weights + self.kv_per_position * positions for positions in moved]
 
-    def weights_with(self, experts: int | None) -> int:
+    def weights_with(self, experts: int | None, steps: int | None = None) -> int:
         """Bytes of weights of one step, on average over all, where these have so many experts together."""
         if experts is None:
             return self.weights
-        return self.weights + round(self.expert_bytes * (experts / len(self.positions_read) - self.experts_least))
+        return self.weights + round(
+            self.expert_bytes * (experts / (steps or len(self.positions_read)) - self.experts_least)
+        )

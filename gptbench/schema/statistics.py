@@ -15,6 +15,7 @@ from gptbench.schema.ab import AbResult
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.result import Result
 from gptbench.schema.sample import Sample
+from gptbench.schema.steps import Steps, decode_rate, output_times
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,9 @@ CONFIDENCE = 0.95
 """Of all intervals."""
 
 
-def step_times(samples: Sequence[Sample]) -> list[np.ndarray]:
-    """Seconds of each sample's decode steps."""
-    return [np.asarray(sample.step_s) for sample in samples]
-
-
 def steps_percentile(samples: Sequence[Sample], metric: str) -> float:
     """One of `QUANTILES`, in seconds, of the steps of all samples together."""
-    return float(np.quantile(np.concatenate(step_times(samples)), QUANTILES[metric]))
+    return float(np.quantile(np.concatenate(output_times(samples)), QUANTILES[metric]))
 
 
 def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None, float | None]:
@@ -65,7 +61,7 @@ def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None
     Graubard, Survey Methodology 24, 1998). An end is None where so many cannot tell: a 99th percentile of few steps has
     no upper end, of very few no lower end either, and a single sample has no interval.
     """
-    groups = step_times(samples)
+    groups = output_times(samples)
     steps, count, share = np.sort(np.concatenate(groups)), len(groups), QUANTILES[metric]
     if count < 2 or len(steps) < 2:
         return None, None
@@ -86,7 +82,7 @@ def steps_interval(samples: Sequence[Sample], metric: str) -> tuple[float | None
 
 def steps_jackknife(samples: Sequence[Sample], metric: str) -> tuple[float, list[float]]:
     """One of `QUANTILES`, in seconds; and what it is without each of the samples, none for a single one."""
-    groups, share = step_times(samples), QUANTILES[metric]
+    groups, share = output_times(samples), QUANTILES[metric]
     steps = np.concatenate(groups)
     order = np.argsort(steps, kind="stable")
     ordered = steps[order]
@@ -103,29 +99,24 @@ def steps_jackknife(samples: Sequence[Sample], metric: str) -> tuple[float, list
     return float(np.quantile(ordered, share)), without
 
 
-def decode_rate(sample: Sample) -> float:
-    """Tokens/s of all decode steps."""
-    return len(sample.tokens) * len(sample.step_s) / sum(sample.step_s)
-
-
 def speed_metrics(sample: Sample) -> dict[str, float]:
     """Those of `METRICS` that a sample's own times give."""
-    values = np.quantile(sample.step_s, list(QUANTILES.values()))
+    values = np.quantile(Steps(sample).output_s, list(QUANTILES.values()))
     quantiles = {name: float(value) for name, value in zip(QUANTILES, values, strict=True)}
     return {"decode_tokens_per_s": decode_rate(sample), **quantiles, "ttft_s": sample.ttft_s}
 
 
 def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
     """Every one of `METRICS` for one sample."""
-    batch, traffic, seconds = len(sample.tokens), result.traffic, sum(sample.step_s)
-    gb_per_s = sum(traffic.needed(sample.experts_chosen)) / seconds / 1e9
-    seed_tokens_per_s = batch * len(sample.tokens[0]) / sample.call_s
+    steps, traffic, batch = Steps(sample), result.traffic, len(sample.tokens)
+    gb_per_s = float(steps.needed(traffic).sum()) / steps.total_s / 1e9
+    seed_tokens_per_s = sum(map(len, sample.tokens)) / sample.call_s
     return speed_metrics(sample) | {
         "decode_gb_per_s": gb_per_s,
         "mbu": gb_per_s / result.roof.gb_per_s,
-        "moved_gb_per_s": sum(traffic.moved(sample.experts_read)) / seconds / 1e9,
+        "moved_gb_per_s": float(steps.moved(traffic).sum()) / steps.total_s / 1e9,
         "seed_tokens_per_s": seed_tokens_per_s,
-        "seed_gb_per_s": traffic.weights_with(sample.experts_chosen) * seed_tokens_per_s / batch / 1e9,
+        "seed_gb_per_s": steps.weights(traffic) * seed_tokens_per_s / batch / 1e9,
         "peak_memory_bytes": float(sample.peak_memory_bytes),
     }
 
@@ -134,6 +125,8 @@ def sample_metrics(result: Result, sample: Sample) -> dict[str, float]:
 class StepBytes:
     """Of the mean decode step of a run's valid samples, or, where there is none, as few as possible."""
 
+    tokens: float
+    """That it emits, for all rows together."""
     weights: float
     """That it needs."""
     needed: float
@@ -144,13 +137,15 @@ class StepBytes:
 
 def step_bytes(result: Result) -> StepBytes:
     """What a run's samples read on average: of a mixture, each sample has its own experts."""
-    traffic, samples = result.traffic, valid_samples(result)
-    chosen = [sample.experts_chosen for sample in samples] or [None]
-    read = [sample.experts_read for sample in samples] or [None]
+    traffic, steps = result.traffic, [Steps(sample) for sample in valid_samples(result)]
+    if not steps:
+        batch = result.config["workload"]["batch_size"]
+        return StepBytes(batch, traffic.weights, float(np.mean(traffic.needed())), float(np.mean(traffic.moved())))
     return StepBytes(
-        weights=float(np.mean([traffic.weights_with(experts) for experts in chosen])),
-        needed=float(np.mean([traffic.needed(experts) for experts in chosen])),
-        moved=float(np.mean([traffic.moved(experts) for experts in read])),
+        tokens=float(np.mean([each.tokens_per_step for each in steps])),
+        weights=float(np.mean([each.weights(traffic) for each in steps])),
+        needed=float(np.mean(np.concatenate([each.needed(traffic) for each in steps]))),
+        moved=float(np.mean(np.concatenate([each.moved(traffic) for each in steps]))),
     )
 
 
