@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.attention import Plan, Scratch, attend, attend_reference, combined_at_once
+from gptbench.kernels.attention import Attend, Plan, Scratch, combined_at_once
 from gptbench.kernels.launch import can_overlap
 from gptbench.model.rope import rotation_table
 from gptbench.model.transformer import Attention
@@ -38,7 +38,7 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `attend` takes, in its order, up to the scratch memory."""
+    """What `Attend` takes, but for the scratch memory and the output."""
 
     qkv: Tensor
     q_norm: Tensor | None
@@ -51,9 +51,8 @@ class Inputs:
     v_cache: Tensor
     window: int
 
-    @property
-    def arguments(self) -> tuple[object, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
+    def op(self, scratch: Scratch, out: Activation) -> Attend:
+        return Attend(**vars(self), scratch=scratch, out=out)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -127,10 +126,10 @@ def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool =
     batch, heads, _, width = inputs.shape
     expected, scratch = inputs.copy(), inputs.scratch(plan)
     expected_out = Activation.empty(batch, heads * width, torch.float32, DEVICE, fixed=False)
-    attend_reference(*expected.arguments, scratch, expected_out)
+    expected.op(scratch, expected_out).reference()
 
     actual, out = inputs.copy(), inputs.out(fixed)
-    attend(*actual.arguments, scratch, out, overlap)
+    actual.op(scratch, out).launch(overlap)
     tolerance = TOLERANCES[dtype] if not fixed else max(FIXED_POINT, TOLERANCES[dtype])
     assert relative_error(out.read(), expected_out.read()) < tolerance
 
@@ -147,7 +146,7 @@ def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool =
         assert written.sum(-1).tolist() == [programs if programs > 1 else 0] * len(written)
 
     again = inputs.out(fixed)  # with what the first launch has left behind
-    attend(*actual.arguments, scratch, again, overlap)
+    actual.op(scratch, again).launch(overlap)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(again.tensors, out.tensors, strict=True))
     assert not scratch.counters.any()
 
@@ -178,7 +177,7 @@ def test_twin_is_the_models_attention(config: ModelConfig, dtype: torch.dtype, p
     expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, *attention.cache(length)).squeeze(1)
 
     out = inputs.out(fixed=False)
-    attend_reference(*inputs.arguments, inputs.scratch(Plan(1, 16, 4)), out)
+    inputs.op(inputs.scratch(Plan(1, 16, 4)), out).reference()
     # The model rounds scores too.
     assert relative_error(out.read(), expected) < (1e-6 if dtype == torch.float32 else 3e-2)
     assert torch.equal(inputs.k_cache[:, :, : position + 1], attention.k_cache[:, :, : position + 1])
@@ -355,8 +354,8 @@ def test_one_after_the_other() -> None:
         inputs.position.fill_(position)
         inputs.qkv.normal_(generator=generator)
         out, expected_out = inputs.out(fixed=False), inputs.out(fixed=False)
-        attend(*inputs.arguments, scratch, out)
-        attend_reference(*expected.arguments, scratch, expected_out)
+        inputs.op(scratch, out).launch()
+        expected.op(scratch, expected_out).reference()
         assert relative_error(out.read(), expected_out.read()) < TOLERANCES[torch.float32]
 
 
@@ -431,14 +430,14 @@ def test_a_captured_launch_follows_the_position() -> None:
     inputs.k_cache.normal_()
     inputs.v_cache.normal_()
     scratch, out = inputs.scratch(Plan(7, 32, 4)), inputs.out(fixed=False)
-    attend(*inputs.arguments, scratch, out)  # compiles it
+    inputs.op(scratch, out).launch()  # compiles it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        attend(*inputs.arguments, scratch, out)
+        inputs.op(scratch, out).launch()
     for position in (0, 31, 32, 33, 500, 999, 7):
         inputs.position.fill_(position)
         expected = inputs.out(fixed=False)
-        attend_reference(*inputs.arguments, scratch, expected)
+        inputs.op(scratch, expected).reference()
         graph.replay()
         assert relative_error(out.read(), expected.read()) < TOLERANCES[torch.bfloat16]
 
@@ -459,7 +458,7 @@ def test_caches_pass_two_to_the_31() -> None:
     )
     large.k_cache[-1:], large.v_cache[-1:] = small.k_cache, small.v_cache
     plan, out, expected = Plan(2, 64, 4), large.out(fixed=False), small.out(fixed=False)
-    attend(*large.arguments, large.scratch(plan), out)
-    attend_reference(*small.arguments, small.scratch(plan), expected)
+    large.op(large.scratch(plan), out).launch()
+    small.op(small.scratch(plan), expected).reference()
     assert relative_error(out.read()[-1:], expected.read()) < TOLERANCES[torch.bfloat16]
     assert torch.equal(large.v_cache[-1, :, position], small.v_cache[0, :, position])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gptbench.kernels import draw as module
-from gptbench.kernels.draw import CHUNK, Scratch, chunk_maxima, chunk_maxima_reference, draw, draw_reference
+from gptbench.kernels.draw import CHUNK, Draw, Maxima, Scratch
 from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.sample import draw_reference
 from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
 
@@ -113,13 +114,25 @@ def stop_ids(*tokens: int) -> Tensor:
     return torch.tensor([*tokens, *[-1] * (16 - len(tokens))], device=DEVICE)
 
 
+def launch(
+    logits: Tensor,
+    numbers: Tensor,
+    chosen: list[Tensor],
+    stops: Tensor,
+    step: Step,
+    scratch: Scratch,
+    pdl: bool = False,
+) -> None:
+    Maxima(logits, scratch).launch(pdl)
+    Draw(logits, numbers, *chosen, stops, **vars(step), scratch=scratch).launch(pdl)
+
+
 def kernel_tokens(logits: Tensor, uniform: Tensor, chunk: int = CHUNK, **chosen: float) -> list[int]:
     """What the kernel draws, and that it writes nothing else."""
     batch, vocab = logits.shape
     step, scratch = Step.poisoned(batch), poisoned_scratch(batch, vocab, chunk)
     placed = between_poison(logits)
-    chunk_maxima(placed, scratch)
-    draw(placed, at_its_place(uniform, step), *settings(vocab, **chosen), stop_ids(), *vars(step).values(), scratch)
+    launch(placed, at_its_place(uniform, step), settings(vocab, **chosen), stop_ids(), step, scratch)
     tokens = step.token.flatten().tolist()
     assert step.tokens.tolist() == [[POISON] * 4 + [token] + [POISON] * 5 for token in tokens]
     assert step.position.tolist() == [4]
@@ -165,8 +178,8 @@ def test_chunk_maxima(vocab: int, chunk: int) -> None:
     logits = normal_logits(3, vocab) - 5.0
     logits[1, ::7] = -torch.inf
     made, expected = poisoned_scratch(3, vocab, chunk), poisoned_scratch(3, vocab, chunk)
-    chunk_maxima(between_poison(logits), made)
-    chunk_maxima_reference(logits.to(DEVICE), expected)
+    Maxima(between_poison(logits), made).launch()
+    Maxima(logits.to(DEVICE), expected).reference()
     assert torch.equal(made.maxima, expected.maxima)
     by_hand = [[max(row[i : i + chunk]) for i in range(0, vocab, chunk)] for row in logits.tolist()]
     assert expected.maxima.tolist() == by_hand
@@ -311,8 +324,7 @@ def test_several_steps_with_stop_tokens(batch: int) -> None:
     for index in range(8):
         logits, uniform = normal_logits(batch, vocab, seed=index), random_uniform(batch, seed=index)
         placed = between_poison(logits)
-        chunk_maxima(placed, scratch)
-        draw(placed, at_its_place(uniform, made), *chosen, stops, *vars(made).values(), scratch)
+        launch(placed, at_its_place(uniform, made), chosen, stops, made, scratch)
         draw_reference(logits.to(DEVICE), at_its_place(uniform, expected), *chosen, stops, *vars(expected).values())
         assert all(torch.equal(a, b) for a, b in zip(astuple(made), astuple(expected), strict=True)), index
         drawn.append(made.token.flatten().tolist())
@@ -334,9 +346,8 @@ def test_the_token_at_the_last_place_of_the_stop_tokens_stops() -> None:
     logits = torch.zeros(2, 40)
     logits[0, 15] = logits[1, 16] = 9.0
     placed = between_poison(logits)
-    chunk_maxima(placed, scratch)
     chosen = settings(40, temperature=0.0)
-    draw(placed, at_its_place(random_uniform(2), step), *chosen, stop_ids(*range(16)), *vars(step).values(), scratch)
+    launch(placed, at_its_place(random_uniform(2), step), chosen, stop_ids(*range(16)), step, scratch)
     assert step.token.flatten().tolist() == [15, 16]
     assert step.stopped.flatten().tolist() == [15, -1]
 
@@ -360,9 +371,8 @@ def test_large_vocabularies_and_many_settings(vocab: int, spread: float) -> None
         uniform[3] = [0.0, BELOW_ONE, 0.25][index % 3]
         step, scratch = Step.poisoned(4), poisoned_scratch(4, vocab)
         placed, overlap = between_poison(logits), can_overlap(DEVICE)
-        chunk_maxima(placed, scratch, overlap)
         values = settings(vocab, **chosen)
-        draw(placed, at_its_place(uniform, step), *values, stop_ids(), *vars(step).values(), scratch, overlap)
+        launch(placed, at_its_place(uniform, step), values, stop_ids(), step, scratch, overlap)
         tokens = step.token.flatten().tolist()
         twin = twin_tokens(logits, uniform, **chosen)
         if temperature == 0:

@@ -16,7 +16,7 @@ from gptbench.kernels.int8_matmul import int8_matmul, int8_matmul_reference
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.linear import Norm, linear, linear_reference
 from gptbench.kernels.op import Op
-from gptbench.kernels.route import Routing, Scratch, Votes, route, route_reference
+from gptbench.kernels.route import Route, Routing, Scratch, Votes
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.kernels.tile import Tile
 from gptbench.quant.int8 import quantise_rows
@@ -96,11 +96,13 @@ KERNEL_AND_TWIN: dict[str, dict[str, Callable[..., None]]] = {
     "linear": {"kernel": linear, "twin": linear_reference},
     "add_linear": {"kernel": add_linear, "twin": add_linear_reference},
     "swiglu": {"kernel": swiglu, "twin": swiglu_reference},
-    "route": {"kernel": route, "twin": route_reference},
 }
 
 
-def run(op: Op, reference: bool, pdl: bool) -> None:
+BOTH = pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
+
+
+def run(op: Op, reference: bool, pdl: bool = False) -> None:
     """Either of the two that must do the same."""
     if reference:
         op.reference()
@@ -224,8 +226,8 @@ def test_swiglu(
     ("experts", "active", "batch", "parts"),
     [(8, 2, 1, 64), (8, 2, 3, 5), (20, 3, 2, 24), (5, 5, 1, 1), (128, 8, 8, 64)],
 )
-@each("route")
-def test_route(function: Callable[..., None], experts: int, active: int, batch: int, parts: int, overlap: bool) -> None:
+@BOTH
+def test_route(reference: bool, experts: int, active: int, batch: int, parts: int, overlap: bool) -> None:
     x, width = normal(batch, 96, seed=1), 96
     norm = Norm(squares_of(x, parts), width, EPS)
     votes = Votes(torch.empty(experts, width), normal(batch, parts, experts, seed=2) * parts**-0.5)
@@ -234,7 +236,7 @@ def test_route(function: Callable[..., None], experts: int, active: int, batch: 
         routing.slots.fill_(77)
         routing.gates.fill_(NAN)
         scratch.logits.fill_(NAN)
-        function(votes, norm, active, routing, scratch, overlap)
+        run(Route(votes, norm, active, routing, scratch), reference, overlap)
         assert not scratch.finished.any()
         factor = torch.rsqrt(x.double().square().mean(-1, keepdim=True) + EPS)
         probabilities = (votes.parts.double().sum(1) * factor).softmax(-1)
@@ -250,23 +252,23 @@ def test_route(function: Callable[..., None], experts: int, active: int, batch: 
 
 
 @pytest.mark.parametrize("experts", [8, 20])
-@each("route")
-def test_route_takes_the_first_of_equals(function: Callable[..., None], experts: int) -> None:
+@BOTH
+def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
     votes = Votes(torch.empty(experts, 16), torch.full((1, 4, experts), 0.25, device=DEVICE))
     routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
-    function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
+    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch), reference)
     assert routing.slots.tolist() == [0, 1]
     assert routing.gates.tolist() == [[0.5], [0.5]]
 
 
 @pytest.mark.parametrize("experts", [8, 20])
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-@each("route")
-def test_a_vote_that_is_no_number_is_not_lost(function: Callable[..., None], value: float, experts: int) -> None:
+@BOTH
+def test_a_vote_that_is_no_number_is_not_lost(reference: bool, value: float, experts: int) -> None:
     votes = Votes(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
     votes.parts[0, 2, 5] = value
     routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
-    function(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch)
+    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch), reference)
     assert not torch.isfinite(routing.gates).all()
 
 
@@ -310,7 +312,7 @@ def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 @pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 48)])
-@pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
+@BOTH
 def test_embed(reference: bool, batch: int, width: int, int8: bool, dtype: torch.dtype, overlap: bool) -> None:
     weight, scale = matrix(37, width, dtype=dtype, int8=int8, seed=1)
     token = torch.tensor([[36], [0], [17]])[:batch].to(DEVICE)

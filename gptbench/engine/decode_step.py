@@ -21,11 +21,13 @@ from gptbench.kernels import attention, draw
 from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.attention import Attend
+from gptbench.kernels.draw import Draw, Maxima
 from gptbench.kernels.embed import Embed
 from gptbench.kernels.launch import shaped
 from gptbench.kernels.linear import Norm, linear, linear_reference
 from gptbench.kernels.op import Bytes, Op
-from gptbench.kernels.route import Routing, Votes, route, route_reference
+from gptbench.kernels.route import Route, Routing, Votes
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.kernels.tile import Tile, Use
 from gptbench.model import Transformer, Weight
@@ -72,6 +74,19 @@ class Launch(Op):
 
     def bytes_read(self) -> Bytes:
         return self.read
+
+    def bytes_beside(self) -> int:
+        raise NotImplementedError
+
+    def shape(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    def flops(self, positions: int) -> int:
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        raise NotImplementedError
 
 
 class DecodeStep:
@@ -199,12 +214,12 @@ class DecodeStep:
             "qkv", Use.of(linear, core.wqkv.weight, self.batch), linear, linear_reference, core.wqkv,
             self.following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, self.qkv,
         )  # fmt: skip
-        self.add(
-            "attention", "attend_kernel", attention.attend, attention.attend_reference,
-            self.qkv, q_norm, k_norm, self.config.norm_eps, self.model.cos, self.model.sin, self.state.position,
-            core.k_cache, core.v_cache, self.config.sliding_window, self.attention_scratch, self.attended,
-            positions=core.k_cache[:, :, 0].nbytes + core.v_cache[:, :, 0].nbytes,
+        cache, rotation = (core.k_cache, core.v_cache), (self.model.cos, self.model.sin)
+        op = Attend(
+            self.qkv, q_norm, k_norm, self.config.norm_eps, *rotation, self.state.position, *cache,
+            self.config.sliding_window, self.attention_scratch, self.attended, role="attention",
         )  # fmt: skip
+        self.ops.append(op)
 
     def project(self, core: Attention, ffn: FeedForward | MixtureOfExperts, gain: Tensor) -> tuple[Norm, Votes | None]:
         """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
@@ -227,7 +242,7 @@ class DecodeStep:
         active = self.config.n_active_experts
         counter = self.model.experts_counter
         routing = Routing.empty(self.batch, self.config.n_experts, active, self.device, counter)
-        self.add("route", "route_kernel", route, route_reference, votes, norm, active, routing, self.router_scratch)
+        self.ops.append(Route(votes, norm, active, routing, self.router_scratch, role="route"))
         return routing
 
     def up(self, ffn: FeedForward | MixtureOfExperts, norm: Norm, routing: Routing | None) -> None:
@@ -257,15 +272,12 @@ class DecodeStep:
             self.following, norm, head.weight, scale_of(head), None, state.logits,
         )  # fmt: skip
         scratch = draw.Scratch.empty(self.batch, self.config.vocab_size, self.device)
-        self.add(
-            "maxima", "maxima_kernel", draw.chunk_maxima, draw.chunk_maxima_reference,
-            state.logits, scratch, weights=state.logits.nbytes,
-        )  # fmt: skip
-        self.add(
-            "draw", "draw_kernel", draw.draw, draw.draw_reference,
+        self.ops.append(Maxima(state.logits, scratch, role="maxima"))
+        op = Draw(
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
-            state.token, state.tokens, state.position, scratch,
+            state.token, state.tokens, state.position, scratch, role="draw",
         )  # fmt: skip
+        self.ops.append(op)
 
 
 def scale_of(module: Weight) -> Tensor | None:

@@ -14,14 +14,16 @@ Shapes: B batch, H heads, G key-value heads, K head width, S cached positions.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import INTERPRETED, follow, launch
+from gptbench.kernels.op import Bytes, Op, nbytes
 
 SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
@@ -492,123 +494,143 @@ def attend_kernel(
             tl.store(counters + group, 0)
 
 
-def attend(
-    qkv: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    position: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    window: int,
-    scratch: Scratch,
-    out: Activation,
-    overlap: bool = False,
-) -> None:
-    """Rotates queries and key, appends key and value to the cache, and attends to what is cached so far.
+@dataclass(frozen=True, eq=False)
+class Attend(Op):
+    """Rotates queries and key, appends key and value to the cache, and attends to what is cached so far."""
 
-    Args:
-        qkv: [B, (H + 2G)·K], of the model's type: queries, keys and values, bias included.
-        q_norm: [K], weight of the RMSNorm of each query head; None: not normalised.
-        k_norm: [K], of each key head; None where q_norm is.
-        eps: of both norms.
-        cos: float32 [S, K], by position; the second half repeats the first.
-        sin: as cos.
-        position: int64 [1], of the token, below S. With overlap, not written by the kernel just before this one.
-        k_cache: [B, G, S, K], contiguous; its row at `position` is written. Rows before it are read; with overlap, they
-            are not written by the kernel just before this one. Later rows are not read.
-        v_cache: as k_cache.
-        window: positions that the token attends to at most, itself included; 0: all.
-        scratch: made for these shapes.
-        out: [B, H·K]. All of it is written.
-        overlap: as `can_overlap` allows.
-    """
-    _, kv_heads, length, width = k_cache.shape
-    heads = qkv.shape[1] // width - 2 * kv_heads
-    plan = scratch.plan
-    sharing = plan.sharing(heads, kv_heads)
-    blocks = triton.cdiv(min(length, window or length), plan.splits * plan.block)
-    _, _, rows, padded = scratch.values.shape
-    launch(
-        attend_kernel,
-        (scratch.counters.numel(), plan.splits),
-        qkv,
-        q_norm,
-        k_norm,
-        eps,
-        cos,
-        sin,
-        position,
-        k_cache,
-        v_cache,
-        length,
-        scratch.values,
-        scratch.peaks,
-        scratch.totals,
-        scratch.counters,
-        *out.tensors,
-        H=heads,
-        G=kv_heads,
-        SHARING=sharing,
-        K=width,
-        PADDED=padded,
-        ROWS=rows,
-        DOT_ROWS=max(rows, SMALLEST_DOT),
-        LANES=plan.lanes(sharing, padded, qkv.element_size()),
-        VECTOR=sharing == 1,
-        TEMPERATURE=width**-0.5 * LOG2_E,
-        WINDOW=window if window < length else 0,
-        SPLITS=plan.splits,
-        BLOCK=plan.block,
-        BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
-        AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
-        FIXED=out.fixed,
-        OVERLAP=overlap,
-        num_warps=plan.warps,
-        num_stages=1,  # blocks are loaded ahead into registers: a pipeline in shared memory would keep others off
-        launch_pdl=overlap,
-    )
+    qkv: Tensor
+    """[B, (H + 2G)·K], of the model's type: queries, keys and values, bias included."""
+    q_norm: Tensor | None
+    """[K], weight of the RMSNorm of each query head; None: not normalised."""
+    k_norm: Tensor | None
+    """[K], of each key head; None where q_norm is."""
+    eps: float
+    """Of both norms."""
+    cos: Tensor
+    """float32 [S, K], by position; the second half repeats the first."""
+    sin: Tensor
+    """As cos."""
+    position: Tensor
+    """int64 [1], of the token, below S."""
+    k_cache: Tensor
+    """[B, G, S, K], contiguous; its row at `position` is written. Rows before it are read, later ones are not."""
+    v_cache: Tensor
+    """As k_cache."""
+    window: int
+    """Positions that the token attends to at most, itself included; 0: all."""
+    scratch: Scratch
+    """Made for these shapes."""
+    out: Activation
+    """[B, H·K]."""
+
+    name = "attend_kernel"
+    part = "attention"
+
+    def launch(self, pdl: bool = False) -> None:
+        _, kv_heads, length, width = self.k_cache.shape
+        heads = self.qkv.shape[1] // width - 2 * kv_heads
+        scratch, plan = self.scratch, self.scratch.plan
+        sharing = plan.sharing(heads, kv_heads)
+        blocks = triton.cdiv(min(length, self.window or length), plan.splits * plan.block)
+        _, _, rows, padded = scratch.values.shape
+        launch(
+            attend_kernel,
+            (scratch.counters.numel(), plan.splits),
+            self.qkv,
+            self.q_norm,
+            self.k_norm,
+            self.eps,
+            self.cos,
+            self.sin,
+            self.position,
+            self.k_cache,
+            self.v_cache,
+            length,
+            scratch.values,
+            scratch.peaks,
+            scratch.totals,
+            scratch.counters,
+            *self.out.tensors,
+            H=heads,
+            G=kv_heads,
+            SHARING=sharing,
+            K=width,
+            PADDED=padded,
+            ROWS=rows,
+            DOT_ROWS=max(rows, SMALLEST_DOT),
+            LANES=plan.lanes(sharing, padded, self.qkv.element_size()),
+            VECTOR=sharing == 1,
+            TEMPERATURE=width**-0.5 * LOG2_E,
+            WINDOW=self.window if self.window < length else 0,
+            SPLITS=plan.splits,
+            BLOCK=plan.block,
+            BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
+            AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
+            FIXED=self.out.fixed,
+            OVERLAP=pdl,
+            num_warps=plan.warps,
+            num_stages=1,  # blocks are loaded ahead into registers: a pipeline in shared memory would keep others off
+            launch_pdl=pdl,
+        )
+
+    def reference(self) -> None:
+        """In float32 between the cache and the output."""
+        batch, kv_heads, length, width = self.k_cache.shape
+        heads = self.qkv.shape[1] // width - 2 * kv_heads
+        at, cos, sin = self.position, self.cos[self.position], self.sin[self.position]
+        q, k, v = self.qkv.view(batch, -1, width).split([heads, kv_heads, kv_heads], dim=1)
+        self.k_cache.index_copy_(2, at, turn_reference(k, self.k_norm, self.eps, cos, sin).unsqueeze(2))
+        self.v_cache.index_copy_(2, at, v.unsqueeze(2))
+        positions = torch.arange(length, device=at.device)
+        there = (positions <= at) & (positions > at - (self.window or length))
+        grouped = turn_reference(q, self.q_norm, self.eps, cos, sin).float().view(batch, kv_heads, -1, width)
+        scores = (grouped @ self.k_cache.float().mT * width**-0.5).masked_fill(~there, -torch.inf)
+        values = self.v_cache.float().masked_fill(~there.unsqueeze(-1), 0.0)
+        self.out.write((scores.softmax(-1) @ values).reshape(batch, -1))
+
+    def reads_early(self) -> tuple[Any, ...]:
+        return self.q_norm, self.k_norm, self.cos, self.sin, self.position, self.k_cache, self.v_cache
+
+    def reads(self) -> tuple[Any, ...]:
+        return *self.reads_early(), self.qkv, self.scratch.counters
+
+    def writes(self) -> tuple[Any, ...]:
+        return self.k_cache, self.v_cache, self.scratch, self.out
+
+    def results(self) -> tuple[Tensor, ...]:
+        return self.out.read(), *(cache.index_select(2, self.position) for cache in (self.k_cache, self.v_cache))
+
+    def bytes_read(self) -> Bytes:
+        return Bytes(position=self.k_cache[:, :, 0].nbytes + self.v_cache[:, :, 0].nbytes)
+
+    def bytes_beside(self) -> int:
+        rotation = 2 * self.cos[0].nbytes
+        return rotation + nbytes(self.qkv, self.q_norm, self.k_norm, self.out)
+
+    def shape(self) -> dict[str, int]:
+        batch, kv_heads, _, width = self.k_cache.shape
+        return {"B": batch, "H": self.out.width // width, "G": kv_heads, "W": width}
+
+    def flops(self, positions: int) -> int:
+        return 4 * self.out.batch * self.out.width * positions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.k_cache.dtype
+
+    def fill(self, generator: Generator, position: int) -> None:
+        """What comes after the position is NaN."""
+        super().fill(generator, position)
+        self.position.fill_(position)
+        for cache in (self.k_cache, self.v_cache):
+            cache[:, :, position:] = torch.nan
 
 
 def turn_reference(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """The twin of `turn`: x [B, heads, K], cos and sin [1, K]."""
+    """`turn` in plain PyTorch: x [B, heads, K], cos and sin [1, K]."""
     x32 = x.float()
     if weight is not None:
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
         x32 = (x32.to(x.dtype) * weight).float()
     left, right = x32.chunk(2, dim=-1)
     return (x32 * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
-
-
-def attend_reference(
-    qkv: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    position: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    window: int,
-    scratch: Scratch,
-    out: Activation,
-    overlap: bool = False,
-) -> None:
-    """The twin of `attend`, in float32 between the cache and the output."""
-    del scratch, overlap  # it needs neither
-    batch, kv_heads, _, width = k_cache.shape
-    heads = qkv.shape[1] // width - 2 * kv_heads
-    q, k, v = qkv.view(batch, -1, width).split([heads, kv_heads, kv_heads], dim=1)
-    q = turn_reference(q, q_norm, eps, cos[position], sin[position])
-    k = turn_reference(k, k_norm, eps, cos[position], sin[position])
-    k_cache.index_copy_(2, position, k.unsqueeze(2))
-    v_cache.index_copy_(2, position, v.unsqueeze(2))
-    end = int(position) + 1
-    first = max(end - window, 0) if window else 0
-    keys, values = k_cache[:, :, first:end].float(), v_cache[:, :, first:end].float()
-    grouped = q.float().view(batch, kv_heads, -1, width)
-    weights = (grouped @ keys.transpose(-1, -2) * width**-0.5).softmax(-1)
-    out.write((weights @ values).reshape(batch, -1))

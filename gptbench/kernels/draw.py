@@ -5,21 +5,25 @@ the k-th largest of these maxima is no larger than the k-th largest logit, so on
 again. Thresholds are found by bisection over the logits' bits, read as integers that are ordered as the numbers are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.sample import draw_reference as draw_reference  # the twin: no Triton in it
+from gptbench.kernels.op import Bytes, Op
+from gptbench.kernels.sample import draw_reference
 
 CHUNK = 16
 BLOCK = 4096
 WARPS = 16
 MAXIMA_BLOCK = 256
 MAXIMA_WARPS = 4
+SPREAD = 2.0
+"""Standard deviation of a model's logits, roughly."""
 
 EMPTY = tl.constexpr(-(2**31))
 """Key of no logit: under those of all numbers and infinities."""
@@ -28,15 +32,15 @@ LARGEST = tl.constexpr(3.4028234e38)
 
 @dataclass(frozen=True)
 class Scratch:
-    """What `draw` needs beside its arguments."""
+    """What `Draw` needs beside its arguments."""
 
     maxima: Tensor
     """float32 [B, ceil(V / C)]: the largest of logits i · C to (i + 1) · C - 1, of those that there are. To be written
-    before each `draw`, by `chunk_maxima` or by whoever makes the logits."""
+    before each `Draw`, by `Maxima` or by whoever makes the logits."""
     chunks: Tensor
     """int32, of the same shape: chunks that are looked at again, in order."""
     arrived: Tensor
-    """int32 [1]: rows that are done; 0 before and after `draw`."""
+    """int32 [1]: rows that are done; 0 before and after `Draw`."""
     chunk: int
     """C, logits in a chunk: a power of two."""
 
@@ -331,84 +335,164 @@ def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, OVERL
     tl.store(maxima + row * number + chunk, tl.max(x, 1), mask=chunk < number)
 
 
-def draw(
-    logits: Tensor,
-    uniform: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    stops: Tensor,
-    stopped: Tensor,
-    token: Tensor,
-    tokens: Tensor,
-    position: Tensor,
-    scratch: Scratch,
-    overlap: bool = False,
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Maxima(Op):
+    """Writes the largest logit of each chunk to the scratch memory of `Draw`."""
+
+    logits: Tensor
+    """float32 [B, V], contiguous."""
+    scratch: Scratch
+
+    name = "maxima_kernel"
+    part = "sampling"
+
+    def launch(self, pdl: bool = False) -> None:
+        batch, vocab_size = self.logits.shape
+        launch(
+            maxima_kernel,
+            (triton.cdiv(self.scratch.maxima.shape[1], MAXIMA_BLOCK), batch),
+            self.logits,
+            self.scratch.maxima,
+            vocab_size,
+            C=self.scratch.chunk,
+            BLOCK=MAXIMA_BLOCK,
+            OVERLAP=pdl,
+            num_warps=MAXIMA_WARPS,
+            launch_pdl=pdl,
+        )
+
+    def reference(self) -> None:
+        missing = self.scratch.maxima.shape[1] * self.scratch.chunk - self.logits.shape[1]
+        padded = torch.nn.functional.pad(self.logits, (0, missing), value=-torch.inf)
+        self.scratch.maxima.copy_(padded.unflatten(-1, (-1, self.scratch.chunk)).amax(-1))
+
+    def reads(self) -> tuple[Any, ...]:
+        return (self.logits,)
+
+    def writes(self) -> tuple[Any, ...]:
+        return (self.scratch.maxima,)
+
+    def bytes_read(self) -> Bytes:
+        return Bytes(weights=self.logits.nbytes)
+
+    def bytes_beside(self) -> int:
+        return self.scratch.maxima.nbytes
+
+    def shape(self) -> dict[str, int]:
+        return {"B": self.logits.shape[0], "V": self.logits.shape[1]}
+
+    def flops(self, positions: int) -> int:
+        return self.logits.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Draw(Op):
     """Draws a token for each row as `sample` does, stores it, and moves the position on by one.
 
     A row that has drawn a stop token draws nothing but that from then on. All tensors are contiguous.
-
-    Args:
-        logits: float32 [B, V], fewer than 2^31 in all.
-        uniform: float32 [B, S + 1], from [0, 1): the number that each position's token is drawn with.
-        temperature, top_k, top_p: see `sample`.
-        stops: int64 [N], N a power of two: ids of the stop tokens, and -1 where there is none.
-        stopped: int64 [B, 1]: the stop token that each row has drawn, or -1. Read and written.
-        token: int64 [B, 1]: the new tokens. Written.
-        tokens: int64 [B, S + 1]: the new ones are written at the new position.
-        position: int64 [1]: of the last token. Read and written.
-        scratch: with the chunks' maxima in it.
-        overlap: launched while the kernel before it runs; see `launch.py`.
     """
-    batch, vocab_size = logits.shape
-    launch(
-        draw_kernel,
-        (batch,),
-        logits,
-        uniform,
-        temperature,
-        top_k,
-        top_p,
-        stops,
-        stopped,
-        token,
-        tokens,
-        position,
-        scratch.maxima,
-        scratch.chunks,
-        scratch.arrived,
-        vocab_size,
-        tokens.shape[1],
-        C=scratch.chunk,
-        CHUNKS=triton.next_power_of_2(scratch.maxima.shape[1]),
-        STOPS=stops.numel(),
-        BLOCK=BLOCK,
-        OVERLAP=overlap,
-        num_warps=WARPS,
-        launch_pdl=overlap,
-    )
 
+    logits: Tensor
+    """float32 [B, V], fewer than 2^31 in all."""
+    uniform: Tensor
+    """float32 [B, S + 1], from [0, 1): the number that each position's token is drawn with."""
+    temperature: Tensor
+    """float32 []; see `sample`."""
+    top_k: Tensor
+    """int64 []."""
+    top_p: Tensor
+    """float32 []."""
+    stops: Tensor
+    """int64 [N], N a power of two: ids of the stop tokens, and -1 where there is none."""
+    stopped: Tensor
+    """int64 [B, 1]: the stop token that each row has drawn, or -1. Read and written."""
+    token: Tensor
+    """int64 [B, 1]: the new tokens."""
+    tokens: Tensor
+    """int64 [B, S + 1]: the new ones are written at the new position."""
+    position: Tensor
+    """int64 [1]: of the last token. Read and written."""
+    scratch: Scratch
+    """With the chunks' maxima in it."""
 
-def chunk_maxima(logits: Tensor, scratch: Scratch, overlap: bool = False) -> None:
-    """Writes `scratch.maxima` for logits, float32 [B, V], contiguous."""
-    batch, vocab_size = logits.shape
-    launch(
-        maxima_kernel,
-        (triton.cdiv(scratch.maxima.shape[1], MAXIMA_BLOCK), batch),
-        logits,
-        scratch.maxima,
-        vocab_size,
-        C=scratch.chunk,
-        BLOCK=MAXIMA_BLOCK,
-        OVERLAP=overlap,
-        num_warps=MAXIMA_WARPS,
-        launch_pdl=overlap,
-    )
+    name = "draw_kernel"
+    part = "sampling"
 
+    def launch(self, pdl: bool = False) -> None:
+        batch, vocab_size = self.logits.shape
+        launch(
+            draw_kernel,
+            (batch,),
+            self.logits,
+            self.uniform,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.stops,
+            self.stopped,
+            self.token,
+            self.tokens,
+            self.position,
+            self.scratch.maxima,
+            self.scratch.chunks,
+            self.scratch.arrived,
+            vocab_size,
+            self.tokens.shape[1],
+            C=self.scratch.chunk,
+            CHUNKS=triton.next_power_of_2(self.scratch.maxima.shape[1]),
+            STOPS=self.stops.numel(),
+            BLOCK=BLOCK,
+            OVERLAP=pdl,
+            num_warps=WARPS,
+            launch_pdl=pdl,
+        )
 
-def chunk_maxima_reference(logits: Tensor, scratch: Scratch, overlap: bool = False) -> None:
-    """The twin of `chunk_maxima`."""
-    missing = scratch.maxima.shape[1] * scratch.chunk - logits.shape[1]
-    padded = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
-    scratch.maxima.copy_(padded.unflatten(-1, (-1, scratch.chunk)).amax(-1))
+    def reference(self) -> None:
+        settings = self.temperature, self.top_k, self.top_p, self.stops
+        state = self.stopped, self.token, self.tokens, self.position
+        draw_reference(self.logits, self.uniform, *settings, *state)
+
+    def reads(self) -> tuple[Any, ...]:
+        settings = self.temperature, self.top_k, self.top_p, self.stops
+        state = self.uniform, self.stopped, self.tokens, self.position
+        return self.logits, *settings, *state, self.scratch.maxima, self.scratch.arrived
+
+    def writes(self) -> tuple[Any, ...]:
+        return self.stopped, self.token, self.tokens, self.position, self.scratch.chunks, self.scratch.arrived
+
+    def results(self) -> tuple[Tensor, ...]:
+        return self.stopped, self.token, self.tokens, self.position
+
+    def bytes_beside(self) -> int:
+        """The chunks' maxima, and of the logits as many chunks as tokens are kept."""
+        batch, vocab_size = self.logits.shape
+        kept = 1 if self.temperature == 0 else int(self.top_k)
+        looked_at = min(kept, self.scratch.maxima.shape[1]) * self.scratch.chunk
+        return self.scratch.maxima.nbytes + batch * min(looked_at, vocab_size) * self.logits.itemsize
+
+    def shape(self) -> dict[str, int]:
+        return {"B": self.logits.shape[0], "V": self.logits.shape[1]}
+
+    def flops(self, positions: int) -> int:
+        return self.logits.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits.dtype
+
+    def example(self, position: int, launches: int) -> "Draw":
+        """Every launch moves on by one position."""
+        room = self.tokens.shape[0], position + launches + 2
+        return replace(self, uniform=self.uniform.new_empty(room), tokens=self.tokens.new_zeros(room))
+
+    def fill(self, generator: Generator, position: int) -> None:
+        """The settings stay as they are."""
+        self.logits.normal_(std=SPREAD, generator=generator)
+        Maxima(self.logits, self.scratch).reference()
+        self.uniform.uniform_(generator=generator)
+        self.stopped.fill_(-1)
+        self.position.fill_(position)

@@ -1,17 +1,20 @@
 """The start of a decode step: each token's row of the embedding becomes the residual stream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.op import Bytes, Op
+from gptbench.kernels.op import Bytes, Op, nbytes
 
 WARPS = 8
+EXAMPLES = 64
+"""Rows of a table that tokens are looked up in at random."""
 
 
 @triton.jit
@@ -109,3 +112,26 @@ class Embed(Op):
 
     def bytes_read(self) -> Bytes:
         return Bytes(weights=self.weight[0].nbytes * self.token.shape[0])
+
+    def bytes_beside(self) -> int:
+        scales = 0 if self.weight_scale is None else self.token.shape[0] * self.weight_scale.itemsize
+        return scales + nbytes(self.token, self.gain, *self.writes())
+
+    def shape(self) -> dict[str, int]:
+        return {"B": self.residual.shape[0], "D": self.residual.shape[1]}
+
+    def flops(self, positions: int) -> int:
+        return 3 * self.residual.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def example(self, position: int, launches: int) -> "Embed":
+        """Of the table a few rows are there: more make no difference to the kernel."""
+        scale = self.weight_scale
+        return replace(self, weight=self.weight[:EXAMPLES], weight_scale=None if scale is None else scale[:EXAMPLES])
+
+    def fill(self, generator: Generator, position: int) -> None:
+        super().fill(generator, position)
+        self.token.random_(len(self.weight), generator=generator)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, dot4
 from gptbench.kernels.launch import follow, launch, sized
@@ -41,6 +41,11 @@ class Norm:
     def factor(self) -> Tensor:
         """What to multiply with: float32 [B, 1]."""
         return torch.rsqrt(self.squares.sum(-1, keepdim=True) / self.width + self.eps)
+
+    def fill(self, generator: Generator) -> None:
+        """Of numbers of order one."""
+        mean = self.width / self.squares.shape[1]
+        self.squares.uniform_(0.5 * mean, 1.5 * mean, generator=generator)
 
 
 @triton.jit

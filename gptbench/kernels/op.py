@@ -10,10 +10,11 @@ An operand is a tensor, a dataclass of operands (`Activation`, `Routing`), or No
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from gptbench.kernels.tile import Use
 
@@ -45,6 +46,8 @@ class Op(ABC):
 
     role: str = ""
     """What it does for the model, such as `qkv`."""
+    part: ClassVar[str] = "other"
+    """Which part of a step `gptbench explain` counts it to: matrices, attention, sampling or other."""
 
     @property
     @abstractmethod
@@ -74,15 +77,46 @@ class Op(ABC):
 
     @abstractmethod
     def reads(self) -> tuple[Any, ...]:
-        """Operands whose values decide what it writes; those of `reads_early` among them."""
+        """Operands that it reads, those of `reads_early` among them, and those that it writes in part."""
 
     @abstractmethod
     def writes(self) -> tuple[Any, ...]:
         """Operands that it writes: as a whole, unless it also reads them."""
 
+    def results(self) -> tuple[Tensor, ...]:
+        """What of that is compared with what the reference has written: numbers, whatever they are encoded in."""
+        return tuple(operand if isinstance(operand, Tensor) else operand.read() for operand in self.writes())
+
     def bytes_read(self) -> Bytes:
         """What it reads from memory."""
         return Bytes()
+
+    @abstractmethod
+    def bytes_beside(self) -> int:
+        """Bytes that it reads and writes beside those of `bytes_read`: in a decode step mostly caches hold them."""
+
+    @abstractmethod
+    def shape(self) -> dict[str, int]:
+        """Sizes by letter, as `task=kernels` lists them."""
+
+    @abstractmethod
+    def flops(self, positions: int) -> int:
+        """Operations, a multiply-add counting as two, where a token attends to so many positions."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of what it reads most of."""
+
+    def example(self, position: int, launches: int) -> Self:
+        """Like this one, as small as it may be, and so that it can be launched so often from a position on."""
+        return self
+
+    def fill(self, generator: Generator, position: int) -> None:
+        """Fills what it reads with random numbers, for a token at a position: integers other than int8, which mean
+        something, stay as they are."""
+        for operand in self.reads():
+            fill(operand, generator)
 
 
 def tensors(*operands: Any) -> Iterator[Tensor]:
@@ -90,5 +124,43 @@ def tensors(*operands: Any) -> Iterator[Tensor]:
     for operand in operands:
         if isinstance(operand, Tensor):
             yield operand
+        elif isinstance(operand, tuple):
+            yield from tensors(*operand)
         elif is_dataclass(operand) and not isinstance(operand, type):
             yield from tensors(*(getattr(operand, entry.name) for entry in fields(operand)))
+
+
+def nbytes(*operands: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors(*operands))
+
+
+def own_memory(operand: Any, device: torch.device) -> Any:
+    """A copy with tensors of its own on a device: zeros for those without memory."""
+    if isinstance(operand, Tensor):
+        return torch.zeros(operand.shape, dtype=operand.dtype, device=device) if operand.is_meta else operand.clone()
+    if isinstance(operand, tuple):
+        return tuple(own_memory(inner, device) for inner in operand)
+    if is_dataclass(operand) and not isinstance(operand, type):
+        return replace(
+            operand, **{entry.name: own_memory(getattr(operand, entry.name), device) for entry in fields(operand)}
+        )
+    return operand
+
+
+def fill(operand: Any, generator: Generator) -> None:
+    """Random numbers: as an operand does itself, or else normal ones, and int8 of all values but -128."""
+    if hasattr(operand, "fill") and not isinstance(operand, Tensor):
+        operand.fill(generator)
+    elif isinstance(operand, Tensor):
+        if operand.is_floating_point():
+            operand.normal_(generator=generator)
+        elif operand.dtype == torch.int8:
+            operand.random_(-127, 128, generator=generator)
+    else:
+        for tensor in tensors(operand):
+            fill(tensor, generator)
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """As labels have it."""
+    return str(dtype).removeprefix("torch.")

@@ -7,14 +7,16 @@ laid out by expert and not by token: so that each expert that anybody chose is r
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.launch import follow, launch
 from gptbench.kernels.linear import Norm, norm_factor, norm_parts
+from gptbench.kernels.op import Op, nbytes
 
 EXPERTS_PER_PROGRAM = 8
 VOTES_PER_WARP = 1024
@@ -53,6 +55,11 @@ class Routing:
             gates=torch.zeros(count, batch, dtype=torch.float32, device=device),
             counter=torch.zeros(1, dtype=torch.int64, device=device) if counter is None else counter,
         )
+
+    def fill(self, generator: Generator) -> None:
+        """Every slot gets an expert, and every token takes something of each."""
+        self.slots.copy_(torch.arange(len(self.slots), device=self.slots.device))
+        self.gates.uniform_(0.5 / len(self.slots), 1.5 / len(self.slots), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -169,71 +176,85 @@ def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
     return weights / tl.sum(weights, 0), poison
 
 
-def route(
-    votes: Votes,
-    norm: Norm,
-    active: int,
-    routing: Routing,
-    scratch: Scratch,
-    overlap: bool = False,
-) -> None:
-    """Softmax over all experts, the `active` largest for each token, renormalised.
+@dataclass(frozen=True, eq=False)
+class Route(Op):
+    """Softmax over all experts, the `active` largest for each token, renormalised."""
 
-    Args:
-        votes: of as many parts of the residual stream as the norm has squares of.
-        norm: its divisor.
-        active: A, experts for each token.
-        routing: all of it is written, but for the gates of slots without an expert; its counter is added to.
-        scratch: of no meaning between launches.
-        overlap: launched while the kernel before it still runs (see `launch`).
-    """
-    batch, parts, experts = votes.parts.shape
-    assert norm.squares.shape == (batch, parts)
-    per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
-    parts_padded = triton.next_power_of_2(parts)
-    launch(
-        route_kernel,
-        (triton.cdiv(experts, per_program),),
-        votes.parts,
-        norm.squares,
-        norm.eps,
-        routing.slots,
-        routing.gates,
-        routing.counter,
-        scratch.logits,
-        scratch.finished,
-        E=experts,
-        E_PADDED=triton.next_power_of_2(experts),
-        PER_PROGRAM=per_program,
-        ACTIVE=active,
-        SLOTS=routing.slots.numel(),
-        K=norm.width,
-        PARTS=parts,
-        PARTS_PADDED=parts_padded,
-        BATCH=batch,
-        OVERLAP=overlap,
-        num_warps=min(max(parts_padded * per_program // VOTES_PER_WARP, 1), 16),
-        launch_pdl=overlap,
-    )
+    votes: Votes
+    """Of as many parts of the residual stream as the norm has squares of."""
+    norm: Norm
+    active: int
+    """A, experts for each token."""
+    routing: Routing
+    """What is decided. The gates of slots without an expert are left as they are; the counter is added to."""
+    scratch: Scratch
+    """Of no meaning between launches."""
 
+    name = "route_kernel"
 
-def route_reference(
-    votes: Votes,
-    norm: Norm,
-    active: int,
-    routing: Routing,
-    scratch: Scratch,
-    overlap: bool = False,
-) -> None:
-    """The twin of `route`."""
-    probabilities = (votes.parts.sum(1) * norm.factor()).softmax(-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    weights, chosen = ordered[:, :active], order[:, :active]
-    weights = weights / weights.sum(-1, keepdim=True)
-    experts = chosen.unique().tolist()
-    routing.counter.add_(len(experts))
-    routing.slots.fill_(-1)
-    routing.gates.zero_()
-    for slot, expert in enumerate(experts):
-        routing.slots[slot] = expert
-        routing.gates[slot] = torch.where(chosen == expert, weights, 0.0).sum(-1)
+    def launch(self, pdl: bool = False) -> None:
+        batch, parts, experts = self.votes.parts.shape
+        assert self.norm.squares.shape == (batch, parts)
+        per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
+        parts_padded = triton.next_power_of_2(parts)
+        launch(
+            route_kernel,
+            (triton.cdiv(experts, per_program),),
+            self.votes.parts,
+            self.norm.squares,
+            self.norm.eps,
+            self.routing.slots,
+            self.routing.gates,
+            self.routing.counter,
+            self.scratch.logits,
+            self.scratch.finished,
+            E=experts,
+            E_PADDED=triton.next_power_of_2(experts),
+            PER_PROGRAM=per_program,
+            ACTIVE=self.active,
+            SLOTS=self.routing.slots.numel(),
+            K=self.norm.width,
+            PARTS=parts,
+            PARTS_PADDED=parts_padded,
+            BATCH=batch,
+            OVERLAP=pdl,
+            num_warps=min(max(parts_padded * per_program // VOTES_PER_WARP, 1), 16),
+            launch_pdl=pdl,
+        )
+
+    def reference(self) -> None:
+        probabilities = (self.votes.parts.sum(1) * self.norm.factor()).softmax(-1)
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        weights, chosen = ordered[:, : self.active], order[:, : self.active]
+        weights = weights / weights.sum(-1, keepdim=True)
+        gates = torch.zeros_like(probabilities).scatter(-1, chosen, weights)  # [B, E]
+        used = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0).amax(0) > 0
+        slots = self.routing.slots
+        experts = (~used).sort(stable=True).indices[: len(slots)]  # those that are used first, in order
+        slots.copy_(torch.where(used[experts], experts, -1))
+        self.routing.gates.copy_(torch.where(used[experts, None], gates.T[experts], 0.0))
+        self.routing.counter.add_(used.sum())
+
+    def reads(self) -> tuple[Any, ...]:
+        return self.votes.parts, self.norm, self.routing.counter, self.scratch.finished
+
+    def writes(self) -> tuple[Any, ...]:
+        return self.routing, self.scratch
+
+    def results(self) -> tuple[Tensor, ...]:
+        slots, gates = self.routing.slots, self.routing.gates
+        return slots, torch.where(slots.unsqueeze(-1) >= 0, gates, 0.0), self.routing.counter
+
+    def bytes_beside(self) -> int:
+        return nbytes(self.votes.parts, self.norm, self.routing)
+
+    def shape(self) -> dict[str, int]:
+        batch, _, experts = self.votes.parts.shape
+        return {"B": batch, "E": experts, "A": self.active, "D": self.norm.width}
+
+    def flops(self, positions: int) -> int:
+        return self.votes.parts.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.votes.parts.dtype

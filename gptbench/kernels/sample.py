@@ -69,10 +69,8 @@ def draw_reference(
     token: Tensor,
     tokens: Tensor,
     position: Tensor,
-    scratch: object = None,
-    overlap: bool = False,
 ) -> None:
-    """The twin of `draw.draw`, and what the engines draw with that are made of torch's operations."""
+    """What `gptbench.kernels.draw.Draw` does: of the engines that are made of torch's operations, too."""
     number = uniform.index_select(1, position + 1)
     drawn = sample(logits, number, temperature, top_k, top_p).unsqueeze(-1)
     drawn = torch.where(stopped >= 0, stopped, drawn)

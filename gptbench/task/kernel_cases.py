@@ -18,15 +18,13 @@ from torch import Generator, Tensor
 
 from gptbench.config import INT8_ALIGNMENT, Config, FusedConfig, KernelsConfig
 from gptbench.device import Device
-from gptbench.model.rope import rotate, rotation_table
-from gptbench.model.transformer import LOGIT_SPREAD
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
     from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
     from gptbench.kernels.activation import Activation
-    from gptbench.kernels.embed import Embed
     from gptbench.kernels.linear import Norm
+    from gptbench.kernels.op import Op
     from gptbench.kernels.route import Routing
 
 INNER = 14336
@@ -151,24 +149,20 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
         return
     from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
-    from gptbench.kernels.embed import Embed
 
     engine = Fused.planned(fused_section(config), config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
+    assert isinstance(config.task, KernelsConfig)
+    launches = 2 * (config.task.replays + 10)  # by two implementations, and a few beside what is timed
     makers: dict[str, Callable[[Launch], Case]] = {
         "linear": linear_case,
-        "attend": partial(attend_case, engine, position),
         "add_linear": partial(add_linear_case, config.model.n_active_experts),
-        "route": route_case,
         "swiglu": partial(swiglu_case, config.model.n_active_experts),
-        "chunk_maxima": maxima_case,
-        "draw": partial(draw_case, config, position),
     }
     for launch in {op.role: op for op in engine.ops}.values():  # of each role the last counts
-        if isinstance(launch, Embed):
-            yield embed_case(launch, engine.overlap)
+        if not isinstance(launch, Launch):
+            yield op_case(launch, engine, position, launches)
             continue
-        assert isinstance(launch, Launch)
         kernel = launch.kernel.__name__
         yield replace(
             makers[kernel](launch),
@@ -206,6 +200,45 @@ def tensors_of(*arguments: Any) -> Iterator[Tensor]:
 
 def nbytes(*arguments: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors_of(*arguments))
+
+
+OP_NAMES = {"attention": "attention/attend", "maxima": "maxima/chunk_maxima"}
+"""What the kernels of a role are called in records."""
+
+
+def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
+    """A kernel of the decode step, on copies of what it works on there, each launched so often at most."""
+    from gptbench.kernels.op import nbytes, own_memory, tensors, type_name
+
+    example = op.example(position, launches)
+    read = engine.positions_read(position) if op.bytes_read().position else 0
+    moved = op.bytes_read().total(read) + op.bytes_beside()
+
+    def call(generator: Generator) -> Call:
+        own = own_memory(example, generator.device)
+        own.fill(generator, position)
+        kept = {id(tensor) for tensor in tensors(own.reads())}
+        written = tuple(tensors(own.writes()))
+        return Call(
+            (own,),
+            outputs=tuple(tensor for tensor in written if id(tensor) not in kept),
+            updated=tuple(tensor for tensor in written if id(tensor) in kept),
+            read=own.results,
+        )
+
+    return Case(
+        name=OP_NAMES.get(op.role, op.role),
+        shape=op.shape() | ({"S": read} if read else {}),
+        dtype=type_name(op.dtype),
+        moved_bytes=moved,
+        flops=op.flops(read),
+        call=call,
+        twin=lambda own: own.reference(),
+        kernel=lambda own: partial(own.launch, engine.overlap),
+        tolerance=ROUNDED_TWICE,
+        workspace_bytes=8 * nbytes(*example.reads()),
+        unread_bytes=max(nbytes(*example.operands()) - moved, 0),
+    )
 
 
 class Maker:
@@ -262,48 +295,6 @@ def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 
 def of_experts(tensor: Tensor | None, slots: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or slots is None else tensor[slots]
-
-
-def plain_embed(token: Tensor, weight: Tensor, scale: Tensor | None, gain: Tensor) -> tuple[Tensor, ...]:
-    index = token.squeeze(1)
-    x = weight[index] if scale is None else (weight[index].float() * scale[index].float().unsqueeze(-1)).to(gain.dtype)
-    return x, x * gain, x.float().square().sum(-1, keepdim=True)
-
-
-def embed_case(op: "Embed", overlap: bool) -> Case:
-    """Of the table a few rows are there: more make no difference to the kernel."""
-    weight, scale = op.weight, op.weight_scale
-    residual, gain, following, squares = op.residual, op.gain, op.following, op.squares
-    rows = min(TABLE_ROWS, weight.shape[0])
-    few = (op.token, weight[:rows], None if scale is None else scale[:rows], residual, gain, following, squares)
-
-    def call(generator: Generator) -> Call:
-        made = Maker(few, generator)
-        token, weight, scale, residual, gain, following, squares = made.arguments
-        token.random_(rows, generator=generator)
-        made.weight(weight, scale)
-        made.positive(gain)
-        return Call(
-            made.arguments,
-            outputs=(residual, *tensors_of(following), squares),
-            read=lambda: (residual, following.read(), squares),
-            plain=(token, weight, scale, gain),
-        )
-
-    batch, width = residual.shape
-    scales, read = 0 if scale is None else batch * scale.itemsize, op.bytes_read().weights
-    return Case(
-        name=op.role,
-        shape={"B": batch, "D": width},
-        dtype=name_of(weight),
-        moved_bytes=read + scales + nbytes(op.token, residual, gain, following, squares),
-        flops=3 * batch * width,
-        call=call,
-        twin=lambda *arguments: type(op)(*arguments).reference(),
-        kernel=lambda *arguments: partial(type(op)(*arguments).launch, overlap),
-        plain=plain_embed,
-        unread_bytes=nbytes(*few[1:3]) - read - scales,
-    )
 
 
 def plain_linear(
@@ -462,216 +453,6 @@ def add_linear_case(active: int, launch: "Launch") -> Case:
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * weight.numel(),
         unread_bytes=nbytes(weight, scale, router) - launch.read.total(0),
-    )
-
-
-def plain_route(votes: Tensor, factor: Tensor, active: int) -> tuple[Tensor, ...]:
-    """Gates of all experts: [B, E], 0 where one was not chosen."""
-    logits = votes.sum(1) * factor
-    weights, chosen = logits.softmax(-1).topk(active, dim=-1)
-    weights = weights / weights.sum(-1, keepdim=True)
-    return (torch.zeros_like(logits).scatter(-1, chosen, weights),)
-
-
-def route_case(launch: "Launch") -> Case:
-    votes, norm, active, routing, _ = launch.arguments
-    batch, _, experts = votes.parts.shape
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        votes, norm, active, routing, _ = made.arguments
-        made.normal(votes.parts)
-
-        def gates() -> tuple[Tensor, ...]:
-            found = torch.zeros(experts + 1, batch, device=votes.parts.device)  # the last: of slots without an expert
-            found[routing.slots.long().clamp(-1, experts)] = routing.gates
-            return (found[:experts].T,)
-
-        return Call(
-            made.arguments,
-            outputs=(routing.slots, routing.gates),
-            read=gates,
-            plain=(votes.parts, made.norm(norm), active),
-        )
-
-    return Case(
-        name=launch.role,
-        shape={"B": batch, "E": experts, "A": active, "D": norm.width},
-        dtype=name_of(votes.parts),
-        moved_bytes=nbytes(votes.parts, norm, routing),
-        flops=votes.parts.numel(),
-        call=call,
-        twin=launch.twin,
-        plain=plain_route,
-        workspace_bytes=8 * nbytes(votes.parts),
-        unread_bytes=nbytes(votes.weight),
-    )
-
-
-def new_heads(
-    qkv: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    position: Tensor,
-    kv_heads: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A token's queries [B, H, 1, W], key and value [B, G, 1, W], normalised and rotated."""
-    heads = qkv.view(qkv.shape[0], 1, -1, cos.shape[1])
-    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)
-    if q_norm is not None and k_norm is not None:
-        q, k = (F.rms_norm(x, x.shape[-1:], gain, eps) for x, gain in ((q, q_norm), (k, k_norm)))
-    q, k = (rotate(x, cos[position], sin[position]) for x in (q, k))
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The library's: q [B, H, 1, W] over keys and values [B, G, S, W], to [B, H·W]."""
-    y = F.scaled_dot_product_attention(q, keys, values, enable_gqa=q.shape[1] != keys.shape[1])
-    return y.flatten(1)
-
-
-def plain_attend(
-    qkv: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    cos: Tensor,
-    sin: Tensor,
-    position: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    first: int,
-    end: int,
-) -> tuple[Tensor, ...]:
-    """Attends to positions `first` to `end`, by the library: Inductor has the rest."""
-    q, k, v = new_heads(qkv, q_norm, k_norm, eps, cos, sin, position, k_cache.shape[1])
-    k_cache.index_copy_(2, position, k)
-    v_cache.index_copy_(2, position, v)
-    return attention(q, k_cache[:, :, first:end], v_cache[:, :, first:end]), k.squeeze(2), v.squeeze(2)
-
-
-def attend_case(engine: "Fused", at: int, launch: "Launch") -> Case:
-    """At a position; of the cache what comes after it is NaN. The library's has its keys rotated and in their place."""
-    qkv, q_norm, k_norm, _, _, _, _, k_cache, *_, out = launch.arguments
-    batch, kv_heads, length, width = k_cache.shape
-    read = engine.positions_read(at)
-    first, end = at + 1 - read, at + 1
-    cosines, sines = rotation_table(engine.model.config, length, engine.device.torch)
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        qkv, q_norm, k_norm, eps, cos, sin, position, k_cache, v_cache, _, _, out = made.arguments
-        for tensor in (qkv, k_cache, v_cache):
-            made.normal(tensor)
-        for gain in (q_norm, k_norm):
-            if gain is not None:
-                made.positive(gain)
-        cos.copy_(cosines)
-        sin.copy_(sines)
-        position.fill_(at)
-        q, k, v = new_heads(qkv, q_norm, k_norm, eps, cos, sin, position, kv_heads)
-        keys, values = (torch.cat((a[:, :, first:at], b), 2) for a, b in ((k_cache, k), (v_cache, v)))
-        for cache in (k_cache, v_cache):
-            cache[:, :, at:] = torch.nan
-        new = k_cache[:, :, at], v_cache[:, :, at]
-        return Call(
-            made.arguments,
-            outputs=(*tensors_of(out), *new),
-            read=lambda: (out.read(), *new),
-            plain=(*made.arguments[:9], first, end),
-            library=(q, keys, values),
-        )
-
-    heads = out.width // width
-    return Case(
-        name=launch.role,
-        shape={"B": batch, "H": heads, "G": kv_heads, "W": width, "S": read},
-        dtype=name_of(k_cache),
-        moved_bytes=launch.read.position * read + nbytes(qkv, q_norm, k_norm, out) + 2 * 4 * width,
-        flops=4 * batch * heads * width * read,
-        call=call,
-        twin=launch.twin,
-        plain=plain_attend,
-        library=attention,
-        tolerance=ROUNDED_TWICE,
-        workspace_bytes=3 * 4 * k_cache.numel(),
-        unread_bytes=launch.read.position * length,  # and the library's own
-    )
-
-
-def plain_maxima(logits: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    padded = F.pad(logits, (0, -logits.shape[1] % chunk), value=-torch.inf)
-    return (padded.unflatten(-1, (-1, chunk)).amax(-1),)
-
-
-def maxima_case(launch: "Launch") -> Case:
-    logits, scratch = launch.arguments
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        logits, scratch = made.arguments
-        made.normal(logits)
-        return Call(made.arguments, outputs=(scratch.maxima,), plain=(logits, scratch.chunk))
-
-    return Case(
-        name=launch.role,
-        shape={"B": logits.shape[0], "V": logits.shape[1]},
-        dtype=name_of(logits),
-        moved_bytes=nbytes(logits, scratch.maxima),
-        flops=logits.numel(),
-        call=call,
-        twin=launch.twin,
-        plain=plain_maxima,
-        tolerance=0,
-    )
-
-
-def draw_case(config: Config, at: int, launch: "Launch") -> Case:
-    """With the run's settings. Bytes: the chunks' maxima, and of the logits as many chunks as tokens are kept."""
-    logits, *_, scratch = launch.arguments
-    batch, vocab_size = logits.shape
-    assert isinstance(config.task, KernelsConfig)
-    # Every launch moves on by one position. There are two implementations, and beside what is timed a few launches.
-    length = at + 2 * (config.task.replays + 10)
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        logits, _, *_, stopped, token, _, position, scratch = made.arguments
-        made.normal(logits)
-        logits *= LOGIT_SPREAD
-        scratch.maxima.copy_(plain_maxima(logits, scratch.chunk)[0])
-        uniform = torch.rand(batch, length, device=logits.device, generator=generator)
-        tokens = torch.zeros(batch, length, dtype=torch.int64, device=logits.device)
-        stopped.fill_(-1)
-        position.fill_(at)
-        settings = tuple(tensor.clone() for tensor in launch.arguments[2:6])
-        plain = (logits, uniform, *settings, stopped, token, tokens, position)
-        drawn = tokens[:, at + 1]
-        return Call(
-            (*plain, scratch),
-            outputs=(token, drawn),
-            updated=(stopped, position),
-            read=lambda: (token, drawn, stopped, position),
-            plain=plain,
-        )
-
-    kept = 1 if config.sampling.temperature == 0 else config.sampling.top_k or vocab_size
-    chunks = min(kept, scratch.maxima.shape[1])
-    return Case(
-        name=launch.role,
-        shape={"B": batch, "V": vocab_size},
-        dtype=name_of(logits),
-        moved_bytes=nbytes(scratch.maxima) + batch * min(chunks * scratch.chunk, vocab_size) * logits.itemsize,
-        flops=logits.numel(),
-        call=call,
-        twin=launch.twin,
-        plain=launch.twin,
-        tolerance=0,
-        workspace_bytes=64 * logits.numel(),
-        unread_bytes=nbytes(logits) + 12 * batch * length,
     )
 
 

@@ -168,8 +168,11 @@ def poison(out: Tensor) -> None:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected magnitude; NaN where anything is."""
+    """Largest difference over the largest expected magnitude; NaN where anything is; of integers, infinity where
+    any differs."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)}, not {tuple(expected.shape)}"
+    if not actual.is_floating_point():
+        return 0.0 if torch.equal(actual, expected) else math.inf
     actual, expected = actual.double(), expected.double()
     return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
