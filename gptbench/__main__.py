@@ -116,8 +116,10 @@ def show_traceback(kind: type[BaseException], error: BaseException, trace: "Trac
 
 def is_composing(error: Exception) -> bool:
     """Whether Hydra raised it before any job began."""
+    from gptbench.private.hydra import MAIN
+
     names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    return "decorated_main" in names and not {"job", "launch"} & names
+    return MAIN in names and not {"job", "launch"} & names
 
 
 def wrong_python() -> "str | None":

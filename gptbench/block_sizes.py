@@ -6,17 +6,14 @@ of 33 to 44 s, two thirds of it for kernels that take next to no time (see LOG.m
 large matrix gets the same candidates, which are compiled by Inductor's workers, side by side with all other kernels,
 and timed by Inductor's own autotuner. It keeps the result on disk, so that a warm start times nothing.
 
-Imported by the compile workers: it needs nothing but torch.
+Imported by the compile workers: it needs nothing but torch, of which `gptbench.private.torch` replaces two functions.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-from torch._inductor import async_compile, codecache
-from torch._inductor.runtime import triton_heuristics
-from torch._inductor.runtime.hints import HeuristicType, ReductionHint
+from gptbench.private.torch import configuration, is_reduction, kernels_loaded_by, load_kernel, reads_rows, tuned_by
 
 CANDIDATES = ((1024, 4), (2048, 2), (2048, 4), (2048, 8), (2048, 16), (4096, 8), (4096, 16), (4096, 32))
 """Columns of one row, and warps: what was fastest, or nearly, for the matrices of three models on an H100. For single
@@ -27,34 +24,11 @@ NO_SEARCH = {"coordinate_descent_tuning": False, "dynamic_scale_rblock": False}
 """The second would compile, in the main process, half as many columns for what takes many registers."""
 SHORT = 1024
 """Columns of the smallest rows that are taken for a matrix's where Inductor cannot tell which way it is read."""
-# What is replaced in torch is no part of what it promises.
-compiler: Any = async_compile
-heuristics: Any = triton_heuristics
 
 
-def is_possible() -> bool:
-    """Whether this version of torch has what is replaced."""
-    name = "_load_triton_kernel_from_source"
-    needed = {
-        compiler: (name, "CompiledTritonKernels"),
-        codecache: (name,),
-        heuristics: ("cached_autotune", "InductorConfig"),
-    }
-    return all(hasattr(module, attribute) for module, attributes in needed.items() for attribute in attributes)
-
-
-@contextlib.contextmanager
-def from_candidates() -> Iterator[None]:
-    """What is compiled meanwhile, and was to be tuned by coordinate descent, is tuned by `CANDIDATES` instead."""
-    before = compiler._load_triton_kernel_from_source
-    compiler._load_triton_kernel_from_source = load
-    # Where a kernel could not be compiled, others are left behind, under the name that they have in either mode.
-    compiler.CompiledTritonKernels.cache_clear()
-    try:
-        yield
-    finally:
-        compiler._load_triton_kernel_from_source = before
-        compiler.CompiledTritonKernels.cache_clear()
+def from_candidates() -> AbstractContextManager[None]:
+    """What is compiled within it, and was to be tuned by coordinate descent, is tuned by `CANDIDATES` instead."""
+    return kernels_loaded_by(load)
 
 
 def load(kernel_name: str, source: str) -> Any:
@@ -62,41 +36,36 @@ def load(kernel_name: str, source: str) -> Any:
 
     The source is marked: neither what is in memory nor a result on disk is taken for one of another list.
     """
-    autotune = heuristics.cached_autotune
-
-    def cached_autotune(size_hints: dict[str, int], configs: list[Any], *args: Any, **named: Any) -> Any:
-        meta = named.get("inductor_meta") or {}
-        if meta.get("coordinate_descent_tuning"):
-            named["inductor_meta"] = meta | NO_SEARCH
-            plain = all(set(config.kwargs) == {"XBLOCK", "R0_BLOCK"} for config in configs)
-            if plain and reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
-                configs = configs[:1] + candidates(size_hints["r0_"])
-        return autotune(size_hints, configs, *args, **named)
-
-    heuristics.cached_autotune = cached_autotune
-    try:
-        return codecache._load_triton_kernel_from_source(kernel_name, f"{source}\n# {CANDIDATES}\n")
-    finally:
-        heuristics.cached_autotune = autotune
+    with tuned_by(choose):
+        return load_kernel(kernel_name, f"{source}\n# {CANDIDATES}\n")
 
 
-def reads_matrix(kind: HeuristicType | None, hint: ReductionHint | None, size_hints: dict[str, int] | None) -> bool:
+def choose(size_hints: dict[str, int], configs: list[Any], **named: Any) -> tuple[list[Any], dict[str, Any]]:
+    """What Inductor's autotuner is given in place of what Inductor gives it: see `tuned_by`."""
+    meta = named.get("inductor_meta") or {}
+    if meta.get("coordinate_descent_tuning"):
+        named["inductor_meta"] = meta | NO_SEARCH
+        plain = all(set(config.kwargs) == {"XBLOCK", "R0_BLOCK"} for config in configs)
+        if plain and reads_matrix(named.get("heuristic_type"), meta.get("reduction_hint"), size_hints):
+            configs = [*configs[:1], *candidates(size_hints["r0_"])]
+    return configs, named
+
+
+def reads_matrix(kind: Any, hint: Any, size_hints: dict[str, int] | None) -> bool:
     """Whether a kernel is a large matrix times a vector.
 
     Args:
         kind, hint, size_hints: what Inductor says of it, the sizes (if any) as powers of two. Rows that lie one after
             the other are INNER; those of an expert, whose number is loaded first, DEFAULT.
     """
-    if kind is not HeuristicType.REDUCTION or not size_hints or set(size_hints) != {"x", "r0_"}:
+    if not is_reduction(kind) or not size_hints or set(size_hints) != {"x", "r0_"}:
         return False
-    along_rows = hint is ReductionHint.INNER or (hint is ReductionHint.DEFAULT and size_hints["r0_"] >= SHORT)
+    along_rows = reads_rows(hint)
+    if along_rows is None:
+        along_rows = size_hints["r0_"] >= SHORT
     return along_rows and math.prod(size_hints.values()) >= LARGE
 
 
 def candidates(columns: int) -> list[Any]:
     """What is tried for a matrix of so many columns, beside Inductor's own guess."""
-    return [
-        heuristics.InductorConfig({"XBLOCK": 1, "R0_BLOCK": block}, num_warps=warps, num_stages=1)
-        for block, warps in CANDIDATES
-        if block <= columns
-    ]
+    return [configuration({"XBLOCK": 1, "R0_BLOCK": block}, warps) for block, warps in CANDIDATES if block <= columns]

@@ -15,16 +15,20 @@ from typing import Any
 import pytest
 import torch
 from torch._inductor import async_compile
+from torch._inductor.runtime import triton_heuristics
 from torch._inductor.runtime.hints import DeviceProperties, HeuristicType, ReductionHint
 from torch._inductor.runtime.triton_heuristics import unique_configs
 
 from gptbench.base.errors import ConfigError
-from gptbench.block_sizes import CANDIDATES, candidates, compiler, from_candidates, heuristics, load, reads_matrix
+from gptbench.block_sizes import CANDIDATES, candidates, from_candidates, load, reads_matrix
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import Auto, Inductor
 from tests.models import DENSE, run_config
 from tests.test_engines import make_engine
+
+compiler: Any = async_compile
+heuristics: Any = triton_heuristics
 
 SOURCE = """
 import triton

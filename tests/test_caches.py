@@ -20,6 +20,7 @@ from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine.compile_cache import Place
 from gptbench.measure.compilation import CompileWatch, compile_cache
+from gptbench.private.torch import COMPILER
 from gptbench.task import Kernels
 from tests.caches import own_caches, remove
 from tests.models import DENSE, run_config
@@ -71,7 +72,7 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
     imports, import_module = [], importlib.import_module
 
     def watched(name: str) -> ModuleType:
-        if name == caches.COMPILER:
+        if name == COMPILER:
             imports.append(Path(os.environ[caches.FOLDER]))
             assert imports[-1].is_dir()
         return import_module(name)

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gptbench"
 
 ORDER = (
     "base",
+    "private",
     "architecture",
     "config",
     "schema",
@@ -40,7 +41,7 @@ ORDER = (
 
 SIDE_ROOMS = {
     "kernels": {"torch", "triton", *sys.stdlib_module_names},
-    "block_sizes": {"torch", *sys.stdlib_module_names},
+    "block_sizes": {"torch", "gptbench.private", *sys.stdlib_module_names},
 }
 """Rooms that may import nothing but themselves, these packages and Python's own."""
 
@@ -73,7 +74,7 @@ def violations(room: str, code: str, package: str) -> list[str]:
         return [
             module
             for module in imported_modules(code, package)
-            if module.partition(".")[0] not in SIDE_ROOMS[room] and module != own and not module.startswith(f"{own}.")
+            if not any(f"{module}.".startswith(f"{known}.") for known in (own, *SIDE_ROOMS[room]))
         ]
     allowed = ORDER[: ORDER.index(room) + 1]
     rooms = ((module, room_of(module)) for module in imported_modules(code, package))

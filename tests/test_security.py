@@ -713,7 +713,8 @@ def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkey
 
 
 def test_of_a_record_nothing_is_built_but_its_tracking(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptbench.record import sync, tracking
+    from gptbench.commands import sync
+    from gptbench.record import tracking
 
     logged: list[Any] = []
     monkeypatch.setattr(tracking.MLflowTracker, "log", lambda self, result, path: logged.append(self.config))

@@ -15,10 +15,11 @@ import pytest
 from gptbench.base.errors import UserError
 from gptbench.base.paths import shipped_folder
 from gptbench.execute.attempt import is_of_interrupt
+from gptbench.private.hydra import BASIC_LAUNCHER
 from gptbench.schema import Failure
 from gptbench.schema.files import load_record
 from gptbench.schema.outcome import Outcome
-from gptbench.sweep.sweeper import IN_THIS_PROCESS, Sweep, is_in_this_process, stopping
+from gptbench.sweep.sweeper import Sweep, is_in_this_process, stopping
 from tests.sweeps import (
     LOGGED,
     LONG,
@@ -274,7 +275,7 @@ def test_hydras_own_launcher_is_known_however_it_was_imported() -> None:
     from hydra.core.plugins import Plugins
 
     assert is_in_this_process(BasicLauncher())
-    loaded = Plugins.instance().class_name_to_class[IN_THIS_PROCESS]
+    loaded = Plugins.instance().class_name_to_class[BASIC_LAUNCHER]
     assert is_in_this_process(loaded())
 
 

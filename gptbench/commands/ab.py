@@ -4,8 +4,6 @@ import math
 import re
 from pathlib import Path
 
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -25,6 +23,7 @@ from gptbench.config.mistakes import told
 from gptbench.execute import ab
 from gptbench.present.console import console, print_whole, write_line
 from gptbench.present.terminal import stage_bar
+from gptbench.private.hydra import main_hydra, search_path
 from gptbench.record.sync import log_recorded
 from gptbench.record.tracking import flat
 from gptbench.schema.ab import AbResult
@@ -61,15 +60,15 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
     guard.check_arguments(overrides)
     register()
     guard.install()
-    search_path = create_config_search_path(str(conf_folder()))
+    path = search_path(str(conf_folder()))
     if config_dir is not None:
         guard.require_folder(config_dir)
         # As Hydra itself has it: its own schemas stay last.
         folder = f"file://{Path(config_dir).absolute()}"
-        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+        path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     try:
-        hydra = Hydra.create_main_hydra2("gptbench", search_path)
+        hydra = main_hydra("gptbench", path)
         left_out = [f"{key}={value}" for key, value in ab.LEFT_OUT.items()]
         config = hydra.compose_config(
             "config", [*overrides, *left_out], run_mode=RunMode.RUN, with_log_configuration=False

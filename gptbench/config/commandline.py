@@ -13,14 +13,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-
 from gptbench.architecture import CONFIG_FILE, of_checkpoint
 from gptbench.base.errors import UserError
 from gptbench.base.hub import expanded, is_hub_name
 from gptbench.base.paths import conf_folder
 from gptbench.config.field_types import field_types, text_fields
 from gptbench.config.grammar import FUNCTION, as_text, plain_text, quoted, separated, unquoted
+from gptbench.private import hydra as private
 
 COMMANDS = {
     "compare": "gptbench.commands.compare:compare_command",
@@ -59,9 +58,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     parser = Parser(add_help=False, allow_abbrev=True)
     names: list[str] = []
-    for action in get_args_parser()._actions:  # Hydra's own, which it has no other list of
-        if not action.option_strings:
-            continue
+    for action in private.options(private.arguments_parser()):
         names += action.option_strings
         if action.nargs == 0:
             parser.add_argument(*action.option_strings, dest=action.dest, action="store_true")
@@ -104,7 +101,7 @@ def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 def config_dir_of(options: Sequence[str]) -> str | None:
     """The folder of configurations of the user's own, if one is named."""
-    found, _ = get_args_parser().parse_known_args(list(options))
+    found, _ = private.arguments_parser().parse_known_args(list(options))
     given: str | None = found.config_dir
     return given
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import HydraException
 
 from gptbench.base.hub import expanded
+from gptbench.private import hydra as private
 
 QUOTED = re.compile(r"\s*('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*(?=,|$)", re.DOTALL)
 """A whole part of a list, in quotes."""
@@ -49,7 +50,7 @@ def plain_text(value: str) -> str:
     if not value or "${" in value:
         return value
     if (override := parsed(value)) is not None and override.value_type is ValueType.ELEMENT:
-        element = override._value
+        element = private.element(override)
         escaped = isinstance(element, str) and "\\" in value
         if element is None or isinstance(element, QuotedString) or element == value or escaped:
             return value
@@ -64,7 +65,7 @@ def quoted(text: str) -> str:
 def unquoted(value: str) -> str:
     """The text of a value that may be quoted."""
     override = parsed(value)
-    element = None if override is None else override._value
+    element = None if override is None else private.element(override)
     return element.text if isinstance(element, QuotedString) else value
 
 

@@ -10,19 +10,12 @@ environment, and any server that an address names.
 """
 
 import functools
-import importlib.metadata
 import logging
 from pathlib import Path
 from typing import Any
 
-from hydra._internal import hydra as internals
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core import utils
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -34,6 +27,8 @@ from gptbench.base.outputs import write_whole
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import Config
 from gptbench.config.refusal import check, environment_variable
+from gptbench.private import hydra as private
+from gptbench.private import version
 
 SEARCH_PATHS = ("pkg://hydra.conf", "structured://")
 """Hydra's own, which are in every search path. A plugin's are in `hydra_plugins`, which Hydra imports anyhow."""
@@ -47,7 +42,7 @@ def install() -> None:
     Raises:
         UserError: it does not, as another version of Hydra has another name for what is replaced.
     """
-    internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined]
+    private.replace_loader(GuardedLoader)
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
     verify()
 
@@ -62,7 +57,7 @@ def verify() -> None:
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        hydra = internals.Hydra.create_main_hydra2("guard", create_config_search_path(None))
+        hydra = private.main_hydra("guard", private.search_path(None))
         for override in HOSTILE:
             try:
                 hydra.config_loader.load_configuration(None, [override], RunMode.RUN)
@@ -70,7 +65,7 @@ def verify() -> None:
                 if error.field.startswith("guard"):
                     continue
             raise UserError(
-                f"hydra-core {importlib.metadata.version('hydra-core')}: gptbench cannot guard it against "
+                f"hydra-core {version('hydra')}: gptbench cannot guard it against "
                 "configurations that run code: install a version that its requirements allow "
                 "(pip install 'hydra-core>=1.3.8,<1.4')"
             )
@@ -87,7 +82,7 @@ def check_arguments(arguments: list[str]) -> None:
         ConfigError: one of them is there.
         SystemExit: as Hydra's own parser does.
     """
-    options, _ = get_args_parser().parse_known_args(arguments)  # Hydra's own: it knows abbreviations
+    options, _ = private.arguments_parser().parse_known_args(arguments)  # which knows abbreviations
     if (file := options.experimental_rerun) is not None:
         raise ConfigError("--experimental-rerun", file, "no such option: it unpickles the file, which runs its code")
     if (folder := options.config_path) is not None and not (Path(folder).is_absolute() and Path(folder).is_dir()):
@@ -121,11 +116,11 @@ def log_record(*args: Any, **options: Any) -> logging.LogRecord:
     return record
 
 
-utils._save_config = save_config  # type: ignore[assignment]
+private.replace_saving(save_config)
 logging.setLogRecordFactory(log_record)
 
 
-class GuardedRepository(ConfigRepository):
+class GuardedRepository(private.ConfigRepository):
     """Hydra's sources of configurations: folders only."""
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -137,17 +132,15 @@ class GuardedRepository(ConfigRepository):
         super().initialize_sources(config_search_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is not None and source.scheme() == "file":  # Hydra loads the class twice
-            read_yaml(Path(source.path, source._normalize_file_name(config_path)))
+        if (file := private.yaml_file(self, config_path)) is not None:
+            read_yaml(file)
         try:
             return super().load_config(config_path)
         except YAMLError as error:
-            file = config_path if source is None else Path(source.path, source._normalize_file_name(config_path))
-            raise InputError(f"{file}, {yaml_fault(error)}") from error
+            raise InputError(f"{file or config_path}, {yaml_fault(error)}") from error
 
 
-class GuardedLoader(ConfigLoaderImpl):
+class GuardedLoader(private.ConfigLoaderImpl):
     """Hydra's loader, which gives out nothing that `check` refuses."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:

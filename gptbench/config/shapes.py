@@ -4,6 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 from gptbench.base.errors import ConfigError
+from gptbench.private.hydra import BASIC_LAUNCHER
 
 RESERVED = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that mean something to Hydra's `instantiate`."""
@@ -69,7 +70,7 @@ RAY_INIT = (
 RAY_REMOTE = ("num_cpus", "num_gpus", "memory", "max_calls", "max_retries", "scheduling_strategy")
 
 LAUNCHERS: dict[str, Shape] = {
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": {},
+    BASIC_LAUNCHER: {},
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": {
         "ray": {
             "init": dict.fromkeys(RAY_INIT, PLAIN),

@@ -7,7 +7,6 @@ that was cut off, as by a full disk or a crash, ends the process that loads it w
 
 import contextlib
 import getpass
-import importlib
 import mmap
 import os
 import re
@@ -23,13 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from gptbench.base.errors import ConfigError, UserError
-from gptbench.base.private import private
 from gptbench.config import EngineConfig
+from gptbench.private import torch as torch_parts
+from gptbench.private.triton import cache_folder as triton_folder
+from gptbench.private.triton import groups_in
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 """Variable that names TorchInductor's folder."""
-COMPILER = "torch._inductor.compile_fx"
-"""What `torch.compile` imports at its first call; it takes about a second."""
 WRITING_S = 60.0
 """For which a library that is not whole may still be in the making by another process."""
 
@@ -46,8 +45,8 @@ def import_compiler() -> None:
         with tempfile.TemporaryDirectory() as meanwhile:
             os.environ[FOLDER] = meanwhile
             try:
-                importlib.import_module(COMPILER)
-            except ImportError:  # `private` says what of it is not there
+                torch_parts.import_compiler()
+            except ImportError:  # `part` says what of it is not there
                 pass
             finally:
                 del os.environ[FOLDER]
@@ -63,12 +62,7 @@ def default_inductor_folder() -> Path:
 def inductor_folder() -> Path:
     """Of TorchInductor's cache. Raises OSError where it cannot be made, and UserError where torch cannot be asked."""
     import_compiler()
-    return Path(private("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
-
-
-def triton_folder() -> Path:
-    """Of Triton's own cache. Raises UserError where there is no Triton, or it cannot be asked."""
-    return Path(private("triton.knobs", "cache").dir).absolute()
+    return torch_parts.cache_folder()
 
 
 def lacking_for_cpp() -> str | None:
@@ -153,7 +147,7 @@ def remove(folder: Path, path: Path) -> bool:
     """Removes what was cut off, and says whether it did: not where another process is making it."""
     with contextlib.suppress(OSError, Timeout), making(folder, path):
         if not is_whole(path):
-            for group in path.parent.glob("__grp__*.json"):  # Triton compiles anew what no group names
+            for group in groups_in(path.parent):  # Triton compiles anew what no group names
                 group.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             return True

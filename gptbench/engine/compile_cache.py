@@ -31,10 +31,12 @@ import torch
 from gptbench import __version__
 from gptbench.base.errors import UserError
 from gptbench.base.inputs import open_regular
-from gptbench.base.private import private
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
 from gptbench.engine import caches
+from gptbench.private.torch import cache_folder, headers_folder
+from gptbench.private.triton import cache_folder as triton_folder
+from gptbench.private.triton import children_of, group_of, is_group
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
     from gptbench.engine.tiles import Tiles
@@ -56,8 +58,6 @@ END = struct.Struct("<10xHI")
 """Of the record with which a zip ends: how many files it lists, and in how many bytes."""
 END_BYTES = 2**16 + 22
 """That record begins within so many from the end."""
-GROUP = "__grp__"
-"""Begins the name of a file in which Triton lists the files of one kernel."""
 MUST_FIT = ("torch", "triton", "python", "platform", "device")
 """What must be the same on both machines; else nothing of the file would be found, or it would not run."""
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
@@ -113,11 +113,8 @@ class Place:
     def __init__(self, outputs: Path) -> None:
         if (lacks := caches.lacking(caches.FOLDER, caches.inductor_folder)) is not None:
             raise UserError(f"gptbench cache needs {lacks}")
-        cache_dir, default_cache_dir = (
-            private("torch._inductor.runtime.cache_dir_utils", name) for name in ("cache_dir", "default_cache_dir")
-        )
         device = Device(device_config(0))
-        self.folders = {"inductor": Path(cache_dir()), "headers": Path(default_cache_dir(), "precompiled_headers")}
+        self.folders = {"inductor": cache_folder(), "headers": headers_folder()}
         self.device = device
         triton = kernels = None
         with contextlib.suppress(ImportError):  # not on every platform
@@ -126,7 +123,7 @@ class Place:
             from gptbench.engine.tiles import kernels_digest
 
             triton, kernels = package.__version__, kernels_digest()
-            self.folders |= {"triton": Path(package.knobs.cache.dir).absolute(), "tiles": outputs / "tiles"}
+            self.folders |= {"triton": triton_folder(), "tiles": outputs / "tiles"}
         name = device.name
         if device.is_cuda:
             name += ", compute capability {}.{}".format(*torch.cuda.get_device_capability(device.torch))
@@ -261,31 +258,19 @@ def is_library(name: str) -> bool:
     return name.startswith("inductor/") and not name.startswith("inductor/triton/") and name.endswith(".so")
 
 
-def is_group(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(GROUP)
-
-
 def portable_group(path: Path) -> bytes | None:
     """A group of Triton's with the names of its files only; None where one of them is not beside it."""
     children = children_of(path.read_bytes())
     if children is None or not all((path.parent / name).is_file() for name in children.values()):
         return None
-    return json.dumps({"child_paths": children}).encode()
+    return group_of(children)
 
 
 def group_in(folder: Path, content: bytes) -> bytes | None:
     """The same group with its files in a folder."""
     if (children := children_of(content)) is None:
         return None
-    return json.dumps({"child_paths": {key: str(folder / name) for key, name in children.items()}}).encode()
-
-
-def children_of(content: bytes) -> dict[str, str] | None:
-    """Names of a group's files, without their folder; None if it is not a group."""
-    try:
-        return {key: Path(path).name for key, path in json.loads(content)["child_paths"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    return group_of(children, folder)
 
 
 @dataclass

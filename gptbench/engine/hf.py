@@ -6,8 +6,6 @@ sequence is padded, so the library is given no mask and makes its own, within wh
 https://huggingface.co/docs/transformers/llm_optims and https://huggingface.co/docs/transformers/kv_cache
 """
 
-import copy
-import importlib
 import importlib.util
 from collections.abc import Callable
 from importlib.metadata import version
@@ -27,6 +25,8 @@ from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
 from gptbench.model import Transformer
 from gptbench.model.transformer import MixtureOfExperts, count_distinct
+from gptbench.private import transformers as private
+from gptbench.private.torch import mark_static
 from gptbench.sampling import Sampler
 
 OLDEST = (5, 17)
@@ -44,11 +44,6 @@ FAMILIES: dict[str, set[str]] = {
     "Qwen3Moe": {"head_dim", "qk_norm", "n_experts"},
 }
 """The library's models, the simplest first, and the fields of ours that not every one of them has."""
-
-
-def transformers() -> Any:
-    """The library, which takes seconds to import, and need not be installed."""
-    return importlib.import_module("transformers")
 
 
 def slides(config: ModelConfig, length: int) -> bool:
@@ -84,7 +79,7 @@ def library_config(config: ModelConfig, length: int) -> Any:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_context,
         }
-    return getattr(transformers(), f"{family(config, length)}Config")(
+    return getattr(private.library(), f"{family(config, length)}Config")(
         vocab_size=config.vocab_size,
         hidden_size=config.dim,
         num_hidden_layers=config.n_layers,
@@ -124,28 +119,11 @@ def peer(model: Transformer, length: int, device: torch.device) -> Any:
     """The library's model with our tensors as its parameters; nothing is copied."""
     config = library_config(model.config, length)
     with torch.device("meta"):
-        hf = getattr(transformers(), f"{family(model.config, length)}ForCausalLM")(config)
+        hf = getattr(private.library(), f"{family(model.config, length)}ForCausalLM")(config)
     hf.load_state_dict(weights(model), assign=True)
     hf.tie_weights()
-    # The wavelengths are in no checkpoint, so they are still on `meta`. Made on the CPU, as the library does.
-    hf.model.rotary_emb = type(hf.model.rotary_emb)(config).to(device)
+    private.make_rotary(hf, config, device)  # still on `meta`
     return hf.eval().requires_grad_(False)
-
-
-def static_cache(config: Any, length: int) -> Any:
-    """The library's static cache, which can be told that it is empty."""
-    library_cache: Any = transformers().StaticCache
-
-    class StaticCache(library_cache):
-        """`generate` makes a new one for each prefill. This one is emptied, so that compiled code finds it where it
-        was, and says itself that it is empty: else the library would ask the GPU, and wait for the answer."""
-
-        empty = False
-
-        def get_seq_length(self, layer_idx: int = 0) -> Any:
-            return 0 if self.empty else super().get_seq_length(layer_idx)
-
-    return StaticCache(config=config, max_cache_len=length)
 
 
 class HuggingFace(Engine):
@@ -199,29 +177,24 @@ class HuggingFace(Engine):
         self.static = config.cache is Cache.static
         self.slides = slides(model.config, self.length)
         if self.static:
-            self.cache = static_cache(self.hf.config, self.length)
+            self.cache = private.static_cache(self.hf.config, self.length)
         else:
-            self.cache = transformers().DynamicCache(config=self.hf.config)
-        self.cache.early_initialization(
-            batch_size=self.batch,
-            num_heads=model.config.n_kv_heads,
-            head_dim=model.config.head_dim,
-            dtype=model.dtype,
-            device=device.torch,
+            self.cache = private.dynamic_cache(self.hf.config)
+        private.allocate(
+            self.cache, self.batch, model.config.n_kv_heads, model.config.head_dim, model.dtype, device.torch
         )
         self.empty = self.cache
         self.decode_forward: Any = self.hf
         self.finish: Callable[[Tensor], None] = self.draw
         if self.static:
-            self.decode_forward = self.hf.get_compiled_call(None)
+            self.decode_forward = private.compiled_call(self.hf)
             self.finish = compiled(self.draw, compile_options(cudagraphs=False, tuning=Tuning.none))
         # As in `generate`: on a GPU another product of matrices for the few tokens of a decode step.
-        experts = self.hf.get_experts_implementation()
-        self.switches_experts = device.is_cuda and "grouped_mm" in experts.values()
+        self.switches_experts = device.is_cuda and private.uses_grouped_experts(self.hf)
         if self.batch > 1 and model.experts_counter is not None:
-            for layer in self.hf.model.layers:
-                layer.mlp.gate.register_forward_hook(self.count_experts)
-            torch._dynamo.mark_static_address(model.experts_counter)
+            for router in private.routers(self.hf):
+                router.register_forward_hook(self.count_experts)
+            mark_static(model.experts_counter)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -238,17 +211,16 @@ class HuggingFace(Engine):
 
     def run_prefill(self) -> None:
         self.rewind()
-        self.use_experts("grouped_mm")
+        self.use_experts(private.GROUPED)
         if self.static:
             self.cache.reset()
             self.cache.empty = True
             logits = self.logits(self.hf, self.prompt, self.prompt_positions)
             self.cache.empty = False
-        else:  # shallow copies, as such a cache never changes a tensor; a new one may wait for the GPU
-            self.cache = copy.copy(self.empty)
-            self.cache.layers = [copy.copy(layer) for layer in self.empty.layers]
+        else:
+            self.cache = private.copied(self.empty)
             logits = self.logits(self.hf, self.prompt, self.prompt_positions)
-        self.use_experts("batched_mm")
+        self.use_experts(private.BATCHED)
         self.finish(logits)
 
     def run_decode(self) -> None:
@@ -269,7 +241,7 @@ class HuggingFace(Engine):
     def use_experts(self, implementation: str) -> None:
         """Sets how the library multiplies with the experts' matrices, if that changes between prefill and decode."""
         if self.switches_experts:
-            self.hf.set_experts_implementation(implementation)
+            private.use_experts(self.hf, implementation)
 
     def count_experts(self, router: Any, inputs: Any, routed: tuple[Tensor, Tensor, Tensor]) -> None:
         """Called after each router, which gives logits, weights and the chosen experts [N, A]."""

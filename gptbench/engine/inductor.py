@@ -6,7 +6,6 @@ but the launch. On a CPU the compiled C++ is called directly.
 """
 
 import contextlib
-import importlib
 import importlib.util
 import os
 import shutil
@@ -22,23 +21,15 @@ import torch
 from torch import Tensor
 
 from gptbench.base.errors import ConfigError, UserError
-from gptbench.base.private import private
+from gptbench.block_sizes import from_candidates
 from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Scope, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.model import Transformer
+from gptbench.private import torch as private
 from gptbench.sampling import Sampler
 
-PRIVATE = (
-    ("torch._inductor", "list_options"),
-    ("torch._inductor.cpp_builder", "get_cpp_compiler"),
-    ("torch._inductor.exc", "InvalidCxxCompiler"),
-    ("torch._inductor.inductor_prims", "force_stride_order"),  # in `gptbench.model.linear`
-    ("torch._dynamo", "maybe_mark_dynamic"),
-    ("torch._dynamo", "mark_static_address"),
-)
-"""What of torch is needed that torch does not promise to keep: module and name."""
 WARM_UP_CALLS = 3
 """Before a capture. torch's trees record at the second call, and replay from the third on."""
 
@@ -58,7 +49,7 @@ def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
         "use_static_cuda_launcher": tuning is not Tuning.descent,
         "bundle_triton_into_fx_graph_cache": False,
     }
-    known = private("torch._inductor", "list_options")()
+    known = private.options()
     return {name: value for name, value in options.items() if name in known}
 
 
@@ -70,42 +61,28 @@ def trust_vector_instructions() -> None:
     demo model's cold compile took on two cores (see LOG.md).
     """
     try:
-        settings = private("torch._inductor", "config").cpp
-        known = private("torch._inductor.cpu_vec_isa", "supported_vec_isa_list")
-        here = set(private("torch._inductor.cpu_vec_isa", "x86_isa_checker")())
+        settings, known, here = private.vector_instructions()
     except UserError:  # it takes longer then
         return
     if getattr(settings, "vec_isa_ok", True) is not None:
         return  # the user has said so: TORCHINDUCTOR_VEC_ISA_OK
     best = next((isa for isa in known if set(str(isa).split()) <= here), None)
-    if best is not None and (compiler := cpp_compiler()) is not None:  # on a GPU there need not be one
+    if best is not None and (compiler := private.cpp_compiler()) is not None:  # on a GPU there need not be one
         command = [compiler, "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
             settings.vec_isa_ok = True
 
 
-def cpp_compiler() -> str | None:
-    """The C++ compiler that Inductor takes, or None if there is none."""
-    try:
-        return str(private("torch._inductor.cpp_builder", "get_cpp_compiler")())
-    except private("torch._inductor.exc", "InvalidCxxCompiler"):
-        return None
-
-
 def has_candidates() -> bool:
     """Whether `Tuning.candidates` can be had with this version of torch."""
     caches.import_compiler()
-    try:
-        from gptbench import block_sizes  # which imports private parts of torch
-    except ImportError:
-        return False
-    return block_sizes.is_possible()
+    return private.can_replace_loader()
 
 
 def import_compiler() -> None:
     """Imports what compiling needs. What goes wrong is told by what compiles, if the process lives on."""
     with contextlib.suppress(Exception):
-        importlib.import_module(caches.COMPILER)
+        private.import_compiler()
 
 
 def compiled(function: Callable, how: dict[str, Any]) -> Callable:
@@ -116,7 +93,7 @@ def compiled(function: Callable, how: dict[str, Any]) -> Callable:
 def varies(tensor: Tensor, dim: int) -> None:
     """Tells the compiler to leave the size of a dimension open; not of size 1, which has code of its own."""
     if tensor.shape[dim] > 1:
-        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        private.mark_dynamic(tensor, dim)
 
 
 def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -140,8 +117,7 @@ class Inductor(Engine):
     def missing(cls, device: Device) -> str | None:
         caches.import_compiler()
         try:
-            for module, name in PRIVATE:
-                private(module, name)
+            private.require_compiler()
         except UserError as error:
             return f"another version of torch: {error}"
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -152,7 +128,7 @@ class Inductor(Engine):
             if not any(map(shutil.which, ("gcc", "clang", "cc"))):
                 return "a C compiler (Debian: gcc)"
             return caches.lacking_for_kernels(inductor=True)
-        return caches.lacking_for_cpp() if cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
+        return caches.lacking_for_cpp() if private.cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
@@ -167,7 +143,7 @@ class Inductor(Engine):
     def begin(cls, config: EngineConfig, device: Device) -> None:
         if device.is_cuda:  # on a CPU it would take turns with the model
             with contextlib.suppress(UserError):  # it takes longer then
-                private("torch._inductor.async_compile", "maybe_warm_pool")()
+                private.start_workers()
             threading.Thread(target=import_compiler, daemon=True).start()
 
     @classmethod
@@ -208,7 +184,7 @@ class Inductor(Engine):
         if trees:
             counters = [] if model.experts_counter is None else [model.experts_counter]
             for tensor in (*vars(self.state).values(), self.prompt, *sampler.settings, sampler.stops, *counters):
-                torch._dynamo.mark_static_address(tensor)
+                private.mark_static(tensor)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
@@ -236,8 +212,6 @@ class Inductor(Engine):
         """Within it, block sizes are found as the configuration says."""
         if not (self.device.is_cuda and self.config.tuning is Tuning.candidates):
             return contextlib.nullcontext()
-        from gptbench.block_sizes import from_candidates  # which imports private parts of torch
-
         return from_candidates()
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import triton
 from filelock import FileLock
-from triton.runtime.errors import OutOfResources
+from triton import OutOfResources
 
 from gptbench import kernels
 from gptbench.base.errors import UserError

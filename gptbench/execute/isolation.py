@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gptbench.base.streams import lasting
+from gptbench.private.torch import ASK_NVML
 
 T = TypeVar("T")
 
@@ -24,7 +25,6 @@ GRACE_S = 5.0
 """Seconds between asking a process to end and killing it."""
 PRELOADED = ["gptbench.execute.run", "gptbench.record.tracking"]
 """What the server imports, once for all processes."""
-ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 """Where a container tells how often the kernel killed one of its processes for memory."""
 
@@ -52,7 +52,7 @@ def context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
-    # torch's compiler asks for GPUs while it is imported. Asked through CUDA, no process forked later could use one.
+    # torch's compiler asks for GPUs while it is imported.
     given = os.environ.get(ASK_NVML)
     os.environ[ASK_NVML] = "1"
     forkserver.ensure_running()

@@ -42,7 +42,7 @@ def compile_only(step: Callable[[], None], device: torch.device) -> None:
     what they would write is not there.
 
     Raises:
-        triton.runtime.errors.OutOfResources: a kernel needs more registers or shared memory than there are.
+        triton.OutOfResources: a kernel needs more registers or shared memory than there are.
     """
 
     def compiled() -> None:

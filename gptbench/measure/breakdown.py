@@ -18,25 +18,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from gptbench.engine import Engine
 from gptbench.generate import Workload
+from gptbench.private.torch import COMPILED, LAUNCHING, NOT_OPERATIONS, ON_GPU, OPERATION
 from gptbench.schema.breakdown import Breakdown, Launch
 
 PROFILED = 5
 """Steps of which the median is kept. One more is run, whose start is the end of the last."""
 STEP = "gptbench.step"
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-"""The profiler's categories of what keeps a GPU busy."""
-LAUNCHING = ("cuda_runtime", "cuda_driver")
-"""Those of the calls that launch it. All kernels of a CUDA graph have the correlation of the graph's launch."""
-COMPILED = "## Call CompiledFxGraph "
-NOT_OPERATIONS = (
-    "TorchDynamo Cache Lookup",
-    "Torch-Compiled Region",
-    "Pregraph bytecode",
-    "AOTDispatcher Runtime Wrapper Prologue",
-)
-"""What torch.compile does around a compiled graph on the host."""
-
-
 SILENT = "6"
 """Level of Kineto, the profiler's library, above all of its own; it would print a line for each start and stop."""
 
@@ -127,7 +114,7 @@ def operations(events: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], f
     """Torch's operations, and not those that they call, each with the time of its call."""
     latest = 0.0
     for event in events:
-        if event.get("cat") == "cpu_op" and not event["name"].startswith(NOT_OPERATIONS) and event["ts"] >= latest:
+        if event.get("cat") == OPERATION and not event["name"].startswith(NOT_OPERATIONS) and event["ts"] >= latest:
             latest = event["ts"] + event["dur"]
             yield event, event["ts"]
 

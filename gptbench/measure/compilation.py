@@ -1,7 +1,6 @@
 """Compile time: how long, of what stages, from what state of the caches, and a count that proves when it is over."""
 
 import contextlib
-import importlib.util
 import math
 import multiprocessing
 import signal
@@ -9,16 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptbench.base.errors import UserError
-from gptbench.base.private import private, version
 from gptbench.engine import Engine, caches
 from gptbench.measure.load import observed
 from gptbench.measure.sensors import NO_SENSOR, Sensor
+from gptbench.private import torch as private
+from gptbench.private.triton import compile_switches
 from gptbench.schema.compilation import Compilation, costs
 
 
@@ -39,8 +37,8 @@ class CompileWatch:
         self.triton_hits = self.triton_misses = 0
         self.lock = threading.Lock()
         caches.import_compiler()
-        self.torch = private("torch._dynamo.callback", "callback_handler")
-        self.triton = triton_compilation()
+        self.torch = private.compile_callbacks()
+        self.triton = compile_switches()
         self.torch.register_start_callback(self.torch_compiles)
         if self.triton is not None:
             self.listener, self.triton.listener = self.triton.listener, self.triton_compiles
@@ -73,23 +71,6 @@ class CompileWatch:
         self.close()
 
 
-def triton_compilation() -> Any:
-    """Triton's switches for compiling, or None where there is no Triton. Raises UserError where it has none that can
-    be listened to."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    switches = private("triton.knobs", "compilation")
-    if not hasattr(switches, "listener"):
-        raise UserError(
-            f"triton {version('triton')} has no knobs.compilation.listener: whether a sample has compiled a kernel "
-            "cannot be known (gptbench's constraints.txt names a version that has it)"
-        )
-    return switches
-
-
-CACHE_COUNTERS = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
-
-
 started_compiler = False
 """Whether this process has prepared an engine before: what that loaded and looked up stays in memory."""
 
@@ -110,11 +91,8 @@ def prepare(
         taken_over: whether an earlier job has left compiled code.
     """
     global started_compiler
-    counters = private("torch._dynamo.utils", "counters")
-    compilation_time_metrics = private("torch._dynamo.utils", "compilation_time_metrics")
     process = "later" if process == "first" and started_compiler else process
-    before = {name: counters["inductor"][name] for name in CACHE_COUNTERS}
-    stages = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
+    before, stages = private.cache_counts(), private.compile_seconds()
     compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
     by_triton = len(watch.compiling)
     engine.device.synchronize()
@@ -123,11 +101,11 @@ def prepare(
         engine.prepare()
         engine.device.synchronize()
         elapsed = time.perf_counter() - start
-    counts = {name: counters["inductor"][name] - before[name] for name in CACHE_COUNTERS}
+    counts = {name: count - before[name] for name, count in private.cache_counts().items()}
     kernels = watch.triton_hits - found, watch.triton_misses - built
     started_compiler = started_compiler or watch.count > compiled
     hits, misses, bypasses = counts.values()
-    spent = {name: sum(s) - stages.get(name, 0.0) for name, s in compilation_time_metrics.items()}
+    spent = {name: seconds - stages.get(name, 0.0) for name, seconds in private.compile_seconds().items()}
     state = cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels)
     return Compilation(
         cache="mixed" if taken_over and state != "none" else state,
@@ -170,13 +148,11 @@ def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
 
     Yields whether the cache's folder is empty.
     """
-    fresh_cache = private("torch._inductor.utils", "fresh_cache")
-    cache_dir = private("torch._inductor.runtime.cache_dir_utils", "cache_dir")
     if not keep:
         torch.compiler.reset()
-    with fresh_cache() if fresh else contextlib.nullcontext():
+    with private.fresh_cache() if fresh else contextlib.nullcontext():
         try:
-            empty = not any(Path(cache_dir()).iterdir())
+            empty = not any(private.cache_folder().iterdir())
         except OSError:  # it can be neither made nor read
             empty = True
         yield empty

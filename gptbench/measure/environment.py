@@ -14,9 +14,9 @@ import torch
 
 from gptbench import STARTED_WITH, __version__
 from gptbench.base import limits
-from gptbench.base.private import version
 from gptbench.base.redaction import redacted
 from gptbench.device import Device, cpu_name
+from gptbench.private import version
 from gptbench.schema.machine import Environment, place_of
 
 LIBRARIES = (

@@ -19,10 +19,9 @@ def weight_bytes(model: Transformer, batch: int) -> int:
                 share[id(child)] = module.active, module.experts
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            storage = parameter.untyped_storage()._cdata
-            if storage in seen:
+            if id(parameter) in seen:
                 continue
-            seen.add(storage)
+            seen.add(id(parameter))
             read, of = share.get(id(module), (1, 1))
             if isinstance(module, Embedding):
                 read, of = min(batch, parameter.shape[0]), parameter.shape[0]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptbench.private.torch import in_memory
+
 
 def reduces(rows: int) -> bool:
     """Whether a product with so many rows of activations is written as a reduction."""
@@ -24,10 +26,7 @@ def reduction(x: Tensor, weight: Tensor) -> Tensor:
     x is made to exist in memory first. Left to itself, the compiler would work out what x comes from, a norm or a
     SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see LOG.md).
     """
-    from torch._inductor.inductor_prims import force_stride_order  # private: only who compiles needs it
-
-    x = force_stride_order(x, x.stride())
-    return (weight.float() * x.float().unsqueeze(-2)).sum(-1)
+    return (weight.float() * in_memory(x).float().unsqueeze(-2)).sum(-1)
 
 
 class Weight(nn.Module):

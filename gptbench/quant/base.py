@@ -38,7 +38,8 @@ class Quantisation:
 
 def named_children(module: nn.Module) -> list[tuple[str, Weight]]:
     """Children that hold a weight, each name of a shared one included (`nn.Module.named_children` gives one)."""
-    return [(name, child) for name, child in module._modules.items() if isinstance(child, Weight)]
+    below = module.named_modules(remove_duplicate=False)
+    return [(name, child) for name, child in below if name and "." not in name and isinstance(child, Weight)]
 
 
 class Unquantised(Quantisation):

@@ -11,15 +11,27 @@ import torch
 from omegaconf import OmegaConf
 
 import gptbench
-from gptbench.base.private import version
 from gptbench.config import Config, FusedConfig, KernelsConfig, Section
 from gptbench.device import Device
 from gptbench.measure.environment import CODE, place, variables
+from gptbench.private import version
 from gptbench.schema.identity import DIGITS, MEASURED, PLACES, digest
 from gptbench.task import kernel_cases
 
 MEASURING = (
-    *("__init__", "base", "architecture", "config", "text", "device", "kernels", "model", "quant", "sampling"),
+    *(
+        "__init__",
+        "base",
+        "private",
+        "architecture",
+        "config",
+        "text",
+        "device",
+        "kernels",
+        "model",
+        "quant",
+        "sampling",
+    ),
     *("checkpoint", "build", "block_sizes", "engine", "generate", "measure", "task", "schema", "execute"),
 )
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""

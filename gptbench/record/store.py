@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from gptbench.base.errors import TrackingError
+from gptbench.private import mlflow
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -68,10 +69,7 @@ def make_whole(file: Path) -> str | None:
     Raises:
         Exception: it could not be done, and what was there is as it was.
     """
-    from mlflow.store.db import utils
-
-    # MLflow would make the folder that a quoted address seems to name.
-    utils._make_parent_dirs_if_sqlite = make_no_folder
+    mlflow.make_no_folders()
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists() and not file.is_file():  # a device would be replaced
         raise TrackingError(f"{file}: expected a regular file, or none yet")
@@ -92,10 +90,6 @@ def make_whole(file: Path) -> str | None:
                 path.unlink(missing_ok=True)
     whole.add((str(file), file.stat().st_ino))
     return remark
-
-
-def make_no_folder(db_uri: str) -> None:
-    """In the place of MLflow's function."""
 
 
 def put(new: Path, file: Path) -> str | None:
@@ -180,13 +174,9 @@ def is_whole(file: Path) -> bool:
     """Whether MLflow can open a store as it is."""
     if is_lost(file):
         return False
-    from mlflow.store.db import utils
-
     engine = engine_of(file)
     try:
-        return bool(
-            utils._all_tables_exist(engine) and utils._get_schema_version(engine) == utils._get_latest_schema_revision()
-        )
+        return mlflow.is_current(engine)
     finally:
         engine.dispose()
 
@@ -197,9 +187,7 @@ def engine_of(file: Path) -> "Engine":
     Raises:
         TrackingError: SQLAlchemy would open another file.
     """
-    from mlflow.store.db import utils
-
-    engine = utils.create_sqlalchemy_engine(address(file))
+    engine = mlflow.engine_of(address(file))
     if engine.url.database != str(file):
         raise TrackingError(f"{file}: before version 2.1, SQLAlchemy has no address for a folder of that name")
     return engine
@@ -207,14 +195,9 @@ def engine_of(file: Path) -> "Engine":
 
 def migrate(file: Path) -> None:
     """Makes all tables of this version of MLflow."""
-    from mlflow.store.db import utils
-
     engine = engine_of(file)
     try:
-        if utils._all_tables_exist(engine):
-            utils._upgrade_db(engine)
-        else:
-            utils._initialize_tables(engine)
+        mlflow.migrate(engine)
     finally:
         engine.dispose()
     with file.open("rb") as written:

@@ -32,6 +32,7 @@ from gptbench.base.outputs import redact_files, write_json
 from gptbench.base.redaction import HIDDEN, redacted, redacted_message, remember
 from gptbench.charts import draw_compile_stages, write_figures
 from gptbench.config import MLflowConfig, TrackingConfig
+from gptbench.private.mlflow import charts_query, try_opening
 from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
 from gptbench.schema.ab import AbResult
 from gptbench.schema.breakdown import Breakdown, chrome_trace
@@ -221,11 +222,9 @@ class MLflowTracker(Tracker):
 
     def client(self) -> "MlflowClient":
         """Which makes a SQLite store that is not there yet: call it with the lock."""
-        import mlflow.store.db.utils
         from mlflow import MlflowClient
 
-        # Otherwise it tries to open a database ten times, which takes 100 s.
-        mlflow.store.db.utils.MAX_RETRY_COUNT = self.config.retries + 1
+        try_opening(self.config.retries + 1)
         if self.file is not None and (remark := make_whole(self.file)) is not None:
             print(remark, file=sys.stderr)
         return MlflowClient(self.uri)
@@ -401,13 +400,7 @@ def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run |
 def charts_of_jobs(experiment: str, parent: str) -> str:
     """Where MLflow's pages show charts of a sweep's jobs, the fastest first. In the list of all runs they are folded up
     under their parent, and the charts beside it know nothing of them."""
-    query = {
-        "searchFilter": f"tags.mlflow.parentRunId = '{parent}'",
-        "orderByKey": "metrics.`decode_tokens_per_s`",
-        "orderByAsc": "false",
-        "compareRunsMode": "CHART",
-        "workflowType": "machine_learning",  # else the pages beside it are those for language models' traces
-    }
+    query = charts_query(f"tags.mlflow.parentRunId = '{parent}'", "decode_tokens_per_s")
     return f"#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
 
 

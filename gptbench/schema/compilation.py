@@ -3,19 +3,13 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gptbench.private.torch import GRAPHS, INDUCTOR, KERNELS, LOADING, TUNING
 from gptbench.schema.machine import Load
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
 """What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to
 the kernels' source; kernels: waiting for compilers, Triton's own included; loading: what a cache had; tuning: Inductor
 measures block sizes; capture: CUDA graphs of our own; rest: first launches, libraries, and what belongs to none."""
-
-KERNELS = ("async_compile.wait", "async_compile.precompile")
-
-TUNING = ("CachingAutotuner.benchmark_all_configs", "CachingAutotuner.coordinate_descent_tuning")
-
-LOADING = ("AOTAutogradCache.inductor_load",)
-"""torch's names."""
 
 
 @dataclass
@@ -89,7 +83,7 @@ def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s:
     def total(names: tuple[str, ...]) -> float:
         return sum(spent.get(name, 0.0) for name in names)
 
-    graphs, inductor = spent.get("_compile.compile_inner", 0.0), spent.get("compile_fx_inner", 0.0)
+    graphs, inductor = spent.get(GRAPHS, 0.0), spent.get(INDUCTOR, 0.0)
     waited = total(KERNELS)  # within Inductor, or within the loading of what it left in a cache
     found = {
         "tracing": graphs - inductor - total(LOADING),

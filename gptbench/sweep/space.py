@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from hydra._internal.grammar import grammar_functions
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -23,6 +22,7 @@ from gptbench.base.errors import ConfigError, UserError
 from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
 from gptbench.config.field_types import text_fields
 from gptbench.config.grammar import plain_text, quoted_in_shell
+from gptbench.private import hydra as private
 
 Overrides = tuple[str, ...]
 """Of one job, or of one value of a dimension: `sampling.top_k=5`."""
@@ -131,9 +131,9 @@ def axis_of(key: str, override: Override) -> Axis:
 def values_of(override: Override) -> list[str]:
     """Of a list, a range, or what Hydra's functions make of them. Raises UserError."""
     try:
-        if isinstance(override._value, RangeSweep):
-            numbers = [repr(number) for number in numbers_of(override._value)]
-            if not override._value.shuffle:
+        if isinstance(swept := private.element(override), RangeSweep):
+            numbers = [repr(number) for number in numbers_of(swept)]
+            if not swept.shuffle:
                 return numbers
         return list(override.sweep_string_iterator())
     except (HydraException, ValueError, ArithmeticError) as error:
@@ -192,7 +192,7 @@ def sort(*given: Any, **options: Any) -> Any:
     """Hydra's `sort` of a list or a range."""
     given = (options.pop("sweep"), *given) if options.get("sweep") is not None else given
     listed = [ChoiceSweep(list=[*numbers_of(each)]) if isinstance(each, RangeSweep) else each for each in given]
-    return grammar_functions.sort(*listed, **options)
+    return private.sort(*listed, **options)
 
 
 def pair(axes: dict[str, Axis], keys: list[str]) -> dict[str, Axis]:

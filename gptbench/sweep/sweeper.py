@@ -32,6 +32,7 @@ from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.config.grammar import quoted
 from gptbench.config.targets import instantiate
 from gptbench.execute.job import own_configs
+from gptbench.private.hydra import BASIC_LAUNCHER, register_plugin
 from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
@@ -40,11 +41,7 @@ if TYPE_CHECKING:
     from gptbench.schema.plan import Plan
 
 NAME = "hydra_plugins.gptbench.Sweeper"
-"""By which a configuration names the sweeper. Hydra takes plugins from its own package and from `hydra_plugins` alone,
-and looks them up by name."""
-IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-"""Hydra's own launcher, by name: Hydra loads the files of its plugins anew, and has another class than an import of
-ours."""
+"""By which a configuration names the sweeper."""
 GO_ON = "to go on: the same command with sweep.resume=true"
 MOST_STALLED = 2
 """Launches in a row after which no job had ended. After one, those of the first may still run."""
@@ -54,7 +51,7 @@ LOOK_S = 1.0
 
 def register() -> None:
     """Makes the sweeper known to Hydra."""
-    Plugins.instance().class_name_to_class[NAME] = Sweeper
+    register_plugin(NAME, Sweeper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +341,7 @@ class HandedOut(list[Sequence[str]]):
 
 def is_in_this_process(launcher: Launcher) -> bool:
     """Whether it runs the jobs one after the other, in the process that planned them."""
-    return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == IN_THIS_PROCESS
+    return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == BASIC_LAUNCHER
 
 
 class Progress:

@@ -1,5 +1,9 @@
-"""Parts of libraries that these do not promise to keep: looked up where they are used, so that a version that has
-renamed one breaks what needs it and nothing else, in words that say so; and versions of libraries."""
+"""Parts of libraries that these do not promise to keep, in one module for each library, which says what it relies on.
+
+Each part is looked up where it is used, so that a version that has renamed one breaks what needs it and nothing else,
+in words that say so. `tests/test_private.py` has a test for each part that fails when a release changes it, and one
+that no other module reaches into a library.
+"""
 
 import contextlib
 import importlib
@@ -8,11 +12,15 @@ from typing import Any
 
 from gptbench.base.errors import UserError
 
-PACKAGES = {"triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows")}
-"""Names under which a library is installed, where there are several: nightly builds of torch bring Triton with them."""
+PACKAGES = {
+    "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows"),
+    "hydra": ("hydra-core",),
+}
+"""Names under which a library is installed, where it has another one, or several: nightly builds of torch bring Triton
+with them."""
 
 
-def private(module: str, name: str) -> Any:
+def part(module: str, name: str) -> Any:
     """What a module of a library has under a name.
 
     Raises:
