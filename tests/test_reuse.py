@@ -36,8 +36,9 @@ from gptbench.execute import run as run_module
 from gptbench.execute.run import Job
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
-from gptbench.measure.compilation import CACHE_COUNTERS, CompileWatch
+from gptbench.measure.compilation import CompileWatch
 from gptbench.model import Transformer
+from gptbench.private.torch import CACHE_COUNTERS
 from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.sample import Sample
