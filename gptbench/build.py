@@ -2,6 +2,7 @@
 seeded weights."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,9 @@ from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
+from gptbench.model.linear import store_as
 from gptbench.model.transformer import WINDOW_QUERIES
-from gptbench.quant import Quantisation
+from gptbench.quant import WeightFormat
 from gptbench.schema.result import Loaded
 
 CACHE_MULTIPLE = 8
@@ -52,19 +54,20 @@ def gb(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def on_meta(config: ModelConfig, quant: Quantisation, dtype: torch.dtype) -> Transformer:
+def on_meta(config: ModelConfig, quant: WeightFormat, dtype: torch.dtype) -> Transformer:
     """The quantised model without any memory."""
     with torch.device("meta"):
         model: Transformer = instantiate(config, dtype)
-    return quant.convert(model).eval()
+        store_as(model, quant)
+    return model.eval()
 
 
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
     """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
     weights = [module for module in model.modules() if isinstance(module, Weight)]
-    # As cast, as float32, the quotient, the integers, and something for the scales.
-    filling = max(w.float_shape[-2] * w.float_shape[-1] for w in weights) * (itemsize + 4 + 4 + 2)
+    # As cast, as float32, and what packing takes.
+    filling = max(math.prod(w.float_shape[-2:]) * (itemsize + 4 + w.format.packing_bytes) for w in weights)
     tokens = batch * prompt
     one_block = [module for module in model.layers[0].modules() if isinstance(module, Weight)]
     copied = max(sum(copied_bytes(w, count, config, itemsize) for w in one_block) for count in (batch, tokens))
@@ -94,14 +97,14 @@ def window_bytes(config: ModelConfig, batch: int, prompt: int, itemsize: int) ->
 
 
 def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int) -> int:
-    """Bytes of the copies that an engine may make of a block's weight: gathered experts, and casts of integers."""
-    matrix = weight.float_shape[-2] * weight.float_shape[-1]
-    cast = itemsize if weight.weight.itemsize != itemsize else 0
+    """Bytes of the copies that an engine may make of a block's weight: gathered experts, and what is multiplied."""
+    matrix = math.prod(weight.float_shape[-2:])
+    cast = itemsize if weight.format.casts else 0
     pairs = tokens * config.n_active_experts
     if len(weight.float_shape) == 2:
         return matrix * cast
     if pairs < config.n_experts:
-        return pairs * matrix * (weight.weight.itemsize + cast)
+        return pairs * (weight.matrix.nbytes // config.n_experts + matrix * cast)
     return config.n_experts * matrix * cast
 
 

@@ -28,7 +28,7 @@ from gptbench.config import (
 from gptbench.config.targets import instantiate
 from gptbench.model import Transformer, Weight
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
-from gptbench.quant import Quantisation
+from gptbench.quant import WeightFormat
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -93,9 +93,14 @@ def model_name(value: Any) -> str | None:
     return value.name if isinstance(value, ModelConfig) else None
 
 
-def quantisation(name: str) -> Quantisation:
-    """The quantisation that ``conf/quant/NAME.yaml`` stands for."""
-    return instantiate(QuantConfig(_target_=QUANTISATIONS[name], name=name))
+def quant_section(name: str) -> QuantConfig:
+    """``conf/quant/NAME.yaml``."""
+    return QuantConfig(_target_=QUANTISATIONS[name], name=name)
+
+
+def quantisation(name: str) -> WeightFormat:
+    """The format that ``conf/quant/NAME.yaml`` stands for."""
+    return instantiate(quant_section(name))
 
 
 def make_model(
@@ -169,8 +174,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def dequantised(module: Weight) -> Tensor:
     """The weight that a module stands for, float64."""
-    weight = module.weight.double()
-    return weight * module.scale.double().unsqueeze(-1) if hasattr(module, "scale") else weight
+    matrix, scale = module.format.factors(*module.stored)
+    return matrix.double() if scale is None else matrix.double() * scale.double().unsqueeze(-1)
 
 
 def frequency(config: ModelConfig, pair: int) -> float:

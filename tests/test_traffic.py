@@ -14,7 +14,18 @@ from gptbench.engine.fused import Fused
 from gptbench.measure.traffic import kv_bytes_per_position, traffic, weight_bytes
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler
-from tests.models import CONF, DENSE, GQA, MOE, WINDOW, make_model, model_config, model_name, quantisation
+from tests.models import (
+    CONF,
+    DENSE,
+    GQA,
+    MOE,
+    WINDOW,
+    make_model,
+    model_config,
+    model_name,
+    quant_section,
+    quantisation,
+)
 
 OPEN = {"auto", "demo"}
 """Options whose shape is their checkpoint's."""
@@ -148,8 +159,8 @@ def test_settings_that_no_weight_tells(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_in_int8(name: str) -> None:
     config = model_config(name)
-    assert quantisation("int8").config.refuse(config, Dtype.bfloat16) is None
-    assert "float16" in (quantisation("int8").config.refuse(config, Dtype.float16) or "")
+    assert quant_section("int8").refuse(config, Dtype.bfloat16) is None
+    assert "float16" in (quant_section("int8").refuse(config, Dtype.float16) or "")
     model = meta(config, "int8")
     expected = bytes_by_hand(config, "int8", 2, config.n_active_experts, 1)
     assert weight_bytes(model, 1) == expected

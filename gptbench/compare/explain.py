@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gptbench.config import INT8_ALIGNMENT, MOST_FUSED_SEQUENCES
+from gptbench.config import INT8, MOST_FUSED_SEQUENCES, QuantConfig
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.busy import idle_neighbours, why_busy
@@ -371,7 +371,7 @@ def fewer_bytes(step: Step) -> Iterator[Advice]:
     model = config["model"]
     dim, ffn_dim, n_heads = (model.get(name) or 1 for name in ("dim", "ffn_dim", "n_heads"))  # 1 fits nowhere
     heads = n_heads * (model.get("head_dim") or dim // n_heads)
-    fits = all(width % INT8_ALIGNMENT == 0 for width in (dim, ffn_dim, heads))
+    fits = QuantConfig.LIMITS[INT8].refuse([("dim", dim), ("ffn_dim", ffn_dim), ("n_heads·head_dim", heads)]) is None
     if (
         config["quant"]["name"] == "none"
         and fits
@@ -406,7 +406,8 @@ def another_engine(step: Step) -> Iterator[Advice]:
             told = f"compiled code has fewer calls; without the {micro(host)} of gaps between them alone"
             yield Advice("engine=inductor", told, step.without(host))
         return
-    allowed = config["quant"]["name"] in ("none", "int8") and step.result.dtype != "float16"
+    limits = QuantConfig.LIMITS.get(config["quant"]["_target_"])
+    allowed = limits is not None and limits.fused and step.result.dtype != "float16"
     if step.is_fused or not allowed or step.batch > MOST_FUSED_SEQUENCES:
         return
     if step.padding:

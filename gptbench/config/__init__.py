@@ -24,11 +24,11 @@ from gptbench.config.explanation import explain
 from gptbench.config.group_options import options, shipped
 from gptbench.config.loading import load, require_possible
 from gptbench.config.model import CheckpointFormat, ModelConfig, RopeScaling
-from gptbench.config.quant import QuantConfig
+from gptbench.config.quant import INT8, UNQUANTISED, FormatLimits, QuantConfig
 from gptbench.config.registration import register
 from gptbench.config.sampling import SamplingConfig
 from gptbench.config.section import MOVED_TARGETS, Section
-from gptbench.config.sizes import INT8_ALIGNMENT, MAX_JOBS, MIN_NEW_TOKENS, MOST_FUSED_SEQUENCES, MOST_STOP_TOKENS
+from gptbench.config.sizes import MAX_JOBS, MIN_NEW_TOKENS, MOST_FUSED_SEQUENCES, MOST_STOP_TOKENS
 from gptbench.config.sweep import DrawnSweepConfig, SweepConfig
 from gptbench.config.task import KernelsConfig, QualityConfig, TaskConfig
 from gptbench.config.tracking import MLflowConfig, TrackingConfig
@@ -36,12 +36,13 @@ from gptbench.config.tree import Config, Isolation
 from gptbench.config.workload import WorkloadConfig
 
 __all__ = [
-    "INT8_ALIGNMENT",
+    "INT8",
     "MAX_JOBS",
     "MIN_NEW_TOKENS",
     "MOST_FUSED_SEQUENCES",
     "MOST_STOP_TOKENS",
     "MOVED_TARGETS",
+    "UNQUANTISED",
     "AutoConfig",
     "BaselineConfig",
     "BaselineMetric",
@@ -56,6 +57,7 @@ __all__ = [
     "Dtype",
     "EagerConfig",
     "EngineConfig",
+    "FormatLimits",
     "FusedConfig",
     "HuggingFaceConfig",
     "InductorConfig",

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from gptbench.config.device import Dtype
+from gptbench.config.quant import UNQUANTISED
 from gptbench.config.section import Section
 from gptbench.config.sizes import MOST_FUSED_SEQUENCES
 
@@ -115,13 +116,13 @@ class FusedConfig(EngineConfig):
     that it lacks get built-in ones."""
 
     def refuse(self, config: "Config") -> str | None:
-        batch, quant = config.workload.batch_size, config.quant
+        batch = config.workload.batch_size
         if config.device.dtype is Dtype.float16:
             return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
         if batch > MOST_FUSED_SEQUENCES:
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
-        if quant._target_ not in ("gptbench.quant.Unquantised", "gptbench.quant.Int8"):
-            return f"quant=none or int8 (it is {quant.name})"
+        if not config.quant.limits.fused:
+            return f"another quant: the kernels have no functions for its weights (it is {config.quant.name})"
         return None
 
 
@@ -135,7 +136,7 @@ class HuggingFaceConfig(EngineConfig):
     """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
 
     def refuse(self, config: "Config") -> str | None:
-        if config.quant._target_ != "gptbench.quant.Unquantised":
+        if config.quant._target_ != UNQUANTISED:
             return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
         return None
 

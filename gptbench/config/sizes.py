@@ -29,9 +29,6 @@ MAX_JOBS = 10_000
 MOST_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
 
-INT8_ALIGNMENT = 16
-"""Bytes of the widest load: a row of int8 must be a whole number of them."""
-
 MOST_FUSED_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
 

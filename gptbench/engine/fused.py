@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gptbench.build import cache_length, on_meta
 from gptbench.config import Config, EngineConfig, FusedConfig
@@ -21,12 +20,11 @@ from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.decode_step import DecodeStep
 from gptbench.engine.tiles import Tiles, fastest
-from gptbench.kernels.int8_matmul import MOST_TOKENS, int8_matmul
 from gptbench.kernels.launch import can_overlap, compile_only
 from gptbench.kernels.op import Op
 from gptbench.kernels.tile import Tile, Use
-from gptbench.model import Transformer
-from gptbench.quant.int8 import Int8Weight, cast_product
+from gptbench.model import Transformer, Weight
+from gptbench.quant.base import short_products_by_kernel
 from gptbench.sampling import Sampler
 
 
@@ -60,10 +58,6 @@ class Fused(Engine):
         self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         super().__init__(config, model, sampler, device, prompt_length)
-        self.int8_weights = [module for module in model.modules() if isinstance(module, Int8Weight)]
-        if device.is_cuda:
-            for weight in self.int8_weights:
-                weight.product = int8_product
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles.of(Path(config.tiles), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
@@ -100,13 +94,15 @@ class Fused(Engine):
         self.device.synchronize()
 
     def each_kernel(self) -> None:
-        """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt in int8."""
+        """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt."""
         self.launch_all(self.ops)
-        if self.int8_weights:
+        longest = max(module.format.short for module in self.model.modules() if isinstance(module, Weight))
+        if longest:
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
-            if self.prompt.numel() <= MOST_TOKENS:
-                hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)[:, -1]
-            self.model.logits(hidden)
+            with short_products_by_kernel(self.device.torch):
+                if self.prompt.numel() <= longest:
+                    hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)[:, -1]
+                self.model.logits(hidden)
 
     @property
     def tunes(self) -> bool:
@@ -161,8 +157,9 @@ class Fused(Engine):
 
     def prefill_step(self) -> None:
         self.rewind()
-        hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)
-        self.advance(hidden[:, -1])
+        with short_products_by_kernel(self.device.torch):
+            hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)
+            self.advance(hidden[:, -1])
 
     def decode_step(self) -> None:
         self.launch_all(self.ops)
@@ -192,17 +189,5 @@ class Fused(Engine):
         return {"overlap": self.overlap, "tiles": self.tiles_used}
 
     def release(self) -> None:
-        for weight in self.int8_weights:
-            weight.product = cast_product
         self.ops = []
         self.launch_prefill = self.launch_decode = self.released
-
-
-def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """As `gptbench.quant.int8.cast_product`, for a few tokens without a copy of the weight."""
-    flat = x.reshape(-1, x.shape[-1])
-    if len(flat) > MOST_TOKENS:
-        return cast_product(x, weight, scale)
-    out = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
-    int8_matmul(flat, weight, scale, out)
-    return out.view(*x.shape[:-1], -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptbench.kernels.launch import INTERPRETED, launch
 
 MOST_TOKENS = 64
-"""With more, a library's product of a converted copy is faster."""
+"""With more, a library's product of a converted copy is faster. See `gptbench.quant.int8.Int8.short`."""
 ROWS, COLUMNS, WARPS = 64, 128, 4
 STAGES = 4
 """Of 2-byte activations; of longer ones fewer fit into shared memory."""

@@ -1,4 +1,4 @@
-"""The matrices of the model. A quantisation replaces these classes with its own of the same interface.
+"""The matrices of the model. How each is stored is its format's (`gptbench.quant`), which multiplies with it.
 
 Two forms of the same product: a library's matrix product, and, in compiled code with a single row, a reduction that
 the compiler generates itself. The second reads the weight once at full width whatever its type: on two cores of an
@@ -6,13 +6,14 @@ AMD EPYC it reached 31 GB/s where the library's product reached 12 (see LOG.md),
 from `coordinate_descent_tuning`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptbench.private.torch import in_memory
+from gptbench.kernels.matrix import Matrix
+from gptbench.quant import Unquantised, WeightFormat
 
 
 def reduces(rows: int) -> bool:
@@ -20,31 +21,51 @@ def reduces(rows: int) -> bool:
     return rows == 1 and torch.compiler.is_compiling()
 
 
-def reduction(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., D] times weight [..., N, D] in float32: [..., N]. Only for compiled code.
-
-    x is made to exist in memory first. Left to itself, the compiler would work out what x comes from, a norm or a
-    SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see LOG.md).
-    """
-    return (weight.float() * in_memory(x).float().unsqueeze(-2)).sum(-1)
-
-
 class Weight(nn.Module):
-    """Something that holds one matrix, or one for each expert.
+    """Something that holds one matrix, or one for each expert, in a format: as its parameters.
 
     Attributes:
         float_shape: shape of the unquantised weight: [N, D], or [E, N, D].
         std: standard deviation of seeded random weights.
+        dtype: the model's type.
+        format: how it is stored.
+        names: of the format's tensors, which are the parameters, in its order.
     """
+
+    weight: nn.Parameter
+    QUANTISED: ClassVar[bool] = True
+    """Whether the format of a model is that of such a weight, too."""
 
     def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.float_shape, self.std = shape, std
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        self.float_shape, self.std, self.dtype = shape, std, dtype
+        self.names: tuple[str, ...] = ()
+        self.store_as(Unquantised())
+
+    def store_as(self, weight_format: WeightFormat) -> None:
+        """Makes it one of another format, with parameters that have yet to be filled."""
+        *experts, rows, columns = self.float_shape
+        tensors = weight_format.tensors(rows, columns, self.dtype)
+        for name in self.names:
+            delattr(self, name)
+        self.format, self.names = weight_format, tuple(tensors)
+        for name, (shape, dtype) in tensors.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(*experts, *shape, dtype=dtype), requires_grad=False))
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """What the format stores, in its order."""
+        return tuple(getattr(self, name) for name in self.names)
+
+    @property
+    def matrix(self) -> Matrix:
+        """As kernels take it."""
+        return Matrix(self.format, tuple(p.detach() for p in self.stored), self.float_shape)
 
     def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
         """Takes over a float weight [n, D] as the rows from `row` on; of the given expert, where there are several."""
-        self.weight[expert][row : row + len(weight)].copy_(weight)
+        for own, packed in zip(self.stored, self.format.pack(weight, self.dtype), strict=True):
+            own[expert][row : row + len(packed)].copy_(packed)
 
     def matrices(self) -> Iterator[tuple[int, ...]]:
         """Index of each [N, D] matrix within the weight: (), or (expert,)."""
@@ -56,12 +77,12 @@ class Linear(Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         if reduces(x.numel() // x.shape[-1]):
-            return reduction(x, self.weight).to(x.dtype)
-        return F.linear(x, self.weight)
+            return self.format.reduction(x, *self.stored)
+        return self.format.product(x, *self.stored)
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: index [...] to [..., D]."""
-        return self.weight[index]
+        return self.format.rows(index, *self.stored)
 
 
 class Bias(nn.Module):
@@ -83,13 +104,17 @@ class Bias(nn.Module):
 class Embedding(Weight):
     """weight [V, D], only ever looked up by row."""
 
+    QUANTISED = False
+
     def rows(self, index: Tensor) -> Tensor:
         """index [...] to [..., D]."""
-        return self.weight[index]
+        return self.format.rows(index, *self.stored)
 
 
 class Router(Linear):
     """weight [E, D]. Small, and a wrong choice of expert costs more than its bytes: never quantised."""
+
+    QUANTISED = False
 
 
 class ExpertLinear(Weight):
@@ -97,10 +122,24 @@ class ExpertLinear(Weight):
 
     def forward(self, x: Tensor, expert: Tensor) -> Tensor:
         """Each row of x [P, D] times the matrix of its own expert [P]: [P, N]."""
-        if torch.compiler.is_compiling():
-            return reduction(x, self.weight[expert]).to(x.dtype)
-        return torch.bmm(self.weight[expert], x.unsqueeze(-1)).squeeze(-1)
+        own = (tensor[expert] for tensor in self.stored)
+        return self.format.reduction(x, *own) if torch.compiler.is_compiling() else self.format.products(x, *own)
 
     def dense(self, x: Tensor, expert: int) -> Tensor:
         """All of x [P, D] times the matrix of one expert: [P, N]."""
-        return F.linear(x, self.weight[expert])
+        return self.format.product(x, *(tensor[expert] for tensor in self.stored))
+
+
+def store_as(model: nn.Module, weight_format: WeightFormat, by_name: Mapping[str, WeightFormat] | None = None) -> None:
+    """Gives all matrices of a model, but for routers and an untied embedding, a format.
+
+    Args:
+        by_name: other formats for matrices by the last part of their name, as `head` or `w2`; routers and embeddings,
+            too.
+    """
+    others = by_name or {}
+    for name, module in model.named_modules():
+        if isinstance(module, Weight):
+            own = others.get(name.rpartition(".")[2], weight_format if module.QUANTISED else None)
+            if own is not None:
+                module.store_as(own)

@@ -1,46 +1,144 @@
-"""What a quantisation is: a replacement for each class that holds a weight."""
+"""How a matrix is stored: what a format of weights is, and how a model gets its formats."""
 
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import ClassVar, TypeVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from gptbench.config import QuantConfig
-from gptbench.model import Transformer, Weight
+from gptbench.config import FormatLimits, QuantConfig
+from gptbench.kernels.matrix import Encoding
+from gptbench.private.torch import in_memory
+
+by_kernel: ContextVar[bool] = ContextVar("by_kernel", default=False)
+"""Whether `WeightFormat.short_product` is asked before a library."""
 
 
-class Quantisation:
-    """Base of all: replaces nothing.
+class WeightFormat:
+    """How a float matrix [N, K] is stored; of several, [E, N, K], all are stored alike.
 
-    Attributes:
-        replacements: class of the model (not its subclasses) to the class that takes its place.
+    A format is one file with one class. It says what it stores (`tensors`), how it comes from floats (`pack`) and what
+    it means (`factors`): from these follow the reference, and all that torch's engines compute. Each stored tensor
+    begins with N, and no row depends on another: a checkpoint's parts of a matrix are packed one after the other, and
+    an embedding is looked up by row.
     """
 
-    replacements: ClassVar[dict[type[Weight], type[Weight]]] = {}
+    encoding: ClassVar[Encoding] = Encoding.plain
+    """How the kernels want the numbers that they multiply the weights with."""
+    packing_bytes: ClassVar[int] = 6
+    """Bytes that `pack` takes for each weight, beside the weight as it was given and as float32."""
+    casts: ClassVar[bool] = True
+    """Whether a library's product needs a copy of the weight in the model's type."""
+    short: ClassVar[int] = 0
+    """Most tokens that `short_product` multiplies; 0 where there is none."""
 
-    def __init__(self, config: QuantConfig) -> None:
-        self.config = config
+    def __init__(self, section: QuantConfig | None = None) -> None:
+        """From the configuration, whose section has no options for it."""
 
-    def convert(self, model: Transformer) -> Transformer:
-        """Replaces the weights of a model on `meta`, in place; what is shared stays shared."""
-        new: dict[int, Weight] = {}
-        for module in list(model.modules()):
-            for name, child in list(named_children(module)):
-                replacement = self.replacements.get(type(child))
-                if replacement is None:
-                    continue
-                if id(child) not in new:
-                    with torch.device("meta"):
-                        new[id(child)] = replacement(*child.float_shape, std=child.std, dtype=child.weight.dtype)
-                setattr(module, name, new[id(child)])
-        return model
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def label(self, dtype: torch.dtype) -> str:
+        """What it is called where weights are told apart: in the key of a tile, and beside a kernel's time."""
+        return type(self).__name__.lower()
+
+    def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name, shape and type of what is stored for a matrix [rows, columns] of a model of type `dtype`; `weight`
+        comes first. A model has the tensors by these names."""
+        raise NotImplementedError
+
+    def pack(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Float weight [n, K] as it is stored in a model of type `dtype`: `tensors`, in order."""
+        raise NotImplementedError
+
+    def factors(self, *stored: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is stored [..., N, ...] as a matrix [..., N, K] of any type, and what its rows are multiplied with
+        [..., N], if anything: products may be formed with the one and then multiplied with the other."""
+        raise NotImplementedError
+
+    def random(self, stored: tuple[Tensor, ...], columns: int, generator: torch.Generator) -> None:
+        """Fills what is stored for matrices of so many columns with random numbers, so that products are of the size of
+        what is multiplied: to measure a kernel."""
+        weight = torch.randn(*stored[0].shape[:-1], columns, generator=generator, device=generator.device)
+        packed = self.pack(weight.flatten(0, -2) * columns**-0.5, stored[-1].dtype)
+        for tensor, values in zip(stored, packed, strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+    def unpack(self, *stored: Tensor) -> Tensor:
+        """The numbers that are meant: float32 [..., N, K]."""
+        matrix, scale = self.factors(*stored)
+        return matrix.float() if scale is None else matrix.float() * scale.float().unsqueeze(-1)
+
+    def rows(self, index: Tensor, *stored: Tensor) -> Tensor:
+        """Rows, as an embedding looks them up: index [...] to [..., K], of the model's type."""
+        matrix, scale = self.factors(*(tensor[index] for tensor in stored))
+        return matrix if scale is None else matrix.to(scale.dtype) * scale.unsqueeze(-1)
+
+    def product(self, x: Tensor, *stored: Tensor) -> Tensor:
+        """x [..., K] times one matrix: [..., N], by a library."""
+        if not torch.compiler.is_compiling() and by_kernel.get() and x.numel() <= self.short * x.shape[-1]:
+            return self.short_product(x, *stored)
+        matrix, scale = self.factors(*stored)
+        return scaled(F.linear(x, matrix.to(x.dtype)), scale, x.dtype)
+
+    def short_product(self, x: Tensor, *stored: Tensor) -> Tensor:
+        """As `product`, of at most `short` tokens, by a kernel of the format's own."""
+        raise NotImplementedError
+
+    def products(self, x: Tensor, *stored: Tensor) -> Tensor:
+        """Each row of x [P, K] times the matrix of its own, of P: [P, N]."""
+        matrix, scale = self.factors(*stored)
+        return scaled(torch.bmm(matrix.to(x.dtype), x.unsqueeze(-1)).squeeze(-1), scale, x.dtype)
+
+    def reduction(self, x: Tensor, *stored: Tensor) -> Tensor:
+        """x [..., K] times matrices [..., N, K], in compiled code, as a reduction of the compiler's own: [..., N]."""
+        matrix, scale = self.factors(*stored)
+        y = reduction(x, matrix)
+        return y.to(x.dtype) if scale is None else scaled(y, scale, x.dtype)
 
 
-def named_children(module: nn.Module) -> list[tuple[str, Weight]]:
-    """Children that hold a weight, each name of a shared one included (`nn.Module.named_children` gives one)."""
-    below = module.named_modules(remove_duplicate=False)
-    return [(name, child) for name, child in below if name and "." not in name and isinstance(child, Weight)]
+def scaled(product: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """product times scale, if any, multiplied in float32.
+
+    In the activations' type TorchInductor would take it for a pattern that it hands to `_weight_int8pack_mm`, whose
+    CUDA kernel took a hundred times as long as reading the weight does (see LOG.md).
+    """
+    return product if scale is None else (product.float() * scale.float()).to(dtype)
 
 
-class Unquantised(Quantisation):
-    """Weights as they are."""
+def reduction(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., D] times weight [..., N, D] in float32: [..., N]. Only for compiled code.
+
+    x is made to exist in memory first. Left to itself, the compiler would work out what x comes from, a norm or a
+    SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see LOG.md).
+    """
+    return (weight.float() * in_memory(x).float().unsqueeze(-2)).sum(-1)
+
+
+@contextmanager
+def short_products_by_kernel(device: torch.device) -> Iterator[None]:
+    """Within, a format's own kernel multiplies few tokens with its weights on a GPU, where it has one."""
+    token = by_kernel.set(device.type == "cuda")
+    try:
+        yield
+    finally:
+        by_kernel.reset(token)
+
+
+Format = TypeVar("Format", bound=type[WeightFormat])
+
+
+def register_format(limits: FormatLimits) -> Callable[[Format], Format]:
+    """Decorator: a class of a plugin's is a format that `quant._target_` may name, as MODULE.CLASS."""
+
+    def register(format_class: Format) -> Format:
+        QuantConfig.add(f"{format_class.__module__}.{format_class.__qualname__}", limits)
+        return format_class
+
+    return register

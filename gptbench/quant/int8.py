@@ -4,15 +4,14 @@ The stored integer is round(w / scale) with scale = max|row| / 127. Products are
 afterwards, once for each output.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gptbench.model.linear import ExpertLinear, Linear, Weight, reduces, reduction
-from gptbench.quant.base import Quantisation
+from gptbench.kernels.matrix import Encoding
+from gptbench.quant.base import WeightFormat
+
+UNIFORM_STD = 73
+"""Standard deviation of integers from -127 to 127, all equally likely."""
 
 
 def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -27,69 +26,33 @@ def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Ten
     return integers.to(torch.int8), scale
 
 
-def scaled(product: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """product times scale, multiplied in float32.
+class Int8(WeightFormat):
+    """weight int8 [N, K] and scale [N], of the model's type."""
 
-    In the activations' type TorchInductor would take it for a pattern that it hands to `_weight_int8pack_mm`, whose
-    CUDA kernel took a hundred times as long as reading the weight does (see LOG.md).
-    """
-    return (product.float() * scale.float()).to(dtype)
+    encoding = Encoding.int16
+    short = 64
 
+    def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"weight": ((rows, columns), torch.int8), "scale": ((rows,), dtype)}
 
-def cast_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x [..., D] times weight int8 [N, D] times scale [N]: [..., N]. A library's product, with a copy of the weight."""
-    return scaled(F.linear(x, weight.to(x.dtype)), scale, x.dtype)
+    def pack(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return quantise_rows(weight, dtype)
 
+    def factors(self, *stored: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, scale = stored
+        return weight, scale
 
-class Int8Weight(Weight):
-    """weight int8 [..., N, D] and scale [..., N].
+    def random(self, stored: tuple[Tensor, ...], columns: int, generator: torch.Generator) -> None:
+        weight, scale = stored
+        weight.random_(-127, 128, generator=generator)
+        mean = columns**-0.5 / UNIFORM_STD
+        scale.uniform_(0.5 * mean, 1.5 * mean, generator=generator)
 
-    Attributes:
-        product: how x is multiplied where no reduction is compiled; an engine may put a faster way in the place of
-            `cast_product`.
-    """
+    def short_product(self, x: Tensor, *stored: Tensor) -> Tensor:
+        from gptbench.kernels.int8_matmul import int8_matmul  # needs Triton
 
-    def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
-        super().__init__(*shape, std=std, dtype=torch.int8)
-        self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = cast_product
-        self.scale = nn.Parameter(torch.empty(shape[:-1], dtype=dtype), requires_grad=False)
-
-    def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
-        integers, scale = quantise_rows(weight, self.scale.dtype)
-        super().assign(integers, *expert, row=row)
-        self.scale[expert][row : row + len(scale)].copy_(scale)
-
-
-class Int8Linear(Int8Weight):
-    """`gptbench.model.Linear` with int8 weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] to [..., N]."""
-        if reduces(x.numel() // x.shape[-1]):
-            return scaled(reduction(x, self.weight), self.scale, x.dtype)
-        return self.product(x, self.weight, self.scale)
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Dequantised rows, as an embedding looks them up: index [...] to [..., D]."""
-        return self.weight[index].to(self.scale.dtype) * self.scale[index].unsqueeze(-1)
-
-
-class Int8ExpertLinear(Int8Weight):
-    """`gptbench.model.ExpertLinear` with int8 weights."""
-
-    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
-        """Each row of x [P, D] times the matrix of its own expert [P]: [P, N]."""
-        if torch.compiler.is_compiling():
-            return scaled(reduction(x, self.weight[expert]), self.scale[expert], x.dtype)
-        product = torch.bmm(self.weight[expert].to(x.dtype), x.unsqueeze(-1)).squeeze(-1)
-        return scaled(product, self.scale[expert], x.dtype)
-
-    def dense(self, x: Tensor, expert: int) -> Tensor:
-        """All of x [P, D] times the matrix of one expert: [P, N]."""
-        return self.product(x, self.weight[expert], self.scale[expert])
-
-
-class Int8(Quantisation):
-    """int8 for every matrix but the router's and an untied embedding; norms are left alone."""
-
-    replacements: ClassVar[dict[type[Weight], type[Weight]]] = {Linear: Int8Linear, ExpertLinear: Int8ExpertLinear}
+        weight, scale = stored
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
+        int8_matmul(flat, weight, scale, out)
+        return out.view(*x.shape[:-1], -1)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gptbench.config import INT8_ALIGNMENT, Config, FusedConfig, KernelsConfig
+from gptbench.config import INT8, Config, FusedConfig, KernelsConfig, QuantConfig
 from gptbench.device import Device
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
@@ -583,7 +583,7 @@ def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], 
         flops=2 * size * size,
         call=call,
         twin=gemv,
-        kernel=kernel if dtype != torch.int8 or size % INT8_ALIGNMENT == 0 else None,
+        kernel=kernel if dtype != torch.int8 or size % QuantConfig.LIMITS[INT8].multiple == 0 else None,
         library=(lambda weight, x, _: torch.mv(weight, x)) if dtype == torch.bfloat16 else None,
         workspace_bytes=2 * 4 * size * size,
     )
