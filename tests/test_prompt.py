@@ -263,7 +263,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 def test_llama_2s_ids_are_not_taken_for_a_tokenizer_that_is_not_read(tmp_path: Path) -> None:
     model = replace(BIG, checkpoint=str(tmp_path))
     assert prompted(model).workload.prompt == SEED_TOKENS
-    for name in ("vocab.json", "merges.txt", "tekken.json", "tokenizer_config.json"):
+    for name in ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
         for workload in ({}, {"prompt_text": "Hello"}):
             with pytest.raises(ConfigError, match=rf"^model.tokenizer=null: .*\(found: {name}\).*save_pretrained"):

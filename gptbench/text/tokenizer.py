@@ -1,47 +1,39 @@
-"""Text to token ids and back, as the tokenizer that comes with a model does it.
+"""Text to token ids and back, as the ``tokenizer.json`` that comes with a model has it.
 
-Three libraries, each imported when a file needs it: tokenizers for ``tokenizer.json``, sentencepiece for the
-``tokenizer.model`` of Llama 2 and Mistral, tiktoken for that of Llama 3 and for Qwen's ``qwen.tiktoken``. Files are
-parsed, nothing in them is executed.
-
-A prompt becomes what ``AutoTokenizer.from_pretrained(folder)(text)`` of transformers 5.17 makes of it, but for two
-things: no end-of-text token is ever put behind it, and a text for Llama 2 that starts with a space gets another one in
-front of it, as Llama 2's own files say (transformers' LlamaTokenizer leaves that out). Errors: `TokenizerError`.
+Read by the tokenizers library, which is imported when a file needs it; nothing in a file is executed. A prompt becomes
+what ``AutoTokenizer.from_pretrained(folder)(text)`` of transformers 5.17 makes of it, but that no end-of-text token is
+ever put behind it. Tokenizers in other files are not read: transformers can make a ``tokenizer.json`` of them
+(`HOW_TO_MAKE`). Errors: `TokenizerError`.
 """
 
-import base64
 import json
 import math
 import os
 import re
-import unicodedata
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib import import_module
 from itertools import groupby, takewhile
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from gptbench.base import inputs
 from gptbench.base.errors import FileError, InputError
 
-NAMES = ("tokenizer.json", "tokenizer.model", "*.tiktoken")
-"""What is looked for in a folder, in this order."""
+NAME = "tokenizer.json"
+"""What is looked for in a folder."""
 
 OTHER_NAMES = (
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tekken.json",
-    "*.spm",
-    "*spiece*.model",
-    "tokenizer_config.json",
+    *("tokenizer.model", "*.tiktoken", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "*.spm"),
+    *("*spiece*.model", "tokenizer_config.json"),
 )
 """Files of tokenizers that are not read: where they are, there is a tokenizer all the same."""
+
+HOW_TO_MAKE = (
+    f"transformers can make a {NAME}: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) (pip install "
+    "transformers sentencepiece tiktoken); or the prompt can be token ids: workload.prompt=[1,2,3]"
+)
+"""What to do about a tokenizer in other files."""
 
 MAX_BYTES = 64 * 2**20
 """Of any file of a tokenizer; the largest that was seen has 33 MB, and the libraries take seconds for such a one."""
@@ -58,19 +50,19 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """Keys of an added token in a JSON file, beside its content."""
 
-RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
-"""How a file of tiktoken begins: a token in base64 and its rank. A protobuf begins with the byte 10, an empty line."""
-
 
 class TokenizerError(FileError):
     """A tokenizer that is not there, cannot be read, or cannot encode a text."""
 
 
-class Tokenizer(ABC):
-    """Text to token ids and back. Special tokens in a text are recognised, as in transformers: ``</s>`` is one token.
+class Tokenizer:
+    """A ``tokenizer.json``, and the tokens that the files beside it add (see `tokens_beside`).
+
+    Special tokens in a text are recognised, as in transformers: ``</s>`` is one token. The file's post-processor alone
+    says whether a begin-of-text token is put first: transformers, too, passes over the ``add_bos_token`` of
+    ``tokenizer_config.json`` then (``PreTrainedTokenizerBase._from_pretrained``).
 
     Attributes:
-        kind: the library behind it, ``tokenizers``, ``sentencepiece`` or ``tiktoken``.
         source: the file it was read from.
         size: largest token id + 1, added tokens included. A model's vocabulary can be larger: it is often padded.
         bos: the token that `encode` puts first, or None where it puts none.
@@ -78,87 +70,10 @@ class Tokenizer(ABC):
         rows: of the model's embedding, where it is known: `encode` refuses a text whose tokens have none.
     """
 
-    kind: ClassVar[str]
-
-    def __init__(self, source: Path, size: int, bos: int | None, eos: frozenset[int]) -> None:
-        self.source, self.size, self.bos, self.eos = source, size, bos, eos
-        self.rows: int | None = None
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, behind the begin-of-text token where the model is meant to see one.
-
-        Raises TokenizerError for a text that is not Unicode (a command line can hold one), that the library refuses, or
-        that has tokens which the model does not know.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"the text is not Unicode: {error}") from None
-        ids = self.ids(text)
-        largest = max(ids, default=0)
-        if self.rows is not None and largest >= self.rows:
-            raise TokenizerError(
-                f"{self.source}: token {largest} ({self.decode([largest])}) of the text has no row in the embedding, "
-                f"which has vocab_size={self.rows}: the tokenizer, of {self.size} tokens, is another model's, or was "
-                "added to; model.tokenizer can name another one"
-            )
-        return ids
-
-    @abstractmethod
-    def ids(self, text: str) -> list[int]:
-        """`encode` of a text that is Unicode."""
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of any ids: with special tokens, `unused` for ids without a token, U+FFFD for what is not UTF-8.
-
-        A tokenizer that puts a space before a text (Llama 2) drops one at its start. For tokens that follow others take
-        `continuation`.
-        """
-
-    def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-        """What `new` tokens add to the text of `prompt`, their leading space included.
-
-        A character whose first bytes end the prompt and whose last bytes start `new` is in it, as a whole.
-        """
-        before, text = self.decode(prompt), self.decode([*prompt, *new])
-        # Not text[len(before):], as `before` ends in U+FFFD where the prompt ends within a character.
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
-        return text[sum(1 for _ in same) :]
-
-
-def unused(token: int) -> str:
-    """Stands for an id that no token has."""
-    return f"<|unused {token}|>"
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face folder, or in one file; see `NAMES`.
-
-    JSON files beside it (``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json``,
-    ``config.json``) may name begin and end of text. Raises TokenizerError.
-    """
-    file = tokenizer_file(path)
-    data = contents(file)
-    if file.suffix == ".json" or data.startswith(b"{"):
-        return HuggingFaceTokenizer(file, data)
-    if RANK_LINE.match(data):
-        return TiktokenTokenizer(file, data)
-    return SentencePieceTokenizer(file, data)
-
-
-class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizer.json``, and the tokens that the files beside it add (see `tokens_beside`).
-
-    Its post-processor alone says whether a begin-of-text token is put first: transformers, too, passes over the
-    ``add_bos_token`` of ``tokenizer_config.json`` then (``PreTrainedTokenizerBase._from_pretrained``).
-    """
-
-    kind = "tokenizers"
-
     def __init__(self, file: Path, data: bytes) -> None:
-        library = imported("tokenizers", file)
         with library_errors(f"cannot read {file}"):
+            import tokenizers as library
+
             self.tokenizer = library.Tokenizer.from_buffer(data)
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
@@ -173,9 +88,42 @@ class HuggingFaceTokenizer(Tokenizer):
         self.prefix = [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
         self.add_tokens(library.AddedToken, file.parent)
         with library_errors(f"cannot read {file}"):
-            size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        bos = self.prefix[0] if self.prefix else None
-        super().__init__(file, size, bos, ends_of_text(file.parent, self.tokenizer.token_to_id))
+            self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.source = file
+        self.bos = self.prefix[0] if self.prefix else None
+        self.eos = ends_of_text(file.parent, self.tokenizer.token_to_id)
+        self.rows: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, behind the begin-of-text token where the model is meant to see one.
+
+        Raises TokenizerError for a text that is not Unicode (a command line can hold one), that the library refuses, or
+        that has tokens which the model does not know.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the text is not Unicode: {error}") from None
+        with library_errors(f"{self.source} cannot encode the text"):  # a model without an unknown token, say
+            ids: list[int] = [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        largest = max(ids, default=0)
+        if self.rows is not None and largest >= self.rows:
+            raise TokenizerError(
+                f"{self.source}: token {largest} ({self.decode([largest])}) of the text has no row in the embedding, "
+                f"which has vocab_size={self.rows}: the tokenizer, of {self.size} tokens, is another model's, or was "
+                "added to; model.tokenizer can name another one"
+            )
+        return ids
+
+    def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """What `new` tokens add to the text of `prompt`, their leading space included.
+
+        A character whose first bytes end the prompt and whose last bytes start `new` is in it, as a whole.
+        """
+        before, text = self.decode(prompt), self.decode([*prompt, *new])
+        # Not text[len(before):], as `before` ends in U+FFFD where the prompt ends within a character.
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
+        return text[sum(1 for _ in same) :]
 
     def add_tokens(self, added_token: Callable[..., Any], folder: Path) -> None:
         """Adds what the files beside name, as transformers does (``TokenizersBackend.__init__``): numbered ones by
@@ -199,11 +147,12 @@ class HuggingFaceTokenizer(Tokenizer):
             self.tokenizer.add_tokens(tokens)
             self.tokenizer.encode_special_tokens = bool(settings_of(folder).get("split_special_tokens"))
 
-    def ids(self, text: str) -> list[int]:
-        with library_errors(f"{self.source} cannot encode the text"):  # a model without an unknown token, say
-            return [*self.prefix, *self.tokenizer.encode(text, add_special_tokens=False).ids]
-
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of any ids: with special tokens, `unused` for ids without a token, U+FFFD for what is not UTF-8.
+
+        A tokenizer that puts a space before a text (Llama 2) drops one at its start. For tokens that follow others take
+        `continuation`.
+        """
         tokens = [self.token(index) for index in ids]
         if getattr(self.tokenizer.model, "byte_fallback", False):
             tokens = list(with_broken_bytes_replaced(tokens))
@@ -218,6 +167,27 @@ class HuggingFaceTokenizer(Tokenizer):
         """The token as the vocabulary spells it. The library's own `decode` leaves out an id that has none."""
         token = self.tokenizer.id_to_token(index) if 0 <= index < self.size else None
         return unused(index) if token is None else token
+
+
+def unused(token: int) -> str:
+    """Stands for an id that no token has."""
+    return f"<|unused {token}|>"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a Hugging Face folder, or in one file.
+
+    JSON files beside it (``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json``,
+    ``config.json``) may name begin and end of text. Raises TokenizerError.
+    """
+    file = tokenizer_file(path)
+    try:
+        data = inputs.read_bytes(file, MAX_BYTES)
+    except InputError as error:
+        raise TokenizerError(error) from None
+    if file.suffix != ".json" and not data.startswith(b"{"):
+        raise unreadable(file, f"it is no {NAME}; {HOW_TO_MAKE}")
+    return Tokenizer(file, data)
 
 
 def refuse_endless(file: Path, tokenizer: Any) -> None:
@@ -258,188 +228,18 @@ def with_broken_bytes_replaced(tokens: Sequence[str]) -> Iterator[str]:
             yield data.decode(errors="replace")
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """A ``tokenizer.model`` of sentencepiece: Llama 2, Mistral.
-
-    A begin-of-text token is put first unless ``add_bos_token`` in ``tokenizer_config.json`` is false. The space that
-    the model wants before a text is put at its start; behind a special token only where ``legacy`` is true there.
-    """
-
-    kind = "sentencepiece"
-
-    def __init__(self, file: Path, data: bytes) -> None:
-        library = imported("sentencepiece", file)
-        self.model, self.spaceless = library.SentencePieceProcessor(), library.SentencePieceProcessor()
-        try:
-            self.model.LoadFromSerializedProto(data)
-            # Fields that come later in a protobuf win: normalizer_spec.add_dummy_prefix = false.
-            self.spaceless.LoadFromSerializedProto(data + b"\x1a\x02\x18\x00")
-            pieces = [self.model.id_to_piece(index) for index in range(self.model.get_piece_size())]
-        except (RuntimeError, UnicodeDecodeError) as error:
-            raise unreadable(file, error) from None
-        self.pieces = len(pieces)
-        self.special = {
-            piece: index
-            for index, piece in enumerate(pieces)
-            if self.model.is_control(index) or self.model.is_unknown(index)
-        } | added_tokens(file.parent)
-        eos = frozenset([self.model.eos_id()] if self.model.eos_id() >= 0 else [])
-        eos = ends_of_text(file.parent, self.special.get, eos)
-        for token in tokens_beside(file.parent)[1]:
-            if (
-                token["content"] and token["content"] not in self.special
-            ):  # as transformers: a piece, or behind all others
-                last = max(self.pieces - 1, *self.special.values())
-                known = pieces.index(token["content"]) if token["content"] in pieces else last + 1
-                self.special[token["content"]] = known
-        self.shown = {index: token for token, index in self.special.items()}
-        longest_first = sorted(self.special, key=len, reverse=True)
-        self.at_special = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-
-        settings = read_json(file.parent / "tokenizer_config.json")
-        self.behind_special = self.model if settings.get("legacy") else self.spaceless
-        bos = self.special.get(token_named("bos_token", file.parent) or "", self.model.bos_id())
-        adds_bos = bos >= 0 and settings.get("add_bos_token", True)
-        size = max(self.pieces, *(index + 1 for index in self.special.values()))
-        super().__init__(file, size, bos if adds_bos else None, eos)
-
-    def ids(self, text: str) -> list[int]:
-        start, *others = self.at_special.split(text)
-        ids = [*([] if self.bos is None else [self.bos]), *self.model.encode(start)]
-        for part in others:
-            ids += [self.special[part]] if part in self.special else self.behind_special.encode(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text = ""
-        model = self.model
-        for ordinary, group in groupby(ids, lambda index: 0 <= index < self.pieces and index not in self.shown):
-            run = list(group)
-            text += model.decode(run) if ordinary else "".join(self.shown.get(index) or unused(index) for index in run)
-            if run != [self.bos]:
-                model = self.spaceless  # no space is dropped but the one at the start
-        return text
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What a file of tiktoken does not say of itself: its number of ranks tells which one it is."""
-
-    name: str
-    digits: str
-    """How many digits a token may hold, as part of the pattern."""
-    special: tuple[str, ...]
-    """Special tokens; their ids follow the ranks."""
-    bos: str | None
-    eos: tuple[str, ...]
-    nfc: bool
-    """Whether a text is brought into Unicode's normal form C."""
-
-    @property
-    def pattern(self) -> str:
-        """What a text is split by."""
-        return (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-            rf"|{self.digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )
-
-
-KNOWN_RANKS = {
-    # https://github.com/meta-llama/llama-models/blob/main/models/llama3/tokenizer.py: Llama 3.1 and later. In 3.0 the
-    # file is the same, and some special tokens that it did not use have other names.
-    128000: Ranks(
-        name="Llama 3",
-        digits=r"\p{N}{1,3}",
-        special=(
-            *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
-            *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),
-            *("<|eot_id|>", "<|python_tag|>", "<|image|>"),
-            *(f"<|reserved_special_token_{index}|>" for index in range(2, 246)),
-        ),
-        bos="<|begin_of_text|>",
-        eos=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
-        nfc=False,
-    ),
-    # https://huggingface.co/Qwen/Qwen-7B/blob/main/tokenization_qwen.py
-    151643: Ranks(
-        name="Qwen",
-        digits=r"\p{N}",
-        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{index}|>" for index in range(205))),
-        bos=None,
-        eos=("<|endoftext|>",),
-        nfc=True,
-    ),
-}
-"""By the number of ranks in the file."""
-
-
-class TiktokenTokenizer(Tokenizer):
-    """A file of lines ``token in base64, rank``: Llama 3's ``tokenizer.model``, Qwen's ``qwen.tiktoken``."""
-
-    kind = "tiktoken"
-
-    def __init__(self, file: Path, data: bytes) -> None:
-        library = imported("tiktoken", file)
-        # Not tiktoken's own loader: that gives back what it cached when it last saw a file of this name.
-        try:
-            lines = (line.split() for line in data.splitlines())
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-        except ValueError as error:
-            raise unreadable(file, error) from None
-        if len(ranks) not in KNOWN_RANKS:
-            known = " or ".join(f"{count} ({ranks.name})" for count, ranks in KNOWN_RANKS.items())
-            raise TokenizerError(f"{file} holds {len(ranks)} tokens; how it splits a text is known for {known} only")
-        whole = sorted(ranks.values()) == list(range(len(ranks)))
-        if not whole or not all(bytes([byte]) in ranks for byte in range(256)):
-            raise unreadable(file, "ranks or bytes are missing")
-
-        about = KNOWN_RANKS[len(ranks)]
-        special = {token: len(ranks) + index for index, token in enumerate(about.special)}
-        self.nfc = about.nfc
-        self.encoding = library.Encoding(
-            name=about.name, pat_str=about.pattern, mergeable_ranks=ranks, special_tokens=special
-        )
-        bos = None if about.bos is None else special[about.bos]
-        eos = ends_of_text(file.parent, special.get, frozenset(special[token] for token in about.eos))
-        super().__init__(file, self.encoding.n_vocab, bos, eos)
-
-    def ids(self, text: str) -> list[int]:
-        if self.nfc:
-            text = unicodedata.normalize("NFC", text)
-        try:
-            ids = self.encoding.encode(text, allowed_special="all")
-        except ValueError as error:  # a million spaces
-            raise TokenizerError(f"{self.source} cannot encode the text: {one_line(error)}") from None
-        return ids if self.bos is None else [self.bos, *ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self.token, ids)).decode(errors="replace")
-
-    def token(self, index: int) -> bytes:
-        """The bytes of a token."""
-        return self.encoding.decode_single_token_bytes(index) if 0 <= index < self.size else unused(index).encode()
-
-
-def entries(folder: Path, names: Sequence[str]) -> list[Path]:
-    """What a folder holds of some names, in their order; whatever it is, also a link to nothing."""
-    held = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [entry for name in names for entry in held if fnmatch(entry.name, name)]
-
-
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds any of `NAMES`."""
-    return bool(entries(folder, NAMES))
+    """Whether a folder holds a tokenizer that is read; whatever it is, also a link to nothing."""
+    return os.path.lexists(folder / NAME)
 
 
 def unread_tokenizer(folder: Path) -> str | None:
     """What to do about a folder that has a tokenizer, but none that is read; None where it has none."""
-    found = ", ".join(file.name for file in entries(folder, OTHER_NAMES))
+    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    found = ", ".join(entry for name in OTHER_NAMES for entry in held if fnmatch(entry, name))
     if has_tokenizer(folder) or not found:
         return None
-    return (
-        f"its tokenizer is in none of {', '.join(NAMES)}, which are read (found: {found}); transformers can make a "
-        "tokenizer.json: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-    )
+    return f"its tokenizer is in no {NAME}, which is what is read (found: {found}); {HOW_TO_MAKE}"
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -448,16 +248,13 @@ def tokenizer_file(path: Path) -> Path:
         raise TokenizerError(f"{path}: no such file or folder")
     if not path.is_dir():
         return path
-    if found := entries(path, NAMES):
-        return found[0]
-    reason = unread_tokenizer(path) or f"it holds none of {', '.join(NAMES)}"
-    raise TokenizerError(f"no tokenizer in {path}: {reason}")
+    if has_tokenizer(path):
+        return path / NAME
+    raise TokenizerError(f"no tokenizer in {path}: {unread_tokenizer(path) or f'it holds no {NAME}'}")
 
 
-def ends_of_text(
-    folder: Path, id_of: Callable[[str], int | None], otherwise: frozenset[int] = frozenset()
-) -> frozenset[int]:
-    """Tokens that end a text: those of the first file that names any (the one that transformers takes), or `otherwise`.
+def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> frozenset[int]:
+    """Tokens that end a text: those of the first file that names any (the one that transformers takes), or none.
 
     Raises TokenizerError where a file cannot be read.
     """
@@ -468,7 +265,7 @@ def ends_of_text(
                 raise unreadable(folder / name, "eos_token_id is neither a token id nor a list of them")
             return frozenset(ids)
     token = id_of(token_named("eos_token", folder) or "")
-    return otherwise if token is None else frozenset([token])
+    return frozenset() if token is None else frozenset([token])
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -532,18 +329,6 @@ def argument(token: Any) -> dict[str, Any]:
     return {key: token[key] for key in ("content", *FLAGS) if key in token}
 
 
-def added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens that were added to a sentencepiece model, whose own file they are not in: token to id."""
-    decoder = settings_of(folder).get("added_tokens_decoder", {})
-    added = read_json(folder / "added_tokens.json")
-    try:
-        return {token["content"]: int(index) for index, token in decoder.items()} | {
-            token: int(index) for token, index in added.items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unreadable(folder, f"its added tokens are not token and id: {error!r}") from None
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file. Raises TokenizerError."""
     if not os.path.lexists(file):
@@ -557,14 +342,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def contents(file: Path) -> bytes:
-    """All of a file. Raises TokenizerError."""
-    try:
-        return inputs.read_bytes(file, MAX_BYTES)
-    except InputError as error:
-        raise TokenizerError(error) from None
-
-
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
     """Turns whatever a library raises into a TokenizerError: it has nothing narrower, and lets Rust's panics out."""
@@ -574,14 +351,6 @@ def library_errors(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise TokenizerError(f"{what}: {one_line(error)}") from None
-
-
-def imported(name: str, file: Path) -> ModuleType:
-    """A library that not everyone needs. Raises TokenizerError where it is not installed."""
-    try:
-        return import_module(name)
-    except ImportError:
-        raise TokenizerError(f"{file} needs the package {name}: pip install {name}") from None
 
 
 def unreadable(file: Path, reason: object) -> TokenizerError:
