@@ -3,20 +3,22 @@ seeded weights."""
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from gptbench.architecture.spec import AttentionSpec, MixtureSpec
 from gptbench.base.errors import DoesNotFitError
 from gptbench.checkpoint import Checkpoint
 from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
-from gptbench.model import Bias, RMSNorm, Transformer, Weight
+from gptbench.model import Bias, KeyValueCache, RMSNorm, Transformer, Weight
 from gptbench.model.linear import store_as
-from gptbench.model.transformer import WINDOW_QUERIES
+from gptbench.model.transformer import WINDOW_QUERIES, Block
 from gptbench.quant import WeightFormat
 from gptbench.schema.result import Loaded
 
@@ -65,47 +67,55 @@ def on_meta(config: ModelConfig, quant: WeightFormat, dtype: torch.dtype) -> Tra
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
     """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
+    blocks = {block.spec: block for block in model.layers}  # one of each kind
     weights = [module for module in model.modules() if isinstance(module, Weight)]
     # As cast, as float32, and what packing takes.
     filling = max(math.prod(w.float_shape[-2:]) * (itemsize + 4 + w.format.packing_bytes) for w in weights)
     tokens = batch * prompt
-    one_block = [module for module in model.layers[0].modules() if isinstance(module, Weight)]
-    copied = max(sum(copied_bytes(w, count, config, itemsize) for w in one_block) for count in (batch, tokens))
-    widest = max(config.dim, 2 * config.ffn_dim) * max(1, config.n_active_experts)
-    running = copied + 4 * tokens * (4 * widest + 4 * config.dim) + 8 * 4 * batch * config.vocab_size
-    running += window_bytes(config, batch, prompt, itemsize)
-    return MemoryNeed(nbytes(model), kv_bytes_per_position(model, batch) * length, max(filling, running))
+    running = max(block_bytes(block, batch, prompt, itemsize) for block in blocks.values())
+    running += 4 * tokens * 4 * config.dim + 8 * 4 * batch * config.vocab_size
+    return MemoryNeed(nbytes(model), cache_bytes(model, batch, length), max(filling, running))
 
 
-def kv_bytes_per_position(model: Transformer, batch: int) -> int:
-    """Keys and values of one position, in all layers and sequences."""
-    config = model.config
-    return 2 * config.n_layers * batch * config.n_kv_heads * config.head_dim * model.dtype.itemsize
+def cache_bytes(model: Transformer, batch: int, length: int) -> int:
+    """What all layers keep of `batch` sequences of `length` positions."""
+    counts = Counter(block.spec.attention for block in model.layers)
+    caches = {spec: KeyValueCache(spec, batch, length, model.dtype, "meta") for spec in counts}
+    return sum(count * caches[spec].nbytes for spec, count in counts.items())
 
 
-def window_bytes(config: ModelConfig, batch: int, prompt: int, itemsize: int) -> int:
+def block_bytes(block: Block, batch: int, prompt: int, itemsize: int) -> int:
+    """Bytes that a block takes while it runs, beside the residual stream: copies of its weights, and what it computes
+    between its matrices."""
+    spec, tokens = block.spec, batch * prompt
+    active = spec.mixture.active if spec.mixture is not None else 1
+    weights = [module for module in block.modules() if isinstance(module, Weight)]
+    copied = max(sum(copied_bytes(w, count, spec.mixture, itemsize) for w in weights) for count in (batch, tokens))
+    widest = max(spec.dim, 2 * spec.ffn.width) * active
+    return copied + 4 * tokens * 4 * widest + window_bytes(spec.attention, batch, prompt, itemsize)
+
+
+def window_bytes(spec: AttentionSpec, batch: int, prompt: int, itemsize: int) -> int:
     """Bytes that a layer's prefill takes where the sliding window hides something of the prompt: the mask, as booleans
     and as what is added to the scores, and keys and values repeated for each head (`attend_in_window`)."""
-    if not 0 < config.sliding_window < prompt:
+    if not spec.hides(prompt):
         return 0
     queries = min(prompt, WINDOW_QUERIES)
-    keys = min(prompt, queries + config.sliding_window - 1)
-    repeated = (
-        2 * batch * config.n_heads * config.head_dim * keys * itemsize if config.n_heads > config.n_kv_heads else 0
-    )
+    keys = min(prompt, queries + spec.window - 1)
+    repeated = 2 * batch * spec.heads * spec.head_dim * keys * itemsize if spec.heads > spec.kv_heads else 0
     return queries * keys * (1 + itemsize) + repeated
 
 
-def copied_bytes(weight: Weight, tokens: int, config: ModelConfig, itemsize: int) -> int:
+def copied_bytes(weight: Weight, tokens: int, mixture: MixtureSpec | None, itemsize: int) -> int:
     """Bytes of the copies that an engine may make of a block's weight: gathered experts, and what is multiplied."""
     matrix = math.prod(weight.float_shape[-2:])
     cast = itemsize if weight.format.casts else 0
-    pairs = tokens * config.n_active_experts
-    if len(weight.float_shape) == 2:
+    if mixture is None or len(weight.float_shape) == 2:
         return matrix * cast
-    if pairs < config.n_experts:
-        return pairs * (weight.matrix.nbytes // config.n_experts + matrix * cast)
-    return config.n_experts * matrix * cast
+    pairs = tokens * mixture.active
+    if pairs < mixture.experts:
+        return pairs * (weight.matrix.nbytes // mixture.experts + matrix * cast)
+    return mixture.experts * matrix * cast
 
 
 def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from gptbench.architecture.spec import AttentionKind, FeedForwardKind
 from gptbench.build import fill, on_meta
 from gptbench.config import (
     BaselineConfig,
@@ -27,6 +28,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import instantiate
 from gptbench.model import Transformer, Weight
+from gptbench.model.rope import RotationTable
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
 from gptbench.quant import WeightFormat
 
@@ -80,6 +82,16 @@ WINDOW = replace(
     rope_scaling=RopeScaling(factor=3.0, low_freq_factor=1.0, high_freq_factor=3.0, original_context=48),
 )
 """A window shorter than most sequences, and wavelengths that are stretched, kept, and between."""
+
+MIXED = replace(
+    MOE,
+    name="mixed",
+    n_layers=4,
+    sliding_window=3,
+    attention_pattern=[AttentionKind.full, AttentionKind.window],
+    ffn_pattern=[FeedForwardKind.dense, FeedForwardKind.dense, FeedForwardKind.experts, FeedForwardKind.experts],
+)
+"""Layers of four kinds: attention to everything or to three positions, one feed-forward network or experts."""
 
 TINY = [DENSE, GQA, MOE]
 FAMILY = [*TINY, QWEN, WINDOW]
@@ -150,6 +162,12 @@ def run_config(
     )
 
 
+def rotation_table(config: ModelConfig, length: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of a model whose layers are alike, float32 [length, K] each."""
+    table = RotationTable(config.layer_specs[0].attention.rotary, length, device)
+    return table.cos, table.sin
+
+
 def random_tokens(config: ModelConfig, batch: int, tokens: int, seed: int = 7) -> Tensor:
     """int64 [batch, tokens]."""
     return torch.randint(config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(seed))
@@ -200,8 +218,9 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
 
     Deliberately plain: one sequence, no cache, complex rotations, a loop over heads, positions and experts.
     """
-    config = model.config
+    config, patterns = model.config, (model.config.attention_pattern, model.config.ffn_pattern)
     heads, kv_heads, width = config.n_heads, config.n_kv_heads, config.head_dim
+    named = ("window", "experts")
     frequencies = [frequency(config, pair) for pair in range(width // 2)]
 
     def norm(x: Tensor, module: RMSNorm) -> Tensor:
@@ -233,7 +252,9 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
         return torch.stack(rows)
 
     x = dequantised(model.embedding)[list(tokens)]
-    for block in model.blocks:
+    for number, block in enumerate(model.blocks):
+        slides, chooses = (not pattern or pattern[number % len(pattern)].name in named for pattern in patterns)
+        window, experts = config.sliding_window * slides, config.n_experts * chooses
         h = norm(x, block.attention_norm)
         attention = block.attention
         wqkv = dequantised(attention.wqkv).split(width)  # H queries, G keys, G values, each [K, D]
@@ -247,13 +268,13 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
             q, k = turned(q), turned(k)
             rows = []
             for t in range(len(tokens)):
-                first = max(0, t + 1 - config.sliding_window) if config.sliding_window else 0
+                first = max(0, t + 1 - window) if window else 0
                 odds = torch.exp(k[first : t + 1] @ q[t] / math.sqrt(width))
                 rows.append(odds / odds.sum() @ v[first : t + 1])
             attended.append(torch.stack(rows))
         x = x + torch.cat(attended, dim=-1) @ dequantised(attention.wo).T
         h = norm(x, block.ffn_norm)
-        if config.n_experts:
+        if experts:
             x = x + mixture(h, block.ffn)
         else:
             x = x + swiglu(h, dequantised(block.ffn.w13), dequantised(block.ffn.w2))

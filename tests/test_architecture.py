@@ -52,6 +52,8 @@ LLAMA = {
     "qkv_bias": False,
     "qk_norm": False,
     "sliding_window": 0,
+    "attention_pattern": None,
+    "ffn_pattern": None,
 }
 LINEAR = {"factor": 2.5, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 1}
 STRETCHED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 48}

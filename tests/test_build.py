@@ -68,7 +68,7 @@ def tensor_bytes(model: Transformer) -> tuple[int, int]:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
-    caches = [cache for block in model.blocks for cache in (block.attention.k_cache, block.attention.v_cache)]
+    caches = [tensor for cache in model.caches for tensor in cache.tensors]
     weights = [p for module in model.modules() for p in module.parameters(recurse=False)]
     return held(weights), held(caches)
 
@@ -151,7 +151,7 @@ def test_building_takes_no_more_than_was_foretold(config: ModelConfig, quant: st
         model.to_empty(device=CPU)
         fill(model, 1)
         model.allocate(1, 24, CPU)
-    tables = model.cos.nbytes + model.sin.nbytes
+    tables = sum(buffer.nbytes for table in model.rotations for buffer in table.buffers())
     assert counter.now >= need.weights + need.kv_cache
     assert counter.peak <= need.total + tables
     if (config, quant) != (WIDE_MOE, "int8"):  # which needs more when it runs: a cast of every expert

@@ -209,9 +209,10 @@ def test_takes_the_family_that_fits(name: str) -> None:
 @installed
 def test_reads_and_caches(uncompiled: None) -> None:
     read = {
-        (name, cache): [make_hf(model, cache).positions_read(position) for position in (5, 6, 20)]
+        (name, cache): [made.positions_read(position, made.model.caches[0]) for position in (5, 6, 20)]
         for name, model in (("all", DENSE), ("window", WINDOW))
         for cache in ("static", "dynamic")
+        for made in [make_hf(model, cache)]
     }
     assert read == {
         ("all", "static"): [LENGTH] * 3,

@@ -13,7 +13,7 @@ import torch
 import triton
 
 from gptbench.base.errors import ConfigError
-from gptbench.build import kv_bytes_per_position
+from gptbench.build import cache_bytes
 from gptbench.config import (
     AutoConfig,
     CudaGraph,
@@ -390,16 +390,16 @@ def test_full_cache_is_an_error() -> None:
 def test_positions_read() -> None:
     on = device("cpu")
     eager = make_engine(EAGER, DENSE, "none", 1, torch.float32, on)
-    assert [eager.positions_read(position) for position in (5, 6, 20)] == [6, 7, 21]
+    assert [eager.positions_read(position, eager.model.caches[0]) for position in (5, 6, 20)] == [6, 7, 21]
     model = make_model(DENSE, length=LENGTH)
     padded = Inductor(inductor(), model, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
-    assert [padded.positions_read(position) for position in (5, 6, 20)] == [LENGTH] * 3
+    assert [padded.positions_read(position, padded.model.caches[0]) for position in (5, 6, 20)] == [LENGTH] * 3
     fused: type[Engine] = target(FUSED)
     filled = fused(FUSED, make_model(DENSE, length=LENGTH), Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
-    assert [filled.positions_read(position) for position in (5, 6, 20)] == [6, 7, 21]
+    assert [filled.positions_read(position, filled.model.caches[0]) for position in (5, 6, 20)] == [6, 7, 21]
     windowed = make_model(WINDOW, length=LENGTH)
     slid = fused(FUSED, windowed, Sampler(GREEDY, WINDOW.vocab_size, on.torch), on, PROMPT)
-    assert [slid.positions_read(position) for position in (1, 3, 20)] == [2, 4, 4]
+    assert [slid.positions_read(position, slid.model.caches[0]) for position in (1, 3, 20)] == [2, 4, 4]
 
 
 @pytest.mark.parametrize("model", FAMILY, ids=model_name)
@@ -416,7 +416,7 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     told = sum(op.bytes_read().total(0) for op in engine.ops if op.role != "maxima")  # that one reads logits
     assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
     per_position = sum(op.bytes_read().position for op in engine.ops)
-    assert per_position == kv_bytes_per_position(engine.model, 1)
+    assert per_position == cache_bytes(engine.model, 1, 1)
 
 
 class OnGPU:

@@ -12,9 +12,9 @@ from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.attention import Attend, Plan, Scratch, combined_at_once
 from gptbench.kernels.launch import can_overlap
-from gptbench.model.rope import rotation_table
+from gptbench.model import KeyValueCache
 from gptbench.model.transformer import Attention
-from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error
+from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error, rotation_table
 from tests.pairwise import pairwise
 from tests.test_kernel_interpreter import prepare_language_once
 
@@ -165,23 +165,24 @@ def test_twin_is_the_models_attention(config: ModelConfig, dtype: torch.dtype, p
     )
     cos, sin = rotation_table(config, length, DEVICE)
     inputs = replace(inputs, cos=cos, sin=sin, eps=config.norm_eps, window=config.sliding_window)
-    attention = Attention(config, dtype).to(DEVICE)
+    layer = config.layer_specs[0]
+    attention = Attention(layer, 1, dtype).to(DEVICE)
+    cache = KeyValueCache(layer.attention, batch, length, dtype, DEVICE)
     attention.wqkv, attention.wo, attention.qkv_bias = nn.Identity(), nn.Identity(), None
     if attention.q_norm is not None and attention.k_norm is not None:
         attention.q_norm.weight.copy_(inputs.q_norm)
         attention.k_norm.weight.copy_(inputs.k_norm)
-    attention.allocate(batch, length, dtype, DEVICE)
-    attention.k_cache[:, :, :position] = inputs.k_cache[:, :, :position]
-    attention.v_cache[:, :, :position] = inputs.v_cache[:, :, :position]
+    cache.keys[:, :, :position] = inputs.k_cache[:, :, :position]
+    cache.values[:, :, :position] = inputs.v_cache[:, :, :position]
     at = inputs.position
-    expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, *attention.cache(length)).squeeze(1)
+    expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, cache.tensors).squeeze(1)
 
     out = inputs.out(fixed=False)
     inputs.op(inputs.scratch(Plan(1, 16, 4)), out).reference()
     # The model rounds scores too.
     assert relative_error(out.read(), expected) < (1e-6 if dtype == torch.float32 else 3e-2)
-    assert torch.equal(inputs.k_cache[:, :, : position + 1], attention.k_cache[:, :, : position + 1])
-    assert torch.equal(inputs.v_cache[:, :, : position + 1], attention.v_cache[:, :, : position + 1])
+    assert torch.equal(inputs.k_cache[:, :, : position + 1], cache.keys[:, :, : position + 1])
+    assert torch.equal(inputs.v_cache[:, :, : position + 1], cache.values[:, :, : position + 1])
 
 
 POSITIONS = {0: 1, 1: 1, 14: 1, 15: 1, 16: 2, 31: 2, 32: 3, 33: 3, 47: 3, 48: 2, 63: 2, 64: 3, 69: 3}

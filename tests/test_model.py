@@ -11,11 +11,12 @@ from gptbench.build import fill
 from gptbench.config import ModelConfig
 from gptbench.model import Transformer, Weight, transformer
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
+from tests import models
 from tests.models import (
     CPU,
     DENSE,
-    FAMILY,
     GQA,
+    MIXED,
     MOE,
     QWEN,
     WINDOW,
@@ -29,6 +30,7 @@ from tests.models import (
     tiny,
 )
 
+FAMILY = [*models.FAMILY, MIXED]
 WIDE = tiny("wide", vocab_size=4999, dim=512, n_layers=6, n_heads=8, n_kv_heads=4, ffn_dim=1408, context=256)
 WIDE_TIED = dataclasses.replace(WIDE, name="wide-tied", tied=True)
 DEEP = tiny("deep", vocab_size=499, dim=256, n_layers=32, n_heads=4, n_kv_heads=4, ffn_dim=688, context=256)
@@ -97,7 +99,7 @@ def test_a_prefill_starts_anew(config: ModelConfig) -> None:
     old, new = random_tokens(config, 2, 20, seed=1), random_tokens(config, 2, 6, seed=2)
     used, fresh = make_model(config, batch=2), make_model(config, batch=2)
     prefill(used, old)
-    for read in (6, used.blocks[0].attention.k_cache.shape[2]):
+    for read in (6, used.caches[0].length):
         assert torch.equal(prefill(used, new[:, :5]), prefill(fresh, new[:, :5]))
         assert torch.equal(step(used, new[:, 5:], 5, read), step(fresh, new[:, 5:], 5, read))
 
@@ -130,9 +132,9 @@ def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -
         model = make_model(config, batch=batch, length=length)
         if poison:
             generator = torch.Generator().manual_seed(5)
-            for block in model.blocks:
-                for cache in (block.attention.k_cache, block.attention.v_cache):
-                    cache.normal_(std=1e6, generator=generator)
+            for cache in model.caches:
+                for tensor in cache.tensors:
+                    tensor.normal_(std=1e6, generator=generator)
         steps = [prefill(model, tokens[:, :4])]
         for position in range(4, 10):
             read = length if whole else position + 1
@@ -148,14 +150,14 @@ def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_only_the_fed_positions_of_the_cache_change(config: ModelConfig) -> None:
     model = make_model(config, batch=2)
-    attention = model.blocks[-1].attention
-    for cache in (attention.k_cache, attention.v_cache):
-        cache.fill_(1e6)
+    tensors = model.caches[-1].tensors
+    for tensor in tensors:
+        tensor.fill_(1e6)
     tokens = random_tokens(config, 2, 6)
     prefill(model, tokens[:, :5])
-    before = attention.k_cache.clone(), attention.v_cache.clone()
+    before = [tensor.clone() for tensor in tensors]
     step(model, tokens[:, 5:], 5, 6)
-    for cache, old in zip((attention.k_cache, attention.v_cache), before, strict=True):
+    for cache, old in zip(tensors, before, strict=True):
         changed = (cache != old).any(-1).all(0).all(0)
         assert changed.nonzero().flatten().tolist() == [5]
         assert (old[:, :, :5] != 1e6).all()
@@ -273,8 +275,8 @@ def test_a_mixture_reads_as_few_experts_as_it_says(tokens: int, monkeypatch: pyt
     monkeypatch.setattr(weight_class, "forward", noted_forward)
     monkeypatch.setattr(weight_class, "dense", noted_dense)
     ffn(normal(1, tokens, MOE.dim))
-    assert len(read) == 2 * ffn.experts_read(tokens)  # w13 and w2
-    assert ffn.experts_read(tokens) == {1: 2, 3: 6, 4: 8, 9: 8}[tokens]
+    assert len(read) == 2 * ffn.spec.most_chosen(tokens)  # w13 and w2
+    assert ffn.spec.most_chosen(tokens) == {1: 2, 3: 6, 4: 8, 9: 8}[tokens]
 
 
 @pytest.mark.parametrize("active", [1, 2, 3, 8], ids="A={}".format)
@@ -352,7 +354,8 @@ def test_seeded_weights_have_the_stated_deviation_and_differ(config: ModelConfig
                 assert weight.std().item() == pytest.approx(module.std, rel=0.15)
                 assert abs(weight.mean().item()) < 5 * module.std / weight.numel() ** 0.5
                 matrices.append(weight.flatten()[:512] / module.std)
-    assert len(matrices) == (config.n_layers * (3 + 2 * config.n_experts if config.n_experts else 4)) + 2 - config.tied
+    of_layers = [4 if spec.mixture is None else 3 + 2 * spec.mixture.experts for spec in config.layer_specs]
+    assert len(matrices) == sum(of_layers) + 2 - config.tied
     correlation = torch.corrcoef(torch.stack(matrices))
     assert (correlation - torch.eye(len(matrices))).abs().max() < 0.3
 
@@ -406,12 +409,13 @@ def test_embedding_rows(config: ModelConfig, count: int) -> None:
 def test_allocate_gives_zeroed_caches() -> None:
     """Masked positions are multiplied by 0, and 0 times what memory held before may be NaN."""
     model = make_model(GQA, batch=3, length=17)
-    for block in model.blocks:
-        for cache in (block.attention.k_cache, block.attention.v_cache):
-            assert cache.shape == (3, GQA.n_kv_heads, 17, GQA.head_dim)
-            assert cache.device == CPU
-            assert not cache.any()
-    assert model.cos.shape == model.sin.shape == (17, GQA.head_dim)
+    for cache in model.caches:
+        for tensor in cache.tensors:
+            assert tensor.shape == (3, GQA.n_kv_heads, 17, GQA.head_dim)
+            assert tensor.device == CPU
+            assert not tensor.any()
+    (table,) = model.rotations
+    assert table.cos.shape == table.sin.shape == (17, GQA.head_dim)
 
 
 @pytest.mark.parametrize("name", ["blocks.1.attention.wo", "blocks.0.ffn.w2", "blocks.2.ffn.w13"])

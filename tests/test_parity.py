@@ -67,7 +67,7 @@ def greedy_of_library(model: PreTrainedModel, prompt: Tensor) -> tuple[Tensor, T
 
 def greedy(model: Transformer, prompt: Tensor) -> tuple[Tensor, Tensor]:
     """The same of gptbench, which reads its whole cache at every second step, and what is filled at the others."""
-    length = model.layers[0].attention.k_cache.shape[2]
+    length = model.caches[0].length
     logits = [prefill(model, prompt)]
     tokens = [logits[0].argmax(-1)]
     for position in range(prompt.shape[1], prompt.shape[1] + STEPS - 1):

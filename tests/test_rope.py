@@ -6,11 +6,16 @@ import math
 import pytest
 import torch
 
+from gptbench.architecture.spec import Rotary
 from gptbench.config import ModelConfig, RopeScaling
-from gptbench.model.rope import inverse_frequencies, rotate, rotation_table
-from tests.models import CPU, frequency, model_config, model_name, tiny
+from gptbench.model.rope import inverse_frequencies, rotate
+from tests.models import CPU, frequency, model_config, model_name, rotation_table, tiny
 
 LLAMA_3 = [model_config("llama3_1_8b"), model_config("llama3_2_1b")]
+
+
+def rotary(config: ModelConfig) -> Rotary:
+    return config.layer_specs[0].attention.rotary
 
 
 def one_head(width: int, theta: float = 10000.0, scaling: RopeScaling | None = None) -> ModelConfig:
@@ -98,7 +103,7 @@ def test_table_is_exact_at_the_end_of_a_long_context(config: ModelConfig) -> Non
 def test_frequencies_without_stretching(name: str) -> None:
     config = model_config(name)
     expected = torch.tensor([frequency(config, pair) for pair in range(config.head_dim // 2)], dtype=torch.float64)
-    torch.testing.assert_close(inverse_frequencies(config), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(inverse_frequencies(rotary(config)), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_frequencies_without_stretching(name: str) -> None:
 def test_llama_3_stretches_long_wavelengths_only(config: ModelConfig) -> None:
     scaling = config.rope_scaling
     assert scaling is not None
-    stretched = inverse_frequencies(config)
+    stretched = inverse_frequencies(rotary(config))
     expected = torch.tensor([frequency(config, pair) for pair in range(config.head_dim // 2)], dtype=torch.float64)
     torch.testing.assert_close(stretched, expected, rtol=1e-12, atol=0)
 

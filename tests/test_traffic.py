@@ -6,13 +6,13 @@ from typing import cast
 import pytest
 import torch
 
-from gptbench.build import nbytes, on_meta
+from gptbench.build import cache_bytes, nbytes, on_meta
 from gptbench.config import DeviceConfig, DeviceKind, Dtype, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
 from gptbench.device import Device
 from gptbench.engine import Eager, Engine, Inductor
 from gptbench.engine.fused import Fused
-from gptbench.measure.traffic import kv_bytes_per_position, traffic, weight_bytes
-from gptbench.model import Transformer
+from gptbench.measure.traffic import traffic, weight_bytes
+from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
 from tests.models import (
     CONF,
@@ -249,14 +249,14 @@ def test_a_batch_reads_no_more_embedding_rows_than_there_are() -> None:
 @pytest.mark.parametrize("quant", ["none", "int8"])
 def test_kv_cache_of_one_position(name: str, batch: int, dtype: torch.dtype, expected: int, quant: str) -> None:
     """The cache is never quantised: its type is the activations'."""
-    assert kv_bytes_per_position(meta(model_config(name), quant, dtype), batch) == expected
+    assert cache_bytes(meta(model_config(name), quant, dtype), batch, 1) == expected
 
 
 def test_kv_cache_of_one_position_is_what_is_allocated() -> None:
     model = make_model(GQA, batch=3, length=17)
-    caches = [cache for name, cache in model.named_buffers() if name.endswith("_cache")]
-    assert len(caches) == 2 * GQA.n_layers
-    assert sum(cache.nbytes for cache in caches) == 17 * kv_bytes_per_position(model, 3)
+    tensors = [tensor for cache in model.caches for tensor in cache.tensors]
+    assert len(tensors) == 2 * GQA.n_layers
+    assert sum(tensor.nbytes for tensor in tensors) == cache_bytes(model, 3, 17) == 17 * cache_bytes(model, 3, 1)
 
 
 class FakeEngine:
@@ -265,12 +265,13 @@ class FakeEngine:
     def __init__(self, model: Transformer, prompt_length: int, batch: int, length: int, like: type[Engine]) -> None:
         self.model, self.prompt_length, self.batch, self.length = model, prompt_length, batch, length
         self.like = like
+        model.allocate(batch, length, torch.device("meta"))
 
-    def positions_read(self, position: int) -> int:
-        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length, model=self.model)), position)
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
+        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), position, cache)
 
-    def positions_moved(self, position: int) -> int:
-        return self.like.positions_moved(cast(Engine, self), position)
+    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
+        return self.like.positions_moved(cast(Engine, self), position, cache)
 
 
 def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:

@@ -5,6 +5,7 @@ dataclasses that `Config` holds, and from there on no code sees a DictConfig. Er
 is built.
 """
 
+from gptbench.architecture.spec import RopeScaling
 from gptbench.config.baseline import BaselineConfig, BaselineMetric, BaselineRow
 from gptbench.config.completion import complete_model
 from gptbench.config.device import DeviceConfig, DeviceKind, Dtype
@@ -23,7 +24,7 @@ from gptbench.config.engine import (
 from gptbench.config.explanation import explain
 from gptbench.config.group_options import options, shipped
 from gptbench.config.loading import load, require_possible
-from gptbench.config.model import CheckpointFormat, ModelConfig, RopeScaling
+from gptbench.config.model import CheckpointFormat, ModelConfig
 from gptbench.config.quant import INT8, UNQUANTISED, FormatLimits, QuantConfig
 from gptbench.config.registration import register
 from gptbench.config.sampling import SamplingConfig

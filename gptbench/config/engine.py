@@ -123,6 +123,8 @@ class FusedConfig(EngineConfig):
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
         if not config.quant.limits.fused:
             return f"another quant: the kernels have no functions for its weights (it is {config.quant.name})"
+        if len(set(config.model.layer_specs)) > 1:
+            return "a model whose layers are all alike"
         return None
 
 
@@ -143,6 +145,7 @@ class HuggingFaceConfig(EngineConfig):
     def mask_elements(self, config: "Config") -> int:
         """With a sliding window the library masks each token of the prompt against each cached position."""
         prompt, batch = len(config.workload.prompt), config.workload.batch_size
-        if not 0 < config.model.sliding_window < prompt + config.workload.new_tokens:
+        length = prompt + config.workload.new_tokens
+        if not any(layer.attention.hides(length) for layer in config.model.layer_specs):
             return 0
-        return batch * prompt * (prompt + config.workload.new_tokens)
+        return batch * prompt * length

@@ -1,11 +1,22 @@
 """The `model` group: the shape of a model, and where its weights come from."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
 from omegaconf import MISSING
 
+from gptbench.architecture.spec import (
+    AttentionKind,
+    AttentionSpec,
+    DenseSpec,
+    FeedForwardKind,
+    LayerSpec,
+    MixtureSpec,
+    RopeScaling,
+    Rotary,
+)
 from gptbench.base.errors import ConfigError
 from gptbench.config.section import Section
 from gptbench.config.sizes import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH
@@ -23,20 +34,6 @@ class CheckpointFormat(Enum):
 
     safetensors = "safetensors"
     bin = "bin"
-
-
-@dataclass(kw_only=True)
-class RopeScaling:
-    """Llama 3's stretching of the rotary wavelengths (see `gptbench.model.rope`)."""
-
-    factor: float = MISSING
-    """How far the long wavelengths are stretched."""
-    low_freq_factor: float = 1.0
-    """Wavelengths over original_context / low_freq_factor are stretched in full."""
-    high_freq_factor: float = 4.0
-    """Wavelengths under original_context / high_freq_factor stay as they are."""
-    original_context: int = 8192
-    """Context the model was first trained with, in tokens."""
 
 
 @dataclass(kw_only=True)
@@ -80,6 +77,12 @@ class ModelConfig(Section):
     """Whether each head's query and key are normalised before they are turned, as in Qwen 3."""
     sliding_window: int = 0
     """Positions that a token attends to, its own included, as in Mistral 7B v0.1; 0 is all before it."""
+    attention_pattern: list[AttentionKind] | None = None
+    """Which layers have the sliding window: full or window for each of the first layers, and again for those after
+    them; null is all, where there is a window."""
+    ffn_pattern: list[FeedForwardKind] | None = None
+    """Which layers have the experts: dense or experts for each of the first layers, and again for those after them;
+    null is all, where there are experts."""
     checkpoint: str | None = None
     """Folder of a Hugging Face checkpoint. What the YAML leaves open is taken from its config.json, and what the YAML
     says must agree with that."""
@@ -94,6 +97,31 @@ class ModelConfig(Section):
     def reads_checkpoint(self) -> bool:
         """Whether the weights are a checkpoint's."""
         return self.checkpoint is not None and self.weights is WeightSource.auto
+
+    @property
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        """What each layer is, in order; those that are alike are the same object."""
+        rotary = Rotary(self.head_dim, self.rope_theta, self.rope_scaling)
+        attention = AttentionSpec(
+            self.n_heads, self.n_kv_heads, self.head_dim, rotary, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm
+        )
+        attentions = {
+            AttentionKind.full: attention,
+            AttentionKind.window: replace(attention, window=self.sliding_window),
+        }
+        ffns = {
+            FeedForwardKind.dense: DenseSpec(self.ffn_dim),
+            FeedForwardKind.experts: MixtureSpec(self.ffn_dim, experts=self.n_experts, active=self.n_active_experts),
+        }
+        kinds = zip(
+            itertools.cycle(self.attention_pattern or [AttentionKind.window]),
+            itertools.cycle(self.ffn_pattern or [FeedForwardKind.experts if self.n_experts else FeedForwardKind.dense]),
+        )
+        made: dict[tuple[AttentionKind, FeedForwardKind], LayerSpec] = {}
+        return tuple(
+            made.setdefault(kind, LayerSpec(self.dim, attentions[kind[0]], ffns[kind[1]], self.norm_eps))
+            for kind in itertools.islice(kinds, self.n_layers)
+        )
 
     def check(self) -> None:
         self.within(0, MAX_WIDTH, "head_dim")
@@ -119,6 +147,15 @@ class ModelConfig(Section):
             raise self.error("n_active_experts", f"a number from 1 to n_experts={self.n_experts}")
         if not self.n_experts and self.n_active_experts:
             raise self.error("n_active_experts", "0 where n_experts=0")
+        for name, kind, needs in (
+            ("attention_pattern", AttentionKind.window, "sliding_window"),
+            ("ffn_pattern", FeedForwardKind.experts, "n_experts"),
+        ):
+            pattern, choices = getattr(self, name), ", ".join(choice.name for choice in type(kind))
+            if pattern is not None and not 1 <= len(pattern) <= self.n_layers:
+                raise self.error(name, f"null, or 1 to n_layers={self.n_layers} of {choices}")
+            if pattern is not None and (kind in pattern) != bool(getattr(self, needs)):
+                raise self.error(name, f"{kind.name} in it where {needs} is over 0, and there alone")
         if (scaling := self.rope_scaling) is not None:
             for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
                 if not getattr(scaling, name) > 0:

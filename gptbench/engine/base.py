@@ -11,8 +11,7 @@ from torch import Tensor
 from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
 from gptbench.kernels.sample import draw_reference
-from gptbench.model import Transformer
-from gptbench.model.transformer import MixtureOfExperts
+from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
 
 
@@ -57,7 +56,7 @@ class Engine:
     ) -> None:
         self.config, self.model, self.sampler, self.device = config, model, sampler, device
         self.prompt_length = prompt_length
-        self.batch, _, self.length, _ = model.layers[0].attention.k_cache.shape
+        self.batch, self.length = model.caches[0].batch, model.caches[0].length
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
             token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
@@ -148,28 +147,27 @@ class Engine:
         """Reads and changes the state."""
         raise NotImplementedError
 
-    def positions_read(self, position: int) -> int:
-        """Cached positions that the step at `position` reads, whether they are filled or padding."""
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that the step at `position` reads, whether they are filled or padding."""
         raise NotImplementedError
 
-    def positions_moved(self, position: int) -> int:
-        """Cached positions that the step at `position` reads or writes, one as often as it does: its own is written,
-        and read back."""
-        return self.positions_read(position) + 1
+    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that the step at `position` reads or writes, one as often as it does: its own is
+        written, and read back."""
+        return self.positions_read(position, cache) + 1
 
     def experts_chosen(self, steps: int) -> int | None:
         """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a
         dense model. Waits for the device."""
-        counter, config = self.model.experts_counter, self.model.config
+        counter = self.model.experts_counter
         if counter is None:
             return None
-        return config.n_layers * config.n_active_experts * steps if self.batch == 1 else int(counter.item())
+        return self.model.active_experts * steps if self.batch == 1 else int(counter.item())
 
     def experts_read(self, chosen: int, steps: int) -> int:
         """Experts whose matrices these steps read: the model's own code reads one for each pair of row and choice, or
         all of them."""
-        mixtures = [block.ffn for block in self.model.layers if isinstance(block.ffn, MixtureOfExperts)]
-        return steps * sum(ffn.experts_read(self.batch) for ffn in mixtures)
+        return steps * sum(mixture.most_chosen(self.batch) for mixture in self.model.mixtures)
 
     def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
         """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name: where they are
@@ -178,7 +176,7 @@ class Engine:
 
     def cached(self) -> list[Tensor]:
         """Keys and values of every layer."""
-        return [cache for block in self.model.layers for cache in (block.attention.k_cache, block.attention.v_cache)]
+        return [tensor for cache in self.model.caches for tensor in cache.tensors]
 
     def rewind(self) -> None:
         """Sets the state to the end of the prompt, where no row has stopped, and makes new random numbers."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptbench.architecture.spec import MixtureSpec
 from gptbench.engine.base import State
 from gptbench.kernels import attention, draw
 from gptbench.kernels import route as router
@@ -30,7 +31,7 @@ from gptbench.kernels.op import Bytes, Op
 from gptbench.kernels.route import Route, Routing, Votes
 from gptbench.kernels.swiglu import swiglu, swiglu_reference
 from gptbench.kernels.tile import Tile, Use
-from gptbench.model import Transformer, Weight
+from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts
 from gptbench.sampling import Sampler
 
@@ -113,11 +114,11 @@ class DecodeStep:
         gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
         after_attention, after_ffn = gains[1::2], [*gains[2::2], model.norm.weight]
         norm = self.embed(gains[0])
-        for block, next_gain, last_gain in zip(model.layers, after_attention, after_ffn, strict=True):
-            assert isinstance(block.ffn, (FeedForward, MixtureOfExperts))
-            self.attend(block.attention, norm)
+        layers = zip(model.layers, model.caches, after_attention, after_ffn, strict=True)
+        for block, cache, next_gain, last_gain in layers:
+            self.attend(block.attention, cache, norm)
             norm, votes = self.project(block.attention, block.ffn, next_gain)
-            routing = self.route(votes, norm)
+            routing = self.route(block.spec.mixture, votes, norm)
             self.up(block.ffn, norm, routing)
             norm = self.down(block.ffn, routing, last_gain)
         self.draw(norm)
@@ -125,22 +126,22 @@ class DecodeStep:
     def allocate(self, processors: int) -> None:
         """Memory that serves every layer: each reads what the one before it has written."""
         config, first = self.config, self.model.layers[0]
-        assert isinstance(first.ffn, (FeedForward, MixtureOfExperts))
         self.residual = self.empty(config.dim)
         self.qkv = self.empty(first.attention.wqkv.float_shape[0])
         # The residual stream times the gain of the next norm.
         self.following = self.activation(self.batch, config.dim, self.model.head)
         self.attended = self.activation(self.batch, config.n_heads * config.head_dim, first.attention.wo)
-        self.slots = min(self.batch * config.n_active_experts, config.n_experts)
+        mixture = first.spec.mixture
+        self.slots = 0 if mixture is None else mixture.most_chosen(self.batch)
         self.hidden = self.activation(max(self.slots, 1) * self.batch, config.ffn_dim, first.ffn.w2)
         heads = config.n_heads, config.n_kv_heads, config.head_dim
-        length, itemsize = first.attention.k_cache.shape[2], self.model.dtype.itemsize
-        plan = attention.Plan.choose(self.batch, *heads, length, config.sliding_window, itemsize, processors)
+        length, itemsize = self.model.caches[0].length, self.model.dtype.itemsize
+        plan = attention.Plan.choose(self.batch, *heads, length, first.attention.window, itemsize, processors)
         self.attention_scratch = attention.Scratch.empty(plan, self.batch, *heads, self.device)
-        if config.n_experts:
+        if mixture is not None:
             parts = self.squares(self.use_of_residual(first.attention.wo)).shape[1]
-            self.votes = self.empty(parts, config.n_experts, dtype=torch.float32)
-            self.router_scratch = router.Scratch.empty(self.batch, config.n_experts, self.device)
+            self.votes = self.empty(parts, mixture.experts, dtype=torch.float32)
+            self.router_scratch = router.Scratch.empty(self.batch, mixture.experts, self.device)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """[B, ...], of the model's type unless another is given."""
@@ -190,7 +191,7 @@ class DecodeStep:
     ) -> None:
         """One more kernel over a matrix: of a mixture those of some experts; `more_bytes` of other weights."""
         stored = sum(parameter.nbytes for parameter in module.parameters())
-        expert_bytes = stored // self.config.n_experts if use.slots else 0
+        expert_bytes = stored // module.float_shape[0] if use.slots else 0
         read = (use.slots * expert_bytes if use.slots else stored) + more_bytes
         name = shaped(use.kernel, use.rows, use.columns, mixture=use.slots > 0)
         self.add(
@@ -205,7 +206,7 @@ class DecodeStep:
         self.ops.append(op)
         return self.norm(squares)
 
-    def attend(self, core: Attention, norm: Norm) -> None:
+    def attend(self, core: Attention, cache: KeyValueCache, norm: Norm) -> None:
         """Queries, keys and values, and what they come to."""
         bias, q_norm, k_norm = (
             None if module is None else module.weight for module in (core.qkv_bias, core.q_norm, core.k_norm)
@@ -214,10 +215,10 @@ class DecodeStep:
             "qkv", Use.of(linear, core.wqkv.weight, self.batch), linear, linear_reference, core.wqkv,
             self.following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, self.qkv,
         )  # fmt: skip
-        cache, rotation = (core.k_cache, core.v_cache), (self.model.cos, self.model.sin)
+        table = self.model.rotations[0]
         op = Attend(
-            self.qkv, q_norm, k_norm, self.config.norm_eps, *rotation, self.state.position, *cache,
-            self.config.sliding_window, self.attention_scratch, self.attended, role="attention",
+            self.qkv, q_norm, k_norm, self.config.norm_eps, table.cos, table.sin, self.state.position, cache.keys, cache.values,
+            core.window, self.attention_scratch, self.attended, role="attention",
         )  # fmt: skip
         self.ops.append(op)
 
@@ -234,14 +235,14 @@ class DecodeStep:
         )  # fmt: skip
         return self.norm(squares), votes
 
-    def route(self, votes: Votes | None, norm: Norm) -> Routing | None:
+    def route(self, mixture: MixtureSpec | None, votes: Votes | None, norm: Norm) -> Routing | None:
         """Of a mixture: which experts are taken. Each layer has memory of its own for it, as the down projection reads
         it before it waits."""
-        if votes is None:
+        if mixture is None or votes is None:
             return None
-        active = self.config.n_active_experts
+        active = mixture.active
         counter = self.model.experts_counter
-        routing = Routing.empty(self.batch, self.config.n_experts, active, self.device, counter)
+        routing = Routing.empty(self.batch, mixture.experts, active, self.device, counter)
         self.ops.append(Route(votes, norm, active, routing, self.router_scratch, role="route"))
         return routing
 

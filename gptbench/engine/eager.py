@@ -2,6 +2,7 @@
 
 from gptbench.config import EngineConfig
 from gptbench.engine.base import Engine
+from gptbench.model import KeyValueCache
 
 
 class Eager(Engine):
@@ -20,5 +21,5 @@ class Eager(Engine):
         hidden = self.model.hidden(self.state.token, self.state.position, self.filled)
         self.advance(hidden[:, -1])
 
-    def positions_read(self, position: int) -> int:
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
         return position + 1

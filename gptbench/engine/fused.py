@@ -23,7 +23,7 @@ from gptbench.engine.tiles import Tiles, fastest
 from gptbench.kernels.launch import can_overlap, compile_only
 from gptbench.kernels.op import Op
 from gptbench.kernels.tile import Tile, Use
-from gptbench.model import Transformer, Weight
+from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.quant.base import short_products_by_kernel
 from gptbench.sampling import Sampler
 
@@ -164,18 +164,17 @@ class Fused(Engine):
     def decode_step(self) -> None:
         self.launch_all(self.ops)
 
-    def positions_read(self, position: int) -> int:
-        window = self.model.config.sliding_window
-        return min(position + 1, window) if 0 < window < self.length else position + 1
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
+        return cache.spec.attended(position)
 
-    def positions_moved(self, position: int) -> int:
-        return self.positions_read(position)  # its own is only written
+    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
+        return self.positions_read(position, cache)  # its own is only written
 
     def experts_read(self, chosen: int, steps: int) -> int:
         return chosen
 
     def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
-        moved = self.positions_moved(position)
+        moved = self.positions_moved(position, self.model.caches[0])
         reads = {op.name: op.bytes_read().total(moved, experts) for op in self.ops}
         return {name: count for name, count in reads.items() if count}
 

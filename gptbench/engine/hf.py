@@ -23,7 +23,7 @@ from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
-from gptbench.model import Transformer
+from gptbench.model import KeyValueCache, Transformer
 from gptbench.model.transformer import MixtureOfExperts, count_distinct
 from gptbench.private import transformers as private
 from gptbench.private.torch import mark_static
@@ -48,17 +48,21 @@ FAMILIES: dict[str, set[str]] = {
 
 def slides(config: ModelConfig, length: int) -> bool:
     """Whether the window hides anything of a cache of `length` positions; else it is left out, and costs nothing."""
-    return 0 < config.sliding_window < length
+    return any(layer.attention.hides(length) for layer in config.layer_specs)
 
 
 def asked(config: ModelConfig, length: int) -> set[str]:
     """Fields of a model, by which `FAMILIES` differ, that mean something."""
+    layers = set(config.layer_specs)
+    attentions = {layer.attention for layer in layers}
     has = {
-        "head_dim": bool(config.dim % config.n_heads),
+        "head_dim": any(layer.dim % layer.attention.heads for layer in layers),
         "sliding_window": slides(config, length),
-        "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
-        "n_experts": bool(config.n_experts),
+        "qkv_bias": any(attention.qkv_bias for attention in attentions),
+        "qk_norm": any(attention.qk_norm for attention in attentions),
+        "n_experts": any(layer.mixture is not None for layer in layers),
+        "attention_pattern": len(attentions) > 1,
+        "ffn_pattern": len({layer.ffn for layer in layers}) > 1,
     }
     return {name for name, value in has.items() if value}
 
@@ -70,8 +74,10 @@ def family(config: ModelConfig, length: int) -> str | None:
 
 def library_config(config: ModelConfig, length: int) -> Any:
     """The model's shape in the library's words. A name that its family does not have is kept, and read by nothing."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if (scaling := config.rope_scaling) is not None:
+    layer = config.layer_specs[0]  # as all others
+    attention, rotary = layer.attention, layer.attention.rotary
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.base}
+    if (scaling := rotary.scaling) is not None:
         rope |= {
             "rope_type": "llama3",
             "factor": scaling.factor,
@@ -81,20 +87,20 @@ def library_config(config: ModelConfig, length: int) -> Any:
         }
     return getattr(private.library(), f"{family(config, length)}Config")(
         vocab_size=config.vocab_size,
-        hidden_size=config.dim,
+        hidden_size=layer.dim,
         num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.ffn_dim,
-        moe_intermediate_size=config.ffn_dim,
-        num_experts=config.n_experts,
-        num_experts_per_tok=config.n_active_experts,
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        intermediate_size=layer.ffn.width,
+        moe_intermediate_size=layer.ffn.width,
+        num_experts=0 if layer.mixture is None else layer.mixture.experts,
+        num_experts_per_tok=0 if layer.mixture is None else layer.mixture.active,
         norm_topk_prob=True,
         max_position_embeddings=config.context,
         rope_parameters=rope,
-        rms_norm_eps=config.norm_eps,
-        sliding_window=config.sliding_window if slides(config, length) else None,
+        rms_norm_eps=layer.norm_eps,
+        sliding_window=attention.window if slides(config, length) else None,
         tie_word_embeddings=config.tied,
         attn_implementation="sdpa",
     )
@@ -152,12 +158,13 @@ class HuggingFace(Engine):
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")
-        if slides(model, length) and model.sliding_window == 1 and engine.cache is Cache.dynamic:
+        layer = model.layer_specs[0]  # as all others
+        if slides(model, length) and layer.attention.window == 1 and engine.cache is Cache.dynamic:
             expected = "static: the library's dynamic cache drops nothing with model.sliding_window=1"
             raise ConfigError("engine.cache", "dynamic", expected)
         multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
         for name in ("dim", "ffn_dim"):
-            if model.n_experts and (width := getattr(model, name)) % multiple:
+            if layer.mixture is not None and (width := getattr(model, name)) % multiple:
                 what = f"the library's product of all experts takes a model.{name} that is a multiple of {multiple}"
                 raise ConfigError("engine", "hf", f"another one: {what} in {device.dtype_name} (it is {width})")
 
@@ -171,8 +178,8 @@ class HuggingFace(Engine):
         self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         super().__init__(config, model, sampler, device, prompt_length)
-        for block in model.layers:  # the library's cache takes their place
-            del block.attention.k_cache, block.attention.v_cache
+        for cache in model.caches:  # the library's takes their place
+            cache.free()
         self.hf = peer(model, self.length, device.torch)
         self.static = config.cache is Cache.static
         self.slides = slides(model.config, self.length)
@@ -247,21 +254,20 @@ class HuggingFace(Engine):
         """Called after each router, which gives logits, weights and the chosen experts [N, A]."""
         counter, chosen = self.model.experts_counter, routed[2]
         if counter is not None and len(chosen) == self.batch:  # a decode step
-            counter.add_(count_distinct(chosen, self.model.config.n_experts))
+            counter.add_(count_distinct(chosen, self.model.mixtures[0].experts))
 
     def experts_read(self, chosen: int, steps: int) -> int:
         """On a GPU the library gathers one for each pair of row and choice; elsewhere it reads each once."""
-        config = self.model.config
-        return steps * config.n_layers * self.batch * config.n_active_experts if self.switches_experts else chosen
+        return steps * self.batch * self.model.active_experts if self.switches_experts else chosen
 
-    def positions_moved(self, position: int) -> int:
+    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
         """A dynamic cache is copied, which reads all but its own position and writes all, and then read."""
-        read = self.positions_read(position)
+        read = self.positions_read(position, cache)
         return read + 1 if self.static else 3 * read - 1
 
-    def positions_read(self, position: int) -> int:
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
         read = self.length if self.static else position + 1
-        return min(read, self.model.config.sliding_window) if self.slides else read
+        return min(read, cache.spec.window) if self.slides else read
 
     def cached(self) -> list[Tensor]:
         return [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)]

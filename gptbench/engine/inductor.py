@@ -26,7 +26,7 @@ from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Sco
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
-from gptbench.model import Transformer
+from gptbench.model import KeyValueCache, Transformer
 from gptbench.private import torch as private
 from gptbench.sampling import Sampler
 
@@ -99,11 +99,11 @@ def varies(tensor: Tensor, dim: int) -> None:
 def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A compiled block, called such that a prompt of another length needs no other graph."""
 
-    def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         varies(x, 1)
         varies(cos, 0)
         varies(sin, 0)
-        return block(x, cos, sin, positions, k_cache, v_cache)
+        return block(x, cos, sin, positions, cache)
 
     return call
 
@@ -197,8 +197,7 @@ class Inductor(Engine):
     ) -> Callable[[Tensor, Tensor], None]:
         """The same, calling compiled blocks that all share one graph, and then `finish`."""
         blocks = [
-            partial(block, k_cache=of.attention.k_cache, v_cache=of.attention.v_cache)
-            for block, of in zip(compiled_blocks, self.model.layers, strict=True)
+            partial(block, cache=cache.tensors) for block, cache in zip(compiled_blocks, self.model.caches, strict=True)
         ]
 
         def body(tokens: Tensor, positions: Tensor) -> None:
@@ -241,7 +240,7 @@ class Inductor(Engine):
     def decode_step(self) -> None:
         self.decode_body(self.state.token, self.state.position)
 
-    def positions_read(self, position: int) -> int:
+    def positions_read(self, position: int, cache: KeyValueCache) -> int:
         return self.length
 
     def release(self) -> None:

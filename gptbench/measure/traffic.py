@@ -1,9 +1,11 @@
 """Bytes that decode steps need, and those that an engine moves for them between the device's memory and its
 processors, from the model's own tensors."""
 
-from gptbench.build import kv_bytes_per_position
+from collections.abc import Callable
+
+from gptbench.architecture.spec import AttentionSpec
 from gptbench.engine import Engine
-from gptbench.model import Embedding, Transformer
+from gptbench.model import Embedding, KeyValueCache, Transformer
 from gptbench.model.transformer import MixtureOfExperts
 from gptbench.schema.sample import Traffic
 
@@ -38,16 +40,35 @@ def expert_bytes(model: Transformer) -> int:
 
 
 def traffic(engine: Engine, new_tokens: int) -> Traffic:
-    """Bytes of the ``new_tokens - 1`` decode steps after the prefill."""
-    first, config = engine.prompt_length, engine.model.config
+    """Bytes of the ``new_tokens - 1`` decode steps after the prefill. Where layers differ, a step's positions are those
+    of the layer that has most."""
+    first, caches = engine.prompt_length, engine.model.caches
     positions = range(first, first + new_tokens - 1)  # of the tokens that are fed to decode steps
+    kinds: dict[AttentionSpec, list[KeyValueCache]] = {}
+    for cache in caches:
+        kinds.setdefault(cache.spec, []).append(cache)
+
+    def attended(position: int, cache: KeyValueCache) -> int:
+        return cache.spec.attended(position)
+
+    def most(count: Callable[[int, KeyValueCache], int]) -> list[int]:
+        return [max(count(position, alike[0]) for alike in kinds.values()) for position in positions]
+
+    def bytes_of(count: Callable[[int, KeyValueCache], int]) -> list[int]:
+        if len(kinds) == 1:
+            return []
+        held = [(alike[0], sum(cache.position_bytes for cache in alike)) for alike in kinds.values()]
+        return [sum(nbytes * count(position, cache) for cache, nbytes in held) for position in positions]
+
     return Traffic(
         weights=weight_bytes(engine.model, engine.batch),
-        kv_per_position=kv_bytes_per_position(engine.model, engine.batch),
-        positions_read=[engine.positions_read(position) for position in positions],
+        kv_per_position=sum(cache.position_bytes for cache in caches),
+        positions_read=most(engine.positions_read),
         positions_filled=[position + 1 for position in positions],
-        positions_attended=[min(position + 1, config.sliding_window or position + 1) for position in positions],
-        positions_moved=[engine.positions_moved(position) for position in positions],
+        positions_attended=most(attended),
+        positions_moved=most(engine.positions_moved),
         expert_bytes=expert_bytes(engine.model),
-        experts_least=config.n_layers * config.n_active_experts,
+        experts_least=engine.model.active_experts,
+        kv_needed=bytes_of(attended),
+        kv_moved=bytes_of(engine.positions_moved),
     )

@@ -7,16 +7,16 @@ described in the Llama 3.1 model card: long wavelengths are stretched, short one
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptbench.config import ModelConfig
+from gptbench.architecture.spec import Rotary
 
 
-def inverse_frequencies(config: ModelConfig) -> Tensor:
+def inverse_frequencies(rotary: Rotary) -> Tensor:
     """Radians that each of the K/2 pairs turns from one position to the next: float64 [K/2]."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
-    frequency = config.rope_theta ** -(pairs / config.head_dim)
-    scaling = config.rope_scaling
+    pairs = torch.arange(0, rotary.width, 2, dtype=torch.float64, device="cpu")
+    frequency = rotary.base ** -(pairs / rotary.width)
+    scaling = rotary.scaling
     if scaling is None:
         return frequency
     wavelength = 2 * math.pi / frequency
@@ -28,11 +28,22 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     return frequency * (kept + (1 - kept) / scaling.factor)
 
 
-def rotation_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+class RotationTable(nn.Module):
     """Cosine and sine for positions 0 to length-1: two float32 [length, K]; the second half repeats the first."""
-    positions = torch.arange(length, dtype=torch.float64, device="cpu")
-    angle = torch.outer(positions, inverse_frequencies(config)).repeat(1, 2)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, rotary: Rotary, length: int, device: torch.device) -> None:
+        super().__init__()
+        positions = torch.arange(length, dtype=torch.float64, device="cpu")
+        angle = torch.outer(positions, inverse_frequencies(rotary)).repeat(1, 2)
+        self.register_buffer("cos", angle.cos().float().to(device), persistent=False)
+        self.register_buffer("sin", angle.sin().float().to(device), persistent=False)
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions [T]: two float32 [T, K]."""
+        return self.cos[positions], self.sin[positions]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

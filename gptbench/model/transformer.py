@@ -9,20 +9,46 @@ Jiang et al., 2023, arXiv:2310.06825. Qwen 2 (bias) and Qwen 3 (normalised heads
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptbench.architecture.spec import (
+    Activation,
+    DenseSpec,
+    LayerSpec,
+    MixtureSpec,
+    NormKind,
+    NormPlaces,
+    RotaryKind,
+    RouterKind,
+)
+from gptbench.base.errors import ConfigError
 from gptbench.config import ModelConfig
+from gptbench.model.cache import KeyValueCache
 from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Router
-from gptbench.model.rope import rotate, rotation_table
+from gptbench.model.rope import RotationTable, rotate
 
 BIAS_STD = 0.5
 """Of seeded biases: enough to matter beside projections of order one."""
 LOGIT_SPREAD = 2.0
 """Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
 
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "attention.rotary.kind": (RotaryKind.half,),
+    "attention.sinks": (False,),
+    "attention.output_bias": (False,),
+    "ffn.activation": (Activation.silu,),
+    "ffn.bias": (False,),
+    "ffn.router": (RouterKind.renormalised,),
+    "ffn.router_bias": (False,),
+    "ffn.shared": (0,),
+    "norm": (NormKind.rms,),
+    "norms": (NormPlaces.before,),
+}
+"""Fields of a `LayerSpec`, and those of their values that the Transformer computes."""
 
 WINDOW_QUERIES = 1024
 """Queries of a prefill with a sliding window that are attended to at once: the mask of a window of 4096 takes 5 MB."""
@@ -71,39 +97,28 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention. Ainslie et al., 2023, arXiv:2305.13245."""
+    """Grouped-query attention. Ainslie et al., 2023, arXiv:2305.13245.
 
-    k_cache: Tensor
-    v_cache: Tensor
+    Args:
+        layer: what it is a part of.
+        depth: layers of the model.
+    """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, layer: LayerSpec, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.window = config.sliding_window
-        rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-        columns = config.n_heads * config.head_dim
-        self.wqkv = Linear(rows, config.dim, std=config.dim**-0.5, dtype=dtype)
-        self.qkv_bias = Bias(rows, BIAS_STD, dtype) if config.qkv_bias else None
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype) if config.qk_norm else None
-        self.wo = Linear(config.dim, columns, std=residual_std(config, columns), dtype=dtype)
+        spec, columns = layer.attention, layer.attention.heads * layer.attention.head_dim
+        self.heads, self.kv_heads, self.head_dim, self.window = spec.heads, spec.kv_heads, spec.head_dim, spec.window
+        self.wqkv = Linear(spec.rows, layer.dim, std=layer.dim**-0.5, dtype=dtype)
+        self.qkv_bias = Bias(spec.rows, BIAS_STD, dtype) if spec.qkv_bias else None
+        self.q_norm = RMSNorm(spec.head_dim, layer.norm_eps, dtype) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, layer.norm_eps, dtype) if spec.qk_norm else None
+        self.wo = Linear(layer.dim, columns, std=residual_std(depth, columns), dtype=dtype)
 
-    def allocate(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Makes the cache, zeroed: masked positions are multiplied by 0, and 0 times garbage may be NaN."""
-        shape = (batch, self.kv_heads, length, self.head_dim)
-        self.register_buffer("k_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
-        self.register_buffer("v_cache", torch.zeros(shape, dtype=dtype, device=device), persistent=False)
-
-    def cache(self, read: int) -> tuple[Tensor, Tensor]:
-        """The first `read` positions of keys and values, [B, G, read, K] each: views, where these are not all."""
-        k, v = self.k_cache, self.v_cache
-        return (k, v) if read == k.shape[2] else (k[:, :, :read], v[:, :, :read])
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
-        """x [B, T, D] at positions [T]; appends to the cache [B, G, S, K], and attends to all of it."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
+        """x [B, T, D] at positions [T]; appends to the cache, [B, G, S, K] of keys and of values, and attends to all of
+        it."""
         batch, tokens, _ = x.shape
+        k_cache, v_cache = cache
         qkv = self.wqkv(x)
         if self.qkv_bias is not None:
             qkv = self.qkv_bias(qkv)
@@ -115,7 +130,7 @@ class Attention(nn.Module):
         k_cache.index_copy_(2, positions, k)
         v_cache.index_copy_(2, positions, v)
         if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
-            if self.slides(tokens):
+            if 0 < self.window < tokens:
                 y = attend_in_window(q, k, v, self.window)
             else:
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
@@ -132,10 +147,6 @@ class Attention(nn.Module):
         probabilities = scores.where(visible, -torch.inf).softmax(-1).to(q.dtype)
         return torch.matmul(probabilities, v).view_as(q)
 
-    def slides(self, length: int) -> bool:
-        """Whether the window hides anything of a sequence of `length` positions."""
-        return 0 < self.window < length
-
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether the token at position `query` attends to the one at `key`; both broadcast."""
         seen = key <= query
@@ -145,10 +156,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU. Shazeer, 2020, arXiv:2002.05202. The gate's and the other input's matrices lie one below the other."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DenseSpec, dim: int, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.w13 = Linear(2 * config.ffn_dim, config.dim, std=config.dim**-0.5, dtype=dtype)
-        self.w2 = Linear(config.dim, config.ffn_dim, std=residual_std(config, config.ffn_dim), dtype=dtype)
+        self.w13 = Linear(2 * spec.width, dim, std=dim**-0.5, dtype=dtype)
+        self.w2 = Linear(dim, spec.width, std=residual_std(depth, spec.width), dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] to [B, T, D]."""
@@ -169,18 +180,13 @@ class MixtureOfExperts(nn.Module):
         counter: see `Transformer.experts_counter`.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, spec: MixtureSpec, dim: int, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.experts, self.active = config.n_experts, config.n_active_experts
-        self.router = Router(config.n_experts, config.dim, std=config.dim**-0.5, dtype=dtype)
-        self.w13 = ExpertLinear(config.n_experts, 2 * config.ffn_dim, config.dim, std=config.dim**-0.5, dtype=dtype)
-        std = residual_std(config, config.ffn_dim)
-        self.w2 = ExpertLinear(config.n_experts, config.dim, config.ffn_dim, std=std, dtype=dtype)
+        self.spec, self.experts, self.active = spec, spec.experts, spec.active
+        self.router = Router(spec.experts, dim, std=dim**-0.5, dtype=dtype)
+        self.w13 = ExpertLinear(spec.experts, 2 * spec.width, dim, std=dim**-0.5, dtype=dtype)
+        self.w2 = ExpertLinear(spec.experts, dim, spec.width, std=residual_std(depth, spec.width), dtype=dtype)
         self.counter: Tensor | None = None
-
-    def experts_read(self, tokens: int) -> int:
-        """How many experts' matrices are read for so many tokens: one for each pair, or all once where that is less."""
-        return min(tokens * self.active, self.experts)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, D] to the weights (float32) and the numbers of the chosen experts, each [N, A]."""
@@ -219,18 +225,20 @@ class MixtureOfExperts(nn.Module):
 class Block(nn.Module):
     """Pre-norm: attention, then the feed-forward network, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, spec: LayerSpec, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps, dtype)
-        self.attention = Attention(config, dtype)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps, dtype)
-        self.ffn = MixtureOfExperts(config, dtype) if config.n_experts else FeedForward(config, dtype)
+        self.spec = spec
+        self.attention_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
+        self.attention = Attention(spec, depth, dtype)
+        self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
+        if spec.mixture is not None:
+            self.ffn: FeedForward | MixtureOfExperts = MixtureOfExperts(spec.mixture, spec.dim, depth, dtype)
+        else:
+            self.ffn = FeedForward(spec.ffn, spec.dim, depth, dtype)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         """x [B, T, D] to [B, T, D]; the rest as in `Attention`."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, positions, k_cache, v_cache)
+        x = x + self.attention(self.attention_norm(x), cos, sin, positions, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -243,35 +251,54 @@ class Transformer(nn.Module):
 
     Attributes:
         layers: the blocks, in order.
+        caches: of each layer, while it has memory for a workload.
+        rotations: a table for each kind of rotary embedding, likewise; `tables` has each layer's place among them.
         experts_counter: of a mixture, int64 [1]: decode steps add the number of experts that some row of the batch
             chose, in each layer, and whoever starts anew sets it to 0. Of a single row the model's own code does not
             count: that is A in each layer.
-    """
 
-    cos: Tensor
-    sin: Tensor
+    Raises:
+        ConfigError: a layer is of a kind that the Transformer does not compute.
+    """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
         head_std = LOGIT_SPREAD * config.dim**-0.5
-        self.layers = [Block(config, dtype) for _ in range(config.n_layers)]
+        specs = config.layer_specs
+        for spec in dict.fromkeys(specs):
+            refuse_unsupported(spec)
+        self.layers = [Block(spec, len(specs), dtype) for spec in specs]
         self.blocks = nn.ModuleList(self.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
+        self.rotaries = list(dict.fromkeys(spec.attention.rotary for spec in specs))
+        self.tables = [self.rotaries.index(spec.attention.rotary) for spec in specs]
+        self.caches: list[KeyValueCache] = []
+        self.rotations: list[RotationTable] = []
+        self.memory = nn.ModuleList()
         self.experts_counter: Tensor | None = None
         # A tied embedding stays small, as the head's: else each token would above all predict itself.
         self.embedding = self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
 
     def allocate(self, batch: int, length: int, device: torch.device) -> None:
-        """Makes the KV caches [B, G, length, K] of every block, and the table of rotations."""
-        for block in self.layers:
-            block.attention.allocate(batch, length, self.dtype, device)
-        cos, sin = rotation_table(self.config, length, device)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        if self.config.n_experts:
+        """Makes the cache of every layer, and the tables of rotations, for sequences of `length` positions."""
+        specs = (block.spec.attention for block in self.layers)
+        self.caches = [KeyValueCache(spec, batch, length, self.dtype, device) for spec in specs]
+        self.rotations = [RotationTable(rotary, length, device) for rotary in self.rotaries]
+        self.memory = nn.ModuleList([*self.caches, *self.rotations])  # goes wherever the model goes
+        if self.mixtures:
             self.count_experts_with(torch.zeros(1, dtype=torch.int64, device=device))
+
+    @property
+    def mixtures(self) -> list[MixtureSpec]:
+        """Of each layer that has experts."""
+        return [block.spec.mixture for block in self.layers if block.spec.mixture is not None]
+
+    @property
+    def active_experts(self) -> int:
+        """Experts that each token goes through, in all layers together."""
+        return sum(mixture.active for mixture in self.mixtures)
 
     def count_experts_with(self, counter: Tensor | None) -> None:
         """Gives all layers the same counter."""
@@ -282,9 +309,7 @@ class Transformer(nn.Module):
 
     def deallocate(self) -> None:
         """Lets go of what `allocate` made."""
-        for block in self.layers:
-            del block.attention.k_cache, block.attention.v_cache
-        del self.cos, self.sin
+        self.caches, self.rotations, self.memory = [], [], nn.ModuleList()
         self.count_experts_with(None)
 
     def hidden(
@@ -296,14 +321,15 @@ class Transformer(nn.Module):
         after its own are masked. `blocks` are called in the place of the model's own, if given.
         """
         x = self.embedding.rows(tokens)
-        cos, sin = self.cos[positions], self.sin[positions]
-        for block in self.reading(read) if blocks is None else blocks:
-            x = block(x, cos, sin, positions)
+        turns = [table.at(positions) for table in self.rotations]
+        for block, table in zip(self.reading(read) if blocks is None else blocks, self.tables, strict=True):
+            x = block(x, *turns[table], positions)
         return x
 
     def reading(self, read: int) -> list[Callable[..., Tensor]]:
         """The blocks, each bound to the first `read` positions of its cache."""
-        return [partial(block, k_cache=k, v_cache=v) for block in self.layers for k, v in [block.attention.cache(read)]]
+        pairs = zip(self.layers, self.caches, strict=True)
+        return [partial(block, cache=cache.first(read)) for block, cache in pairs]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Residual stream [..., D] to logits: float32 [..., V]."""
@@ -314,9 +340,22 @@ class Transformer(nn.Module):
         return self.logits(self.hidden(tokens, positions, read)[:, -1])
 
 
-def residual_std(config: ModelConfig, fan_in: int) -> float:
-    """Of the two matrices in each layer that write to the residual stream: all layers together add about one.
+def residual_std(depth: int, fan_in: int) -> float:
+    """Of the two matrices in each of `depth` layers that write to the residual stream: all together add about one.
 
     The 2 makes up for what comes in: SwiGLU halves what it is given, and attention averages it.
     """
-    return 2 * (fan_in * 2 * config.n_layers) ** -0.5
+    return 2 * (fan_in * 2 * depth) ** -0.5
+
+
+def refuse_unsupported(spec: LayerSpec) -> None:
+    """Raises ConfigError for a layer that the Transformer does not compute."""
+    for path, allowed in SUPPORTED.items():
+        value: Any = spec
+        for name in path.split("."):
+            value = getattr(value, name, allowed[0])  # only a mixture has a router
+        if value not in allowed:
+            expected = " or ".join(getattr(choice, "name", str(choice)) for choice in allowed)
+            raise ConfigError(f"layer.{path}", getattr(value, "name", value), f"{expected}: gptbench has no other")
+    if (width := spec.attention.rotary.width) != spec.attention.head_dim:
+        raise ConfigError("layer.attention.rotary.width", width, f"head_dim={spec.attention.head_dim}")

@@ -80,8 +80,8 @@ def show_limit(traffic: Traffic, roof: Roof, config: Config) -> None:
 
 def max_experts(config: Config) -> int:
     """That a decode step can choose, in all layers together; 0 of a dense model."""
-    model = config.model
-    return model.n_layers * min(model.n_experts, config.workload.batch_size * model.n_active_experts)
+    mixtures = [layer.mixture for layer in config.model.layer_specs if layer.mixture is not None]
+    return sum(mixture.most_chosen(config.workload.batch_size) for mixture in mixtures)
 
 
 def progress(config: Config, task: Speed) -> AbstractContextManager["Stages"]:

@@ -213,7 +213,7 @@ class Result(Measured):
         moved, steps = self.traffic, len(self.traffic.positions_read)
         require(steps > 0, "traffic.positions_read", "a number for each step")
         require(len(moved.positions_filled) == steps, "traffic.positions_filled", f"{steps} numbers, one for each step")
-        for name in ("positions_attended", "positions_moved"):
+        for name in ("positions_attended", "positions_moved", "kv_needed", "kv_moved"):
             require(len(getattr(moved, name)) in (0, steps), f"traffic.{name}", f"{steps} numbers, or none")
         for number, sample in enumerate(self.samples):
             place = f"samples[{number}]"

@@ -97,6 +97,13 @@ class Traffic:
     `weights` hold one for each pair of row and choice, or all."""
     experts_least: int = 0
     """Experts that `weights` holds, in all layers together."""
+    kv_needed: list[int] = field(default_factory=list)
+    """Bytes of keys and values that each step reads and writes at least, where layers attend to different positions;
+    empty where all are alike, and in a record of an earlier version: then `kv_per_position` times
+    `positions_attended`."""
+    kv_moved: list[int] = field(default_factory=list)
+    """Bytes of keys and values that each step reads and writes, where layers differ; empty as `kv_needed`: then
+    `kv_per_position` times `positions_moved`."""
 
     @property
     def attended(self) -> list[int]:
@@ -112,14 +119,16 @@ class Traffic:
             steps: how many there were; None for one at each position.
         """
         weights = self.weights_with(experts, steps)
-        return [weights + self.kv_per_position * positions for positions in self.attended]
+        caches = self.kv_needed or [self.kv_per_position * positions for positions in self.attended]
+        return [weights + cache for cache in caches]
 
     def moved(self, experts: int | None = None, steps: int | None = None) -> list[int]:
         """Bytes that each step reads and writes: padding, what is written and read back, and experts that nobody chose
         included. `experts`: as many as were read in all steps together."""
         moved = self.positions_moved or [read + 1 for read in self.positions_read]
         weights = self.weights_with(experts, steps)
-        return [weights + self.kv_per_position * positions for positions in moved]
+        caches = self.kv_moved or [self.kv_per_position * positions for positions in moved]
+        return [weights + cache for cache in caches]
 
     def weights_with(self, experts: int | None, steps: int | None = None) -> int:
         """Bytes of weights of one step, on average over all, where these have so many experts together."""

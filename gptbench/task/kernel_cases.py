@@ -211,7 +211,7 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     from gptbench.kernels.op import nbytes, own_memory, tensors, type_name
 
     example = op.example(position, launches)
-    read = engine.positions_read(position) if op.bytes_read().position else 0
+    read = engine.positions_read(position, engine.model.caches[0]) if op.bytes_read().position else 0
     moved = op.bytes_read().total(read) + op.bytes_beside()
 
     def call(generator: Generator) -> Call:

@@ -318,6 +318,8 @@ def read_shape(folder: Path) -> dict[str, Any]:
         "qkv_bias": architecture.qkv_bias,
         "qk_norm": architecture.qk_norm,
         "sliding_window": sliding_window(file, architecture.window, layers),
+        "attention_pattern": None,
+        "ffn_pattern": None,
     }
 
 
