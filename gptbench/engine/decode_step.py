@@ -217,8 +217,8 @@ class DecodeStep:
         )  # fmt: skip
         table = self.model.rotations[0]
         op = Attend(
-            self.qkv, q_norm, k_norm, self.config.norm_eps, table.cos, table.sin, self.state.position, cache.keys, cache.values,
-            core.window, self.attention_scratch, self.attended, role="attention",
+            self.qkv, q_norm, k_norm, self.config.norm_eps, table.cos, table.sin, self.state.position,
+            cache.keys, cache.values, core.window, self.attention_scratch, self.attended, role="attention",
         )  # fmt: skip
         self.ops.append(op)
 
