@@ -26,7 +26,7 @@ from gptbench.device import Device
 from gptbench.execute import ab
 from gptbench.generate import generate
 from gptbench.present.terminal import stage_bar
-from gptbench.schema.statistics import log_ratios
+from gptbench.schema.summary import log_ratios
 
 
 def slow_down(contender: ab.Contender, part: float) -> None:

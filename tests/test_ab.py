@@ -109,9 +109,9 @@ def test_the_same_is_within_noise_and_two_percent_are_found(instance: float) -> 
 def test_a_steady_drift_cancels_in_each_block() -> None:
     result = made_ab([made_round(n, 2, lambda _, at: 1e-3 * float(np.exp(0.1 * at)), begin=10.0 * n) for n in range(3)])
     for row in rows(result):
-        if row.metric == HEADLINE:
+        if row.name == HEADLINE:
             assert row.ratio.value == pytest.approx(1.0, abs=1e-12)
-        elif row.metric != "ttft_s":  # percentiles, of a round's steps together: up to what drifts within a block
+        elif row.name != "ttft_s":  # percentiles, of a round's steps together: up to what drifts within a block
             assert row.ratio.value == pytest.approx(1.0, abs=0.01)
 
 
@@ -204,7 +204,7 @@ def test_a_tail_of_one_sample_is_in_the_percentiles_of_its_round(tmp_path: Path)
     for one in rounds:
         one.samples["B"][3] = replace(one.samples["B"][3], step_s=[1e-3, 1e-3, 1e-3, 9e-3])
     result = made_ab(rounds)
-    found = {row.metric: row for row in rows(result)}
+    found = {row.name: row for row in rows(result)}
     pooled = np.quantile([1e-3] * 15 + [9e-3], [0.5, 0.9, 0.99])
     for metric, expected in zip(("tpot_p50_s", "tpot_p90_s", "tpot_p99_s"), pooled, strict=True):
         assert found[metric].a == pytest.approx(1e-3)
@@ -226,7 +226,7 @@ def test_it_ends_when_another_round_would_take_too_long() -> None:
 
 def test_ratios_are_of_rates_and_times() -> None:
     result = made_ab([made_round(n, 2, lambda name, _: {"A": 1e-3, "B": 2e-3}[name]) for n in range(3)])
-    found = {row.metric: row for row in rows(result)}
+    found = {row.name: row for row in rows(result)}
     assert found[HEADLINE].a == pytest.approx(1000)
     assert found[HEADLINE].ratio.value == pytest.approx(0.5)
     assert found[HEADLINE].verdict is Verdict.slower

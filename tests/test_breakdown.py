@@ -41,7 +41,7 @@ from gptbench.present.tables import show_result
 from gptbench.record import MLflowTracker
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch, chrome_trace
-from gptbench.schema.statistics import summary
+from gptbench.schema.summary import summary
 from tests.models import DENSE, run_config
 from tests.test_run import resolved
 

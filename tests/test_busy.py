@@ -114,7 +114,7 @@ def at(speed: float, busy_too: bool = False) -> Result:
 
 def test_compare_gives_no_verdict_on_a_busy_machine() -> None:
     told = compare(runs(at(1)), runs(at(0.1, busy_too=True)))
-    rows = {row.metric: row for row in told.pairs[0].rows}
+    rows = {row.name: row for row in told.pairs[0].rows}
     assert rows["decode_tokens_per_s"].ratio.value == pytest.approx(0.1)
     assert {metric for metric, row in rows.items() if row.verdict is Verdict.busy} == {
         *("decode_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s"),
@@ -128,7 +128,7 @@ def test_compare_gives_no_verdict_on_a_busy_machine() -> None:
     compiling = at(0.1)
     compiling.compilations[0].load = replace(QUIET, other_s=1.5)
     told = compare(runs(at(1)), runs(compiling))
-    rows = {row.metric: row.verdict for row in told.pairs[0].rows}
+    rows = {row.name: row.verdict for row in told.pairs[0].rows}
     assert {metric for metric, verdict in rows.items() if verdict is Verdict.busy} == {
         *("compile_cold_s", "compile_warm_s"),
     }
@@ -140,7 +140,7 @@ def test_compare_gives_no_verdict_on_a_busy_machine() -> None:
 def test_compare_takes_the_runs_of_a_quiet_machine_where_there_are_any() -> None:
     side = runs(at(0.5), at(0.1, busy_too=True), at(0.501))
     told = compare(runs(at(1)), side)
-    (row,) = (row for row in told.pairs[0].rows if row.metric == "decode_tokens_per_s")
+    (row,) = (row for row in told.pairs[0].rows if row.name == "decode_tokens_per_s")
     assert (row.ratio.value, row.of) == (pytest.approx(0.5, rel=0.01), "1 and 2 runs")
     assert row.verdict is not Verdict.busy
     assert told.left_out == [(side[1], TOLD)]

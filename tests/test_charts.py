@@ -41,7 +41,7 @@ from gptbench.schema.compilation import STAGES
 from gptbench.schema.labels import labels, names
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.schema.result import Result
-from gptbench.schema.statistics import sample_metrics, summary
+from gptbench.schema.summary import sample_metrics, summary
 from tests.results import (
     made_breakdown,
     made_energy,

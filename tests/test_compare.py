@@ -10,11 +10,12 @@ import pytest
 from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command, sentence
 from gptbench.compare.comparison import Comparison, Row, compare
-from gptbench.compare.ratio import KINDS, Ratio, Verdict
+from gptbench.compare.ratio import Ratio, Verdict
 from gptbench.compare.select import Found
 from gptbench.schema import Result
 from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import DeviceState
+from gptbench.schema.metrics import HEADLINE, METRICS
 from gptbench.schema.quality import Predictions
 from tests.results import made_result, on_cpu
 
@@ -36,7 +37,7 @@ def run(step_s: float = 0.01, noise: float = 0.002, seed: int = 0, **config: obj
 
 
 def rows(comparison: Comparison, pair: int = 0) -> dict[str, Row]:
-    return {row.metric: row for row in comparison.pairs[pair].rows}
+    return {row.name: row for row in comparison.pairs[pair].rows}
 
 
 def test_one_run_is_compared_with_another_by_its_samples() -> None:
@@ -61,11 +62,11 @@ def test_the_same_is_never_faster_or_slower() -> None:
     for row in compare([one], [one]).pairs[0].rows:
         assert row.ratio.value == 1.0
         assert row.verdict in (Verdict.noise, Verdict.unknown, Verdict.undecided)
-        if row.of.endswith("one start each") and row.metric != "ttft_s":
+        if row.of.endswith("one start each") and row.name != "ttft_s":
             assert row.verdict is Verdict.undecided, "two starts may differ by 1.7%"
             assert row.possible == {
-                KINDS[row.metric].words[0]: pytest.approx(0.0165, rel=0.05),
-                KINDS[row.metric].words[1]: pytest.approx(0.0168, rel=0.05),
+                Verdict(row.metric.words[0]): pytest.approx(0.0165, rel=0.05),
+                Verdict(row.metric.words[1]): pytest.approx(0.0168, rel=0.05),
             }
     several = [run(noise=1e-6, seed=seed) for seed in range(3)]
     assert rows(compare(several, several))["tpot_p99_s"].verdict is Verdict.noise
@@ -305,5 +306,5 @@ def test_many_pairs_are_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_sentences(ratio: Ratio, verdict: Verdict, text: str) -> None:
-    row = Row.judged("decode_tokens_per_s", 1.0, 1.0, ratio, "")
+    row = Row.judged(METRICS[HEADLINE], 1.0, 1.0, ratio, "")
     assert (row.verdict, sentence(row)) == (verdict, text)

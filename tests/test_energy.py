@@ -11,7 +11,7 @@ from gptbench.measure import energy
 from gptbench.measure.energy import measure_energy
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.schema.energy import Energy, Spent
-from gptbench.schema.statistics import energy_metrics, summary
+from gptbench.schema.summary import part_metrics, summary
 from tests.results import made_result
 from tests.test_measure import EAGER, device, make_engine, make_workload
 
@@ -68,7 +68,7 @@ def test_prefill_and_decode_are_told_apart(clockwork: Clockwork) -> None:
     assert found is not None
     assert found.idle_w == pytest.approx(IDLE_W, rel=0.01)
     result = replace(made_result(), energy=found)
-    metrics = energy_metrics(result)
+    metrics = part_metrics(result, "energy")
     # The counter's steps are waited for: they leave no more error than asking it takes.
     assert metrics["decode_joules_per_token"] == pytest.approx((STEP_J - IDLE_W * STEP_S) / ROWS, rel=0.005)
     expected = (PREFILL_J - IDLE_W * PREFILL_S) / (ROWS * PROMPT)
@@ -92,7 +92,7 @@ def test_without_a_counter_there_is_none(clockwork: Clockwork) -> None:
     engine: Any = clockwork
     clockwork.counter = None
     assert measure_energy(engine, WORKLOAD, clockwork) is None
-    assert energy_metrics(made_result()) == {}
+    assert part_metrics(made_result(), "energy") == {}
 
 
 def test_a_counter_that_stands_still_is_an_error(clockwork: Clockwork, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_decode_that_is_lost_in_its_prefill_is_an_error(clockwork: Clockwork) ->
 
 def test_what_is_all_idle_has_no_tokens_per_joule() -> None:
     phase = Spent(joules=90.0, seconds=1.0, tokens=10)
-    metrics = energy_metrics(replace(made_result(), energy=Energy("counter", IDLE_W, phase, phase)))
+    metrics = part_metrics(replace(made_result(), energy=Energy("counter", IDLE_W, phase, phase)), "energy")
     assert metrics["decode_joules_per_token"] == pytest.approx(-1.0)
     assert "decode_tokens_per_joule" not in metrics
 

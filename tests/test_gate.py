@@ -21,7 +21,7 @@ from gptbench.commands.gate import gate_command
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate, overrides_of, recorded_text
-from gptbench.compare.ratio import TIME, Moments, of_groups, of_moments
+from gptbench.compare.ratio import Moments, of_groups, of_moments
 from gptbench.compare.select import Found
 from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
@@ -30,6 +30,7 @@ from gptbench.execute import measuring
 from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.machine import DeviceState
+from gptbench.schema.metrics import METRICS, SPEED
 from gptbench.schema.quality import Predictions
 from tests.sweeps import PLAIN, SHORT
 
@@ -758,7 +759,7 @@ def test_three_runs_a_side_find_a_slowdown_of_five_percent() -> None:
                 BaselineMetric(value=float(np.exp(side.mean)), spread=side.variance**0.5, count=side.count)
                 for side in sides
             )
-            checks.append(check("row", "ttft_s", TIME, before, now, TIME.margin, StartSpread(0.006, np.inf, "")))
+            checks.append(check("row", METRICS["ttft_s"], before, now, SPEED.margin, StartSpread(0.006, np.inf, "")))
         return checks
 
     def share(checks: list[Check], name: str) -> float:

@@ -44,7 +44,7 @@ from gptbench.schema.files import headline, load_record
 from gptbench.schema.outcome import BEGUN, Outcome, Status
 from gptbench.schema.plan import LOCK, Plan
 from gptbench.schema.result import Recorded
-from gptbench.schema.statistics import summary
+from gptbench.schema.summary import summary
 from gptbench.schema.sweep import SweepRecord, record_of
 from tests.sweeps import LOGGED
 from tests.warm import Warm

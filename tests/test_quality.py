@@ -17,7 +17,7 @@ from gptbench.config import Config, DeviceConfig, DeviceKind, EagerConfig, Quali
 from gptbench.device import Device
 from gptbench.engine import Eager, Engine
 from gptbench.sampling import Sampler
-from gptbench.schema.statistics import quality_metrics, summary
+from gptbench.schema.summary import part_metrics, summary
 from gptbench.task import Quality, Speed
 from gptbench.text.prompt import make_tokenizer, with_prompt
 from tests.models import DENSE, make_model, model_config, run_config
@@ -181,7 +181,7 @@ def test_a_model_without_a_tokenizer_predicts_random_tokens_and_has_no_perplexit
     of = replace(config(), model=DENSE)
     found = quality(of).evaluate(engine(of), lambda: engine(of, seed=9))
     assert (found.text, found.text_sha256, found.scored_bytes) == (None, None, None)
-    metrics = quality_metrics(replace(made_result(), quality=found))
+    metrics = part_metrics(replace(made_result(), quality=found), "quality")
     assert set(metrics) == {"kl_divergence", "top1_agreement"}
 
 
@@ -189,7 +189,7 @@ def test_speed_evaluates_nothing() -> None:
     speed = Speed(TaskConfig(_target_="gptbench.task.Speed", name="speed"), config(), None)
     assert speed.evaluate(engine(config()), never) is None
     assert not speed.needs_reference
-    assert quality_metrics(made_result()) == {}
+    assert part_metrics(made_result(), "quality") == {}
 
 
 def test_metrics_are_computed_from_what_is_recorded() -> None:

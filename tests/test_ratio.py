@@ -5,13 +5,6 @@ import pytest
 from scipy import stats
 
 from gptbench.compare.ratio import (
-    AGREEMENT,
-    COMPILE,
-    KINDS,
-    LOSS,
-    MEMORY,
-    SPEED,
-    TIME,
     Moments,
     Ratio,
     Verdict,
@@ -22,6 +15,7 @@ from gptbench.compare.ratio import (
     possible,
     verdict,
 )
+from gptbench.schema.metrics import HEADLINE, METRICS, compared
 
 TRIALS = 2000
 
@@ -80,30 +74,30 @@ def test_one_value_each_says_nothing_of_noise() -> None:
     ratio = of_groups([2.0], [3.0])
     assert ratio == Ratio(pytest.approx(1.5), None, None)
     assert ratio.half_width == float("inf")
-    assert verdict(ratio, SPEED) is Verdict.unknown
+    assert verdict(ratio, METRICS[HEADLINE]) is Verdict.unknown
     assert of_pairs([0.5]).low is None
 
 
 def test_the_same_values_are_the_same() -> None:
     ratio = of_groups([3.0, 3.0], [3.0, 3.0, 3.0])
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
-    assert verdict(ratio, MEMORY) is Verdict.noise
+    assert verdict(ratio, METRICS["peak_memory_bytes"]) is Verdict.noise
 
 
 @pytest.mark.parametrize(
-    ("kind", "on_less", "on_more"),
+    ("metric", "on_less", "on_more"),
     [
-        (SPEED, Verdict.slower, Verdict.faster),
-        (TIME, Verdict.faster, Verdict.slower),
-        (COMPILE, Verdict.faster, Verdict.slower),
-        (MEMORY, Verdict.less, Verdict.more),
-        (LOSS, Verdict.better, Verdict.worse),
-        (AGREEMENT, Verdict.worse, Verdict.better),
+        ("decode_tokens_per_s", Verdict.slower, Verdict.faster),
+        ("ttft_s", Verdict.faster, Verdict.slower),
+        ("compile_cold_s", Verdict.faster, Verdict.slower),
+        ("peak_memory_bytes", Verdict.less, Verdict.more),
+        ("perplexity", Verdict.better, Verdict.worse),
+        ("top1_agreement", Verdict.worse, Verdict.better),
     ],
 )
-def test_a_verdict_needs_the_whole_interval_beyond_the_margin(kind: object, on_less: Verdict, on_more: Verdict) -> None:
+def test_a_verdict_needs_the_whole_interval_beyond_the_margin(metric: str, on_less: Verdict, on_more: Verdict) -> None:
     def told(low: float, high: float, margin: float = 0.01) -> Verdict:
-        return verdict(Ratio((low * high) ** 0.5, low, high), kind, margin)  # type: ignore[arg-type]
+        return verdict(Ratio((low * high) ** 0.5, low, high), METRICS[metric], margin)
 
     assert told(1.02, 1.03) is on_more
     assert told(0.97, 0.98) is on_less
@@ -118,16 +112,20 @@ def test_a_verdict_needs_the_whole_interval_beyond_the_margin(kind: object, on_l
 
 def test_what_is_undecided_says_what_is_possible() -> None:
     wide = Ratio(0.78, 0.61, 1.001)
-    assert verdict(wide, SPEED) is Verdict.undecided
-    assert possible(wide, SPEED) == {Verdict.slower: pytest.approx(0.39)}
-    assert in_words(possible(wide, SPEED)) == "39% slower"
-    assert in_words(possible(Ratio(1.0, 0.9, 2.5), TIME)) == "10% faster or 150% slower"
+    assert verdict(wide, METRICS[HEADLINE]) is Verdict.undecided
+    assert possible(wide, METRICS[HEADLINE]) == {Verdict.slower: pytest.approx(0.39)}
+    assert in_words(possible(wide, METRICS[HEADLINE])) == "39% slower"
+    assert in_words(possible(Ratio(1.0, 0.9, 2.5), METRICS["ttft_s"])) == "10% faster or 150% slower"
     for clear in (Ratio(1.0, 0.999, 1.001), Ratio(1.1, 1.05, 1.15), Ratio(1.3, None, None)):
-        assert possible(clear, SPEED) == {}
-    for kind in {*KINDS.values()}:
+        assert possible(clear, METRICS[HEADLINE]) == {}
+    for metric in compared():
         for low, high in ((0.5, 1.5), (0.98, 1.2), (0.9, 1.001)):
-            told = verdict(Ratio(1.0, low, high), kind)
-            assert (told is Verdict.undecided) == bool(possible(Ratio(1.0, low, high), kind)), (kind, low, high)
+            told = verdict(Ratio(1.0, low, high), metric)
+            assert (told is Verdict.undecided) == bool(possible(Ratio(1.0, low, high), metric)), (
+                metric.name,
+                low,
+                high,
+            )
 
 
 def test_a_percentile_of_a_whole_has_the_spread_of_its_members() -> None:
@@ -145,8 +143,8 @@ def test_a_percentile_of_a_whole_has_the_spread_of_its_members() -> None:
 
 def test_what_is_worse() -> None:
     assert {each for each in Verdict if each.is_worse} == {Verdict.slower, Verdict.worse, Verdict.more}
-    for kind in set(KINDS.values()):
-        assert sum(word.is_worse for word in kind.words) == 1, kind.name
+    for metric in compared():
+        assert sum(Verdict(word).is_worse for word in metric.words) == 1, metric.name
 
 
 def test_half_width_is_of_the_ratio() -> None:

@@ -20,7 +20,7 @@ from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig
 from gptbench.present.report import Found, html, is_report
 from gptbench.schema import Recorded
-from gptbench.schema.statistics import summary
+from gptbench.schema.summary import summary
 from gptbench.schema.sweep import cell
 from tests.results import (
     made_breakdown,

@@ -9,29 +9,20 @@ import pytest
 from scipy.stats import binom, norm, t
 
 from gptbench.base.errors import UserError
+from gptbench.base.numbers import number
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig, shipped
-from gptbench.present.console import number
 from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
-from gptbench.schema.display import display
 from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import DeviceState
+from gptbench.schema.metrics import METRICS
 from gptbench.schema.quality import Predictions
 from gptbench.schema.result import SCHEMA_VERSION
 from gptbench.schema.sample import Sample, Traffic
-from gptbench.schema.statistics import (
-    METRICS,
-    QUANTILES,
-    compile_metrics,
-    sample_metrics,
-    steps_interval,
-    steps_jackknife,
-    steps_percentile,
-    summary,
-    valid_samples,
-)
+from gptbench.schema.statistics import steps_interval, steps_jackknife, steps_percentile, valid_samples
+from gptbench.schema.summary import part_metrics, sample_metrics, summary
 from tests.results import made_result
 
 
@@ -106,6 +97,10 @@ def test_no_credentials_are_recorded(tmp_path: Path) -> None:
     assert "postgresql://***@db.example/x" in text
 
 
+SAMPLED = [name for name, metric in METRICS.items() if metric.of_sample is not None]
+PERCENTILES = {name: metric.share for name, metric in METRICS.items() if metric.share is not None}
+
+
 def by_hand() -> Result:
     """Two rows, three new tokens: two decode steps of 10 and 30 ms after a prefill of 50 ms."""
     sample = Sample(
@@ -143,7 +138,7 @@ def test_metrics_of_a_sample_by_hand() -> None:
             "peak_memory_bytes": 7.0,
         }
     )
-    assert list(metrics) == [metric.name for metric in METRICS]
+    assert list(metrics) == SAMPLED
 
 
 def test_bytes_of_a_mixture_follow_from_the_experts_that_each_sample_read() -> None:
@@ -231,7 +226,7 @@ def test_percentiles_are_of_all_steps_of_all_valid_samples() -> None:
     result = with_steps(*steps)
     pooled = [step for each in steps for step in each]
     numbers = summary(result)
-    for metric, share in QUANTILES.items():
+    for metric, share in PERCENTILES.items():
         assert numbers[metric] == pytest.approx(np.quantile(pooled, share))
     assert numbers["tpot_p99_s"] == pytest.approx(0.037)
     assert np.median([sample_metrics(result, sample)["tpot_p99_s"] for sample in result.samples]) < 0.0183
@@ -246,14 +241,12 @@ def test_percentiles_are_of_all_steps_of_all_valid_samples() -> None:
 def test_few_samples_give_no_interval_and_many_a_narrow_one() -> None:
     random = np.random.default_rng(0)
     one = with_steps(list(random.exponential(1.0, 500)))
-    assert steps_interval(one.samples, "tpot_p50_s") == (None, None)
-    assert steps_jackknife(one.samples, "tpot_p50_s")[1] == []
+    assert steps_interval(one.samples, 0.5) == (None, None)
+    assert steps_jackknife(one.samples, 0.5)[1] == []
     constant = with_steps(*([1.0 + number] * 100 for number in range(5)))
-    assert steps_interval(constant.samples, "tpot_p50_s") == (None, None), (
-        "five values, however often they are repeated"
-    )
+    assert steps_interval(constant.samples, 0.5) == (None, None), "five values, however often they are repeated"
     many = with_steps(*(random.exponential(1.0, 200) for _ in range(20)))
-    low, high = steps_interval(many.samples, "tpot_p99_s")
+    low, high = steps_interval(many.samples, 0.99)
     assert low is not None and high is not None
     assert 3.5 < low < np.log(100) < high < 6.0
 
@@ -264,14 +257,14 @@ def test_an_interval_of_a_percentile_holds_the_percentile() -> None:
     for count in (2, 3, 5):
         for length in (1, 4, 60):
             made = with_steps(*(list(random.exponential(1.0, length) + number) for number in range(count)))
-            for metric in QUANTILES:
-                value, (low, high) = steps_percentile(made.samples, metric), steps_interval(made.samples, metric)
-                assert low is None or low <= value, (metric, count, length)
-                assert high is None or value <= high, (metric, count, length)
+            for share in PERCENTILES.values():
+                value, (low, high) = steps_percentile(made.samples, share), steps_interval(made.samples, share)
+                assert low is None or low <= value, (share, count, length)
+                assert high is None or value <= high, (share, count, length)
 
 
-@pytest.mark.parametrize(("metric", "share"), QUANTILES.items())
-def test_an_interval_of_a_percentile_holds_the_truth(metric: str, share: float) -> None:
+@pytest.mark.parametrize("share", PERCENTILES.values())
+def test_an_interval_of_a_percentile_holds_the_truth(share: float) -> None:
     """Also where samples differ by more than their steps do; one that has no end holds it, too."""
     random = np.random.default_rng(1)
     for apart in (0.0, 1.0):
@@ -279,7 +272,7 @@ def test_an_interval_of_a_percentile_holds_the_truth(metric: str, share: float) 
         for _ in range(trials):
             levels = random.normal(0, apart, 8)
             made = with_steps(*(level + random.normal(0, 1, 50) for level in levels))
-            low, high = steps_interval(made.samples, metric)
+            low, high = steps_interval(made.samples, share)
             held += (low is None or low <= truth) and (high is None or truth <= high)
         assert held >= 0.88 * trials, apart
 
@@ -287,8 +280,8 @@ def test_an_interval_of_a_percentile_holds_the_truth(metric: str, share: float) 
 def test_a_percentile_without_each_sample_is_that_of_the_others() -> None:
     random = np.random.default_rng(2)
     steps = [list(np.round(random.exponential(1.0, count), 1)) for count in (5, 1, 7, 3, 20)]
-    for metric, share in QUANTILES.items():
-        whole, without = steps_jackknife(with_steps(*steps).samples, metric)
+    for share in PERCENTILES.values():
+        whole, without = steps_jackknife(with_steps(*steps).samples, share)
         assert whole == pytest.approx(np.quantile(np.concatenate(steps), share))
         for index, value in enumerate(without):
             assert value == pytest.approx(np.quantile(np.concatenate(steps[:index] + steps[index + 1 :]), share))
@@ -299,8 +292,8 @@ def test_ranks_are_those_of_the_binomial_distribution() -> None:
     steps = np.arange(1.0, 2001.0)
     made = with_steps(*(steps[number::200] for number in range(200)))
     worth = int(2000 * (t.ppf(0.975, 1999) / t.ppf(0.975, 199)) ** 2)
-    for metric, share in QUANTILES.items():
-        low, high = steps_interval(made.samples, metric)
+    for share in PERCENTILES.values():
+        low, high = steps_interval(made.samples, share)
         assert low == pytest.approx(binom.ppf(0.025, worth, share) / worth * 2000, abs=1)
         assert high == pytest.approx((binom.ppf(0.975, worth, share) + 1) / worth * 2000, abs=1)
 
@@ -323,7 +316,7 @@ def test_the_terminal_shows_percentiles_with_their_interval(capsys: pytest.Captu
     show_result(result, BASELINE)
     told = capsys.readouterr().err
     row = next(line for line in told.splitlines() if "TPOT p50" in line)
-    low, high = (1e3 * end for end in steps_interval(result.samples, "tpot_p50_s") if end is not None)
+    low, high = (1e3 * end for end in steps_interval(result.samples, 0.5) if end is not None)
     assert f"{number(low)} … {number(high)}" in row
     assert f"{number(1e3 * summary(result)['tpot_p50_s'])} │" in row
     show_result(replace(result, samples=result.samples[:1]), BASELINE)
@@ -334,13 +327,19 @@ def test_compile_times_stand_under_the_state_of_the_cache() -> None:
     first = Compilation(cache="cold", process="first", prepare_s=20.0, later_s=1.0, first_generation_s=2.0)
     second = Compilation(cache="warm", process="second", prepare_s=4.0)
     result = replace(made_result(), compilations=[first, second])
-    assert compile_metrics(result) == {"compile_cold_s": 21.0, "seed_compile_s": 22.0, "compile_warm_s": 4.0}
+    assert part_metrics(result, "compilations") == {
+        "compile_cold_s": 21.0,
+        "seed_compile_s": 22.0,
+        "compile_warm_s": 4.0,
+    }
     later = Compilation(cache="cold", process="later", prepare_s=9.0, first_generation_s=2.0)
-    assert compile_metrics(replace(result, compilations=[later])) == {"compile_cold_later_s": 9.0}
+    assert part_metrics(replace(result, compilations=[later]), "compilations") == {"compile_cold_later_s": 9.0}
     warm = Compilation(cache="warm", process="first", prepare_s=5.0, first_generation_s=2.0)
-    assert compile_metrics(replace(result, compilations=[warm, second])) == {"compile_warm_s": 5.0}, "no seed's figure"
+    assert part_metrics(replace(result, compilations=[warm, second]), "compilations") == {"compile_warm_s": 5.0}, (
+        "no seed's figure"
+    )
     nothing = Compilation(cache="none", process="first", prepare_s=0.0, first_generation_s=2.0)
-    assert compile_metrics(replace(result, compilations=[nothing])) == {}
+    assert part_metrics(replace(result, compilations=[nothing]), "compilations") == {}
 
 
 BASELINE = Baseline(
@@ -429,5 +428,5 @@ def test_the_readme_shows_what_is_recorded_and_printed() -> None:
     assert f"`schema_version` is {SCHEMA_VERSION};" in text
     example = text.partition("## What it looks like")[2].partition("\n## ")[0]
     rows = [line.split("│")[1].strip() for line in example.splitlines() if line.startswith("│")]
-    assert rows[: len(METRICS)] == [display(metric.name).label for metric in METRICS]
+    assert rows[: len(SAMPLED)] == [METRICS[name].label for name in SAMPLED]
     assert "a decode step needs " in example

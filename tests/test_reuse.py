@@ -42,7 +42,8 @@ from gptbench.private.torch import CACHE_COUNTERS
 from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import compilation_name, compile_metrics
+from gptbench.schema.statistics import compilation_name
+from gptbench.schema.summary import part_metrics
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
 from tests.test_engines import FUSED
 from tests.test_run import config, resolved
@@ -166,9 +167,9 @@ def test_a_later_job_takes_over_and_says_so(tmp_path: Path) -> None:
     assert (own.compiles, own.cache, own.process, own.shared) == (0, "none", "later", False)
     assert shared == replace(first.compilations[0], shared=True)
     assert second.load_s == first.load_s
-    (name,) = compile_metrics(first)
+    (name,) = part_metrics(first, "compilations")
     told = {name.removesuffix("_s") + "_shared_s": first.compilations[0].total_s}
-    assert compile_metrics(second) == told, "what it would have cost alone, and not as its own"
+    assert part_metrics(second, "compilations") == told, "what it would have cost alone, and not as its own"
     alone = run(other, tmp_path / "alone", sweep=False)
     assert alone.reused is not None, "it was there"
     assert reuse.kept is None, "and is not left by what is not a sweep"

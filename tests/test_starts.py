@@ -145,11 +145,11 @@ def test_an_interval_of_estimated_starts_holds_the_truth() -> None:
 def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = run(identity="x"), run(0.012, identity="y")
     sides = [[Found(Path(name), result)] for name, result in (("a.json", a), ("b.json", b))]
-    (speed,) = (row for row in compare(*sides).pairs[0].rows if row.metric == "decode_tokens_per_s")
+    (speed,) = (row for row in compare(*sides).pairs[0].rows if row.name == "decode_tokens_per_s")
     assert speed.verdict is Verdict.undecided and speed.starts is not None and speed.starts.value == 0.006
     recorded(tmp_path, {"a": 6, "b": 6})
     (speed,) = (
-        row for row in compare(*sides, history=History(tmp_path)).pairs[0].rows if row.metric == "decode_tokens_per_s"
+        row for row in compare(*sides, history=History(tmp_path)).pairs[0].rows if row.name == "decode_tokens_per_s"
     )
     assert speed.verdict is Verdict.undecided and speed.ratio.half_width < 0.008
     paths = [str(keep(tmp_path, result, name)) for name, result in (("one", a), ("two", run(0.05, identity="y")))]

@@ -21,8 +21,9 @@ from gptbench.measure.compilation import CompileWatch
 from gptbench.record.tracking import write_run
 from gptbench.schema import Result
 from gptbench.schema.sample import Sample, Traffic
-from gptbench.schema.statistics import sample_metrics, step_bytes
+from gptbench.schema.statistics import step_bytes
 from gptbench.schema.steps import Steps
+from gptbench.schema.summary import sample_metrics
 from tests.results import made_result
 from tests.test_run import config
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptbench.schema.labels import numbered, shortened
+from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.result import Result
-from gptbench.schema.statistics import sample_metrics, step_bytes, summary, valid_samples
+from gptbench.schema.statistics import step_bytes, valid_samples
+from gptbench.schema.summary import sample_metrics, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +107,7 @@ class Run:
     @property
     def tokens_per_s(self) -> float:
         """Of decode; 0 without a valid sample."""
-        return self.summary.get("decode_tokens_per_s", 0.0)
+        return self.summary.get(HEADLINE, 0.0)
 
     @property
     def limit_tokens_per_s(self) -> float:

@@ -42,6 +42,7 @@ from gptbench.charts.canvas import (
 from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.compilation import STAGES, Compilation
 from gptbench.schema.kernels import KernelResult, kernel_metrics
+from gptbench.schema.metrics import STATES
 from gptbench.schema.result import Result
 from gptbench.schema.sample import Sample
 from gptbench.schema.statistics import compilation_name, valid_samples
@@ -210,12 +211,7 @@ def energy(runs: Sequence[Run]) -> "Figure | None":
     return figure
 
 
-READINGS = {
-    "clock_mhz": "clock, MHz",
-    "memory_clock_mhz": "memory clock, MHz",
-    "power_w": "power, W",
-    "temperature_c": "temperature, °C",
-}
+READINGS = {name: f"{label}, {unit}" for name, (label, unit, _) in STATES.items()}
 
 
 def device_state(runs: Sequence[Run]) -> "Figure | None":

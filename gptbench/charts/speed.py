@@ -37,6 +37,7 @@ from gptbench.charts.canvas import (
     timed,
 )
 from gptbench.schema.labels import names, traits, weights_of
+from gptbench.schema.metrics import CALL_RATE, HEADLINE, QUALITY, Direction, Metric, compared
 from gptbench.schema.quality import Predictions
 from gptbench.schema.result import Result
 from gptbench.schema.statistics import valid_samples
@@ -54,7 +55,6 @@ SHOWN_STEPS, SHOWN_MEDIANS = 0.995, 5.0
 """Steps of a run are drawn up to this quantile, and no further than to so many times their median."""
 WIDE = 5.0
 """Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
-SEED = "seed_tokens_per_s"
 SPREAD = "slowest … fastest sample"
 FAR = 3.0
 """Times the longest bar: a limit that is further away would leave the bars no room, and is an arrow at the edge."""
@@ -70,10 +70,8 @@ def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
     limits = [run.limit_tokens_per_s for run in shown]
     told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
     figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.5)
-    draw_bars(axes, shown, values, [run.spread("decode_tokens_per_s") for run in shown])
-    furthest = max(
-        draw_targets(axes, shown, [1.0] * len(shown)), *(run.spread("decode_tokens_per_s")[1] for run in shown)
-    )
+    draw_bars(axes, shown, values, [run.spread(HEADLINE) for run in shown])
+    furthest = max(draw_targets(axes, shown, [1.0] * len(shown)), *(run.spread(HEADLINE)[1] for run in shown))
     near = [(limit, row) for row, limit in enumerate(limits) if limit <= FAR * furthest]
     mark(axes, near, "|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
     end = 1.06 * max([furthest, *(limit for limit, _ in near)])
@@ -106,13 +104,13 @@ def draw_targets(axes: "Axes", runs: list[Run], factors: list[float], told: str 
     points: dict[str, list[tuple[float, float]]] = {}
     for row, run in enumerate(runs):
         for target in run.targets:
-            if target.metric in ("decode_tokens_per_s", SEED):
-                what = "target" if target.metric != SEED else "target, prefill included"
+            if target.metric in (HEADLINE, CALL_RATE):
+                what = "target" if target.metric != CALL_RATE else "target, prefill included"
                 points.setdefault(f"{what} ({target.device}){told}", []).append((factors[row] * target.value, row))
     for (label, known), marker in zip(points.items(), "Dsovd^<>", strict=False):
         mark(axes, known, marker, s=44, facecolors=PAPER, edgecolors=INK, zorder=3, label=label)
-    with_seed = [row for row, run in enumerate(runs) if SEED in {each.metric for each in run.targets}]
-    own = [(factors[row] * runs[row].summary[SEED], row) for row in with_seed]
+    with_seed = [row for row, run in enumerate(runs) if CALL_RATE in {each.metric for each in run.targets}]
+    own = [(factors[row] * runs[row].summary[CALL_RATE], row) for row in with_seed]
     mark(axes, own, "D", s=18, color=INK, zorder=4, label="measured, prefill included")
     drawn = sum(points.values(), own)
     return max((value for value, _ in drawn), default=0.0)
@@ -315,7 +313,7 @@ def draw_heat_map(
 
 LONGEST_NOTE = 30
 """Characters: of a line of a name beside its point."""
-QUALITIES = {"perplexity": "perplexity", "kl_divergence": "KL divergence from the reference, nats"}
+QUALITIES = [one for one in compared() if one.kind is QUALITY and one.direction is Direction.lower]
 
 
 def pareto(runs: Sequence[Run]) -> "Figure | None":
@@ -329,7 +327,7 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
     panels = []
     for title, group in zip(titles, groups.values(), strict=False):
         for metric in QUALITIES:
-            known = [run for run in group if metric in run.summary]
+            known = [run for run in group if metric.name in run.summary]
             if len({weights_of(run.result) for run in known}) > 1:
                 panels.append((title, metric, known))
                 break
@@ -364,8 +362,8 @@ def shared(result: Result, quality: Predictions) -> dict[str, str]:
     }
 
 
-def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
-    points = [(run.summary[metric], run.tokens_per_s) for run in runs]
+def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run]) -> None:
+    points = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
     best = front(points)
     line = [*best, (max(quality for quality, _ in points), best[-1][1])]
     axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
@@ -379,7 +377,7 @@ def draw_pareto(axes: "Axes", metric: str, runs: list[Run]) -> None:
             axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
     axes.margins(x=0.15)
     axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
-    axes.set_xlabel(f"{QUALITIES[metric]} (less is better)")
+    axes.set_xlabel(f"{metric.heading}, less is better")
     axes.set_ylabel("decode tokens/s")
     axes.grid()
 

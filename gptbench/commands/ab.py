@@ -119,7 +119,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             raise
     assert path is not None
     found = rows(result)
-    print_whole(table_of(f"B beside A on {result.environment.device}", [(row.metric, row) for row in found]))
+    print_whole(table_of(f"B beside A on {result.environment.device}", [(row.name, row) for row in found]))
     for remark in remarks(result):
         console.warn(remark)
     if (row := headline(result)) is not None:
@@ -134,7 +134,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         {
             "a": result.sides["A"].overrides,
             "b": result.sides["B"].overrides,
-            "metrics": {row.metric: row_line(row) for row in found},
+            "metrics": {row.name: row_line(row) for row in found},
             "rounds": len(result.rounds),
             "seconds": result.seconds,
             "ended": result.ended,

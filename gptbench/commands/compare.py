@@ -11,12 +11,12 @@ from rich.table import Table
 from gptbench.base.errors import UserError
 from gptbench.commands import parsers
 from gptbench.compare.comparison import Comparison, Row, compare
-from gptbench.compare.ratio import KINDS, TIME, Verdict, in_words
+from gptbench.compare.ratio import Verdict, in_words
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
-from gptbench.present.console import console, number, print_whole, write_line
+from gptbench.present.console import console, print_whole, write_line
 from gptbench.present.export import markdown_table
-from gptbench.schema.display import display
+from gptbench.schema.metrics import HEADLINE
 
 COLOUR = {
     Verdict.faster: "green",
@@ -69,7 +69,7 @@ def line_of(comparison: Comparison) -> dict[str, Any]:
             "key": pair.key,
             "a": [str(found.path) for found in pair.a],
             "b": [str(found.path) for found in pair.b],
-            "metrics": {row.metric: row_line(row) for row in pair.rows},
+            "metrics": {row.name: row_line(row) for row in pair.rows},
         }
         for pair in comparison.pairs
     ]
@@ -104,16 +104,16 @@ def show_comparison(comparison: Comparison) -> None:
     if len(comparison.pairs) <= MOST_TABLES:
         for pair in comparison.pairs:
             title = ", ".join(f"{key}={value}" for key, value in pair.key.items()) or "B beside A"
-            print_whole(table_of(title, [(display(row.metric).label, row) for row in pair.rows]))
+            print_whole(table_of(title, [(row.label, row) for row in pair.rows]))
     else:
         rows = [
             (" ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pair.key.items()), row)
             for pair in comparison.pairs
             for row in pair.rows
-            if row.metric == "decode_tokens_per_s"
+            if row.name == HEADLINE
         ]
         print_whole(table_of("decode tokens/s, B beside A", rows))
-    if told := starts_told((row.metric, row.starts) for pair in comparison.pairs for row in pair.rows):
+    if told := starts_told((row.label, row.starts) for pair in comparison.pairs for row in pair.rows):
         told = f"one start each: intervals are widened by what starts differ by: {told}; several runs a side tell more"
         console.print(told, markup=False, style="dim")
     if (row := comparison.overall) is not None:
@@ -130,9 +130,9 @@ def starts_told(of: Iterable[tuple[str, StartSpread | None]]) -> str:
     """What single starts differ by, of each metric, or of all where it is the same: `decode 0.21%, TTFT 1.2% (8
     recorded starts …)`; empty where nothing was widened by it."""
     by_source: dict[str, dict[str, str]] = {}
-    for metric, starts in of:
+    for label, starts in of:
         if starts is not None:
-            by_source.setdefault(starts.source, {}).setdefault(display(metric).label, f"{starts.value:.2%}")
+            by_source.setdefault(starts.source, {}).setdefault(label, f"{starts.value:.2%}")
     told = []
     for source, values in by_source.items():
         same = set(values.values())
@@ -159,16 +159,13 @@ def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
     for name in ("B / A", "95% interval", "verdict", "of"):
         table.add_column(name, justify="right" if name in ("B / A", "95% interval") else "left", no_wrap=True)
     for name, row in rows:
-        factor, unit = display(row.metric).factor, display(row.metric).unit
-        if row.metric not in KINDS:  # a kernel's seconds
-            factor, unit = 1e6, "µs"
         told = row.told
         colour = COLOUR.get(row.verdict)
         table.add_row(
             escape(name),
-            number(row.a * factor),
-            number(row.b * factor),
-            unit,
+            row.metric.text(row.a),
+            row.metric.text(row.b),
+            row.metric.unit,
             f"{row.ratio.value:.4f}",
             interval(row),
             f"[{colour}]{told}[/]" if colour else told,
@@ -183,9 +180,8 @@ def markdown_of(comparison: Comparison) -> str:
     for pair in comparison.pairs:
         lines = [["metric", "A", "B", "B / A", "95% interval", "verdict", "of"]]
         for row in pair.rows:
-            metric = display(row.metric)
-            numbers = [number(row.a * metric.factor), number(row.b * metric.factor), f"{row.ratio.value:.4f}"]
-            lines.append([metric.heading, *numbers, interval(row), row.told, row.of])
+            numbers = [row.metric.text(row.a), row.metric.text(row.b), f"{row.ratio.value:.4f}"]
+            lines.append([row.heading, *numbers, interval(row), row.told, row.of])
         title = ", ".join(f"{key}={value}" for key, value in pair.key.items())
         parts.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, right=range(1, 5)))
     if comparison.overall is not None:
@@ -204,16 +200,12 @@ def interval(row: Row) -> str:
     return f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
 
 
-IN_WORDS = {"speed": "speed", "compile": "compile time", "energy": "energy"}
-"""Kinds of metrics that a busy machine changes."""
-
-
 def busy_lines(comparison: Comparison) -> list[str]:
     """Which runs are from a busy machine, and what that means here."""
     lines = [f"{found.path}: {why}" for found, why in comparison.busy]
-    withheld = [row.metric for pair in comparison.pairs for row in pair.rows if row.verdict is Verdict.busy]
+    withheld = [row for pair in comparison.pairs for row in pair.rows if row.verdict is Verdict.busy]
     if withheld:
-        kinds = " and ".join(dict.fromkeys(IN_WORDS[KINDS.get(metric, TIME).name] for metric in withheld))
+        kinds = " and ".join(dict.fromkeys(row.metric.kind.noun for row in withheld if row.metric.kind is not None))
         lines.append(f"no verdict on {kinds}: measure again, or give --even-if-busy")
     return lines
 

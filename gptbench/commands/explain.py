@@ -7,11 +7,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptbench.base.errors import UserError
+from gptbench.base.numbers import micro, number
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
-from gptbench.compare.explain import Advice, Explanation, explain, micro
+from gptbench.compare.explain import Advice, Explanation, explain
 from gptbench.compare.select import select
-from gptbench.present.console import console, number, print_whole, write_line
+from gptbench.present.console import console, print_whole, write_line
 from gptbench.schema import Result
 from gptbench.schema.files import problem
 

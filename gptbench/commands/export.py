@@ -9,7 +9,8 @@ from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
 from gptbench.compare.select import select
 from gptbench.present.console import console, write_line
-from gptbench.present.export import BEGINNINGS, MARKDOWN_METRICS, Export
+from gptbench.present.export import BEGINNINGS, Export
+from gptbench.schema.metrics import View, shown_in
 
 
 def export_command(arguments: list[str]) -> int:
@@ -23,7 +24,8 @@ def export_command(arguments: list[str]) -> int:
         check_output("--output", options.output, methodcaller("startswith", BEGINNINGS[options.format]))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     asked = [name.strip() for name in (options.metrics or "").split(",") if name.strip()]
-    export = Export.of(found, asked or (MARKDOWN_METRICS if options.format == "md" else ()))
+    of_table = [one.name for one in shown_in(View.markdown)] if options.format == "md" else []
+    export = Export.of(found, asked or of_table)
     if unknown := [name for name in asked if name not in export.known]:
         raise UserError(f"--metrics={unknown[0]}: expected one of {', '.join(sorted(export.known))}")
     text = {"csv": export.csv, "md": export.markdown, "json": export.json}[options.format]()

@@ -22,7 +22,6 @@ from gptbench.commands.compare import (
 )
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
-from gptbench.compare.ratio import KINDS
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load
@@ -30,8 +29,8 @@ from gptbench.config.commandline import prepared
 from gptbench.config.grammar import quoted
 from gptbench.execute import measuring
 from gptbench.execute.measuring import is_of_single_run, measured_gate
-from gptbench.present.console import console, number, print_whole, write_line
-from gptbench.schema.display import display
+from gptbench.present.console import console, print_whole, write_line
+from gptbench.schema.metrics import KINDS, metric_of
 
 
 def gate_command(arguments: list[str]) -> int:
@@ -49,9 +48,8 @@ def gate_command(arguments: list[str]) -> int:
         parser.error(f"--repeats={options.repeats}: expected a number of at least 1")
     if options.repeats > 1 and options.runs:
         parser.error("--repeats is of what is measured, and not of recorded runs")
-    known = list(dict.fromkeys(metric.name for metric in KINDS.values()))
-    if unknown := [kind for kind, _ in options.margin if kind not in known]:
-        parser.error(f"--margin={unknown[0]}: expected one of {', '.join(known)} before the share")
+    if unknown := [kind for kind, _ in options.margin if kind not in KINDS]:
+        parser.error(f"--margin={unknown[0]}: expected one of {', '.join(KINDS)} before the share")
     check_overrides("--set", options.set)
     more = list(options.set)
     if options.outputs != parser.get_default("outputs"):
@@ -185,7 +183,7 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     print_whole(table)
     for remark in held.remarks:
         console.warn(remark)
-    if told := starts_told((check.metric or "", check.starts) for check in held.checks):
+    if told := starts_told((metric_of(check.metric or "").label, check.starts) for check in held.checks):
         console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
@@ -207,9 +205,8 @@ OUTCOME_STYLES = {PASSED: "bold green", FAILED: "bold red", UNDECIDED: "bold yel
 
 def cells(check: Check) -> Sequence[str]:
     """A row of the table."""
-    metric = None if check.metric is None else display(check.metric)
-    factor, unit = (1.0, "") if metric is None else (metric.factor, metric.unit)
-    values = ["" if value is None else number(value * factor) for value in (check.baseline, check.now)]
+    metric = metric_of(check.metric or "")
+    values = [metric.text(value) for value in (check.baseline, check.now)]
     ratio, interval = "", ""
     if check.ratio is not None:
         ratio = f"{check.ratio.value:.4f}"
@@ -218,4 +215,4 @@ def cells(check: Check) -> Sequence[str]:
     outcome = "not compared" if check.verdict is None else check.verdict.value
     colour = None if check.verdict is None else COLOUR.get(check.verdict)
     verdict = f"[{colour}]{outcome}[/]" if colour else outcome
-    return [escape(check.row), escape(check.metric or ""), *values, unit, ratio, interval, verdict, check.of]
+    return [escape(check.row), escape(check.metric or ""), *values, metric.unit, ratio, interval, verdict, check.of]

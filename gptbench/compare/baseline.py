@@ -24,7 +24,7 @@ from gptbench.schema import Result
 from gptbench.schema.identity import ALONGSIDE, MEASURED, PLACES, digest
 from gptbench.schema.labels import shortened
 from gptbench.schema.machine import Environment
-from gptbench.schema.statistics import QUANTILES
+from gptbench.schema.metrics import metric_of
 
 
 class Baseline:
@@ -76,7 +76,7 @@ POOLED_SINCE = 2
 
 def is_outdated(config: BaselineConfig, metric: str) -> bool:
     """Whether a baseline has a metric by another definition than gptbench's."""
-    return config.schema_version < POOLED_SINCE and metric in QUANTILES
+    return config.schema_version < POOLED_SINCE and metric_of(metric).share is not None
 
 
 COUNTS = ("new_tokens", "batch_size")

@@ -17,9 +17,6 @@ import numpy as np
 from gptbench.base.errors import UserError
 from gptbench.compare.baseline import measured, versions_of
 from gptbench.compare.ratio import (
-    KINDS,
-    MEMORY,
-    TIME,
     Moments,
     Ratio,
     Verdict,
@@ -39,18 +36,11 @@ from gptbench.schema import KernelResult, Measured, Recorded, Result
 from gptbench.schema.busy import busy_kinds, why_busy
 from gptbench.schema.files import problem
 from gptbench.schema.identity import MEASURED
+from gptbench.schema.metrics import HEADLINE, KERNEL_TIME, METRICS, SPEED, Metric, PerToken, compared
 from gptbench.schema.sample import throttling
-from gptbench.schema.statistics import (
-    METRICS,
-    QUANTILES,
-    sample_metrics,
-    state_metrics,
-    steps_jackknife,
-    summary,
-    valid_samples,
-)
+from gptbench.schema.statistics import device_state, steps_jackknife, valid_samples
+from gptbench.schema.summary import sample_metrics, summary
 
-SAMPLED = {metric.name for metric in METRICS}
 CLOCKS_APART = 0.005
 """Share by which clocks must differ to be told."""
 
@@ -59,7 +49,8 @@ CLOCKS_APART = 0.005
 class Row:
     """One metric of A and B."""
 
-    metric: str
+    metric: Metric
+    """By whose kind it is judged, and whose unit it has."""
     a: float
     """Geometric mean of A's values, in the metric's unit; of a single run, the percentile of its steps; of quality, the
     first run's own number."""
@@ -72,6 +63,23 @@ class Row:
     """Of what is undecided, by up to which share B may be less, and more."""
     starts: StartSpread | None = None
     """What the interval is widened by, of single starts."""
+    kernel: str | None = None
+    """Whose time it is, of `task=kernels`: `gemv/D4096/int8/inductor`."""
+
+    @property
+    def name(self) -> str:
+        """By which it is known in JSON."""
+        return self.kernel or self.metric.name
+
+    @property
+    def label(self) -> str:
+        """By which a person knows it."""
+        return self.kernel or self.metric.label
+
+    @property
+    def heading(self) -> str:
+        """Its label and unit."""
+        return self.metric.heading if self.kernel is None else f"{self.kernel} ({self.metric.unit})"
 
     @property
     def told(self) -> str:
@@ -79,18 +87,18 @@ class Row:
         return self.verdict.value + (f": up to {in_words(self.possible)}" if self.possible else "")
 
     @classmethod
-    def judged(cls, metric: str, a: float, b: float, ratio: Ratio, of: str, margin: float | None = None) -> "Row":
+    def judged(cls, metric: Metric, a: float, b: float, ratio: Ratio, of: str, margin: float | None = None) -> "Row":
         """With what can be said of it.
 
         Args:
             margin: None takes that of the metric's kind.
         """
-        kind = KINDS.get(metric, TIME)
-        return cls(metric, a, b, ratio, verdict(ratio, kind, margin), of, possible(ratio, kind, margin))
+        return cls(metric, a, b, ratio, verdict(ratio, metric, margin), of, possible(ratio, metric, margin))
 
     def withheld(self, kinds: Collection[str]) -> "Row":
         """The same of a busy machine: without a verdict, if it is of these kinds of metrics."""
-        return replace(self, verdict=Verdict.busy, possible={}) if KINDS.get(self.metric, TIME).name in kinds else self
+        kind = self.metric.kind
+        return self if kind is None or kind.name not in kinds else replace(self, verdict=Verdict.busy, possible={})
 
 
 @dataclass(frozen=True)
@@ -262,9 +270,9 @@ def remarks(sides: list[list[Found]]) -> list[str]:
         samples = [sample for result in results for sample in valid_samples(result)]
         if (held_back := throttling(samples)) is not None:
             told.append(f"{name}: {held_back}")
-        states = [state_metrics(result) for result in results]
         for which, key in CLOCKS.items():
-            clocks[which].append([state[key] for state in states if key in state])
+            read = [device_state(result, key) for result in results]
+            clocks[which].append([clock for clock in read if clock is not None])
     for which, (a, b) in clocks.items():
         if a and b:
             told += clocks_apart(a, b, which)
@@ -338,32 +346,31 @@ def rows(a: list[Found], b: list[Found], margin: float | None, history: History 
     first, second = ([each.record for each in side if isinstance(each.record, Result)] for side in (a, b))
     if not first or not second:
         raise UserError(f"{a[0].path} and {b[0].path}: one measured kernels, the other generations")
-    for metric, kind in KINDS.items():
-        if kind.name == "quality":
-            row = quality_row(metric, first[0], second[0])
+    for metric in compared():
+        if metric.per_token is not None:
+            row = quality_row(metric, metric.per_token, first[0], second[0])
         else:
-            row = run_row(metric, first, second, margin if kind.name == "speed" else None, history)
+            row = run_row(metric, first, second, margin if metric.kind is SPEED else None, history)
         if row is not None:
             found.append(row)
     return found
 
 
 def run_row(
-    metric: str, a: list[Result], b: list[Result], margin: float | None, history: History = NO_HISTORY
+    metric: Metric, a: list[Result], b: list[Result], margin: float | None, history: History = NO_HISTORY
 ) -> Row | None:
     """One metric of runs; None where a side has it not."""
-    memory = KINDS[metric] is MEMORY
-    by_run = len(a) > 1 or len(b) > 1 or metric not in SAMPLED or memory
+    by_run = len(a) > 1 or len(b) > 1 or not metric.varies_in_run
     sides = [moments_of(side, metric, by_run) for side in (a, b)]
     if sides[0] is None or sides[1] is None:
         return None
     starts = None
     ratio, of = of_moments(sides[0], sides[1]), counted(sides[0].count, sides[1].count, "run" if by_run else "sample")
-    if memory and all(each.environment.on_gpu for each in (*a, *b)):
+    if metric.is_counted and all(each.environment.on_gpu for each in (*a, *b)):
         # What an allocator counts is the same at each start: nothing is left to chance, but the margin.
         ratio, of = exactly(ratio), f"{of}, exact"
     elif not by_run:
-        starts = history.spread(metric, [*a, *b])
+        starts = history.spread(metric.name, [*a, *b])
         ratio, of = of_single_starts(ratio, starts.value, starts.freedom), f"{of}, one start each"
     middles = float(np.exp(sides[0].mean)), float(np.exp(sides[1].mean))
     return replace(Row.judged(metric, *middles, ratio, of, margin), starts=starts)
@@ -374,23 +381,23 @@ def exactly(ratio: Ratio) -> Ratio:
     return Ratio(ratio.value, ratio.value, ratio.value)
 
 
-def moments_of(side: list[Result], metric: str, by_run: bool) -> Moments | None:
+def moments_of(side: list[Result], metric: Metric, by_run: bool) -> Moments | None:
     """Of runs of one configuration; None where none of them has the metric.
 
     Args:
         by_run: whether each run is one value; else there is a single one, whose samples count.
     """
-    if metric in QUANTILES and not by_run:
-        return Moments.of_jackknife(*steps_jackknife(valid_samples(side[0]), metric))
+    if metric.share is not None and not by_run:
+        return Moments.of_jackknife(*steps_jackknife(valid_samples(side[0]), metric.share))
     values = values_of(side, metric, by_run)
     return Moments.of(values) if values else None
 
 
-def values_of(side: list[Result], metric: str, by_run: bool) -> list[float]:
+def values_of(side: list[Result], metric: Metric, by_run: bool) -> list[float]:
     """Of each run, where there are several; of a single one, of each sample."""
-    if metric in SAMPLED and not by_run:
-        return [sample_metrics(result, sample)[metric] for result in side for sample in valid_samples(result)]
-    told = [summary(result).get(metric) for result in side]
+    if metric.varies_in_run and not by_run:
+        return [sample_metrics(result, sample)[metric.name] for result in side for sample in valid_samples(result)]
+    told = [summary(result).get(metric.name) for result in side]
     return [value for value in told if value is not None and value > 0]
 
 
@@ -399,30 +406,28 @@ def counted(a: int, b: int, what: str) -> str:
     return f"{a} and {b} {what}{'s' * (b > 1)}"
 
 
-def row_of(metric: str, a: list[float], b: list[float], what: str, margin: float | None) -> Row:
+def kernel_row(kernel: str, a: list[float], b: list[float], what: str, margin: float | None) -> Row:
+    """The time of one implementation of a kernel."""
     first, second = Moments.of(a), Moments.of(b)
     means = float(np.exp(first.mean)), float(np.exp(second.mean))
-    return Row.judged(metric, *means, of_moments(first, second), counted(len(a), len(b), what), margin)
+    ratio, of = of_moments(first, second), counted(len(a), len(b), what)
+    return replace(Row.judged(METRICS[KERNEL_TIME], *means, ratio, of, margin), kernel=kernel)
 
 
 def geometric_mean(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def quality_row(metric: str, a: Result, b: Result) -> Row | None:
+def quality_row(metric: Metric, per_token: PerToken, a: Result, b: Result) -> Row | None:
     """Token by token, where both predicted the same text; None where one did not, or another."""
     first, second = a.quality, b.quality
     if first is None or second is None or first.text_sha256 != second.text_sha256 or first.context != second.context:
         return None
-    values = {
-        "perplexity": (first.nll, second.nll),
-        "kl_divergence": (first.kl, second.kl),
-        "top1_agreement": ([float(same) for same in first.same_top], [float(same) for same in second.same_top]),
-    }[metric]
-    told = summary(a).get(metric), summary(b).get(metric)
+    values = per_token.values(first), per_token.values(second)
+    told = summary(a).get(metric.name), summary(b).get(metric.name)
     if told[0] is None or told[1] is None or len(values[0]) != len(values[1]) or len(values[0]) < 2:
         return None
-    if metric == "perplexity":
+    if per_token.is_logarithm:
         ratio: Ratio | None = of_pairs([other - own for own, other in zip(*values, strict=True)])
     else:
         ratio = of_paired_means(*values)
@@ -445,15 +450,15 @@ def kernel_rows(a: list[Found], b: list[Found], margin: float | None) -> list[Ro
                         values += [timing.median_s] if several else timing.seconds
     first, second = sides
     what = "run" if several else "round"
-    return [row_of(name, first[name], second[name], what, margin) for name in first if name in second]
+    return [kernel_row(name, first[name], second[name], what, margin) for name in first if name in second]
 
 
 def overall(pairs: list[Pair], margin: float | None) -> Row | None:
     """Several pairs as one: the geometric mean of their ratios, each pair one value."""
-    found = [row for pair in pairs for row in pair.rows if row.metric == "decode_tokens_per_s"]
+    found = [row for pair in pairs for row in pair.rows if row.name == HEADLINE]
     if len(found) < 2:
         return None
     ratio = of_pairs([float(np.log(row.ratio.value)) for row in found])
     middles = geometric_mean([row.a for row in found]), geometric_mean([row.b for row in found])
-    row = Row.judged("decode_tokens_per_s", *middles, ratio, f"{len(found)} pairs", margin)
+    row = Row.judged(METRICS[HEADLINE], *middles, ratio, f"{len(found)} pairs", margin)
     return row.withheld(["speed"]) if any(each.verdict is Verdict.busy for each in found) else row

@@ -22,14 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from gptbench.base.numbers import giga, micro
 from gptbench.config import INT8, MOST_FUSED_SEQUENCES, QuantConfig
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.labels import weights_of
+from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.sample import throttling
-from gptbench.schema.statistics import step_bytes, summary, valid_samples
+from gptbench.schema.statistics import step_bytes, valid_samples
 from gptbench.schema.steps import Steps
+from gptbench.schema.summary import summary
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"
 """What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""
@@ -188,7 +191,7 @@ class Step:
     def without(self, seconds: float, fewer_bytes: float = 0.0) -> float:
         """Tokens/s if a step took so much less, or what its bytes take at the roof, so many fewer."""
         least_s = self.least_s - fewer_bytes / self.roof
-        return self.step_tokens / max(self.step_tokens / self.told["decode_tokens_per_s"] - seconds, least_s)
+        return self.step_tokens / max(self.step_tokens / self.told[HEADLINE] - seconds, least_s)
 
     def share(self, part: str) -> float:
         """Of the step; 0 where it is not known."""
@@ -222,7 +225,7 @@ def explain(result: Result) -> Explanation:
     told = step.told
     most = step.step_tokens / step.least_s
     found = step.result.breakdown
-    now = told["decode_tokens_per_s"]
+    now = told[HEADLINE]
     sources = ((*fewer_bytes(step), *another_engine(step), *settings(step)), other_work(step))
     faster = [in_order(source, now) for source in sources]
     command = [part for part in result.command if not part.startswith("task.breakdown=")]
@@ -232,11 +235,11 @@ def explain(result: Result) -> Explanation:
         step_s=step.step_s,
         least_s=step.least_s,
         mbu=told["mbu"],
-        tokens_per_s=told["decode_tokens_per_s"],
+        tokens_per_s=told[HEADLINE],
         most_tokens_per_s=most,
         limit=f"A decode step takes {micro(step.step_s)} and needs {giga(step.weights + step.kv)}{more_moved(step)}; "
         f"at the read roof of {result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
-        f"{told['decode_tokens_per_s']:.4g} tokens/s of at most {most:.4g}.",
+        f"{told[HEADLINE]:.4g} tokens/s of at most {most:.4g}.",
         parts=[] if found is None else list(partition(step)),
         profiled_s=None if found is None else found.step_s,
         beyond_s=beyond(result),
@@ -474,13 +477,3 @@ def other_work(step: Step) -> Iterator[Advice]:
             2 * step.without(-more, -step.kv),
             at_most=True,
         )
-
-
-def micro(seconds: float) -> str:
-    """In µs, or where these are many in ms."""
-    return f"{seconds * 1e3:.4g} ms" if seconds >= 1e-2 else f"{seconds * 1e6:.4g} µs"
-
-
-def giga(count: float) -> str:
-    """Bytes, in GB or where these are few in MB."""
-    return f"{count / 1e9:.4g} GB" if count >= 1e8 else f"{count / 1e6:.4g} MB"

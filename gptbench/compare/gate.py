@@ -29,11 +29,8 @@ from gptbench.compare.baseline import (
     section_of,
     versions_of,
 )
-from gptbench.compare.comparison import SAMPLED, exactly, moments_of, quiet
+from gptbench.compare.comparison import exactly, moments_of, quiet
 from gptbench.compare.ratio import (
-    KINDS,
-    MEMORY,
-    Kind,
     Moments,
     Ratio,
     Verdict,
@@ -52,9 +49,11 @@ from gptbench.schema.busy import PHASES, busy_kinds, why_busy
 from gptbench.schema.files import problem
 from gptbench.schema.labels import weights_of
 from gptbench.schema.machine import Environment
+from gptbench.schema.metrics import KINDS, Metric, PerToken, compared, metric_of
 from gptbench.schema.result import SCHEMA_VERSION
 from gptbench.schema.sample import Sample, throttling
-from gptbench.schema.statistics import summary, valid_samples
+from gptbench.schema.statistics import valid_samples
+from gptbench.schema.summary import summary
 
 SAME_POWER_LIMIT_W = 0.5
 """Limits nearer to each other are the same."""
@@ -62,11 +61,6 @@ DIGITS = 6
 """That a baseline keeps of a number."""
 CPU_MARGINS = {"memory": 0.1}
 """Of a baseline from a CPU, where peak memory is the whole process's."""
-BY_TOKEN = {"kl_divergence": "kl", "top1_agreement": "same_top"}
-"""Metrics that are means over tokens and change with every order of summing, and the field that has each token's value.
-Their spread between tokens counts; perplexity's would hide any loss: it stays one value."""
-
-
 OUTDATED = "not compared: recorded as the median of the samples' own percentiles; record the baseline again"
 """Of a metric that a baseline has by another definition than gptbench's."""
 ONE_PROMPT = (
@@ -105,7 +99,7 @@ class Check:
 
     def withheld(self, kinds: Collection[str], why: str) -> "Check":
         """The same from a busy machine: without a verdict, if it is of these kinds of metrics."""
-        kind = KINDS.get(self.metric or "")
+        kind = None if self.metric is None else metric_of(self.metric).kind
         if self.ratio is None or kind is None or kind.name not in kinds:
             return self
         return replace(self, failed=False, told=f"no verdict: {why}", verdict=Verdict.busy, possible={})
@@ -148,7 +142,7 @@ def margins_of(config: BaselineConfig) -> dict[str, float]:
     Raises:
         ConfigError: there is no such kind.
     """
-    known = {kind.name: kind.margin for kind in KINDS.values()}
+    known = {name: kind.margin for name, kind in KINDS.items()}
     for name, margin in config.margins.items():
         if name not in known:
             raise ConfigError(f"baseline.margins.{name}", margin, f"one of {', '.join(known)}")
@@ -268,19 +262,19 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: Hi
     margins = margins_of(config)
     held_back = throttling(samples_of(runs)) or ""
     checks = []
-    for metric, before in config.rows[row].metrics.items():
-        kind = KINDS.get(metric)
-        if kind is None:
-            checks.append(Check(row, metric, False, "not compared: this gptbench has no such metric", before.value))
+    for name, before in config.rows[row].metrics.items():
+        metric = metric_of(name)
+        if metric.kind is None:
+            checks.append(Check(row, name, False, "not compared: this gptbench has no such metric", before.value))
             continue
-        if is_outdated(config, metric):
-            checks.append(Check(row, metric, False, OUTDATED, before.value))
+        if is_outdated(config, name):
+            checks.append(Check(row, name, False, OUTDATED, before.value))
             continue
         now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
-            starts = history.spread(metric, runs) if before.of == now.of == "samples" else None
-            exact = kind is MEMORY and runs[0].environment.on_gpu
-            outcome = check(row, metric, kind, before, now, margins[kind.name], starts, exact)
+            starts = history.spread(name, runs) if before.of == now.of == "samples" else None
+            exact = metric.is_counted and runs[0].environment.on_gpu
+            outcome = check(row, metric, before, now, margins[metric.kind.name], starts, exact)
             if outcome.failed and held_back:
                 outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
             checks.append(outcome)
@@ -289,7 +283,7 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: Hi
         told = "the baseline has it, and the run has not"
         if not must:
             told += ": it depends on what the compile cache held"
-        checks.append(Check(row, metric, must, told, before.value))
+        checks.append(Check(row, name, must, told, before.value))
     return checks
 
 
@@ -298,17 +292,15 @@ def samples_of(runs: list[Result]) -> list[Sample]:
     return [sample for result in runs for sample in valid_samples(result)]
 
 
-def is_due(metric: str, result: Result) -> bool:
+def is_due(metric: Metric, result: Result) -> bool:
     """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
     cache of its own, a run may meet a cold one or a warm one."""
-    asked = {"compile_cold_s": "fresh_cache", "compile_warm_s": "measure_warm_start"}.get(metric)
-    return asked is None or bool(result.config["engine"].get(asked))
+    return metric.asked_by is None or bool(result.config["engine"].get(metric.asked_by))
 
 
 def check(
     row: str,
-    metric: str,
-    kind: Kind,
+    metric: Metric,
     before: BaselineMetric,
     now: BaselineMetric,
     margin: float,
@@ -327,15 +319,15 @@ def check(
         ratio = exactly(ratio)
     elif starts is not None:
         ratio = of_single_starts(ratio, starts.value, starts.freedom)
-    outcome, may_be = verdict(ratio, kind, margin), possible(ratio, kind, margin)
+    outcome, may_be = verdict(ratio, metric, margin), possible(ratio, metric, margin)
     told = ""
     if outcome is Verdict.unknown:
         told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
         if side := exactly(ratio).beyond(margin):
-            outcome = kind.words[side > 0]
+            outcome = Verdict(metric.words[side > 0])
     elif outcome is Verdict.undecided and before.of == "tokens":
         # Of the same tokens: between them they differ by far more than two runs do. So the mean itself tells.
-        may_be = outside(exactly(ratio), kind, margin)
+        may_be = outside(exactly(ratio), metric, margin)
         outcome = Verdict.undecided if may_be else Verdict.noise
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
@@ -346,7 +338,9 @@ def check(
     elif may_be:
         told = f"undecided: up to {in_words(may_be)} is possible"
     counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
-    return Check(row, metric, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be, starts)
+    return Check(
+        row, metric.name, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be, starts
+    )
 
 
 def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
@@ -360,16 +354,17 @@ def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, 
     return first, second
 
 
-def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | None:
+def moments(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric | None:
     """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0.
 
     Args:
         by_run: whether each run is one value, where its samples could be several.
     """
-    if (name := BY_TOKEN.get(metric)) is not None:  # the same in every run
-        return of_tokens(runs[0], metric, name)
-    # Samples of memory are readings of one process: their spread tells nothing of another's.
-    by_run = by_run or metric not in SAMPLED or KINDS[metric] is MEMORY
+    # Means over tokens change with every order of summing: their spread between tokens counts. Perplexity's would hide
+    # any loss: it stays one value.
+    if metric.per_token is not None and not metric.per_token.is_logarithm:
+        return of_tokens(runs[0], metric, metric.per_token)  # the same in every run
+    by_run = by_run or not metric.varies_in_run
     found = moments_of(runs, metric, by_run)
     if found is None or found.count < len(runs) or not math.isfinite(found.mean):
         return None
@@ -377,12 +372,12 @@ def moments(runs: list[Result], metric: str, by_run: bool) -> BaselineMetric | N
     return BaselineMetric(value=float(np.exp(found.mean)), spread=found.variance**0.5, count=found.count, of=of)
 
 
-def of_tokens(result: Result, metric: str, name: str) -> BaselineMetric | None:
+def of_tokens(result: Result, metric: Metric, per_token: PerToken) -> BaselineMetric | None:
     """Of a mean over tokens; the spread is relative to it, which to first order is that of the logarithms."""
-    value = summary(result).get(metric)
+    value = summary(result).get(metric.name)
     if result.quality is None or value is None or not value > 0:
         return None
-    tokens = np.asarray(getattr(result.quality, name), dtype=float)
+    tokens = np.asarray(per_token.values(result.quality), dtype=float)
     spread = float(tokens.std(ddof=1)) / value if len(tokens) > 1 else 0.0
     return BaselineMetric(value=value, spread=spread, count=len(tokens), of="tokens")
 
@@ -491,10 +486,10 @@ def countable(found: Sequence[Found], even_if_busy: bool = False) -> list[Result
 def metrics_of(runs: list[Result]) -> dict[str, dict[str, Any]]:
     """By metric, of those that all runs of a row have."""
     kept = {}
-    for metric in KINDS:
+    for metric in compared():
         if (found := moments(runs, metric, by_run=len(runs) > 1)) is not None:
             numbers = {"value": rounded(found.value), "spread": rounded(found.spread)}
-            kept[metric] = numbers | {"count": found.count, "of": found.of}
+            kept[metric.name] = numbers | {"count": found.count, "of": found.of}
     return kept
 
 

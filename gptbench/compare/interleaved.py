@@ -16,31 +16,29 @@ from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
 from gptbench.schema.ab import AbResult
 from gptbench.schema.busy import busy_rounds
+from gptbench.schema.metrics import HEADLINE, METRICS, Metric, View, shown_in
 from gptbench.schema.sample import Sample, throttling
-from gptbench.schema.statistics import log_middles
 from gptbench.schema.steps import decode_rate
+from gptbench.schema.summary import log_middles
 
-HEADLINE = "decode_tokens_per_s"
-"""The metric that decides when it ends, and what is said in the end."""
-SHOWN = (HEADLINE, "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "ttft_s")
 SURE = 0.01
 """Probability under which a drift is none of chance."""
 
 
 def rows(result: AbResult) -> list[Row]:
     """Each metric of the samples' times; none without a whole block."""
-    found = [row_of(result, metric) for metric in SHOWN]
+    found = [row_of(result, metric) for metric in shown_in(View.interleaved)]
     return [row for row in found if row is not None]
 
 
 def headline(result: AbResult) -> Row | None:
-    """Decode tokens/s; None without a whole block."""
-    return row_of(result, HEADLINE)
+    """The metric that decides when it ends, and what is said in the end; None without a whole block."""
+    return row_of(result, METRICS[HEADLINE])
 
 
-def row_of(result: AbResult, metric: str) -> Row | None:
+def row_of(result: AbResult, metric: Metric) -> Row | None:
     """One metric: each round is one ratio, of what the two sides come to in it."""
-    middles = log_middles(result, metric)
+    middles = log_middles(result, metric.name)
     if not middles:
         return None
     a, b = (float(np.exp(np.mean(side))) for side in zip(*middles, strict=True))

@@ -13,6 +13,7 @@ from enum import Enum
 import numpy as np
 from scipy.special import stdtrit
 
+from gptbench.schema.metrics import Metric
 from gptbench.schema.statistics import CONFIDENCE
 
 SAME = 0.01
@@ -63,64 +64,29 @@ class Ratio:
         return -1 if self.high is not None and self.high < 1 / (1 + margin) else 0
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What metrics have in common.
-
-    Attributes:
-        margin: ratios nearer to 1 are no verdict, however narrow their interval.
-        words: the verdict on less of it, and on more.
-    """
-
-    name: str
-    margin: float
-    words: tuple[Verdict, Verdict]
-
-
-SPEED = Kind("speed", 0.01, (Verdict.slower, Verdict.faster))
-TIME = Kind("speed", 0.01, (Verdict.faster, Verdict.slower))
-COMPILE = Kind("compile", 0.10, (Verdict.faster, Verdict.slower))
-MEMORY = Kind("memory", 0.01, (Verdict.less, Verdict.more))
-ENERGY = Kind("energy", 0.03, (Verdict.less, Verdict.more))
-LOSS = Kind("quality", 0.005, (Verdict.better, Verdict.worse))
-AGREEMENT = Kind("quality", 0.005, (Verdict.worse, Verdict.better))
-
-KINDS = {
-    "decode_tokens_per_s": SPEED,
-    "tpot_p50_s": TIME,
-    "tpot_p90_s": TIME,
-    "tpot_p99_s": TIME,
-    "ttft_s": TIME,
-    "compile_cold_s": COMPILE,
-    "compile_warm_s": COMPILE,
-    "peak_memory_bytes": MEMORY,
-    "perplexity": LOSS,
-    "kl_divergence": LOSS,
-    "top1_agreement": AGREEMENT,
-    "prefill_joules_per_token": ENERGY,
-    "decode_joules_per_token": ENERGY,
-}
-"""Metrics that are compared, in the order in which they are told. What the seed calls by the same words, and rates that
-follow from these, are not."""
-
-
-def verdict(ratio: Ratio, kind: Kind, margin: float | None = None) -> Verdict:
-    """What can be said of B; the margin is the kind's where none is given.
+def verdict(ratio: Ratio, metric: Metric, margin: float | None = None) -> Verdict:
+    """What can be said of B; the margin is that of the metric's kind where none is given.
 
     A word needs the whole interval beyond the margin. Within noise needs the whole interval near 1, by `SAME` or the
     margin. All else is undecided: see `possible`.
     """
     if ratio.low is None:
         return Verdict.unknown
-    if side := ratio.beyond(kind.margin if margin is None else margin):
-        return kind.words[side > 0]
-    return Verdict.undecided if outside(ratio, kind, margin) else Verdict.noise
+    if side := ratio.beyond(margin_of(metric, margin)):
+        return Verdict(metric.words[side > 0])
+    return Verdict.undecided if outside(ratio, metric, margin) else Verdict.noise
 
 
-def outside(ratio: Ratio, kind: Kind, margin: float | None = None) -> dict[Verdict, float]:
+def margin_of(metric: Metric, margin: float | None) -> float:
+    """The margin that was given, or that of the metric's kind."""
+    assert metric.kind is not None
+    return metric.kind.margin if margin is None else margin
+
+
+def outside(ratio: Ratio, metric: Metric, margin: float | None = None) -> dict[Verdict, float]:
     """By which share B may be less, and more, by the ends of the interval that are not near 1."""
-    same = max(SAME, kind.margin if margin is None else margin)
-    less, more = kind.words
+    same = max(SAME, margin_of(metric, margin))
+    less, more = map(Verdict, metric.words)
     found = {}
     if ratio.low is not None and ratio.low < 1 / (1 + same):
         found[less] = 1 - ratio.low
@@ -129,9 +95,9 @@ def outside(ratio: Ratio, kind: Kind, margin: float | None = None) -> dict[Verdi
     return found
 
 
-def possible(ratio: Ratio, kind: Kind, margin: float | None = None) -> dict[Verdict, float]:
+def possible(ratio: Ratio, metric: Metric, margin: float | None = None) -> dict[Verdict, float]:
     """Of what is undecided: what it may yet be, and by up to which share. Empty of any other verdict."""
-    return outside(ratio, kind, margin) if verdict(ratio, kind, margin) is Verdict.undecided else {}
+    return outside(ratio, metric, margin) if verdict(ratio, metric, margin) is Verdict.undecided else {}
 
 
 def in_words(shares: Mapping[Verdict, float]) -> str:

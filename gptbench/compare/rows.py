@@ -23,16 +23,12 @@ from gptbench.schema import KernelResult, Measured, Result
 from gptbench.schema.files import problem
 from gptbench.schema.kernels import SEED_SIZES, KernelTimes, kernel_metrics
 from gptbench.schema.labels import weights_of
-from gptbench.schema.statistics import compile_metrics, sample_metrics, valid_samples
+from gptbench.schema.metrics import METRICS
+from gptbench.schema.statistics import valid_samples
+from gptbench.schema.summary import part_metrics, sample_metrics
 
 NAMES = {"llama2_7b": "Llama-2-7b-chat-hf", "mixtral_16l": "Mixtral-8x7B-v0.1"}
 """Of the models that the benchmark has, by ours; its Mixtral has 16 layers, too."""
-MODEL_METRICS = {
-    "token_per_sec": "seed_tokens_per_s",
-    "memory_bandwidth(GB/s)": "seed_gb_per_s",
-    "compilation_time(s)": "seed_compile_s",
-}
-"""The benchmark's name to ours."""
 KERNEL_METRICS = {
     "gemv": ("memory_bandwidth(GB/s)", "gb_per_s"),
     "gather_gemv": ("memory_bandwidth(GB/s)", "gb_per_s"),
@@ -122,15 +118,17 @@ def experiments(found: Iterable[Found], baseline: Baseline, implementation: str)
 
 
 def of_model(result: Result, baseline: Baseline) -> Iterator[Experiment]:
-    """What there is of `MODEL_METRICS`."""
+    """What there is of the metrics that the benchmark reports."""
     model = result.config["model"]["name"]
     name = NAMES.get(model, model) if is_shipped(result, "model", model) else model
     targets = baseline.targets(result)
     samples = [sample_metrics(result, sample) for sample in valid_samples(result)]
-    compiled = [compile_metrics(result)]
-    for metric, own in MODEL_METRICS.items():
-        if values := [one[own] for one in samples + compiled if own in one]:
-            yield experiment(result, name, metric, targets.get(own), values, weights_of(result), engine_of(result))
+    compiled = [part_metrics(result, "compilations")]
+    for own, metric in METRICS.items():
+        values = [one[own] for one in samples + compiled if own in one]
+        if metric.gpt_fast is not None and values:
+            target, weights = targets.get(own), weights_of(result)
+            yield experiment(result, name, metric.gpt_fast, target, values, weights, engine_of(result))
 
 
 def of_kernels(result: KernelResult, baseline: Baseline, implementation: str) -> Iterator[Experiment]:

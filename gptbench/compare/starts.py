@@ -20,8 +20,10 @@ from gptbench.record.ledger import FOLDER, Ledger
 from gptbench.schema import Result
 from gptbench.schema.busy import busy
 from gptbench.schema.files import load_record, problem, records_in
+from gptbench.schema.metrics import STEP
 from gptbench.schema.sample import throttling
-from gptbench.schema.statistics import summary, valid_samples
+from gptbench.schema.statistics import valid_samples
+from gptbench.schema.summary import summary
 
 BUILT_IN = {"cuda": 0.006, "cpu": 0.11}
 """Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
@@ -34,7 +36,6 @@ MAX_RECORDS = 48
 """Looked at for one command, the newest first."""
 ABOUT_AS_LONG = 4
 """Factor within which steps of runs take about as long."""
-STEP = "tpot_p50_s"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from gptbench.measure.traffic import traffic
 from gptbench.present.terminal import Stages
 from gptbench.schema.ab import BLOCK, AbResult, Round, Side
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import log_ratios
+from gptbench.schema.summary import log_ratios
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 LEAST_ROUNDS = 6

@@ -53,11 +53,6 @@ def print_whole(table: Table) -> None:
     console.print(table)
 
 
-def number(value: float) -> str:
-    """Four significant digits, without an exponent."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def program(name: str) -> str:
     """What to type for a program of this Python's environment."""
     found, beside = shutil.which(name), Path(sys.executable).with_name(name)

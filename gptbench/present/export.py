@@ -10,19 +10,14 @@ from typing import Any
 from gptbench.compare.select import Found
 from gptbench.schema import Failure, Measured, Recorded
 from gptbench.schema.busy import busy
-from gptbench.schema.display import display, in_display_order
 from gptbench.schema.files import headline, problem
 from gptbench.schema.labels import weights_of
+from gptbench.schema.metrics import in_order, metric_of
 
 NAMES = ("model", "weights", "engine", "batch")
 """Columns that every row has, before what a sweep varied."""
 ORIGIN = ("device", "commit", "busy", "identity", "started", "record")
 """Columns that every row has, after the metrics."""
-MARKDOWN_METRICS = (
-    *("decode_tokens_per_s", "mbu", "tpot_p50_s", "tpot_p99_s", "ttft_s", "compile_cold_s", "compile_warm_s"),
-    *("peak_memory_bytes", "perplexity", "kl_divergence", "decode_joules_per_token"),
-)
-"""Metrics of a Markdown table where none are asked for: as many as can be read side by side."""
 BEGINNINGS = {"csv": ",".join(NAMES), "md": "|", "json": "["}
 """Of a table, by format: a file that begins so may be an earlier one, and no record does."""
 
@@ -91,7 +86,7 @@ class Export:
             metrics: which ones, in this order; all that any record has, where none are named.
         """
         rows = [row(each) for each in found]
-        known = in_display_order({name for each in rows for name in each.metrics})
+        known = in_order(name for each in rows for name in each.metrics)
         return cls(rows, list(metrics) or known)
 
     @property
@@ -141,24 +136,16 @@ class Export:
             columns["busy"] = [
                 f"busy ({number})" if number in reasons else "" for number in range(1, len(self.rows) + 1)
             ]
-        head = [*columns, *(display(name).heading for name in metrics), *(["status"] if failed else [])]
+        head = [*columns, *(metric_of(name).heading for name in metrics), *(["status"] if failed else [])]
         lines = [head or ["run"]]
         for index, each in enumerate(self.rows):
-            numbers = [shown(name, each.metrics.get(name)) for name in metrics]
+            numbers = [metric_of(name).text(each.metrics.get(name)) for name in metrics]
             cells = [values[index] for values in columns.values()]
             lines.append([*cells, *numbers, *([each.status] if failed else [])] or [str(index + 1)])
         text = markdown_table(lines, right=set(range(len(columns), len(columns) + len(metrics))))
         told = ", ".join(f"{key} {value}" for key, value in shared.items())
         notes = "".join(f"\nbusy ({number}): {' '.join(why.split())}\n" for number, why in reasons.items())
         return text + (f"\n{told}\n" if told else "") + notes
-
-
-def shown(metric: str, value: float | None) -> str:
-    """A value in the unit of its display, four significant digits."""
-    if value is None:
-        return ""
-    value *= display(metric).factor
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def markdown_table(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from gptbench.base.numbers import number
 from gptbench.base.streams import visible
 from gptbench.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.compare.baseline import Baseline
@@ -21,22 +22,14 @@ from gptbench.present.svg import inline
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.schema.ab import AbResult
 from gptbench.schema.busy import busy_kinds, why_busy
-from gptbench.schema.display import display
 from gptbench.schema.files import problem
 from gptbench.schema.kernels import kernel_metrics
 from gptbench.schema.labels import labels, weights_of
-from gptbench.schema.sweep import cell
+from gptbench.schema.metrics import HEADLINE, METRICS, View, shown_in
 
 TEMPLATE = "report.html.j2"
 GENERATOR = '<meta name="generator" content="gptbench report">'
 """By it a file is known as one of ours."""
-
-HEADLINE = "decode_tokens_per_s"
-METRICS = (
-    *("decode_tokens_per_s", "mbu", "ttft_s", "tpot_p50_s", "tpot_p99_s", "compile_cold_s", "compile_warm_s"),
-    *("peak_memory_bytes", "perplexity", "kl_divergence", "decode_joules_per_token"),
-)
-"""Columns of the summary. Those that no run has are left out."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +142,9 @@ def sentence(model: str, run: Run, alone: bool) -> str:
     text = (
         f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}, "
         f"{len(result.prompt)} prompt + {result.config['workload']['new_tokens']} new tokens{which} decodes "
-        f"{cell(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {cell(share)} % of the "
-        f"{cell(run.limit_tokens_per_s)} tokens/s at which the {cell(numbers['gb_per_step'])} GB that a step needs "
-        f"would pass at the read roof of {cell(result.roof.gb_per_s)} GB/s."
+        f"{number(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {number(share)} % of the "
+        f"{number(run.limit_tokens_per_s)} tokens/s at which the {number(numbers['gb_per_step'])} GB that a step needs "
+        f"would pass at the read roof of {number(result.roof.gb_per_s)} GB/s."
     )
     return text if alone else f"Fastest: {text}"
 
@@ -178,20 +171,20 @@ def shared_names(runs: list[Run]) -> dict[str, str]:
 
 
 def summary_table(runs: list[Run]) -> Table:
-    columns = [metric for metric in METRICS if any(metric in run.summary for run in runs)]
+    columns = [one for one in shown_in(View.report) if any(one.name in run.summary for run in runs)]
     if not runs:
         return Table([], [])
     names = [name for name in names_of(runs[0]) if name not in shared_names(runs)]
-    others = [name for name in columns if name != HEADLINE]
+    others = [one for one in columns if one.name != HEADLINE]
     # What most readers look for comes first: a phone shows two or three columns.
-    head = ["run", display(HEADLINE).heading, *names, "min … max", "limit (tokens/s)"]
-    head += [*(display(name).heading for name in others), "valid samples"]
+    head = ["run", METRICS[HEADLINE].heading, *names, "min … max", "limit (tokens/s)"]
+    head += [*(one.heading for one in others), "valid samples"]
     rows = []
     for run in runs:
-        spread = " … ".join(map(cell, run.spread(HEADLINE)))
-        row = [run.label, cell(run.tokens_per_s), *(names_of(run)[name] for name in names)]
-        row += [spread, cell(run.limit_tokens_per_s)]
-        row += [cell(run.summary[name] * display(name).factor) if name in run.summary else "" for name in others]
+        spread = " … ".join(map(number, run.spread(HEADLINE)))
+        row = [run.label, number(run.tokens_per_s), *(names_of(run)[name] for name in names)]
+        row += [spread, number(run.limit_tokens_per_s)]
+        row += [one.text(run.summary.get(one.name)) for one in others]
         rows.append([*row, samples_of(run)])
     return Table(head, rows, {1, *range(2 + len(names), len(head) - 1)})
 
@@ -207,7 +200,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
     rows = []
     for fastest, *others in groups.values():
         for other in others:
-            row = run_row(HEADLINE, [fastest.result], [other.result], None, history)
+            row = run_row(METRICS[HEADLINE], [fastest.result], [other.result], None, history)
             if row is None:
                 continue
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
@@ -259,15 +252,15 @@ def pictures(runs: list[Run], kernels: list[KernelResult]) -> list[Picture]:
 
 def kernel_table(results: list[KernelResult]) -> Table:
     """Every implementation that was timed."""
-    head = ["kernel", "by", "µs", "MB", "GB/s", "% of the roof", "% of peak flops", "device"]
+    shown = shown_in(View.kernels)
+    head = ["kernel", "by", *(one.heading for one in shown), "device"]
     rows = []
     for result in results:
         for kernel in result.kernels:
             for name, row in kernel_metrics(result, kernel).items():
-                flops = "" if row.flops_utilisation is None else cell(row.flops_utilisation * 100)
-                numbers = [row.seconds * 1e6, row.moved_bytes / 1e6, row.gb_per_s, row.share_of_roof * 100]
-                rows.append([kernel.label, name, *map(cell, numbers), flops, result.environment.device])
-    return Table(head, rows, {2, 3, 4, 5, 6})
+                numbers = [one.text(getattr(row, one.name)) for one in shown]
+                rows.append([kernel.label, name, *numbers, result.environment.device])
+    return Table(head, rows, set(range(2, 2 + len(shown))))
 
 
 def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
@@ -278,9 +271,9 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
         shared = [one for one in record.sides["A"].overrides if one in record.sides["B"].overrides]
         sides = [" ".join(one for one in record.sides[side].overrides if one not in shared) for side in "AB"]
         for row in interleaved(record):
-            metric = display(row.metric)
+            metric = row.metric
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
-            numbers = [cell(row.a * metric.factor), cell(row.b * metric.factor), f"{row.ratio.value:.4f}", ends]
+            numbers = [metric.text(row.a), metric.text(row.b), f"{row.ratio.value:.4f}", ends]
             rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.told, row.of])
     return Table(head, rows, {4, 5, 6, 7})
 
@@ -306,7 +299,9 @@ def place(record: Measured) -> dict[str, str]:
     }
     values |= libraries
     return {
-        key.replace("_w", " W").replace("_", " "): cell(value) for key, value in values.items() if value is not None
+        key.replace("_w", " W").replace("_", " "): number(value) if isinstance(value, float) else str(value)
+        for key, value in values.items()
+        if value is not None
     }
 
 

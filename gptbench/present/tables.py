@@ -7,29 +7,20 @@ from rich.table import Table
 from rich.text import Text
 
 from gptbench.base.errors import counted
+from gptbench.base.numbers import number
 from gptbench.compare import Baseline
-from gptbench.present.console import console, number, print_whole
+from gptbench.present.console import console, print_whole
 from gptbench.schema import KernelResult, Measured, Result, SweepRecord
 from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.compilation import Compilation
-from gptbench.schema.display import display
 from gptbench.schema.kernels import kernel_metrics, means, seed_targets
 from gptbench.schema.machine import Roof
+from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
 from gptbench.schema.sample import Sample, throttling
-from gptbench.schema.statistics import (
-    METRICS,
-    QUANTILES,
-    compilation_name,
-    compile_metrics,
-    energy_metrics,
-    quality_metrics,
-    sample_metrics,
-    steps_interval,
-    summary,
-    valid_samples,
-)
-from gptbench.schema.sweep import COLUMNS, in_display_units
+from gptbench.schema.statistics import compilation_name, steps_interval, valid_samples
+from gptbench.schema.summary import sample_metrics, summary
+from gptbench.schema.sweep import in_display_units
 
 MOST_ROWS = 15
 """Kernels in the table of a step; what there is beyond is one row."""
@@ -58,19 +49,13 @@ def show_result(result: Result, baseline: Baseline) -> None:
     rows = [sample_metrics(result, sample) for sample in valid]
     medians = summary(result)
 
-    def add(name: str, value: float, spread: str = "") -> None:
-        metric = display(name)
-        target = [number(targets[name] * metric.factor)] if name in targets else []
-        interval = interval_of(valid, name, metric.factor) if name in QUANTILES else ""
-        table.add_row(metric.label, number(value * metric.factor), spread, interval, metric.unit, *target)
-
-    for metric in METRICS if rows else ():
-        values = [row[metric.name] * display(metric.name).factor for row in rows]
-        add(metric.name, medians[metric.name], f"{number(min(values))} … {number(max(values))}")
-    for name, seconds in compile_metrics(result).items():
-        add(name, seconds)
-    for name, value in (quality_metrics(result) | energy_metrics(result)).items():
-        add(name, value)
+    for metric in shown_in(View.run):
+        if (value := medians.get(metric.name)) is not None:
+            values = [row[metric.name] for row in rows if metric.name in row]
+            spread = f"{metric.text(min(values))} … {metric.text(max(values))}" if values else ""
+            interval = "" if metric.share is None else interval_of(valid, metric)
+            target = [metric.text(targets[metric.name])] if metric.name in targets else []
+            table.add_row(metric.label, metric.text(value), spread, interval, metric.unit, *target)
     print_whole(table)
     show_state(result, medians)
     if result.config.get("task", {}).get("energy") and result.energy is None:
@@ -79,7 +64,7 @@ def show_result(result: Result, baseline: Baseline) -> None:
         if compilation.cache != "none":
             show_stages(compilation)
     if result.breakdown is not None:
-        show_breakdown(result.breakdown, result.roof, medians.get("tpot_p50_s"))
+        show_breakdown(result.breakdown, result.roof, medians.get(STEP))
     if valid and valid[0].text:
         show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
@@ -93,18 +78,19 @@ def show_result(result: Result, baseline: Baseline) -> None:
         console.warn("Not all logits and cached values are finite: these numbers measure nonsense.", "red")
 
 
-def interval_of(samples: Sequence[Sample], metric: str, factor: float) -> str:
+def interval_of(samples: Sequence[Sample], metric: Metric) -> str:
     """Of a percentile, as far as the samples tell."""
-    low, high = (None if end is None else number(end * factor) for end in steps_interval(samples, metric))
-    if low is not None and high is not None:
+    assert metric.share is not None
+    low, high = map(metric.text, steps_interval(samples, metric.share))
+    if low and high:
         return f"{low} … {high}"
-    return f"over {low}" if low is not None else f"under {high}" if high is not None else "too few samples"
+    return f"over {low}" if low else f"under {high}" if high else "too few samples"
 
 
 def show_state(result: Result, medians: dict[str, float]) -> None:
     """Clock, power and temperature during the samples, as far as the device tells; and what held it back."""
-    units = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
-    told = [f"{number(medians[name])} {unit}" for name, unit in units.items() if name in medians]
+    shown = [METRICS[name] for name in ("clock_mhz", "power_w", "temperature_c") if name in medians]
+    told = [f"{metric.text(medians[metric.name])} {metric.unit}" for metric in shown]
     if told:
         states = [sample.state for sample in valid_samples(result) if sample.state is not None]
         # A CPU is not read meanwhile, nor a GPU in samples that are over before the first reading.
@@ -170,7 +156,7 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
     table = Table(title=escape(f"kernels on {result.environment.device}"), title_justify="left")
     for name in ("kernel", "shape", "type", "by"):
         table.add_column(name, no_wrap=True)
-    for name in ("µs", "MB", "GB/s", "% of the roof", "% of peak flops", "inductor", "library"):
+    for name in (*(metric.heading for metric in shown_in(View.kernels)), "inductor", "library"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(escape(f"target ({baseline.device})"), justify="right", no_wrap=True)
     for kernel in result.kernels:
@@ -179,10 +165,8 @@ def show_kernels(result: KernelResult, baseline: Baseline) -> None:
         cells = [kernel.name, shape, kernel.dtype]
         if rows:
             first = next(iter(rows.values()))
-            flops = "" if first.flops_utilisation is None else number(first.flops_utilisation * 100)
-            cells += [first.implementation, number(first.seconds * 1e6), number(first.moved_bytes / 1e6)]
-            cells += [number(first.gb_per_s)]
-            cells += [number(first.share_of_roof * 100), flops]
+            values = [metric.text(getattr(first, metric.name)) for metric in shown_in(View.kernels)]
+            cells += [first.implementation, *values]
             for other in ("inductor", "library"):
                 known = other in rows and other != first.implementation
                 cells.append(f"×{number(rows[other].seconds / first.seconds)}" if known else "")
@@ -218,14 +202,10 @@ def show_sweep(record: SweepRecord) -> None:
     if not any(job.reason for job in record.jobs):
         head, rows = head[:-1], [row[:-1] for row in rows]
     for name in head:
-        metric = name in COLUMNS
-        table.add_column(escape(display(name).heading if metric else name), justify="right" if metric else "left")
-    for row in rows:
-        cells = []
-        for value in in_display_units(head, row):
-            text = number(value) if isinstance(value, float) else value
-            cells.append("" if text is None else escape(str(text).splitlines()[0] if str(text) else ""))
-        table.add_row(*cells)
+        metric = METRICS.get(name)
+        table.add_column(escape(metric.heading if metric else name), justify="right" if metric else "left")
+    for row in in_display_units(head, rows):
+        table.add_row(*(escape(text.splitlines()[0] if text else "") for text in row))
     print_whole(table)
     if marked := sum(1 for job in record.jobs if job.busy):
         told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"

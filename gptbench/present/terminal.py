@@ -13,18 +13,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from gptbench.base import limits
 from gptbench.base.errors import counted
+from gptbench.base.numbers import number
 from gptbench.base.redaction import redacted
 from gptbench.build import MemoryNeed
 from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.device import Device
-from gptbench.present.console import console, near, number, program
+from gptbench.present.console import console, near, program
 from gptbench.record.store import embedded_store
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.schema.busy import busy
 from gptbench.schema.kernels import kernel_summary
 from gptbench.schema.machine import Roof
 from gptbench.schema.sample import Traffic
-from gptbench.schema.statistics import summary
+from gptbench.schema.summary import summary
 from gptbench.task import Speed
 
 

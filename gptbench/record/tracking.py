@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from gptbench.base.errors import TrackingError, raised
 from gptbench.base.inputs import read_object
+from gptbench.base.numbers import number
 from gptbench.base.outputs import redact_files, write_json
 from gptbench.base.redaction import HIDDEN, redacted, redacted_message, remember
 from gptbench.charts import draw_compile_stages, write_figures
@@ -37,24 +38,17 @@ from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_w
 from gptbench.schema.ab import AbResult
 from gptbench.schema.breakdown import Breakdown, chrome_trace
 from gptbench.schema.busy import busy
-from gptbench.schema.display import DISPLAYS
 from gptbench.schema.failure import Failure
 from gptbench.schema.files import load_record, problem
 from gptbench.schema.kernels import KernelResult, all_metrics, kernel_summary
 from gptbench.schema.labels import short_keys, weights_of
+from gptbench.schema.metrics import HEADLINE, METRICS, Metric, View, shown_in
 from gptbench.schema.plan import PLAN
 from gptbench.schema.result import Measured, Recorded, Result
-from gptbench.schema.statistics import (
-    QUANTILES,
-    compilation_name,
-    log_middles,
-    log_ratios,
-    sample_metrics,
-    speed_metrics,
-    summary,
-)
+from gptbench.schema.statistics import compilation_name
 from gptbench.schema.steps import Steps
-from gptbench.schema.sweep import SweepRecord, cell
+from gptbench.schema.summary import interleaved_metrics, log_middles, log_ratios, sample_metrics, summary
+from gptbench.schema.sweep import SweepRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,10 +69,6 @@ PARENT_FILE = "mlflow_parent.json"
 """In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
 MOST_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
-BRIEF = {name: each for name, each in DISPLAYS.items() if each.key is not None}
-"""Of the summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
-comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before the
-slash, in alphabetical order, those without one last."""
 
 
 FAULTS = (AttributeError, TypeError, LookupError, NameError, AssertionError)
@@ -400,7 +390,7 @@ def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run |
 def charts_of_jobs(experiment: str, parent: str) -> str:
     """Where MLflow's pages show charts of a sweep's jobs, the fastest first. In the list of all runs they are folded up
     under their parent, and the charts beside it know nothing of them."""
-    query = charts_query(f"tags.mlflow.parentRunId = '{parent}'", "decode_tokens_per_s")
+    query = charts_query(f"tags.mlflow.parentRunId = '{parent}'", HEADLINE)
     return f"#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
 
 
@@ -566,18 +556,19 @@ def ab_record(result: AbResult, start: float) -> Record:
         for name in result.sides
         for step, sample in enumerate(result.samples(name))
         if not sample.compiles
-        for metric, value in speed_metrics(sample).items()
+        for metric, value in interleaved_metrics(result, name, sample).items()
     ]
     values: dict[str, list[float]] = {}
     for name, value, _ in sampled:
         side, metric = name.removeprefix("sample_").split("/")
         values.setdefault(f"brief/{side}_{metric}", []).append(value)
     middles = {name: statistics.median(each) for name, each in values.items()}
-    for metric in QUANTILES:  # as `gptbench ab` shows them
-        sides = zip(result.sides, zip(*log_middles(result, metric), strict=True), strict=False)
-        middles |= {f"brief/{name}_{metric}": math.exp(statistics.fmean(each)) for name, each in sides}
+    for one in shown_in(View.interleaved):
+        if one.share is not None:  # as `gptbench ab` shows them
+            sides = zip(result.sides, zip(*log_middles(result, one.name), strict=True), strict=False)
+            middles |= {f"brief/{name}_{one.name}": math.exp(statistics.fmean(each)) for name, each in sides}
     known = log_ratios(result)
-    ratios = {"decode_tokens_per_s": math.exp(statistics.fmean(known))} if known else {}
+    ratios = {HEADLINE: math.exp(statistics.fmean(known))} if known else {}
     finite = all(sample.finite for name in result.sides for sample in result.samples(name))
     unfinished = {"failed": "FAILED", "killed": "KILLED"}
     return Record(
@@ -622,9 +613,8 @@ def metrics(result: Result) -> Iterator[tuple[str, float, int]]:
     """Name, value and step of every number that is logged. MLflow's pages keep the order, and the plot of its page that
     compares runs begins with the first."""
     medians = summary(result)
-    for name, each in BRIEF.items():
-        if name in medians:
-            yield f"brief/{each.key}", medians[name] * each.factor, 0
+    for each in brief(medians):
+        yield f"brief/{each.brief}", medians[each.name] * each.factor, 0
     for name, value in medians.items():
         yield name, value, 0
     for step, sample in enumerate(result.samples):
@@ -644,10 +634,15 @@ def told_in_brief(result: Result) -> str:
     """A run's few numbers in a line; nothing without a valid sample."""
     medians = summary(result)
     return ", ".join(
-        f"{each.label} {cell(medians[name] * each.factor)} {each.unit}".strip()
-        for name, each in BRIEF.items()
-        if name in medians
+        f"{each.label} {number(medians[each.name] * each.factor)} {each.unit}".strip() for each in brief(medians)
     )
+
+
+def brief(known: dict[str, float]) -> list[Metric]:
+    """Of a summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
+    comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before
+    the slash, in alphabetical order, those without one last."""
+    return [each for each in METRICS.values() if each.brief is not None and each.name in known]
 
 
 def clean(key: str) -> str:
@@ -712,11 +707,11 @@ def write_run(result: Result, folder: Path) -> None:
         separated = "\n\n----\n\n".join(texts)
         (folder / "text.txt").write_text(separated + "\n", encoding="utf-8")
     steps: list[list[Any]] = []
-    for number, sample in enumerate(result.samples):
+    for index, sample in enumerate(result.samples):
         own, traffic = Steps(sample), result.traffic
         read, tokens = own.of_rows(traffic.positions_read), own.tokens.sum(axis=1)
         each = zip(sample.step_s, own.needed(traffic), own.moved(traffic), read, tokens, strict=True)
-        steps += ([number, step, *values] for step, values in enumerate(each))
+        steps += ([index, step, *values] for step, values in enumerate(each))
     columns = ["sample", "step", "seconds", "bytes", "bytes_moved", "positions_read", "tokens"]
     write_table(folder / "steps.csv", columns, steps)
     if result.breakdown is not None:

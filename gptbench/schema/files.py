@@ -7,7 +7,8 @@ from gptbench.schema.ab import AbResult
 from gptbench.schema.failure import Failure
 from gptbench.schema.kernels import KernelResult, kernel_summary
 from gptbench.schema.result import Recorded, Result, read_record
-from gptbench.schema.statistics import quality_metrics, summary, valid_samples
+from gptbench.schema.statistics import valid_samples
+from gptbench.schema.summary import part_metrics, summary
 from gptbench.schema.sweep import SweepRecord
 
 KINDS: tuple[type[Recorded], ...] = (Result, KernelResult, AbResult, Failure, SweepRecord)
@@ -68,7 +69,7 @@ def problem_of_run(result: Result) -> str | None:
     if not all(sample.finite for sample in result.samples):
         return "logits or cached values are not finite"
     asked = task.get("name") == "quality" or result.quality is not None
-    if asked and not all(map(math.isfinite, quality_metrics(result).values() or [math.nan])):
+    if asked and not all(map(math.isfinite, part_metrics(result, "quality").values() or [math.nan])):
         return "quality was not measured, or is not finite"
     if task.get("breakdown") and result.breakdown is None:
         return "no step was broken down"

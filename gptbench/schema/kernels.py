@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from gptbench.schema.metrics import View, shown_in
 from gptbench.schema.result import Measured
 
 SEED_PEAK_TFLOPS = 312
@@ -150,7 +151,7 @@ def kernel_summary(result: KernelResult) -> dict[str, float]:
     """`gemv/D4096/int8/inductor/gb_per_s` and so on: what is logged."""
     found = {"read_roof_gb_per_s": result.roof.gb_per_s}
     for row in all_metrics(result):
-        for name in ("seconds", "moved_bytes", "gb_per_s", "share_of_roof", "flops_utilisation"):
-            if (value := getattr(row, name)) is not None:
-                found[f"{row.label}/{row.implementation}/{name}"] = value
+        for one in shown_in(View.kernels):
+            if (value := getattr(row, one.name)) is not None:
+                found[f"{row.label}/{row.implementation}/{one.name}"] = value
     return found | means(result)

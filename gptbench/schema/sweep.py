@@ -2,19 +2,18 @@
 
 import datetime
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gptbench.base.errors import counted
-from gptbench.schema.display import display
+from gptbench.schema.metrics import METRICS, View, shown_in
 from gptbench.schema.outcome import BEGUN, Outcome, Status
 from gptbench.schema.plan import Plan
 from gptbench.schema.restore import is_time, require
 from gptbench.schema.result import Recorded
 
-COLUMNS = ("decode_tokens_per_s", "tpot_p50_s", "tpot_p99_s", "ttft_s", "mbu", "peak_memory_bytes", "perplexity")
-"""Metrics of a sweep's table, of those that its jobs have."""
 GAP = "&ensp;"
 """Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
 MOST_CHARACTERS = 5500
@@ -60,7 +59,7 @@ class SweepRecord(Recorded):
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
         keys = self.swept_keys
-        metrics = [name for name in COLUMNS if any(name in job.metrics for job in self.jobs)]
+        metrics = [one.name for one in shown_in(View.sweep) if any(one.name in job.metrics for job in self.jobs)]
         rows = []
         for number, job in enumerate(self.jobs):
             values = dict(override.split("=", 1) for override in job.swept if "=" in override)
@@ -77,8 +76,8 @@ class SweepRecord(Recorded):
     def markdown(self) -> str:
         """How many jobs came to what, and the table."""
         head, rows = self.table()
-        shown = [[cell(value) for value in in_display_units(head, row)] for row in rows]
-        lines = [[display(name).heading if name in COLUMNS else name for name in head], ["---"] * len(head), *shown]
+        shown = [[cell(value) for value in row] for row in in_display_units(head, rows)]
+        lines = [[METRICS[name].heading if name in METRICS else name for name in head], ["---"] * len(head), *shown]
         text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
         for number, line in enumerate(lines):
             gap = GAP if number != 1 else ""  # not of the rule below the head
@@ -89,19 +88,19 @@ class SweepRecord(Recorded):
         return text
 
 
-def in_display_units(head: list[str], row: list[Any]) -> list[Any]:
-    """A row of a sweep's table, its metrics in the units in which people read them."""
-    return [
-        value * display(name).factor if name in COLUMNS and isinstance(value, float) else value
-        for name, value in zip(head, row, strict=True)
-    ]
+def in_display_units(head: list[str], rows: list[list[Any]]) -> Iterator[list[str]]:
+    """Rows of a sweep's table as people read them."""
+    for row in rows:
+        cells = zip(head, row, strict=True)
+        yield [
+            METRICS[name].text(value) if name in METRICS else "" if value is None else str(value)
+            for name, value in cells
+        ]
 
 
-def cell(value: Any) -> str:
-    """As a person reads it in a table."""
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+def cell(text: str) -> str:
+    """As it can stand in a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def cut_short(folder: Path) -> Status:
