@@ -72,6 +72,10 @@ def run(arguments: list[str]) -> int:
     from gptbench.commands.parsers import PARSERS, parsed
     from gptbench.config.commandline import COMMANDS, typed, without_quiet
 
+    if any(argument.partition("=")[0] == "--plugin" for argument in arguments):
+        from gptbench.config.plugins import without_plugins
+
+        arguments = without_plugins(arguments)
     if arguments[:1] and arguments[0] in COMMANDS:
         if {"-h", "--help"} & set(arguments):
             PARSERS[arguments[0]]().print_help()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gptbench.config import WorkloadConfig
 from gptbench.device import Device
-from gptbench.engine import Engine
+from gptbench.engine import Runner
 
 
 class Clock:
@@ -95,12 +95,6 @@ class Workload:
         self.clock: Clock = CudaClock(ticks) if device.is_cuda else HostClock(ticks)
 
 
-def generate(engine: Engine, workload: Workload) -> None:
-    """The timed region: hands all work to the device, ticks, and waits for nothing."""
-    clock = workload.clock
-    clock.tick(0)
-    engine.prefill(workload.prompt)
-    clock.tick(1)
-    for index in range(2, workload.new_tokens + 1):
-        engine.decode()
-        clock.tick(index)
+def generate(engine: Runner, workload: Workload) -> None:
+    """The timed region."""
+    engine.generate(workload.prompt, workload.new_tokens, workload.clock.tick)

@@ -18,7 +18,6 @@ from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeS
 from gptbench.engine import Engine, HuggingFace, Inductor
 from gptbench.execute.reuse import release
 from gptbench.measure.compilation import CompileWatch
-from gptbench.measure.samples import all_finite
 from gptbench.sampling import Sampler
 from tests.models import CPU, DENSE, GQA, MOE, make_model, model_name, random_tokens, run_config
 from tests.pairwise import pairwise
@@ -126,7 +125,7 @@ def test_agrees_with_eager(model: ModelConfig, cache: str, batch: int, uncompile
     reference = make_engine(EAGER, model, "none", batch, torch.float32, device("cpu"))
     engine = make_hf(model, cache, batch)
     assert_generations_agree(engine, reference)
-    assert all_finite(engine)
+    assert engine.finite()
 
 
 @installed
@@ -223,7 +222,7 @@ def test_reads_and_caches(uncompiled: None) -> None:
     shape = (3, DENSE.n_kv_heads, LENGTH, DENSE.head_dim)
     static, dynamic = make_hf(DENSE, "static", batch=3), make_hf(DENSE, "dynamic", batch=3)
     for each in (static, dynamic):
-        assert all_finite(each)
+        assert each.finite()
         each.prefill(random_tokens(DENSE, 3, PROMPT))
         each.decode()
         assert len(each.cached()) == 2 * DENSE.n_layers
@@ -232,7 +231,7 @@ def test_reads_and_caches(uncompiled: None) -> None:
         torch.testing.assert_close(mine[:, :, : PROMPT + 1], other)
         assert not mine[:, :, PROMPT + 1 :].any()
     static.cached()[-1][0, 0, 0] = torch.nan
-    assert not all_finite(static)
+    assert not static.finite()
 
 
 @installed
@@ -263,26 +262,26 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
     ids=["quantised", "bias and norm", "bias and experts", "norm and window", "odd experts", "odd", "window of 1"],
 )
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
-    def check() -> None:
+    def require() -> None:
         require_possible(run)
-        HuggingFace.check(run, device("cpu"))
+        HuggingFace.require(run, device("cpu"))
 
     with pytest.raises(ConfigError, match=message):
-        check()
+        require()
 
 
 def test_what_it_can_do_is_not_refused() -> None:
     for model in ALL:
-        HuggingFace.check(run_of(model), device("cpu"))
-    HuggingFace.check(run_of(replace(NORMED, sliding_window=64)), device("cpu"))  # hides nothing of the cache
-    HuggingFace.check(run_of(replace(GQA, ffn_dim=77)), device("cpu"))
+        HuggingFace.require(run_of(model), device("cpu"))
+    HuggingFace.require(run_of(replace(NORMED, sliding_window=64)), device("cpu"))  # hides nothing of the cache
+    HuggingFace.require(run_of(replace(GQA, ffn_dim=77)), device("cpu"))
 
 
 def test_a_missing_compiler_leaves_the_dynamic_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inductor, "missing", lambda _: "a C++ compiler")
-    HuggingFace.check(run_of(DENSE, cache="dynamic"), device("cpu"))
+    HuggingFace.require(run_of(DENSE, cache="dynamic"), device("cpu"))
     with pytest.raises(ConfigError, match=r"engine\.cache=static: expected dynamic, or .* a C\+\+ compiler"):
-        HuggingFace.check(run_of(DENSE, cache="static"), device("cpu"))
+        HuggingFace.require(run_of(DENSE, cache="static"), device("cpu"))
 
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from gptbench.measure.compilation import CompileWatch, cache_state, compile_cach
 from gptbench.measure.environment import environment
 from gptbench.measure.samples import (
     StillCompilingError,
-    all_finite,
     sample_seed,
     take_sample,
     take_samples,
@@ -58,7 +57,7 @@ def make_engine(config: EagerConfig | InductorConfig, on: Device, batch: int = 1
     return engine
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Takes a known time for each call, and counts them."""
 
     def __init__(self, prefill_s: float, decode_s: float, clock: "FakeTime") -> None:
@@ -85,7 +84,7 @@ def test_prefill_and_each_step_have_an_interval_of_their_own(monkeypatch: pytest
     monkeypatch.setattr("gptbench.generate.time", clock)
     workload = make_workload(device())
     engine = FakeEngine(prefill_s=5.0, decode_s=0.25, clock=clock)
-    generate(engine, workload)  # type: ignore[arg-type]
+    generate(engine, workload)
     assert engine.calls == ["prefill"] + ["decode"] * (NEW - 1)
     ttft, *steps = workload.clock.intervals()
     assert ttft == 5.0
@@ -270,13 +269,13 @@ def test_values_that_are_not_finite_are_found_wherever_they_are() -> None:
     on = device()
     engine, workload = make_engine(EAGER, on), make_workload(on)
     generate(engine, workload)
-    assert all_finite(engine)
+    assert engine.finite()
     for tensor in (engine.state.logits, *(cache.keys for cache in engine.model.caches)):
         kept = tensor.flatten()[3].clone()
         tensor.view(-1)[3] = float("nan")
-        assert not all_finite(engine)
+        assert not engine.finite()
         tensor.view(-1)[3] = kept
-    assert all_finite(engine)
+    assert engine.finite()
 
 
 def test_the_timed_region_calls_nothing_but_the_engine_and_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_auto_takes_inductor_and_records_it(tmp_path: Path) -> None:
     )
     assert of.engine._target_ == recorded["engine"]["_target_"] == "gptbench.engine.Inductor"
     assert of.engine.fresh_cache
-    assert reasons == ["fused needs an NVIDIA GPU"]
+    assert reasons == ["fused needs device.kind=cuda: its kernels need a GPU"]
     assert recorded["engine"]["fresh_cache"]
     assert recorded["engine"]["scope"] == "block"
 
@@ -216,7 +216,10 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
     auto = Auto(AUTO, config(tmp_path), device)
     assert auto.section._target_ == "gptbench.engine.Eager"
-    assert auto.reasons == ["fused needs an NVIDIA GPU", "inductor needs a C++ compiler (Debian: g++)"]
+    assert auto.reasons == [
+        "fused needs device.kind=cuda: its kernels need a GPU",
+        "inductor needs a C++ compiler (Debian: g++)",
+    ]
     assert Eager.missing(device) is None
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto: this one needs a C"):

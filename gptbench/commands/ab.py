@@ -17,7 +17,7 @@ from gptbench.base.redaction import redacted
 from gptbench.commands import parsers
 from gptbench.commands.compare import row_line, sentence, shortened, table_of, words
 from gptbench.compare.interleaved import headline, remarks, rows
-from gptbench.config import guard, register
+from gptbench.config import guard, plugins, register
 from gptbench.config.commandline import prepared
 from gptbench.config.mistakes import told
 from gptbench.execute import ab
@@ -45,7 +45,9 @@ def ab_command(arguments: list[str]) -> int:
     for own in (options.a, options.b):
         overrides = prepared([*options.shared, *words(own)], config_dir=options.config_dir)
         sides.append(ab.read(overrides, composed(overrides, options.config_dir)))
-    return measure_and_show((sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *arguments])
+    return measure_and_show(
+        (sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *plugins.options(), *arguments]
+    )
 
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:

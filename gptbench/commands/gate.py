@@ -24,7 +24,7 @@ from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, recorded_text
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
-from gptbench.config import BaselineConfig, load
+from gptbench.config import BaselineConfig, load, plugins
 from gptbench.config.commandline import prepared
 from gptbench.config.grammar import quoted
 from gptbench.execute import measuring
@@ -65,7 +65,7 @@ def gate_command(arguments: list[str]) -> int:
         parser.error("--strict is for --baseline")
     if bool(options.run) == bool(found):
         parser.error("--record takes RUNs, or --run: one of both")
-    command = shlex.join(["gptbench", "gate", *redacted(arguments)])
+    command = shlex.join(["gptbench", "gate", *plugins.options(), *redacted(arguments)])
     return record(options.record, found, [words(run) + more for run in options.run], options, command)
 
 

@@ -10,6 +10,7 @@ from gptbench.config.baseline import BaselineConfig, BaselineMetric, BaselineRow
 from gptbench.config.completion import complete_model
 from gptbench.config.device import DeviceConfig, DeviceKind, Dtype
 from gptbench.config.engine import (
+    ENGINES,
     AutoConfig,
     Cache,
     CudaGraph,
@@ -26,7 +27,7 @@ from gptbench.config.group_options import options, shipped
 from gptbench.config.loading import load, require_possible
 from gptbench.config.model import CheckpointFormat, ModelConfig
 from gptbench.config.quant import INT8, UNQUANTISED, FormatLimits, QuantConfig
-from gptbench.config.registration import register
+from gptbench.config.registration import add_option, register
 from gptbench.config.sampling import SamplingConfig
 from gptbench.config.section import MOVED_TARGETS, Section
 from gptbench.config.sizes import MAX_JOBS, MIN_NEW_TOKENS, MOST_FUSED_SEQUENCES, MOST_STOP_TOKENS
@@ -37,6 +38,7 @@ from gptbench.config.tree import Config, Isolation
 from gptbench.config.workload import WorkloadConfig
 
 __all__ = [
+    "ENGINES",
     "INT8",
     "MAX_JOBS",
     "MIN_NEW_TOKENS",
@@ -77,6 +79,7 @@ __all__ = [
     "TrackingConfig",
     "Tuning",
     "WorkloadConfig",
+    "add_option",
     "complete_model",
     "explain",
     "load",

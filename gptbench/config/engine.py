@@ -1,10 +1,11 @@
 """The `engine` group: what prefills and decodes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-from gptbench.config.device import Dtype
+from gptbench.config.device import DeviceKind, Dtype
 from gptbench.config.quant import UNQUANTISED
 from gptbench.config.section import Section
 from gptbench.config.sizes import MOST_FUSED_SEQUENCES
@@ -59,9 +60,12 @@ class EngineConfig(Section):
     measure_warm_start: bool = False
     """After the samples, start a second process on the same cache and measure its compile time, warm."""
 
-    def refuse(self, config: "Config") -> str | None:
-        """What would have to be different for the engine to do a run, or None if nothing; of what the configuration
-        tells."""
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
+    """What runs the model beside torch and Triton: numbers depend on its version."""
+
+    def unsupported_reason(self, config: "Config") -> str | None:
+        """What would have to be different for the engine to do a run, or None if nothing: as far as the configuration
+        alone tells, before torch is imported. `gptbench.engine.Runner.unsupported_reason` knows the rest."""
         return None
 
     def mask_elements(self, config: "Config") -> int:
@@ -74,6 +78,14 @@ class AutoConfig(EngineConfig):
     """The fastest engine that runs here; the run says which, and why (see `gptbench.engine.auto`)."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Auto",)
+
+    order: list[str] = field(default_factory=lambda: ["fused", "inductor", "eager"])
+    """Engines, the fastest first: the first that can do the run is taken, with the settings that it ships with."""
+
+    def check(self) -> None:
+        known = [name for name in ENGINES if name != "auto"]
+        if not self.order or not set(self.order) <= set(known):
+            raise self.error("order", f"names of engines: {', '.join(known)}")
 
 
 @dataclass(kw_only=True)
@@ -115,7 +127,15 @@ class FusedConfig(EngineConfig):
     """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
     that it lacks get built-in ones."""
 
-    def refuse(self, config: "Config") -> str | None:
+    def unsupported_reason(self, config: "Config") -> str | None:
+        if config.device.kind is DeviceKind.cpu:
+            return "device.kind=cuda: its kernels need a GPU"
+        if find_spec("triton") is None:
+            return "Triton"
+        return self.unsupported_by_kernels(config)
+
+    def unsupported_by_kernels(self, config: "Config") -> str | None:
+        """The same of the kernels alone, which also run elsewhere in Triton's interpreter."""
         batch = config.workload.batch_size
         if config.device.dtype is Dtype.float16:
             return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
@@ -133,11 +153,12 @@ class HuggingFaceConfig(EngineConfig):
     """The transformers library's model over the same weights, as a peer."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.HuggingFace",)
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("transformers",)
 
     cache: Cache = Cache.static
     """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
 
-    def refuse(self, config: "Config") -> str | None:
+    def unsupported_reason(self, config: "Config") -> str | None:
         if config.quant._target_ != UNQUANTISED:
             return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
         return None
@@ -149,3 +170,13 @@ class HuggingFaceConfig(EngineConfig):
         if not any(layer.attention.hides(length) for layer in config.model.layer_specs):
             return 0
         return batch * prompt * length
+
+
+ENGINES: dict[str, type[EngineConfig]] = {
+    "auto": AutoConfig,
+    "eager": EagerConfig,
+    "inductor": InductorConfig,
+    "fused": FusedConfig,
+    "hf": HuggingFaceConfig,
+}
+"""The section of each engine, by the name that selects it."""

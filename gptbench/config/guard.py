@@ -26,6 +26,7 @@ from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.outputs import write_whole
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import Config
+from gptbench.config.plugins import Plugins
 from gptbench.config.refusal import check, environment_variable
 from gptbench.private import hydra as private
 from gptbench.private import version
@@ -144,6 +145,7 @@ class GuardedLoader(private.ConfigLoaderImpl):
     """Hydra's loader, which gives out nothing that `check` refuses."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        self.plugins = Plugins()  # where a worker of a launcher unpickles the loader, it imports them
         self.config_search_path = config_search_path
         self.repository = GuardedRepository(config_search_path)
 

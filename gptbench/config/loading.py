@@ -8,8 +8,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptbench.base.errors import ConfigError, UserError
 from gptbench.config.completion import complete_model, expand_paths
-from gptbench.config.device import DeviceKind
-from gptbench.config.engine import FusedConfig
 from gptbench.config.explanation import explain, no_such_field
 from gptbench.config.task import KernelsConfig
 from gptbench.config.tree import Config
@@ -65,7 +63,5 @@ def require_possible(config: Config) -> None:
     """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
     if (expected := config.quant.refuse(config.model, config.device.dtype)) is not None:
         raise ConfigError("quant", f"{config.quant.name} (model={config.model.name})", expected)
-    if (expected := config.engine.refuse(config)) is not None:
+    if (expected := config.engine.unsupported_reason(config)) is not None:
         raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
-    if isinstance(config.engine, FusedConfig) and config.device.kind is DeviceKind.cpu:
-        raise ConfigError("engine", config.engine.name, "another one, or device.kind=cuda: its kernels need a GPU")

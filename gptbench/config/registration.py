@@ -3,9 +3,11 @@
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from gptbench.base.errors import UserError
 from gptbench.base.hub import expanded
-from gptbench.base.paths import shipped_folder
-from gptbench.config.engine import AutoConfig, EagerConfig, FusedConfig, HuggingFaceConfig, InductorConfig
+from gptbench.base.paths import conf_folder, shipped_folder
+from gptbench.config.engine import ENGINES
+from gptbench.config.section import Section
 from gptbench.config.sweep import DrawnSweepConfig
 from gptbench.config.task import KernelsConfig, QualityConfig
 from gptbench.config.tracking import MLflowConfig
@@ -21,12 +23,26 @@ def register() -> None:
     """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    store.store(group="schema/engine", name="auto", node=AutoConfig)
-    store.store(group="schema/engine", name="eager", node=EagerConfig)
-    store.store(group="schema/engine", name="inductor", node=InductorConfig)
-    store.store(group="schema/engine", name="fused", node=FusedConfig)
-    store.store(group="schema/engine", name="hf", node=HuggingFaceConfig)
+    for name, section in ENGINES.items():
+        store.store(group="schema/engine", name=name, node=section)
     store.store(group="schema/task", name="quality", node=QualityConfig)
     store.store(group="schema/task", name="kernels", node=KernelsConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
     store.store(group="schema/sweep", name="drawn", node=DrawnSweepConfig)
+
+
+ADDED: set[tuple[str, str]] = set()
+"""Options that plugins brought: group and name."""
+
+
+def add_option(name: str, section: Section) -> None:
+    """Makes what a plugin brings an option of its group, as a YAML file in `conf/` is: `GROUP=NAME` selects it.
+
+    Raises:
+        UserError: the group has an option of that name.
+    """
+    group = section.GROUP
+    if (group, name) in ADDED or (conf_folder() / group / f"{name}.yaml").exists():
+        raise UserError(f"{group}={name}: it is there already, and a plugin cannot register it again")
+    ADDED.add((group, name))
+    ConfigStore.instance().store(group=group, name=name, node=section)

@@ -12,6 +12,9 @@ MOVED_TARGETS = {f"gptbench.measure.{name}": f"gptbench.task.{name}" for name in
 """`_target_` of earlier versions, in files and records, to what it is called now."""
 
 
+S = TypeVar("S", bound="Section")
+
+
 @dataclass(kw_only=True)
 class Section:
     """One configuration group. `_target_` names the class that the section builds; only `TARGETS` are accepted."""
@@ -31,6 +34,11 @@ class Section:
             raise ConfigError(f"{self.GROUP}.name", self.name[:MAX_NAME], NAME_EXPECTED)
         self.check()
 
+    @classmethod
+    def named(cls: type[S], name: str, **values: Any) -> S:
+        """The section of the first of its targets, with the values that its fields have unless they are given."""
+        return cls(_target_=cls.TARGETS[0], name=name, **values)
+
     def check(self) -> None:
         """Raises ConfigError where a value is out of range."""
 
@@ -49,8 +57,6 @@ class Section:
             if value is not None and not value >= low:  # `not >=` also refuses NaN
                 raise self.error(name, f"a number of at least {low}")
 
-
-S = TypeVar("S", bound=Section)
 
 NAME_EXPECTED = f"a name of 1 to {MAX_NAME} printable characters without slashes, and no dot first"
 

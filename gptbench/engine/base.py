@@ -3,13 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from gptbench.config import Config, EngineConfig
+from gptbench.config.targets import instantiate
 from gptbench.device import Device
+from gptbench.engine.runner import Runner, Tick
 from gptbench.kernels.sample import draw_reference
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
@@ -33,8 +35,8 @@ class State:
     """int64 [B, 1]: the stop token that the row has drawn, and draws from then on; -1 before."""
 
 
-class Engine:
-    """Prefills and decodes one batch. Nothing here waits for the device.
+class Engine(Runner):
+    """A runner over gptbench's own model. Nothing here waits for the device.
 
     Args:
         config: the engine's section.
@@ -55,7 +57,7 @@ class Engine:
         self, config: EngineConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         self.config, self.model, self.sampler, self.device = config, model, sampler, device
-        self.prompt_length = prompt_length
+        self.prompt_length, self.stop_tokens = prompt_length, frozenset(sampler.stops.tolist())
         self.batch, self.length = model.caches[0].batch, model.caches[0].length
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
@@ -71,38 +73,21 @@ class Engine:
         self.filled = 0
         self.capture_s = 0.0
 
+    BUILDS_MODEL: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, config: Config, model: Transformer, device: Device) -> "Engine":
+        sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
+        return cls(config.engine, model, sampler, device, len(config.workload.prompt))
+
+    @classmethod
+    def unsupported_reason(cls, config: Config, device: Device) -> str | None:
+        return super().unsupported_reason(config, device) or cls.missing(device)
+
     @classmethod
     def missing(cls, device: Device) -> str | None:
-        """What this machine lacks to run the engine on a device, or None if nothing."""
+        """What this machine lacks to run the engine on a device, whatever the run; None if nothing."""
         return None
-
-    @classmethod
-    def check(cls, config: Config, device: Device) -> None:
-        """Raises ConfigError for a run that the engine cannot do, but for what `EngineConfig.refuse` tells."""
-
-    @classmethod
-    def begin(cls, config: EngineConfig, device: Device) -> None:
-        """Starts, in the background, what preparing will need and what needs no model: a compiler and its processes."""
-
-    @classmethod
-    def serves_other_workloads(cls, config: EngineConfig) -> bool:
-        """Whether what it compiles is for prompts and answers of any length, so that a later job can have it."""
-        return False
-
-    @property
-    def tunes(self) -> bool:
-        """Whether `tune` does anything."""
-        return False
-
-    def tune(self) -> None:
-        """Searches what is kept for later runs on this device, if that was asked for. Before `prepare`."""
-
-    def details(self) -> dict[str, Any]:
-        """What a record should tell beyond the configuration, as plain data."""
-        return {}
-
-    def prepare(self) -> None:
-        """Compiles and captures whatever is needed, so that no later call has to. Leaves the state undefined."""
 
     def seed(self, seed: int) -> None:
         """Makes the tokens drawn from here on depend on `seed` alone."""
@@ -128,6 +113,24 @@ class Engine:
             raise IndexError(f"the KV cache holds {self.length} positions, and all are filled")
         self.filled += 1
         self.run_decode()
+
+    def generate(self, prompt: Tensor, new_tokens: int, tick: Tick) -> None:
+        """Hands all work to the device, ticks, and waits for nothing."""
+        tick(0)
+        self.prefill(prompt)
+        tick(1)
+        for index in range(2, new_tokens + 1):
+            self.decode()
+            tick(index)
+
+    def tokens(self, new_tokens: int) -> list[list[int]]:
+        first = self.prompt_length
+        drawn: list[list[int]] = self.state.tokens[:, first : first + new_tokens].tolist()
+        return drawn
+
+    def finite(self) -> bool:
+        """A NaN or infinity of an earlier step stays in the cache; that of the padding is 0."""
+        return all(bool(tensor.isfinite().all()) for tensor in (self.state.logits, *self.cached()))
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Records what a step launches on a GPU; the result launches it again, with the generator's next numbers."""

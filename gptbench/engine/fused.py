@@ -20,7 +20,7 @@ from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.decode_step import DecodeStep
 from gptbench.engine.tiles import Tiles, fastest
-from gptbench.kernels.launch import can_overlap, compile_only
+from gptbench.kernels.launch import INTERPRETED, can_overlap, compile_only
 from gptbench.kernels.op import Op
 from gptbench.kernels.tile import Tile, Use
 from gptbench.model import KeyValueCache, Transformer, Weight
@@ -43,6 +43,22 @@ class Fused(Engine):
         if device.is_amd:
             return "an NVIDIA GPU: for AMD's, PTX instructions of its kernels (dp2a) cannot be compiled"
         return caches.lacking_for_kernels(inductor=False) if device.is_cuda else "an NVIDIA GPU"
+
+    @classmethod
+    def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
+        assert isinstance(section, FusedConfig)
+        return replace(section, tiles=f"{config.outputs}/tiles")
+
+    @classmethod
+    def code_used(cls, config: Config, device: Device) -> Any:
+        """The tile of each kernel that the run launches, whatever others are kept; those of a search are not known
+        before it."""
+        assert isinstance(config.engine, FusedConfig)
+        runs = INTERPRETED or (device.is_cuda and not device.is_amd)
+        refused = config.engine.unsupported_by_kernels(config) or config.quant.refuse(config.model, config.device.dtype)
+        if not runs or refused or config.engine.tune:
+            return None
+        return cls.planned(config.engine, config, device).tiles_used
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:

@@ -148,6 +148,21 @@ class HuggingFace(Engine):
         return f"the transformers library, {OLDEST[0]}.{OLDEST[1]} or later (pip install 'gptbench[hf]')"
 
     @classmethod
+    def unsupported_reason(cls, config: Config, device: Device) -> str | None:
+        if (reason := super().unsupported_reason(config, device)) is not None:
+            return reason
+        model, length = config.model, cache_length(config)
+        if family(model, length) is None:
+            fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
+            return f"another model: the library has no model with {fields}"
+        multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
+        for name in ("dim", "ffn_dim"):
+            if model.layer_specs[0].mixture is not None and (width := getattr(model, name)) % multiple:
+                what = f"the library's product of all experts takes a model.{name} that is a multiple of {multiple}"
+                return f"another model: {what} in {device.dtype_name} (it is {width})"
+        return None
+
+    @classmethod
     def check(cls, config: Config, device: Device) -> None:
         engine, model, length = config.engine, config.model, cache_length(config)
         assert isinstance(engine, HuggingFaceConfig)
@@ -155,18 +170,10 @@ class HuggingFace(Engine):
             if (missing := Inductor.missing(device)) is not None:
                 raise ConfigError("engine.cache", "static", f"dynamic, or what static needs: {missing}")
             caches.check(engine)
-        if family(model, length) is None:
-            fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
-            raise ConfigError("engine", "hf", f"another one: the library has no model with {fields}")
-        layer = model.layer_specs[0]  # as all others
-        if slides(model, length) and layer.attention.window == 1 and engine.cache is Cache.dynamic:
+        window = model.layer_specs[0].attention.window  # as that of all others
+        if slides(model, length) and window == 1 and engine.cache is Cache.dynamic:
             expected = "static: the library's dynamic cache drops nothing with model.sliding_window=1"
             raise ConfigError("engine.cache", "dynamic", expected)
-        multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
-        for name in ("dim", "ffn_dim"):
-            if layer.mixture is not None and (width := getattr(model, name)) % multiple:
-                what = f"the library's product of all experts takes a model.{name} that is a multiple of {multiple}"
-                raise ConfigError("engine", "hf", f"another one: {what} in {device.dtype_name} (it is {width})")
 
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sysconfig
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,11 @@ class Inductor(Engine):
             raise ConfigError(
                 "engine.tuning", "candidates", f"descent or none: torch {torch.__version__} keeps kernels another way"
             )
+
+    @classmethod
+    def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
+        assert isinstance(section, InductorConfig)
+        return section if has_candidates() else replace(section, tuning=Tuning.descent)
 
     @classmethod
     def begin(cls, config: EngineConfig, device: Device) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gptbench.base.streams import lasting
+from gptbench.config.plugins import Plugins
 from gptbench.private.torch import ASK_NVML
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
     """
     processes = context()
     ours, theirs = processes.Pipe(duplex=False)
-    process = processes.Process(target=call, args=(theirs, function, args))  # type: ignore[attr-defined]
+    process = processes.Process(target=call, args=(theirs, Plugins(), function, args))  # type: ignore[attr-defined]
     kills = memory_kills()
     try:
         process.start()
@@ -98,8 +99,8 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
         ours.close()
 
 
-def call(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """In the process itself."""
+def call(connection: Connection, _: Plugins, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """In the process itself, which has imported the plugins where it unpickled them."""
     # A group of its own, with all that it starts: it ends as a whole. A terminal's Ctrl-C goes to the parent alone,
     # which says what it means; ended by that, the function is told as if it were Ctrl-C.
     os.setsid()

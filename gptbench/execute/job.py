@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptbench.base.errors import UserError
 from gptbench.base.outputs import check_folder
 from gptbench.base.streams import lasting
-from gptbench.config import Config, FusedConfig, load
+from gptbench.config import Config, FusedConfig, load, plugins
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path) -> "Jo
     return Job(
         config,
         {str(group): values for group, values in resolved.items()},
-        ["python", "-m", "gptbench", *own_configs(hydra_config), *hydra_config.overrides.task],
+        ["python", "-m", "gptbench", *own_options(hydra_config), *hydra_config.overrides.task],
         folder,
     )
 
@@ -114,7 +114,7 @@ def from_folder(config: Config, folder: Path) -> Config:
     return config
 
 
-def own_configs(hydra_config: HydraConf) -> list[str]:
-    """The option for a folder of the user's own configurations, as it was given."""
+def own_options(hydra_config: HydraConf) -> list[str]:
+    """The options for plugins, and for a folder of the user's own configurations."""
     folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
-    return ["--config-dir", folders[0]] if folders else []
+    return [*plugins.options(), *(["--config-dir", folders[0]] if folders else [])]

@@ -12,7 +12,7 @@ from gptbench.base.errors import JobError, UserError
 from gptbench.compare.gate import Gate, gate, require_device, require_rows
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History
-from gptbench.config import BaselineConfig, BaselineRow
+from gptbench.config import BaselineConfig, BaselineRow, plugins
 from gptbench.device import cpu_name
 from gptbench.schema import Measured
 from gptbench.schema.files import load_record
@@ -148,7 +148,7 @@ def measure(overrides: list[str], tell: Callable[[str], None]) -> Found:
     """
     tell(f"measuring {shlex.join(overrides)}")
     # What it tells a person goes where ours does; its lines for programs are ours to read.
-    command = [sys.executable, "-m", "gptbench", *overrides]
+    command = [sys.executable, "-m", "gptbench", *plugins.options(), *overrides]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     line = last_line(process.stdout)
     if process.returncode == USER_ERROR:

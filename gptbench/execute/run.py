@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 
-from gptbench.base.errors import BadResultError, ConfigError, DoesNotFitError, raised
+from gptbench.base.errors import BadResultError, DoesNotFitError, raised
 from gptbench.build import alternatives, build, cache_length, memory_need_of, on_meta, require_fit
 from gptbench.charts import draw_compile_stages
 from gptbench.checkpoint import Checkpoint
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, KernelsConfig, QuantConfig, require_possible
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
-from gptbench.engine import Auto, Engine, caches
+from gptbench.engine import Auto, Engine, Runner, caches
 from gptbench.execute.reuse import Kept, give_back, keep, may_keep, release, take
 from gptbench.generate import Workload
 from gptbench.measure.breakdown import break_down
@@ -258,14 +258,13 @@ def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
 def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
     require_possible(config)
-    engine: type[Engine] = target(config.engine)
-    if (missing := engine.missing(device)) is not None:
-        raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {missing}")
-    engine.check(config, device)
+    engine: type[Runner] = target(config.engine)
+    engine.require(config, device)
     model = on_meta(config.model, instantiate(config.quant), device.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
-    require_fit(config, model, device, alternatives(config, device), kept)
+    if engine.BUILDS_MODEL:
+        require_fit(config, model, device, alternatives(config, device), kept)
     return model
 
 
@@ -282,8 +281,8 @@ def reference_of(config: Config) -> tuple[Config, Device]:
     """What quality is compared with: the same model unquantised, in bfloat16, under the eager engine."""
     config = replace(
         config,
-        quant=QuantConfig(_target_="gptbench.quant.Unquantised", name="none"),
-        engine=EagerConfig(_target_="gptbench.engine.Eager", name="eager"),
+        quant=QuantConfig.named("none"),
+        engine=EagerConfig.named("eager"),
         device=replace(config.device, dtype=Dtype.bfloat16),
     )
     return config, instantiate(config.device)
@@ -411,7 +410,9 @@ def measure_engine(
             of, on = reference_of(config)
             reference_model = plan(of, on)
             leaving.callback(release, reference_model, on)
-            return make_engine(of, on, reference_model, stages.reading)[0]
+            made, _ = make_engine(of, on, reference_model, stages.reading)
+            assert isinstance(made, Engine)
+            return made
 
         breakdown = None
         if config.task.breakdown:
@@ -447,19 +448,20 @@ def measure_engine(
 
 def make_engine(
     config: Config, device: Device, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
-) -> tuple[Engine, Loaded | None]:
+) -> tuple[Runner, Loaded | None]:
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
+    if not target(config.engine).BUILDS_MODEL:
+        return engine_over(config, device, model), None
     with torch.no_grad():
         loaded = build(config, model, device, progress)
     return engine_over(config, device, model), loaded
 
 
 @torch.no_grad()
-def engine_over(config: Config, device: Device, model: Transformer) -> Engine:
+def engine_over(config: Config, device: Device, model: Transformer) -> Runner:
     """The engine over a model that has its weights and its cache."""
-    sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
-    engine: Engine = instantiate(config.engine, model, sampler, device, len(config.workload.prompt))
-    return engine
+    engine: type[Runner] = target(config.engine)
+    return engine.make(config, model, device)
 
 
 def to_keep(config: Config, device: Device, model: Transformer, kept: Kept | None, measured: dict[str, Any]) -> Kept:

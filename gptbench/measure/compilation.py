@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from gptbench.engine import Engine, caches
+from gptbench.config.plugins import Plugins
+from gptbench.engine import Runner, caches
 from gptbench.measure.load import observed
 from gptbench.measure.sensors import NO_SENSOR, Sensor
 from gptbench.private import torch as private
@@ -76,7 +77,7 @@ started_compiler = False
 
 
 def prepare(
-    engine: Engine,
+    engine: Runner,
     watch: CompileWatch,
     empty_cache: bool,
     process: str = "first",
@@ -158,6 +159,12 @@ def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
         yield empty
 
 
+def begin_apart(_: Plugins) -> None:
+    """In the new process, which has imported the plugins where it unpickled them. A terminal's Ctrl-C goes to both;
+    only the parent knows whether it is to end now."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compilation:
     """Calls `function` in a new process that finds the same caches on disk and nothing in memory.
 
@@ -165,8 +172,7 @@ def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compi
         Exception: what the function raises, or BrokenProcessPool if the process is killed.
     """
     spawning = multiprocessing.get_context("spawn")
-    # A terminal's Ctrl-C goes to both; only the parent knows whether it is to end now.
-    with ProcessPoolExecutor(1, spawning, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(1, spawning, initializer=begin_apart, initargs=(Plugins(),)) as pool:
         try:
             return pool.submit(function, *args).result()
         except KeyboardInterrupt:

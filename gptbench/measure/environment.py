@@ -15,6 +15,7 @@ import torch
 from gptbench import STARTED_WITH, __version__
 from gptbench.base import limits
 from gptbench.base.redaction import redacted
+from gptbench.config import plugins
 from gptbench.device import Device, cpu_name
 from gptbench.private import version
 from gptbench.schema.machine import Environment, place_of
@@ -75,6 +76,7 @@ def environment(device: Device, commit: str | None) -> Environment:
         cpu_quota=limits.cpu_quota(),
         memory_limit_bytes=limits.memory_limit(),
         variables=variables(),
+        plugins=dict(plugins.loaded),
         compiler=compiler(),
         **gpu_settings(device),
     )

@@ -2,12 +2,12 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 
-from gptbench.engine import Engine
+from gptbench.engine import Runner
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.load import observed
@@ -28,7 +28,7 @@ def sample_seed(seed: int, number: int) -> int:
 
 
 def take_sample(
-    engine: Engine, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR
+    engine: Runner, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR
 ) -> Sample:
     """Runs and checks one generation."""
     device = engine.device
@@ -49,11 +49,9 @@ def take_sample(
     finally:
         gc.enable()
     ttft_s, *step_s = workload.clock.intervals()
-    first = engine.prompt_length
-    tokens = engine.state.tokens[:, first : first + workload.new_tokens].tolist()
+    tokens = engine.tokens(workload.new_tokens)
     if step_tokens := workload.clock.step_tokens(len(tokens)):
         tokens = [row[: 1 + sum(step[place] for step in step_tokens)] for place, row in enumerate(tokens)]
-    stops = set(engine.sampler.stops.tolist())
     chosen = engine.experts_chosen(len(step_s))
     return Sample(
         ttft_s=ttft_s,
@@ -62,10 +60,10 @@ def take_sample(
         compiles=watch.count - compiled,
         allocations=None if allocated is None or allocated_after is None else allocated_after - allocated,
         peak_memory_bytes=device.peak_memory(),
-        finite=all_finite(engine),
+        finite=engine.finite(),
         tokens=tokens,
         step_tokens=step_tokens,
-        generated=[answer_length(row, stops) for row in tokens],
+        generated=[answer_length(row, engine.stop_tokens) for row in tokens],
         experts_chosen=chosen,
         experts_read=None if chosen is None else engine.experts_read(chosen, len(step_s)),
         state=state,
@@ -73,12 +71,12 @@ def take_sample(
     )
 
 
-def answer_length(tokens: list[int], stops: set[int]) -> int:
+def answer_length(tokens: list[int], stops: Collection[int]) -> int:
     """How many tokens there are up to the first stop token, which counts; all where there is none."""
     return next((count for count, token in enumerate(tokens, 1) if token in stops), len(tokens))
 
 
-def warm_up(engine: Engine, workload: Workload, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> list[WarmUp]:
+def warm_up(engine: Runner, workload: Workload, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> list[WarmUp]:
     """Generates until a whole generation compiles nothing.
 
     Raises:
@@ -94,7 +92,7 @@ def warm_up(engine: Engine, workload: Workload, watch: CompileWatch, sensor: Sen
 
 
 def take_samples(
-    engine: Engine,
+    engine: Runner,
     workload: Workload,
     watch: CompileWatch,
     done: Callable[[Sample], None],
@@ -108,16 +106,8 @@ def take_samples(
     return samples
 
 
-def allocations(engine: Engine) -> int | None:
+def allocations(engine: Runner) -> int | None:
     """Blocks asked of the GPU's allocator so far."""
     if not engine.device.is_cuda:
         return None
     return torch.cuda.memory_stats(engine.device.torch).get("allocation.all.allocated", 0)
-
-
-def all_finite(engine: Engine) -> bool:
-    """Whether the last logits and the whole KV cache are finite. A NaN or infinity of an earlier step stays in the
-    cache; that of the padding is 0."""
-    tensors = [engine.state.logits]
-    tensors += engine.cached()
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -4,7 +4,7 @@ processors, from the model's own tensors."""
 from collections.abc import Callable
 
 from gptbench.architecture.spec import AttentionSpec
-from gptbench.engine import Engine
+from gptbench.engine import Runner
 from gptbench.model import Embedding, KeyValueCache, Transformer
 from gptbench.model.transformer import MixtureOfExperts
 from gptbench.schema.sample import Traffic
@@ -39,7 +39,7 @@ def expert_bytes(model: Transformer) -> int:
     return sum(p.nbytes for matrix in (mixture.w13, mixture.w2) for p in matrix.parameters()) // mixture.experts
 
 
-def traffic(engine: Engine, new_tokens: int) -> Traffic:
+def traffic(engine: Runner, new_tokens: int) -> Traffic:
     """Bytes of the ``new_tokens - 1`` decode steps after the prefill. Where layers differ, a step's positions are those
     of the layer that has most."""
     first, caches = engine.prompt_length, engine.model.caches

@@ -11,8 +11,10 @@ import torch
 from omegaconf import OmegaConf
 
 import gptbench
-from gptbench.config import Config, FusedConfig, KernelsConfig, Section
+from gptbench.config import Config, KernelsConfig, Section, plugins
+from gptbench.config.targets import target
 from gptbench.device import Device
+from gptbench.engine import Runner
 from gptbench.measure.environment import CODE, place, variables
 from gptbench.private import version
 from gptbench.schema.identity import DIGITS, MEASURED, PLACES, digest
@@ -40,8 +42,6 @@ RECORDING = ("charts", "record", "compare", "present", "sweep", "commands", "__m
 MOST_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
-PEERS = {"gptbench.engine.HuggingFace": ("transformers",)}
-"""What else runs the model, by `_target_` of the engine."""
 
 
 @functools.cache
@@ -57,22 +57,21 @@ def code_version() -> str:
     return hashed.hexdigest()[:DIGITS]
 
 
-def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]] | None:
-    """The tile of each of our kernels that the run launches, whatever others are kept; those of a search are not known
-    before it. None where it launches none of ours.
+def sources() -> list[str]:
+    """Hashes of the plugins' source, wherever it lies."""
+    return sorted(plugins.loaded.values())
+
+
+def code_used(config: Config, device: Device) -> Any:
+    """What of kernels and the like a number depends on beside gptbench's own code: see `Runner.code_used`.
 
     Raises:
         UserError: the file with the tiles that were found cannot be read.
     """
-    engine = config.engine
     if isinstance(config.task, KernelsConfig):
         return kernel_cases.tiles_used(config, device)
-    refused = engine.refuse(config) or config.quant.refuse(config.model, config.device.dtype)
-    if not isinstance(engine, FusedConfig) or engine.tune or refused or not kernel_cases.kernels_run(device):
-        return None
-    from gptbench.engine.fused import Fused  # needs Triton
-
-    return Fused.planned(engine, config, device).tiles_used
+    engine: type[Runner] = target(config.engine)
+    return engine.code_used(config, device)
 
 
 def measured(config: Config) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def plain(section: Section, left_out: tuple[str, ...]) -> dict[str, Any]:
 
 def plan_identity(config: Config) -> str:
     """Hash of what is asked for, before it is known on which device; its engine may still be `auto`."""
-    return digest([code_version(), measured(config), plain(config.device, ("measure_roof",))])
+    return digest([code_version(), sources(), measured(config), plain(config.device, ("measure_roof",))])
 
 
 def identity(config: Config, device: Device) -> str:
@@ -123,11 +122,11 @@ def identity(config: Config, device: Device) -> str:
         device: what `config.device` turned out to be.
     """
     # Triton is not everywhere.
-    versions = {name: version(name) for name in (*LIBRARIES, *PEERS.get(config.engine._target_, ()))}
+    versions = {name: version(name) for name in (*LIBRARIES, *config.engine.LIBRARIES)}
     where = place(device) | {
         "dtype": device.dtype_name,
         "threads": None if device.is_cuda else torch.get_num_threads(),
-        "tiles": tiles_used(config, device),
+        "code": code_used(config, device),
         "variables": variables(CODE),
     }
-    return digest([code_version(), versions, measured(config), where])
+    return digest([code_version(), sources(), versions, measured(config), where])

@@ -44,6 +44,8 @@ class Environment:
     variables: dict[str, str] = field(default_factory=dict)
     """Environment variables by which torch, Triton and their libraries choose other code or other processors: those
     that are set of `VARIABLES`, without folders and secrets."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Of each plugin that the command line named its absolute path or the module's name, and the hash of its source."""
     compiler: str | None = None
     """C++ compiler that is found first, with its version."""
     ecc: bool | None = None

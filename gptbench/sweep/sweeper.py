@@ -31,7 +31,7 @@ from gptbench.base.redaction import redacted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.config.grammar import quoted
 from gptbench.config.targets import instantiate
-from gptbench.execute.job import own_configs
+from gptbench.execute.job import own_options
 from gptbench.private.hydra import BASIC_LAUNCHER, register_plugin
 from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.text.prompt import make_tokenizer, with_prompt
@@ -176,7 +176,7 @@ class Sweep:
             identity=identity,
             resume=resume,
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=["python", "-m", "gptbench", *own_configs(hydra_config), "-m", *hydra_config.overrides.task],
+            command=["python", "-m", "gptbench", *own_options(hydra_config), "-m", *hydra_config.overrides.task],
             config={str(group): values for group, values in first.items()},
             jobs={str(number): job.swept for number, job in enumerate(self.jobs)},
         )

@@ -132,8 +132,7 @@ def fused_section(config: Config) -> FusedConfig:
     """The settings of `engine=fused`: the run's, or its defaults."""
     if isinstance(config.engine, FusedConfig):
         return config.engine
-    tiles = str(Path(config.outputs) / "tiles")
-    return FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=tiles)
+    return FusedConfig.named("fused", tiles=str(Path(config.outputs) / "tiles"))
 
 
 def model_cases(config: Config, device: Device) -> Iterator[Case]:
@@ -175,7 +174,9 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     """Why `model_cases` has none of the model's kernels, or None where it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
-    needed = fused_section(config).refuse(config) or config.quant.refuse(config.model, config.device.dtype)
+    needed = fused_section(config).unsupported_by_kernels(config) or config.quant.refuse(
+        config.model, config.device.dtype
+    )
     return None if needed is None else f"they need {needed}"
 
 
