@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptbench.config import FormatLimits, QuantConfig
+from gptbench.config import FormatLimits, QuantConfig, add_option
+from gptbench.config.targets import target_of
 from gptbench.kernels.matrix import Encoding
 from gptbench.private.torch import in_memory
 
@@ -134,11 +135,18 @@ def short_products_by_kernel(device: torch.device) -> Iterator[None]:
 Format = TypeVar("Format", bound=type[WeightFormat])
 
 
-def register_format(limits: FormatLimits) -> Callable[[Format], Format]:
-    """Decorator: a class of a plugin's is a format that `quant._target_` may name, as MODULE.CLASS."""
+def register_format(limits: FormatLimits, name: str | None = None) -> Callable[[Format], Format]:
+    """Decorator: a class of a plugin's is a format that `quant=NAME` selects; by default its own name in lower case.
+
+    Raises:
+        UserError: there is a format of that name.
+    """
 
     def register(format_class: Format) -> Format:
-        QuantConfig.add(f"{format_class.__module__}.{format_class.__qualname__}", limits)
+        target = target_of(format_class)
+        QuantConfig.add(target, limits)
+        own_name = name or format_class.__name__.lower()
+        add_option(own_name, QuantConfig(_target_=target, name=own_name))
         return format_class
 
     return register
