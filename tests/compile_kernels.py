@@ -37,20 +37,26 @@ OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
 def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, Any]) -> ASTSource:
     """What a launch would compile."""
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def type_of(value: Any, path: tuple[int, ...], constant: bool) -> Any:
+        if isinstance(value, tuple) and not constant:
+            types = [type_of(inner, (*path, place), False) for place, inner in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+        if constant or value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            aligned[path] = [["tt.divisibility", 16]]
+        if isinstance(value, Tensor):
+            return TYPES[value.dtype]
+        return "fp32" if isinstance(value, float) else "i32"
+
     for index, parameter in enumerate(function.params):
         value = arguments[index] if index < len(arguments) else named[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        if isinstance(value, Tensor):
-            signature[parameter.name] = TYPES[value.dtype]
-        else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            aligned[(index,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = type_of(value, (index,), parameter.is_constexpr)
     return ASTSource(function, signature=signature, constexprs=constants, attrs=aligned)
 
 

@@ -14,7 +14,7 @@ Shapes: B batch, H heads, G key-value heads, K head width, S cached positions.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -150,6 +150,74 @@ class Scratch:
         )
 
 
+class Norms(NamedTuple):
+    """Of query and key heads."""
+
+    q: Any
+    """[K], weight; None where heads are not normalised. Likewise `k`."""
+    k: Any
+    eps: Any
+
+
+class Rotation(NamedTuple):
+    """By position: see `Attend.cos`."""
+
+    cos: Any
+    sin: Any
+
+
+class Cache(NamedTuple):
+    """Keys and values [B, G, S, K]. (A tuple of Triton's has `values` of its own.)"""
+
+    k: Any
+    v: Any
+    length: Any
+    """S."""
+
+
+class Parts(NamedTuple):
+    """`Scratch`, as the kernel takes it."""
+
+    weighted: Any
+    peaks: Any
+    totals: Any
+    counters: Any
+
+
+class Shape(NamedTuple):
+    """Known when the kernel is compiled."""
+
+    H: int
+    G: int
+    K: int
+    SHARING: int
+    """Query heads for each program."""
+    ROWS: int
+    """SHARING, padded to a power of two."""
+    PADDED: int
+    """K, padded to a power of two."""
+    DOT_ROWS: int
+    """ROWS, padded to what dot products take."""
+    WINDOW: int
+    """Positions that a token attends to at most; 0: all."""
+    TEMPERATURE: float
+    """What scores are multiplied with, in units of log 2."""
+
+
+class Cut(NamedTuple):
+    """`Plan`, as the kernel takes it."""
+
+    SPLITS: int
+    BLOCK: int
+    BLOCKS: int
+    """Blocks that a program reads at most, if each has code of its own; 0: there is a loop over them."""
+    LANES: int
+    AT_ONCE: int
+    """Chunks that are combined at once."""
+    VECTOR: bool
+    """Whether a program has one head, and no dot products."""
+
+
 @triton.jit
 def gains(weight, columns, partners, inside):
     """Of a norm: the weights of some components and of their partners; anything where there is no norm."""
@@ -174,12 +242,38 @@ def turn(own, partner, gain, partner_gain, eps, cosine, sine, columns, K: tl.con
     return (own * cosine + tl.where(columns < K // 2, -partner, partner) * sine).to(DTYPE)
 
 
+class Stream(NamedTuple):
+    """What a program reads of the cache of one head: up to `end`, in words of 32 bits, one float32 each or two numbers
+    of a shorter type."""
+
+    k: Any
+    v: Any
+    places: Any
+    """[..., 1]: positions of a block, from its start."""
+    words: Any
+    """[..., PADDED], or half as many: of a row."""
+    end: Any
+
+
 @triton.jit
-def block_of(cache, start, end, places, columns, K: tl.constexpr):
-    """Rows start + places [..., 1] of a cache of one head, up to `end`: [..., PADDED], 0 beyond. Past the first-level
-    cache, which may still hold what was there some steps ago."""
-    at = start + places
-    return tl.load(cache + at * K + columns, mask=(at < end) & (columns < K), other=0.0, cache_modifier=".cg")
+def stream_of(keys, values, places, end, PADDED: tl.constexpr, VECTOR: tl.constexpr):
+    """Blocks wait for their turn as they come: halves of words would be taken apart, and waited for, before."""
+    if tl.float32 != keys.dtype.element_ty:
+        keys = keys.to(tl.pointer_type(tl.int32), bitcast=True)
+        values = values.to(tl.pointer_type(tl.int32), bitcast=True)
+        word = tl.arange(0, PADDED // 2)
+    else:
+        word = tl.arange(0, PADDED)
+    return Stream(keys, values, places, word[None, :] if VECTOR else word[None, None, :], end)
+
+
+@triton.jit
+def block_of(cache, start, stream, WORDS: tl.constexpr):
+    """Rows from `start` on of a stream's keys or values, of WORDS words each: [..., PADDED], 0 beyond. Past the
+    first-level cache, which may still hold what was there some steps ago."""
+    at = start + stream.places
+    inside = (at < stream.end) & (stream.words < WORDS)
+    return tl.load(cache + at * WORDS + stream.words, mask=inside, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
@@ -269,229 +363,249 @@ def multiply(a, b, c):
 
 
 @triton.jit
-def write(
-    y,
-    low,
-    high,
-    scale,
-    offset,
-    SHARING: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED: tl.constexpr,
-    FIXED: tl.constexpr,
-):
+def write(y, out, offset, S: tl.constexpr, FIXED: tl.constexpr):
     """Writes the first SHARING rows and K columns of y, float32 [ROWS, PADDED], one row after the other."""
-    if PADDED == K:
-        store(tl.reshape(y, [ROWS * K]), low, high, scale, offset, SHARING * K, ROWS * K, FIXED)
+    if S.PADDED == S.K:
+        row = tl.reshape(y, [S.ROWS * S.K])
+        store(row, out[0], out[1], out[2], offset, S.SHARING * S.K, S.ROWS * S.K, FIXED)
     else:
-        rows = tl.arange(0, ROWS)[:, None]
+        rows = tl.arange(0, S.ROWS)[:, None]
+        SHARING: tl.constexpr = S.SHARING
         for row in tl.static_range(SHARING):
             head = tl.sum(tl.where(rows == row, y, 0.0), 0)
-            store(head, low, high, scale, offset + row * K, K, PADDED, FIXED)
+            store(head, out[0], out[1], out[2], offset + row * S.K, S.K, S.PADDED, FIXED)
+
+
+@triton.jit
+def chunk_of(position, split, WINDOW: tl.constexpr, CUT: tl.constexpr):
+    """A program's chunk, of the positions that are visible: its begin and end, and how many there are."""
+    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
+    visible = position + 1 - first
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(visible, CUT.SPLITS), CHUNK_STEP) * CHUNK_STEP, CUT.BLOCK)
+    begin = first + split * chunk
+    # The token's own position is not read from the cache.
+    return begin, tl.minimum(begin + chunk, position), tl.cdiv(visible, chunk)
+
+
+@triton.jit
+def attend_one_head(
+    q, new_key, new_value, k, v, more_k, more_v, stream, begin, newest, S: tl.constexpr, CUT: tl.constexpr
+):
+    """A chunk's largest score [1], sum of weights [1] and weighted values [1, PADDED], without dot products. Blocks
+    are loaded as rows, and each row meets a copy of the query that the same threads hold.
+
+    The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
+    where all start to look for the largest: it takes part in the sum, wherever that is made.
+
+    Args:
+        q: [1, LANES, PADDED], of the heads' type, as `new_key` and `new_value`.
+        k: the first block's, in words, and `more_k` those of further ones, if each has code of its own; v likewise.
+    """
+    DTYPE: tl.constexpr = new_key.dtype
+    WORDS: tl.constexpr = S.K if tl.float32 == DTYPE else S.K // 2
+    place_of = tl.arange(0, CUT.BLOCK // CUT.LANES)[:, None] * CUT.LANES + tl.arange(0, CUT.LANES)[None, :]
+    takes = newest & (tl.arange(0, CUT.LANES)[None, :] == 0)
+    q = q.to(tl.float32) * S.TEMPERATURE
+    peak = tl.sum(q * new_key.to(tl.float32), 2)
+    total = tl.where(takes, 1.0, 0.0)
+    value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
+    if CUT.BLOCKS > 0:
+        there = begin + place_of < stream.end
+        peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
+        value = gather(value, weights, fading, widened(v, DTYPE, CUT.LANES))
+        BLOCKS: tl.constexpr = CUT.BLOCKS
+        for number in tl.static_range(1, BLOCKS):
+            start = begin + number * CUT.BLOCK
+            if start < stream.end:
+                there, k = start + place_of < stream.end, more_k[number - 1]
+                peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
+                value = gather(value, weights, fading, widened(more_v[number - 1], DTYPE, CUT.LANES))
+    else:
+        for start in range(begin, stream.end, CUT.BLOCK):
+            there, following = start + place_of < stream.end, start + CUT.BLOCK
+            # The next keys take the registers of these, and come while values are added up.
+            peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
+            k = block_of(stream.k, following, stream, WORDS)
+            value = gather(value, weights, fading, widened(v, DTYPE, CUT.LANES))
+            v = block_of(stream.v, following, stream, WORDS)
+    return joined(tl.trans(peak), tl.trans(total), tl.permute(value, (1, 0, 2)), 0)
+
+
+@triton.jit
+def attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S: tl.constexpr, CUT: tl.constexpr):
+    """`attend_one_head` with dot products, for ROWS heads that share a key: [ROWS], [ROWS] and [ROWS, PADDED].
+    q is [1, ROWS, PADDED]."""
+    DTYPE: tl.constexpr = new_key.dtype
+    WORDS: tl.constexpr = S.K if tl.float32 == DTYPE else S.K // 2
+    LANES: tl.constexpr = CUT.LANES
+    ROWS: tl.constexpr = S.ROWS
+    DOT_ROWS: tl.constexpr = S.DOT_ROWS
+    PADDED: tl.constexpr = S.PADDED
+    place_of = tl.arange(0, LANES)[:, None] * (CUT.BLOCK // LANES) + tl.arange(0, CUT.BLOCK // LANES)[None, :]
+    takes = newest & (tl.arange(0, LANES)[:, None] == 0)
+    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * S.TEMPERATURE  # [1, ROWS]
+    # The rows that the dot products need more than there are heads repeat these.
+    REPEATS: tl.constexpr = DOT_ROWS // ROWS
+    PARTS: tl.constexpr = LANES * REPEATS
+    q = tl.reshape(tl.broadcast_to(q, [PARTS, ROWS, PADDED]), [LANES, DOT_ROWS, PADDED])
+    new_value = tl.broadcast_to(new_value, [PARTS, ROWS, PADDED])
+    new_value = tl.reshape(new_value, [LANES, DOT_ROWS, PADDED]).to(tl.float32)
+    peak = tl.reshape(tl.broadcast_to(peak, [PARTS, ROWS]), [LANES, DOT_ROWS])
+    total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
+    value = tl.where(takes[:, :, None], new_value, 0.0)
+    for start in range(begin, stream.end, CUT.BLOCK):
+        there, following = start + place_of < stream.end, start + CUT.BLOCK
+        peak, total, shares, fading = weigh_dots(q, unpacked(k, DTYPE), there, peak, total, S.TEMPERATURE)
+        k = block_of(stream.k, following, stream, WORDS)
+        value = gather_dots(value, shares, fading, unpacked(v, DTYPE))
+        v = block_of(stream.v, following, stream, WORDS)
+    # Repeated rows count as often in the sum of weights as in the weighted values.
+    peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
+    return joined(peak, total, tl.reshape(value, [PARTS, ROWS, PADDED]), 0)
+
+
+@triton.jit
+def combine(
+    peak,
+    total,
+    value,
+    parts,
+    out,
+    group,
+    split,
+    filled,
+    offset,
+    S: tl.constexpr,
+    CUT: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Leaves what a chunk came to, one of `filled`; and whichever program is last combines all of them."""
+    ROWS: tl.constexpr = S.ROWS
+    PADDED: tl.constexpr = S.PADDED
+    heads_of, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
+    here = (group * CUT.SPLITS + split) * ROWS + heads_of
+    tl.store(parts.peaks + here, peak)
+    tl.store(parts.totals + here, total)
+    tl.store(parts.weighted + here[:, None] * PADDED + columns_of_row, value)
+    tl.debug_barrier()  # all threads' stores come before the one thread's release
+    done = tl.atomic_add(parts.counters + group, 1, sem="acq_rel")
+    if done == filled - 1:
+        # Always in the same order, whoever ended last: the same bits each time.
+        peak_all = tl.full([ROWS], float("-inf"), tl.float32)
+        total_all = tl.zeros([ROWS], tl.float32)
+        value_all = tl.zeros([ROWS, PADDED], tl.float32)
+        for start in range(0, filled, CUT.AT_ONCE):
+            chunks = start + tl.arange(0, CUT.AT_ONCE)
+            valid = (chunks < filled)[:, None]
+            at = (group * CUT.SPLITS + chunks)[:, None] * ROWS + heads_of[None, :]
+            # Past the first-level cache, which does not see what other processors write.
+            p = tl.load(parts.peaks + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
+            t = tl.load(parts.totals + at, mask=valid, other=0.0, cache_modifier=".cg")
+            y = tl.load(
+                parts.weighted + at[:, :, None] * PADDED + columns_of_row[None, :, :],
+                mask=valid[:, :, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            higher = tl.maximum(peak_all, tl.max(p, 0))
+            part = tl.exp2(p - higher[None, :])
+            rest = tl.exp2(peak_all - higher)
+            total_all = total_all * rest + tl.sum(part * t, 0)
+            value_all = value_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
+            peak_all = higher
+        write(value_all / total_all[:, None], out, offset, S, FIXED)
+        tl.store(parts.counters + group, 0)
 
 
 @triton.jit
 def attend_kernel(
     qkv,
-    q_norm,
-    k_norm,
-    eps,
-    cos,
-    sin,
+    norms,
+    rotation,
     position_of,
-    k_cache,
-    v_cache,
-    length,
-    values,
-    peaks,
-    totals,
-    counters,
-    low,
-    high,
-    scale,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    SHARING: tl.constexpr,
-    K: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    DOT_ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    TEMPERATURE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    cache,
+    parts,
+    out,
+    S: tl.constexpr,
+    CUT: tl.constexpr,
     FIXED: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = k_cache.dtype.element_ty
+    DTYPE: tl.constexpr = cache.k.dtype.element_ty
+    WORDS: tl.constexpr = S.K if tl.float32 == DTYPE else S.K // 2
+    H: tl.constexpr = S.H
+    G: tl.constexpr = S.G
+    K: tl.constexpr = S.K
+    PADDED: tl.constexpr = S.PADDED
     group, split = tl.program_id(0), tl.program_id(1)
-    batch, head = group // (H // SHARING), group % (H // SHARING) * SHARING
+    batch, head = group // (H // S.SHARING), group % (H // S.SHARING) * S.SHARING
     kv_head = head // (H // G)
     position = tl.load(position_of, cache_modifier=".cg").to(tl.int32)
-
-    # This program's chunk: positions `begin` to `end`, of those that are visible.
-    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
-    visible = position + 1 - first
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(visible, SPLITS), CHUNK_STEP) * CHUNK_STEP, BLOCK)
-    filled = tl.cdiv(visible, chunk)
+    begin, end, filled = chunk_of(position, split, S.WINDOW, CUT)
     if split >= filled:
         return
-    begin = first + split * chunk
-    end = tl.minimum(begin + chunk, position)  # the token's own position is not read from the cache
     newest = split == filled - 1
 
-    base = (batch * G + kv_head).to(tl.int64) * length * K  # 64 bits: offsets pass 2^31
-    keys, values_of = k_cache + base, v_cache + base
+    # Before it waits: rotation, norms, and of keys and values the first block, or all that have code of their own.
+    base = (batch * G + kv_head).to(tl.int64) * cache.length * K  # 64 bits: offsets pass 2^31
+    keys, values = cache.k + base, cache.v + base
     components = tl.arange(0, PADDED)[None, None, :]
-    if VECTOR:
-        # Blocks are loaded as rows, and each row meets a copy of the query that the same threads hold.
-        places = tl.arange(0, BLOCK)[:, None]
-        place_of = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-        rows = tl.arange(0, LANES)[None, :, None]
-        columns = tl.broadcast_to(components, [1, LANES, PADDED])
+    if CUT.VECTOR:
+        places = tl.arange(0, CUT.BLOCK)[:, None]
+        rows = tl.arange(0, CUT.LANES)[None, :, None]
+        columns = tl.broadcast_to(components, [1, CUT.LANES, PADDED])
     else:
-        place_of = tl.arange(0, LANES)[:, None] * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)[None, :]
-        places = place_of[:, :, None]
-        rows = tl.arange(0, ROWS)[None, :, None]
-        columns = tl.broadcast_to(components, [1, ROWS, PADDED])
+        place_of = tl.arange(0, CUT.LANES)[:, None] * (CUT.BLOCK // CUT.LANES)
+        places = (place_of + tl.arange(0, CUT.BLOCK // CUT.LANES)[None, :])[:, :, None]
+        rows = tl.arange(0, S.ROWS)[None, :, None]
+        columns = tl.broadcast_to(components, [1, S.ROWS, PADDED])
     inside = columns < K
     partners = tl.where(columns < K // 2, columns + K // 2, columns - K // 2)
-
-    cosine = tl.load(cos + position * K + columns, mask=inside, other=0.0)
-    sine = tl.load(sin + position * K + columns, mask=inside, other=0.0)
-    q_gain, q_partner_gain = gains(q_norm, columns, partners, inside)
-    k_gain, k_partner_gain = gains(k_norm, columns, partners, inside)
-    if tl.float32 != DTYPE:
-        # Blocks wait for their turn as they come: halves of words would be taken apart, and waited for, before.
-        WORDS: tl.constexpr = K // 2
-        key_words = keys.to(tl.pointer_type(tl.int32), bitcast=True)
-        value_words = values_of.to(tl.pointer_type(tl.int32), bitcast=True)
-        word = tl.arange(0, PADDED // 2)
-    else:
-        WORDS: tl.constexpr = K
-        key_words, value_words = keys, values_of
-        word = tl.arange(0, PADDED)
-    word = word[None, :] if VECTOR else word[None, None, :]
-    k = block_of(key_words, begin, end, places, word, WORDS)
-    v = block_of(value_words, begin, end, places, word, WORDS)
+    cosine = tl.load(rotation.cos + position * K + columns, mask=inside, other=0.0)
+    sine = tl.load(rotation.sin + position * K + columns, mask=inside, other=0.0)
+    q_gain, q_partner_gain = gains(norms.q, columns, partners, inside)
+    k_gain, k_partner_gain = gains(norms.k, columns, partners, inside)
+    stream = stream_of(keys, values, places, end, PADDED, CUT.VECTOR)
+    k = block_of(stream.k, begin, stream, WORDS)
+    v = block_of(stream.v, begin, stream, WORDS)
     more_k, more_v = (), ()
-    for number in tl.static_range(1, BLOCKS if VECTOR else 1):  # nothing is read past the end
-        more_k = more_k + (block_of(key_words, begin + number * BLOCK, end, places, word, WORDS),)
-        more_v = more_v + (block_of(value_words, begin + number * BLOCK, end, places, word, WORDS),)
-    follow(OVERLAP)
+    AHEAD: tl.constexpr = CUT.BLOCKS if CUT.VECTOR else 1
+    for number in tl.static_range(1, AHEAD):  # nothing is read past the end
+        more_k = more_k + (block_of(stream.k, begin + number * CUT.BLOCK, stream, WORDS),)
+        more_v = more_v + (block_of(stream.v, begin + number * CUT.BLOCK, stream, WORDS),)
+    follow(PDL)
 
+    # The token's own queries, key and value.
     heads = qkv + batch * ((H + 2 * G) * K)
     own_q = heads + head * K
     own_k = heads + (H + kv_head) * K
-    if VECTOR:
+    if CUT.VECTOR:
         q = tl.load(own_q + columns, mask=inside, other=0.0, cache_modifier=".cg")
         q_partner = tl.load(own_q + partners, mask=inside, other=0.0, cache_modifier=".cg")
     else:
-        asked = inside & (rows < SHARING)
+        asked = inside & (rows < S.SHARING)
         q = tl.load(own_q + rows * K + columns, mask=asked, other=0.0, cache_modifier=".cg")
         q_partner = tl.load(own_q + rows * K + partners, mask=asked, other=0.0, cache_modifier=".cg")
     new_key = tl.load(own_k + columns, mask=inside, other=0.0, cache_modifier=".cg")
     new_key_partner = tl.load(own_k + partners, mask=inside, other=0.0, cache_modifier=".cg")
     new_value = tl.load(own_k + G * K + columns, mask=inside, other=0.0, cache_modifier=".cg")
-    new_key = turn(new_key, new_key_partner, k_gain, k_partner_gain, eps, cosine, sine, columns, K, k_norm is not None)
+    NORM: tl.constexpr = norms.k is not None
+    new_key = turn(new_key, new_key_partner, k_gain, k_partner_gain, norms.eps, cosine, sine, columns, K, NORM)
     # It is written by one of the programs that share it.
     writes = inside & newest & (rows == 0) & (head % (H // G) == 0)
     tl.store(keys + position * K + columns, new_key, mask=writes)
-    tl.store(values_of + position * K + columns, new_value, mask=writes)
+    tl.store(values + position * K + columns, new_value, mask=writes)
+    q = turn(q, q_partner, q_gain, q_partner_gain, norms.eps, cosine, sine, columns, K, NORM)
 
-    # The program of the newest chunk starts with the token's own key and value, which no other one reads. Its score is
-    # where all start to look for the largest: it takes part in the sum, wherever that is made.
-    q = turn(q, q_partner, q_gain, q_partner_gain, eps, cosine, sine, columns, K, q_norm is not None)
-    if VECTOR:
-        takes = newest & (tl.arange(0, LANES)[None, :] == 0)
-        q = q.to(tl.float32) * TEMPERATURE
-        peak = tl.sum(q * new_key.to(tl.float32), 2)
-        total = tl.where(takes, 1.0, 0.0)
-        value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
-        if BLOCKS > 0:
-            there = begin + place_of < end
-            peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
-            value = gather(value, weights, fading, widened(v, DTYPE, LANES))
-            for number in tl.static_range(1, BLOCKS):
-                start = begin + number * BLOCK
-                if start < end:
-                    there, k = start + place_of < end, more_k[number - 1]
-                    peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
-                    value = gather(value, weights, fading, widened(more_v[number - 1], DTYPE, LANES))
-        else:
-            for start in range(begin, end, BLOCK):
-                there, following = start + place_of < end, start + BLOCK
-                # The next keys take the registers of these, and come while values are added up.
-                peak, total, weights, fading = weigh(q, widened(k, DTYPE, LANES), there, peak, total)
-                k = block_of(key_words, following, end, places, word, WORDS)
-                value = gather(value, weights, fading, widened(v, DTYPE, LANES))
-                v = block_of(value_words, following, end, places, word, WORDS)
-        peak, total, value = joined(tl.trans(peak), tl.trans(total), tl.permute(value, (1, 0, 2)), 0)
+    if CUT.VECTOR:
+        peak, total, value = attend_one_head(q, new_key, new_value, k, v, more_k, more_v, stream, begin, newest, S, CUT)
     else:
-        takes = newest & (tl.arange(0, LANES)[:, None] == 0)
-        peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * TEMPERATURE  # [1, ROWS]
-        # The rows that the dot products need more than there are heads repeat these.
-        REPEATS: tl.constexpr = DOT_ROWS // ROWS
-        q = tl.reshape(tl.broadcast_to(q, [LANES * REPEATS, ROWS, PADDED]), [LANES, DOT_ROWS, PADDED])
-        new_value = tl.broadcast_to(new_value, [LANES * REPEATS, ROWS, PADDED])
-        new_value = tl.reshape(new_value, [LANES, DOT_ROWS, PADDED]).to(tl.float32)
-        peak = tl.reshape(tl.broadcast_to(peak, [LANES * REPEATS, ROWS]), [LANES, DOT_ROWS])
-        total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
-        value = tl.where(takes[:, :, None], new_value, 0.0)
-
-        for start in range(begin, end, BLOCK):
-            there, following = start + place_of < end, start + BLOCK
-            peak, total, shares, fading = weigh_dots(q, unpacked(k, DTYPE), there, peak, total, TEMPERATURE)
-            k = block_of(key_words, following, end, places, word, WORDS)
-            value = gather_dots(value, shares, fading, unpacked(v, DTYPE))
-            v = block_of(value_words, following, end, places, word, WORDS)
-        # Repeated rows count as often in the sum of weights as in the weighted values.
-        PARTS: tl.constexpr = LANES * REPEATS
-        peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
-        peak, total, value = joined(peak, total, tl.reshape(value, [PARTS, ROWS, PADDED]), 0)
-
+        peak, total, value = attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S, CUT)
     offset = batch * (H * K) + head * K
-    if (SPLITS == 1) or (filled == 1):
-        write(value / total[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
+    if (CUT.SPLITS == 1) or (filled == 1):
+        write(value / total[:, None], out, offset, S, FIXED)
     else:
-        heads_of, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
-        here = (group * SPLITS + split) * ROWS + heads_of
-        tl.store(peaks + here, peak)
-        tl.store(totals + here, total)
-        tl.store(values + here[:, None] * PADDED + columns_of_row, value)
-        tl.debug_barrier()  # all threads' stores come before the one thread's release
-        done = tl.atomic_add(counters + group, 1, sem="acq_rel")
-        if done == filled - 1:
-            # Always in the same order, whoever ended last: the same bits each time.
-            peak_all = tl.full([ROWS], float("-inf"), tl.float32)
-            total_all = tl.zeros([ROWS], tl.float32)
-            value_all = tl.zeros([ROWS, PADDED], tl.float32)
-            for start in range(0, filled, AT_ONCE):
-                chunks = start + tl.arange(0, AT_ONCE)
-                valid = (chunks < filled)[:, None]
-                at = (group * SPLITS + chunks)[:, None] * ROWS + heads_of[None, :]
-                # Past the first-level cache, which does not see what other processors write.
-                p = tl.load(peaks + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
-                t = tl.load(totals + at, mask=valid, other=0.0, cache_modifier=".cg")
-                y = tl.load(
-                    values + at[:, :, None] * PADDED + columns_of_row[None, :, :],
-                    mask=valid[:, :, None],
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                higher = tl.maximum(peak_all, tl.max(p, 0))
-                part = tl.exp2(p - higher[None, :])
-                rest = tl.exp2(peak_all - higher)
-                total_all = total_all * rest + tl.sum(part * t, 0)
-                value_all = value_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
-                peak_all = higher
-            write(value_all / total_all[:, None], low, high, scale, offset, SHARING, K, ROWS, PADDED, FIXED)
-            tl.store(counters + group, 0)
+        combine(peak, total, value, parts, out, group, split, filled, offset, S, CUT, FIXED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -533,41 +647,39 @@ class Attend(Op):
         sharing = plan.sharing(heads, kv_heads)
         blocks = triton.cdiv(min(length, self.window or length), plan.splits * plan.block)
         _, _, rows, padded = scratch.values.shape
+        shape = Shape(
+            H=heads,
+            G=kv_heads,
+            K=width,
+            SHARING=sharing,
+            ROWS=rows,
+            PADDED=padded,
+            DOT_ROWS=max(rows, SMALLEST_DOT),
+            WINDOW=self.window if self.window < length else 0,
+            TEMPERATURE=width**-0.5 * LOG2_E,
+        )
+        cut = Cut(
+            SPLITS=plan.splits,
+            BLOCK=plan.block,
+            BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
+            LANES=plan.lanes(sharing, padded, self.qkv.element_size()),
+            AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
+            VECTOR=sharing == 1,
+        )
         launch(
             attend_kernel,
             (scratch.counters.numel(), plan.splits),
             self.qkv,
-            self.q_norm,
-            self.k_norm,
-            self.eps,
-            self.cos,
-            self.sin,
+            Norms(self.q_norm, self.k_norm, self.eps),
+            Rotation(self.cos, self.sin),
             self.position,
-            self.k_cache,
-            self.v_cache,
-            length,
-            scratch.values,
-            scratch.peaks,
-            scratch.totals,
-            scratch.counters,
-            *self.out.tensors,
-            H=heads,
-            G=kv_heads,
-            SHARING=sharing,
-            K=width,
-            PADDED=padded,
-            ROWS=rows,
-            DOT_ROWS=max(rows, SMALLEST_DOT),
-            LANES=plan.lanes(sharing, padded, self.qkv.element_size()),
-            VECTOR=sharing == 1,
-            TEMPERATURE=width**-0.5 * LOG2_E,
-            WINDOW=self.window if self.window < length else 0,
-            SPLITS=plan.splits,
-            BLOCK=plan.block,
-            BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
-            AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
+            Cache(self.k_cache, self.v_cache, length),
+            Parts(scratch.values, scratch.peaks, scratch.totals, scratch.counters),
+            self.out.tensors,
+            S=shape,
+            CUT=cut,
             FIXED=self.out.fixed,
-            OVERLAP=pdl,
+            PDL=pdl,
             num_warps=plan.warps,
             num_stages=1,  # blocks are loaded ahead into registers: a pipeline in shared memory would keep others off
             launch_pdl=pdl,
