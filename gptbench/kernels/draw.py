@@ -6,7 +6,7 @@ again. Thresholds are found by bisection over the logits' bits, read as integers
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -55,6 +55,54 @@ class Scratch:
         )
 
 
+class Settings(NamedTuple):
+    """Of the sampling: see `Draw`."""
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    stops: Any
+
+
+class State(NamedTuple):
+    """What a token is drawn with, and where it goes: see `Draw`."""
+
+    uniform: Any
+    stopped: Any
+    token: Any
+    tokens: Any
+    position: Any
+    length: Any
+    """S + 1."""
+
+
+class Listed(NamedTuple):
+    """The tokens of a row that may be kept: those of the chunks that are listed, in order of their ids."""
+
+    logits: Any
+    """Of the row."""
+    chunks: Any
+    count: Any
+    """Tokens in them."""
+    V: Any
+
+
+class Softmax(NamedTuple):
+    """Weights are exp((x - top) · inverse)."""
+
+    top: Any
+    """The largest logit."""
+    inverse: Any
+    """Of the temperature."""
+
+
+class Kept(NamedTuple):
+    """What lies over `floor`, and of what equals it ids up to `last`."""
+
+    floor: Any
+    last: Any
+
+
 @triton.jit
 def key_of(x):
     """int32, ordered as the float32 numbers x are; equal ones, -0 and 0 too, have equal keys."""
@@ -69,9 +117,9 @@ def number_of(key):
 
 
 @triton.jit
-def weight_of(key, top, inverse):
-    """exp((x - top) / temperature), float32; 0 of what is no logit."""
-    return tl.where(key == EMPTY, 0.0, tl.exp((number_of(key) - top) * inverse))
+def weight_of(key, softmax):
+    """float32; 0 of what is no logit."""
+    return tl.where(key == EMPTY, 0.0, tl.exp((number_of(key) - softmax.top) * softmax.inverse))
 
 
 @triton.jit
@@ -81,252 +129,285 @@ def between(low, high):
 
 
 @triton.jit
-def is_kept(key, token, threshold, last):
-    """What lies over the threshold, and of what equals it ids up to `last`."""
-    return (key > threshold) | ((key == threshold) & (token <= last))
+def is_kept(key, token, kept):
+    return (key > kept.floor) | ((key == kept.floor) & (token <= kept.last))
 
 
 @triton.jit
-def load_block(logits, chunks, start, count, V, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Keys and ids [BLOCK] of the candidates from `start` on; `count` is how many there are in the listed chunks."""
+def load_block(listed, start, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys and ids [BLOCK] of the listed tokens from `start` on."""
     lane = start + tl.arange(0, BLOCK)
-    chunk = tl.load(chunks + lane // C, mask=lane < count, other=0)
+    chunk = tl.load(listed.chunks + lane // C, mask=lane < listed.count, other=0)
     token = chunk * C + lane % C
-    there = (lane < count) & (token < V)
-    x = tl.load(logits + token, mask=there, other=0.0)
+    there = (lane < listed.count) & (token < listed.V)
+    x = tl.load(listed.logits + token, mask=there, other=0.0)
     return tl.where(there, key_of(x), EMPTY), token
 
 
 @triton.jit
-def count_over(key, logits, chunks, count, V, threshold, C: tl.constexpr, BLOCK: tl.constexpr):
-    """How many candidates lie over a threshold. `key`: of the first block."""
+def count_over(key, listed, threshold, C: tl.constexpr, BLOCK: tl.constexpr):
+    """How many listed tokens lie over a threshold. `key`: of the first block."""
     found = (key > threshold).to(tl.int32)
-    for start in range(BLOCK, count, BLOCK):
-        more, _ = load_block(logits, chunks, start, count, V, C, BLOCK)
+    for start in range(BLOCK, listed.count, BLOCK):
+        more, _ = load_block(listed, start, C, BLOCK)
         found += (more > threshold).to(tl.int32)
     return tl.sum(found)
 
 
 @triton.jit
-def count_equal(key, token, logits, chunks, count, V, threshold, last, C: tl.constexpr, BLOCK: tl.constexpr):
-    """How many candidates with ids up to `last` equal a threshold. `key` and `token`: of the first block."""
-    found = ((key == threshold) & (token <= last)).to(tl.int32)
-    for start in range(BLOCK, count, BLOCK):
-        more, ids = load_block(logits, chunks, start, count, V, C, BLOCK)
-        found += ((more == threshold) & (ids <= last)).to(tl.int32)
+def count_equal(key, token, listed, kept, C: tl.constexpr, BLOCK: tl.constexpr):
+    """How many listed tokens with ids up to `kept.last` equal its floor. `key` and `token`: of the first block."""
+    found = ((key == kept.floor) & (token <= kept.last)).to(tl.int32)
+    for start in range(BLOCK, listed.count, BLOCK):
+        more, ids = load_block(listed, start, C, BLOCK)
+        found += ((more == kept.floor) & (ids <= kept.last)).to(tl.int32)
     return tl.sum(found)
 
 
 @triton.jit
-def last_equal(key, token, logits, chunks, count, V, threshold, wanted, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Id of the candidate number `wanted`, counted from 1, of those that equal a threshold."""
+def last_equal(key, token, listed, threshold, wanted, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Id of the token number `wanted`, counted from 1, of those listed that equal a threshold."""
     low = -1
-    high = V - 1
+    high = listed.V - 1
     while low < high - 1:
         middle = between(low, high)
-        enough = count_equal(key, token, logits, chunks, count, V, threshold, middle, C, BLOCK) >= wanted
+        enough = count_equal(key, token, listed, Kept(threshold, middle), C, BLOCK) >= wanted
         low = tl.where(enough, low, middle)
         high = tl.where(enough, middle, high)
     return high
 
 
 @triton.jit
-def mass_over(
-    key, weight, logits, chunks, count, V, threshold, floor, last, top, inverse, C: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sum of the weights of kept candidates over a threshold. `key` and `weight`: of the first block, 0 if not kept;
-    `floor` and `last`: what is kept, see `is_kept`."""
+def mass_over(key, weight, listed, threshold, kept, softmax, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of the weights of kept tokens over a threshold. `key` and `weight`: of the first block, 0 if not kept."""
     mass = tl.where(key > threshold, weight, 0.0)
-    for start in range(BLOCK, count, BLOCK):
-        more, ids = load_block(logits, chunks, start, count, V, C, BLOCK)
-        counts = is_kept(more, ids, floor, last) & (more > threshold)
-        mass += tl.where(counts, weight_of(more, top, inverse), 0.0)
+    for start in range(BLOCK, listed.count, BLOCK):
+        more, ids = load_block(listed, start, C, BLOCK)
+        counts = is_kept(more, ids, kept) & (more > threshold)
+        mass += tl.where(counts, weight_of(more, softmax), 0.0)
     return tl.sum(mass)
 
 
 @triton.jit
-def draw_kernel(
-    logits,
-    uniform,
-    temperature,
-    top_k,
-    top_p,
-    stops,
-    stopped,
-    token_out,
-    tokens,
-    position,
-    maxima,
-    chunks,
-    arrived,
-    V,
-    length,
-    C: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STOPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """One program a row. CHUNKS: a power of two, and at least the number of chunks."""
-    follow(OVERLAP)
-    row = tl.program_id(0)
-    number = tl.cdiv(V, C)
-    logits += row * V
-    chunks += row * number
-    # All at once, as each has to be waited for.
-    before = tl.load(position)
-    heat = tl.load(temperature)
-    k = tl.minimum(tl.load(top_k), V).to(tl.int32)
-    p = tl.load(top_p)
-    held = tl.load(stopped + row)
-    stop = tl.load(stops + tl.arange(0, STOPS))
-    index = tl.arange(0, CHUNKS)
-    peaks = tl.load(maxima + row * number + index, mask=index < number, other=0.0)
-    chance = tl.load(uniform + row * length + before + 1)
-    peaks = tl.where(index < number, key_of(peaks), EMPTY)
-    top_key = tl.max(peaks, 0)
-    drawn = V
-    if heat == 0:
-        # The first of the chunks with the largest maximum holds the first of the largest logits.
-        chunk = tl.min(tl.where(peaks == top_key, index, number - 1), 0)
-        ids = chunk * C + tl.arange(0, C)
-        x = tl.load(logits + ids, mask=ids < V, other=0.0)
-        drawn = tl.min(tl.where((ids < V) & (key_of(x) == top_key), ids, V), 0)
-    else:
-        top = number_of(top_key)
-        inverse = tl.minimum(1.0 / heat, LARGEST)
-        mass = 0.0
+def largest(logits, peaks, top_key, index, number, V, C: tl.constexpr):
+    """The first of the largest logits: the first of the chunks with the largest maximum holds it."""
+    chunk = tl.min(tl.where(peaks == top_key, index, number - 1), 0)
+    ids = chunk * C + tl.arange(0, C)
+    x = tl.load(logits + ids, mask=ids < V, other=0.0)
+    return tl.min(tl.where((ids < V) & (key_of(x) == top_key), ids, V), 0)
 
-        # Chunks that may hold a kept token: those whose maximum lies over `bound`.
-        bound = EMPTY
-        if k < V:
-            if k < number:
-                # Invariant: at least k maxima lie over `bound`, so at least k logits do.
-                bound = tl.min(tl.where(index < number, peaks, top_key), 0) - 1
-                high = top_key
-                over = number
-                enough = tl.maximum(k + k // 8, BLOCK // C)  # the first block costs the same, full or not
-                rounds = 0
-                while (rounds < 32) & (bound < high - 1) & (over > enough):
-                    middle = between(bound, high)
-                    found = tl.sum((peaks > middle).to(tl.int32))
-                    if found >= k:
-                        bound = middle
-                        over = found
-                    else:
-                        high = middle
-                    rounds += 1
-        elif p < 1:
-            masses = tl.zeros([BLOCK], tl.float32)
-            for start in range(0, V, BLOCK):
-                every = start + tl.arange(0, BLOCK)
-                x = tl.load(logits + every, mask=every < V, other=0.0)
-                masses += tl.where(every < V, tl.exp((x - top) * inverse), 0.0)
-            mass = tl.sum(masses)
-            # Invariant: the maxima over `bound` alone have more than the mass asked for, by more than rounding.
-            peak_weight = weight_of(peaks, top, inverse)
-            high = top_key
-            for _ in range(20):
-                if bound < high - 1:
-                    middle = between(bound, high)
-                    if tl.sum(tl.where(peaks > middle, peak_weight, 0.0)) >= 1.0001 * p * mass:
-                        bound = middle
-                    else:
-                        high = middle
-        listed = peaks > bound
-        tl.store(chunks + tl.cumsum(listed.to(tl.int32), 0) - 1, index, mask=listed)
-        count = tl.sum(listed.to(tl.int32)) * C
-        tl.debug_barrier()
-        key, token = load_block(logits, chunks, 0, count, V, C, BLOCK)
 
-        # Kept is what lies over `floor`, and of what equals it ids up to `last`: none before top_p decides.
-        floor = bound
-        last = -1
-        if k < V:
-            # Invariant: at least k candidates lie over `floor`, at most k over `high`.
-            high = top_key
-            over = 0
-            rounds = 0
-            while (rounds < 32) & (floor < high - 1) & (over != k):
-                middle = between(floor, high)
-                found = count_over(key, logits, chunks, count, V, middle, C, BLOCK)
-                if found > k:
-                    floor = middle
-                else:
-                    high = middle
-                    over = found
-                rounds += 1
-            # Where no number of those over a threshold is k, `high` is the k-th logit: all that equal it are kept.
-            floor = tl.where(over == k, high, floor)
-        weight = tl.where(is_kept(key, token, floor, last), weight_of(key, top, inverse), 0.0)
-        if p < 1:
-            low = floor
-            if k < V:
-                mass = mass_over(key, weight, logits, chunks, count, V, low, floor, last, top, inverse, C, BLOCK)
-            # Invariant: what lies over `low` reaches the mass asked for, what lies over `high` does not.
-            goal = p * mass
-            high = top_key
-            reached = 0.0
-            rounds = 0
-            while (rounds < 32) & (low < high - 1):
-                middle = between(low, high)
-                found_mass = mass_over(
-                    key, weight, logits, chunks, count, V, middle, floor, last, top, inverse, C, BLOCK
-                )
-                if found_mass >= goal:
-                    low = middle
-                else:
-                    high = middle
-                    reached = found_mass
-                rounds += 1
-            last = V - 1
-            floor = high
-            # Of those that equal the threshold, as many as it takes, and at least one.
-            each = tl.exp((number_of(high) - top) * inverse)
-            equal = count_equal(key, token, logits, chunks, count, V, floor, last, C, BLOCK)
-            needed = tl.maximum(tl.ceil((goal - reached) / each), 1.0)
-            if needed < equal.to(tl.float32):
-                last = last_equal(key, token, logits, chunks, count, V, floor, needed.to(tl.int32), C, BLOCK)
-            weight = tl.where(is_kept(key, token, floor, last), weight, 0.0)
+@triton.jit
+def bound_for_top_k(peaks, top_key, index, number, k, C: tl.constexpr, BLOCK: tl.constexpr):
+    """A bound that few chunks' maxima lie over, but at least k, so that at least k logits do."""
+    bound = tl.min(tl.where(index < number, peaks, top_key), 0) - 1
+    high = top_key
+    over = number
+    enough = tl.maximum(k + k // 8, BLOCK // C)  # the first block costs the same, full or not
+    rounds = 0
+    while (rounds < 32) & (bound < high - 1) & (over > enough):
+        middle = between(bound, high)
+        found = tl.sum((peaks > middle).to(tl.int32))
+        if found >= k:
+            bound = middle
+            over = found
+        else:
+            high = middle
+        rounds += 1
+    return bound
 
-        # The candidates are listed in order of their ids.
-        mass = mass_over(key, weight, logits, chunks, count, V, EMPTY, floor, last, top, inverse, C, BLOCK)
-        goal = chance * mass
-        running = 0.0
-        latest = 0  # of all with a weight, for where rounding leaves the sum at the goal
-        start = 0
-        while (start < count) & (drawn == V):
-            if start > 0:
-                key, token = load_block(logits, chunks, start, count, V, C, BLOCK)
-                weight = tl.where(is_kept(key, token, floor, last), weight_of(key, top, inverse), 0.0)
-            reaches = (weight > 0) & (running + tl.cumsum(weight, 0) > goal)
-            drawn = tl.min(tl.where(reaches, token, V), 0)
-            latest = tl.maximum(latest, tl.max(tl.where(weight > 0, token, 0), 0))
-            running += tl.sum(weight)
-            start += BLOCK
-        if drawn == V:
-            drawn = latest
+
+@triton.jit
+def mass_of_all(logits, V, softmax, BLOCK: tl.constexpr):
+    """Sum of the weights of a row."""
+    masses = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        every = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + every, mask=every < V, other=0.0)
+        masses += tl.where(every < V, tl.exp((x - softmax.top) * softmax.inverse), 0.0)
+    return tl.sum(masses)
+
+
+@triton.jit
+def bound_for_top_p(peaks, top_key, softmax, p, mass):
+    """A bound such that the maxima over it alone have more than the mass asked for, by more than rounding."""
+    bound = EMPTY
+    peak_weight = weight_of(peaks, softmax)
+    high = top_key
+    for _ in range(20):
+        if bound < high - 1:
+            middle = between(bound, high)
+            if tl.sum(tl.where(peaks > middle, peak_weight, 0.0)) >= 1.0001 * p * mass:
+                bound = middle
+            else:
+                high = middle
+    return bound
+
+
+@triton.jit
+def floor_of_top_k(key, listed, bound, top_key, k, C: tl.constexpr, BLOCK: tl.constexpr):
+    """What the k largest lie over, and all that equal the last of them."""
+    # Invariant: at least k tokens lie over `floor`, at most k over `high`.
+    floor = bound
+    high = top_key
+    over = 0
+    rounds = 0
+    while (rounds < 32) & (floor < high - 1) & (over != k):
+        middle = between(floor, high)
+        found = count_over(key, listed, middle, C, BLOCK)
+        if found > k:
+            floor = middle
+        else:
+            high = middle
+            over = found
+        rounds += 1
+    # Where no number of those over a threshold is k, `high` is the k-th logit: all that equal it are kept.
+    return tl.where(over == k, high, floor)
+
+
+@triton.jit
+def keep_top_p(key, token, weight, listed, kept, softmax, top_key, goal, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Of what is kept, the smallest set that reaches the mass asked for: its floor and its last id."""
+    # Invariant: what lies over `low` reaches the goal, what lies over `high` does not.
+    low = kept.floor
+    high = top_key
+    reached = 0.0
+    rounds = 0
+    while (rounds < 32) & (low < high - 1):
+        middle = between(low, high)
+        found = mass_over(key, weight, listed, middle, kept, softmax, C, BLOCK)
+        if found >= goal:
+            low = middle
+        else:
+            high = middle
+            reached = found
+        rounds += 1
+    last = listed.V - 1
+    # Of those that equal the threshold, as many as it takes, and at least one.
+    each = tl.exp((number_of(high) - softmax.top) * softmax.inverse)
+    equal = count_equal(key, token, listed, Kept(high, last), C, BLOCK)
+    needed = tl.maximum(tl.ceil((goal - reached) / each), 1.0)
+    if needed < equal.to(tl.float32):
+        last = last_equal(key, token, listed, high, needed.to(tl.int32), C, BLOCK)
+    return high, last
+
+
+@triton.jit
+def pick(key, token, weight, listed, kept, softmax, chance, C: tl.constexpr, BLOCK: tl.constexpr):
+    """The token where the running sum of the weights passes `chance` of them all. They are in order of their ids."""
+    mass = mass_over(key, weight, listed, EMPTY, kept, softmax, C, BLOCK)
+    drawn = listed.V
+    goal = chance * mass
+    running = 0.0
+    latest = 0  # of all with a weight, for where rounding leaves the sum at the goal
+    start = 0
+    while (start < listed.count) & (drawn == listed.V):
+        if start > 0:
+            key, token = load_block(listed, start, C, BLOCK)
+            weight = tl.where(is_kept(key, token, kept), weight_of(key, softmax), 0.0)
+        reaches = (weight > 0) & (running + tl.cumsum(weight, 0) > goal)
+        drawn = tl.min(tl.where(reaches, token, listed.V), 0)
+        latest = tl.maximum(latest, tl.max(tl.where(weight > 0, token, 0), 0))
+        running += tl.sum(weight)
+        start += BLOCK
+    if drawn == listed.V:
+        drawn = latest
+    return drawn
+
+
+@triton.jit
+def store_token(state, drawn, held, stop, before, arrived, row, V):
+    """Makes a row's token the next to be fed, and moves the position on when all rows have theirs."""
     # Logits that are no numbers may leave none.
-    token64 = tl.minimum(drawn, V - 1).to(tl.int64)
-    token64 = tl.where(held >= 0, held, token64)
-    if tl.max((stop == token64).to(tl.int32), 0) > 0:
-        tl.store(stopped + row, token64)
-    tl.store(token_out + row, token64)
-    tl.store(tokens + row * length + before + 1, token64)
+    token = tl.minimum(drawn, V - 1).to(tl.int64)
+    token = tl.where(held >= 0, held, token)
+    if tl.max((stop == token).to(tl.int32), 0) > 0:
+        tl.store(state.stopped + row, token)
+    tl.store(state.token + row, token)
+    tl.store(state.tokens + row * state.length + before + 1, token)
     # The position is moved on when every thread of every row has read it.
     tl.debug_barrier()
     done = 0
     if tl.num_programs(0) > 1:
         done = tl.atomic_add(arrived, 1)
     if done == tl.num_programs(0) - 1:
-        tl.store(position, before + 1)
+        tl.store(state.position, before + 1)
         tl.store(arrived, 0)
 
 
 @triton.jit
-def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def draw_kernel(
+    logits,
+    settings,
+    state,
+    maxima,
+    chunks,
+    arrived,
+    V,
+    C: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STOPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program a row. CHUNKS: a power of two, and at least the number of chunks."""
+    follow(PDL)
+    row = tl.program_id(0)
+    number = tl.cdiv(V, C)
+    logits += row * V
+    chunks += row * number
+    # All at once, as each has to be waited for.
+    before = tl.load(state.position)
+    heat = tl.load(settings.temperature)
+    k = tl.minimum(tl.load(settings.top_k), V).to(tl.int32)
+    p = tl.load(settings.top_p)
+    held = tl.load(state.stopped + row)
+    stop = tl.load(settings.stops + tl.arange(0, STOPS))
+    index = tl.arange(0, CHUNKS)
+    peaks = tl.load(maxima + row * number + index, mask=index < number, other=0.0)
+    chance = tl.load(state.uniform + row * state.length + before + 1)
+    peaks = tl.where(index < number, key_of(peaks), EMPTY)
+    top_key = tl.max(peaks, 0)
+    drawn = V
+    if heat == 0:
+        drawn = largest(logits, peaks, top_key, index, number, V, C)
+    else:
+        softmax = Softmax(number_of(top_key), tl.minimum(1.0 / heat, LARGEST))
+        mass = 0.0
+        # Chunks that may hold a kept token: those whose maximum lies over `bound`.
+        bound = EMPTY
+        if k < V:
+            if k < number:
+                bound = bound_for_top_k(peaks, top_key, index, number, k, C, BLOCK)
+        elif p < 1:
+            mass = mass_of_all(logits, V, softmax, BLOCK)
+            bound = bound_for_top_p(peaks, top_key, softmax, p, mass)
+        looked_at = peaks > bound
+        tl.store(chunks + tl.cumsum(looked_at.to(tl.int32), 0) - 1, index, mask=looked_at)
+        listed = Listed(logits, chunks, tl.sum(looked_at.to(tl.int32)) * C, V)
+        tl.debug_barrier()
+        key, token = load_block(listed, 0, C, BLOCK)
+
+        floor = bound
+        last = -1  # of what equals the floor, none before top_p decides
+        if k < V:
+            floor = floor_of_top_k(key, listed, bound, top_key, k, C, BLOCK)
+        weight = tl.where(is_kept(key, token, Kept(floor, last)), weight_of(key, softmax), 0.0)
+        if p < 1:
+            if k < V:
+                mass = mass_over(key, weight, listed, floor, Kept(floor, last), softmax, C, BLOCK)
+            floor, last = keep_top_p(
+                key, token, weight, listed, Kept(floor, last), softmax, top_key, p * mass, C, BLOCK
+            )
+            weight = tl.where(is_kept(key, token, Kept(floor, last)), weight, 0.0)
+        drawn = pick(key, token, weight, listed, Kept(floor, last), softmax, chance, C, BLOCK)
+    store_token(state, drawn, held, stop, before, arrived, row, V)
+
+
+@triton.jit
+def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program for each BLOCK chunks of a row."""
-    follow(OVERLAP)
+    follow(PDL)
     row = tl.program_id(1)
     number = tl.cdiv(V, C)
     chunk = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -356,7 +437,7 @@ class Maxima(Op):
             vocab_size,
             C=self.scratch.chunk,
             BLOCK=MAXIMA_BLOCK,
-            OVERLAP=pdl,
+            PDL=pdl,
             num_warps=MAXIMA_WARPS,
             launch_pdl=pdl,
         )
@@ -428,25 +509,17 @@ class Draw(Op):
             draw_kernel,
             (batch,),
             self.logits,
-            self.uniform,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.stops,
-            self.stopped,
-            self.token,
-            self.tokens,
-            self.position,
+            Settings(self.temperature, self.top_k, self.top_p, self.stops),
+            State(self.uniform, self.stopped, self.token, self.tokens, self.position, self.tokens.shape[1]),
             self.scratch.maxima,
             self.scratch.chunks,
             self.scratch.arrived,
             vocab_size,
-            self.tokens.shape[1],
             C=self.scratch.chunk,
             CHUNKS=triton.next_power_of_2(self.scratch.maxima.shape[1]),
             STOPS=self.stops.numel(),
             BLOCK=BLOCK,
-            OVERLAP=pdl,
+            PDL=pdl,
             num_warps=WARPS,
             launch_pdl=pdl,
         )
