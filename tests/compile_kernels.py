@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from gptbench.build import on_meta
 from gptbench.config import DeviceKind, FusedConfig
@@ -25,39 +24,16 @@ from tests.models import model_config, quantisation, run_config
 
 HOPPER_PROCESSORS = 132
 HOPPER = GPUTarget("cuda", 90, 32)
-TYPES = {
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.int8: "*i8",
-}
 OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
 
 def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, Any]) -> ASTSource:
-    """What a launch would compile."""
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
-
-    def type_of(value: Any, path: tuple[int, ...], constant: bool) -> Any:
-        if isinstance(value, tuple) and not constant:
-            types = [type_of(inner, (*path, place), False) for place, inner in enumerate(value)]
-            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
-        if constant or value is None or (isinstance(value, int) and value == 1):
-            constants[path] = value
-            return "constexpr"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            aligned[path] = [["tt.divisibility", 16]]
-        if isinstance(value, Tensor):
-            return TYPES[value.dtype]
-        return "fp32" if isinstance(value, float) else "i32"
-
-    for index, parameter in enumerate(function.params):
-        value = arguments[index] if index < len(arguments) else named[parameter.name]
-        signature[parameter.name] = type_of(value, (index,), parameter.is_constexpr)
-    return ASTSource(function, signature=signature, constexprs=constants, attrs=aligned)
+    """What a launch would compile, as Triton itself finds it out."""
+    backend = make_backend(HOPPER)
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialization, options = binder(*arguments, debug=False, instrumentation_mode="", **named)
+    _, signature, constants, attributes = function._pack_args(backend, options, bound, specialization, options)
+    return ASTSource(function, signature, constants, attributes)
 
 
 def engine(name: str, quant: str, batch: int, length: int) -> Fused:

@@ -189,9 +189,10 @@ def test_tiles_travel_to_another_machine_of_the_kind(
     pytest.importorskip("triton")
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.tile import Tile, Use
+    from gptbench.quant import Int8
 
     kind = Place(outputs).device.kind
-    use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
+    use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
     Tiles(outputs / "tiles", kind, "the-first-card").keep(use, tile)
     Tiles(outputs / "tiles", "another-kind").keep(use, tile)
     file = tmp_path / "cache.zip"
@@ -226,10 +227,11 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
     pytest.importorskip("triton")
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.tile import Tile, Use
+    from gptbench.quant import Int8
 
     monkeypatch.setattr(Device, "key", "gpu-99999999-0000-1111-2222-333344445555")
     monkeypatch.setattr(Device, "kind", "gpu-sm90")
-    both, cards = (Use("linear", rows, 64, torch.int8, 1) for rows in (64, 128))
+    both, cards = (Use("linear", rows, 64, Int8(), torch.bfloat16, 1) for rows in (64, 128))
     for rows, name in (
         (4, "gpu-11111111-0000-1111-2222-333344445555"),
         (8, "gpu-22222222-0000-1111-2222-333344445555"),
@@ -250,8 +252,9 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
     pytest.importorskip("triton")
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.tile import Tile, Use
+    from gptbench.quant import Int8
 
-    use, tile = Use("linear", 64, 64, torch.int8, 1), Tile(4, 512, 1, 0)
+    use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
     place = Place(outputs)
     Tiles(outputs / "tiles", place.device.kind).keep(use, tile)
     save(tmp_path / "cache.zip", outputs)

@@ -40,21 +40,22 @@ def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.tile import Tile, Use
+    from gptbench.quant import Int8, Unquantised
 
     config, device = replace(run_config(DENSE), engine=fused(tmp_path / "tiles")), cpu()
     both = [config, kernels(tmp_path)]
     before = [identity(each, device) for each in both]
     tiles = Tiles.of(tmp_path / "tiles", device)
-    tiles.keep(Use("linear", 151936, 2048, torch.bfloat16, batch=8), Tile(2, 512, 2, 1))
-    tiles.keep(Use("linear", 144, 48, torch.float32, batch=2), Tile(4, 128, 1, 0))
+    tiles.keep(Use("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), Tile(2, 512, 2, 1))
+    tiles.keep(Use("linear", 144, 48, Unquantised(), torch.float32, batch=2), Tile(4, 128, 1, 0))
     assert [identity(each, device) for each in both] == before
-    qkv = Use("linear", 144, 48, torch.float32, batch=1)
+    qkv = Use("linear", 144, 48, Unquantised(), torch.float32, batch=1)
     tiles.keep(qkv, tiles[qkv])
     assert [identity(each, device) for each in both] == before, "the same tile as the built-in one"
     tiles.keep(qkv, Tile(4, 128, 1, 0))
     after = [identity(each, device) for each in both]
     assert all(a != b for a, b in zip(after, before, strict=True)), "their own"
-    tiles.keep(Use("linear", 64, 64, torch.int8, batch=1), Tile(4, 64, 1, 0))
+    tiles.keep(Use("linear", 64, 64, Int8(), torch.bfloat16, batch=1), Tile(4, 64, 1, 0))
     assert identity(config, device) == after[0]
     assert identity(both[1], device) != after[1], "a micro-benchmark's"
     searching = replace(config, engine=fused(tmp_path / "tiles", tune=True))

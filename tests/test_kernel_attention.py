@@ -12,6 +12,8 @@ from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.attention import Attend, Plan, Scratch, combined_at_once
 from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.matrix import Encoding
+from gptbench.kernels.op import tensors
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error, rotation_table
@@ -67,8 +69,10 @@ class Inputs:
     def out(self, fixed: bool) -> Activation:
         """Poisoned."""
         batch, heads, _, width = self.shape
-        out = Activation.empty(batch, heads * width, self.qkv.dtype, DEVICE, fixed)
-        for tensor in out.tensors:
+        out = Activation.empty(
+            batch, heads * width, self.qkv.dtype, DEVICE, Encoding.int16 if fixed else Encoding.plain
+        )
+        for tensor in tensors(out):
             tensor.fill_(POISON if tensor.dtype == torch.int32 else math.nan)
         return out
 
@@ -125,7 +129,7 @@ def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool =
     dtype = inputs.qkv.dtype
     batch, heads, _, width = inputs.shape
     expected, scratch = inputs.copy(), inputs.scratch(plan)
-    expected_out = Activation.empty(batch, heads * width, torch.float32, DEVICE, fixed=False)
+    expected_out = Activation.empty(batch, heads * width, torch.float32, DEVICE, Encoding.plain)
     expected.op(scratch, expected_out).reference()
 
     actual, out = inputs.copy(), inputs.out(fixed)
@@ -147,7 +151,7 @@ def check(inputs: Inputs, plan: Plan, programs: int | None = None, fixed: bool =
 
     again = inputs.out(fixed)  # with what the first launch has left behind
     actual.op(scratch, again).launch(overlap)
-    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(again.tensors, out.tensors, strict=True))
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(tensors(again), tensors(out), strict=True))
     assert not scratch.counters.any()
 
 

@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.add_linear import AddLinear
 from gptbench.kernels.embed import Embed
 from gptbench.kernels.int8_matmul import int8_matmul, int8_matmul_reference
 from gptbench.kernels.launch import can_overlap
-from gptbench.kernels.linear import Norm, linear, linear_reference
-from gptbench.kernels.op import Op
+from gptbench.kernels.linear import Linear
+from gptbench.kernels.matrix import Encoding, Matrix
+from gptbench.kernels.norm import Norm
+from gptbench.kernels.op import Op, tensors
 from gptbench.kernels.route import Route, Routing, Scratch, Votes
-from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile
-from gptbench.quant.int8 import quantise_rows
+from gptbench.quant import Int8, Unquantised, WeightFormat
 from tests.test_kernel_interpreter import prepare_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,27 +52,24 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
 
 
-def activation(batch: int, width: int, dtype: torch.dtype, fixed: bool, seed: int) -> Activation:
-    x = Activation.empty(batch, width, dtype, DEVICE, fixed)
+def activation(batch: int, width: int, dtype: torch.dtype, encoding: Encoding, seed: int) -> Activation:
+    x = Activation.empty(batch, width, dtype, DEVICE, encoding)
     # Neighbours of different magnitude: each group of four has a scale of its own.
     x.write(normal(batch, width, seed=seed) * torch.logspace(-2, 1, width, device=DEVICE))
     return x
 
 
-def poisoned(batch: int, width: int, dtype: torch.dtype, fixed: bool) -> Activation:
-    x = Activation.empty(batch, width, dtype, DEVICE, fixed)
-    for tensor in x.tensors:
+def poisoned(batch: int, width: int, dtype: torch.dtype, encoding: Encoding) -> Activation:
+    x = Activation.empty(batch, width, dtype, DEVICE, encoding)
+    for tensor in tensors(x):
         tensor.fill_(NAN if tensor.is_floating_point() else -1)
     return x
 
 
-def matrix(*shape: int, dtype: torch.dtype, int8: bool, seed: int) -> tuple[Tensor, Tensor | None]:
+def matrix(*shape: int, dtype: torch.dtype, kind: WeightFormat, seed: int) -> Matrix:
     weight = normal(*shape, seed=seed) * shape[-1] ** -0.5
-    return quantise_rows(weight, dtype) if int8 else (weight.to(dtype), None)
-
-
-def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
-    return weight.double() if scale is None else weight.double() * scale.double().unsqueeze(-1)
+    packed = kind.pack(weight.flatten(0, -2), dtype)
+    return Matrix(kind, tuple(tensor.view(*shape[:-1], *tensor.shape[1:]) for tensor in packed), shape, dtype)
 
 
 def squares_of(x: Tensor, parts: int) -> Tensor:
@@ -92,13 +91,6 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert error < TOLERANCE[dtype], error
 
 
-KERNEL_AND_TWIN: dict[str, dict[str, Callable[..., None]]] = {
-    "linear": {"kernel": linear, "twin": linear_reference},
-    "add_linear": {"kernel": add_linear, "twin": add_linear_reference},
-    "swiglu": {"kernel": swiglu, "twin": swiglu_reference},
-}
-
-
 BOTH = pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
 
 
@@ -110,9 +102,7 @@ def run(op: Op, reference: bool, pdl: bool = False) -> None:
         op.launch(pdl)
 
 
-def each(name: str) -> Any:
-    functions = KERNEL_AND_TWIN[name]
-    return pytest.mark.parametrize("function", functions.values(), ids=functions.keys())
+KINDS = pytest.mark.parametrize("kind", [Unquantised(), Int8()], ids=["plain", "int8"])
 
 
 # rows, columns, batch, tile: rows and columns that a tile divides and that it does not, all or no steps preloaded.
@@ -129,57 +119,57 @@ def shape_id(value: Any) -> str | None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@KINDS
 @pytest.mark.parametrize(("rows", "columns", "batch", "tile"), SHAPES, ids=shape_id)
-@each("linear")
+@BOTH
 def test_linear(
-    function: Callable[..., None],
+    reference: bool,
     rows: int,
     columns: int,
     batch: int,
     tile: Tile,
-    int8: bool,
+    kind: WeightFormat,
     dtype: torch.dtype,
     overlap: bool,
 ) -> None:
-    x = activation(batch, columns, dtype, int8, seed=1)
+    x = activation(batch, columns, dtype, kind.encoding, seed=1)
     norm, normalised = norm_of(x, parts=5)
-    weight, scale = matrix(rows, columns, dtype=dtype, int8=int8, seed=2)
+    weight = matrix(rows, columns, dtype=dtype, kind=kind, seed=2)
     bias = normal(rows, seed=3, dtype=dtype) if rows % 2 else None
     out = torch.full((batch, rows), NAN, device=DEVICE)
-    function(x, norm, weight, scale, bias, out, tile, overlap)
-    expected = normalised @ dequantised(weight, scale).T
+    run(Linear(x, norm, weight, bias, out, tile), reference, overlap)
+    expected = normalised @ weight.read().double().T
     close(out, expected if bias is None else expected + bias.double(), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@KINDS
 @pytest.mark.parametrize("experts", [0, 5], ids="experts={}".format)
 @pytest.mark.parametrize(("rows", "columns", "batch", "tile"), [SHAPES[0], SHAPES[1], SHAPES[3]], ids=shape_id)
-@each("add_linear")
+@BOTH
 def test_add_linear(
-    function: Callable[..., None],
+    reference: bool,
     experts: int,
     rows: int,
     columns: int,
     batch: int,
     tile: Tile,
-    int8: bool,
+    kind: WeightFormat,
     dtype: torch.dtype,
     overlap: bool,
 ) -> None:
-    x = activation(batch, columns, dtype, int8, seed=1)
-    weight, scale = matrix(rows, columns, dtype=dtype, int8=int8, seed=2)
+    x = activation(batch, columns, dtype, kind.encoding, seed=1)
+    weight = matrix(rows, columns, dtype=dtype, kind=kind, seed=2)
     before = normal(batch, rows, seed=4, dtype=dtype)
     gain = normal(rows, seed=5, dtype=dtype)
-    residual, following = before.clone(), poisoned(batch, rows, dtype, int8)
+    residual, following = before.clone(), poisoned(batch, rows, dtype, kind.encoding)
     squares = torch.full((batch, -(-rows // tile.rows)), NAN, device=DEVICE)
     votes = None
     if experts:
         parts = torch.full((*squares.shape, experts), NAN, device=DEVICE)
         votes = Votes(normal(experts, rows, seed=6, dtype=dtype), parts)
-    function(x, weight, scale, None, residual, gain, following, squares, votes, tile, overlap)
-    expected = before.double() + x.read().double() @ dequantised(weight, scale).T
+    run(AddLinear(x, weight, None, residual, gain, following, squares, votes, tile), reference, overlap)
+    expected = before.double() + x.read().double() @ weight.read().double().T
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)
     close(squares.sum(-1), residual.double().square().sum(-1), torch.float32)
@@ -193,7 +183,7 @@ def test_add_linear(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@KINDS
 @pytest.mark.parametrize(
     ("wide", "columns", "batch", "tile"),
     [
@@ -202,23 +192,23 @@ def test_add_linear(
     ],
     ids=shape_id,
 )
-@each("swiglu")
+@BOTH
 def test_swiglu(
-    function: Callable[..., None],
+    reference: bool,
     wide: int,
     columns: int,
     batch: int,
     tile: Tile,
-    int8: bool,
+    kind: WeightFormat,
     dtype: torch.dtype,
     overlap: bool,
 ) -> None:
-    x = activation(batch, columns, dtype, int8, seed=1)
+    x = activation(batch, columns, dtype, kind.encoding, seed=1)
     norm, normalised = norm_of(x, parts=3)
-    weight, scale = matrix(2 * wide, columns, dtype=dtype, int8=int8, seed=2)
-    out = poisoned(batch, wide, dtype, int8)
-    function(x, norm, weight, scale, None, out, tile, overlap)
-    gate, value = (normalised @ dequantised(weight, scale).T).chunk(2, dim=-1)
+    weight = matrix(2 * wide, columns, dtype=dtype, kind=kind, seed=2)
+    out = poisoned(batch, wide, dtype, kind.encoding)
+    run(SwiGLU(x, norm, weight, None, out, tile), reference, overlap)
+    gate, value = (normalised @ weight.read().double().T).chunk(2, dim=-1)
     close(out.read(), F.silu(gate) * value, dtype)
 
 
@@ -236,7 +226,7 @@ def test_route(reference: bool, experts: int, active: int, batch: int, parts: in
         routing.slots.fill_(77)
         routing.gates.fill_(NAN)
         scratch.logits.fill_(NAN)
-        run(Route(votes, norm, active, routing, scratch), reference, overlap)
+        run(Route(votes, norm, routing, scratch), reference, overlap)
         assert not scratch.finished.any()
         factor = torch.rsqrt(x.double().square().mean(-1, keepdim=True) + EPS)
         probabilities = (votes.parts.double().sum(1) * factor).softmax(-1)
@@ -256,7 +246,7 @@ def test_route(reference: bool, experts: int, active: int, batch: int, parts: in
 def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
     votes = Votes(torch.empty(experts, 16), torch.full((1, 4, experts), 0.25, device=DEVICE))
     routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
-    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch), reference)
+    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), routing, scratch), reference)
     assert routing.slots.tolist() == [0, 1]
     assert routing.gates.tolist() == [[0.5], [0.5]]
 
@@ -268,18 +258,17 @@ def test_a_vote_that_is_no_number_is_not_lost(reference: bool, value: float, exp
     votes = Votes(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
     votes.parts[0, 2, 5] = value
     routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
-    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), 2, routing, scratch), reference)
+    run(Route(votes, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), routing, scratch), reference)
     assert not torch.isfinite(routing.gates).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@KINDS
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("kind", ["kernel", "twin"])
-def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap: bool) -> None:
+@BOTH
+def test_mixture(reference: bool, batch: int, kind: WeightFormat, dtype: torch.dtype, overlap: bool) -> None:
     """Up and down through the experts that two or more slots name, one of them left empty."""
     experts, wide, dim = 4, 24, 32
-    up, down = KERNEL_AND_TWIN["swiglu"][kind], KERNEL_AND_TWIN["add_linear"][kind]
     slots = [0, 2, 3, -1] if batch > 1 else [1, 3]
     routing = Routing.empty(batch, experts, 2, DEVICE)
     routing.slots.copy_(torch.tensor(slots, dtype=torch.int32))
@@ -287,22 +276,23 @@ def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap:
     if batch > 1:
         routing.gates[3] = NAN
         routing.gates[1, 0] = 0.0
-    x = activation(batch, dim, dtype, int8, seed=1)
+    x = activation(batch, dim, dtype, kind.encoding, seed=1)
     norm, normalised = norm_of(x, parts=3)
-    w13, scale13 = matrix(experts, 2 * wide, dim, dtype=dtype, int8=int8, seed=2)
-    w2, scale2 = matrix(experts, dim, wide, dtype=dtype, int8=int8, seed=3)
-    hidden = poisoned(len(slots) * batch, wide, dtype, int8)
-    up(x, norm, w13, scale13, routing, hidden, Tile(rows=8, block=32, warps=1, preload=1), overlap)
+    w13 = matrix(experts, 2 * wide, dim, dtype=dtype, kind=kind, seed=2)
+    w2 = matrix(experts, dim, wide, dtype=dtype, kind=kind, seed=3)
+    hidden = poisoned(len(slots) * batch, wide, dtype, kind.encoding)
+    tile = Tile(rows=8, block=32, warps=1, preload=1)
+    run(SwiGLU(x, norm, w13, routing, hidden, tile), reference, overlap)
     before, gain = normal(batch, dim, seed=4, dtype=dtype), normal(dim, seed=5, dtype=dtype)
-    residual, following = before.clone(), poisoned(batch, dim, dtype, int8)
+    residual, following = before.clone(), poisoned(batch, dim, dtype, kind.encoding)
     tile = Tile(rows=4, block=16, warps=1, preload=1)
     squares = torch.full((batch, dim // 4), NAN, device=DEVICE)
-    down(hidden, w2, scale2, routing, residual, gain, following, squares, None, tile, overlap)
+    run(AddLinear(hidden, w2, routing, residual, gain, following, squares, None, tile), reference, overlap)
     expected = before.double()
     for slot, expert in enumerate(slots):
         if expert >= 0:
-            gate, value = (normalised @ dequantised(w13, scale13)[expert].T).chunk(2, dim=-1)
-            y = F.silu(gate) * value @ dequantised(w2, scale2)[expert].T
+            gate, value = (normalised @ w13.read().double()[expert].T).chunk(2, dim=-1)
+            y = F.silu(gate) * value @ w2.read().double()[expert].T
             expected = expected + routing.gates[slot].double().unsqueeze(-1) * y
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)
@@ -310,17 +300,17 @@ def test_mixture(kind: str, batch: int, int8: bool, dtype: torch.dtype, overlap:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@KINDS
 @pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 48)])
 @BOTH
-def test_embed(reference: bool, batch: int, width: int, int8: bool, dtype: torch.dtype, overlap: bool) -> None:
-    weight, scale = matrix(37, width, dtype=dtype, int8=int8, seed=1)
+def test_embed(reference: bool, batch: int, width: int, kind: WeightFormat, dtype: torch.dtype, overlap: bool) -> None:
+    weight = matrix(37, width, dtype=dtype, kind=kind, seed=1)
     token = torch.tensor([[36], [0], [17]])[:batch].to(DEVICE)
     gain = normal(width, seed=2, dtype=dtype)
     residual = torch.full((batch, width), NAN, dtype=dtype, device=DEVICE)
-    following, squares = poisoned(batch, width, dtype, int8), torch.full((batch, 1), NAN, device=DEVICE)
-    run(Embed(token, weight, scale, residual, gain, following, squares), reference, overlap)
-    expected = dequantised(weight, scale)[token.squeeze(1)]
+    following, squares = poisoned(batch, width, dtype, kind.encoding), torch.full((batch, 1), NAN, device=DEVICE)
+    run(Embed(token, weight, residual, gain, following, squares), reference, overlap)
+    expected = weight.read().double()[token.squeeze(1)]
     close(residual, expected, dtype)
     close(following.read(), residual.double() * gain.double(), dtype)
     close(squares, residual.double().square().sum(-1, keepdim=True), torch.float32)
@@ -331,22 +321,22 @@ def test_embed(reference: bool, batch: int, width: int, int8: bool, dtype: torch
 @pytest.mark.parametrize("function", [int8_matmul, int8_matmul_reference], ids=["kernel", "twin"])
 def test_int8_matmul(function: Callable[..., None], tokens: int, rows: int, columns: int, dtype: torch.dtype) -> None:
     x = normal(tokens, columns, seed=1, dtype=dtype)
-    weight, scale = matrix(rows, columns, dtype=dtype, int8=True, seed=2)
+    weight = matrix(rows, columns, dtype=dtype, kind=Int8(), seed=2)
     out = torch.full((tokens, rows), NAN, dtype=dtype, device=DEVICE)
-    function(x, weight, scale, out)
-    close(out, x.double() @ dequantised(weight, scale).T, dtype)
+    function(x, *weight.tensors, out)
+    close(out, x.double() @ weight.read().double().T, dtype)
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])
-@each("add_linear")
-def test_what_is_not_finite_stays_so(function: Callable[..., None], value: float) -> None:
-    x = activation(1, 16, torch.float32, True, seed=1)
-    weight, scale = matrix(8, 16, dtype=torch.float32, int8=True, seed=2)
+@BOTH
+def test_what_is_not_finite_stays_so(reference: bool, value: float) -> None:
+    x = activation(1, 16, torch.float32, Encoding.int16, seed=1)
+    weight = matrix(8, 16, dtype=torch.float32, kind=Int8(), seed=2)
     residual = normal(1, 8, seed=3)
     residual[0, 5] = value
-    following, squares = poisoned(1, 8, torch.float32, True), torch.zeros(1, 2, device=DEVICE)
+    following, squares = poisoned(1, 8, torch.float32, Encoding.int16), torch.zeros(1, 2, device=DEVICE)
     gain = torch.ones(8, device=DEVICE)
-    function(x, weight, scale, None, residual, gain, following, squares, None, Tile(4, 16, 1, 1))
+    run(AddLinear(x, weight, None, residual, gain, following, squares, None, Tile(4, 16, 1, 1)), reference)
     assert torch.isfinite(following.read()[0, :4]).all()
     assert not torch.isfinite(following.read()[0, 4:]).any()
     assert not torch.isfinite(squares[0, 1])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -14,50 +15,68 @@ from triton.runtime.errors import OutOfResources
 from gptbench import kernels
 from gptbench.base.errors import UserError
 from gptbench.engine.tiles import BYTES_PER_WARP, Tiles, candidates, default_tile, fastest
-from gptbench.kernels.linear import linear
-from gptbench.kernels.swiglu import swiglu
+from gptbench.kernels.activation import Activation
+from gptbench.kernels.add_linear import AddLinear
+from gptbench.kernels.linear import Linear
+from gptbench.kernels.matrix import Encoding, Matrix
+from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile, Use
+from gptbench.quant import Int8, Unquantised, WeightFormat
+from tests.plugins.int4 import Int4
 
 SHAPES = [(48, 48), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (128256, 2048), (7, 16)]
-QKV = Use("linear", 12288, 4096, torch.int8, batch=1)
-W13 = Use("swiglu", 22016, 4096, torch.int8, batch=1, multiple=8)
+QKV = Use("linear", 12288, 4096, Int8(), torch.bfloat16, batch=1)
+W13 = Use("swiglu", 22016, 4096, Int8(), torch.bfloat16, batch=1, multiple=8)
 
 
 def is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
-def test_tiles_can_be_launched(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("weight_format", [Int8(), Int4(), Unquantised()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiles_can_be_launched(weight_format: WeightFormat, dtype: torch.dtype) -> None:
     kernels = [("linear", 0), ("swiglu", 0), ("add_linear", 0), ("add_linear", 2)]
     for (kernel, slots), multiple, (rows, columns) in itertools.product(kernels, [1, 2, 4, 8], SHAPES):
-        check_tiles(rows, columns, dtype, multiple, kernel, slots)
+        check_tiles(Use(kernel, rows, columns, weight_format, dtype, 1, multiple, slots))
 
 
-def check_tiles(rows: int, columns: int, dtype: torch.dtype, multiple: int, kernel: str, slots: int) -> None:
-    use = Use(kernel, rows, columns, dtype, 1, multiple, slots)
+def check_tiles(use: Use) -> None:
     tiles = list(candidates(use))
-    assert len(set(tiles)) == len(tiles) > (1 if columns > 1000 else 0)
+    assert len(set(tiles)) == len(tiles) > (1 if use.columns > 1000 else 0)
     assert tiles[0] == default_tile(use)
+    at_once = 8 * BYTES_PER_WARP // use.format.bits(use.dtype)
     for tile in tiles:
         assert all(map(is_power_of_two, (tile.rows, tile.block, tile.warps)))
-        assert tile.rows % multiple == 0
-        assert 0 <= tile.preload <= -(-columns // tile.block)
+        assert tile.rows % use.multiple == 0
+        assert 0 <= tile.preload <= -(-use.columns // tile.block)
         # Every thread loads 16 bytes of a row, and no more of the row is loaded than there is, but for the last step.
-        assert tile.warps * BYTES_PER_WARP <= tile.block * dtype.itemsize
-        assert tile.block < 2 * columns or tile.block * dtype.itemsize == BYTES_PER_WARP
+        assert tile.warps * at_once <= tile.block
+        assert tile.block < 2 * use.columns or tile.block == at_once
 
 
 def test_use_of_a_weight() -> None:
-    weight = torch.empty(8, 22016, 4096, dtype=torch.int8, device="meta")
-    use = Use.of(swiglu, weight, batch=1, written=2)
+    def weight(own: WeightFormat, *shape: int) -> Matrix:
+        tensors = own.tensors(*shape[-2:], torch.bfloat16).values()
+        stored = tuple(torch.empty(*shape[:-2], *own, dtype=dtype, device="meta") for own, dtype in tensors)
+        return Matrix(own, stored, shape, torch.bfloat16)
+
+    def written(encoding: Encoding) -> Activation:
+        return Activation.empty(1, 11008, torch.bfloat16, torch.device("meta"), encoding)
+
+    int8 = weight(Int8(), 8, 22016, 4096)
+    use = SwiGLU.use_of(int8, 1, written(Encoding.int16))
     assert use == W13
-    assert use.multiple == 8, "four numbers of fixed point at once, and two rows for each"
-    mixture = Use.of(swiglu, weight, batch=1, written=2, slots=2)
+    assert use.multiple == 8, "four numbers of a block at once, and two rows for each"
+    assert SwiGLU.use_of(int8, 1, written(Encoding.plain)).multiple == 2, "as who reads it wants it"
+    mixture = SwiGLU.use_of(int8, 1, written(Encoding.int16), slots=2)
     assert str(mixture) != str(use), "tiles of one must not be taken for those of the other"
-    assert Use.of(linear, weight.to(torch.bfloat16), batch=1, written=1, least=8).multiple == 8
-    assert Use.of(linear, weight.to(torch.bfloat16), batch=3).multiple == 1
+    assert AddLinear.use_of(weight(Unquantised(), 64, 64), 1, written(Encoding.plain)).multiple == AddLinear.LEAST_ROWS
+    assert Linear.use_of(weight(Unquantised(), 64, 64), 3).multiple == 1
     assert str(use) == "swiglu 22016x4096 int8 batch 1"
+    assert str(Linear.use_of(weight(Unquantised(), 64, 48), 3)) == "linear 64x48 bfloat16 batch 3"
+    int4 = Linear.use_of(weight(Int4(), 64, 128), 1)
+    assert re.fullmatch(r"linear 64x128 int4-[0-9a-f]{8} batch 1", str(int4)), "a plugin's tiles are its source's"
 
 
 def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
@@ -70,7 +89,7 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     again = Tiles(tmp_path / "new", "h200")
     assert again[QKV] == found, "another process must not have lost it"
     assert again[W13] == Tile(8, 1024, 2, 1)
-    of_two = Use("linear", 12288, 4096, torch.int8, batch=2)
+    of_two = Use("linear", 12288, 4096, Int8(), torch.bfloat16, batch=2)
     assert again[of_two] == default_tile(of_two)
     assert Tiles(tmp_path / "new", "another")[QKV] != found
 
@@ -143,14 +162,16 @@ def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_larger_batch_gets_fewer_rows() -> None:
-    rows = [default_tile(Use("add_linear", 4096, 11008, torch.int8, batch, 4)).rows for batch in (1, 2, 4, 8)]
+    rows = [
+        default_tile(Use("add_linear", 4096, 11008, Int8(), torch.bfloat16, batch, 4)).rows for batch in (1, 2, 4, 8)
+    ]
     assert rows == [8, 8, 8, 4]
 
 
 @pytest.mark.gpu
 def test_the_fastest_candidate_is_found() -> None:
     """A step that sleeps for all tiles but one. One does not fit."""
-    use = Use("linear", 4096, 4096, torch.int8, batch=1)
+    use = Use("linear", 4096, 4096, Int8(), torch.bfloat16, batch=1)
     tiles = list(candidates(use))
     best = tiles[3]
     on = torch.device("cuda", 0)

@@ -20,7 +20,6 @@ from gptbench.config.refusal import read_section
 from gptbench.config.targets import instantiate
 from gptbench.schema.kernels import KernelResult
 from gptbench.schema.labels import NAMED, labels, traits
-from gptbench.schema.record import Recorded, of_kind
 from gptbench.schema.result import Result
 
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
     return True
 
 
-def write_figures(records: Sequence[Recorded], folder: Path) -> dict[str, Exception]:
+def write_figures(records: Sequence[Result | KernelResult], folder: Path) -> dict[str, Exception]:
     """Writes every chart that some records together have, as PNG; of one alone not that of compile time, which is
     beside them. Returns what was raised by those that could not be drawn: the others are there."""
     failed: dict[str, Exception] = {}
@@ -244,7 +243,8 @@ def write_figures(records: Sequence[Recorded], folder: Path) -> dict[str, Except
         except Exception as error:  # a picture is not worth a record
             failed[name] = error
 
-    results, kernels = of_kind(Result, records), of_kind(KernelResult, records)
+    results = [record for record in records if isinstance(record, Result)]
+    kernels = [record for record in records if isinstance(record, KernelResult)]
     if kernels:
         attempt("kernels", KERNELS, lambda: kernels_figure(kernels))
     if results:

@@ -5,13 +5,12 @@
                     → [route] → swiglu (norm, gate, value) → add_linear (down projection, residual)
     linear (norm, head) → chunk_maxima → draw
 
-Whoever writes the residual stream writes it twice: as it is, and times the gain of the norm that comes next. The norm's
-divisor follows from sums of squares, of which each program leaves its own.
+Whoever writes the residual stream writes it twice: as it is, and times the gain of the norm that comes next, encoded as
+the matrix after that norm wants it. The norm's divisor follows from sums of squares, of which each program leaves its
+own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,73 +20,20 @@ from gptbench.engine.base import State
 from gptbench.kernels import attention, draw
 from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.add_linear import add_linear, add_linear_reference
+from gptbench.kernels.add_linear import AddLinear
 from gptbench.kernels.attention import Attend
 from gptbench.kernels.draw import Draw, Maxima
 from gptbench.kernels.embed import Embed
-from gptbench.kernels.launch import shaped
-from gptbench.kernels.linear import Norm, linear, linear_reference
-from gptbench.kernels.op import Bytes, Op
+from gptbench.kernels.linear import Linear
+from gptbench.kernels.matrix import Encoding
+from gptbench.kernels.norm import Norm
+from gptbench.kernels.op import Op
 from gptbench.kernels.route import Route, Routing, Votes
-from gptbench.kernels.swiglu import swiglu, swiglu_reference
+from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile, Use
 from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts
 from gptbench.sampling import Sampler
-
-LEAST_ROWS = 4
-"""Of a tile that writes the residual stream: with fewer, the next kernel would have more sums of squares to add up."""
-
-
-@dataclass(frozen=True, eq=False)
-class Launch(Op):
-    """A kernel whose launcher and reference are functions of the same arguments."""
-
-    own_name: str
-    kernel: Callable[..., None]
-    twin: Callable[..., None]
-    arguments: tuple[Any, ...]
-    read: Bytes
-    own_use: Use | None = None
-
-    @property
-    def name(self) -> str:
-        return self.own_name
-
-    @property
-    def use(self) -> Use | None:
-        return self.own_use
-
-    def operands(self) -> tuple[Any, ...]:
-        return self.arguments
-
-    def launch(self, pdl: bool = False) -> None:
-        self.kernel(*self.arguments, overlap=pdl)
-
-    def reference(self) -> None:
-        self.twin(*self.arguments)
-
-    def reads(self) -> tuple[Any, ...]:
-        return self.arguments
-
-    def writes(self) -> tuple[Any, ...]:
-        return self.arguments
-
-    def bytes_read(self) -> Bytes:
-        return self.read
-
-    def bytes_beside(self) -> int:
-        raise NotImplementedError
-
-    def shape(self) -> dict[str, int]:
-        raise NotImplementedError
-
-    def flops(self, positions: int) -> int:
-        raise NotImplementedError
-
-    @property
-    def dtype(self) -> torch.dtype:
-        raise NotImplementedError
 
 
 class DecodeStep:
@@ -111,16 +57,16 @@ class DecodeStep:
         self.config, self.batch, self.device = model.config, state.token.shape[0], state.token.device
         self.ops: list[Op] = []
         self.allocate(processors)
-        gains = [gain for block in model.layers for gain in (block.attention_norm.weight, block.ffn_norm.weight)]
-        after_attention, after_ffn = gains[1::2], [*gains[2::2], model.norm.weight]
-        norm = self.embed(gains[0])
-        layers = zip(model.layers, model.caches, after_attention, after_ffn, strict=True)
-        for block, cache, next_gain, last_gain in layers:
+        # Of each layer, and of the head: the norm before it, and the matrix that reads what the norm gives.
+        starts = [(block.attention_norm.weight, block.attention.wqkv) for block in model.layers]
+        starts.append((model.norm.weight, model.head))
+        norm = self.embed(*starts[0])
+        for block, cache, after in zip(model.layers, model.caches, starts[1:], strict=True):
             self.attend(block.attention, cache, norm)
-            norm, votes = self.project(block.attention, block.ffn, next_gain)
+            norm, votes = self.project(block.attention, block.ffn, block.ffn_norm.weight)
             routing = self.route(block.spec.mixture, votes, norm)
             self.up(block.ffn, norm, routing)
-            norm = self.down(block.ffn, routing, last_gain)
+            norm = self.down(block.ffn, routing, *after)
         self.draw(norm)
 
     def allocate(self, processors: int) -> None:
@@ -128,82 +74,62 @@ class DecodeStep:
         config, first = self.config, self.model.layers[0]
         self.residual = self.empty(config.dim)
         self.qkv = self.empty(first.attention.wqkv.float_shape[0])
-        # The residual stream times the gain of the next norm.
-        self.following = self.activation(self.batch, config.dim, self.model.head)
-        self.attended = self.activation(self.batch, config.n_heads * config.head_dim, first.attention.wo)
+        self.activations: dict[tuple[str, Encoding], Activation] = {}
+        self.votes: dict[int, Tensor] = {}
         mixture = first.spec.mixture
         self.slots = 0 if mixture is None else mixture.most_chosen(self.batch)
-        self.hidden = self.activation(max(self.slots, 1) * self.batch, config.ffn_dim, first.ffn.w2)
         heads = config.n_heads, config.n_kv_heads, config.head_dim
         length, itemsize = self.model.caches[0].length, self.model.dtype.itemsize
         plan = attention.Plan.choose(self.batch, *heads, length, first.attention.window, itemsize, processors)
         self.attention_scratch = attention.Scratch.empty(plan, self.batch, *heads, self.device)
         if mixture is not None:
-            parts = self.squares(self.use_of_residual(first.attention.wo)).shape[1]
-            self.votes = self.empty(parts, mixture.experts, dtype=torch.float32)
             self.router_scratch = router.Scratch.empty(self.batch, mixture.experts, self.device)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """[B, ...], of the model's type unless another is given."""
         return torch.empty(self.batch, *shape, dtype=dtype or self.model.dtype, device=self.device)
 
-    def activation(self, rows: int, width: int, reader: Weight) -> Activation:
-        """Memory for what a weight is multiplied with: in fixed point for int8."""
-        return Activation.empty(rows, width, self.model.dtype, self.device, reader.weight.dtype == torch.int8)
+    def activation(self, name: str, rows: int, reader: Weight) -> Activation:
+        """Memory for what a matrix reads, in the encoding that it wants; all of a name and an encoding share it."""
+        key = name, reader.format.encoding
+        if key not in self.activations:
+            self.activations[key] = Activation.empty(
+                rows, reader.float_shape[-1], self.model.dtype, self.device, reader.format.encoding
+            )
+        return self.activations[key]
 
-    def use_of_residual(self, module: Weight, slots: int = 0) -> Use:
-        """Of a matrix whose products are added to the residual stream."""
-        return Use.of(add_linear, module.weight, self.batch, written=1, least=LEAST_ROWS, slots=slots)
+    def following(self, reader: Weight) -> Activation:
+        """The residual stream times the gain of the norm before the matrix that reads it."""
+        return self.activation("following", self.batch, reader)
 
-    def squares(self, use: Use) -> Tensor:
-        """float32 [B, P]: memory for the sums of squares that a kernel's programs leave."""
-        return self.empty(-(-use.rows // self.tile_for(use).rows), dtype=torch.float32)
+    def attended(self, core: Attention) -> Activation:
+        """What attention gives."""
+        return self.activation("attended", self.batch, core.wo)
+
+    def hidden(self, ffn: FeedForward | MixtureOfExperts) -> Activation:
+        """What is between the two halves of a feed-forward network, of each slot."""
+        return self.activation("hidden", max(self.slots, 1) * self.batch, ffn.w2)
+
+    def for_residual(self, use: Use) -> tuple[Tile, Tensor]:
+        """The tile of a kernel that adds to the residual stream, and memory for the sums of squares that its programs
+        leave: float32 [B, P]."""
+        tile = self.tile_for(use)
+        return tile, self.empty(-(-use.rows // tile.rows), dtype=torch.float32)
+
+    def parts_of_votes(self, parts: int, experts: int) -> Tensor:
+        """float32 [B, P, E]: memory for `Votes.parts`, which layers share."""
+        if parts not in self.votes:
+            self.votes[parts] = self.empty(parts, experts, dtype=torch.float32)
+        return self.votes[parts]
 
     def norm(self, squares: Tensor) -> Norm:
         return Norm(squares, self.config.dim, self.config.norm_eps)
 
-    def add(
-        self,
-        role: str,
-        name: str,
-        kernel: Callable[..., None],
-        twin: Callable[..., None],
-        *arguments: Any,
-        weights: int = 0,
-        positions: int = 0,
-        expert_bytes: int = 0,
-        use: Use | None = None,
-    ) -> None:
-        """One more kernel; see `Launch`, and `Bytes` of `weights`, those of experts included."""
-        slots = use.slots if use is not None else 0
-        read = Bytes(weights - slots * expert_bytes, expert_bytes, slots, positions)
-        self.ops.append(Launch(name, kernel, twin, arguments, read, use, role=role))
-
-    def add_weight(
-        self,
-        role: str,
-        use: Use,
-        kernel: Callable[..., None],
-        twin: Callable[..., None],
-        module: Weight,
-        *arguments: Any,
-        more_bytes: int = 0,
-    ) -> None:
-        """One more kernel over a matrix: of a mixture those of some experts; `more_bytes` of other weights."""
-        stored = sum(parameter.nbytes for parameter in module.parameters())
-        expert_bytes = stored // module.float_shape[0] if use.slots else 0
-        read = (use.slots * expert_bytes if use.slots else stored) + more_bytes
-        name = shaped(use.kernel, use.rows, use.columns, mixture=use.slots > 0)
-        self.add(
-            role, name, kernel, twin, *arguments, self.tile_for(use), weights=read, expert_bytes=expert_bytes, use=use
-        )
-
-    def embed(self, gain: Tensor) -> Norm:
+    def embed(self, gain: Tensor, reader: Weight) -> Norm:
         """The token's row becomes the residual stream."""
-        table, squares = self.model.embedding, self.empty(1, dtype=torch.float32)
-        token, scale = self.state.token, scale_of(table)
-        op = Embed(token, table.weight, scale, self.residual, gain, self.following, squares, role="embed")
-        self.ops.append(op)
+        squares, table = self.empty(1, dtype=torch.float32), self.model.embedding.matrix
+        following = self.following(reader)
+        self.ops.append(Embed(self.state.token, table, self.residual, gain, following, squares, role="embed"))
         return self.norm(squares)
 
     def attend(self, core: Attention, cache: KeyValueCache, norm: Norm) -> None:
@@ -211,28 +137,26 @@ class DecodeStep:
         bias, q_norm, k_norm = (
             None if module is None else module.weight for module in (core.qkv_bias, core.q_norm, core.k_norm)
         )
-        self.add_weight(
-            "qkv", Use.of(linear, core.wqkv.weight, self.batch), linear, linear_reference, core.wqkv,
-            self.following, norm, core.wqkv.weight, scale_of(core.wqkv), bias, self.qkv,
-        )  # fmt: skip
+        self.linear("qkv", norm, core.wqkv, bias, self.qkv)
         table = self.model.rotations[0]
         op = Attend(
             self.qkv, q_norm, k_norm, self.config.norm_eps, table.cos, table.sin, self.state.position,
-            cache.keys, cache.values, core.window, self.attention_scratch, self.attended, role="attention",
+            cache.keys, cache.values, core.window, self.attention_scratch, self.attended(core), role="attention",
         )  # fmt: skip
         self.ops.append(op)
 
     def project(self, core: Attention, ffn: FeedForward | MixtureOfExperts, gain: Tensor) -> tuple[Norm, Votes | None]:
         """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
-        use = self.use_of_residual(core.wo)
-        squares = self.squares(use)
-        votes = Votes(ffn.router.weight, self.votes) if isinstance(ffn, MixtureOfExperts) else None
-        self.add_weight(
-            "wo", use, add_linear, add_linear_reference, core.wo,
-            self.attended, core.wo.weight, scale_of(core.wo), None,
-            self.residual, gain, self.following, squares, votes,
-            more_bytes=0 if votes is None else votes.weight.nbytes,
-        )  # fmt: skip
+        following, weight = self.following(ffn.w13), core.wo.matrix
+        tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following))
+        votes = None
+        if isinstance(ffn, MixtureOfExperts):
+            votes = Votes(ffn.router.weight, self.parts_of_votes(squares.shape[1], ffn.experts))
+        self.ops.append(
+            AddLinear(
+                self.attended(core), weight, None, self.residual, gain, following, squares, votes, tile, role="wo"
+            )
+        )
         return self.norm(squares), votes
 
     def route(self, mixture: MixtureSpec | None, votes: Votes | None, norm: Norm) -> Routing | None:
@@ -240,38 +164,35 @@ class DecodeStep:
         it before it waits."""
         if mixture is None or votes is None:
             return None
-        active = mixture.active
-        counter = self.model.experts_counter
-        routing = Routing.empty(self.batch, mixture.experts, active, self.device, counter)
-        self.ops.append(Route(votes, norm, active, routing, self.router_scratch, role="route"))
+        routing = Routing.empty(self.batch, mixture.experts, mixture.active, self.device, self.model.experts_counter)
+        self.ops.append(Route(votes, norm, routing, self.router_scratch, role="route"))
         return routing
 
     def up(self, ffn: FeedForward | MixtureOfExperts, norm: Norm, routing: Routing | None) -> None:
         """The first half of the feed-forward network."""
-        use = Use.of(swiglu, ffn.w13.weight, self.batch, written=2, slots=self.slots)
-        self.add_weight(
-            "w13", use, swiglu, swiglu_reference, ffn.w13,
-            self.following, norm, ffn.w13.weight, scale_of(ffn.w13), routing, self.hidden,
-        )  # fmt: skip
+        weight, hidden = ffn.w13.matrix, self.hidden(ffn)
+        tile = self.tile_for(SwiGLU.use_of(weight, self.batch, hidden, self.slots))
+        self.ops.append(SwiGLU(self.following(ffn.w13), norm, weight, routing, hidden, tile, role="w13"))
 
-    def down(self, ffn: FeedForward | MixtureOfExperts, routing: Routing | None, gain: Tensor) -> Norm:
+    def down(self, ffn: FeedForward | MixtureOfExperts, routing: Routing | None, gain: Tensor, reader: Weight) -> Norm:
         """Its second half, added to the residual stream."""
-        use = self.use_of_residual(ffn.w2, self.slots)
-        squares = self.squares(use)
-        self.add_weight(
-            "w2", use, add_linear, add_linear_reference, ffn.w2,
-            self.hidden, ffn.w2.weight, scale_of(ffn.w2), routing,
-            self.residual, gain, self.following, squares, None,
-        )  # fmt: skip
+        following, weight = self.following(reader), ffn.w2.matrix
+        tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following, self.slots))
+        self.ops.append(
+            AddLinear(self.hidden(ffn), weight, routing, self.residual, gain, following, squares, None, tile, role="w2")
+        )
         return self.norm(squares)
+
+    def linear(self, role: str, norm: Norm, module: Weight, bias: Tensor | None, out: Tensor) -> None:
+        """A matrix after a norm."""
+        weight = module.matrix
+        tile = self.tile_for(Linear.use_of(weight, self.batch))
+        self.ops.append(Linear(self.following(module), norm, weight, bias, out, tile, role=role))
 
     def draw(self, norm: Norm) -> None:
         """The logits, and the token that is drawn from them."""
-        head, state = self.model.head, self.state
-        self.add_weight(
-            "head", Use.of(linear, head.weight, self.batch), linear, linear_reference, head,
-            self.following, norm, head.weight, scale_of(head), None, state.logits,
-        )  # fmt: skip
+        state = self.state
+        self.linear("head", norm, self.model.head, None, state.logits)
         scratch = draw.Scratch.empty(self.batch, self.config.vocab_size, self.device)
         self.ops.append(Maxima(state.logits, scratch, role="maxima"))
         op = Draw(
@@ -279,8 +200,3 @@ class DecodeStep:
             state.token, state.tokens, state.position, scratch, role="draw",
         )  # fmt: skip
         self.ops.append(op)
-
-
-def scale_of(module: Weight) -> Tensor | None:
-    """Scales of an int8 weight's rows."""
-    return getattr(module, "scale", None)

@@ -20,18 +20,16 @@ import triton
 from filelock import FileLock
 from triton import OutOfResources
 
-from gptbench import kernels
+from gptbench import kernels, quant
 from gptbench.base.errors import UserError
 from gptbench.base.inputs import read_bytes
 from gptbench.base.outputs import write_json
 from gptbench.device import Device
 from gptbench.kernels.launch import compilers
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile import BYTES_PER_WARP, Tile, Use
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
-BYTES_PER_WARP = 512
-"""What a warp loads of a row at once: 16 bytes for each thread."""
 MOST_PRELOADED = 96
 """Registers of each thread for weights that are loaded before the program waits."""
 MOST_TOTALS = 32
@@ -41,44 +39,26 @@ MAX_BYTES = 2**24
 """Of a file of tiles; a tile takes about 150."""
 UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 """How the name of a card ends, but not that of a kind."""
-SMALL = 2**25
-"""Bytes of a weight that leaves few rows of a large tile to each processor."""
 
 
 def default_tile(use: Use) -> Tile:
     """The built-in one; of few rows where the batch has many, each of which takes registers for them."""
-    itemsize, columns = use.dtype.itemsize, use.columns
-    long = columns > 8192
-    # Warps, 16-byte loads of each thread in a row of a step, rows, and steps that are loaded early.
-    if use.dtype == torch.int8:
-        if use.kernel == "add_linear":
-            warps, width, high, preload = (4, 1, 16 if use.slots else 8, 1) if long else (4, 1, 8, 2)
-        elif use.kernel == "swiglu":
-            warps, width, high, preload = 4 if use.slots else 2, 1, 8, 1
-        elif use.rows * columns <= SMALL:
-            warps, width, high, preload = 2, 1, 4, 1
-        else:
-            warps, width, high, preload = (4, 1, 8, 1) if long else (2, 2, 8, 1)
-    elif use.kernel == "add_linear":
-        # Of two tiles of the same size the one whose last step is fuller.
-        step = 8 * BYTES_PER_WARP // itemsize
-        narrow = -(-columns // step) % 2 == 1
-        warps, width, high, preload = (8, 1, 8, 2) if long and narrow else (8 if long else 4, 2, 4, 2)
-    elif use.kernel == "swiglu":
-        warps, width, high, preload = 4 if columns >= 4096 else 2, 2, 2, 1
-    else:
-        warps, width, high, preload = 2, 2, 2, 1
+    warps, width, high, preload = use.format.cut(use)
     high = min(high, max(2, MOST_TOTALS // triton.next_power_of_2(use.batch)))
-    block = warps * width * BYTES_PER_WARP // itemsize
-    return fitted(Tile(max(high, use.multiple), block, warps, preload), use)
+    return fitted(Tile(max(high, use.multiple), warps * width * warp_columns(use), warps, preload), use)
+
+
+def warp_columns(use: Use) -> int:
+    """Columns that a warp loads at once."""
+    return 8 * BYTES_PER_WARP // use.format.bits(use.dtype)
 
 
 def fitted(tile: Tile, use: Use) -> Tile:
     """The tile, no wider than the rows."""
-    itemsize, block, warps = use.dtype.itemsize, tile.block, tile.warps
-    while block // 2 >= use.columns and block * itemsize > BYTES_PER_WARP:
+    block, warps = tile.block, tile.warps
+    while block // 2 >= use.columns and block > warp_columns(use):
         block //= 2
-    while warps > 1 and warps * BYTES_PER_WARP > block * itemsize:
+    while warps > 1 and warps * warp_columns(use) > block:
         warps //= 2
     return Tile(tile.rows, block, warps, min(tile.preload, -(-use.columns // block)))
 
@@ -87,10 +67,10 @@ def candidates(use: Use) -> Iterator[Tile]:
     """Tiles worth trying, the built-in one first."""
     seen = {default_tile(use)}
     yield from seen
-    for rows in (4, 8, 16) if use.dtype == torch.int8 else (2, 4, 8):
+    for rows in use.format.tile_rows:
         for warps in (2, 4, 8):
             for width in (1, 2):
-                block = warps * width * BYTES_PER_WARP // use.dtype.itemsize
+                block = warps * width * warp_columns(use)
                 steps = -(-use.columns // block)
                 for preload in sorted({1, 2, steps}):
                     tile = fitted(Tile(max(rows, use.multiple), block, warps, preload), use)
@@ -227,8 +207,9 @@ def parsed(path: Path, content: bytes) -> dict[str, dict[str, Any]]:
 def kernels_digest() -> str:
     """Tells one state of the kernels and of Triton from others, for which other tiles may be the best."""
     digest = hashlib.sha256(triton.__version__.encode())
-    for path in sorted(Path(kernels.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for package in (kernels, quant):  # a plugin's format has a digest of its own in its label
+        for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 

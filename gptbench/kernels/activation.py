@@ -1,19 +1,21 @@
-"""What the linear kernels multiply their weights with: x [B, K], plain or in fixed point.
+"""What the linear kernels multiply their weights with: x [B, K], plain, or in blocks of four 16-bit integers.
 
-int8 weights go with fixed point: four neighbours share a scale, the largest of them becomes 32767. That keeps 15 bits
+Weights of few bits go with blocks: four neighbours share a scale, the largest of them becomes 32767. That keeps 15 bits
 and the sign of each (bfloat16 keeps 8), and lets one integer instruction (`dp2a`: two 16-bit numbers times two 8-bit
 ones, added to a 32-bit sum) do what takes two conversions and two multiply-adds in floating point. The integers are
 laid out for 16-byte loads beside 16 bytes of weights: `low` holds elements 4i and 4i + 1, `high` 4i + 2 and 4i + 3.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gptbench.kernels.launch import INTERPRETED
+from gptbench.kernels.matrix import Encoding
 
 LARGEST = 32767
 GROUP = 4
@@ -21,9 +23,18 @@ GROUP = 4
 ASSEMBLY = tl.constexpr(not INTERPRETED)
 
 
+class Buffers(NamedTuple):
+    """An `Activation` as a kernel's argument."""
+
+    plain: Tensor | None
+    low: Tensor | None
+    high: Tensor | None
+    scale: Tensor | None
+
+
 @dataclass(frozen=True)
 class Activation:
-    """x [B, K]. `plain` alone, or `low`, `high` and `scale` alone, say what it is."""
+    """x [B, K], encoded as the weight that is multiplied with it wants it: `plain` alone, or all but `plain`."""
 
     plain: Tensor | None = None
     """[B, K], of the model's type."""
@@ -35,9 +46,11 @@ class Activation:
     """float32 [B, K/4]."""
 
     @classmethod
-    def empty(cls, batch: int, width: int, dtype: torch.dtype, device: torch.device, fixed: bool) -> "Activation":
-        """Memory for x [B, K]; with `fixed`, K must be a multiple of 4."""
-        if not fixed:
+    def empty(
+        cls, batch: int, width: int, dtype: torch.dtype, device: torch.device, encoding: Encoding
+    ) -> "Activation":
+        """Memory for x [B, K]; in blocks, K must be a multiple of 4."""
+        if encoding is Encoding.plain:
             return cls(plain=torch.empty(batch, width, dtype=dtype, device=device))
         assert width % GROUP == 0, width
         words = batch, width // GROUP
@@ -48,32 +61,40 @@ class Activation:
         )
 
     @property
-    def fixed(self) -> bool:
-        return self.plain is None
+    def encoding(self) -> Encoding:
+        return Encoding.int16 if self.plain is None else Encoding.plain
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a kernel takes: low, high and scale; or three times the plain one."""
-        if self.plain is not None:
-            return self.plain, self.plain, self.plain
+    def multiple(self) -> int:
+        """Neighbours that are written together."""
+        return GROUP if self.plain is None else 1
+
+    @property
+    def buffers(self) -> Buffers:
+        """The kernels' argument."""
+        return Buffers(self.plain, self.low, self.high, self.scale)
+
+    @property
+    def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """low, high and scale."""
         assert self.low is not None and self.high is not None and self.scale is not None
         return self.low, self.high, self.scale
 
     @property
     def batch(self) -> int:
-        return self.tensors[0].shape[0]
+        return (self.blocks[0] if self.plain is None else self.plain).shape[0]
 
     @property
     def width(self) -> int:
         """K."""
-        return self.tensors[0].shape[1] * (GROUP if self.fixed else 1)
+        return self.blocks[0].shape[1] * GROUP if self.plain is None else self.plain.shape[1]
 
     def write(self, x: Tensor) -> None:
         """Takes over x [B, K]; the twin of `store`."""
         if self.plain is not None:
             self.plain.copy_(x)
             return
-        low, high, scale = self.tensors
+        low, high, scale = self.blocks
         groups = x.float().unflatten(-1, (-1, GROUP))
         peak = groups.abs().amax(-1, keepdim=True)
         scale.copy_(peak.squeeze(-1) / LARGEST)
@@ -85,9 +106,13 @@ class Activation:
         """float32 [B, K]."""
         if self.plain is not None:
             return self.plain.float()
-        low, high, scale = self.tensors
+        low, high, scale = self.blocks
         integers = torch.stack((low << 16 >> 16, low >> 16, high << 16 >> 16, high >> 16), dim=-1)
         return (integers.float() * scale.unsqueeze(-1)).flatten(-2)
+
+    def fill(self, generator: Generator) -> None:
+        """Normal numbers."""
+        self.write(torch.randn(self.batch, self.width, generator=generator, device=generator.device))
 
 
 @triton.jit
@@ -105,52 +130,42 @@ def encode(x, N: tl.constexpr):
 
 
 @triton.jit
-def store(x, low, high, scale, offset, valid, N: tl.constexpr, FIXED: tl.constexpr):
+def store(x, to, offset, valid, N: tl.constexpr):
     """Writes x, float32 [N], to elements `offset` to offset + N - 1, of which only the first `valid` are there.
 
-    low, high, scale: `Activation.tensors`. With FIXED, N, offset and valid are multiples of 4.
+    to: `Buffers`. With blocks, N, offset and valid are multiples of 4.
     """
-    if FIXED:
+    if to.plain is None:
         low_word, high_word, group_scale = encode(x, N)
         index = tl.arange(0, N // 4)
-        to = offset // 4 + index
+        at = offset // 4 + index
         there = index < valid // 4
-        tl.store(low + to, low_word, mask=there)
-        tl.store(high + to, high_word, mask=there)
-        tl.store(scale + to, group_scale, mask=there)
+        tl.store(to.low + at, low_word, mask=there)
+        tl.store(to.high + at, high_word, mask=there)
+        tl.store(to.scale + at, group_scale, mask=there)
     else:
         index = tl.arange(0, N)
-        tl.store(low + offset + index, x.to(low.dtype.element_ty), mask=index < valid)
+        tl.store(to.plain + offset + index, x.to(to.plain.dtype.element_ty), mask=index < valid)
 
 
 @triton.jit
-def store_rows(
-    x,
-    low,
-    high,
-    scale,
-    first,
-    K: tl.constexpr,
-    BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
-    N: tl.constexpr,
-    FIXED: tl.constexpr,
-):
-    """Writes x, float32 [PADDED, N], to columns `first` to first + N - 1 of an `Activation` [BATCH, K]; rows and
-    columns past its ends are left out. With FIXED, N and first are multiples of 4."""
+def store_rows(x, to, first_row, first, K: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr, N: tl.constexpr):
+    """Writes x, float32 [PADDED, N], to BATCH rows from `first_row` on and columns from `first` on of an activation of
+    width K, as far as there are so many. to: `Buffers`. With blocks, N and first are multiples of 4."""
     batch = tl.arange(0, PADDED)
-    if FIXED:
+    if to.plain is None:
         low_word, high_word, group_scale = encode(tl.reshape(x, [PADDED * N]), PADDED * N)
         column = first // 4 + tl.arange(0, N // 4)
         there = (batch < BATCH)[:, None] & (column < K // 4)[None, :]
-        to = batch[:, None] * (K // 4) + column[None, :]
-        tl.store(low + to, tl.reshape(low_word, [PADDED, N // 4]), mask=there)
-        tl.store(high + to, tl.reshape(high_word, [PADDED, N // 4]), mask=there)
-        tl.store(scale + to, tl.reshape(group_scale, [PADDED, N // 4]), mask=there)
+        at = (first_row + batch)[:, None] * (K // 4) + column[None, :]
+        tl.store(to.low + at, tl.reshape(low_word, [PADDED, N // 4]), mask=there)
+        tl.store(to.high + at, tl.reshape(high_word, [PADDED, N // 4]), mask=there)
+        tl.store(to.scale + at, tl.reshape(group_scale, [PADDED, N // 4]), mask=there)
     else:
         column = first + tl.arange(0, N)
         there = (batch < BATCH)[:, None] & (column < K)[None, :]
-        tl.store(low + batch[:, None] * K + column[None, :], x.to(low.dtype.element_ty), mask=there)
+        at = (first_row + batch)[:, None] * K + column[None, :]
+        tl.store(to.plain + at, x.to(to.plain.dtype.element_ty), mask=there)
 
 
 @triton.jit

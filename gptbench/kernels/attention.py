@@ -363,17 +363,17 @@ def multiply(a, b, c):
 
 
 @triton.jit
-def write(y, out, offset, S: tl.constexpr, FIXED: tl.constexpr):
+def write(y, out, offset, S: tl.constexpr):
     """Writes the first SHARING rows and K columns of y, float32 [ROWS, PADDED], one row after the other."""
     if S.PADDED == S.K:
         row = tl.reshape(y, [S.ROWS * S.K])
-        store(row, out[0], out[1], out[2], offset, S.SHARING * S.K, S.ROWS * S.K, FIXED)
+        store(row, out, offset, S.SHARING * S.K, S.ROWS * S.K)
     else:
         rows = tl.arange(0, S.ROWS)[:, None]
         SHARING: tl.constexpr = S.SHARING
         for row in tl.static_range(SHARING):
             head = tl.sum(tl.where(rows == row, y, 0.0), 0)
-            store(head, out[0], out[1], out[2], offset + row * S.K, S.K, S.PADDED, FIXED)
+            store(head, out, offset + row * S.K, S.K, S.PADDED)
 
 
 @triton.jit
@@ -477,7 +477,6 @@ def combine(
     offset,
     S: tl.constexpr,
     CUT: tl.constexpr,
-    FIXED: tl.constexpr,
 ):
     """Leaves what a chunk came to, one of `filled`; and whichever program is last combines all of them."""
     ROWS: tl.constexpr = S.ROWS
@@ -513,7 +512,7 @@ def combine(
             total_all = total_all * rest + tl.sum(part * t, 0)
             value_all = value_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
             peak_all = higher
-        write(value_all / total_all[:, None], out, offset, S, FIXED)
+        write(value_all / total_all[:, None], out, offset, S)
         tl.store(parts.counters + group, 0)
 
 
@@ -528,7 +527,6 @@ def attend_kernel(
     out,
     S: tl.constexpr,
     CUT: tl.constexpr,
-    FIXED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     DTYPE: tl.constexpr = cache.k.dtype.element_ty
@@ -603,9 +601,9 @@ def attend_kernel(
         peak, total, value = attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S, CUT)
     offset = batch * (H * K) + head * K
     if (CUT.SPLITS == 1) or (filled == 1):
-        write(value / total[:, None], out, offset, S, FIXED)
+        write(value / total[:, None], out, offset, S)
     else:
-        combine(peak, total, value, parts, out, group, split, filled, offset, S, CUT, FIXED)
+        combine(peak, total, value, parts, out, group, split, filled, offset, S, CUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -675,10 +673,9 @@ class Attend(Op):
             self.position,
             Cache(self.k_cache, self.v_cache, length),
             Parts(scratch.values, scratch.peaks, scratch.totals, scratch.counters),
-            self.out.tensors,
+            self.out.buffers,
             S=shape,
             CUT=cut,
-            FIXED=self.out.fixed,
             PDL=pdl,
             num_warps=plan.warps,
             num_stages=1,  # blocks are loaded ahead into registers: a pipeline in shared memory would keep others off

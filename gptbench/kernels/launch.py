@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from gptbench.kernels.tile import kernel_name
+
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter on the CPU: no inline assembly there, and one program after the other."""
 
@@ -93,13 +95,7 @@ def sized(name: str) -> Callable[[Any], str]:
     """For `triton.jit(repr=...)`: the name that a profiler shows for a kernel over a weight of a given shape."""
 
     def name_of(specialization: Any) -> str:
-        constants = specialization.constants
-        columns = constants["COLUMNS"] * (4 if constants["FIXED"] else 1)
-        return shaped(name, constants["N"], columns, bool(constants.get("SLOTS") or constants.get("MIXTURE")))
+        shape = specialization.constants["SHAPE"]
+        return kernel_name(name, shape.N, shape.K, mixture=bool(shape.STRIDES))
 
     return name_of
-
-
-def shaped(name: str, rows: int, columns: int, mixture: bool = False) -> str:
-    """Name of a kernel over a weight [rows, columns], or over several: experts."""
-    return f"{name}_{rows}x{columns}" + "_experts" * mixture

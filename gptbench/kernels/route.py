@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Generator, Tensor
 
 from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.linear import Norm, norm_factor, norm_parts
+from gptbench.kernels.norm import Norm, norm_factor, norm_parts
 from gptbench.kernels.op import Op, nbytes
 
 EXPERTS_PER_PROGRAM = 8
@@ -44,6 +44,8 @@ class Routing:
     """float32 [S, B]: how much of that expert each token takes; 0 if it did not choose it."""
     counter: Tensor
     """int64 [1]: each launch adds the number of experts that some token goes through. Layers may share one."""
+    active: int
+    """A, experts for each token."""
 
     @classmethod
     def empty(
@@ -54,6 +56,7 @@ class Routing:
             slots=torch.full((count,), -1, dtype=torch.int32, device=device),
             gates=torch.zeros(count, batch, dtype=torch.float32, device=device),
             counter=torch.zeros(1, dtype=torch.int64, device=device) if counter is None else counter,
+            active=active,
         )
 
     def fill(self, generator: Generator) -> None:
@@ -183,8 +186,6 @@ class Route(Op):
     votes: Votes
     """Of as many parts of the residual stream as the norm has squares of."""
     norm: Norm
-    active: int
-    """A, experts for each token."""
     routing: Routing
     """What is decided. The gates of slots without an expert are left as they are; the counter is added to."""
     scratch: Scratch
@@ -211,7 +212,7 @@ class Route(Op):
             E=experts,
             E_PADDED=triton.next_power_of_2(experts),
             PER_PROGRAM=per_program,
-            ACTIVE=self.active,
+            ACTIVE=self.routing.active,
             SLOTS=self.routing.slots.numel(),
             K=self.norm.width,
             PARTS=parts,
@@ -225,7 +226,7 @@ class Route(Op):
     def reference(self) -> None:
         probabilities = (self.votes.parts.sum(1) * self.norm.factor()).softmax(-1)
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        weights, chosen = ordered[:, : self.active], order[:, : self.active]
+        weights, chosen = ordered[:, : self.routing.active], order[:, : self.routing.active]
         weights = weights / weights.sum(-1, keepdim=True)
         gates = torch.zeros_like(probabilities).scatter(-1, chosen, weights)  # [B, E]
         used = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0).amax(0) > 0
@@ -250,7 +251,7 @@ class Route(Op):
 
     def shape(self) -> dict[str, int]:
         batch, _, experts = self.votes.parts.shape
-        return {"B": batch, "E": experts, "A": self.active, "D": self.norm.width}
+        return {"B": batch, "E": experts, "A": self.routing.active, "D": self.norm.width}
 
     def flops(self, positions: int) -> int:
         return self.votes.parts.numel()

@@ -3,46 +3,40 @@
 Shazeer, 2020, arXiv:2002.05202. Every program takes the same rows of the gate's and of the value's matrix in turn.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
 from gptbench.kernels.launch import follow, launch, sized
-from gptbench.kernels.linear import Norm, norm_factor, norm_parts, preloaded, product, shape_arguments, words
+from gptbench.kernels.mainloop import Shape, mainloop, of_expert, preloaded, stored
+from gptbench.kernels.matrix import Matrix
+from gptbench.kernels.norm import Norm, norm_factor, norm_parts
+from gptbench.kernels.op import Bytes, Op, nbytes
 from gptbench.kernels.route import Routing
-from gptbench.kernels.tile import Tile
+from gptbench.kernels.tile import Tile, Use
 
 
 @triton.jit(repr=sized("swiglu"))
 def swiglu_kernel(
     weight,
-    weight_scale,
-    low,
-    high,
-    scale,
+    x,
     squares,
     eps,
     slots,
-    out_low,
-    out_high,
-    out_scale,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    PRELOAD: tl.constexpr,
-    BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
-    SUMS: tl.constexpr,
-    SUMS_PADDED: tl.constexpr,
-    FIXED: tl.constexpr,
-    MIXTURE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    out,
+    SHAPE: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    N: tl.constexpr = SHAPE.N
+    ROWS: tl.constexpr = SHAPE.ROWS
+    BATCH: tl.constexpr = SHAPE.BATCH
+    PADDED: tl.constexpr = SHAPE.PADDED
     WIDE: tl.constexpr = N // 2
     index = tl.arange(0, ROWS)
     first, offsets = tl.program_id(0) * (ROWS // 2), index // 2 + (index % 2) * WIDE
@@ -50,95 +44,114 @@ def swiglu_kernel(
         offsets = tl.where(first + index // 2 < WIDE, offsets, N)
     rows = first + offsets
     slot = tl.program_id(1)
-    if MIXTURE:
-        follow(OVERLAP)
+    tensors = weight.tensors
+    if slots is not None:
+        follow(PDL)
         expert = tl.load(slots + slot, cache_modifier=".cg").to(tl.int64)
         if expert < 0:
             return
-        weight += expert * (N * COLUMNS)
-        weight_scale += expert * N
-    tiles = preloaded(weight, first, offsets, N, COLUMNS, WIDTH, ROWS, PRELOAD)
-    if FIXED:
-        row_scale = tl.load(weight_scale + rows, mask=rows < N, other=0.0).to(tl.float32)
-    if not MIXTURE:
-        follow(OVERLAP)
-    parts = norm_parts(squares, SUMS, SUMS_PADDED, BATCH, PADDED)
-    y = product(tiles, weight, first, offsets, low, high, scale, N, COLUMNS, WIDTH, ROWS, PRELOAD, BATCH, PADDED, FIXED)
-    y = y * norm_factor(parts, eps, K)[:, None]
-    if FIXED:
-        y = y * row_scale[None, :]
+        tensors = of_expert(tensors, expert, SHAPE)
+    tiles = preloaded(tensors, weight.functions, first, offsets, SHAPE)
+    row_scale = weight.functions.row_scale(tensors, rows, rows < N)
+    if slots is None:
+        follow(PDL)
+    parts = norm_parts(squares, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
+    y = mainloop(tiles, tensors, weight.functions, first, offsets, x, 0, SHAPE)
+    y = y * norm_factor(parts, eps, NORM.K)[:, None]
+    y = y * row_scale[None, :]
     gate, value = tl.split(tl.reshape(y, [PADDED, ROWS // 2, 2]))
     hidden = gate / (1.0 + tl.exp(-gate)) * value
-    WORD: tl.constexpr = 4 if FIXED else 1
-    offset = slot * (BATCH * WIDE // WORD)
-    store_rows(
-        hidden, out_low + offset, out_high + offset, out_scale + offset, tl.program_id(0) * (ROWS // 2),
-        WIDE, BATCH, PADDED, ROWS // 2, FIXED,
-    )  # fmt: skip
+    store_rows(hidden, out, slot * BATCH, tl.program_id(0) * (ROWS // 2), WIDE, BATCH, PADDED, ROWS // 2)
 
 
-def swiglu(
-    x: Activation,
-    norm: Norm,
-    weight: Tensor,
-    weight_scale: Tensor | None,
-    routing: Routing | None,
-    out: Activation,
-    tile: Tile,
-    overlap: bool = False,
-) -> None:
-    """Writes to out SiLU(gate) · value of the norm of x.
+@dataclass(frozen=True, eq=False)
+class SwiGLU(Op):
+    """SiLU(gate) · value of the norm of x."""
 
-    Args:
-        x: [B, K], the norm's gain already in it; in fixed point for int8 weights.
-        norm: its divisor.
-        weight: [2F, K], the gate's rows first, or [E, 2F, K]; weight_scale: [2F] or [E, 2F] for int8 weights.
-        routing: of a mixture: which experts are read.
-        out: [B, F]; of a mixture [S·B, F], for each slot of the routing a row of the batch after the other. All of it
-            is written, but for slots without an expert.
-        tile: how the work is cut up; half of its rows are the gate's.
-        overlap: launched while the kernel before it still runs (see `launch`).
-    """
-    assert tile.rows % (8 if out.fixed else 2) == 0
-    slots = routing.slots.numel() if routing is not None else 1
-    sums = norm.squares.shape[1]
-    launch(
-        swiglu_kernel,
-        (triton.cdiv(weight.shape[-2], tile.rows), slots),
-        words(weight),
-        weight if weight_scale is None else weight_scale,
-        *x.tensors,
-        norm.squares,
-        norm.eps,
-        routing.slots if routing is not None else weight,
-        *out.tensors,
-        **shape_arguments(x, weight, tile),
-        K=norm.width,
-        SUMS=sums,
-        SUMS_PADDED=triton.next_power_of_2(sums),
-        MIXTURE=routing is not None,
-        OVERLAP=overlap,
-        num_warps=tile.warps,
-        launch_pdl=overlap,
-    )
+    x: Activation
+    """[B, K], the norm's gain already in it, as the weight's format wants it."""
+    norm: Norm
+    """Its divisor."""
+    weight: Matrix
+    """[2F, K], the gate's rows first, or [E, 2F, K]."""
+    routing: Routing | None
+    """Of a mixture: which experts are read."""
+    out: Activation
+    """[B, F]; of a mixture [S·B, F], for each slot of the routing a row of the batch after the other. All of it is
+    written, but for slots without an expert."""
+    tile: Tile
+    """How the work is cut up; half of its rows are the gate's."""
 
+    part = "matrices"
 
-def swiglu_reference(
-    x: Activation,
-    norm: Norm,
-    weight: Tensor,
-    weight_scale: Tensor | None,
-    routing: Routing | None,
-    out: Activation,
-    tile: Tile,
-    overlap: bool = False,
-) -> None:
-    """The twin of `swiglu`."""
-    full = weight.float() if weight_scale is None else weight.float() * weight_scale.float().unsqueeze(-1)
-    normalised = x.read() * norm.factor()
-    chosen = [full] if routing is None else [full[max(0, expert)] for expert in routing.slots.tolist()]
-    hidden = []
-    for matrix in chosen:
-        gate, value = (normalised @ matrix.T).chunk(2, dim=-1)
-        hidden.append(F.silu(gate) * value)
-    out.write(torch.cat(hidden))
+    @classmethod
+    def use_of(cls, weight: Matrix, batch: int, out: Activation, slots: int = 0) -> Use:
+        """What a tile is for: two rows of the weight become one number of what is written."""
+        return Use.of("swiglu", weight, batch, multiple=2 * out.multiple, slots=slots)
+
+    @property
+    def slots(self) -> int:
+        """Of a mixture: experts that are read at most."""
+        return 0 if self.routing is None else self.routing.slots.numel()
+
+    @property
+    def active(self) -> int:
+        """Of a mixture: experts for each token."""
+        return 0 if self.routing is None else self.routing.active
+
+    @property
+    def name(self) -> str:
+        return self.use.name
+
+    @property
+    def use(self) -> Use:
+        return self.use_of(self.weight, self.x.batch, self.out, self.slots)
+
+    def launch(self, pdl: bool = False) -> None:
+        assert self.tile.rows % self.use.multiple == 0
+        launch(
+            swiglu_kernel,
+            (triton.cdiv(self.weight.rows, self.tile.rows), max(self.slots, 1)),
+            stored(self.weight),
+            self.x.buffers,
+            self.norm.squares,
+            self.norm.eps,
+            None if self.routing is None else self.routing.slots,
+            self.out.buffers,
+            SHAPE=Shape.of(self.x, self.weight, self.tile),
+            NORM=self.norm.shape,
+            PDL=pdl,
+            num_warps=self.tile.warps,
+            launch_pdl=pdl,
+        )
+
+    def reference(self) -> None:
+        routing = self.routing
+        weight = self.weight.read() if routing is None else self.weight.lookup(routing.slots.long().clamp(min=0))
+        gate, value = (self.x.read() * self.norm.factor() @ weight.mT).chunk(2, dim=-1)
+        self.out.write((F.silu(gate) * value).flatten(0, -2))
+
+    def reads_early(self) -> tuple[Any, ...]:
+        return (self.weight,) if self.routing is None else ()
+
+    def reads(self) -> tuple[Any, ...]:
+        return self.weight, self.x, self.norm, self.routing
+
+    def writes(self) -> tuple[Any, ...]:
+        return (self.out,)
+
+    def bytes_read(self) -> Bytes:
+        return self.weight.bytes_read(self.slots)
+
+    def bytes_beside(self) -> int:
+        return nbytes(self.x, self.norm, None if self.routing is None else self.routing.slots, self.out)
+
+    def shape(self) -> dict[str, int]:
+        return self.weight.sizes(self.x.batch, self.active)
+
+    def flops(self, positions: int) -> int:
+        return 2 * self.x.batch * max(self.active, 1) * self.weight.rows * self.weight.columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.tensors[0].dtype

@@ -1,10 +1,16 @@
 """How the linear kernels are cut up, and what a way to do so is for. Which is the best: `gptbench.engine.tiles`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from gptbench.kernels.matrix import Matrix
+
+
+BYTES_PER_WARP = 512
+"""What a warp loads of a row at once: 16 bytes for each thread."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,10 @@ class Use:
     kernel: str
     rows: int
     columns: int
+    format: Any
+    """How the weight is stored: a `gptbench.quant.WeightFormat`."""
     dtype: torch.dtype
+    """The model's type."""
     batch: int
     multiple: int = 1
     """What the tile's rows must be a multiple of."""
@@ -35,22 +44,20 @@ class Use:
     """Of a mixture: experts that are read."""
 
     @classmethod
-    def of(
-        cls, kernel: Callable[..., None], weight: Tensor, batch: int, written: int = 0, least: int = 1, slots: int = 0
-    ) -> "Use":
-        """For a kernel over weight [..., N, K].
+    def of(cls, kernel: str, weight: "Matrix", batch: int, multiple: int = 1, slots: int = 0) -> "Use":
+        """For a kernel over a weight."""
+        return cls(kernel, weight.rows, weight.columns, weight.format, weight.dtype, batch, multiple, slots)
 
-        Args:
-            written: rows of the weight that become one number of an `Activation`: in fixed point, four of these are
-                written at once. 0: none is written.
-            least: fewest rows, a power of two.
-            slots: see `Use.slots`.
-        """
-        rows, columns = weight.shape[-2:]
-        multiple = written * 4 if weight.dtype == torch.int8 else written
-        return cls(kernel.__name__, rows, columns, weight.dtype, batch, max(multiple, least), slots)
+    @property
+    def name(self) -> str:
+        """What a profiler shows for the kernel."""
+        return kernel_name(self.kernel, self.rows, self.columns, mixture=self.slots > 0)
 
     def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
         experts = f" experts {self.slots}" if self.slots else ""
-        return f"{self.kernel} {self.rows}x{self.columns} {dtype} batch {self.batch}{experts}"
+        return f"{self.kernel} {self.rows}x{self.columns} {self.format.label(self.dtype)} batch {self.batch}{experts}"
+
+
+def kernel_name(kernel: str, rows: int, columns: int, mixture: bool) -> str:
+    """What a profiler shows for a kernel over a weight [rows, columns], or over several: experts."""
+    return f"{kernel}_{rows}x{columns}" + "_experts" * mixture

@@ -60,7 +60,7 @@ class Weight(nn.Module):
     @property
     def matrix(self) -> Matrix:
         """As kernels take it."""
-        return Matrix(self.format, tuple(p.detach() for p in self.stored), self.float_shape)
+        return Matrix(self.format, tuple(p.detach() for p in self.stored), self.float_shape, self.dtype)
 
     def assign(self, weight: Tensor, *expert: int, row: int = 0) -> None:
         """Takes over a float weight [n, D] as the rows from `row` on; of the given expert, where there are several."""
@@ -82,7 +82,7 @@ class Linear(Weight):
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the weight, as an embedding looks them up: index [...] to [..., D]."""
-        return self.format.rows(index, *self.stored)
+        return self.format.rows(index, self.dtype, *self.stored)
 
 
 class Bias(nn.Module):
@@ -108,7 +108,7 @@ class Embedding(Weight):
 
     def rows(self, index: Tensor) -> Tensor:
         """index [...] to [..., D]."""
-        return self.format.rows(index, *self.stored)
+        return self.format.rows(index, self.dtype, *self.stored)
 
 
 class Router(Linear):

@@ -1,8 +1,12 @@
 """How a matrix is stored: what a format of weights is, and how a model gets its formats."""
 
+import hashlib
+import importlib.util
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
@@ -11,8 +15,12 @@ from torch import Tensor
 
 from gptbench.config import FormatLimits, QuantConfig, add_option
 from gptbench.config.targets import target_of
-from gptbench.kernels.matrix import Encoding
+from gptbench.kernels.matrix import Encoding, Functions, Matrix
+from gptbench.kernels.tile import Use
 from gptbench.private.torch import in_memory
+
+TRITON = importlib.util.find_spec("triton") is not None
+"""Whether there is Triton, and device functions can be defined."""
 
 by_kernel: ContextVar[bool] = ContextVar("by_kernel", default=False)
 """Whether `WeightFormat.short_product` is asked before a library."""
@@ -22,13 +30,18 @@ class WeightFormat:
     """How a float matrix [N, K] is stored; of several, [E, N, K], all are stored alike.
 
     A format is one file with one class. It says what it stores (`tensors`), how it comes from floats (`pack`) and what
-    it means (`factors`): from these follow the reference, and all that torch's engines compute. Each stored tensor
+    it means (`factors`): from these follow the reference, and all that torch's engines compute. What the fused engine's
+    kernels need begins with `words`. Each stored tensor
     begins with N, and no row depends on another: a checkpoint's parts of a matrix are packed one after the other, and
     an embedding is looked up by row.
     """
 
     encoding: ClassVar[Encoding] = Encoding.plain
     """How the kernels want the numbers that they multiply the weights with."""
+    weights_per_word: ClassVar[int] = 1
+    """Weights in one element of the first tensor, as `words` gives it."""
+    tile_rows: ClassVar[tuple[int, ...]] = (2, 4, 8)
+    """Rows of tiles that are worth trying."""
     packing_bytes: ClassVar[int] = 6
     """Bytes that `pack` takes for each weight, beside the weight as it was given and as float32."""
     casts: ClassVar[bool] = True
@@ -46,8 +59,12 @@ class WeightFormat:
         return hash(type(self))
 
     def label(self, dtype: torch.dtype) -> str:
-        """What it is called where weights are told apart: in the key of a tile, and beside a kernel's time."""
-        return type(self).__name__.lower()
+        """What it is called where weights are told apart: in the key of a tile, and beside a kernel's time. A plugin's
+        has a digest of its source, of which its tiles are."""
+        name = type(self).__name__.lower()
+        if type(self).__module__.startswith("gptbench."):
+            return name
+        return f"{name}-{hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()[:8]}"
 
     def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name, shape and type of what is stored for a matrix [rows, columns] of a model of type `dtype`; `weight`
@@ -63,23 +80,22 @@ class WeightFormat:
         [..., N], if anything: products may be formed with the one and then multiplied with the other."""
         raise NotImplementedError
 
-    def random(self, stored: tuple[Tensor, ...], columns: int, generator: torch.Generator) -> None:
-        """Fills what is stored for matrices of so many columns with random numbers, so that products are of the size of
-        what is multiplied: to measure a kernel."""
-        weight = torch.randn(*stored[0].shape[:-1], columns, generator=generator, device=generator.device)
-        packed = self.pack(weight.flatten(0, -2) * columns**-0.5, stored[-1].dtype)
-        for tensor, values in zip(stored, packed, strict=True):
-            tensor.copy_(values.view_as(tensor))
+    def random(self, matrix: Matrix, generator: torch.Generator) -> None:
+        """Fills a matrix with random weights, so that products are of the size of what is multiplied: to measure a
+        kernel."""
+        weight = torch.randn(matrix.shape, generator=generator, device=generator.device) * matrix.columns**-0.5
+        for tensor, packed in zip(matrix.tensors, self.pack(weight.flatten(0, -2), matrix.dtype), strict=True):
+            tensor.copy_(packed.view_as(tensor))
 
     def unpack(self, *stored: Tensor) -> Tensor:
         """The numbers that are meant: float32 [..., N, K]."""
         matrix, scale = self.factors(*stored)
         return matrix.float() if scale is None else matrix.float() * scale.float().unsqueeze(-1)
 
-    def rows(self, index: Tensor, *stored: Tensor) -> Tensor:
+    def rows(self, index: Tensor, dtype: torch.dtype, *stored: Tensor) -> Tensor:
         """Rows, as an embedding looks them up: index [...] to [..., K], of the model's type."""
         matrix, scale = self.factors(*(tensor[index] for tensor in stored))
-        return matrix if scale is None else matrix.to(scale.dtype) * scale.unsqueeze(-1)
+        return matrix.to(dtype) if scale is None else matrix.to(dtype) * scale.unsqueeze(-1)
 
     def product(self, x: Tensor, *stored: Tensor) -> Tensor:
         """x [..., K] times one matrix: [..., N], by a library."""
@@ -102,6 +118,23 @@ class WeightFormat:
         matrix, scale = self.factors(*stored)
         y = reduction(x, matrix)
         return y.to(x.dtype) if scale is None else scaled(y, scale, x.dtype)
+
+    def words(self, stored: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What is stored, or views of it, with the types that kernels load."""
+        return stored
+
+    def functions(self) -> Functions:
+        """The device functions. Only called where Triton is."""
+        raise NotImplementedError
+
+    def bits(self, dtype: torch.dtype) -> int:
+        """Of one weight, in a model of type `dtype`; what is stored beside it left out."""
+        raise NotImplementedError
+
+    def cut(self, use: Use) -> tuple[int, int, int, int]:
+        """What is fastest for a use, as far as is known: warps, 16-byte loads of each thread in a row of a step, rows,
+        and steps that are loaded early."""
+        return 4, 1, 8, 1
 
 
 def scaled(product: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -7,11 +7,14 @@ afterwards, once for each output.
 import torch
 from torch import Tensor
 
-from gptbench.kernels.matrix import Encoding
-from gptbench.quant.base import WeightFormat
+from gptbench.kernels.matrix import Encoding, Functions, Matrix
+from gptbench.kernels.tile import Use
+from gptbench.quant.base import TRITON, WeightFormat
 
 UNIFORM_STD = 73
 """Standard deviation of integers from -127 to 127, all equally likely."""
+SMALL = 2**25
+"""Bytes of a weight that leaves few rows of a large tile to each processor."""
 
 
 def quantise_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -30,6 +33,8 @@ class Int8(WeightFormat):
     """weight int8 [N, K] and scale [N], of the model's type."""
 
     encoding = Encoding.int16
+    weights_per_word = 4
+    tile_rows = (4, 8, 16)
     short = 64
 
     def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -42,10 +47,10 @@ class Int8(WeightFormat):
         weight, scale = stored
         return weight, scale
 
-    def random(self, stored: tuple[Tensor, ...], columns: int, generator: torch.Generator) -> None:
-        weight, scale = stored
+    def random(self, matrix: Matrix, generator: torch.Generator) -> None:
+        weight, scale = matrix.tensors
         weight.random_(-127, 128, generator=generator)
-        mean = columns**-0.5 / UNIFORM_STD
+        mean = matrix.columns**-0.5 / UNIFORM_STD
         scale.uniform_(0.5 * mean, 1.5 * mean, generator=generator)
 
     def short_product(self, x: Tensor, *stored: Tensor) -> Tensor:
@@ -56,3 +61,50 @@ class Int8(WeightFormat):
         out = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
         int8_matmul(flat, weight, scale, out)
         return out.view(*x.shape[:-1], -1)
+
+    def words(self, stored: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        weight, scale = stored
+        return weight.view(torch.int32), scale
+
+    def functions(self) -> Functions:
+        return FUNCTIONS
+
+    def bits(self, dtype: torch.dtype) -> int:
+        return 8
+
+    def cut(self, use: Use) -> tuple[int, int, int, int]:
+        long = use.columns > 8192
+        if use.kernel == "add_linear":
+            return (4, 1, 16 if use.slots else 8, 1) if long else (4, 1, 8, 2)
+        if use.kernel == "swiglu":
+            return 4 if use.slots else 2, 1, 8, 1
+        if use.rows * use.columns <= SMALL:
+            return 2, 1, 4, 1
+        return (4, 1, 8, 1) if long else (2, 2, 8, 1)
+
+
+if TRITON:
+    import triton
+    import triton.language as tl
+
+    from gptbench.kernels.activation import dot4
+    from gptbench.kernels.mainloop import load_words
+
+    @triton.jit
+    def multiply(tile, x, at, there):
+        low = tl.load(x.low + at, mask=there, other=0)
+        high = tl.load(x.high + at, mask=there, other=0)
+        scale = tl.load(x.scale + at, mask=there, other=0.0)
+        return dot4(tile, low[None, :], high[None, :]).to(tl.float32) * scale[None, :]
+
+    @triton.jit
+    def row_scale(tensors, rows, there):
+        return tl.load(tensors[1] + rows, mask=there, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def row(tensors, row, columns, there, K: tl.constexpr):
+        words = tl.load(tensors[0] + row * (K // 4) + columns // 4, mask=there, other=0)
+        integers = (words << (24 - 8 * (columns % 4))) >> 24
+        return integers.to(tl.float32) * tl.load(tensors[1] + row).to(tl.float32)
+
+    FUNCTIONS = Functions(load_words, multiply, row_scale, row)

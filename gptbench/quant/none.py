@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from gptbench.quant.base import WeightFormat
+from gptbench.kernels.matrix import Functions, Matrix
+from gptbench.kernels.tile import BYTES_PER_WARP, Use
+from gptbench.quant.base import TRITON, WeightFormat
 
 
 class Unquantised(WeightFormat):
@@ -24,5 +26,40 @@ class Unquantised(WeightFormat):
         (weight,) = stored
         return weight, None
 
-    def random(self, stored: tuple[Tensor, ...], columns: int, generator: torch.Generator) -> None:
-        stored[0].normal_(generator=generator).div_(columns**0.5)
+    def random(self, matrix: Matrix, generator: torch.Generator) -> None:
+        matrix.tensors[0].normal_(generator=generator).div_(matrix.columns**0.5)
+
+    def functions(self) -> Functions:
+        return FUNCTIONS
+
+    def bits(self, dtype: torch.dtype) -> int:
+        return 8 * dtype.itemsize
+
+    def cut(self, use: Use) -> tuple[int, int, int, int]:
+        long = use.columns > 8192
+        if use.kernel == "add_linear":
+            # Of two tiles of the same size the one whose last step is fuller.
+            step = 8 * BYTES_PER_WARP // use.dtype.itemsize
+            narrow = -(-use.columns // step) % 2 == 1
+            return (8, 1, 8, 2) if long and narrow else (8 if long else 4, 2, 4, 2)
+        if use.kernel == "swiglu":
+            return 4 if use.columns >= 4096 else 2, 2, 2, 1
+        return 2, 2, 2, 1
+
+
+if TRITON:
+    import triton
+    import triton.language as tl
+
+    from gptbench.kernels.mainloop import load_words, unit_scale
+
+    @triton.jit
+    def multiply(tile, x, at, there):
+        numbers = tl.load(x.plain + at, mask=there, other=0.0).to(tl.float32)
+        return tile.to(tl.float32) * numbers[None, :]
+
+    @triton.jit
+    def row(tensors, row, columns, there, K: tl.constexpr):
+        return tl.load(tensors[0] + row * K + columns, mask=there, other=0)
+
+    FUNCTIONS = Functions(load_words, multiply, unit_scale, row)

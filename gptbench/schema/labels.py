@@ -3,12 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gptbench.schema.identity import ALONGSIDE, MEASURED
-
-if TYPE_CHECKING:
-    from gptbench.schema.record import Recorded
+from gptbench.schema.identity import ALONGSIDE, MEASURED, digest
+from gptbench.schema.result import Measured, Recorded
 
 NAMED = ("model", "weights", "engine")
 """Traits that are told by their value alone, and of which a record is called where nothing tells it from others."""
@@ -24,7 +22,7 @@ MOST_CHARACTERS = 24
 """Of one value."""
 
 
-def labels(records: Iterable["Recorded"]) -> list[str]:
+def labels(records: Iterable[Recorded]) -> list[str]:
     """A name for each, all different."""
     return names([traits(record) for record in records])
 
@@ -45,11 +43,18 @@ def worded(found: list[dict[str, str]]) -> list[str]:
     """What differs, in one line each."""
     keys = [key for key in dict.fromkeys(key for each in found for key in each) if tells(key, found)]
     short = short_keys([key for key in keys if key not in PLAIN])
+    values = {key: short_values({each[key] for each in found if key in each}) for key in keys or NAMED}
     made = []
     for each in found:
-        told = [(key, each[key]) for key in keys or NAMED if key in each]
+        told = [(key, values[key][each[key]]) for key in values if key in each]
         made.append(" ".join(value if key in PLAIN else f"{short[key]}={value}" for key, value in told))
     return made
+
+
+def short_values(values: set[str]) -> dict[str, str]:
+    """Each value of a trait as it is told: shortened, unless two of them would then be the same."""
+    short = {value: shortened(value) for value in values}
+    return short if len(set(short.values())) == len(values) else {value: value for value in values}
 
 
 def tells(key: str, found: list[dict[str, str]]) -> bool:
@@ -73,19 +78,26 @@ def numbered(made: list[str]) -> list[str]:
     return unique
 
 
-def traits(record: "Recorded") -> dict[str, str]:
+def traits(record: Recorded) -> dict[str, str]:
     """All that may tell a record from another, as text: what a number depends on, and where it comes from."""
     config = record.config
-    found = {"model": config["model"]["name"], "weights": record.weights, "engine": config["engine"]["name"]}
-    if found["weights"] != record.number_type:
-        found["dtype"] = record.number_type
+    found = {"model": config["model"]["name"], "weights": weights_of(record), "engine": config["engine"]["name"]}
+    dtype = record.dtype if isinstance(record, Measured) else str(config["device"].get("dtype"))
+    if found["weights"] != dtype:
+        found["dtype"] = dtype
     found["batch"] = f"b{config['workload']['batch_size']}"
     # What a task measures beside the speed does not change it.
     groups = {group: config[group] for group in MEASURED if group in config and group != "task"}
     groups["device"] = {"threads": config["device"].get("threads")}
     left_out = {*LEFT_OUT, *(f"{group}.{key}" for group, keys in ALONGSIDE.items() for key in keys)}
     found |= {key: value for key, value in leaves(groups) if key not in left_out and not key.endswith("_target_")}
-    return found | record.own_traits()
+    if isinstance(prompt := getattr(record, "prompt", None), list):
+        every = getattr(record, "prompts", None) or prompt
+        found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(every)[:PROMPT_DIGITS]}
+    if isinstance(record, Measured):
+        found["device"] = record.environment.device
+        found["commit"] = short_commit(record.environment.commit)
+    return found
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -95,15 +107,6 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value_text(key, value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a nested dict but None, as text under its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def value_text(key: str, value: Any) -> str:
@@ -131,6 +134,14 @@ def short_commit(commit: str | None) -> str:
         return "no commit"
     digits, _, dirty = commit.partition("-")
     return digits[:7] + (f"-{dirty}" if dirty else "")
+
+
+def weights_of(record: Recorded) -> str:
+    """How weights are stored: the quantisation, or the type of those that have none."""
+    quant: str = record.config["quant"]["name"]
+    if quant != "none":
+        return quant
+    return record.dtype if isinstance(record, Measured) else str(record.config["device"].get("dtype"))
 
 
 def short_keys(keys: list[str]) -> dict[str, str]:

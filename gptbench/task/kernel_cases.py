@@ -5,9 +5,10 @@ benchmark. Letters of shapes: B batch, D model width, F inner width, E experts, 
 and columns of a weight, V vocabulary, H heads, G key-value heads, W width of a head, S positions attended to.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,11 @@ from torch import Generator, Tensor
 
 from gptbench.config import INT8, Config, FusedConfig, KernelsConfig, QuantConfig
 from gptbench.device import Device
+from gptbench.quant import Int8, Unquantised, WeightFormat
 
 if TYPE_CHECKING:  # they need Triton, which is not everywhere
-    from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
-    from gptbench.kernels.activation import Activation
-    from gptbench.kernels.linear import Norm
     from gptbench.kernels.op import Op
-    from gptbench.kernels.route import Routing
 
 INNER = 14336
 """F of `mlp_layer_norm_gelu`."""
@@ -34,12 +32,8 @@ EXPERTS, ACTIVE = 8, 2
 ROWS = 4096
 """R of `layer_norm`."""
 EPS = 1e-5
-TABLE_ROWS = 64
-"""Of the table that `embed` looks up tokens in."""
 ROUNDED_TWICE = 2e-2
 """Tolerance where others round to bfloat16 between two steps of what is one kernel of ours."""
-INT8_STD = 73
-"""Standard deviation of int8 from -127 to 127, all equally likely."""
 
 
 @dataclass(frozen=True)
@@ -146,28 +140,14 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
     if no_model_cases(config, device) is not None:
         return
-    from gptbench.engine.decode_step import Launch
     from gptbench.engine.fused import Fused
 
     engine = Fused.planned(fused_section(config), config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     assert isinstance(config.task, KernelsConfig)
     launches = 2 * (config.task.replays + 10)  # by two implementations, and a few beside what is timed
-    makers: dict[str, Callable[[Launch], Case]] = {
-        "linear": linear_case,
-        "add_linear": partial(add_linear_case, config.model.n_active_experts),
-        "swiglu": partial(swiglu_case, config.model.n_active_experts),
-    }
-    for launch in {op.role: op for op in engine.ops}.values():  # of each role the last counts
-        if not isinstance(launch, Launch):
-            yield op_case(launch, engine, position, launches)
-            continue
-        kernel = launch.kernel.__name__
-        yield replace(
-            makers[kernel](launch),
-            name=kernel if kernel == launch.role else f"{launch.role}/{kernel}",
-            kernel=partial(partial, launch.kernel, overlap=engine.overlap),
-        )
+    for op in {op.role: op for op in engine.ops}.values():  # of each role the last counts
+        yield op_case(op, engine, position, launches)
 
 
 def no_model_cases(config: Config, device: Device) -> str | None:
@@ -180,31 +160,8 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     return None if needed is None else f"they need {needed}"
 
 
-def memory_like(argument: Any, device: torch.device) -> Any:
-    """A kernel's argument with memory of its own, zeroed."""
-    if isinstance(argument, Tensor):
-        return torch.zeros(argument.shape, dtype=argument.dtype, device=device)
-    if is_dataclass(argument) and not isinstance(argument, type):
-        own = {entry.name: memory_like(getattr(argument, entry.name), device) for entry in fields(argument)}
-        return replace(argument, **own)
-    return argument
-
-
-def tensors_of(*arguments: Any) -> Iterator[Tensor]:
-    """All that there are in kernels' arguments."""
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            yield argument
-        elif is_dataclass(argument) and not isinstance(argument, type):
-            yield from tensors_of(*(getattr(argument, entry.name) for entry in fields(argument)))
-
-
-def nbytes(*arguments: Any) -> int:
-    return sum(tensor.nbytes for tensor in tensors_of(*arguments))
-
-
 OP_NAMES = {"attention": "attention/attend", "maxima": "maxima/chunk_maxima"}
-"""What the kernels of a role are called in records."""
+"""What the kernels of a role that have no tile are called in records, where that is not the role."""
 
 
 def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
@@ -228,7 +185,7 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
         )
 
     return Case(
-        name=OP_NAMES.get(op.role, op.role),
+        name=f"{op.role}/{op.use.kernel}" if op.use is not None else OP_NAMES.get(op.role, op.role),
         shape=op.shape() | ({"S": read} if read else {}),
         dtype=type_name(op.dtype),
         moved_bytes=moved,
@@ -240,237 +197,6 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
         workspace_bytes=8 * nbytes(*example.reads()),
         unread_bytes=max(nbytes(*example.operands()) - moved, 0),
     )
-
-
-class Maker:
-    """Memory like that of a launch's arguments, filled with random numbers of the size that they have in a model."""
-
-    def __init__(self, arguments: tuple[Any, ...], generator: Generator) -> None:
-        self.generator = generator
-        self.arguments = tuple(memory_like(argument, generator.device) for argument in arguments)
-
-    def normal(self, tensor: Tensor | None) -> None:
-        if tensor is not None:
-            tensor.normal_(generator=self.generator)
-
-    def positive(self, tensor: Tensor, mean: float = 1.0) -> None:
-        tensor.uniform_(0.5 * mean, 1.5 * mean, generator=self.generator)
-
-    def weight(self, weight: Tensor, scale: Tensor | None) -> None:
-        """So that products with it are of order one."""
-        fill_weight(weight, self.generator)
-        if scale is not None:
-            self.positive(scale, weight.shape[-1] ** -0.5 / INT8_STD)
-
-    def activation(self, x: "Activation", dtype: torch.dtype) -> Tensor:
-        """Returns the same numbers in a tensor [B, K]."""
-        plain = normal((x.batch, x.width), dtype, self.generator)
-        x.write(plain)
-        return plain
-
-    def norm(self, norm: "Norm") -> Tensor:
-        """Returns its factor."""
-        self.positive(norm.squares, norm.width / norm.squares.shape[1])
-        return norm.factor()
-
-    def routing(self, routing: "Routing | None", experts: int, active: int) -> tuple[Tensor | None, Tensor | None]:
-        """Every slot gets an expert, every token `active` of these. Returns slots, int64, and gates."""
-        if routing is None:
-            return None, None
-        count, batch = routing.gates.shape
-        chosen = torch.randperm(experts, device=self.generator.device, generator=self.generator)[:count].sort().values
-        routing.slots.copy_(chosen)
-        for b in range(batch):
-            for place in range(b * active, (b + 1) * active):
-                routing.gates[place % count, b] = 1 / active
-        return chosen, routing.gates
-
-
-def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """x [..., B, K] times weight [..., N, K], for int8 times scale [..., N]: float32 [..., B, N]. For one row as a
-    reduction, from which Inductor makes a loop of its own (see `gptbench.model.linear`); for several by the library."""
-    one = x.shape[-2] == 1
-    y = (weight.float() * x.float()).sum(-1).unsqueeze(-2) if one else (x @ weight.to(x.dtype).mT).float()
-    return y if scale is None else y * scale.float().unsqueeze(-2)
-
-
-def of_experts(tensor: Tensor | None, slots: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or slots is None else tensor[slots]
-
-
-def plain_linear(
-    x: Tensor, factor: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    y = product(x, weight, scale) * factor
-    return ((y if bias is None else y + bias.float()).to(dtype),)
-
-
-def linear_case(launch: "Launch") -> Case:
-    x, norm, weight, scale, bias, out, _ = launch.arguments
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        x, norm, weight, scale, bias, out, _ = made.arguments
-        made.weight(weight, scale)
-        made.normal(bias)
-        plain, factor = made.activation(x, float_type(weight, scale)), made.norm(norm)
-        return Call(
-            made.arguments,
-            outputs=(out,),
-            plain=(plain, factor, weight, scale, bias, out.dtype),
-            library=((plain * factor).to(plain.dtype), weight, bias),
-        )
-
-    return Case(
-        name=launch.role,
-        shape=weight_shape(weight, out.shape[0]),
-        dtype=name_of(weight),
-        moved_bytes=launch.read.total(0) + nbytes(x, norm, bias, out),
-        flops=2 * out.shape[0] * weight.numel(),
-        call=call,
-        twin=launch.twin,
-        plain=plain_linear,
-        library=F.linear if scale is None else None,
-        workspace_bytes=8 * weight.numel(),
-    )
-
-
-def plain_swiglu(
-    x: Tensor, factor: Tensor, weight: Tensor, scale: Tensor | None, slots: Tensor | None
-) -> tuple[Tensor, ...]:
-    matrix = of_experts(weight, slots)
-    assert matrix is not None
-    gate, value = (product(x, matrix, of_experts(scale, slots)) * factor).chunk(2, dim=-1)
-    return ((F.silu(gate) * value).flatten(0, -2).to(x.dtype),)
-
-
-def library_swiglu(x: Tensor, weight: Tensor) -> Tensor:
-    gate, value = F.linear(x, weight).chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-def swiglu_case(active: int, launch: "Launch") -> Case:
-    """The library has no mixtures; for a dense network it is `F.linear`, and two of torch's kernels after it."""
-    x, norm, weight, scale, routing, out, _ = launch.arguments
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        x, norm, weight, scale, routing, out, _ = made.arguments
-        made.weight(weight, scale)
-        slots, _ = made.routing(routing, weight.shape[0], active)
-        plain, factor = made.activation(x, float_type(weight, scale)), made.norm(norm)
-        return Call(
-            made.arguments,
-            outputs=tuple(tensors_of(out)),
-            read=lambda: (out.read(),),
-            plain=(plain, factor, weight, scale, slots),
-            library=((plain * factor).to(plain.dtype), weight),
-        )
-
-    return Case(
-        name=launch.role,
-        shape=weight_shape(weight, x.batch, active),
-        dtype=name_of(weight),
-        moved_bytes=launch.read.total(0) + nbytes(x, norm, None if routing is None else routing.slots, out),
-        flops=2 * x.batch * max(active, 1) * math.prod(weight.shape[-2:]),
-        call=call,
-        twin=launch.twin,
-        plain=plain_swiglu,
-        library=library_swiglu if scale is None and routing is None else None,
-        tolerance=ROUNDED_TWICE,
-        workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale) - launch.read.total(0),
-    )
-
-
-def plain_add_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    slots: Tensor | None,
-    gates: Tensor | None,
-    residual: Tensor,
-    gain: Tensor,
-    router: Tensor | None,
-) -> tuple[Tensor, ...]:
-    matrix = of_experts(weight, slots)
-    assert matrix is not None
-    y = product(x, matrix, of_experts(scale, slots))
-    if gates is not None:
-        y = (y * gates.unsqueeze(-1)).sum(0)
-    new = (residual.float() + y).to(residual.dtype)
-    scaled = new.float() * gain.float()
-    logits = () if router is None else (scaled @ router.float().T,)
-    return new, scaled.to(new.dtype), new.float().square().sum(-1, keepdim=True), *logits
-
-
-def library_add_linear(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    return torch.addmm(residual, x, weight.T)
-
-
-def add_linear_case(active: int, launch: "Launch") -> Case:
-    """The library has no mixtures; for one matrix it adds the residual stream, and leaves the norm to others."""
-    x, weight, scale, routing, residual, gain, following, squares, votes, _ = launch.arguments
-    router, votes_told = (None, None) if votes is None else (votes.weight, votes.parts)
-
-    def call(generator: Generator) -> Call:
-        made = Maker(launch.arguments, generator)
-        x, weight, scale, routing, residual, gain, following, squares, votes, _ = made.arguments
-        made.weight(weight, scale)
-        if votes is not None:
-            made.weight(votes.weight, None)
-        slots, gates = made.routing(routing, weight.shape[0], active)
-        plain = made.activation(x, residual.dtype)
-        made.normal(residual)
-        made.positive(gain)
-        before = residual.clone()
-        own = plain if gates is None else plain.view(*gates.shape, -1)
-        return Call(
-            made.arguments,
-            outputs=(*tensors_of(following), squares, *(() if votes is None else (votes.parts,))),
-            updated=(residual,),
-            read=lambda: (
-                residual,
-                following.read(),
-                squares.sum(-1, keepdim=True),
-                *(() if votes is None else (votes.parts.sum(1),)),
-            ),
-            plain=(own, weight, scale, slots, gates, before, gain, None if votes is None else votes.weight),
-            library=(plain, weight, before),
-        )
-
-    batch = residual.shape[0]
-    return Case(
-        name=launch.role,
-        shape=weight_shape(weight, batch, active if routing is not None else 0),
-        dtype=name_of(weight),
-        moved_bytes=launch.read.total(0) + nbytes(x, routing, residual, residual, gain, following, squares, votes_told),
-        flops=2 * batch * (active if routing is not None else 1) * math.prod(weight.shape[-2:])
-        + (0 if router is None else 2 * batch * router.numel()),
-        call=call,
-        twin=launch.twin,
-        plain=plain_add_linear,
-        library=library_add_linear if scale is None and routing is None else None,
-        tolerance=ROUNDED_TWICE,
-        workspace_bytes=8 * weight.numel(),
-        unread_bytes=nbytes(weight, scale, router) - launch.read.total(0),
-    )
-
-
-def name_of(tensor: Tensor) -> str:
-    """Of its type, as labels have it."""
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def float_type(weight: Tensor, scale: Tensor | None) -> torch.dtype:
-    """The model's type."""
-    return weight.dtype if scale is None else scale.dtype
-
-
-def weight_shape(weight: Tensor, batch: int, active: int = 0) -> dict[str, int]:
-    rows, columns = weight.shape[-2:]
-    experts = {"E": weight.shape[0], "A": active} if weight.dim() == 3 else {}
-    return {"B": batch} | experts | {"N": rows, "K": columns}
 
 
 def micro_cases(
@@ -539,7 +265,8 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
 
     section = fused_section(config)
     tiles = Tiles.of(Path(section.tiles), device)
-    uses = [Use("linear", size, size, dtype, 1) for size in config.task.sizes for dtype in (torch.bfloat16, torch.int8)]
+    of_sizes = itertools.product(config.task.sizes, (Unquantised(), Int8()))
+    uses = [Use("linear", size, size, weight_format, torch.bfloat16, 1) for size, weight_format in of_sizes]
     of_model = {} if no_model_cases(config, device) is not None else Fused.planned(section, config, device).tiles_used
     return {str(use): asdict(tiles[use]) for use in uses} | of_model
 
@@ -552,20 +279,22 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.activation import Activation
     from gptbench.kernels.launch import can_overlap
-    from gptbench.kernels.linear import Norm, linear
-    from gptbench.kernels.tile import Use
+    from gptbench.kernels.linear import Linear
+    from gptbench.kernels.matrix import Matrix
+    from gptbench.kernels.norm import Norm
 
     section = fused_section(config)
     tiles, overlap = Tiles.of(Path(section.tiles), device), section.overlap and can_overlap(device.torch)
 
     def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
-        size, int8 = x.numel(), weight.dtype == torch.int8
-        row = Activation.empty(1, size, x.dtype, x.device, fixed=int8)
+        own: WeightFormat = Int8() if weight.dtype == torch.int8 else Unquantised()
+        tensors = (weight, torch.ones_like(out)) if weight.dtype == torch.int8 else (weight,)
+        matrix = Matrix(own, tensors, tuple(weight.shape), x.dtype)
+        row = Activation.empty(1, matrix.columns, x.dtype, x.device, own.encoding)
         row.write(x.unsqueeze(0))
-        norm = Norm(torch.full((1, 1), float(size), device=x.device), size, eps=0.0)
-        scale = torch.ones_like(out) if int8 else None
-        tile = tiles[Use.of(linear, weight, 1)]
-        return partial(linear, row, norm, weight, scale, None, out.unsqueeze(0), tile, overlap=overlap)
+        norm = Norm(torch.full((1, 1), float(matrix.columns), device=x.device), matrix.columns, eps=0.0)
+        tile = tiles[Linear.use_of(matrix, 1)]
+        return partial(Linear(row, norm, matrix, None, out.unsqueeze(0), tile).launch, overlap)
 
     return kernel
 

@@ -1,0 +1,62 @@
+"""The RMS norm before a matrix, which needs no pass of its own: its gain is already in what the matrix is multiplied
+with, its divisor is applied to the product.
+
+Shapes: B batch, K columns, P partial sums.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Generator, Tensor
+
+
+class NormShape(NamedTuple):
+    """Compile-time shape of a norm."""
+
+    K: int
+    SUMS: int
+    """P."""
+    SUMS_PADDED: int
+    """The power of two from P on."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The divisor of an RMS norm over x [B, K]: the root of the mean square plus eps."""
+
+    squares: Tensor
+    """float32 [B, P]: sums of squares of parts of x."""
+    width: int
+    """K."""
+    eps: float
+
+    @property
+    def shape(self) -> NormShape:
+        sums = self.squares.shape[1]
+        return NormShape(self.width, sums, triton.next_power_of_2(sums))
+
+    def factor(self) -> Tensor:
+        """What to multiply with: float32 [B, 1]."""
+        return torch.rsqrt(self.squares.sum(-1, keepdim=True) / self.width + self.eps)
+
+    def fill(self, generator: Generator) -> None:
+        """Of numbers of order one."""
+        mean = self.width / self.squares.shape[1]
+        self.squares.uniform_(0.5 * mean, 1.5 * mean, generator=generator)
+
+
+@triton.jit
+def norm_parts(squares, SUMS: tl.constexpr, SUMS_PADDED: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr):
+    """`Norm.squares`: float32 [PADDED, SUMS_PADDED]. To be loaded early, and added up late: others need not wait."""
+    batch, part = tl.arange(0, PADDED), tl.arange(0, SUMS_PADDED)
+    there = (batch < BATCH)[:, None] & (part < SUMS)[None, :]
+    return tl.load(squares + batch[:, None] * SUMS + part[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def norm_factor(parts, eps, K: tl.constexpr):
+    """`Norm.factor` of `norm_parts`: float32 [PADDED]."""
+    return tl.math.rsqrt(tl.sum(parts, 1) / K + eps)
