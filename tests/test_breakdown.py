@@ -30,6 +30,7 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.engine import Engine
+from gptbench.engine.base import KnownKernel
 from gptbench.execute import attempt
 from gptbench.execute import run as run_module
 from gptbench.execute.run import Job
@@ -214,14 +215,17 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
     engine, workload = prepared(config(tmp_path))
     asked = []
 
-    def known(position: int, experts: float | None) -> dict[str, int]:
+    def known(position: int, experts: float | None) -> list[KnownKernel]:
         asked.append(position)
-        return {"aten::linear": 1000, "nothing of this name": 1}
+        return [KnownKernel("aten::linear", "matrices", count) for count in (1000, None, 3)] + [
+            KnownKernel("nothing of this name", "other", 1)
+        ]
 
-    monkeypatch.setattr(engine, "kernel_bytes", known)
+    monkeypatch.setattr(engine, "kernels", known)
     step = break_down(engine, workload)
     assert asked == [step.position]
-    assert {launch.bytes_read for launch in step.launches if launch.name == "aten::linear"} == {1000}
+    matrices = [(launch.bytes_read, launch.part) for launch in step.launches if launch.name == "aten::linear"]
+    assert matrices[:4] == [(1000, "matrices"), (None, "matrices"), (3, "matrices"), (None, None)]
     assert {launch.bytes_read for launch in step.launches if launch.name != "aten::linear"} == {None}
 
 

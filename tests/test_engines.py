@@ -232,13 +232,29 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
     engine: Any = target(FUSED)(
         FUSED, make_model(MOE, "int8", 3, LENGTH), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), PROMPT
     )
-    most, fewer = engine.kernel_bytes(7), engine.kernel_bytes(7, experts=2.5)
-    of_experts = {op.name: op for op in engine.ops if op.role in ("w13", "w2")}
-    assert {name for name in most if most[name] != fewer[name]} == set(of_experts)
-    for name, op in of_experts.items():
-        assert op.use.slots == 6
-        assert fewer[name] == 2.5 * op.bytes_read().expert == most[name] * 2.5 / 6
-    assert sum(op.bytes_read().expert for op in of_experts.values()) == expert_bytes(engine.model)
+    most, fewer = engine.kernels(7), engine.kernels(7, experts=2.5)
+    assert [kernel.name for kernel in most] == [op.name for op in engine.ops]
+    of_experts = 0
+    for op, all_slots, some in zip(engine.ops, most, fewer, strict=True):
+        if op.role in ("w13", "w2"):
+            assert op.use.slots == 6
+            assert some.bytes_read == 2.5 * op.bytes_read().expert == all_slots.bytes_read * 2.5 / 6
+            of_experts += op.bytes_read().expert
+        else:
+            assert some == all_slots
+    assert of_experts == engine.model.config.n_layers * expert_bytes(engine.model)
+
+
+def test_layers_of_different_windows_read_different_numbers_of_positions() -> None:
+    """By kernels of one name."""
+    engine: Any = target(FUSED)(
+        FUSED, make_model(WINDOW, "none", 1, LENGTH), Sampler(GREEDY, WINDOW.vocab_size, CPU), device("cpu"), PROMPT
+    )
+    first, second, *_ = (op for op in engine.ops if op.role == "attention")
+    engine.ops = [replace(first, window=4), replace(second, window=0)]
+    row = first.bytes_read().position
+    assert [kernel.bytes_read for kernel in engine.kernels(10)] == [4 * row, 11 * row]
+    assert {(kernel.name, kernel.part) for kernel in engine.kernels(10)} == {("attend_kernel", "attention")}
 
 
 def test_experts_of_a_single_row_are_known_and_a_dense_model_has_none() -> None:

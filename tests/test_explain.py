@@ -200,7 +200,8 @@ def test_on_a_cpu_what_follows_the_last_product_draws() -> None:
     ],
 )
 def test_names(name: str, part: str) -> None:
-    assert part_of(name) == part
+    assert part_of(Launch(name, 0.0, 1.0)) == part
+    assert part_of(Launch(name, 0.0, 1.0, part="attention")) == "attention"
 
 
 def test_without_a_breakdown_it_tells_what_bytes_tell_and_how_to_see_more() -> None:
@@ -404,7 +405,7 @@ def test_inductors_kernels_on_a_gpu_are_told_apart() -> None:
 
 
 def test_a_librarys_products_are_of_weights_where_none_is_generated() -> None:
-    assert part_of("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT") == "matrices"
+    assert part_of(Launch("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT", 0.0, 1.0)) == "matrices"
     launches = [
         ("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT", 8e-3, None),
         ("cudnn_generated_sdpa_flash_fprop", 2e-3, None),

@@ -52,8 +52,9 @@ KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("sampling", r"(?i:sort|scan|cumsum)"),
     )
 )
-"""Part of a step to the names of its kernels: ours, those of libraries, Inductor's, and torch's operations on a CPU.
-The first that matches counts; what none does is `other`. `matrices` are what reads weights. Inductor names a kernel
+"""Part of a step to the names of its kernels: those of libraries, Inductor's, torch's operations on a CPU, and ours as
+they were before records told their parts. The first that matches counts; what none does is `other`. `matrices` are what
+reads weights. Inductor names a kernel
 after the operations that it is made of: those of `gptbench.kernels.sample` are found nowhere else in a step."""
 
 NEAR_THE_ROOF = 0.92
@@ -198,9 +199,9 @@ class Step:
         return self.seconds.get(part, 0.0) / self.step_s
 
 
-def part_of(name: str) -> str:
-    """By a kernel's name."""
-    return next((part for part, pattern in KERNELS if pattern.search(name)), "other")
+def part_of(launch: Launch) -> str:
+    """As the engine has told, or else by the kernel's name."""
+    return launch.part or next((part for part, pattern in KERNELS if pattern.search(launch.name)), "other")
 
 
 def parts_of(step: Breakdown, on_gpu: bool) -> dict[str, list[tuple[Launch, float]]]:
@@ -208,7 +209,7 @@ def parts_of(step: Breakdown, on_gpu: bool) -> dict[str, list[tuple[Launch, floa
     attention's. On a CPU, where all products are known by their names, whatever comes after the last of them draws the
     token."""
     found: dict[str, list[tuple[Launch, float]]] = {"matrices": [], "attention": [], "sampling": [], "other": []}
-    named = [part_of(launch.name) for launch in step.launches]
+    named = [part_of(launch) for launch in step.launches]
     if any(re.search(GENERATED, launch.name) for launch in step.launches):
         library = [re.search(LIBRARY, launch.name) is not None for launch in step.launches]
         named = ["attention" if is_library else part for part, is_library in zip(named, library, strict=True)]

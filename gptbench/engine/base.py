@@ -35,6 +35,18 @@ class State:
     """int64 [B, 1]: the stop token that the row has drawn, and draws from then on; -1 before."""
 
 
+@dataclass(frozen=True)
+class KnownKernel:
+    """One launch of a step, before it was measured."""
+
+    name: str
+    """What a profiler shows."""
+    part: str
+    """Part of the step that it belongs to: matrices, attention, sampling or other."""
+    bytes_read: int | None
+    """Bytes that it reads from memory; None where these are few."""
+
+
 class Engine(Runner):
     """A runner over gptbench's own model. Nothing here waits for the device.
 
@@ -172,10 +184,10 @@ class Engine(Runner):
         all of them."""
         return steps * sum(mixture.most_chosen(self.batch) for mixture in self.model.mixtures)
 
-    def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
-        """Bytes that one launch of a kernel reads in the step at `position`, by the kernel's name: where they are
-        known, and more than a few. `experts`: that a layer reads, where the step is of a mixture."""
-        return {}
+    def kernels(self, position: int, experts: float | None = None) -> list[KnownKernel]:
+        """What is known of the kernels of the step at `position`, in the order of their launches. `experts`: that a
+        layer reads, where the step is of a mixture."""
+        return []
 
     def cached(self) -> list[Tensor]:
         """Keys and values of every layer."""

@@ -17,7 +17,7 @@ from gptbench.config import Config, EngineConfig, FusedConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import caches
-from gptbench.engine.base import Engine
+from gptbench.engine.base import Engine, KnownKernel
 from gptbench.engine.decode_step import DecodeStep
 from gptbench.engine.tiles import Tiles, fastest
 from gptbench.kernels.launch import INTERPRETED, can_overlap, compile_only
@@ -189,10 +189,9 @@ class Fused(Engine):
     def experts_read(self, chosen: int, steps: int) -> int:
         return chosen
 
-    def kernel_bytes(self, position: int, experts: float | None = None) -> dict[str, int]:
-        moved = self.positions_moved(position, self.model.caches[0])
-        reads = {op.name: op.bytes_read().total(moved, experts) for op in self.ops}
-        return {name: count for name, count in reads.items() if count}
+    def kernels(self, position: int, experts: float | None = None) -> list[KnownKernel]:
+        reads = ((op, op.bytes_read().total(position + 1, experts)) for op in self.ops)
+        return [KnownKernel(op.name, op.part, count or None) for op, count in reads]
 
     @property
     def tiles_used(self) -> dict[str, dict[str, int]]:

@@ -710,7 +710,7 @@ class Attend(Op):
         return self.out.read(), *(cache.index_select(2, self.position) for cache in (self.k_cache, self.v_cache))
 
     def bytes_read(self) -> Bytes:
-        return Bytes(position=self.k_cache[:, :, 0].nbytes + self.v_cache[:, :, 0].nbytes)
+        return Bytes(position=self.k_cache[:, :, 0].nbytes + self.v_cache[:, :, 0].nbytes, window=self.window)
 
     def bytes_beside(self) -> int:
         rotation = 2 * self.cos[0].nbytes

@@ -32,12 +32,13 @@ class Bytes:
     """Experts of a mixture that a step can read at most."""
     position: int = 0
     """Bytes that it reads for each cached position."""
+    window: int = 0
+    """Cached positions that it reads at most; 0: all."""
 
     def total(self, positions: int, experts: float | None = None) -> int:
-        """Bytes of a step that reads so many cached positions, and of a mixture so many experts (None: the most)."""
-        return (
-            self.weights + int(self.expert * (self.experts if experts is None else experts)) + self.position * positions
-        )
+        """Bytes of a step with so many positions in the cache, and of a mixture so many experts (None: the most)."""
+        read = self.experts if experts is None else experts
+        return self.weights + int(self.expert * read) + self.position * min(positions, self.window or positions)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

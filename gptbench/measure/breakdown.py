@@ -9,6 +9,7 @@ compiled graph being one, and a step lasts from call to call.
 import json
 import os
 import tempfile
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gptbench.engine import Engine
+from gptbench.engine.base import KnownKernel
 from gptbench.generate import Workload
 from gptbench.private.torch import COMPILED, LAUNCHING, NOT_OPERATIONS, ON_GPU, OPERATION
 from gptbench.schema.breakdown import Breakdown, Launch
@@ -63,10 +65,19 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     experts = None
     if chosen is not None and chosen_before is not None:  # the steps' average, in one layer
         experts = engine.experts_read(chosen - chosen_before, count) / count / engine.model.config.n_layers
-    reads = engine.kernel_bytes(median.position, experts)
-    for launch in median.launches:
-        launch.bytes_read = reads.get(launch.name)
+    tell(median.launches, engine.kernels(median.position, experts))
     return median
+
+
+def tell(launches: list[Launch], known: list[KnownKernel]) -> None:
+    """Adds to launches what an engine knows of them: those of one name come in its order."""
+    waiting: dict[str, deque[KnownKernel]] = defaultdict(deque)
+    for kernel in known:
+        waiting[kernel.name].append(kernel)
+    for launch in launches:
+        if waiting[launch.name]:
+            kernel = waiting[launch.name].popleft()
+            launch.bytes_read, launch.part = kernel.bytes_read, kernel.part
 
 
 def find_steps(events: list[dict[str, Any]], on_gpu: bool, first: int) -> list[Breakdown]:

@@ -18,7 +18,9 @@ class Launch:
     grid: list[int] | None = None
     """Programs in each direction, of a kernel."""
     bytes_read: int | None = None
-    """What it reads from memory, where the engine knows."""
+    """Bytes that it reads from memory, where the engine knows."""
+    part: str | None = None
+    """Part of the step that it belongs to, where the engine knows: matrices, attention, sampling or other."""
 
     @property
     def end_s(self) -> float:
