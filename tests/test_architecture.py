@@ -54,6 +54,7 @@ LLAMA = {
     "sliding_window": 0,
     "attention_pattern": None,
     "ffn_pattern": None,
+    "architecture": None,
 }
 LINEAR = {"factor": 2.5, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 1}
 STRETCHED = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 48}

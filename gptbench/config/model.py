@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
+from gptbench.architecture import ARCHITECTURES
 from gptbench.architecture.spec import (
     AttentionKind,
     AttentionSpec,
@@ -83,6 +84,9 @@ class ModelConfig(Section):
     ffn_pattern: list[FeedForwardKind] | None = None
     """Which layers have the experts: dense or experts for each of the first layers, and again for those after them;
     null is all, where there are experts."""
+    architecture: str | None = None
+    """Name of the architecture that says what each layer is, as config.json has it; null is what the fields above
+    say."""
     checkpoint: str | None = None
     """Folder of a Hugging Face checkpoint. What the YAML leaves open is taken from its config.json, and what the YAML
     says must agree with that."""
@@ -100,7 +104,9 @@ class ModelConfig(Section):
 
     @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:
-        """What each layer is, in order; those that are alike are the same object."""
+        """What each layer is, in order; those that are alike are equal."""
+        if self.architecture is not None and (layers := ARCHITECTURES[self.architecture].layers) is not None:
+            return layers(self)
         rotary = Rotary(self.head_dim, self.rope_theta, self.rope_scaling)
         attention = AttentionSpec(
             self.n_heads, self.n_kv_heads, self.head_dim, rotary, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm
@@ -147,6 +153,9 @@ class ModelConfig(Section):
             raise self.error("n_active_experts", f"a number from 1 to n_experts={self.n_experts}")
         if not self.n_experts and self.n_active_experts:
             raise self.error("n_active_experts", "0 where n_experts=0")
+        known = [name for name, row in ARCHITECTURES.items() if row.layers is not None]
+        if self.architecture is not None and self.architecture not in known:
+            raise self.error("architecture", " or ".join(["null", *known]))
         for name, kind, needs in (
             ("attention_pattern", AttentionKind.window, "sliding_window"),
             ("ffn_pattern", FeedForwardKind.experts, "n_experts"),

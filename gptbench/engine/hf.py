@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptbench.architecture import ARCHITECTURES
+from gptbench.architecture import ARCHITECTURES, layout
 from gptbench.base.errors import ConfigError
 from gptbench.build import cache_length
-from gptbench.checkpoint import slots
+from gptbench.checkpoint import view
 from gptbench.config import Cache, Config, EngineConfig, HuggingFaceConfig, ModelConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
@@ -35,16 +35,6 @@ OLDEST = (5, 17)
 GROUPED_ALIGNMENT = 16
 """Bytes: rows of what ``torch.nn.functional.grouped_mm`` multiplies are a multiple of so many."""
 
-FAMILIES: dict[str, set[str]] = {
-    "Llama": set(),
-    "Mistral": {"head_dim", "sliding_window"},
-    "Qwen2": {"head_dim", "qkv_bias"},
-    "Qwen3": {"head_dim", "qk_norm"},
-    "Mixtral": {"head_dim", "sliding_window", "n_experts"},
-    "Qwen3Moe": {"head_dim", "qk_norm", "n_experts"},
-}
-"""The library's models, the simplest first, and the fields of ours that not every one of them has."""
-
 
 def slides(config: ModelConfig, length: int) -> bool:
     """Whether the window hides anything of a cache of `length` positions; else it is left out, and costs nothing."""
@@ -52,7 +42,7 @@ def slides(config: ModelConfig, length: int) -> bool:
 
 
 def asked(config: ModelConfig, length: int) -> set[str]:
-    """Fields of a model, by which `FAMILIES` differ, that mean something."""
+    """Fields of a model, by which the library's models differ, that mean something."""
     layers = set(config.layer_specs)
     attentions = {layer.attention for layer in layers}
     has = {
@@ -68,8 +58,9 @@ def asked(config: ModelConfig, length: int) -> set[str]:
 
 
 def family(config: ModelConfig, length: int) -> str | None:
-    """The first of `FAMILIES` that can be the model; None if none can."""
-    return next((name for name, has in FAMILIES.items() if asked(config, length) <= has), None)
+    """The simplest of the library's models that can be the model; None if none can."""
+    rows = sorted(ARCHITECTURES.values(), key=lambda row: len(row.library_fields))
+    return next((row.library for row in rows if row.library and asked(config, length) <= row.library_fields), None)
 
 
 def library_config(config: ModelConfig, length: int) -> Any:
@@ -112,8 +103,9 @@ def weights(model: Transformer) -> dict[str, Tensor]:
     These are the names of a checkpoint but for the experts, of which the library, too, has all in one tensor, and the
     router, which is called in all its mixtures as in Qwen's.
     """
-    found = slots(model, ARCHITECTURES["Qwen3MoeForCausalLM"]).items()
-    views = {name: slot.view() for name, slot in found if not slot.expert}
+    row, specs = ARCHITECTURES["Qwen3MoeForCausalLM"], [block.spec for block in model.layers]
+    found = layout(row.layer, row.outside, specs, model.config.vocab_size, model.config.tied).items()
+    views = {name: view(model, target) for name, target in found if target.parts[0].expert is None}
     for number, block in enumerate(model.layers):
         if isinstance(block.ffn, MixtureOfExperts):
             views[f"model.layers.{number}.mlp.experts.gate_up_proj"] = block.ffn.w13.weight

@@ -1,0 +1,18 @@
+"""Qwen 2. Yang et al., 2024, arXiv:2407.10671."""
+
+from gptbench.architecture.row import Architecture, Window, register
+
+QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28}
+"""What the library takes for keys that a file of Qwen's does not have."""
+
+QWEN2 = register(
+    Architecture(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        qkv_bias=True,
+        window=Window.by_layer_if_used,
+        defaults=QWEN | {"num_key_value_heads": 32},
+        library="Qwen2",
+        library_fields=frozenset({"head_dim", "qkv_bias"}),
+    )
+)

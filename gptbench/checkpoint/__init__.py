@@ -1,0 +1,20 @@
+"""Weights from a checkpoint: container (files) × layout (names, the architecture's) × codec (numbers)."""
+
+from gptbench.checkpoint.codec import FLOATS, Codec, Piece, codec_of, register_codec
+from gptbench.checkpoint.container import Container, Stored
+from gptbench.checkpoint.place import assign, view
+from gptbench.checkpoint.reader import CONTAINERS, Checkpoint
+
+__all__ = [
+    "CONTAINERS",
+    "FLOATS",
+    "Checkpoint",
+    "Codec",
+    "Container",
+    "Piece",
+    "Stored",
+    "assign",
+    "codec_of",
+    "register_codec",
+    "view",
+]

@@ -1,0 +1,51 @@
+"""PyTorch's pickles, of which nothing but tensors is accepted."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptbench.base.errors import CheckpointError
+from gptbench.checkpoint.codec import FLOATS
+from gptbench.checkpoint.container import Container, Stored, first_line
+
+
+class Bin(Container):
+    """A pickle of a dict of tensors."""
+
+    SINGLE = "pytorch_model.bin"
+    ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, *Container.ERRORS)
+
+    def header(self, file: Path) -> Iterator[tuple[str, Stored]]:
+        for name, tensor in load_pickle(file).items():
+            kinds = [kind for kind, dtype in FLOATS.items() if dtype == tensor.dtype]
+            yield name, Stored(file, tuple(tensor.shape), kinds[0] if kinds else str(tensor.dtype))
+
+    def tensors(self, file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        tensors = load_pickle(file)
+        for name in list(tensors):
+            yield name, tensors.pop(name).to(device)
+
+
+def load_pickle(file: Path) -> dict[str, Tensor]:
+    """A `.bin` file: a dict of tensors, and nothing else. Its pages are read when they are needed.
+
+    Raises:
+        CheckpointError: it is damaged, holds anything but tensors, or would run code.
+    """
+    try:
+        loaded: Any = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+    except Exception as error:  # torch raises whatever its readers do
+        raise CheckpointError(f"{file}: cannot be read as tensors alone: {first_line(error)}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) and dense(t) for name, t in loaded.items()):
+        raise CheckpointError(f"{file}: holds something else than tensors by name")
+    return loaded
+
+
+def dense(value: Any) -> bool:
+    """Whether it is a tensor with a number in memory for each element."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
