@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gptbench.base.errors import UserError
+from gptbench.base.numbers import number
 from gptbench.charts import CHARTS
 from gptbench.commands.report import report_command
 from gptbench.compare import Baseline
@@ -21,7 +22,6 @@ from gptbench.config import BaselineConfig
 from gptbench.present.report import Found, html, is_report
 from gptbench.schema import Recorded
 from gptbench.schema.summary import summary
-from gptbench.schema.sweep import cell
 from tests.results import (
     made_breakdown,
     made_energy,
@@ -99,8 +99,8 @@ def everything() -> list[Recorded]:
     ]
     for each in ways:
         each.breakdown, each.energy = made_breakdown(kernels=12), made_energy()
-        for number, sample in enumerate(each.samples):
-            sample.state = made_state(throttled=number == 2)
+        for index, sample in enumerate(each.samples):
+            sample.state = made_state(throttled=index == 2)
     return [*sweep, *ways, made_kernels(), made_failure(), made_result(compiles=(1, 1), top_k=7)]
 
 
@@ -110,10 +110,10 @@ def test_summary_has_the_numbers_of_each_run() -> None:
     first, second = rows(read(slow, fast), "summary")
     assert (first["run"], second["run"]) == ("int8", "bfloat16"), "the fastest comes first"
     numbers = summary(fast)
-    assert first["decode (tokens/s)"] == cell(numbers["decode_tokens_per_s"])
-    assert first["limit (tokens/s)"] == cell(4000 / numbers["gb_per_step"])
-    assert first["MBU (%)"] == cell(numbers["mbu"] * 100)
-    assert first["TPOT p99 (ms)"] == cell(numbers["tpot_p99_s"] * 1e3)
+    assert first["decode (tokens/s)"] == number(numbers["decode_tokens_per_s"])
+    assert first["limit (tokens/s)"] == number(4000 / numbers["gb_per_step"])
+    assert first["MBU (%)"] == number(numbers["mbu"] * 100)
+    assert first["TPOT p99 (ms)"] == number(numbers["tpot_p99_s"] * 1e3)
     assert (first["compile cold (s)"], first["compile warm (s)"]) == ("20", "3")
     assert (first["perplexity"], second["perplexity"]) == ("12", "")
     assert (first["decode energy (J/token)"], second["decode energy (J/token)"]) == ("0.5", "")
@@ -156,13 +156,13 @@ def test_throttled_samples_are_told() -> None:
 def test_the_best_result_is_told_in_words() -> None:
     slow, fast = made_result(step_s=0.01), made_result(step_s=1e-5, quant="int8")
     numbers = summary(fast)
-    share = cell(numbers["decode_tokens_per_s"] / (4000 / numbers["gb_per_step"]) * 100)
+    share = number(numbers["decode_tokens_per_s"] / (4000 / numbers["gb_per_step"]) * 100)
     told = " ".join(" ".join(read(slow, fast).texts).split())
     assert (
         "Fastest: stories15m, int8, engine inductor, batch 1, 3 prompt + 5 new tokens (int8) decodes "
-        f"{cell(numbers['decode_tokens_per_s'])}" in told
+        f"{number(numbers['decode_tokens_per_s'])}" in told
     )
-    assert f"That is {share} % of the {cell(4000 / numbers['gb_per_step'])} tokens/s" in told
+    assert f"That is {share} % of the {number(4000 / numbers['gb_per_step'])} tokens/s" in told
     assert "read roof of 4000 GB/s" in told
 
 

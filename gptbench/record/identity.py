@@ -21,24 +21,12 @@ from gptbench.schema.identity import DIGITS, MEASURED, PLACES, digest
 from gptbench.task import kernel_cases
 
 MEASURING = (
-    *(
-        "__init__",
-        "base",
-        "private",
-        "architecture",
-        "config",
-        "text",
-        "device",
-        "kernels",
-        "model",
-        "quant",
-        "sampling",
-    ),
-    *("checkpoint", "build", "block_sizes", "engine", "generate", "measure", "task", "schema", "execute"),
+    *("__init__", "base", "private", "architecture", "config", "text", "device", "kernels", "model", "quant"),
+    *("sampling", "checkpoint", "build", "block_sizes", "engine", "generate", "measure", "task", "execute"),
 )
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
-RECORDING = ("charts", "record", "compare", "present", "sweep", "commands", "__main__")
-"""All others: what is done with a number once it is there changes no identity."""
+RECORDING = ("schema", "charts", "record", "compare", "present", "sweep", "commands", "__main__")
+"""All others: what is done with a number once it is there, statistics included, changes no identity."""
 MOST_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
