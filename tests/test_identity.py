@@ -16,9 +16,10 @@ from gptbench.base import limits
 from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
 from gptbench.device import Device
 from gptbench.execute.job import from_folder
-from gptbench.measure.environment import VARIABLES, environment
+from gptbench.measure.environment import VARIABLES, environment, place
 from gptbench.record import identity as module
 from gptbench.record.identity import code_version, identity
+from gptbench.schema.place import Place
 from tests.models import DENSE, run_config
 
 
@@ -151,3 +152,29 @@ assert environment.variables() == {}, environment.variables()
     clean = {name: value for name, value in os.environ.items() if not VARIABLES.fullmatch(name)}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_of_a_place_must_agree_for_what() -> None:
+    """Field by field, on a GPU and on a CPU: for a comparison, a job that need not be run again, and a read roof."""
+    of_cpu = {
+        "device": (True, True, True), "cores": (True, True, True), "threads": (False, True, True),
+        "host": (False, False, True), "driver": (False, False, True), "commit": (False, False, False),
+    }  # fmt: skip
+    of_gpu = {
+        "device": (True, True, True), "power_limit_w": (True, True, True), "cores": (False, False, False),
+        "threads": (False, False, False), "host": (False, False, False), "driver": (False, False, True),
+    }  # fmt: skip
+    other = {"device": "b", "power_limit_w": 3.0, "cores": 63, "threads": 62, "driver": "1", "commit": "c", "host": "h"}
+    for on_gpu, fields in ((False, of_cpu), (True, of_gpu)):
+        one = replace(place(cpu()), on_gpu=on_gpu, libraries={"torch": "2", "numpy": "2"}, variables={})
+        for name, expected in fields.items():
+            assert differs(one, replace(one, **{name: other[name]})) == expected, (on_gpu, name)
+        assert differs(one, replace(one, libraries={"torch": "3", "numpy": "2"})) == (False, True, True)
+        assert differs(one, replace(one, libraries={"torch": "2", "numpy": "3"})) == (False, False, False)
+        assert differs(one, replace(one, variables={"OMP_PROC_BIND": "true"})) == (False, True, False)
+        assert differs(one, replace(one, variables={"OMP_NUM_THREADS": "1"})) == (False, False, False)
+
+
+def differs(one: Place, other: Place) -> tuple[bool, bool, bool]:
+    jobs = [each.of_job(("torch",)) for each in (one, other)]
+    return one.kind != other.kind, jobs[0] != jobs[1], one.of_roof != other.of_roof

@@ -1,8 +1,8 @@
 """Recorded targets of some device, to be shown beside what was measured.
 
-A run belongs to a row of a baseline if both measured the same, however it was asked for. `measured` tells what that is,
-as plain values by dotted field. A later gptbench may have fields that a row does not know: a run still belongs to the
-row where these have their default, which is what the row was measured with.
+A run belongs to a row of a baseline if both measured the same, however it was asked for. `measurement_of` tells what
+that is, as plain values by dotted field. A later gptbench may have fields that a row does not know: a run still belongs
+to the row where these have their default, which is what the row was measured with.
 """
 
 import re
@@ -21,9 +21,8 @@ from gptbench.base.paths import conf_folder
 from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.config.refusal import read_section
 from gptbench.schema import Result
-from gptbench.schema.identity import ALONGSIDE, MEASURED, PLACES, digest
+from gptbench.schema.identity import measurement_of
 from gptbench.schema.labels import shortened
-from gptbench.schema.machine import Environment
 from gptbench.schema.metrics import metric_of
 
 
@@ -66,7 +65,7 @@ class Baseline:
         """Name of the row that it belongs to, or None."""
         if not self.config.rows:
             return None
-        values = measured(result)
+        values = measurement_of(result)
         return next((name for name, row in self.config.rows.items() if belongs(values, row)), None)
 
 
@@ -87,39 +86,6 @@ def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | No
     """Whether a group of a result has the values of the option that gptbench ships under that name."""
     values = shipped(group, name)
     return bool(values) and all(result.config[group].get(key) == values[key] for key in keys or values)
-
-
-def measured(result: Result) -> dict[str, Any]:
-    """What a result's numbers depend on beside device and versions, by dotted field; a section's class stands under the
-    section's name. Where something lies and what a section is called make no difference."""
-    values: dict[str, Any] = {}
-    for group in MEASURED:
-        section = dict(result.config.get(group, {}))
-        values[group] = section.pop("_target_", None)
-        for key in ("name", *PLACES.get(group, ()), *ALONGSIDE.get(group, ())):
-            section.pop(key, None)
-        values |= flattened(section, group)
-    values["device.dtype"] = result.dtype
-    here = result.environment
-    values["device.threads"] = None if here.on_gpu else here.threads
-    values["prompt"] = digest(result.prompts or result.prompt)
-    values["checkpoint"] = None if result.checkpoint is None else result.checkpoint.headers_sha256
-    values["text"] = None if result.quality is None else result.quality.text_sha256
-    return values
-
-
-def versions_of(here: Environment) -> dict[str, str | None]:
-    """Of driver, gptbench and libraries."""
-    return {"driver": here.driver, "commit": here.commit} | dict(here.libraries)
-
-
-def flattened(section: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no dict, under its dotted field."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{path}.{key}")
-        else:
-            yield f"{path}.{key}", value
 
 
 def belongs(values: dict[str, Any], row: BaselineRow) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from gptbench.base.errors import UserError
-from gptbench.compare.baseline import measured, versions_of
 from gptbench.compare.ratio import (
     Moments,
     Ratio,
@@ -35,8 +34,9 @@ from gptbench.record.tracking import flat
 from gptbench.schema import KernelResult, Measured, Recorded, Result
 from gptbench.schema.busy import busy_kinds, why_busy
 from gptbench.schema.files import problem
-from gptbench.schema.identity import MEASURED
+from gptbench.schema.identity import MEASURED, measurement_of
 from gptbench.schema.metrics import HEADLINE, KERNEL_TIME, METRICS, SPEED, Metric, PerToken, compared
+from gptbench.schema.place import Place
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import device_state, steps_jackknife, valid_samples
 from gptbench.schema.summary import sample_metrics, summary
@@ -219,11 +219,8 @@ def fields(found: Found) -> dict[str, str]:
     """What a record's numbers depend on beside versions, as text."""
     record = found.record
     assert isinstance(record, Measured)
-    here = {f"environment.{key}": str(value) for key, value in record.environment.place.items()}
-    if isinstance(record, Result):
-        return here | {key: str(value) for key, value in measured(record).items() if value is not None}
-    config = {group: record.config[group] for group in MEASURED if group in record.config}
-    return here | dict(flat(config | {"device": {"dtype": record.dtype}}))
+    here = {f"environment.{key}": str(value) for key, value in Place.of(record.environment).kind.items()}
+    return here | {key: str(value) for key, value in measurement_of(record).items() if value is not None}
 
 
 def told_apart(found: Found, keys: list[str], sides: list[list[Found]]) -> dict[str, str]:
@@ -294,7 +291,7 @@ def workload_of(record: Recorded) -> dict[str, Any]:
 
 def mixed(side: str, records: list[Measured]) -> list[str]:
     """A remark for each of commit, driver and libraries of which a side has several."""
-    versions = [versions_of(record.environment) for record in records]
+    versions = [Place.of(record.environment).versions for record in records]
     told = []
     for name in dict.fromkeys(name for each in versions for name in each):
         several = sorted({str(each.get(name)) for each in versions})

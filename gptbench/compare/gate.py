@@ -24,10 +24,8 @@ from gptbench.compare.baseline import (
     NOT_MEASURED,
     Baseline,
     is_outdated,
-    measured,
     parse_baseline,
     section_of,
-    versions_of,
 )
 from gptbench.compare.comparison import exactly, moments_of, quiet
 from gptbench.compare.ratio import (
@@ -47,16 +45,16 @@ from gptbench.config import BaselineConfig, BaselineMetric
 from gptbench.schema import Result
 from gptbench.schema.busy import PHASES, busy_kinds, why_busy
 from gptbench.schema.files import problem
+from gptbench.schema.identity import measurement_of
 from gptbench.schema.labels import weights_of
 from gptbench.schema.machine import Environment
 from gptbench.schema.metrics import KINDS, Metric, PerToken, compared, metric_of
+from gptbench.schema.place import Place, whole_watts
 from gptbench.schema.result import SCHEMA_VERSION
 from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import valid_samples
 from gptbench.schema.summary import summary
 
-SAME_POWER_LIMIT_W = 0.5
-"""Limits nearer to each other are the same."""
 DIGITS = 6
 """That a baseline keeps of a number."""
 CPU_MARGINS = {"memory": 0.1}
@@ -158,26 +156,26 @@ def require_rows(config: BaselineConfig) -> None:
 
 def require_device(config: BaselineConfig, here: Environment) -> None:
     """Raises UserError where a number is of another device than the baseline's, power limit, or part of a CPU."""
-    if here.device != config.device:
+    there, now = own_place(config), Place.of(here).kind
+    if now["device"] != there["device"]:
         raise UserError(
             f"baseline {config.name} is of {config.device}, and this is {here.device}: never compared across devices"
         )
-    if not same_limit(here.power_limit_w, config.power_limit_w):
+    if now["power_limit_w"] != there["power_limit_w"]:
         raise UserError(
             f"baseline {config.name} is of {config.device} at {watts(config.power_limit_w)}, and this is at "
             f"{watts(here.power_limit_w)}: never compared across power limits"
         )
-    if not here.on_gpu and here.cores != config.cores:
+    if now.get("cores", config.cores) != config.cores:
         raise UserError(
             f"baseline {config.name} is of {config.cores} cores of {config.device}, and this is of {here.cores}: never "
             "compared across devices"
         )
 
 
-def same_limit(a: float | None, b: float | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return abs(a - b) < SAME_POWER_LIMIT_W
+def own_place(config: BaselineConfig) -> dict[str, Any]:
+    """As `Place.kind` has it, of a CPU with its cores."""
+    return {"device": config.device, "power_limit_w": whole_watts(config.power_limit_w)}
 
 
 def watts(limit: float | None) -> str:
@@ -387,7 +385,7 @@ def differences(config: BaselineConfig, results: list[Result]) -> dict[str, tupl
     before = {"driver": config.driver, "commit": config.commit} | dict(config.versions)
     told = {}
     for name, value in before.items():
-        now = sorted({str(versions_of(result.environment).get(name)) for result in results})
+        now = sorted({str(Place.of(result.environment).versions.get(name)) for result in results})
         if now and now != [str(value)]:
             told[name] = str(value), " / ".join(now)
     return told
@@ -419,7 +417,7 @@ def recorded_text(
     here = runs[0].environment
     groups: list[tuple[dict[str, Any], list[Result]]] = []
     for result in runs:
-        values = measured(result)
+        values = measurement_of(result)
         same = next((own for known, own in groups if known == values), None)
         if same is None:
             groups.append((values, [result]))
@@ -464,16 +462,16 @@ def countable(found: Sequence[Found], even_if_busy: bool = False) -> list[Result
             raise UserError(f"{each.path}: it does not count: {wrong}")
         if not even_if_busy and (why := why_busy(result)) is not None:
             raise UserError(f"{each.path}: {why}; measure again, or give --even-if-busy")
-        here, first = result.environment, (runs or [result])[0].environment
+        here, first = (Place.of(one.environment) for one in (result, (runs or [result])[0]))
         if here.device != first.device:
             raise UserError(f"{each.path}: expected runs of one device, and it is of {here.device}, not {first.device}")
-        if not same_limit(here.power_limit_w, first.power_limit_w):
+        if here.power_limit_w != first.power_limit_w:
             limits = f"{watts(here.power_limit_w)}, not {watts(first.power_limit_w)}"
             raise UserError(f"{each.path}: expected runs at one power limit, and it is at {limits}")
-        if not here.on_gpu and here.cores != first.cores:
+        if here.kind != first.kind:
             raise UserError(f"{each.path}: expected runs of {first.cores} cores, and it is of {here.cores}")
-        for name, version in versions_of(here).items():
-            if version != (other := versions_of(first).get(name)):
+        for name, version in here.versions.items():
+            if version != (other := first.versions.get(name)):
                 raise UserError(
                     f"{each.path}: expected runs of one version of {name}, and it has {version}, not {other}"
                 )

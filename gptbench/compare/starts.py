@@ -21,6 +21,7 @@ from gptbench.schema import Result
 from gptbench.schema.busy import busy
 from gptbench.schema.files import load_record, problem, records_in
 from gptbench.schema.metrics import STEP
+from gptbench.schema.place import Place
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import valid_samples
 from gptbench.schema.summary import summary
@@ -58,7 +59,7 @@ class Start:
     """One recorded run."""
 
     place: dict[str, Any]
-    """Where, as `Environment.place` has it."""
+    """Where, as `Place.kind` has it."""
     metrics: dict[str, float]
     """Its summary."""
 
@@ -84,7 +85,7 @@ class History:
 
     def of_one(self, metric: str, result: Result) -> StartSpread:
         """From what is recorded of its device; built in where that is too little."""
-        here, step_s = result.environment.place, summary(result)[STEP]
+        here, step_s = Place.of(result.environment).kind, summary(result)[STEP]
         logarithms = []
         for group in self.groups:
             values = [
@@ -145,7 +146,7 @@ def starts_in(paths: Iterable[Path], identity: str) -> Iterator[Start]:
         except UserError:  # no record, or a damaged one
             continue
         if isinstance(record, Result) and record.identity == identity and is_plain(record):
-            yield Start(record.environment.place, summary(record))
+            yield Start(Place.of(record.environment).kind, summary(record))
 
 
 def is_plain(result: Result) -> bool:

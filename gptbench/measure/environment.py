@@ -18,7 +18,8 @@ from gptbench.base.redaction import redacted
 from gptbench.config import plugins
 from gptbench.device import Device, cpu_name
 from gptbench.private import version
-from gptbench.schema.machine import Environment, place_of
+from gptbench.schema.machine import Environment
+from gptbench.schema.place import Place, whole_watts
 
 LIBRARIES = (
     "torch",
@@ -36,14 +37,6 @@ VARIABLES = re.compile(
     r"ONEDNN|OPENBLAS|MALLOC)_\w+|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|LD_PRELOAD|CC|CXX|CFLAGS|CXXFLAGS"
 )
 """Environment variables that a number may depend on."""
-CODE = re.compile(
-    r"(?!\w*NUM_THREADS)(?:(TORCHINDUCTOR|TORCHDYNAMO|TRITON|CUBLAS|CUBLASLT|CUDNN|KMP|MKL|DNNL|ONEDNN)_\w+|NVIDIA_TF32_OVERRIDE|"
-    r"ATEN_CPU_CAPABILITY|CUDA_LAUNCH_BLOCKING|(PYTORCH_CUDA|PYTORCH)_ALLOC_CONF|OMP_(PROC_BIND|PLACES|SCHEDULE|WAIT_POLICY)|"
-    r"GOMP_(CPU_AFFINITY|SPINCOUNT))"
-)
-"""Those of them that choose other code, or bind its threads, and are the same for every job of a sweep: numbers with
-different ones are of different measurements. Others may differ by job without meaning anything (CUDA_VISIBLE_DEVICES
-tells which of several cards, OMP_NUM_THREADS is in the number of threads), and are recorded only."""
 PLACES = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BASED_CUDA_CHECK$|COMPILE_THREADS$")
 """Those that say where something lies, what is printed, how many compile, or that gptbench sets itself."""
 ADDED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
@@ -51,16 +44,31 @@ ADDED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 later one inherits from may have done. They only let OpenMP be loaded twice and forked."""
 
 
-def place(device: Device) -> dict[str, Any]:
-    """The same of a device that is here."""
-    return place_of(device.name, device.is_cuda, gpu_state(device)[1], device.cores)
+def place(device: Device, libraries: tuple[str, ...] = ()) -> Place:
+    """Of a device that is here, without the commit; with versions of these libraries, too."""
+    driver, power_limit = gpu_state(device)
+    return Place(
+        device=device.name,
+        on_gpu=device.is_cuda,
+        power_limit_w=whole_watts(power_limit),
+        cores=device.cores,
+        threads=torch.get_num_threads(),
+        driver=driver,
+        libraries=versions(libraries),
+        variables=variables(),
+        host=platform.node(),
+    )
+
+
+def versions(libraries: tuple[str, ...] = ()) -> dict[str, str]:
+    """Of gptbench, and of each of `LIBRARIES` and of these that is installed."""
+    found = {name: version(name) for name in (*LIBRARIES, *libraries)}
+    return {"gptbench": __version__} | {name: known for name, known in found.items() if known is not None}
 
 
 def environment(device: Device, commit: str | None) -> Environment:
     """Looks everything up; the commit only where it is not given."""
     driver, power_limit = gpu_state(device)
-    versions = {"gptbench": __version__}
-    versions |= {name: found for name in LIBRARIES if (found := version(name)) is not None}
     return Environment(
         commit=commit or git_commit(),
         device=device.name,
@@ -72,7 +80,7 @@ def environment(device: Device, commit: str | None) -> Environment:
         cuda=torch.version.cuda,
         python=platform.python_version(),
         platform=platform.platform(),
-        libraries=versions,
+        libraries=versions(),
         cpu_quota=limits.cpu_quota(),
         memory_limit_bytes=limits.memory_limit(),
         variables=variables(),
@@ -82,10 +90,9 @@ def environment(device: Device, commit: str | None) -> Environment:
     )
 
 
-def variables(needed: re.Pattern[str] = VARIABLES) -> dict[str, str]:
-    """Environment variables that were set when this process began, by name, of those that match; see
-    `Environment.variables`."""
-    found = {name: value for name, value in STARTED_WITH.items() if needed.fullmatch(name)}
+def variables() -> dict[str, str]:
+    """Environment variables that were set when this process began, by name; see `Environment.variables`."""
+    found = {name: value for name, value in STARTED_WITH.items() if VARIABLES.fullmatch(name)}
     found = {name: value for name, value in found.items() if not PLACES.search(name) and name not in ADDED}
     return dict(redacted(dict(sorted(found.items()))))
 

@@ -29,6 +29,7 @@ from gptbench.base.inputs import is_finite_number, read_json
 from gptbench.base.outputs import write_json
 from gptbench.device import Device, file_name
 from gptbench.schema.machine import FULL, PROBE, Environment, Probe, Roof
+from gptbench.schema.place import Place
 
 PROBES = "probes"
 """Of a file, where the last ones are."""
@@ -123,12 +124,9 @@ class Roofs:
 
     def counts(self, one: Roof) -> bool:
         """Whether a measurement is of this device and these conditions, and of memory."""
-        there, here = one.environment, self.environment
-        same = one.device == self.device.name and conditions(there) == conditions(here)
-        same = same and one.buffer_bytes >= min_bytes(self.device)
-        if self.device.is_cuda:
-            return same
-        return same and (one.host, there.cores, there.threads) == (platform.node(), here.cores, here.threads)
+        there, here = Place.of(one.environment, one.host), Place.of(self.environment, platform.node())
+        same = one.device == here.device and there.of_roof == here.of_roof
+        return same and one.buffer_bytes >= min_bytes(self.device)
 
     def add(self, measured: Roof, to: str = "measurements") -> Roof:
         """Writes a measurement to the others; returns the highest."""
@@ -168,12 +166,6 @@ def restored_roof(raw: dict[str, Any]) -> Roof:
     if not (is_finite_number(roof.gb_per_s) and roof.gb_per_s > 0):
         raise ValueError(f"gb_per_s={roof.gb_per_s}: expected a finite number over 0")
     return roof
-
-
-def conditions(environment: Environment) -> tuple[object, ...]:
-    """What a roof depends on beside the device."""
-    libraries = environment.libraries
-    return environment.driver, environment.power_limit_w, libraries.get("torch"), libraries.get("triton")
 
 
 def measure_roof(device: Device, environment: Environment) -> Roof:

@@ -26,6 +26,7 @@ from gptbench.schema.files import problem
 from gptbench.schema.kernels import kernel_metrics
 from gptbench.schema.labels import labels, weights_of
 from gptbench.schema.metrics import HEADLINE, METRICS, View, shown_in
+from gptbench.schema.place import Place
 
 TEMPLATE = "report.html.j2"
 GENERATOR = '<meta name="generator" content="gptbench report">'
@@ -196,7 +197,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
     for run in runs:  # the fastest of a model comes first
         names = names_of(run)
         work = (names["model"], names["batch"], names["prompt"], names["new tokens"])
-        groups.setdefault((*work, str(run.result.environment.place)), []).append(run)
+        groups.setdefault((*work, str(Place.of(run.result.environment).kind)), []).append(run)
     rows = []
     for fastest, *others in groups.values():
         for other in others:

@@ -7,7 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 import gptbench
@@ -15,9 +14,8 @@ from gptbench.config import Config, KernelsConfig, Section, plugins
 from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine import Runner
-from gptbench.measure.environment import CODE, place, variables
-from gptbench.private import version
-from gptbench.schema.identity import DIGITS, MEASURED, PLACES, digest
+from gptbench.measure.environment import place
+from gptbench.schema.identity import DIGITS, digest, job_of
 from gptbench.task import kernel_cases
 
 MEASURING = (
@@ -64,8 +62,7 @@ def code_used(config: Config, device: Device) -> Any:
 
 def measured(config: Config) -> dict[str, Any]:
     """What of a configuration a number depends on, as plain data."""
-    found = {name: plain(getattr(config, name), PLACES.get(name, ())) for name in MEASURED}
-    return found | {"contents": contents(config)}
+    return job_of(plain(config)) | {"contents": contents(config)}
 
 
 def contents(config: Config) -> dict[str, list[list[Any]]]:
@@ -91,15 +88,17 @@ def file_hash(file: Path) -> list[Any]:
     return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]]
 
 
-def plain(section: Section, left_out: tuple[str, ...]) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
+def plain(config: Config | Section) -> dict[str, Any]:
+    """As plain data, as a record has it."""
+    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key not in left_out}
+    return {str(key): value for key, value in values.items()}
 
 
 def plan_identity(config: Config) -> str:
     """Hash of what is asked for, before it is known on which device; its engine may still be `auto`."""
-    return digest([code_version(), sources(), measured(config), plain(config.device, ("measure_roof",))])
+    device = {name: value for name, value in plain(config.device).items() if name != "measure_roof"}
+    return digest([code_version(), sources(), measured(config), device])
 
 
 def identity(config: Config, device: Device) -> str:
@@ -109,12 +108,7 @@ def identity(config: Config, device: Device) -> str:
         config: with its prompt as tokens, and the engine that `auto` stands for.
         device: what `config.device` turned out to be.
     """
-    # Triton is not everywhere.
-    versions = {name: version(name) for name in (*LIBRARIES, *config.engine.LIBRARIES)}
-    where = place(device) | {
-        "dtype": device.dtype_name,
-        "threads": None if device.is_cuda else torch.get_num_threads(),
-        "code": code_used(config, device),
-        "variables": variables(CODE),
-    }
-    return digest([code_version(), sources(), versions, measured(config), where])
+    libraries = (*LIBRARIES, *config.engine.LIBRARIES)
+    where = place(device, libraries).of_job(libraries)
+    made = {"dtype": device.dtype_name, "code": code_used(config, device)}
+    return digest([code_version(), sources(), measured(config), where, made])

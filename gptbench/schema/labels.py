@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from gptbench.schema.identity import ALONGSIDE, MEASURED, digest
+from gptbench.schema.identity import ALONGSIDE, digest, fields_of
 from gptbench.schema.result import Measured, Recorded
 
 NAMED = ("model", "weights", "engine")
@@ -86,11 +86,12 @@ def traits(record: Recorded) -> dict[str, str]:
     if found["weights"] != dtype:
         found["dtype"] = dtype
     found["batch"] = f"b{config['workload']['batch_size']}"
-    # What a task measures beside the speed does not change it.
-    groups = {group: config[group] for group in MEASURED if group in config and group != "task"}
-    groups["device"] = {"threads": config["device"].get("threads")}
-    left_out = {*LEFT_OUT, *(f"{group}.{key}" for group, keys in ALONGSIDE.items() for key in keys)}
-    found |= {key: value for key, value in leaves(groups) if key not in left_out and not key.endswith("_target_")}
+    fields = fields_of(config, ALONGSIDE) | {"device.threads": config["device"].get("threads")}
+    for key, value in fields.items():
+        section, _, name = key.rpartition(".")
+        # What a task measures beside the speed does not change it.
+        if section not in ("", "task") and key not in LEFT_OUT and name != "_target_":
+            found[key] = value_text(name, value)
     if isinstance(prompt := getattr(record, "prompt", None), list):
         every = getattr(record, "prompts", None) or prompt
         found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(every)[:PROMPT_DIGITS]}
@@ -98,15 +99,6 @@ def traits(record: Recorded) -> dict[str, str]:
         found["device"] = record.environment.device
         found["commit"] = short_commit(record.environment.commit)
     return found
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a nested dict as a person reads it, under its dotted key."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value_text(key, value)
 
 
 def value_text(key: str, value: Any) -> str:

@@ -1,7 +1,6 @@
 """The machine that something was measured on: its environment, its sensors, what else it did, and its read roof."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 POWER_SETTLES_S = 0.15
 """From the beginning of a load until every reading of NVML's power is of the load (an H100: LOG.md)."""
@@ -61,19 +60,6 @@ class Environment:
     @property
     def on_gpu(self) -> bool:
         return self.device != self.cpu
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """What kind of place it is: see `place_of`."""
-        return place_of(self.device, self.on_gpu, self.power_limit_w, self.cores)
-
-
-def place_of(device: str, on_gpu: bool, power_limit_w: float | None, cores: int) -> dict[str, Any]:
-    """What kind of place a number is from, by field of `Environment`. Numbers of different places are never held
-    against each other: not of two devices, power limits, nor parts of a CPU, of which machines in a cloud have any
-    number of cores. Machines of one kind are one place, so that a sweep can be resumed on any of them."""
-    found = {"device": device, "power_limit_w": power_limit_w}
-    return found if on_gpu else found | {"cores": cores}
 
 
 @dataclass
