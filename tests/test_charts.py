@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -333,7 +334,8 @@ def test_quality_is_drawn_with_its_front() -> None:
     line = axes.lines[0]
     assert list(line.get_xdata()) == pytest.approx([10, 10.5, 12, 12.5])
     assert list(line.get_ydata()) == pytest.approx([*rates[:3], rates[2]])
-    assert [text.get_text() for text in axes.texts] == ["bfloat16", "int8", "int4", "nf4"]
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3", "4"]
+    assert legend(figure)[-4:] == ["#1 bfloat16", "#2 int8", "#3 int4", "#4 nf4"]
     assert axes.get_xlabel().startswith("perplexity")
 
 
@@ -346,17 +348,20 @@ def test_quality_of_random_tokens_is_their_divergence() -> None:
     assert DRAWN["pareto"].draw(runs_of(results[:1])) is None, "one way to store weights is no comparison"
 
 
-def test_names_of_neighbours_do_not_lie_on_each_other() -> None:
+def test_points_have_numbers_that_the_legend_explains() -> None:
     results = [made_result(quant=f"int{n}", step_s=0.01 + n / 1e5, perplexity=10 + n / 50) for n in range(6)]
     figure = draw("pareto", *results)
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[n + 1 :])
+    points = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert list(points) == ["1", "2", "3", "4", "5", "6"]
+    assert points["3"] == (summary(results[2])["perplexity"], summary(results[2])["decode_tokens_per_s"])
+    assert legend(figure)[-6:] == [f"#{n + 1} int{n}" for n in range(6)]
 
 
 def test_of_many_points_those_on_the_front_have_names() -> None:
     sweep = [made_result(quant=("none", "int8")[n % 2], temperature=n / 100, perplexity=10 + n) for n in range(30)]
-    (axes,) = draw("pareto", *sweep).axes
-    assert [text.get_text() for text in axes.texts] == ["bfloat16 temperature=greedy"]
+    figure = draw("pareto", *sweep)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1"]
+    assert legend(figure)[-1] == "#1 bfloat16 temperature=greedy"
 
 
 def of_another(what: str, result: Result) -> Result:
@@ -391,8 +396,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("what", SHARED)
-def test_only_what_can_be_compared_shares_a_front(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
+def test_only_what_can_be_compared_shares_a_front(what: str) -> None:
     results = [made_result(quant=quant, perplexity=10) for quant in ("none", "int8")]
     results += [of_another(what, made_result(quant=quant, perplexity=9)) for quant in ("none", "int8")]
     figure = DRAWN["pareto"].draw(runs_of(results))
@@ -535,9 +539,11 @@ def test_names_are_drawn_as_they_are() -> None:
         if figure is not None:
             with styled():
                 figure.savefig(io.BytesIO(), format="svg")
-    assert (bars_of := found["mbu"]) is not None
-    assert all(any(name[:8] in text for text in texts(bars_of)) for name in names)
-    assert any("模型" in text for text in texts(bars_of))
+    bars_of = found["mbu"]
+    assert bars_of is not None
+    told = [*texts(bars_of), *legend(bars_of)]
+    assert all(any(name[:8] in text for text in told) for name in names)
+    assert any("模型" in text for text in told)
 
 
 def test_of_many_runs_the_fastest_are_drawn() -> None:
@@ -619,35 +625,43 @@ def varied(fields: int) -> list[Result]:
     return results
 
 
-@pytest.mark.parametrize("chart", [chart.name for chart in CHARTS])
-@pytest.mark.parametrize("fields", [2, len([name for named in VARIED.values() for name in named])])
-def test_names_as_they_are_drawn_are_all_different(fields: int, chart: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
+@pytest.mark.parametrize("fields", [1, len([name for named in VARIED.values() for name in named])])
+def test_names_as_they_are_drawn_are_all_different(fields: int) -> None:
+    """Long ones are numbers, and stand in the legend."""
     results = varied(fields)
-    figure = DRAWN[chart].draw(runs_of(results))
-    assert figure is not None
-    drawn = [text for text in (*texts(figure), *legend(figure)) if "=" in text]
-    if chart == "heat_map":
-        drawn = [axes.get_title("left") for axes in figure.axes]
-    titled = [text for text in drawn if "step at position" not in text]
-    assert len(set(drawn)) == len(drawn)
-    count = {"heat_map": 2, "latency": 6, "distribution": 6, "device_state": 6, "breakdown": 4}
-    assert len(drawn) == count.get(chart, 2 * len(results) if chart == "compile" else len(results))
-    longest = max(canvas.LONGEST_NAME, canvas.LONGEST_ENTRY)
-    assert max((len(line) for text in titled for line in text.splitlines()), default=0) <= longest
-    assert max((canvas.lines_of(text) for text in titled), default=1) <= canvas.NAME_LINES
+    runs = runs_of(results)
+    count = {"heat_map": 2, "latency": 6, "distribution": 6, "device_state": 6, "breakdown": 4, "compile": 24}
+    for chart in CHARTS:
+        figure = chart.draw(runs)
+        assert figure is not None
+        if chart.name in ("heat_map", "pareto"):
+            drawn = [text for axes in figure.axes for text in (axes.get_title("left"), *texts_of_points(axes)) if text]
+        elif chart.name in ("latency", "distribution", "device_state"):
+            drawn = [entry for entry in legend(figure) if "=" in entry]
+        else:
+            drawn = [text for text in texts(figure) if "=" in text or text.startswith("#")]
+        assert len(drawn) == len(set(drawn)) == count.get(chart.name, len(results)), chart.name
+        numbers = {found[1] for text in drawn if (found := re.match(r"#?(\d+)(?![\d.])", text))}
+        explained = [entry for entry in legend(figure) if entry.startswith("#")]
+        assert numbers == {entry[1:].split()[0] for entry in explained}, chart.name
+        assert len(numbers) == len(explained)
+        lines = [line for text in (*drawn, *legend(figure)) for line in text.splitlines()]
+        assert max(map(len, lines)) <= canvas.LONGEST_ENTRY
 
 
-def test_names_that_are_too_long_are_wrapped_and_then_numbered() -> None:
-    words = "float32 temperature=1 top_k={} samples=3 threads=1"
-    names = [words.format(top_k) for top_k in (5, 30)]
-    assert canvas.fitted(names, 60) == names
-    wrapped = "float32 temperature=1 top_k={}\nsamples=3 threads=1"
-    assert canvas.fitted(names, 30) == [wrapped.format(top_k) for top_k in (5, 30)]
-    cut = canvas.fitted(["x" * 40 + n + "y" * 40 for n in "ab"], 20)
-    assert [name[-3:] for name in cut] == [" #1", " #2"]
-    assert all(len(line) <= 20 for name in cut for line in name.splitlines())
-    assert canvas.fitted([" " * 100, "a"], 20)[1] == "a"
+def texts_of_points(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts] if "perplexity" in axes.get_xlabel() else []
+
+
+def test_long_names_are_numbers_that_the_legend_explains() -> None:
+    models = ["a$b_{$", "x" * 300 + "y", "x" * 300 + "z"]
+    figure = draw("mbu", *(made_result(model=model) for model in models))
+    assert {"a$b_{$", "#1", "#2"} <= set(texts(figure))
+    first, second = legend(figure)[-2:]
+    assert first.startswith("#1 x") and first.endswith("y") and "…" in first
+    assert second.startswith("#2 x") and second.endswith("z")
+    assert first.count("\n") < canvas.ENTRY_LINES
+    assert canvas.numbers_of(["long", "a", "long", "other"], 2) == {"long": "#1", "other": "#2"}
 
 
 def test_equal_labels_are_told_by_commit_and_number() -> None:
@@ -766,7 +780,6 @@ def test_figures_of_a_sweep_are_those_of_its_jobs_together(
     drawn: list[Run] = []
     charts = [DRAWN["heat_map"], DRAWN["pareto"], DRAWN["compile"], replace(DRAWN["mbu"], function=drawn.extend)]
     monkeypatch.setattr("gptbench.charts.CHARTS", charts)
-    monkeypatch.setattr(speed, "place_names", lambda figure, axes: None)  # takes most of the time
     for folder in ("with", "without"):
         (tmp_path / folder).mkdir()
         write_artifacts(record, path, tmp_path / folder, figures=folder == "with")

@@ -1,22 +1,23 @@
 """What all charts share: the runs they show, sizes, colours, and rows of bars.
 
 A chart is readable at the width of a phone, on white and on black, and printed in grey: so it is narrow, names stand
-above bars where they are long, what lines and markers mean is told by their form, too, and its ink, its grid and its
-paper have colours that nothing else has, which `gptbench.present.svg` replaces by those of the page. matplotlib takes a
-second to import, and is imported where it is needed.
+above bars where they are long, and are numbers that the legend explains where they are longer still; what lines and
+markers mean is told by their form, too, and its ink, its grid and its paper have colours that nothing else has, which
+`gptbench.present.svg` replaces by those of the page. matplotlib takes a second to import, and is imported where it is
+needed.
 """
 
 import contextlib
 import functools
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptbench.schema.labels import numbered, shortened
+from gptbench.schema.labels import shortened
 from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.result import Result
 from gptbench.schema.statistics import step_bytes, valid_samples
@@ -46,11 +47,14 @@ FONT, SMALL = 10, 9
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels."""
 SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
-"""Characters: of names that stand beside their bar, of a line of those above it, and of a line of the legend."""
-NAME_LINES = 3
-"""Of a name, at most."""
-LINE_IN = 0.16
-"""Inches of a further line."""
+"""Characters: of names that stand beside their bar, of those above it with the bar's value, and of a line of the
+legend."""
+ENTRY_LINES = 4
+"""Of a name in the legend, at most: of a longer one the middle is left out."""
+NUMBERED = "numbered"
+"""Marks entries of the legend that only explain a number."""
+ROW_IN, LINE_IN = 0.21, 0.16
+"""Inches of an entry of the legend, and of a further line."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
 """A text that lines pass behind."""
 BAR = 0.5
@@ -148,12 +152,6 @@ def fastest(runs: Sequence[Run], most: int) -> list[Run]:
     return [runs[index] for index in sorted(kept)]
 
 
-def tell_left_out(figure: "Figure", shown: int, there: int, which: str = "fastest") -> None:
-    """Says above the chart that it does not show all."""
-    if shown < there:
-        figure.suptitle(f"the {which} {shown} of {there}", fontsize=SMALL, color=MUTED, x=0.01, ha="left")
-
-
 def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how: Any) -> None:
     """A marker at each point; nothing where there is none."""
     if points:
@@ -161,35 +159,15 @@ def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how
         axes.scatter(x, y, marker=marker, **how)
 
 
-def fitted(names: Sequence[str], longest: int) -> list[str]:
-    """Names in lines of so many characters. They are all different before, and are so still: of those that are too long
-    for their lines, the middle is left out, and what is then equal is numbered.
-    """
-    made = [in_lines(name, longest) for name in names]
-    if len(set(made)) == len(made):
-        return made
-    number = len(f" #{len(made)}")
-    return numbered([in_lines(name, longest, number) for name in names])
+def numbers_of(names: Iterable[str], longest: int) -> dict[str, str]:
+    """A number for each name that is too long, which stands in its place: see `explain`."""
+    return {name: f"#{number}" for number, name in enumerate(dict.fromkeys(n for n in names if len(n) > longest), 1)}
 
 
-def in_lines(name: str, longest: int, spare: int = 0) -> str:
-    """A name in at most `NAME_LINES`, of which the last has room for some characters more."""
-    if len(name) <= longest - spare:
-        return name
-    for most in range(NAME_LINES * longest - spare, 0, -1):  # whole words leave lines half empty
-        lines = textwrap.wrap(shortened(name, most), longest, break_on_hyphens=False) or [""]
-        if len(lines) <= NAME_LINES and len(lines[-1]) <= longest - spare:
-            return "\n".join(lines)
-    raise AssertionError("one character fits")
-
-
-def lines_of(name: str) -> int:
-    return name.count("\n") + 1
-
-
-def bar_names(names: Sequence[str], values: Sequence[str]) -> list[str]:
-    """As they stand at their bars, on whose right the values stand."""
-    return list(names) if are_short(names) else fitted(names, LONGEST_NAME - max(map(len, values)))
+def explain(axes: "Axes", numbers: dict[str, str]) -> None:
+    """Has the legend say what the numbers stand for."""
+    for name, number in numbers.items():
+        axes.plot([], [], " ", label=f"{number} {name}", gid=NUMBERED)
 
 
 def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) -> tuple["Figure", "Axes"]:
@@ -199,17 +177,18 @@ def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) 
     Args:
         rest_in: inches for all that is not a row.
     """
-    names = bar_names(names, values)
-    figure = new_figure(rest_in + row_height(names) * len(names))
+    numbers = numbers_of(names, LONGEST_NAME - max(map(len, values)))
+    drawn = [numbers.get(name, name) for name in names]
+    figure = new_figure(rest_in + row_height(drawn) * len(drawn))
     axes = figure.subplots()
-    name_rows(axes, names, values)
+    name_rows(axes, drawn, values)
+    explain(axes, numbers)
     return figure, axes
 
 
 def row_height(names: Sequence[str]) -> float:
-    """Inches, of names as `bar_names` gives them."""
-    # A bar and what is above it share the row: a line more takes twice its height.
-    return 0.3 if are_short(names) else 0.42 + 2 * LINE_IN * (max(map(lines_of, names)) - 1)
+    """Inches."""
+    return 0.3 if are_short(names) else 0.42
 
 
 def are_short(names: Sequence[str]) -> bool:
@@ -217,8 +196,7 @@ def are_short(names: Sequence[str]) -> bool:
 
 
 def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None:
-    """Short names stand at the left of their bars, long ones above them; the values at the right. The names are as
-    `bar_names` gives them."""
+    """Short names stand at the left of their bars, long ones above them; the values at the right."""
     across = axes.get_yaxis_transform()
     if are_short(names):
         axes.set_yticks(range(len(names)), names)
@@ -237,16 +215,37 @@ def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None
 
 
 def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
-    """One for the whole figure; nothing where nothing has a label."""
+    """One for the whole figure, at its end what numbers stand for; nothing where nothing has a label."""
     drawn = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    if drawn:
-        labels = fitted(list(drawn), LONGEST_ENTRY)
-        columns = 1 if max(map(len, labels)) > LONGEST_ENTRY / columns else columns
-        further = sum(map(lines_of, labels)) - len(labels)
-        figure.set_figheight(figure.get_figheight() + LINE_IN * further)
-        figure.legend(list(drawn.values()), labels, loc="outside lower left", ncols=columns, **how)
+    if not drawn:
+        return
+    explained = {label for label, handle in drawn.items() if getattr(handle, "get_gid", str)() == NUMBERED}
+    keys = [label for label in drawn if label not in explained]
+    table = sorted(explained, key=lambda label: int(label[1:].partition(" ")[0]))
+    numbers = numbers_of(keys, LONGEST_ENTRY)
+    entries = [in_lines(f"{numbers[key]} {key}" if key in numbers else key) for key in keys]
+    entries += map(in_lines, table)
+    rows = len(keys) / columns  # for which the figure has room
+    columns = 1 if max(map(len, entries)) > LONGEST_ENTRY / columns else columns
+    further = sum(entry.count("\n") for entry in entries)
+    figure.set_figheight(figure.get_figheight() + LINE_IN * further + ROW_IN * (len(entries) / columns - rows))
+    figure.legend([drawn[key] for key in [*keys, *table]], entries, loc="outside lower left", ncols=columns, **how)
+
+
+def in_lines(entry: str) -> str:
+    """An entry of the legend in lines, whose middle is left out if there are too many."""
+    return textwrap.fill(shortened(entry, ENTRY_LINES * (LONGEST_ENTRY - 1)), LONGEST_ENTRY, break_on_hyphens=False)
+
+
+def finish(figure: "Figure", shown: Sized, there: Sized, columns: int = 2, which: str = "fastest") -> "Figure":
+    """The figure with its legend, saying above it if it does not show all that there is."""
+    if len(shown) < len(there):
+        told = f"the {which} {len(shown)} of {len(there)}"
+        figure.suptitle(told, fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+    legend_below(figure, columns)
+    return figure
 
 
 def ink_on(colour: Any) -> str:

@@ -25,19 +25,17 @@ from gptbench.charts.canvas import (
     SMALL,
     YELLOW,
     Run,
-    bar_names,
     bar_rows,
+    explain,
     fastest,
-    fitted,
+    finish,
     ink_on,
-    legend_below,
-    lines_of,
     mark,
     name_rows,
     new_figure,
+    numbers_of,
     row_height,
     short,
-    tell_left_out,
 )
 from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.compilation import STAGES, Compilation
@@ -55,6 +53,8 @@ SMALLEST = 0.06
 """Share of the longest from which on a part has its value written into it."""
 HATCHES = ("", "///", "\\\\\\", "xxx", "--", "++", "||")
 """Of the parts of a bar, so that they are told apart in grey."""
+LONGEST_LABEL = 26
+"""Characters of a run's name that stands before what is told of one of its bars."""
 MOST_KERNELS = 10
 """Rows of a step, without that of the gaps."""
 
@@ -73,8 +73,9 @@ def compile_stages(runs: Sequence[Run]) -> "Figure | None":
     """A bar for each compilation, stacked by stage."""
     there = [run for run in runs if compile_bars(run.result)]
     shown = fastest(there, MOST_ROWS // 2)  # most have two bars
+    numbers = numbers_of([run.label for run in shown], LONGEST_LABEL) if len(there) > 1 else {}
     bars = [
-        (f"{run.label}: {label}" if len(there) > 1 else label, compilation)
+        (f"{numbers.get(run.label, run.label)}: {label}" if len(there) > 1 else label, compilation)
         for run in shown
         for label, compilation in compile_bars(run.result)
     ]
@@ -85,10 +86,9 @@ def compile_stages(runs: Sequence[Run]) -> "Figure | None":
     longest = max(compilation.prepare_s for _, compilation in bars)
     stages = {stage: [compilation.costs_s.get(stage, 0.0) for _, compilation in bars] for stage in STAGES}
     draw_stacked(axes, stages, longest)
+    explain(axes, numbers)
     axes.set_xlabel("seconds until prefill and decode have run, and were captured")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure, 4)
-    return figure
+    return finish(figure, shown, there, 4)
 
 
 def draw_stacked(axes: "Axes", parts: dict[str, list[float]], longest: float) -> None:
@@ -128,9 +128,7 @@ def memory(runs: Sequence[Run]) -> "Figure | None":
     axes.scatter(measured, rows, marker="D", s=34, color=RED, edgecolors=INK, zorder=4, label="peak, in the samples")
     axes.set_xlim(left=0)
     axes.set_xlabel("GB (1e9 bytes)")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure, 3)
-    return figure
+    return finish(figure, shown, there, 3)
 
 
 def breakdown(runs: Sequence[Run]) -> "Figure | None":
@@ -142,11 +140,11 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
     steps = [(run, run.result.breakdown) for run in shown if run.result.breakdown is not None]
     rows = [step_parts(step, run.result.roof.gb_per_s) for run, step in steps]
     values = [[f"{short(part.us)} µs" for part in parts] for parts in rows]
-    names = [bar_names([part.name for part in parts], own) for parts, own in zip(rows, values, strict=True)]
-    titles = fitted([run.label for run in shown], LONGEST_NAME) if len(there) > 1 else []
-    heights = [0.75 + row_height(each) * len(each) for each in names]
-    for panel, title in enumerate(titles):
-        heights[panel] += LINE_IN * lines_of(title)
+    titles = [run.label for run in shown] if len(there) > 1 else []
+    room = LONGEST_NAME - max(len(value) for each in values for value in each)
+    numbers = numbers_of([*titles, *(part.name for parts in rows for part in parts)], room)
+    names = [[numbers.get(part.name, part.name) for part in parts] for parts in rows]
+    heights = [0.75 + row_height(each) * len(each) + LINE_IN * bool(titles) for each in names]
     figure = new_figure(sum(heights) + 0.5)
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (axes, (_, step), parts) in enumerate(zip(panels, steps, rows, strict=True)):
@@ -157,11 +155,10 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
         name_rows(axes, names[panel], values[panel])
         axes.set_xlim(left=0)
         title = f"step at position {step.position}: {short(step.step_s * 1e6)} µs while profiled"
-        axes.set_title("\n".join([*titles[panel : panel + 1], title]))
+        axes.set_title("\n".join([*(numbers.get(each, each) for each in titles[panel : panel + 1]), title]))
     panels[-1].set_xlabel("µs of the step")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure)
-    return figure
+    explain(panels[-1], numbers)
+    return finish(figure, shown, there)
 
 
 @dataclass(frozen=True)
@@ -206,9 +203,7 @@ def energy(runs: Sequence[Run]) -> "Figure | None":
         axes.bar_label(drawn, [short(value) for value in values], padding=3, fontsize=SMALL - 1)
     axes.margins(x=0.12)
     axes.set_xlabel("joules per token, without what is used while idle")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure)
-    return figure
+    return finish(figure, shown, there)
 
 
 READINGS = {name: f"{label}, {unit}" for name, (label, unit, _) in STATES.items()}
@@ -235,9 +230,7 @@ def device_state(runs: Sequence[Run]) -> "Figure | None":
     same = ", ".join(f"{READINGS[name].replace(',', f' {short(*values[name])}')}" for name in constant)
     panels[-1].set_xlabel("seconds of the samples, one after the other" + (f"\nthroughout: {same}" if same else ""))
     figure.align_ylabels()
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure)
-    return figure
+    return finish(figure, shown, there)
 
 
 def all_readings(runs: Sequence[Run], name: str) -> set[float]:
@@ -296,6 +289,4 @@ def kernel_rates(results: Sequence[KernelResult]) -> "Figure | None":
     axes.axvline(100, color=RED, linewidth=2, linestyle="--", label="read roof")
     axes.set_xlim(left=0)
     axes.set_xlabel("% of the read roof")
-    tell_left_out(figure, len(shown), len(points), "first")
-    legend_below(figure, 4)
-    return figure
+    return finish(figure, shown, points, 4, which="first")

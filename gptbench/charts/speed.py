@@ -10,7 +10,6 @@ from gptbench.charts.canvas import (
     BLUE,
     GREY,
     INK,
-    LINE_IN,
     LINES,
     LONGEST_NAME,
     MOST_LINES,
@@ -23,16 +22,15 @@ from gptbench.charts.canvas import (
     SMALL,
     Run,
     bar_rows,
+    explain,
     fastest,
-    fitted,
+    finish,
     ink_on,
-    legend_below,
-    lines_of,
     mark,
     name_log_ticks,
     new_figure,
+    numbers_of,
     short,
-    tell_left_out,
     time_unit,
     timed,
 )
@@ -79,9 +77,7 @@ def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
     mark(axes, far, ">", s=40, color=RED, clip_on=False, label="limit, beyond what is shown")
     axes.set_xlim(0, end)
     axes.set_xlabel("decode tokens/s")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure, 1)
-    return figure
+    return finish(figure, shown, there, 1)
 
 
 def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[tuple[float, float]]) -> None:
@@ -132,9 +128,7 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
     furthest = draw_targets(axes, shown, factors, ", of the run's own roof")
     axes.set_xlim(0, max(118.0, 1.03 * furthest, *(1.03 * high for _, high in spreads)))
     axes.set_xlabel("% of the read roof, while decoding")
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure)
-    return figure
+    return finish(figure, shown, there)
 
 
 def step_times(run: Run) -> np.ndarray:
@@ -183,9 +177,7 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     axes.set_xlabel("position (cached tokens, the step's own included)")
     axes.set_ylabel(f"decode step, {unit}")
     axes.grid()
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure)
-    return figure
+    return finish(figure, shown, there)
 
 
 def thinned(x: np.ndarray, y: np.ndarray, reduce: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -226,9 +218,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     axes.set_xlabel(f"decode step, {unit}{slower}")
     axes.set_ylabel("% of the steps")
     axes.grid()
-    tell_left_out(figure, len(shown), len(there))
-    legend_below(figure, 1)
-    return figure
+    return finish(figure, shown, there, 1)
 
 
 VARIED = ("sampling.temperature", "sampling.top_k", "sampling.name", "commit")
@@ -246,20 +236,18 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     if not maps:
         return None
     shown = list(maps.items())[:MOST_MAPS]
-    titles = fitted(names([dict(rest) for rest, _ in shown]), LONGEST_NAME) if len(maps) > 1 else [""]
-    heights = [
-        0.75 + 0.34 * len(top_ks) + LINE_IN * (lines_of(title) - 1)
-        for title, (_, (_, top_ks, _)) in zip(titles, shown, strict=True)
-    ]
+    titles = names([dict(rest) for rest, _ in shown]) if len(maps) > 1 else [""]
+    numbers = numbers_of(titles, LONGEST_NAME)
+    heights = [0.75 + 0.34 * len(top_ks) for _, (_, top_ks, _) in shown]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     lowest = min(float(np.nanmin(grid) / np.nanmax(grid)) for _, (_, _, grid) in shown)
     for axes, title, (_, grid) in zip(panels, titles, shown, strict=True):
         draw_heat_map(axes, *grid, lowest)
         if title:
-            axes.set_title(title)
-    tell_left_out(figure, len(shown), len(maps), "first")
-    return figure
+            axes.set_title(numbers.get(title, title))
+    explain(panels[-1], numbers)
+    return finish(figure, shown, list(maps), which="first")
 
 
 def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndarray] | None:
@@ -311,8 +299,6 @@ def draw_heat_map(
     axes.set_ylabel("top_k")
 
 
-LONGEST_NOTE = 30
-"""Characters: of a line of a name beside its point."""
 QUALITIES = [one for one in compared() if one.kind is QUALITY and one.direction is Direction.lower]
 
 
@@ -334,18 +320,15 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
     if not panels:
         return None
     shown = panels[:MOST_PANELS]
-    over = fitted([title for title, _, _ in shown], LONGEST_NAME)
+    numbers = numbers_of([title for title, _, _ in shown], LONGEST_NAME)
+    count = len(numbers)
     figure = new_figure(0.2 + 3.0 * len(shown))
-    each = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axes, title, (_, metric, known) in zip(each, over, shown, strict=True):
-        draw_pareto(axes, metric, known)
+    for axes, (title, metric, known) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+        count += draw_pareto(axes, metric, known, count)
         if title:
-            axes.set_title(title)
-    tell_left_out(figure, len(shown), len(panels), "first")
-    legend_below(figure)
-    for axes in each:
-        place_names(figure, axes)
-    return figure
+            axes.set_title(numbers.get(title, title))
+        explain(axes, {title: numbers[title]} if title in numbers else {})
+    return finish(figure, shown, panels, which="first")
 
 
 def shared(result: Result, quality: Predictions) -> dict[str, str]:
@@ -362,7 +345,12 @@ def shared(result: Result, quality: Predictions) -> dict[str, str]:
     }
 
 
-def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run]) -> None:
+def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> int:
+    """Points with a number in each, as a name beside it could lie on another point. Returns how many have one.
+
+    Args:
+        before: numbers that are taken.
+    """
     points = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
     best = front(points)
     line = [*best, (max(quality for quality, _ in points), best[-1][1])]
@@ -370,16 +358,21 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run]) -> None:
     for marker, chosen, colour in (("o", True, BLUE), ("s", False, PURPLE)):
         told = "on the front" if chosen else "behind it"
         some = [point for point in points if (point in best) is chosen]
-        mark(axes, some, marker, s=42, color=colour, zorder=3, label=told)
-    notes = fitted(names([traits(run.result) for run in runs]), LONGEST_NOTE)
-    for name, point in zip(notes, points, strict=True):
-        if point in best or len(points) <= MOST_ROWS:  # of many, names would cover the points
-            axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
+        mark(axes, some, marker, s=150, color=colour, edgecolors=PAPER, zorder=3, label=told)
+    numbers: dict[str, str] = {}
+    for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
+        if point in best or len(points) <= MOST_ROWS:  # of many, names would be most of the chart
+            number = str(before + len(numbers) + 1)
+            numbers[name] = f"#{number}"
+            at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL - 1, "zorder": 4}
+            axes.text(*point, number, color=ink_on(BLUE if point in best else PURPLE), **at)
+    explain(axes, numbers)
     axes.margins(x=0.15)
     axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
     axes.set_xlabel(f"{metric.heading}, less is better")
     axes.set_ylabel("decode tokens/s")
     axes.grid()
+    return len(numbers)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -389,32 +382,3 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         if not kept or speed > kept[-1][1]:
             kept.append((quality, speed))
     return kept
-
-
-PLACES = (
-    ((0, 8), "center"), ((8, -3), "left"), ((-8, -3), "right"), ((0, -15), "center"), ((8, 8), "left"),
-    ((-8, 8), "right"), ((8, -15), "left"), ((-8, -15), "right"),
-)  # fmt: skip
-"""Around a point, in points: where a name may stand."""
-
-
-def place_names(figure: "Figure", axes: "Axes") -> None:
-    """Moves each annotation to the first place where it is within the figure, and on no other name or point."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Annotation
-
-    figure.draw_without_rendering()  # lays it out
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    notes = [each for each in axes.texts if isinstance(each, Annotation)]
-    dots = axes.transData.transform([note.xy for note in notes])
-    taken: list[Any] = []
-    within = axes.get_window_extent(renderer)
-    for note in sorted(notes, key=lambda note: -note.xy[1]):
-        for offset, align in PLACES:
-            note.set_position(offset)
-            note.set_horizontalalignment(align)  # type: ignore[arg-type]
-            box = note.get_window_extent(renderer)
-            inside = within.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= within.y0
-            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(dots):
-                break
-        taken.append(note.get_window_extent(renderer))

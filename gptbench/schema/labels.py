@@ -43,18 +43,11 @@ def worded(found: list[dict[str, str]]) -> list[str]:
     """What differs, in one line each."""
     keys = [key for key in dict.fromkeys(key for each in found for key in each) if tells(key, found)]
     short = short_keys([key for key in keys if key not in PLAIN])
-    values = {key: short_values({each[key] for each in found if key in each}) for key in keys or NAMED}
     made = []
     for each in found:
-        told = [(key, values[key][each[key]]) for key in values if key in each]
+        told = [(key, each[key]) for key in keys or NAMED if key in each]
         made.append(" ".join(value if key in PLAIN else f"{short[key]}={value}" for key, value in told))
     return made
-
-
-def short_values(values: set[str]) -> dict[str, str]:
-    """Each value of a trait as it is told: shortened, unless two of them would then be the same."""
-    short = {value: shortened(value) for value in values}
-    return short if len(set(short.values())) == len(values) else {value: value for value in values}
 
 
 def tells(key: str, found: list[dict[str, str]]) -> bool:
