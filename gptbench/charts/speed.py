@@ -364,8 +364,10 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> i
         if point in best or len(points) <= MOST_ROWS:  # of many, names would be most of the chart
             number = str(before + len(numbers) + 1)
             numbers[name] = f"#{number}"
+            colour = BLUE if point in best else PURPLE
+            box = {"facecolor": colour, "edgecolor": "none", "pad": 0}
             at: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL - 1, "zorder": 4}
-            axes.text(*point, number, color=ink_on(BLUE if point in best else PURPLE), **at)
+            axes.text(*point, number, color=ink_on(colour), bbox=box, **at)
     explain(axes, numbers)
     axes.margins(x=0.15)
     axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
