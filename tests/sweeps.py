@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from gptbench.schema import SweepRecord
-from gptbench.schema.files import load_record, problem
+from gptbench.schema.files import load_record
 from tests.warm import Warm
 
 SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1"]
@@ -53,7 +53,7 @@ def measurements(folder: Path) -> Counter[str | None]:
     counted: Counter[str | None] = Counter()
     for path in (folder / "outputs").glob("2*/*/*/result*.json"):
         record = load_record(path)
-        assert problem(record) is None
+        assert record.problem() is None
         counted[record.identity] += 1
     return counted
 

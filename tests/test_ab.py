@@ -20,9 +20,9 @@ from gptbench.compare.work import different_work
 from gptbench.execute import ab
 from gptbench.execute.ab import ENDING_ROUNDS, Ending, block, budget_that_can_suffice, cut_to_blocks, is_enough
 from gptbench.present.terminal import stage_bar
-from gptbench.record.tracking import make_record
+from gptbench.record.sent import make_record
 from gptbench.schema.ab import AbResult, Round, Side
-from gptbench.schema.files import load_record, problem
+from gptbench.schema.files import load_record
 from gptbench.schema.machine import DeviceState
 from tests.results import made_result
 
@@ -254,7 +254,7 @@ def test_a_block_that_compiled_something_is_left_out() -> None:
     for samples in one.samples.values():
         samples[:] = [replace(sample, compiles=1) for sample in samples]
     assert rows(result) == []
-    assert problem(result) == "no whole block was measured without compiling"
+    assert result.problem() == "no whole block was measured without compiling"
 
 
 @pytest.mark.parametrize(("drifting", "slope"), [("AB", 0.002), ("A", 0.003), ("B", -0.003)])
@@ -383,7 +383,7 @@ def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
         assert set(one.load_s) == set(one.compilations) == {"A", "B"}
         assert [probe.when for probe in one.probes] == ["before", "after"]
     assert taken.samples("A")[0].tokens != taken.samples("A")[1].tokens
-    assert problem(taken) is None
+    assert taken.problem() is None
 
 
 def test_a_planted_slowdown_is_found_by_the_whole_of_it(outputs: Path) -> None:

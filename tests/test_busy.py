@@ -22,10 +22,11 @@ from gptbench.present import tables
 from gptbench.present.console import write_line
 from gptbench.present.export import Export
 from gptbench.present.report import html
-from gptbench.present.terminal import record_line
-from gptbench.record.tracking import BUSY_TAG, make_record
+from gptbench.present.terminal import line_of
+from gptbench.record.sent import make_record
 from gptbench.schema.machine import Probe
 from gptbench.schema.outcome import Outcome
+from gptbench.schema.record import BUSY_TAG
 from gptbench.schema.result import Result
 from gptbench.schema.sweep import SweepRecord
 from tests.results import made_kernels, made_predictions, made_result
@@ -47,9 +48,9 @@ def test_after_a_run_and_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert TOLD in capsys.readouterr().err
     tables.show_result(measured(), none)
     assert "busy" not in capsys.readouterr().err
-    write_line(record_line(loaded(), tmp_path, None))
+    write_line(line_of(loaded(), tmp_path, None))
     assert f'"busy": ["{REASON}"]' in capsys.readouterr().out
-    write_line(record_line(measured(), tmp_path, None))
+    write_line(line_of(measured(), tmp_path, None))
     assert '"busy": []' in capsys.readouterr().out
 
 

@@ -21,10 +21,9 @@ from gptbench.compare.rows import experiments
 from gptbench.compare.select import MAX_TOLD, Found
 from gptbench.present.console import in_line
 from gptbench.record.ledger import Ledger
-from gptbench.record.tracking import make_record
+from gptbench.record.sent import make_record
 from gptbench.schema import KernelResult, Recorded, Result, SweepRecord
 from gptbench.schema.ab import AbResult
-from gptbench.schema.files import problem
 from gptbench.schema.labels import labels
 from gptbench.schema.machine import Load
 from gptbench.schema.outcome import Outcome, Status
@@ -119,7 +118,7 @@ def test_each_damage_is_refused_by_name_or_does_no_harm(kind: str, tmp_path: Pat
 def use(record: Recorded, good: Recorded, path: Path) -> None:
     """Everything that commands do with a record, but drawing."""
     found = Found(path, record)
-    wrong = problem(record)
+    wrong = record.problem()
     labels([record, good] if not isinstance(record, SweepRecord) else [])
     written = make_record(record, path, None)
     assert wrong is not None or all(math.isfinite(value) for _, value, _ in written.metrics)

@@ -18,7 +18,7 @@ import pytest
 from gptbench.measure import load as module
 from gptbench.measure.load import Counters, between, counters, observed, pressure, stopped, waiting
 from gptbench.measure.sensors import Neighbours, NvmlSensor, Sensor
-from gptbench.schema.busy import busy, busy_kinds, busy_rounds, idle_neighbours
+from gptbench.schema.busy import busy, idle_neighbours
 from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import Load, Probe
 from gptbench.schema.result import Result
@@ -294,23 +294,23 @@ def test_each_kind_of_metrics_is_judged_by_what_happened_meanwhile() -> None:
 
     loaded = replace(QUIET, other_s=0.5)
     reason = "other processes used 0.5 of 2 cores"
-    assert busy_kinds(result()) == {}
-    assert busy_kinds(result(compiling=None, measuring=None)) == {}
-    assert busy_kinds(result(compiling=loaded)) == {"compile": [reason]}
-    assert busy_kinds(result(gpu=True, compiling=loaded)) == {"compile": [reason]}, "compilers use all cores"
+    assert result().busy_kinds() == {}
+    assert result(compiling=None, measuring=None).busy_kinds() == {}
+    assert result(compiling=loaded).busy_kinds() == {"compile": [reason]}
+    assert result(gpu=True, compiling=loaded).busy_kinds() == {"compile": [reason]}, "compilers use all cores"
     assert busy(result(compiling=loaded)) == [f"while it compiled, {reason}"]
-    assert busy_kinds(result(compiling=replace(QUIET, waiting_s=5.0, pressure_s=0.9))) == {}, "for its own compilers"
-    assert busy_kinds(result(measuring=loaded)) == {"energy": [reason]}
+    assert result(compiling=replace(QUIET, waiting_s=5.0, pressure_s=0.9)).busy_kinds() == {}, "for its own compilers"
+    assert result(measuring=loaded).busy_kinds() == {"energy": [reason]}
     assert busy(result(measuring=loaded)) == [f"while energy was measured, {reason}"]
-    assert busy_kinds(result(gpu=True, measuring=loaded)) == {}, "the GPU's energy is not the CPU's"
-    assert list(busy_kinds(result(gpu=True, measuring=replace(QUIET, gpu_processes=1, gpu_active=1)))) == ["energy"]
+    assert result(gpu=True, measuring=loaded).busy_kinds() == {}, "the GPU's energy is not the CPU's"
+    assert list(result(gpu=True, measuring=replace(QUIET, gpu_processes=1, gpu_active=1)).busy_kinds()) == ["energy"]
     eager = result(compiling=loaded)
     eager.compilations[0].cache = "none"
     assert busy(eager) == [], "nothing was compiled"
     eager.compilations[0] = replace(eager.compilations[0], cache="cold", shared=True)
     assert busy(eager) == [], "nor by this job"
     only = measured(loaded)
-    assert list(busy_kinds(only)) == ["speed"]
+    assert list(only.busy_kinds()) == ["speed"]
 
 
 def test_processes_that_this_one_started_are_its_own() -> None:
@@ -379,10 +379,10 @@ def test_rounds_of_interleaved_measurements_are_judged_each() -> None:
     result = made_ab(rounds)
     for each in rounds:
         each.samples = {name: [replace(one, load=QUIET) for one in side] for name, side in each.samples.items()}
-    assert busy_rounds(result) == {}
+    assert result.busy_rounds() == {}
     rounds[1].samples["B"][0].load = replace(QUIET, other_s=20.0)
     rounds[2].probes = [Probe("before", 1.0, 1, [1.0], "now")]
-    assert list(busy_rounds(result)) == [2, 3]
+    assert list(result.busy_rounds()) == [2, 3]
     assert busy(result)[0].startswith("round 2: other processes used ")
 
 

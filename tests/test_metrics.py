@@ -17,7 +17,6 @@ from gptbench.config import BaselineConfig
 from gptbench.present.export import Export
 from gptbench.present.report import html
 from gptbench.present.tables import show_result
-from gptbench.record.tracking import metrics, told_in_brief
 from gptbench.schema import SweepRecord
 from gptbench.schema.metrics import ENERGY, KINDS, METRICS, Direction, Metric, View, compared, register, shown_in
 from gptbench.schema.outcome import Outcome
@@ -61,10 +60,10 @@ def test_a_registered_metric_is_wherever_it_says(
     page = html([a, b], [], "title", ["a"], "now")
     assert "toy energy (mJ)" in page and toy.text(value) in page
 
-    logged = {name: value for name, value, _ in metrics(made_result())}
+    logged = {name: value for name, value, _ in made_result().publication().metrics}
     assert logged["brief/toy_mj"] == 1e3 * logged["toy_j"] == pytest.approx(1e3 * value)
     assert "sample/toy_j" in logged
-    assert "toy energy" in told_in_brief(made_result())
+    assert "toy energy" in made_result().publication().note
 
     export = Export.of([a, b])
     assert toy.name in export.csv().partition("\n")[0].split(",")

@@ -40,10 +40,10 @@ from gptbench.record import MLflowTracker
 from gptbench.record.sync import log_marked, log_recorded
 from gptbench.schema import Result
 from gptbench.schema.failure import Cause, Failure
-from gptbench.schema.files import headline, load_record
+from gptbench.schema.files import load_record
 from gptbench.schema.outcome import BEGUN, Outcome, Status
 from gptbench.schema.plan import LOCK, Plan
-from gptbench.schema.result import Recorded
+from gptbench.schema.record import Recorded
 from gptbench.schema.summary import summary
 from gptbench.schema.sweep import SweepRecord, record_of
 from tests.sweeps import LOGGED
@@ -202,7 +202,7 @@ def run_job(folder: Path, plan: Plan, number: int, hour: int = 12) -> tuple[Resu
     job.config, job.swept = plan.config, plan.jobs[str(number)]
     job.compilations = []  # else a picture is drawn of them
     path = job.save(folder / str(number))
-    metrics = headline(job)
+    metrics = job.summary()
     Outcome(status=Status.recorded.value, swept=job.swept, record=str(path), metrics=metrics).save(path.parent)
     return job, path
 

@@ -19,10 +19,9 @@ from servers import config, hasty_sqlite, mlflow_server
 
 from gptbench.record.sync import log_recorded
 from gptbench.schema.failure import Cause, Failure
-from gptbench.schema.files import headline
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.schema.plan import Plan
-from gptbench.schema.result import Recorded
+from gptbench.schema.record import Recorded
 from gptbench.schema.sweep import record_of
 
 pytest.importorskip("playwright", reason="drives the browser")
@@ -100,7 +99,7 @@ def log_sweep(outputs: Path) -> None:
         job.config["sampling"] |= dict(zip(("top_k", "temperature"), jobs[number], strict=True))
         if jobs[number] != FAILED:
             path = log(job, folder / name, outputs)
-            outcome = Outcome(status=Status.recorded.value, swept=swept, record=str(path), metrics=headline(job))
+            outcome = Outcome(status=Status.recorded.value, swept=swept, record=str(path), metrics=job.summary())
         else:
             job.config["device"]["dtype"] = job.dtype
             common = {field.name: getattr(job, field.name) for field in dataclasses.fields(Recorded)}

@@ -20,8 +20,9 @@ from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
 from gptbench.config import MLflowConfig
 from gptbench.config.grammar import quoted
+from gptbench.record.settings import place_of
 from gptbench.record.sync import usable
-from gptbench.record.tracking import AwayError, place_of
+from gptbench.record.tracking import AwayError
 from tests.results import made_failure, made_result
 from tests.sweeps import PLAIN, SHORT
 from tests.test_ab import made_ab

@@ -19,7 +19,7 @@ from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import DeviceState
 from gptbench.schema.metrics import METRICS
 from gptbench.schema.quality import Predictions
-from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.record import SCHEMA_VERSION
 from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.statistics import steps_interval, steps_jackknife, steps_percentile, valid_samples
 from gptbench.schema.summary import part_metrics, sample_metrics, summary

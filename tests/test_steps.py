@@ -18,7 +18,6 @@ from gptbench.execute.run import make_engine, plan
 from gptbench.generate import HostClock, Workload
 from gptbench.measure import samples
 from gptbench.measure.compilation import CompileWatch
-from gptbench.record.tracking import write_run
 from gptbench.schema import Result
 from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.statistics import step_bytes
@@ -99,7 +98,7 @@ def test_what_shows_steps_goes_by_tokens(tmp_path: Path) -> None:
     result = drafted()
     run = Run("drafted", result)
     assert latency([run]) is not None and distribution([run]) is not None
-    write_run(result, tmp_path)
+    result.write_files(tmp_path)
     with (tmp_path / "steps.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["tokens"]) for row in rows] == [5, 2, 5, 2]

@@ -22,7 +22,6 @@ from gptbench.commands.sync import log_command
 from gptbench.config import TrackingConfig
 from gptbench.record import MLflowTracker, NoTracker
 from gptbench.record.sync import log_recorded
-from gptbench.record.tracking import metrics
 from gptbench.schema import Result, SweepRecord
 from gptbench.schema.compilation import STAGES
 from gptbench.schema.machine import DeviceState
@@ -106,7 +105,7 @@ def test_scalars_are_the_summary(run: Run, result: Result) -> None:
 
 
 def test_what_is_compared_is_logged_first_in_units_with_digits_before_the_point(run: Run, result: Result) -> None:
-    assert next(metrics(result))[0] == "brief/decode_tokens_per_s"
+    assert result.publication().metrics[0][0] == "brief/decode_tokens_per_s"
     prefix, expected = "brief/", summary(result)
     shown = {name.removeprefix(prefix): value for name, value in run.data.metrics.items() if name.startswith(prefix)}
     assert shown == pytest.approx(
@@ -437,10 +436,10 @@ def test_a_throttled_sample_is_marked() -> None:
     result = made_result()
     for sample, reasons in zip(result.samples, ([], [], ["power cap"]), strict=True):
         sample.state = DeviceState([0.0], [1980.0], throttled=reasons)
-    logged = [(value, step) for name, value, step in metrics(result) if name == "sample/throttled"]
+    logged = [(value, step) for name, value, step in result.publication().metrics if name == "sample/throttled"]
     assert logged == [(0.0, 0), (0.0, 1), (1.0, 2)]
-    assert ("samples_throttled", 1.0, 0) in list(metrics(result))
-    assert "sample/throttled" not in {name for name, _, _ in metrics(made_result())}
+    assert ("samples_throttled", 1.0, 0) in result.publication().metrics
+    assert "sample/throttled" not in {name for name, _, _ in made_result().publication().metrics}
 
 
 def test_a_fault_of_ours_leaves_its_traceback(

@@ -20,6 +20,7 @@ from gptbench.config.refusal import read_section
 from gptbench.config.targets import instantiate
 from gptbench.schema.kernels import KernelResult
 from gptbench.schema.labels import NAMED, labels, traits
+from gptbench.schema.record import Recorded, of_kind
 from gptbench.schema.result import Result
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
     return True
 
 
-def write_figures(records: Sequence[Result | KernelResult], folder: Path) -> dict[str, Exception]:
+def write_figures(records: Sequence[Recorded], folder: Path) -> dict[str, Exception]:
     """Writes every chart that some records together have, as PNG; of one alone not that of compile time, which is
     beside them. Returns what was raised by those that could not be drawn: the others are there."""
     failed: dict[str, Exception] = {}
@@ -243,8 +244,7 @@ def write_figures(records: Sequence[Result | KernelResult], folder: Path) -> dic
         except Exception as error:  # a picture is not worth a record
             failed[name] = error
 
-    results = [record for record in records if isinstance(record, Result)]
-    kernels = [record for record in records if isinstance(record, KernelResult)]
+    results, kernels = of_kind(Result, records), of_kind(KernelResult, records)
     if kernels:
         attempt("kernels", KERNELS, lambda: kernels_figure(kernels))
     if results:

@@ -34,7 +34,7 @@ from gptbench.charts.canvas import (
     time_unit,
     timed,
 )
-from gptbench.schema.labels import names, traits, weights_of
+from gptbench.schema.labels import names, traits
 from gptbench.schema.metrics import CALL_RATE, HEADLINE, QUALITY, Direction, Metric, compared
 from gptbench.schema.quality import Predictions
 from gptbench.schema.result import Result
@@ -314,7 +314,7 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
     for title, group in zip(titles, groups.values(), strict=False):
         for metric in QUALITIES:
             known = [run for run in group if metric.name in run.summary]
-            if len({weights_of(run.result) for run in known}) > 1:
+            if len({run.result.weights for run in known}) > 1:
                 panels.append((title, metric, known))
                 break
     if not panels:

@@ -25,11 +25,9 @@ from gptbench.present.console import console, print_whole, write_line
 from gptbench.present.terminal import stage_bar
 from gptbench.private.hydra import main_hydra, search_path
 from gptbench.record.sync import log_recorded
-from gptbench.record.tracking import flat
 from gptbench.schema.ab import AbResult
-from gptbench.schema.busy import busy_rounds
-from gptbench.schema.files import problem
 from gptbench.schema.identity import MEASURED
+from gptbench.schema.labels import flat
 
 
 def ab_command(arguments: list[str]) -> int:
@@ -141,7 +139,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
             "seconds": result.seconds,
             "ended": result.ended,
             "remarks": remarks(result),
-            "busy": {str(number): reasons for number, reasons in busy_rounds(result).items()},
+            "busy": {str(number): reasons for number, reasons in result.busy_rounds().items()},
             "device": result.environment.device,
             "commit": result.environment.commit,
             "result": str(path),
@@ -150,7 +148,7 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     )
     if result.ended == "interrupted":
         return 130
-    if (wrong := problem(result)) is not None:
+    if (wrong := result.problem()) is not None:
         raise BadResultError(f"{path}: {wrong}")
     return 0
 

@@ -14,7 +14,6 @@ from gptbench.compare.explain import Advice, Explanation, explain
 from gptbench.compare.select import select
 from gptbench.present.console import console, print_whole, write_line
 from gptbench.schema import Result
-from gptbench.schema.files import problem
 
 
 def explain_command(arguments: list[str]) -> int:
@@ -32,7 +31,7 @@ def explain_command(arguments: list[str]) -> int:
     if not runs:
         raise UserError(f"{options.run}: expected a run of a model")
     path, result = runs[-1]
-    if (wrong := problem(result)) is not None:
+    if (wrong := result.problem()) is not None:
         raise UserError(f"{path}: it does not count: {wrong}")
     if len(runs) > 1:
         console.print(f"{path}, the latest of {len(runs)} runs", markup=False, style="dim")

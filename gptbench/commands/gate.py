@@ -13,7 +13,6 @@ from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import check_output, write_output
 from gptbench.base.redaction import redacted
 from gptbench.commands import parsers
-from gptbench.commands.ab import composed
 from gptbench.commands.compare import (
     COLOUR,
     starts_told,
@@ -21,14 +20,12 @@ from gptbench.commands.compare import (
     words,
 )
 from gptbench.compare.baseline import check_overrides, read_baseline
-from gptbench.compare.gate import Check, Gate, gate, recorded_text
+from gptbench.compare.gate import Check, Gate, gate, is_of_single_run, recorded_text
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load, plugins
 from gptbench.config.commandline import prepared
 from gptbench.config.grammar import quoted
-from gptbench.execute import measuring
-from gptbench.execute.measuring import is_of_single_run, measured_gate
 from gptbench.present.console import console, print_whole, write_line
 from gptbench.schema.metrics import KINDS, metric_of
 
@@ -81,6 +78,8 @@ def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> in
     if options.runs:
         held = gate(config, found, partial=options.partial, history=history, even_if_busy=options.even_if_busy)
     else:
+        from gptbench.execute.measuring import measured_gate  # needs torch
+
         held = measured_gate(config, options.repeats, more, tell, history, options.even_if_busy)
     outcome = outcome_of(held, options.strict)
     show_gate(config, held, outcome)
@@ -106,13 +105,8 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
         raise UserError(f"--record={file}: expected a regular file, as it is read back")
     if file.exists() and not options.force:
         raise UserError(f"{file}: it is there already; --force replaces it")
-    for overrides in asked:  # all of them before the first takes its minutes
-        check_overrides("--run", overrides)
-        folder, own = (overrides[1], overrides[2:]) if overrides[:1] == ["--config-dir"] else (None, overrides)
-        own = prepared(own, config_dir=folder)
-        load(composed(own, folder), own)
-    for _ in range(options.repeats):
-        found += [measuring.measure(overrides, tell) for overrides in asked]
+    if asked:
+        found += measured(asked, options.repeats)
     text = recorded_text(file.stem, found, command, dict(options.margin), options.even_if_busy)
     write_output("--record", file, text)
     config = read_baseline(str(file))
@@ -126,6 +120,19 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     line = {"gate": "recorded", "baseline": str(file), "device": config.device, "rows": len(config.rows)}
     write_line(line | {"runs": [str(each.path) for each in found]})
     return 0
+
+
+def measured(asked: list[list[str]], repeats: int) -> list[Found]:
+    """Runs of some overrides, in turns."""
+    from gptbench.commands.ab import composed
+    from gptbench.execute import measuring  # both need torch
+
+    for overrides in asked:  # all of them before the first takes its minutes
+        check_overrides("--run", overrides)
+        folder, own = (overrides[1], overrides[2:]) if overrides[:1] == ["--config-dir"] else (None, overrides)
+        own = prepared(own, config_dir=folder)
+        load(composed(own, folder), own)
+    return [measuring.measure(overrides, tell) for _ in range(repeats) for overrides in asked]
 
 
 def line_of(config: BaselineConfig, which: str, held: Gate, outcome: str) -> dict[str, Any]:

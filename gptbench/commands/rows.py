@@ -11,7 +11,6 @@ from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, as_csv, experiments
 from gptbench.compare.select import select
 from gptbench.present.console import console, write_line
-from gptbench.schema.files import problem
 
 
 def rows_command(arguments: list[str]) -> int:
@@ -28,9 +27,9 @@ def rows_command(arguments: list[str]) -> int:
             check_output(option, file, methodcaller("startswith", beginning))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     for each in found:
-        if (wrong := problem(each.record)) is not None:
+        if (wrong := each.record.problem()) is not None:
             tell_unread(f"{each.path}: it does not count: {wrong}")
-    if found and not (found := [each for each in found if problem(each.record) is None]):
+    if found and not (found := [each for each in found if each.record.problem() is None]):
         raise UserError("none of these records counts")
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:

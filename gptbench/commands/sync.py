@@ -6,9 +6,10 @@ from pathlib import Path
 
 from gptbench.base.errors import TrackingError, UserError, counted
 from gptbench.commands import parsers
+from gptbench.record.settings import place_of
 from gptbench.record.store import embedded_store, file_of, is_lost
 from gptbench.record.sync import MARK, all_records, log_marked, marked, tracking_of, usable
-from gptbench.record.tracking import AwayError, MLflowTracker, place_of
+from gptbench.record.tracking import AwayError, MLflowTracker
 from gptbench.schema.files import load_record
 
 

@@ -30,13 +30,13 @@ from gptbench.compare.ratio import (
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.compare.work import different_work
-from gptbench.record.tracking import flat
 from gptbench.schema import KernelResult, Measured, Recorded, Result
-from gptbench.schema.busy import busy_kinds, why_busy
-from gptbench.schema.files import problem
+from gptbench.schema.busy import why_busy
 from gptbench.schema.identity import MEASURED, measurement_of
+from gptbench.schema.labels import flat
 from gptbench.schema.metrics import HEADLINE, KERNEL_TIME, METRICS, SPEED, Metric, PerToken, compared
 from gptbench.schema.place import Place
+from gptbench.schema.record import of_kind
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import device_state, steps_jackknife, valid_samples
 from gptbench.schema.summary import sample_metrics, summary
@@ -197,7 +197,7 @@ def quiet(side: list[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
 def judged(a: list[Found], b: list[Found], margin: float | None, history: History, even_if_busy: bool) -> list[Row]:
     """Rows of a pair, without verdicts where a side is from a busy machine."""
     found = rows(a, b, margin, history)
-    kinds = set() if even_if_busy else {kind for each in (*a, *b) for kind in busy_kinds(each.record)}
+    kinds = set() if even_if_busy else {kind for each in (*a, *b) for kind in each.record.busy_kinds()}
     return [row.withheld(kinds) for row in found]
 
 
@@ -205,8 +205,8 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
     """Measurements that mean something; the others go to `left_out`."""
     kept = []
     for found in side:
-        reason = problem(found.record)
-        if reason is None and not isinstance(found.record, Result | KernelResult):
+        reason = found.record.problem()
+        if reason is None and not found.record.IS_RUN:
             reason = "no single run"
         if reason is None:
             kept.append(found)
@@ -217,10 +217,15 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
 
 def fields(found: Found) -> dict[str, str]:
     """What a record's numbers depend on beside versions, as text."""
-    record = found.record
-    assert isinstance(record, Measured)
+    record = measurement(found)
     here = {f"environment.{key}": str(value) for key, value in Place.of(record.environment).kind.items()}
     return here | {key: str(value) for key, value in measurement_of(record).items() if value is not None}
+
+
+def measurement(found: Found) -> Measured:
+    """Of what counts."""
+    assert isinstance(found.record, Measured)
+    return found.record
 
 
 def told_apart(found: Found, keys: list[str], sides: list[list[Found]]) -> dict[str, str]:
@@ -246,8 +251,7 @@ def names(found: Found) -> dict[str, str]:
 
 def environment(found: Found) -> dict[str, str]:
     """What else it depends on."""
-    record = found.record
-    assert isinstance(record, Measured)
+    record = measurement(found)
     here = vars(record.environment) | {"read_roof_gb_per_s": f"{record.roof.gb_per_s:.4g}"}
     return dict(flat(here, "environment."))
 
@@ -262,8 +266,8 @@ def remarks(sides: list[list[Found]]) -> list[str]:
     told: list[str] = []
     clocks: dict[str, list[list[float]]] = {which: [] for which in CLOCKS}
     for name, side in zip("AB", sides, strict=True):
-        told += mixed(name, [found.record for found in side if isinstance(found.record, Measured)])
-        results = [found.record for found in side if isinstance(found.record, Result)]
+        told += mixed(name, list(map(measurement, side)))
+        results = of_kind(Result, map(measurement, side))
         samples = [sample for result in results for sample in valid_samples(result)]
         if (held_back := throttling(samples)) is not None:
             told.append(f"{name}: {held_back}")
@@ -337,10 +341,11 @@ def differences(
 
 def rows(a: list[Found], b: list[Found], margin: float | None, history: History = NO_HISTORY) -> list[Row]:
     """Of one pair, each metric that both sides have."""
-    if isinstance(a[0].record, KernelResult) and isinstance(b[0].record, KernelResult):
-        return kernel_rows(a, b, margin)
+    of_kernels = [of_kind(KernelResult, map(measurement, side)) for side in (a, b)]
+    if all(of_kernels):
+        return kernel_rows(of_kernels[0], of_kernels[1], margin)
     found = []
-    first, second = ([each.record for each in side if isinstance(each.record, Result)] for side in (a, b))
+    first, second = (of_kind(Result, map(measurement, side)) for side in (a, b))
     if not first or not second:
         raise UserError(f"{a[0].path} and {b[0].path}: one measured kernels, the other generations")
     for metric in compared():
@@ -433,14 +438,13 @@ def quality_row(metric: Metric, per_token: PerToken, a: Result, b: Result) -> Ro
     return Row.judged(metric, told[0], told[1], ratio, f"{len(values[0])} tokens")
 
 
-def kernel_rows(a: list[Found], b: list[Found], margin: float | None) -> list[Row]:
+def kernel_rows(a: list[KernelResult], b: list[KernelResult], margin: float | None) -> list[Row]:
     """Of `task=kernels`: each implementation of each kernel, by its rounds; of several runs, by their medians."""
     several = len(a) > 1 or len(b) > 1
     sides: list[dict[str, list[float]]] = [{}, {}]
     for times, side in zip(sides, (a, b), strict=True):
         for each in side:
-            assert isinstance(each.record, KernelResult)
-            for kernel in each.record.kernels:
+            for kernel in each.kernels:
                 for name, timing in kernel.timings.items():
                     if timing.median_s is not None:
                         values = times.setdefault(f"{kernel.label}/{name}", [])

@@ -27,7 +27,6 @@ from gptbench.config import INT8, MOST_FUSED_SEQUENCES, QuantConfig
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.busy import idle_neighbours, why_busy
-from gptbench.schema.labels import weights_of
 from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import step_bytes, valid_samples
@@ -231,7 +230,7 @@ def explain(result: Result) -> Explanation:
     faster = [in_order(source, now) for source in sources]
     command = [part for part in result.command if not part.startswith("task.breakdown=")]
     return Explanation(
-        title=f"{names['model']}, {weights_of(result)}, engine {names['engine']}, batch {step.batch}, "
+        title=f"{names['model']}, {result.weights}, engine {names['engine']}, batch {step.batch}, "
         f"on {result.environment.device}",
         step_s=step.step_s,
         least_s=step.least_s,
@@ -410,7 +409,7 @@ def another_engine(step: Step) -> Iterator[Advice]:
             told = f"compiled code has fewer calls; without the {micro(host)} of gaps between them alone"
             yield Advice("engine=inductor", told, step.without(host))
         return
-    limits = QuantConfig.LIMITS.get(config["quant"]["_target_"])
+    limits = QuantConfig.LIMITS.get(config["quant"].get("_target_"))
     allowed = limits is not None and limits.fused and step.result.dtype != "float16"
     if step.is_fused or not allowed or step.batch > MOST_FUSED_SEQUENCES:
         return

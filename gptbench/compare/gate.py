@@ -41,16 +41,14 @@ from gptbench.compare.ratio import (
 )
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History, StartSpread
-from gptbench.config import BaselineConfig, BaselineMetric
+from gptbench.config import BaselineConfig, BaselineMetric, BaselineRow
 from gptbench.schema import Result
-from gptbench.schema.busy import PHASES, busy_kinds, why_busy
-from gptbench.schema.files import problem
+from gptbench.schema.busy import PHASES, why_busy
 from gptbench.schema.identity import measurement_of
-from gptbench.schema.labels import weights_of
 from gptbench.schema.machine import Environment
 from gptbench.schema.metrics import KINDS, Metric, PerToken, compared, metric_of
 from gptbench.schema.place import Place, whole_watts
-from gptbench.schema.result import SCHEMA_VERSION
+from gptbench.schema.record import SCHEMA_VERSION, of_kind
 from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import valid_samples
 from gptbench.schema.summary import summary
@@ -223,7 +221,7 @@ def gate(
                 of_one_prompt.add(row)
                 reason = f"{row} was {ONE_PROMPT}"
             left_out.append((each.path, reason))
-        elif (wrong := problem(result)) is not None:
+        elif (wrong := result.problem()) is not None:
             checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
         else:
             runs[row].append(each)
@@ -232,7 +230,7 @@ def gate(
     busy_ones: list[tuple[Found, str]] = []
     for row, of_row in runs.items():
         counting = of_row if even_if_busy else quiet(of_row, busy_ones)
-        own = [each.record for each in counting if isinstance(each.record, Result)]
+        own = of_kind(Result, [each.record for each in counting])
         if own:
             now = "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None))
             marked = {"baseline": config.rows[row].busy, "now": now}
@@ -240,7 +238,7 @@ def gate(
             remarks += [f"{row}: {why}" for why in told_busy]
             found_here = row_checks(config, row, own, history)
             if told_busy and not even_if_busy:
-                kinds = {kind for result in own for kind in busy_kinds(result)}
+                kinds = {kind for result in own for kind in result.busy_kinds()}
                 if config.rows[row].busy is not None:
                     kinds |= set(config.rows[row].busy_kinds or PHASES)
                 found_here = [check.withheld(kinds, "; ".join(told_busy)) for check in found_here]
@@ -253,6 +251,11 @@ def gate(
             checks.append(Check(row, None, not partial, reason))
     left_out += [(each.path, why) for each, why in busy_ones]
     return Gate(checks, differences(config, results), left_out, remarks)
+
+
+def is_of_single_run(row: BaselineRow) -> bool:
+    """Whether its numbers are of the samples of one."""
+    return any(metric.of == "samples" for metric in row.metrics.values())
 
 
 def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: History = NO_HISTORY) -> list[Check]:
@@ -430,7 +433,7 @@ def recorded_text(
         if (held_back := throttling(samples_of(own))) is not None:
             rows[row]["throttled"] = held_back
         if reasons := "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None)):
-            rows[row] |= {"busy": reasons, "busy_kinds": sorted({kind for one in own for kind in busy_kinds(one)})}
+            rows[row] |= {"busy": reasons, "busy_kinds": sorted({kind for one in own for kind in one.busy_kinds()})}
     content = {
         "_target_": BaselineConfig.TARGETS[0],
         "name": name,
@@ -458,7 +461,7 @@ def countable(found: Sequence[Found], even_if_busy: bool = False) -> list[Result
         result = each.record
         if not isinstance(result, Result):
             raise UserError(f"{each.path}: expected a run of a model (a baseline is made of such)")
-        if (wrong := problem(result)) is not None:
+        if (wrong := result.problem()) is not None:
             raise UserError(f"{each.path}: it does not count: {wrong}")
         if not even_if_busy and (why := why_busy(result)) is not None:
             raise UserError(f"{each.path}: {why}; measure again, or give --even-if-busy")
@@ -497,12 +500,11 @@ def rounded(value: float) -> float:
 
 def row_name(result: Result) -> str:
     """The experiment that it was asked for by, or what it is of; and the engine."""
-    names = {group: result.config[group]["name"] for group in ("model", "engine")}
     for override in result.command:
         key, _, value = override.partition("=")
         if key == "experiment":
-            return f"{value}-{names['engine']}"
-    return f"{names['model']}-{weights_of(result)}-{names['engine']}-b{result.config['workload']['batch_size']}"
+            return f"{value}-{result.config['engine']['name']}"
+    return result.run_name
 
 
 def free_name(name: str, taken: dict[str, Any]) -> str:

@@ -8,14 +8,12 @@ a round samples come in blocks, ABBA or BAAB, so that what changes steadily chan
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import linregress
 
 from gptbench.base.errors import counted
 from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
 from gptbench.compare.ratio import of_pairs
 from gptbench.compare.work import different_work
 from gptbench.schema.ab import AbResult
-from gptbench.schema.busy import busy_rounds
 from gptbench.schema.metrics import HEADLINE, METRICS, Metric, View, shown_in
 from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.steps import decode_rate
@@ -59,6 +57,8 @@ class Drift:
 
 def drifts(result: AbResult) -> list[Drift]:
     """Of each side, by least squares on the logarithms of its rounds; none of fewer than four rounds."""
+    from scipy.stats import linregress  # takes long to import
+
     found = []
     for name in result.sides:
         rounds = [each for each in result.rounds if each.blocks()]
@@ -89,7 +89,7 @@ def remarks(result: AbResult) -> list[str]:
                 f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; what both sides "
                 "share of that cancels within each block"
             )
-    if marked := busy_rounds(result):
+    if marked := result.busy_rounds():
         each = ". ".join(f"Round {number}: {'; '.join(reasons)}" for number, reasons in marked.items())
         told.append(f"{len(marked)} of {len(result.rounds)} rounds were measured on a busy machine. {each}")
     told += clock_remarks(result)

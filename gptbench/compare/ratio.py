@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from scipy.special import stdtrit
 
 from gptbench.schema.metrics import Metric
-from gptbench.schema.statistics import CONFIDENCE
+from gptbench.schema.statistics import student
 
 SAME = 0.01
 """Within noise is what the interval keeps nearer to 1 than this, or than the margin where that is wider."""
@@ -177,7 +176,7 @@ def of_single_starts(ratio: Ratio, spread: float, freedom: float = math.inf) -> 
     """
     if ratio.low is None or ratio.high is None:
         return ratio
-    reach = np.hypot(np.log(ratio.high / ratio.low) / 2, stdtrit(freedom, (1 + CONFIDENCE) / 2) * 2**0.5 * spread)
+    reach = np.hypot(np.log(ratio.high / ratio.low) / 2, student(freedom) * 2**0.5 * spread)
     return Ratio(ratio.value, *(float(ratio.value * np.exp(way * reach)) for way in (-1, 1)))
 
 
@@ -202,5 +201,5 @@ def of_paired_means(a: Sequence[float], b: Sequence[float]) -> Ratio | None:
 
 def around(middle: float, variance: float, freedom: float) -> Ratio:
     """Student's interval around a logarithm."""
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * variance**0.5
+    reach = student(freedom) * variance**0.5
     return Ratio(*(float(np.exp(middle + way * reach)) for way in (0, -1, 1)))

@@ -20,10 +20,9 @@ from gptbench.base.errors import UserError
 from gptbench.compare.baseline import Baseline, is_shipped
 from gptbench.compare.select import Found
 from gptbench.schema import KernelResult, Measured, Result
-from gptbench.schema.files import problem
 from gptbench.schema.kernels import SEED_SIZES, KernelTimes, kernel_metrics
-from gptbench.schema.labels import weights_of
 from gptbench.schema.metrics import METRICS
+from gptbench.schema.record import of_kind
 from gptbench.schema.statistics import valid_samples
 from gptbench.schema.summary import part_metrics, sample_metrics
 
@@ -101,14 +100,10 @@ def experiments(found: Iterable[Found], baseline: Baseline, implementation: str)
     rows: list[Experiment] = []
     for each in found:
         record = each.record
-        if (wrong := problem(record)) is not None:
+        if (wrong := record.problem()) is not None:
             raise UserError(f"{each.path}: it does not count: {wrong}")
-        if isinstance(record, Result):
-            own = list(of_model(record, baseline))
-        elif isinstance(record, KernelResult):
-            own = list(of_kernels(record, baseline, implementation))
-        else:
-            own = []
+        own = [row for run in of_kind(Result, [record]) for row in of_model(run, baseline)]
+        own += [row for run in of_kind(KernelResult, [record]) for row in of_kernels(run, baseline, implementation)]
         if not own:
             raise UserError(
                 f"{each.path}: expected a run of a model, or {', '.join(KERNEL_METRICS)} by {implementation}"
@@ -127,7 +122,7 @@ def of_model(result: Result, baseline: Baseline) -> Iterator[Experiment]:
     for own, metric in METRICS.items():
         values = [one[own] for one in samples + compiled if own in one]
         if metric.gpt_fast is not None and values:
-            target, weights = targets.get(own), weights_of(result)
+            target, weights = targets.get(own), result.weights
             yield experiment(result, name, metric.gpt_fast, target, values, weights, engine_of(result))
 
 
@@ -182,7 +177,7 @@ def experiment(
         dtype=dtype,
         device="cuda" if here.on_gpu else "cpu",
         arch=here.device if here.on_gpu or machine is None else machine.group(),
-        is_model=isinstance(result, Result),
+        is_model="engine" in what_ran,
         origin=what_ran | {key: value for key, value in known.items() if value is not None},
     )
 

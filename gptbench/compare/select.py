@@ -13,14 +13,9 @@ from gptbench.base.paths import SELECTOR_HELP
 from gptbench.base.redaction import redacted
 from gptbench.config import MLflowConfig
 from gptbench.record.ledger import FOLDER, SWEEPS, Ledger, is_name
+from gptbench.record.runs import PARENT_TAG, SWEEP_TAG
+from gptbench.record.settings import environment_variables, mlflow_settings, reason
 from gptbench.record.store import embedded_store, file_of, lock_of, make_whole
-from gptbench.record.tracking import (
-    PARENT_TAG,
-    SWEEP_TAG,
-    environment_variables,
-    mlflow_settings,
-    reason,
-)
 from gptbench.schema import Recorded, SweepRecord
 from gptbench.schema.files import KINDS, load_record, records_in
 from gptbench.schema.plan import PLAN, Plan
@@ -48,7 +43,7 @@ def select(
     selector: str,
     outputs: Path,
     uri: str | None = None,
-    kinds: tuple[type[Recorded], ...] = KINDS,
+    kinds: tuple[type[Recorded], ...] = (Recorded,),
     unread: Callable[[str], None] = lambda _: None,
 ) -> list[Found]:
     """Records that a selector means, the oldest first; of a sweep, those of its jobs.
@@ -105,13 +100,13 @@ def meant(
 
 def from_file(path: Path, unread: Callable[[str], Any]) -> list[Found]:
     """A record; of a sweep's, those of its jobs."""
-    record = load_record(path)
-    return jobs_of(record, path.parent, unread) if isinstance(record, SweepRecord) else [Found(path, record)]
+    return parts_of(Found(path, load_record(path)), unread)
 
 
-def jobs_of(sweep: SweepRecord, folder: Path, unread: Callable[[str], Any]) -> list[Found]:
-    """Records of a sweep's jobs; the folder is its own."""
-    return list(readable(sweep.job_records(folder), unread))
+def parts_of(found: Found, unread: Callable[[str], Any]) -> list[Found]:
+    """A record itself, or those that it is made of."""
+    members = found.record.members(found.path.parent)
+    return [found] if members is None else list(readable(members, unread))
 
 
 def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[Found]:
@@ -128,10 +123,7 @@ def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[Found]:
     found: dict[Path, Found] = {}
     for inner in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))]:
         for each in readable(records_in(inner), unread):
-            jobs = [each]
-            if isinstance(each.record, SweepRecord):
-                jobs = jobs_of(each.record, each.path.parent, unread)
-            found |= {job.path.resolve(): job for job in jobs}
+            found |= {part.path.resolve(): part for part in parts_of(each, unread)}
     return sorted(found.values(), key=lambda each: (each.record.started, each.path.stat().st_mtime_ns))
 
 
@@ -162,7 +154,7 @@ def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list
         return from_file(records[-1], unread)
     if not (call / PLAN).exists():
         return []
-    return jobs_of(record_of(call, Plan.load(call), interrupted=True), call, unread)
+    return list(readable(record_of(call, Plan.load(call), interrupted=True).members(call), unread))
 
 
 def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[Found]:
@@ -212,7 +204,7 @@ def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
 
 def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> Found | None:
     """The record among a run's artifacts; None where there is none that can be read."""
-    names = {f"{kind.FILE}.json" for kind in KINDS if kind is not SweepRecord}
+    names = {f"{kind.FILE}.json" for kind in KINDS.values() if kind is not SweepRecord}
     name = next((entry.path for entry in client.list_artifacts(run.info.run_id) if entry.path in names), None)
     if name is None:
         return None

@@ -19,7 +19,7 @@ from gptbench.base.errors import UserError
 from gptbench.record.ledger import FOLDER, Ledger
 from gptbench.schema import Result
 from gptbench.schema.busy import busy
-from gptbench.schema.files import load_record, problem, records_in
+from gptbench.schema.files import records_in
 from gptbench.schema.metrics import STEP
 from gptbench.schema.place import Place
 from gptbench.schema.sample import throttling
@@ -142,10 +142,10 @@ def starts_in(paths: Iterable[Path], identity: str) -> Iterator[Start]:
     """Of the files that hold a run of that identity which tells what starts differ by."""
     for path in paths:
         try:
-            record = load_record(path)
+            record = Result.load(path)
         except UserError:  # no record, or a damaged one
             continue
-        if isinstance(record, Result) and record.identity == identity and is_plain(record):
+        if record.identity == identity and is_plain(record):
             yield Start(Place.of(record.environment).kind, summary(record))
 
 
@@ -153,4 +153,4 @@ def is_plain(result: Result) -> bool:
     """Whether a run counts, was not held back, nor on a busy machine, and made its weights itself: one that took them
     over is no start."""
     held_back = throttling(valid_samples(result)) is not None or bool(busy(result))
-    return problem(result) is None and result.reused is None and not held_back
+    return result.problem() is None and result.reused is None and not held_back

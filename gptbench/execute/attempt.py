@@ -23,16 +23,14 @@ from gptbench.execute.isolation import in_own_process
 from gptbench.execute.run import Job, run
 from gptbench.measure.environment import git_commit
 from gptbench.present.console import console, write_line
-from gptbench.present.terminal import record_line, show_next
+from gptbench.present.terminal import line_of, show_next
 from gptbench.record.ledger import hold
 from gptbench.record.sync import log_recorded
 from gptbench.schema.busy import busy
 from gptbench.schema.failure import Cause, Failure
-from gptbench.schema.files import headline, load_record, problem, records_in
-from gptbench.schema.kernels import KernelResult
+from gptbench.schema.files import load_record, runs_in
 from gptbench.schema.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.schema.plan import STOP, Plan
-from gptbench.schema.result import Result
 from gptbench.text.prompt import make_tokenizer
 
 DIED = "its process ended without a record of it"
@@ -179,7 +177,7 @@ def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start
     for job.record in found:
         record = load_record(job.record)
         job.identity = record.identity
-        if problem(record) is None:
+        if record.problem() is None:
             return measured(job, start)
     return failed(job, cause, reason, start)
 
@@ -187,7 +185,7 @@ def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start
 def records_since(job: Job) -> list[Path]:
     """Measurements in a job's folder, without those of an earlier run in the same folder."""
     found = []
-    for path in records_in(job.folder, Result, KernelResult):
+    for path in runs_in(job.folder):
         with contextlib.suppress(UserError):  # it was damaged, or is nothing of ours
             if load_record(path).started >= job.started:
                 found.append(path)
@@ -204,7 +202,7 @@ def measured(job: Job, start: float) -> Outcome:
         identity=job.identity,
         record=str(job.record),
         seconds=time.perf_counter() - start,
-        metrics=headline(record),
+        metrics=record.summary(),
         busy=busy(record),
     )
 
@@ -248,7 +246,7 @@ def publish(job: Job) -> None:
     if job.sweep is not None:  # whose own line is the last one on stdout
         return
     show_next(record, job.record, job.config.tracking, Path(job.config.outputs), logged is not None)
-    write_line(record_line(record, job.record, logged))
+    write_line(line_of(record, job.record, logged))
 
 
 def is_of_interrupt(error: BaseException | None) -> bool:

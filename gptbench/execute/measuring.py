@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gptbench.base.errors import JobError, UserError
-from gptbench.compare.gate import Gate, gate, require_device, require_rows
+from gptbench.compare.gate import Gate, gate, is_of_single_run, require_device, require_rows
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History
-from gptbench.config import BaselineConfig, BaselineRow, plugins
+from gptbench.config import BaselineConfig, plugins
 from gptbench.device import cpu_name
 from gptbench.schema import Measured
 from gptbench.schema.files import load_record
+from gptbench.schema.record import of_kind
 
 USER_ERROR = 2
 """Exit code of a gptbench that the user can put right."""
@@ -102,14 +103,10 @@ def measure_rows(
                 continue
             except UserError as error:
                 raise UserError(f"{row}: {error}") from error
-            if isinstance(run.record, Measured):
-                require_device(config, run.record.environment)  # before minutes are spent on the others
+            for record in of_kind(Measured, [run.record]):
+                require_device(config, record.environment)  # before minutes are spent on the others
             found[row].append(run)
     return found, hindered
-
-
-def is_of_single_run(row: BaselineRow) -> bool:
-    return any(metric.of == "samples" for metric in row.metrics.values())
 
 
 def require_device_here(config: BaselineConfig) -> None:

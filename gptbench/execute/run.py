@@ -36,10 +36,9 @@ from gptbench.present.tables import show_kernels, show_result
 from gptbench.present.terminal import Stages, progress, show_limit, show_plan, stage_bar
 from gptbench.record.identity import identity
 from gptbench.record.ledger import Ledger
-from gptbench.record.tracking import write_trace
 from gptbench.schema import KernelResult, Recorded, Result
+from gptbench.schema.breakdown import write_trace
 from gptbench.schema.compilation import Compilation
-from gptbench.schema.files import problem
 from gptbench.schema.kernels import KernelTimes
 from gptbench.schema.machine import Environment, Probe, Roof
 from gptbench.schema.result import Loaded
@@ -178,7 +177,7 @@ def run_model(
 
 def require_counts(result: Recorded, path: Path) -> None:
     """Raises BadResultError for what was recorded and means nothing."""
-    if (wrong := problem(result)) is not None:
+    if (wrong := result.problem()) is not None:
         raise BadResultError(f"{path}: {wrong}")
 
 

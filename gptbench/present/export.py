@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptbench.compare.select import Found
-from gptbench.schema import Failure, Measured, Recorded
 from gptbench.schema.busy import busy
-from gptbench.schema.files import headline, problem
-from gptbench.schema.labels import weights_of
 from gptbench.schema.metrics import in_order, metric_of
 
 NAMES = ("model", "weights", "engine", "batch")
@@ -41,33 +38,25 @@ class Row:
 def row(found: Found) -> Row:
     """The row of one record."""
     record = found.record
-    reason = problem(record)
-    if isinstance(record, Failure):
-        reason = f"failed ({record.cause}): {record.reason}"
+    origin = {name: value or "" for name, value in record.origin().items()}
     return Row(
         names={
             "model": record.config["model"]["name"],
-            "weights": weights_of(record),
+            "weights": record.weights,
             "engine": record.config["engine"]["name"],
             "batch": str(record.config["workload"]["batch_size"]),
         },
         overrides=dict(override.partition("=")[::2] for override in record.swept),
-        status="recorded" if reason is None else reason.splitlines()[0] if reason else "does not count",
-        metrics=headline(record) if reason is None else {},
-        origin=origin(record) | {"record": str(found.path)},
+        status=record.outcome(),
+        metrics=record.summary() if record.problem() is None else {},
+        origin=origin
+        | {
+            "busy": "; ".join(busy(record)),
+            "identity": record.identity or "",
+            "started": record.started,
+            "record": str(found.path),
+        },
     )
-
-
-def origin(record: Recorded) -> dict[str, str]:
-    """Where its numbers come from."""
-    here = record.environment if isinstance(record, Measured) else None
-    return {
-        "device": "" if here is None else here.device,
-        "commit": (getattr(record, "commit", None) if here is None else here.commit) or "",
-        "busy": "; ".join(busy(record)),
-        "identity": record.identity or "",
-        "started": record.started,
-    }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,12 +21,14 @@ from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.present.svg import inline
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.schema.ab import AbResult
-from gptbench.schema.busy import busy_kinds, why_busy
-from gptbench.schema.files import problem
+from gptbench.schema.busy import why_busy
 from gptbench.schema.kernels import kernel_metrics
-from gptbench.schema.labels import labels, weights_of
+from gptbench.schema.labels import labels
 from gptbench.schema.metrics import HEADLINE, METRICS, View, shown_in
 from gptbench.schema.place import Place
+from gptbench.schema.record import of_kind
+
+R = TypeVar("R", bound=Recorded)
 
 TEMPLATE = "report.html.j2"
 GENERATOR = '<meta name="generator" content="gptbench report">'
@@ -87,12 +89,12 @@ def html(
     named = [((names | others)[path], record) for path, record in records.items()]
     runs = in_order(
         Run(name, record, targets_of(record, baselines))
-        for name, record in named
-        if isinstance(record, Result) and problem(record) is None
+        for name, record in only(Result, named)
+        if record.problem() is None
     )
-    kernels = [record for record in records.values() if isinstance(record, KernelResult)]
-    pairs = [(name, record) for name, record in named if isinstance(record, AbResult) and problem(record) is None]
-    same, differing = environments([(name, record) for name, record in named if isinstance(record, Measured)])
+    kernels = of_kind(KernelResult, records.values())
+    pairs = [(name, record) for name, record in only(AbResult, named) if record.problem() is None]
+    same, differing = environments(only(Measured, named))
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made_page = page.get_template(TEMPLATE).render(
@@ -110,16 +112,17 @@ def html(
         kernels=kernel_table(kernels),
         pairs=pair_table(pairs),
         remarks=[f"{name}: {remark}" for name, record in pairs for remark in remarks(record)],
-        busy=[
-            f"{name}: {told}"
-            for name, record in named
-            if isinstance(record, (Result, KernelResult)) and (told := why_busy(record))
-        ],
+        busy=[f"{name}: {told}" for name, record in named if record.IS_RUN and (told := why_busy(record))],
         same=same,
         differing=differing,
         origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
     )
     return visible(made_page)
+
+
+def only(kind: type[R], named: list[tuple[str, Recorded]]) -> list[tuple[str, R]]:
+    """Those of one kind."""
+    return [(name, record) for name, record in named if isinstance(record, kind)]
 
 
 def is_report(head: str) -> bool:
@@ -141,7 +144,7 @@ def sentence(model: str, run: Run, alone: bool) -> str:
     which = "" if alone else f" ({run.label})"
     batch = result.config["workload"]["batch_size"]
     text = (
-        f"{model}, {weights_of(result)}, engine {result.config['engine']['name']}, batch {batch}, "
+        f"{model}, {result.weights}, engine {result.config['engine']['name']}, batch {batch}, "
         f"{len(result.prompt)} prompt + {result.config['workload']['new_tokens']} new tokens{which} decodes "
         f"{number(run.tokens_per_s)} tokens/s on {result.environment.device}. That is {number(share)} % of the "
         f"{number(run.limit_tokens_per_s)} tokens/s at which the {number(numbers['gb_per_step'])} GB that a step needs "
@@ -155,7 +158,7 @@ def names_of(run: Run) -> dict[str, str]:
     config = run.result.config
     return {
         "model": config["model"]["name"],
-        "weights": weights_of(run.result),
+        "weights": run.result.weights,
         "engine": config["engine"]["name"],
         "batch": str(config["workload"]["batch_size"]),
         "prompt": f"{len(run.result.prompt)} tokens",
@@ -213,7 +216,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
 
 def is_busy(run: Run) -> bool:
     """Whether the machine was, during its samples."""
-    return "speed" in busy_kinds(run.result)
+    return "speed" in run.result.busy_kinds()
 
 
 def samples_of(run: Run) -> str:
@@ -227,12 +230,8 @@ def left_out(named: list[tuple[str, Recorded]]) -> Table:
     """What counts for nothing, or is not shown, and why."""
     rows = []
     for name, record in named:
-        if isinstance(record, Failure):
-            rows.append([name, record.cause, record.reason, " ".join(record.swept)])
-        elif not isinstance(record, (Result, KernelResult, AbResult)):
-            rows.append([name, "not shown", "no record of one run", " ".join(record.swept)])
-        elif (reason := problem(record)) is not None:
-            rows.append([name, "does not count", reason, " ".join(record.swept)])
+        if (told := record.not_shown()) is not None:
+            rows.append([name, *told, " ".join(record.swept)])
     return Table(["run", "what", "why", "overrides"], rows)
 
 

@@ -20,12 +20,9 @@ from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.device import Device
 from gptbench.present.console import console, near, program
 from gptbench.record.store import embedded_store
-from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result, SweepRecord
-from gptbench.schema.busy import busy
-from gptbench.schema.kernels import kernel_summary
+from gptbench.schema import Recorded
 from gptbench.schema.machine import Roof
 from gptbench.schema.sample import Traffic
-from gptbench.schema.summary import summary
 from gptbench.task import Speed
 
 
@@ -178,9 +175,9 @@ class Stages:
 def show_next(record: Recorded, path: Path, tracking: TrackingConfig, outputs: Path, logged: bool) -> None:
     """Says what can be done with a record now, as commands to type."""
     told = [f"{program('gptbench')} report {near(path)}"]
-    if not isinstance(record, SweepRecord):
-        others = [other for other in sorted(outputs.glob("2*/*/result*.json")) if other.resolve() != path.resolve()]
-        if others and isinstance(record, Result):
+    if record.IS_RUN:
+        alike = sorted(outputs.glob(f"2*/*/{record.FILE}*.json"))
+        if others := [other for other in alike if other.resolve() != path.resolve()]:
             told.append(f"{program('gptbench')} compare {near(others[-1])} {near(path)}")
     if logged and isinstance(tracking, MLflowConfig):
         uri = redacted(tracking.uri) if tracking.uri else embedded_store(outputs)
@@ -190,32 +187,6 @@ def show_next(record: Recorded, path: Path, tracking: TrackingConfig, outputs: P
         console.print(f"{'     ' if place else 'next:'} {command}", markup=False, style="dim")
 
 
-def place(result: Measured) -> dict[str, str | None]:
-    """Where it was measured."""
-    environment = result.environment
-    return {"dtype": result.dtype, "device": environment.device, "commit": environment.commit}
-
-
-def sweep_line(record: SweepRecord, path: Path, logged: str | None) -> dict[str, Any]:
-    """What a program is told of a sweep; what each job came to is in the sweep's record."""
-    counts = {name.replace(" ", "_"): count for name, count in record.counts.items()}
-    return {"jobs": len(record.jobs), **counts, "status": record.status, "sweep": str(path), "tracking": logged}
-
-
-def record_line(result: Recorded, path: Path, logged: str | None) -> dict[str, Any]:
-    """What a program is told of a run."""
-    config = result.config
-    groups = (
-        ("task", "model", "quant") if isinstance(result, KernelResult) else ("model", "quant", "engine", "sampling")
-    )
-    return {
-        **{group: config[group]["name"] for group in groups},
-        "batch_size": config["workload"]["batch_size"],
-        **(place(result) if isinstance(result, Measured) else {}),
-        **({"failed": result.cause, "reason": result.reason} if isinstance(result, Failure) else {}),
-        **(summary(result) if isinstance(result, Result) else {}),
-        **(kernel_summary(result) if isinstance(result, KernelResult) else {}),
-        **({"busy": busy(result)} if isinstance(result, Measured) else {}),
-        "result": str(path),
-        "tracking": logged,
-    }
+def line_of(record: Recorded, path: Path, logged: str | None) -> dict[str, Any]:
+    """What a program is told of a record."""
+    return record.line() | {record.TOLD_AS: str(path), "tracking": logged}

@@ -18,9 +18,7 @@ from filelock import FileLock, Timeout
 
 from gptbench.base.errors import InputError, UserError
 from gptbench.base.inputs import MAX_JSON_BYTES, read_text
-from gptbench.schema.files import load_record, problem, records_in
-from gptbench.schema.kernels import KernelResult
-from gptbench.schema.result import Result
+from gptbench.schema.files import load_record, runs_in
 
 FOLDER = "jobs"
 SWEEPS = "sweeps"
@@ -70,10 +68,10 @@ class Ledger:
     def recorded(self, identity: str) -> Path | None:
         """The measurement of this identity that counts, the newest of several; None where there is none."""
         for folder in reversed(self.attempts(identity)):
-            for path in reversed(records_in(folder, Result, KernelResult)):
+            for path in reversed(runs_in(folder)):
                 with contextlib.suppress(UserError):  # no record, or one of another version
                     record = load_record(path)
-                    if record.identity == identity and problem(record) is None:
+                    if record.identity == identity and record.problem() is None:
                         return path
         return None
 

@@ -18,13 +18,14 @@ from gptbench.base.redaction import HIDDEN, redacted, redacted_message
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.config.targets import instantiate
 from gptbench.record.ledger import folders_told, is_held
+from gptbench.record.settings import place_of
 from gptbench.record.store import embedded_store, file_of, is_lost
-from gptbench.record.tracking import AwayError, Tracker, place_of
+from gptbench.record.tracking import AwayError, Tracker
 from gptbench.schema.files import records_in
 from gptbench.schema.outcome import LOCK as JOB_LOCK
 from gptbench.schema.plan import LOCK as SWEEP_LOCK
 from gptbench.schema.plan import PLAN, Plan
-from gptbench.schema.result import Recorded
+from gptbench.schema.record import Recorded
 from gptbench.schema.sweep import SweepRecord, record_of
 
 MARK = "tracked-"

@@ -1,8 +1,9 @@
-"""Schema: what is recorded, as dataclasses, and what they say."""
+"""Schema: what is recorded, as dataclasses, and what they say. Nothing here needs torch."""
 
 from gptbench.schema.failure import Failure
 from gptbench.schema.kernels import KernelResult
-from gptbench.schema.result import Measured, Recorded, Result
+from gptbench.schema.record import Measured, Recorded
+from gptbench.schema.result import Result
 from gptbench.schema.sweep import SweepRecord
 
 __all__ = ["Failure", "KernelResult", "Measured", "Recorded", "Result", "SweepRecord"]

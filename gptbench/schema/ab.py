@@ -1,16 +1,23 @@
 """The record of an interleaved measurement of two configurations, as `ab.json` holds it."""
 
-from dataclasses import asdict, dataclass, field
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gptbench.base.outputs import write_json
 from gptbench.base.redaction import redacted
+from gptbench.schema.busy import busy_round, by_kind
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.machine import Probe
+from gptbench.schema.metrics import HEADLINE, View, shown_in
+from gptbench.schema.publication import FAILED, FINISHED, KILLED, Publication
+from gptbench.schema.record import Measured
 from gptbench.schema.restore import check_config, require
-from gptbench.schema.result import Measured, check_sample
 from gptbench.schema.sample import Sample, Traffic
+from gptbench.schema.summary import interleaved_metrics, log_middles, log_ratios
 
 BLOCK = 4
 """Samples of a block, two of each side."""
@@ -92,7 +99,7 @@ class AbResult(Measured):
 
     def update(self, path: Path) -> None:
         """Writes what there is by now over what `save` wrote."""
-        write_json(path, asdict(self))
+        write_json(path, self.plain())
 
     def check(self) -> None:
         super().check()
@@ -105,4 +112,62 @@ class AbResult(Measured):
             for name, samples in each.samples.items():
                 require(each.order.count(name) == len(samples), f"{place}.samples.{name}", f"as many as {place}.order")
                 for index, sample in enumerate(samples):
-                    check_sample(sample, f"{place}.samples.{name}[{index}]")
+                    sample.check(f"{place}.samples.{name}[{index}]")
+
+    def problem(self) -> str | None:
+        if not self.is_finite:
+            return "logits or cached values are not finite"
+        whole = any(each.blocks() for each in self.rounds)
+        return None if whole else "no whole block was measured without compiling"
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits and cached values are."""
+        return all(sample.finite for name in self.sides for sample in self.samples(name))
+
+    def busy_rounds(self) -> dict[int, list[str]]:
+        """Reasons to think that the machine was busy, by number of the round, from 1; of those alone that were."""
+        found = {
+            number: busy_round(each.samples.values(), each.probes, self.roof, self.environment)
+            for number, each in enumerate(self.rounds, 1)
+        }
+        return {number: reasons for number, reasons in found.items() if reasons}
+
+    def busy_kinds(self) -> dict[str, list[str]]:
+        rounds = self.busy_rounds().items()
+        return by_kind(speed=[f"round {number}: {why}" for number, reasons in rounds for why in reasons])
+
+    def publication(self) -> Publication:
+        unfinished = {"failed": FAILED, "killed": KILLED}
+        return replace(
+            super().publication(),
+            name=f"ab-{self.config['model']['name']}",
+            seconds=self.seconds,
+            status=unfinished.get(self.ended, FINISHED if self.is_finite else FAILED),
+            tags=self.tags(rounds=str(len(self.rounds)), ended=self.ended),
+            params=self.config | {name: " ".join(side.overrides) for name, side in self.sides.items()},
+            metrics=list(self.published_metrics()),
+        )
+
+    def published_metrics(self) -> Iterator[tuple[str, float, int]]:
+        """The mean ratio, what both sides come to, and the samples of both."""
+        sampled = [
+            (f"sample_{name}/{metric}", value, step)  # MLflow shows sections by name: after `brief`
+            for name in self.sides
+            for step, sample in enumerate(self.samples(name))
+            if not sample.compiles
+            for metric, value in interleaved_metrics(self, name, sample).items()
+        ]
+        values: dict[str, list[float]] = {}
+        for name, value, _ in sampled:
+            side, metric = name.removeprefix("sample_").split("/")
+            values.setdefault(f"brief/{side}_{metric}", []).append(value)
+        middles = {name: statistics.median(each) for name, each in values.items()}
+        for one in shown_in(View.interleaved):
+            if one.share is not None:  # as `gptbench ab` shows them
+                sides = zip(self.sides, zip(*log_middles(self, one.name), strict=True), strict=False)
+                middles |= {f"brief/{name}_{one.name}": math.exp(statistics.fmean(each)) for name, each in sides}
+        if known := log_ratios(self):
+            yield f"brief/B_over_A_{HEADLINE}", math.exp(statistics.fmean(known)), 0
+        yield from ((name, value, 0) for name, value in middles.items())
+        yield from sampled

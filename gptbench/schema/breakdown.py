@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
+
+from gptbench.base.outputs import write_json
 
 
 @dataclass
@@ -146,3 +149,8 @@ def chrome_trace(breakdown: Breakdown, roof_gb_per_s: float) -> dict[str, Any]:
         times = {"ts": launch.start_s * 1e6, "dur": launch.duration_s * 1e6}
         events.append({"ph": "X", "name": launch.name, **times, "pid": 0, "tid": 1 + track, "args": known})
     return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+
+def write_trace(breakdown: Breakdown, roof_gb_per_s: float, path: Path) -> None:
+    """The step for Perfetto."""
+    write_json(path, chrome_trace(breakdown, roof_gb_per_s), indent=None)

@@ -6,17 +6,18 @@ no verdict on it. Speeds are judged by the samples and by the probes around them
 machine did while they were measured. A record of a version that did not look has nothing to be judged by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gptbench.base.errors import counted
-from gptbench.schema.ab import AbResult, Round
 from gptbench.schema.machine import RESOLUTION_S, Environment, Load, Probe, Roof
-from gptbench.schema.result import Measured, Recorded, Result
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import valid_samples
 from gptbench.schema.steps import decode_rate
+
+if TYPE_CHECKING:
+    from gptbench.schema.record import Recorded
 
 MAX_BEHIND = 0.05
 """Share by which a probe may lie below the read roof, or below what is usual where that is known."""
@@ -41,51 +42,30 @@ PHASES = {"speed": "", "compile": "while it compiled, ", "energy": "while energy
 """Kinds of metrics (see `gptbench.compare.ratio`), and how a reason of each begins."""
 
 
-def busy(record: Recorded) -> list[str]:
+def busy(record: "Recorded") -> list[str]:
     """Reasons to think that the machine was busy with something else, in words; empty where there are none."""
-    return [f"{PHASES[kind]}{why}" for kind, reasons in busy_kinds(record).items() for why in reasons]
+    return [f"{PHASES[kind]}{why}" for kind, reasons in record.busy_kinds().items() for why in reasons]
 
 
-def busy_kinds(record: Recorded) -> dict[str, list[str]]:
-    """The reasons by the kind of metrics that they change, `PHASES`; without those that have none."""
-    found: dict[str, list[str]] = {}
-    if isinstance(record, AbResult):
-        rounds = busy_rounds(record).items()
-        found["speed"] = [f"round {number}: {why}" for number, reasons in rounds for why in reasons]
-    elif isinstance(record, Measured):
-        found["speed"] = slow_probes(record.probes, record.roof)
-    if isinstance(record, Result):
-        found["speed"] += busy_samples(valid_samples(record), record.environment)
-        own = [one for one in record.compilations if one.cache != "none" and not one.shared]
-        compiling = [one.load for one in own if one.load is not None]
-        found["compile"] = shared(compiling, spare=0)
-        if record.energy is not None and record.energy.load is not None:
-            # A CPU's energy is that of all its cores.
-            spare = spare_cores([record.energy.load], record.environment) if record.environment.on_gpu else 0
-            found["energy"] = shared([record.energy.load], spare)
-    return {kind: reasons for kind, reasons in found.items() if reasons}
+def by_kind(**reasons: list[str]) -> dict[str, list[str]]:
+    """By kind of metrics, without those that have none."""
+    return {kind: told for kind, told in reasons.items() if told}
 
 
-def why_busy(record: Recorded) -> str | None:
+def why_busy(record: "Recorded") -> str | None:
     """The reasons in a sentence; None where there are none."""
     reasons = busy(record)
     return f"measured on a busy machine: {'; '.join(reasons)}" if reasons else None
 
 
-def busy_rounds(result: AbResult) -> dict[int, list[str]]:
-    """Of interleaved measurements, by number of the round, from 1; of those alone that were busy."""
-    found = {}
-    for number, each in enumerate(result.rounds, 1):
-        if reasons := busy_round(each, result):
-            found[number] = reasons
-    return found
-
-
-def busy_round(each: Round, result: AbResult) -> list[str]:
-    sides = [[sample for sample in samples if not sample.compiles] for samples in each.samples.values()]
-    reasons = slow_probes(each.probes, result.roof)
-    reasons += taken(loads_of([sample for side in sides for sample in side]), result.environment)
-    reasons += [why for side in sides for why in spread_out(side, result.environment)]
+def busy_round(
+    sides: Iterable[Sequence[Sample]], probes: Sequence[Probe], roof: Roof, environment: Environment
+) -> list[str]:
+    """Of a round of interleaved measurements: by what was recorded during the samples of each side, and around them."""
+    own = [[sample for sample in samples if not sample.compiles] for samples in sides]
+    reasons = slow_probes(probes, roof)
+    reasons += taken(loads_of([sample for side in own for sample in side]), environment)
+    reasons += [why for side in own for why in spread_out(side, environment)]
     return list(dict.fromkeys(reasons))
 
 
@@ -171,9 +151,9 @@ def neighbours(loads: Sequence[Load]) -> list[str]:
     return []
 
 
-def idle_neighbours(record: Recorded) -> str | None:
+def idle_neighbours(record: "Recorded") -> str | None:
     """Who else has a context on the GPU and was not seen to use it, in a sentence; None where nobody has."""
-    loads = loads_of(record.samples) if isinstance(record, Result) else []
+    loads = record.loads
     processes = most(loads, "gpu_processes")
     if not processes or neighbours(loads):
         return None

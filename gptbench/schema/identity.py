@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptbench.schema.result import Measured
+    from gptbench.schema.record import Measured
 
 MEASURED = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what

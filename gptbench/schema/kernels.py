@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 from gptbench.schema.metrics import View, shown_in
-from gptbench.schema.result import Measured
+from gptbench.schema.publication import FAILED, FINISHED, Publication, write_table
+from gptbench.schema.record import Measured
 
 SEED_PEAK_TFLOPS = 312
 """The seed's, whatever device it runs on."""
@@ -59,6 +61,8 @@ class KernelResult(Measured):
     """Every kernel that was measured."""
 
     FILE: ClassVar[str] = "kernels"
+    IS_RUN: ClassVar[bool] = True
+    NAMED_BY: ClassVar[tuple[str, ...]] = ("task", "model", "quant")
 
     wall_s: float
     """Seconds that measuring them took, with all compiling."""
@@ -67,6 +71,37 @@ class KernelResult(Measured):
     kernels: list[KernelTimes]
     interrupted: bool = False
     """Whether some were left out because of Ctrl-C."""
+
+    def problem(self) -> str | None:
+        if self.interrupted:
+            return "it was interrupted"
+        if failed := [kernel.label for kernel in self.kernels if kernel.failed]:
+            return f"not all of it could be measured, or was right: {', '.join(failed)}"
+        if not any(timing.median_s is not None for kernel in self.kernels for timing in kernel.timings.values()):
+            return "nothing was measured"
+        return None
+
+    def summary(self) -> dict[str, float]:
+        """`gemv/D4096/int8/inductor/gb_per_s` and so on."""
+        found = {"read_roof_gb_per_s": self.roof.gb_per_s}
+        for row in all_metrics(self):
+            for one in shown_in(View.kernels):
+                if (value := getattr(row, one.name)) is not None:
+                    found[f"{row.label}/{row.implementation}/{one.name}"] = value
+        return found | means(self)
+
+    def publication(self) -> Publication:
+        return replace(
+            super().publication(),
+            name=f"kernels-{self.config['model']['name']}-{self.weights}",
+            seconds=self.wall_s,
+            status=FAILED if any(kernel.failed for kernel in self.kernels) else FINISHED,
+        )
+
+    def write_files(self, folder: Path) -> None:
+        super().write_files(folder)
+        rows = [asdict(row) for row in all_metrics(self)]
+        write_table(folder / "kernels.csv", rows[0] if rows else [], [row.values() for row in rows])
 
 
 @dataclass(frozen=True)
@@ -145,13 +180,3 @@ def seed_targets(result: KernelResult) -> dict[str, dict[str, float]]:
 def baseline_targets(result: KernelResult) -> dict[str, dict[str, float]]:
     """Those of the result's configuration, of models, too."""
     return result.config.get("baseline", {}).get("targets", {})
-
-
-def kernel_summary(result: KernelResult) -> dict[str, float]:
-    """`gemv/D4096/int8/inductor/gb_per_s` and so on: what is logged."""
-    found = {"read_roof_gb_per_s": result.roof.gb_per_s}
-    for row in all_metrics(result):
-        for one in shown_in(View.kernels):
-            if (value := getattr(row, one.name)) is not None:
-                found[f"{row.label}/{row.implementation}/{one.name}"] = value
-    return found | means(result)

@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from gptbench.schema.identity import ALONGSIDE, digest, fields_of
-from gptbench.schema.result import Measured, Recorded
+from gptbench.schema.identity import ALONGSIDE, fields_of
+
+if TYPE_CHECKING:
+    from gptbench.schema.record import Recorded
 
 NAMED = ("model", "weights", "engine")
 """Traits that are told by their value alone, and of which a record is called where nothing tells it from others."""
@@ -22,7 +24,7 @@ MOST_CHARACTERS = 24
 """Of one value."""
 
 
-def labels(records: Iterable[Recorded]) -> list[str]:
+def labels(records: Iterable["Recorded"]) -> list[str]:
     """A name for each, all different."""
     return names([traits(record) for record in records])
 
@@ -71,13 +73,12 @@ def numbered(made: list[str]) -> list[str]:
     return unique
 
 
-def traits(record: Recorded) -> dict[str, str]:
+def traits(record: "Recorded") -> dict[str, str]:
     """All that may tell a record from another, as text: what a number depends on, and where it comes from."""
     config = record.config
-    found = {"model": config["model"]["name"], "weights": weights_of(record), "engine": config["engine"]["name"]}
-    dtype = record.dtype if isinstance(record, Measured) else str(config["device"].get("dtype"))
-    if found["weights"] != dtype:
-        found["dtype"] = dtype
+    found = {"model": config["model"]["name"], "weights": record.weights, "engine": config["engine"]["name"]}
+    if found["weights"] != record.number_type:
+        found["dtype"] = record.number_type
     found["batch"] = f"b{config['workload']['batch_size']}"
     fields = fields_of(config, ALONGSIDE) | {"device.threads": config["device"].get("threads")}
     for key, value in fields.items():
@@ -85,13 +86,16 @@ def traits(record: Recorded) -> dict[str, str]:
         # What a task measures beside the speed does not change it.
         if section not in ("", "task") and key not in LEFT_OUT and name != "_target_":
             found[key] = value_text(name, value)
-    if isinstance(prompt := getattr(record, "prompt", None), list):
-        every = getattr(record, "prompts", None) or prompt
-        found |= {"prompt_tokens": str(len(prompt)), "prompt": digest(every)[:PROMPT_DIGITS]}
-    if isinstance(record, Measured):
-        found["device"] = record.environment.device
-        found["commit"] = short_commit(record.environment.commit)
-    return found
+    return found | record.own_traits()
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a nested dict but None, as text under its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def value_text(key: str, value: Any) -> str:
@@ -119,14 +123,6 @@ def short_commit(commit: str | None) -> str:
         return "no commit"
     digits, _, dirty = commit.partition("-")
     return digits[:7] + (f"-{dirty}" if dirty else "")
-
-
-def weights_of(record: Recorded) -> str:
-    """How weights are stored: the quantisation, or the type of those that have none."""
-    quant: str = record.config["quant"]["name"]
-    if quant != "none":
-        return quant
-    return record.dtype if isinstance(record, Measured) else str(record.config["device"].get("dtype"))
 
 
 def short_keys(keys: list[str]) -> dict[str, str]:

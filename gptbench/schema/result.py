@@ -1,36 +1,32 @@
-"""The whole record of a run, as `result.json` holds it: raw samples with units; statistics are computed when read.
-
-The file is one JSON object with the fields of `Result`, nested as the dataclasses are; names end in their unit
-(`_s` seconds, `_bytes`, `_w` watts, GB = 1e9 bytes). A change that an older reader would misread raises
-`SCHEMA_VERSION`; one that computes other statistics of the same samples does, too, as baselines keep statistics alone.
-
-Version 2: percentiles of decode steps are of the pooled steps of all valid samples; before, they were the median of the
-samples' own. The files of both versions are alike.
-"""
+"""The record of a run, as `result.json` holds it: raw samples with units; statistics are computed when read."""
 
 import contextlib
-import os
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from gptbench.base.errors import InputError, UserError
-from gptbench.base.inputs import read_json
-from gptbench.base.outputs import as_json, whole_file
-from gptbench.base.redaction import redacted, redacted_message
-from gptbench.config import MOVED_TARGETS, Dtype
-from gptbench.schema.breakdown import Breakdown
+from gptbench.base.numbers import number
+from gptbench.schema.breakdown import Breakdown, write_trace
+from gptbench.schema.busy import busy_samples, by_kind, loads_of, shared, slow_probes, spare_cores
 from gptbench.schema.compilation import Compilation, costs
 from gptbench.schema.energy import Energy
-from gptbench.schema.machine import Environment, Probe, Roof
+from gptbench.schema.identity import digest
+from gptbench.schema.labels import PROMPT_DIGITS
+from gptbench.schema.machine import Load
+from gptbench.schema.metrics import METRICS, Metric
+from gptbench.schema.publication import FAILED, FINISHED, Publication, write_table
 from gptbench.schema.quality import Predictions
-from gptbench.schema.restore import check_config, is_time, require, restored
+from gptbench.schema.record import Measured
+from gptbench.schema.restore import require
 from gptbench.schema.sample import Sample, Traffic, WarmUp
+from gptbench.schema.statistics import compilation_name, valid_samples
+from gptbench.schema.steps import Steps
+from gptbench.schema.summary import part_metrics, sample_metrics, summary
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
-"""Versions of files that are read."""
-NOT_OURS = "not a result of gptbench"
+SEPARATOR = "\n\n----\n\n"
+"""Between the texts of two answers."""
 
 
 @dataclass(frozen=True)
@@ -47,115 +43,11 @@ class Loaded:
 
 
 @dataclass(kw_only=True)
-class Recorded:
-    """What every record begins with, and how it becomes a file."""
-
-    FILE: ClassVar[str]
-    """Name of the file, without `.json`."""
-
-    started: str
-    """When, ISO 8601."""
-    command: list[str]
-    """Command line that repeats it."""
-    sweep: str | None
-    """Folder of the sweep that it belongs to."""
-    config: dict[str, Any]
-    """The whole configuration, as the groups in conf/ have it, resolved."""
-    swept: list[str] = field(default_factory=list)
-    """Of a job, the overrides that the sweep varies, such as `sampling.top_k=5`."""
-    identity: str | None = None
-    """What was measured, by what code, on what device: see `gptbench.record.identity`."""
-    schema_version: int = SCHEMA_VERSION
-
-    def __post_init__(self) -> None:
-        self.command, self.config = redacted(self.command), redacted(self.config)
-        self.swept = redacted(self.swept)
-
-    def save(self, folder: Path) -> Path:
-        """Writes `FILE.json` to the folder, all of it or none; never over another one: a second one becomes
-        `FILE-2.json`."""
-        number = 1
-        with whole_file(folder, as_json(asdict(self))) as new:
-            while True:
-                path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
-                try:
-                    os.link(new, path)
-                    return path
-                except FileExistsError:
-                    number += 1
-                except OSError:  # a file system without hard links
-                    if not path.exists():
-                        new.replace(path)
-                        return path
-                    number += 1
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            UserError: the file is not there, or no such result, or of another schema version.
-        """
-        return cls.of(read_record(path), path)
-
-    @classmethod
-    def of(cls, raw: dict[str, Any], path: Path) -> Self:
-        """The same of what is in the file."""
-        try:
-            if raw.get("schema_version") not in READABLE:
-                known = " and ".join(map(str, READABLE))
-                told = raw.get("schema_version", "nothing")
-                raise InputError(f"schema_version={told}, and this gptbench reads {known}")
-            rename_targets(raw.get("config"))
-            cls.upgrade(raw)
-            record = restored(cls, raw)
-            record.check()
-            return record
-        except InputError as error:
-            raise UserError(f"{path}: {NOT_OURS}: {error}") from error
-
-    @classmethod
-    def upgrade(cls, raw: dict[str, Any]) -> None:
-        """Makes up, in place, for what a record of an older version does not hold. It may hold anything else."""
-
-    def check(self) -> None:
-        """Raises InputError where fields that are right each by itself do not go together, or the configuration lacks
-        what a record is named by."""
-        require(is_time(self.started), "started", "a time, ISO 8601")
-        check_config(self.config, "config")
-
-
-@dataclass(kw_only=True)
-class Measured(Recorded):
-    """What every record of a measurement has."""
-
-    environment: Environment
-    dtype: str
-    """Type of activations, KV cache and unquantised weights."""
-    roof: Roof
-    """Of the device, as used for MBU: the highest rate seen until then, these probes included."""
-    probes: list[Probe] = field(default_factory=list)
-    """Short measurements of the same rate before and after what was measured; of interleaved ones, each round has its
-    own. Empty in a record of a version that took none, and where the device had no memory for it."""
-
-    failures: dict[str, str] = field(default_factory=dict)
-    """Traceback of each thing that was to be measured beside the samples and failed: breakdown, energy, quality,
-    warm start, a probe of the read roof."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.failures = {what: redacted_message(trace) for what, trace in self.failures.items()}
-
-    def check(self) -> None:
-        super().check()
-        require(self.dtype in {dtype.value for dtype in Dtype}, "dtype", "a type of numbers")
-
-
-@dataclass(kw_only=True)
 class Result(Measured):
     """One run."""
 
     FILE: ClassVar[str] = "result"
+    IS_RUN: ClassVar[bool] = True
 
     load_s: float
     """Seconds to make and fill the weights."""
@@ -215,9 +107,9 @@ class Result(Measured):
         require(len(moved.positions_filled) == steps, "traffic.positions_filled", f"{steps} numbers, one for each step")
         for name in ("positions_attended", "positions_moved", "kv_needed", "kv_moved"):
             require(len(getattr(moved, name)) in (0, steps), f"traffic.{name}", f"{steps} numbers, or none")
-        for number, sample in enumerate(self.samples):
-            place = f"samples[{number}]"
-            check_sample(sample, place)
+        for index, sample in enumerate(self.samples):
+            place = f"samples[{index}]"
+            sample.check(place)
             told = f"{steps} numbers, one for each step of traffic"
             require(bool(sample.step_tokens) or len(sample.step_s) == steps, f"{place}.step_s", told)
             for name in ("prompts", "prompt_texts"):
@@ -233,48 +125,113 @@ class Result(Measured):
                 require(count in (0, len(found.nll)), f"quality.{name}", "as many as quality.nll, or none")
         require(self.breakdown is None or bool(self.breakdown.launches), "breakdown.launches", "at least one")
 
+    def own_traits(self) -> dict[str, str]:
+        prompt = {"prompt_tokens": str(len(self.prompt)), "prompt": digest(self.prompts or self.prompt)[:PROMPT_DIGITS]}
+        return prompt | super().own_traits()
 
-def rename_targets(config: Any) -> None:
-    """Gives the sections of a recorded configuration, in place, the `_target_` that they have now."""
-    for section in config.values() if isinstance(config, dict) else []:
-        if isinstance(section, dict) and isinstance(target := section.get("_target_"), str):
-            section["_target_"] = MOVED_TARGETS.get(target, target)
+    def problem(self) -> str | None:
+        task = self.config.get("task", {})
+        if not all(sample.finite for sample in self.samples):
+            return "logits or cached values are not finite"
+        asked = task.get("name") == "quality" or self.quality is not None
+        if asked and not all(map(math.isfinite, part_metrics(self, "quality").values() or [math.nan])):
+            return "quality was not measured, or is not finite"
+        if task.get("breakdown") and self.breakdown is None:
+            return "no step was broken down"
+        if not self.samples:
+            return "it has no samples"
+        return None if valid_samples(self) else "something was compiled during every sample"
 
+    def summary(self) -> dict[str, float]:
+        return summary(self)
 
-def read_record(path: Path) -> dict[str, Any]:
-    """What a file of a record holds. Raises UserError if that is no object."""
-    try:
-        raw = read_json(path)
-    except InputError as error:
-        raise UserError(f"{path}: {NOT_OURS}: {str(error).removeprefix(f'{path}: ')}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: {NOT_OURS}: expected an object")
-    return raw
-
-
-def check_sample(sample: Sample, place: str) -> None:
-    """Raises InputError where its lists do not go together."""
-    rows = len(sample.tokens)
-    require(len(sample.step_s) > 0, f"{place}.step_s", "at least one step")
-    require(rows > 0 and len(sample.tokens[0]) > 0, f"{place}.tokens", "at least one token")
-    if sample.step_tokens:
-        check_emitted(sample, place)
-    else:
-        require(len({len(row) for row in sample.tokens}) == 1, f"{place}.tokens", "rows of the same length")
-    for name in ("text", "generated"):
-        require(
-            len(getattr(sample, name)) in (0, rows), f"{place}.{name}", f"{rows} entries, one for each row, or none"
+    def busy_kinds(self) -> dict[str, list[str]]:
+        own = [one for one in self.compilations if one.cache != "none" and not one.shared]
+        measuring = [] if self.energy is None or self.energy.load is None else [self.energy.load]
+        # A CPU's energy is that of all its cores.
+        spare = spare_cores(measuring, self.environment) if measuring and self.environment.on_gpu else 0
+        return by_kind(
+            speed=slow_probes(self.probes, self.roof) + busy_samples(valid_samples(self), self.environment),
+            compile=shared([one.load for one in own if one.load is not None], spare=0),
+            energy=shared(measuring, spare),
         )
 
+    @property
+    def loads(self) -> list[Load]:
+        return loads_of(self.samples)
 
-def check_emitted(sample: Sample, place: str) -> None:
-    """The same of tokens that each step says it emitted."""
-    place, steps, rows = f"{place}.step_tokens", len(sample.step_s), len(sample.tokens)
-    each = all(len(step) == rows for step in sample.step_tokens)
-    require(len(sample.step_tokens) == steps and each, place, f"{steps} lists of a number for each of {rows} rows")
-    emitted = [sum(step[row] for step in sample.step_tokens) for row in range(rows)]
-    told = "as many tokens for each row as it got after its first, and any at all"
-    require(any(emitted) and emitted == [len(row) - 1 for row in sample.tokens], place, told)
+    def publication(self) -> Publication:
+        names = {group: self.config[group]["name"] for group in ("engine", "sampling")}
+        # Not what an earlier job of the sweep has paid.
+        seconds = self.load_s if self.reused is None else 0.0
+        seconds += sum(compilation.prepare_s for compilation in self.compilations if not compilation.shared)
+        seconds += sum(warm_up.call_s for warm_up in self.warm_ups) + sum(sample.call_s for sample in self.samples)
+        known = self.summary()
+        return replace(
+            super().publication(),
+            name=self.run_name,
+            seconds=seconds,
+            status=FINISHED if all(sample.finite for sample in self.samples) else FAILED,
+            tags=self.tags(
+                **names,
+                weights="seeded random" if self.checkpoint is None else self.checkpoint.folder,
+                compile_cache=self.compilations[0].cache if self.compilations else None,
+            ),
+            note=", ".join(
+                f"{one.label} {number(known[one.name] * one.factor)} {one.unit}".strip() for one in brief(known)
+            ),
+            params=self.config | {"prompt_tokens": len(self.prompt)},
+            metrics=list(self.published_metrics(known)),
+        )
+
+    def published_metrics(self, known: dict[str, float]) -> Iterator[tuple[str, float, int]]:
+        """Name, value and sample of every number. MLflow's pages keep the order, and the plot of its page that compares
+        runs begins with the first."""
+        for one in brief(known):
+            yield f"brief/{one.brief}", known[one.name] * one.factor, 0
+        for name, value in known.items():
+            yield name, value, 0
+        for step, sample in enumerate(self.samples):
+            yield "sample/compiles", float(sample.compiles), step
+            if sample.state is not None:
+                yield "sample/throttled", float(sample.throttled), step
+            if not sample.compiles:
+                for name, value in sample_metrics(self, sample).items():
+                    yield f"sample/{name}", value, step
+        named = {compilation_name(each): each for each in reversed(self.compilations) if each.cache != "none"}
+        for whose, compilation in named.items():  # of two that met the same, the first
+            for stage, seconds in compilation.costs_s.items():
+                yield f"compile_stage/{whose}/{stage}", seconds, 0
+
+    def write_files(self, folder: Path) -> None:
+        """What was generated, every decode step as a table, and a profiled step."""
+        super().write_files(folder)
+        if any(sample.text for sample in self.samples):
+            texts = [
+                f"{self.prompt_texts[row] if self.prompt_texts else self.prompt_text}{text}"
+                for sample in self.samples
+                for row, text in enumerate(sample.text)
+            ]
+            (folder / "text.txt").write_text(SEPARATOR.join(texts) + "\n", encoding="utf-8")
+        steps: list[list[Any]] = []
+        for index, sample in enumerate(self.samples):
+            own, traffic = Steps(sample), self.traffic
+            read, tokens = own.of_rows(traffic.positions_read), own.tokens.sum(axis=1)
+            each = zip(sample.step_s, own.needed(traffic), own.moved(traffic), read, tokens, strict=True)
+            steps += ([index, step, *values] for step, values in enumerate(each))
+        columns = ["sample", "step", "seconds", "bytes", "bytes_moved", "positions_read", "tokens"]
+        write_table(folder / "steps.csv", columns, steps)
+        if self.breakdown is not None:
+            write_trace(self.breakdown, self.roof.gb_per_s, folder / "trace.json")
+            rows = [asdict(share) | {"gb_per_s": share.gb_per_s} for share in self.breakdown.by_kernel()]
+            write_table(folder / "breakdown.csv", rows[0], [row.values() for row in rows])
+
+
+def brief(known: dict[str, float]) -> list[Metric]:
+    """Of a summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
+    comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before
+    the slash, in alphabetical order, those without one last."""
+    return [each for each in METRICS.values() if each.brief is not None and each.name in known]
 
 
 def of_list(raw: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gptbench.base.errors import counted
 from gptbench.schema.machine import DeviceState, Load
+from gptbench.schema.restore import require
 
 
 @dataclass
@@ -49,6 +50,28 @@ class Sample:
     def throttled(self) -> bool:
         """Whether the device was held back by power or heat."""
         return self.state is not None and bool(self.state.throttled)
+
+    def check(self, place: str) -> None:
+        """Raises InputError where its lists do not go together."""
+        rows = len(self.tokens)
+        require(len(self.step_s) > 0, f"{place}.step_s", "at least one step")
+        require(rows > 0 and len(self.tokens[0]) > 0, f"{place}.tokens", "at least one token")
+        if self.step_tokens:
+            self.check_emitted(f"{place}.step_tokens")
+        else:
+            require(len({len(row) for row in self.tokens}) == 1, f"{place}.tokens", "rows of the same length")
+        for name in ("text", "generated"):
+            count = len(getattr(self, name))
+            require(count in (0, rows), f"{place}.{name}", f"{rows} entries, one for each row, or none")
+
+    def check_emitted(self, place: str) -> None:
+        """The same of the tokens that each step says it emitted."""
+        steps, rows = len(self.step_s), len(self.tokens)
+        each = all(len(step) == rows for step in self.step_tokens)
+        require(len(self.step_tokens) == steps and each, place, f"{steps} lists of a number for each of {rows} rows")
+        emitted = [sum(step[row] for step in self.step_tokens) for row in range(rows)]
+        told = "as many tokens for each row as it got after its first, and any at all"
+        require(any(emitted) and emitted == [len(row) - 1 for row in self.tokens], place, told)
 
 
 def throttling(samples: Sequence[Sample]) -> str | None:

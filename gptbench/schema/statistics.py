@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import bdtrik, stdtrit
 
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.energy import Energy
@@ -25,6 +24,14 @@ CONFIDENCE = 0.95
 """Of all intervals."""
 
 
+def student(freedom: float) -> float:
+    """Half the width of the interval of `CONFIDENCE` around a mean, in its standard errors, with so many degrees of
+    freedom."""
+    from scipy.special import stdtrit  # which takes as long to import as all else
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
 def steps_percentile(samples: Sequence[Sample], share: float) -> float:
     """Seconds that so large a share of the steps of all samples together took at most."""
     return float(np.quantile(np.concatenate(output_times(samples)), share))
@@ -38,6 +45,8 @@ def steps_interval(samples: Sequence[Sample], share: float) -> tuple[float | Non
     Graubard, Survey Methodology 24, 1998). An end is None where so many cannot tell: a 99th percentile of few steps has
     no upper end, of very few no lower end either, and a single sample has no interval.
     """
+    from scipy.special import bdtrik
+
     groups = output_times(samples)
     steps, count = np.sort(np.concatenate(groups)), len(groups)
     if count < 2 or len(steps) < 2:
@@ -47,7 +56,7 @@ def steps_interval(samples: Sequence[Sample], share: float) -> tuple[float | Non
     variance = float(np.var(shares, ddof=1)) / count
     worth = min(float(len(steps)), share * (1 - share) / variance) if variance > 0 else float(len(steps))
     tail = (1 + CONFIDENCE) / 2
-    worth *= float(stdtrit(len(steps) - 1, tail) / stdtrit(count - 1, tail)) ** 2
+    worth *= (student(len(steps) - 1) / student(count - 1)) ** 2
     independent = max(1, int(worth))
     below, above = (int(np.ceil(bdtrik(chance, independent, share))) for chance in (1 - tail, tail))
     low, high = below / independent * len(steps), (above + 1) / independent * len(steps)

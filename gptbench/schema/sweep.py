@@ -11,9 +11,12 @@ from gptbench.base.errors import counted
 from gptbench.schema.metrics import METRICS, View, shown_in
 from gptbench.schema.outcome import BEGUN, Outcome, Status
 from gptbench.schema.plan import Plan
+from gptbench.schema.publication import Publication, write_table
+from gptbench.schema.record import Recorded
 from gptbench.schema.restore import is_time, require
-from gptbench.schema.result import Recorded
 
+ENDED_TAG = "gptbench.sweep_ended"
+"""Of a publication: when, by which the newer of two records of one sweep is known."""
 GAP = "&ensp;"
 """Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
 MOST_CHARACTERS = 5500
@@ -25,6 +28,7 @@ class SweepRecord(Recorded):
     """A sweep, whole or cut short."""
 
     FILE: ClassVar[str] = "sweep"
+    TOLD_AS: ClassVar[str] = "sweep"
 
     ended: str
     """When, ISO 8601."""
@@ -50,11 +54,34 @@ class SweepRecord(Recorded):
         """How many jobs came to what: 5 recorded, 1 failed."""
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
 
-    def job_records(self, folder: Path) -> list[Path]:
-        """Files of what the jobs came to, each once. The folder is the sweep's own: it may have been moved, with the
-        jobs in it."""
+    def members(self, folder: Path) -> list[Path]:
+        """Of what the jobs came to, each once. The folder may have been moved, with the jobs in it."""
         paths = dict.fromkeys(Path(job.record) for job in self.jobs if job.record is not None)
         return [path if path.exists() else folder / path.parent.name / path.name for path in paths]
+
+    def line(self) -> dict[str, Any]:
+        """What each job came to is in the record."""
+        counts = {name.replace(" ", "_"): count for name, count in self.counts.items()}
+        return {"jobs": len(self.jobs), **counts, "status": self.status}
+
+    def publication(self) -> Publication:
+        """Its parent run."""
+        counts = {f"jobs_{name.replace(' ', '_')}": count for name, count in self.counts.items()}
+        begin, end = (datetime.datetime.fromisoformat(iso).timestamp() for iso in (self.started, self.ended))
+        return Publication(
+            name="",
+            seconds=end - begin,
+            status=self.status,
+            tags={ENDED_TAG: self.ended, "task": self.config.get("task", {}).get("name")},
+            note=self.markdown(),
+            metrics=[(name, float(value), 0) for name, value in ({"jobs": len(self.jobs)} | counts).items()],
+            sweep=self.sweep,
+            varied=self.swept_keys,
+            is_sweep=True,
+        )
+
+    def write_files(self, folder: Path) -> None:
+        write_table(folder / "jobs.csv", *self.table())
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""

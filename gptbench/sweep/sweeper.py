@@ -206,7 +206,7 @@ class Sweep:
     def run(self) -> None:
         from gptbench.present.console import console, write_line
         from gptbench.present.tables import show_sweep
-        from gptbench.present.terminal import show_next, sweep_line
+        from gptbench.present.terminal import line_of, show_next
         from gptbench.record.sync import log_recorded
         from gptbench.schema.sweep import record_of
 
@@ -229,7 +229,7 @@ class Sweep:
             logged = log_recorded(record, path, self.section, self.outputs, console.warn)
             console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
             show_next(record, path.parent, self.section, self.outputs, logged is not None)
-            write_line(sweep_line(record, path, logged))
+            write_line(line_of(record, path, logged))
         if self.interrupted:
             raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
         if record.status != "FINISHED":
