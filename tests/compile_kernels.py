@@ -19,6 +19,7 @@ from gptbench.build import on_meta
 from gptbench.config import DeviceKind, FusedConfig
 from gptbench.device import Device
 from gptbench.engine.fused import Fused
+from gptbench.quant import WeightFormat
 from gptbench.sampling import Sampler
 from tests.models import model_config, quantisation, run_config
 
@@ -36,11 +37,20 @@ def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, A
     return ASTSource(function, signature, constants, attributes)
 
 
+def weight_format(quant: str) -> WeightFormat:
+    """A plugin's, too."""
+    if quant == "int4":
+        from tests.plugins.int4 import Int4  # registers itself
+
+        return Int4()
+    return quantisation(quant)
+
+
 def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     """Over a model without memory, on a GPU whose kernels overlap."""
     model = replace(model_config(name), n_layers=2)
-    of = run_config(model, quant, batch=batch)
-    built = on_meta(model, quantisation(quant), torch.bfloat16)
+    of = run_config(model, batch=batch)
+    built = on_meta(model, weight_format(quant), torch.bfloat16)
     built.allocate(batch, length, torch.device("meta"))
     on = Device(replace(of.device, kind=DeviceKind.cpu))
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
@@ -76,10 +86,12 @@ def main() -> None:
                 continue
             seen.add(key)
             chosen = {name: named[name] for name in OPTIONS if name in named}
-            made = triton.compile(source(function, arguments, named), target=HOPPER, options=chosen)
+            own = source(function, arguments, named)
+            made = triton.compile(own, target=HOPPER, options=chosen)
+            functions = sum(isinstance(constant, JITFunction) for constant in own.constants.values())
             names = {"case": case, "role": op.role, "expected": op.name, "kernel": made.metadata.name}
             bytes_of = {"shared": made.metadata.shared, "stack": stack_bytes(made.asm["cubin"])}
-            print(json.dumps(names | bytes_of), flush=True)
+            print(json.dumps(names | bytes_of | {"part": op.part, "functions": functions}), flush=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class WeightFormat:
         """What it is called where weights are told apart: in the key of a tile, and beside a kernel's time. A plugin's
         has a digest of its source, of which its tiles are."""
         name = type(self).__name__.lower()
-        if type(self).__module__.startswith("gptbench."):
+        if type(self).__module__.startswith("gptbench.quant."):
             return name
         return f"{name}-{hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()[:8]}"
 
