@@ -4,13 +4,10 @@ import torch
 from torch import Tensor
 
 from gptbench.config import MOST_STOP_TOKENS, SamplingConfig
-from gptbench.kernels.sample import sample
-
-__all__ = ["Sampler", "sample"]
 
 
 class Sampler:
-    """The settings of `sample`, and the stop tokens, as tensors on the device.
+    """The settings of `gptbench.kernels.draw_reference.sample`, and the stop tokens, as tensors on the device.
 
     Args:
         config: what to set.

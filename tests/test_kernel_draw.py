@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gptbench.kernels import draw as module
 from gptbench.kernels.draw import CHUNK, Draw, Maxima, Scratch
+from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import can_overlap
-from gptbench.kernels.sample import draw_reference
 from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
 

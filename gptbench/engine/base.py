@@ -12,7 +12,7 @@ from gptbench.config import Config, EngineConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine.runner import Runner, Tick
-from gptbench.kernels.sample import draw_reference
+from gptbench.kernels.draw_reference import draw_reference
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
 

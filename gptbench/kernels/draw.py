@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Generator, Tensor
 
+from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import follow, launch
 from gptbench.kernels.op import Bytes, Op
-from gptbench.kernels.sample import draw_reference
 
 CHUNK = 16
 BLOCK = 4096

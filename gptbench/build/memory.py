@@ -1,35 +1,20 @@
-"""Build: made on `meta`, quantised, checked against the memory there is, allocated, filled: from a checkpoint, or with
-seeded weights."""
+"""What a run needs of its device's memory, foretold from a model without memory, and what would fit instead."""
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptbench.architecture.spec import AttentionSpec, MixtureSpec
 from gptbench.base.errors import DoesNotFitError
-from gptbench.checkpoint import Checkpoint
+from gptbench.build.meta import cache_length, on_meta
 from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
-from gptbench.model import Bias, KeyValueCache, RMSNorm, Transformer, Weight
-from gptbench.model.linear import store_as
+from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.model.transformer import WINDOW_QUERIES, Block
-from gptbench.quant import WeightFormat
-from gptbench.schema.result import Loaded
-
-CACHE_MULTIPLE = 8
-"""The KV cache holds a multiple of so many positions, as in the seed."""
-
-
-def cache_length(config: Config) -> int:
-    """S, cached positions that the run needs: prompt and new tokens, rounded up."""
-    length = len(config.workload.prompt) + config.workload.new_tokens
-    return -(-length // CACHE_MULTIPLE) * CACHE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -54,14 +39,6 @@ class MemoryNeed:
 
 def gb(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
-
-
-def on_meta(config: ModelConfig, quant: WeightFormat, dtype: torch.dtype) -> Transformer:
-    """The quantised model without any memory."""
-    with torch.device("meta"):
-        model: Transformer = instantiate(config, dtype)
-        store_as(model, quant)
-    return model.eval()
 
 
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
@@ -185,53 +162,3 @@ def require_fit(
         f"needs {need}, and {device.torch} ({device.name}) has {gb(free)} free.\n"
         + ("What would fit:\n" + "\n".join(fitting.values()) if fitting else "Nothing that gptbench knows would fit.")
     )
-
-
-def build(
-    config: Config, model: Transformer, device: Device, progress: Callable[[str, float], None] = lambda *_: None
-) -> Loaded | None:
-    """Gives a model on `meta` its memory, its weights and a KV cache for the workload.
-
-    Args:
-        progress: told what is being read, and the share of it that is done.
-
-    Returns:
-        What was read of a checkpoint, or None where the weights are seeded.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read, or is not finite.
-    """
-    model.to_empty(device=device.torch)
-    loaded = None
-    if config.model.reads_checkpoint:
-        loaded = Checkpoint(config.model).load(model, progress)
-    else:
-        fill(model, config.workload.seed)
-    model.allocate(config.workload.batch_size, cache_length(config), device.torch)
-    return loaded
-
-
-def fill(model: Transformer, seed: int) -> None:
-    """Seeded random weights, scaled so that activations stay of order one (see `Weight.std`).
-
-    Each matrix has a generator of its own, seeded with its name, so that it does not depend on what else is filled,
-    nor on the quantisation. CPU and GPU generators differ.
-    """
-    device = model.norm.weight.device
-    for name, module in model.named_modules():
-        if isinstance(module, RMSNorm):
-            module.weight.fill_(1.0)
-        elif isinstance(module, Bias):
-            module.weight.copy_(normal(module.weight.shape, module.std, f"{seed} {name}", device))
-        elif isinstance(module, Weight):
-            for index in module.matrices():
-                weight = normal(module.float_shape[-2:], module.std, f"{seed} {name} {index}", device)
-                weight = weight.to(model.dtype)  # frees the float32 one where the types differ
-                module.assign(weight, *index)
-
-
-def normal(shape: tuple[int, ...], std: float, name: str, device: torch.device) -> Tensor:
-    """float32 of standard deviation `std`, from a generator that is seeded with `name`."""
-    digest = hashlib.sha256(name.encode()).digest()
-    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).mul_(std)

@@ -1,4 +1,4 @@
-"""Drawing a token with torch's operations: the reference, on any device and without Triton."""
+"""The reference of `gptbench.kernels.draw`; engines of torch operations draw with it. Alone, as it needs no Triton."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,30 @@
+"""Build: made on `meta`, checked against the memory there is, allocated, filled."""
+
+from gptbench.build.filling import build, fill
+from gptbench.build.memory import (
+    MemoryNeed,
+    alternatives,
+    cache_bytes,
+    gb,
+    memory_need,
+    memory_need_of,
+    nbytes,
+    require_fit,
+)
+from gptbench.build.meta import CACHE_MULTIPLE, cache_length, on_meta
+
+__all__ = [
+    "CACHE_MULTIPLE",
+    "MemoryNeed",
+    "alternatives",
+    "build",
+    "cache_bytes",
+    "cache_length",
+    "fill",
+    "gb",
+    "memory_need",
+    "memory_need_of",
+    "nbytes",
+    "on_meta",
+    "require_fit",
+]
