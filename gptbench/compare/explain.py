@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 
 from gptbench.base.numbers import giga, micro
-from gptbench.config import INT8, MOST_FUSED_SEQUENCES, QuantConfig
+from gptbench.config import (
+    INT8,
+    MOST_FUSED_SEQUENCES,
+    EagerConfig,
+    FusedConfig,
+    HuggingFaceConfig,
+    InductorConfig,
+    QuantConfig,
+)
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.busy import idle_neighbours, why_busy
@@ -165,11 +173,11 @@ class Step:
 
     @property
     def is_fused(self) -> bool:
-        return bool(self.engine["_target_"] == "gptbench.engine.fused.Fused")
+        return bool(self.engine["_target_"] in FusedConfig.TARGETS)
 
     @property
     def is_inductor(self) -> bool:
-        return bool(self.engine["_target_"] == "gptbench.engine.Inductor")
+        return bool(self.engine["_target_"] in InductorConfig.TARGETS)
 
     @property
     def is_one_graph(self) -> bool:
@@ -379,7 +387,7 @@ def fewer_bytes(step: Step) -> Iterator[Advice]:
         config["quant"]["name"] == "none"
         and fits
         and dtype != "float16"
-        and "HuggingFace" not in step.engine["_target_"]
+        and step.engine["_target_"] not in HuggingFaceConfig.TARGETS
     ):
         yield saving(
             step, "quant=int8", step.weights * (1 - 1 / itemsize), "of weights less; task=quality tells what it loses"
@@ -405,7 +413,7 @@ def another_engine(step: Step) -> Iterator[Advice]:
         gains += host
         reasons.append(f"launches all of a step at once ({micro(host)} of gaps)")
     if not step.on_gpu:
-        if "Eager" in step.engine["_target_"] and reasons:
+        if step.engine["_target_"] in EagerConfig.TARGETS and reasons:
             told = f"compiled code has fewer calls; without the {micro(host)} of gaps between them alone"
             yield Advice("engine=inductor", told, step.without(host))
         return

@@ -19,6 +19,7 @@ from gptbench.base.hub import expanded, is_hub_name
 from gptbench.base.paths import conf_folder
 from gptbench.config.field_types import field_types, text_fields
 from gptbench.config.grammar import FUNCTION, as_text, plain_text, quoted, separated, unquoted
+from gptbench.config.plugins import OPTION
 from gptbench.private import hydra as private
 
 COMMANDS = {
@@ -69,7 +70,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     wrong = [argument for argument in unknown if argument.startswith("-")]
     if wrong:
         name = wrong[0].partition("=")[0]
-        raise CommandLineError(f"{wrong[0]}: no such option{did_you_mean(name, [*names, *QUIET])}")
+        raise CommandLineError(f"{wrong[0]}: no such option{did_you_mean(name, [*names, *QUIET, OPTION])}")
     overrides = [*found.overrides, *(argument for argument in unknown if argument not in wrong)]
     left, options = list(overrides), []
     for argument in arguments:

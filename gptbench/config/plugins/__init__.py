@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -70,8 +69,7 @@ def load(named: str) -> None:
     except UserError as error:
         raise UserError(f"{OPTION} {named}: {error}") from error
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{OPTION} {named}: {raised(error)} ({last.filename}, line {last.lineno})") from error
+        raise UserError(f"{OPTION} {named}: {raised(error)}") from error
 
 
 def source_hash(module: str) -> str:

@@ -1,0 +1,182 @@
+"""Files of the user's own, named on the command line alone: in a folder outside the checkout."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptbench.schema.files import load_record
+from gptbench.schema.outcome import Outcome
+from gptbench.schema.result import Result
+from tests.sweeps import SHORT
+from tests.warm import ROOT, Warm
+
+PLUGINS = Path(__file__).parent / "plugins"
+RUN = [*SHORT, "device=cpu", "device.threads=1", "tracking=none"]
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> str:
+    """An engine in a folder outside the checkout."""
+    (tmp_path / "mine").mkdir()
+    return shutil.copy(PLUGINS / "sleeper.py", tmp_path / "mine")
+
+
+def outcomes(folder: Path) -> list[Outcome]:
+    """Of the jobs of all sweeps, in the order of their folders."""
+    return [found for job in sorted(folder.glob("outputs/2*/*/*/")) if (found := Outcome.of(job)) is not None]
+
+
+def recorded(outcome: Outcome) -> Result:
+    assert outcome.record is not None, outcome.reason
+    record = load_record(Path(outcome.record))
+    assert isinstance(record, Result)
+    return record
+
+
+def test_an_engine_that_is_another_process_goes_all_the_way(warm: Warm, tmp_path: Path, sleeper: str) -> None:
+    """A sweep over its own setting; recorded, compared, and repeated."""
+    named = ["--plugin", "mine/sleeper.py"]
+    code, call = warm.run(tmp_path, "-m", *named, *RUN, "engine=sleeper", "engine.step_ms=1,20")
+    assert code == 0, call.err
+    found = outcomes(tmp_path)
+    quick, slow = map(recorded, found)
+    for record in (quick, slow):
+        (sample,) = record.samples
+        assert len(sample.step_s) == 3
+        assert len(sample.tokens[0]) == 4
+        assert list(record.environment.plugins) == [sleeper]
+        assert record.config["engine"]["_target_"] == "sleeper.Sleeper"
+        assert record.engine_details["pid"]
+        assert record.command[3:5] == ["--plugin", sleeper]
+    assert min(slow.samples[0].step_s) >= 0.02
+    assert quick.samples[0].tokens == slow.samples[0].tokens, "the same seed"
+
+    records = [str(each.record) for each in found]
+    code, compared = warm.run(tmp_path, "compare", *records, *named)
+    assert code == 0, compared.err
+    (pair,) = compared.lines[0]["pairs"]
+    assert pair["metrics"]["decode_tokens_per_s"]["ratio"] < 0.5
+
+    resumed = ["-m", "sweep.resume=true"]
+    # What a record says repeats it, wherever it is typed; also in a process of its own.
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    code, again = warm.run(elsewhere, *quick.command[3:], *resumed, f"outputs={tmp_path}/outputs", "isolation=process")
+    assert code == 0, again.err
+    assert again.lines[0]["found"] == 1, again.lines
+
+    # Another source is another measurement.
+    Path(sleeper).write_text(Path(sleeper).read_text() + "# changed\n")
+    code, changed = warm.run(tmp_path, *quick.command[3:], *resumed)
+    assert code == 0, changed.err
+    assert changed.lines[0]["found"] == 0, changed.lines
+
+
+def test_two_of_its_settings_are_measured_in_turns(warm: Warm, tmp_path: Path, sleeper: str) -> None:
+    sides = ["engine.step_ms=1", "engine.step_ms=4"]
+    ending = ["--budget-s", "0.5"]
+    code, call = warm.run(tmp_path, "ab", *sides, *RUN, "engine=sleeper", f"--plugin={sleeper}", *ending)
+    assert code == 0, call.err
+    assert call.lines[-1]["metrics"]["decode_tokens_per_s"]["ratio"] < 1
+    assert json.loads((tmp_path / call.lines[-1]["result"]).read_text())["command"][4:6] == ["--plugin", sleeper]
+
+
+def test_auto_takes_it_where_it_can_do_the_run(warm: Warm, tmp_path: Path, sleeper: str) -> None:
+    arguments = ["--plugin", sleeper, *RUN, "engine=auto", "engine.order=[sleeper,eager]"]
+    code, call = warm.run(tmp_path, *arguments)
+    assert code == 0, call.err
+    assert call.lines[0]["engine"] == "sleeper"
+    code, call = warm.run(tmp_path, *arguments, "sampling.stop_tokens=[3]")
+    assert code == 0, call.err
+    assert "engine=auto takes eager; sleeper needs sampling.stop_tokens=[]: it stops at none" in call.err
+    code, call = warm.run(tmp_path, "--plugin", sleeper, *RUN, "engine=sleeper", "task=quality")
+    assert code == 2
+    assert "engine=sleeper: expected eager or auto: this one needs task=speed alone" in call.err
+
+
+SECTION = """
+from dataclasses import dataclass
+from typing import ClassVar
+from gptbench.config import EngineConfig, add_option
+
+@dataclass(kw_only=True)
+class MineConfig(EngineConfig):
+    TARGETS: ClassVar[tuple[str, ...]] = ("mine.Mine",)
+    depth: int = 1
+
+add_option("NAME", MineConfig.named("mine"))
+"""
+"""A plugin that is quickly imported."""
+
+
+def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Path, sleeper: str) -> None:
+    (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def\n")
+    (tmp_path / "twice.py").write_text(SECTION.replace("NAME", "eager"))
+    (tmp_path / "mine.py").write_text(SECTION.replace("NAME", "mine"))
+    (tmp_path / "other.py").write_text(SECTION.replace("NAME", "mine"))
+    (tmp_path / "own" / "engine").mkdir(parents=True)
+    (tmp_path / "own" / "engine" / "named.yaml").write_text("plugin: raises.py\n_target_: raises.X\nname: x\n")
+    for arguments, message in {
+        ("--plugin", "no.py"): "--plugin no.py: expected a file of Python, and there is no such file",
+        (
+            "--plugin",
+            "no_such_module",
+        ): "--plugin no_such_module: ModuleNotFoundError(",
+        ("--plugin", "raises.py"): "--plugin raises.py: ZeroDivisionError(",
+        ("--plugin", "syntax.py"): "--plugin syntax.py: SyntaxError(",
+        ("--plugin", "twice.py"): "--plugin twice.py: engine=eager: it is there already",
+        ("--plugin", "mine.py", "--plugin", "other.py"): "--plugin other.py: engine=mine: it is there already",
+        ("--plugin",): "--plugin: expected a file of Python, or the name of a module, behind it",
+        ("compare", "a", "b", "--plugin=no.py"): "--plugin no.py: expected a file",
+        # Nothing but the command line names one.
+        ("engine=sleeper",): "engine=sleeper: no such option",
+        ("engine._target_=sleeper.Sleeper",): "engine._target_=sleeper.Sleeper: expected one of gptbench.engine",
+        ("+plugin=raises.py",): "plugin=raises.py: no such field",
+        ("--config-dir", "own", "engine=named"): "engine.plugin: no such field",
+        ("--plugin", "mine.py", "quant._target_=mine.Mine"): "quant._target_=mine.Mine: expected one of",
+    }.items():
+        code, call = warm.run(tmp_path, *arguments)
+        assert code == 2, (arguments, call.err)
+        assert message in call.err, (arguments, call.err)
+        assert "Traceback" not in call.err
+
+
+WRITE = """
+import pickle, sys
+from gptbench.config import register
+from gptbench.config.guard import GuardedLoader, install
+from gptbench.config.plugins import load
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
+load(sys.argv[1])
+register()
+install()
+loader = GuardedLoader(create_config_search_path(sys.argv[2]))
+composed = loader.load_configuration("config", ["model=mixtral_tiny", "engine=mine"], RunMode.RUN)
+pickle.dump((composed, loader), open(sys.argv[3], "wb"))
+"""
+READ = """
+import pickle, sys
+composed, loader = pickle.load(open(sys.argv[1], "rb"))
+from gptbench.config import Section, load
+from gptbench.config.plugins import loaded
+from omegaconf import open_dict
+with open_dict(composed):
+    del composed["hydra"]
+print(type(load(composed).engine).__name__, load(composed).engine.depth, *loaded)
+"""
+
+
+def test_a_worker_that_unpickles_a_job_imports_the_plugins(tmp_path: Path) -> None:
+    """As Hydra's launchers do it, on whatever machine: nothing of ours is called there first."""
+    (tmp_path / "mine.py").write_text(SECTION.replace("NAME", "mine"))
+    places = [str(tmp_path / "mine.py"), str(ROOT / "conf"), str(tmp_path / "pickled")]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    subprocess.run([sys.executable, "-c", WRITE, *places], check=True, cwd=tmp_path, env=environment)
+    read = [sys.executable, "-c", READ, places[2]]
+    printed = subprocess.run(read, check=True, cwd="/", env=environment, capture_output=True, text=True).stdout
+    assert printed.split() == ["MineConfig", "1", places[0]]
