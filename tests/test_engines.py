@@ -47,6 +47,7 @@ from tests.models import (
     DENSE,
     FAMILY,
     GQA,
+    MIXED,
     MOE,
     QWEN,
     TINY,
@@ -190,6 +191,23 @@ def test_fused_agrees_with_eager(model: ModelConfig, quant: str, batch: int, few
     small = replace(model, n_layers=2)
     reference = make_engine(EAGER, small, quant, batch, dtype, on)
     assert_agrees(make_engine(FUSED, small, quant, batch, dtype, on), reference, dtype, steps=4)
+
+
+@pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (GQA, "int8"), (MOE, "int8")], ids=model_name)
+def test_fused_agrees_with_eager_in_bfloat16(model: ModelConfig, quant: str, few_programs: None) -> None:
+    """The interpreter cuts numbers off where a GPU rounds them."""
+    on, dtype, small = device("cpu"), torch.bfloat16, replace(model, n_layers=1)
+    reference = make_engine(EAGER, small, quant, 1, dtype, on)
+    assert_agrees(make_engine(FUSED, small, quant, 1, dtype, on), reference, dtype, steps=2)
+
+
+def test_fused_agrees_with_eager_where_layers_differ(few_programs: None) -> None:
+    """All four kinds: with and without a window, dense and with experts."""
+    on, dtype = device("cpu"), torch.float32
+    reference = make_engine(EAGER, MIXED, "none", 1, dtype, on)
+    engine = make_engine(FUSED, MIXED, "none", 1, dtype, on)
+    assert len({op.window for op in engine.ops if op.role == "attention"}) == 2
+    assert_agrees(engine, reference, dtype, steps=2)
 
 
 @pytest.mark.parametrize("config", [EAGER, FUSED], ids=["eager", "fused"])

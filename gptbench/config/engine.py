@@ -143,8 +143,6 @@ class FusedConfig(EngineConfig):
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
         if not config.quant.limits.fused:
             return f"another quant: the kernels have no functions for its weights (it is {config.quant.name})"
-        if len(set(config.model.layer_specs)) > 1:
-            return "a model whose layers are all alike"
         return None
 
 

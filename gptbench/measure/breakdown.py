@@ -64,7 +64,7 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     median = steps[(len(steps) - 1) // 2]
     experts = None
     if chosen is not None and chosen_before is not None:  # the steps' average, in one layer
-        experts = engine.experts_read(chosen - chosen_before, count) / count / engine.model.config.n_layers
+        experts = engine.experts_read(chosen - chosen_before, count) / count / len(engine.model.mixtures)
     tell(median.launches, engine.kernels(median.position, experts))
     return median
 

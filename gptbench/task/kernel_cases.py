@@ -146,7 +146,8 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     assert isinstance(config.task, KernelsConfig)
     launches = 2 * (config.task.replays + 10)  # by two implementations, and a few beside what is timed
-    for op in {op.role: op for op in engine.ops}.values():  # of each role the last counts
+    # Of those that do the same at the same shape the last counts.
+    for op in {(op.role, op.name, str(op.shape()), op.bytes_read()): op for op in engine.ops}.values():
         yield op_case(op, engine, position, launches)
 
 
@@ -169,8 +170,9 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     from gptbench.kernels.op import nbytes, own_memory, tensors, type_name
 
     example = op.example(position, launches)
-    read = engine.positions_read(position, engine.model.caches[0]) if op.bytes_read().position else 0
-    moved = op.bytes_read().total(read) + op.bytes_beside()
+    known = op.bytes_read()
+    read = min(position + 1, known.window or position + 1) if known.position else 0
+    moved = known.total(read) + op.bytes_beside()
 
     def call(generator: Generator) -> Call:
         own = own_memory(example, generator.device)
