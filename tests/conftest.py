@@ -42,7 +42,10 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked `gpu` where torch sees none."""
+    """Marks what needs a browser or a wheel as slow, and skips what is marked `gpu` where torch sees none."""
+    for item in items:
+        if {"browser", "wheel"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a GPU, and torch sees none here")

@@ -21,6 +21,8 @@ from tests.sweeps import (
 )
 from tests.warm import Warm, wait_for
 
+pytestmark = pytest.mark.slow
+
 RAY = [
     *("hydra/launcher=ray_gpu", "hydra.launcher.ray.remote.num_gpus=0", "hydra.launcher.ray.init.num_cpus=2"),
     "hydra.launcher.ray.init.num_gpus=0",

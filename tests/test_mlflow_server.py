@@ -49,6 +49,8 @@ from gptbench.schema.sweep import SweepRecord, record_of
 from tests.sweeps import LOGGED
 from tests.warm import Warm
 
+pytestmark = pytest.mark.slow
+
 CREATE, BATCH, ARTIFACT, END = "runs/create", "runs/log-batch", "mlflow-artifacts", "runs/update"
 """In the paths of requests."""
 PROCESSES = 24

@@ -35,7 +35,7 @@ QUIET = ("background-networking", "component-update", "default-apps", "extension
 JOBS = [(top_k, temperature) for top_k in (1, 50, 200) for temperature in (0.5, 1.0)]
 FAILED = (200, 2.0)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")]
 
 
 def name_of(job: tuple[int, float]) -> str:
