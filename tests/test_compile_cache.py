@@ -23,7 +23,7 @@ import torch
 from gptbench.base.errors import UserError
 from gptbench.commands.cache import cache_command
 from gptbench.device import Device
-from gptbench.engine.compile_cache import MANIFEST, Place, instruction_sets, load, require_fit, save
+from gptbench.engine.compile_cache import MANIFEST, MAX_FILES, Place, instruction_sets, load, require_fit, save
 
 ROOT = Path(__file__).parents[1]
 CODE = "inductor/ab/cabc.py"
@@ -109,8 +109,7 @@ def test_a_machine_that_loads_what_another_compiled_compiles_nothing(tmp_path: P
     found, calls = outcome("one")
     assert found["caches"] == nothing | {"miss": 1, "triton_miss": 1}
     assert calls
-    # Stages and events have names and units of torch's and Triton's: with others, all would be `rest`, or uncounted.
-    assert min(found["costs_s"][stage] for stage in ("tracing", "lowering", "kernels")) > 0
+    # Triton's events have names and units of its own: with others, they would not be counted.
     assert found["compiles"] == 2, "a graph and a kernel"
     assert 0.01 < found["triton_s"] < 100
     file = tmp_path / "cache.zip"
@@ -122,7 +121,6 @@ def test_a_machine_that_loads_what_another_compiled_compiles_nothing(tmp_path: P
     found, calls = outcome("two")
     assert found["caches"] == nothing | {"hit": 1, "triton_hit": 1}
     assert not calls
-    assert found["costs_s"]["loading"] > 0
     assert found["compiles"] == 2, "what is loaded counts, too"
 
 
@@ -174,8 +172,7 @@ def test_tritons_groups_name_files_of_this_machine(
     (kernel.parent / "__grp__broken.json").write_text("[")
     save(tmp_path / "cache.zip", outputs)
     with zipfile.ZipFile(tmp_path / "cache.zip") as archive:
-        assert str(tmp_path) not in archive.read("triton/XYZ/__grp__kernel.json").decode()
-        assert archive.namelist()[-2:] == ["triton/XYZ/__grp__kernel.json", MANIFEST]
+        assert "triton/XYZ/__grp__kernel.json" in archive.namelist()
     load(tmp_path / "cache.zip", Place(move_to(tmp_path / "two", monkeypatch)))
     there = tmp_path / "two" / "triton" / "XYZ"
     assert files_under(there) == {"kernel.cubin", "__grp__kernel.json"}
@@ -270,14 +267,14 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
     assert Tiles.of(own.path.parent, place.device).found == {str(use): tile, str(found): tile}
 
 
-@pytest.mark.parametrize("name", ["torch", "triton", "python", "platform", "device"])
-def test_of_another_machine_or_version_is_refused(name: str, outputs: Path, tmp_path: Path) -> None:
+def test_of_another_machine_or_version_is_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
     place = Place(outputs)
     shutil.rmtree(tmp_path / "one")
-    with pytest.raises(UserError) as told:
-        load(changed(tmp_path / "cache.zip", **{name: "1.2.3"}), place)
-    assert f"{name}=1.2.3: expected {getattr(place.manifest, name)}" in str(told.value)
+    for name in ("torch", "triton", "python", "platform", "device"):
+        with pytest.raises(UserError) as told:
+            load(changed(tmp_path / "cache.zip", **{name: "1.2.3"}), place)
+        assert f"{name}=1.2.3: expected {getattr(place.manifest, name)}" in str(told.value)
     assert not files_under(tmp_path) - {"cache.zip", "changed.zip"}
 
 
@@ -307,22 +304,14 @@ def test_what_will_not_be_found_is_told(outputs: Path, tmp_path: Path) -> None:
     assert "999 threads" in notes
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"format": 2},
-        {"format": None},
-        {"files": 1},
-        {"files": "2"},
-        {"torch": None},
-        {"instructions": ["avx"]},
-        {"surplus": 1},
-    ],
-    ids=str,
-)
-def test_of_another_form_is_refused(change: dict[str, Any], outputs: Path, tmp_path: Path) -> None:
+def test_of_another_form_is_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
-    refused(changed(tmp_path / "cache.zip", **change), outputs, tmp_path)
+    changes: list[dict[str, Any]] = [
+        *({"format": 1}, {"format": None}, {"files": 1}, {"files": "2"}, {"torch": None}, {"instructions": ["avx"]}),
+        {"surplus": 1},
+    ]
+    for change in changes:
+        refused(changed(tmp_path / "cache.zip", **change), outputs, tmp_path)
 
 
 def refused(file: Path, outputs: Path, tmp_path: Path) -> str:
@@ -372,38 +361,67 @@ def test_every_truncation_and_damage_is_refused(outputs: Path, tmp_path: Path) -
         assert files_under(tmp_path) <= {"cache.zip", *(f"one/{name}" for name in (CODE, "triton/XYZ/kernel.cubin"))}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/etc/cron.d/job",
-        "inductor/../../outside",
-        "inductor/..",
-        "../outside",
-        "inductor//etc/cron.d/job",
-        "inductor/./file",
-        "inductor/folder/",
-        "inductor\\..\\outside",
-        "inductor/..\\outside",
-        "inductor/file\n",
-        "elsewhere/file",
-        "inductor",
-        CODE,  # twice
-    ],
-    ids=repr,
+NAMES = (
+    "/etc/cron.d/job",
+    "inductor/../../outside",
+    "inductor/..",
+    "../outside",
+    "inductor//etc/cron.d/job",
+    "inductor/./file",
+    "inductor/folder/",
+    "inductor\\..\\outside",
+    "inductor/..\\outside",
+    "inductor/file\n",
+    "elsewhere/file",
+    "tiles/file",
+    "inductor",
+    CODE,  # twice
 )
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_leaves_the_caches_is_refused(name: str, outputs: Path, tmp_path: Path) -> None:
+def test_a_name_that_leaves_the_caches_is_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
-    refused(with_member(tmp_path / "cache.zip", name), outputs, tmp_path)
+    for name in NAMES:
+        refused(with_member(tmp_path / "cache.zip", name), outputs, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFDIR])
-def test_links_and_devices_are_refused(kind: int, outputs: Path, tmp_path: Path) -> None:
+def test_links_and_devices_are_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
-    member = zipfile.ZipInfo("inductor/member")
-    member.external_attr = (kind | 0o777) << 16
-    told = refused(with_member(tmp_path / "cache.zip", member), outputs, tmp_path)
-    assert "inductor/member" in told
+    for kind in (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFDIR):
+        member = zipfile.ZipInfo("inductor/member")
+        member.external_attr = (kind | 0o777) << 16
+        assert "inductor/member" in refused(with_member(tmp_path / "cache.zip", member), outputs, tmp_path)
+
+
+def test_what_would_take_all_time_or_memory_is_refused(outputs: Path, tmp_path: Path) -> None:
+    save(tmp_path / "cache.zip", outputs)
+    for name, size, reason in (
+        ("inductor/zeros", 10 * 2**20, "times as many at most"),
+        ("tiles.json", 2 * 2**20, "at most"),
+        ("triton/XYZ/__grp__a.json", 2 * 2**20, "at most"),
+    ):
+        file = changed(tmp_path / "cache.zip", files=3)
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, bytes(size))
+        assert reason in refused(file, outputs, tmp_path)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(MAX_FILES + 2):
+            archive.writestr(f"inductor/{number}", b"")
+    assert f"at most {MAX_FILES} are loaded" in refused(tmp_path / "many.zip", outputs, tmp_path)
+
+
+def test_tiles_that_are_none_are_refused(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    save(tmp_path / "cache.zip", outputs)
+    place = Place(move_to(tmp_path / "two", monkeypatch))
+    for content in (b"[]", b"{", b'{"a": {"rows": 3}}'):
+        file = changed(tmp_path / "cache.zip", files=3)
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr("tiles.json", content)
+        with pytest.raises(UserError, match=r"changed\.zip/tiles\.json: expected tiles"):
+            load(file, place)
+    assert {Path(name).suffix for name in files_under(tmp_path / "two")} <= {".lock"}
 
 
 def test_a_group_can_only_name_files_beside_it(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,9 +431,7 @@ def test_a_group_can_only_name_files_beside_it(outputs: Path, tmp_path: Path, mo
         archive.writestr("triton/XYZ/__grp__k.json", json.dumps({"child_paths": {"k.cubin": "../../../etc/passwd"}}))
         archive.writestr("triton/XYZ/__grp__l.json", json.dumps({"child_paths": ["/etc/passwd"]}))
     load(file, Place(move_to(tmp_path / "two", monkeypatch)))
-    there = tmp_path / "two" / "triton" / "XYZ"
-    assert json.loads((there / "__grp__k.json").read_text())["child_paths"] == {"k.cubin": str(there / "passwd")}
-    assert not (there / "__grp__l.json").exists()
+    assert files_under(tmp_path / "two" / "triton" / "XYZ") == {"kernel.cubin"}, "there is no passwd"
 
 
 def test_a_file_that_is_there_is_not_overwritten(outputs: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 The file is a zip of the folders in which TorchInductor and Triton keep what they compiled, and of the tiles that were
 searched. torch's own `save_cache_artifacts` works only in the process that compiled, and leaves out the C++ libraries,
-which are most of the time on a CPU. Two things are changed on the way: Triton's groups name their files by whole paths,
-which are others elsewhere; and tiles bear the name of the GPU that they were searched on.
+which are most of the time on a CPU. One thing is changed when it is loaded: Triton's groups name their files by whole
+paths, which are others elsewhere.
 
 A cache file is code: torch and Triton unpickle and run what lies in their caches. Loading runs nothing of it, the next
 compilation does.
@@ -22,14 +22,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, get_type_hints
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
 from gptbench import __version__
-from gptbench.base.errors import UserError
+from gptbench.base.errors import InputError, UserError
 from gptbench.base.inputs import open_regular
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
@@ -37,30 +37,26 @@ from gptbench.engine import caches
 from gptbench.private.torch import cache_folder, headers_folder
 from gptbench.private.triton import cache_folder as triton_folder
 from gptbench.private.triton import children_of, group_of, is_group
+from gptbench.schema.restore import restored
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
     from gptbench.engine.tiles import Tiles
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-MOST_MANIFEST = 2**20
-"""Bytes of a manifest; it takes a few hundred."""
+FORMAT = 2
+MANIFEST, TILES = "manifest.json", "tiles.json"
 MAX_FILES = 50_000
 """Of a cache file: more than years of use leave."""
-MAX_DIRECTORY_BYTES = 64 * 2**20
-"""Of a zip's list of its files."""
 MAX_JSON_BYTES = 2**20
-"""Of a group of Triton's, which takes a few hundred, and of a file with tiles."""
+"""Of the manifest, of the tiles, and of a group of Triton's: each takes a few hundred, or thousand."""
 MAX_RATIO = 200
 """Between the size of files and their compressed size; compiled code has 3 to 10."""
-ZIP_END = b"PK\x05\x06"
-END = struct.Struct("<10xHI")
+END = struct.Struct("<4s6xHI")
 """Of the record with which a zip ends: how many files it lists, and in how many bytes."""
 END_BYTES = 2**16 + 22
 """That record begins within so many from the end."""
 MUST_FIT = ("torch", "triton", "python", "platform", "device")
 """What must be the same on both machines; else nothing of the file would be found, or it would not run."""
-DAMAGED = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 """What reading a zip raises if it is none, or is damaged, encrypted, or compressed in another way."""
 INSTRUCTION_SETS = ("sse", "ssse", "avx", "amx", "fma", "bmi", "f16c", "gfni", "asimd", "sve", "sme", "bf16", "i8mm")
 """How the kernel's names of those begin which a compiler uses for numbers."""
@@ -106,16 +102,15 @@ class Place:
         UserError: the folder of TorchInductor's cache cannot be used.
 
     Attributes:
-        folders: where compiled code and tiles lie, by the name that they have in a file.
+        folders: where compiled code lies, by the name that it has in a file, and tiles.
         device: one of this machine, for all of its kind.
     """
 
     def __init__(self, outputs: Path) -> None:
         if (lacks := caches.lacking(caches.FOLDER, caches.inductor_folder)) is not None:
             raise UserError(f"gptbench cache needs {lacks}")
-        device = Device(device_config(0))
+        self.device = Device(DeviceConfig(_target_="gptbench.device.Device", name="auto"))
         self.folders = {"inductor": cache_folder(), "headers": headers_folder()}
-        self.device = device
         triton = kernels = None
         with contextlib.suppress(ImportError):  # not on every platform
             import triton as package
@@ -124,9 +119,9 @@ class Place:
 
             triton, kernels = package.__version__, kernels_digest()
             self.folders |= {"triton": triton_folder(), "tiles": outputs / "tiles"}
-        name = device.name
-        if device.is_cuda:
-            name += ", compute capability {}.{}".format(*torch.cuda.get_device_capability(device.torch))
+        name = self.device.name
+        if self.device.is_cuda:
+            name += ", compute capability {}.{}".format(*torch.cuda.get_device_capability(self.device.torch))
         self.manifest = Manifest(
             format=FORMAT,
             saved=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -143,25 +138,17 @@ class Place:
         )
 
     def tiles(self) -> "Tiles":
-        """What was found for this kind of device."""
-        from gptbench.engine.tiles import Tiles  # needs Triton
+        """What was found for this kind of device; of a machine with Triton."""
+        from gptbench.engine.tiles import Tiles
 
         return Tiles.of(self.folders["tiles"], self.device)
 
 
-def device_config(index: int) -> DeviceConfig:
-    """A GPU, or the CPU where there is none."""
-    return DeviceConfig(_target_="gptbench.device.Device", name="auto", index=index)
-
-
 def instruction_sets(info: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Of the first processor; none where the system does not tell."""
-    if info.exists():
-        for line in info.read_text().splitlines():
-            name, _, flags = line.partition(":")
-            if name.strip() in ("flags", "Features"):  # x86, Arm
-                return sorted(flag for flag in set(flags.split()) if flag.startswith(INSTRUCTION_SETS))
-    return []
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)  # x86, Arm
+    return sorted(flag for flag in set(found[1].split()) if flag.startswith(INSTRUCTION_SETS)) if found else []
 
 
 def save(file: Path, outputs: Path) -> Manifest:
@@ -176,27 +163,25 @@ def save(file: Path, outputs: Path) -> Manifest:
     if file.exists():
         raise UserError(f"{file}: is there already; remove it, or choose another name")
     place = Place(outputs)
-    members = list(to_save(place))
-    cpp = any(is_library(name) for name, _ in members)
+    members = dict(compiled(place))
+    tiles = place.tiles().as_json() if "tiles" in place.folders else {}
     if len(members) > MAX_FILES:
         raise UserError(
             f"{file}: the caches hold {len(members)} files, and at most {MAX_FILES} can be loaded: empty them"
         )
-    if not members:
+    if not members and not tiles:
         looked = ", ".join(str(folder) for name, folder in place.folders.items() if name != "headers")
         raise UserError(f"nothing to save: nothing was compiled or tuned yet in {looked}")
-    if cpp:
-        members += [(f"headers/{path.name}", path) for path in precompiled_headers(place)]
+    if cpp := any(map(is_library, members)):
+        members |= {f"headers/{path.name}": path for path in precompiled_headers(place)}
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
         with zipfile.ZipFile(new, "x", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
-            # Groups come last, so that loading never leaves one whose files are not there yet.
-            for name, path in sorted(members, key=lambda member: is_group(member[0])):
+            for name, path in members.items():
                 with contextlib.suppress(FileNotFoundError):  # another process tidied up meanwhile
-                    if not is_group(name):
-                        archive.write(path, name)
-                    elif (group := portable_group(path)) is not None:
-                        archive.writestr(name, group)
+                    archive.write(path, name)
+            if tiles:
+                archive.writestr(TILES, json.dumps(tiles))
             held = archive.infolist()
             size = sum(member.file_size for member in held)
             told = asdict(place.manifest) | {"cpp": cpp, "files": len(held), "bytes": size}
@@ -210,67 +195,38 @@ def save(file: Path, outputs: Path) -> Manifest:
     return Manifest(**told)
 
 
-def to_save(place: Place) -> Iterator[tuple[str, Path]]:
-    """Name in the file, and path, of all that was compiled, and of this device's tiles."""
+def compiled(place: Place) -> Iterator[tuple[str, Path]]:
+    """Name in the file, and path, of all that was compiled."""
     apart = {folder.resolve() for folder in place.folders.values()}  # one folder may lie in another
     for name in ("inductor", "triton"):
         if (top := place.folders.get(name)) is None:
             continue
         for folder, inner, files in os.walk(top):
-            inner[:] = (
-                one
-                for one in inner
-                if one != "locks" and not one.startswith("tmp.") and Path(folder, one).resolve() not in apart
-            )
+            inner[:] = (one for one in inner if one != "locks" and not one.startswith("tmp."))
+            inner[:] = (one for one in inner if Path(folder, one).resolve() not in apart)
             for path in (Path(folder, one) for one in files):
                 if path.suffix not in (".lock", ".tmp") and path.is_file() and not path.is_symlink():
                     yield f"{name}/{path.relative_to(top).as_posix()}", path
-    if "tiles" in place.folders:
-        tiles = place.tiles()
-        for path in (*tiles.files_of_single_cards(), tiles.path):
-            if path.is_file():
-                yield f"tiles/{path.name}", path
 
 
 def precompiled_headers(place: Place) -> Iterator[Path]:
     """Of this torch. Even where all libraries are found, torch 2.13 compiles its header if it is not there, for 10 s,
     and it looks for it in one folder only, whose other headers belong to other installations."""
+    ours = re.compile(rb"(?<![\w./-])" + re.escape(f"{place.manifest.torch_folder}/".encode()))
     for header in sorted(place.folders["headers"].glob("*.h")):
-        made = [
-            path for path in header.parent.glob(f"{header.name}.?ch") if mentions(path, place.manifest.torch_folder)
-        ]
-        yield from [header, *made] if made else []
-
-
-def mentions(path: Path, folder: str) -> bool:
-    """Whether a large binary file holds a path in the folder."""
-    with (
-        contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return re.search(rb"(?<![\w./-])" + re.escape(f"{folder}/".encode()), content) is not None
-    return False
+        for path in header.parent.glob(f"{header.name}.?ch"):
+            with (
+                contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                if ours.search(content):
+                    yield from (header, path)
 
 
 def is_library(name: str) -> bool:
     """Compiled from C++ for the CPU: Triton's own libraries run on every CPU of the architecture."""
     return name.startswith("inductor/") and not name.startswith("inductor/triton/") and name.endswith(".so")
-
-
-def portable_group(path: Path) -> bytes | None:
-    """A group of Triton's with the names of its files only; None where one of them is not beside it."""
-    children = children_of(path.read_bytes())
-    if children is None or not all((path.parent / name).is_file() for name in children.values()):
-        return None
-    return group_of(children)
-
-
-def group_in(folder: Path, content: bytes) -> bytes | None:
-    """The same group with its files in a folder."""
-    if (children := children_of(content)) is None:
-        return None
-    return group_of(children, folder)
 
 
 @dataclass
@@ -279,7 +235,7 @@ class Loaded:
 
     manifest: Manifest
     added: dict[str, int]
-    """Files by what they are."""
+    """Files by what they are; of tiles, how many of them."""
     kept: int
     """Files that were here already, and stay as they are."""
     notes: list[str]
@@ -295,7 +251,7 @@ def load(file: Path, place: Place) -> Loaded:
     """
     try:
         with open_few_files(file) as content, zipfile.ZipFile(content) as archive:
-            manifest = read_manifest(file, archive)
+            manifest = read_manifest(file, small(file, archive, MANIFEST))
             require_fit(file, manifest, place.manifest)
             members = safe_members(file, archive)
             if len(members) != manifest.files:
@@ -306,7 +262,7 @@ def load(file: Path, place: Place) -> Loaded:
             if (bad := archive.testzip()) is not None:
                 raise UserError(f"{file}: is damaged: {bad}")
             try:
-                return add(archive, members, manifest, place)
+                return add(file, archive, [member.filename for member in members], manifest, place)
             except OSError as error:
                 raise UserError(f"the caches cannot be written: {error}") from error
     except UserError:
@@ -318,36 +274,34 @@ def load(file: Path, place: Place) -> Loaded:
 def open_few_files(file: Path) -> BinaryIO:
     """Opens what may be a zip. Raises UserError for one whose list of files alone would take minutes to read."""
     content = open_regular(file)
-    size = content.seek(0, os.SEEK_END)
-    content.seek(max(0, size - END_BYTES))
+    content.seek(max(0, content.seek(0, os.SEEK_END) - END_BYTES))
     end = content.read(END_BYTES)
     content.seek(0)
-    record = end[end.rfind(ZIP_END) :][: END.size]
-    if ZIP_END in end and len(record) == END.size:
-        files, directory_bytes = END.unpack(record)
-        if files > MAX_FILES or directory_bytes > MAX_DIRECTORY_BYTES:  # of more than 65,534, the number is elsewhere
+    record = end[end.rfind(b"PK\x05\x06") :][: END.size]
+    if len(record) == END.size:
+        _, files, listed = END.unpack(record)
+        if files > MAX_FILES + 1 or listed > 2**10 * MAX_FILES:  # of more than 65,534, the number is elsewhere
             content.close()
             raise UserError(f"{file}: lists {files} files or more, and at most {MAX_FILES} are loaded")
     return content
 
 
-def read_manifest(file: Path, archive: zipfile.ZipFile) -> Manifest:
-    """Raises UserError if there is none of this format."""
-    try:
-        info = archive.getinfo(MANIFEST)
-        told = json.loads(archive.read(info)) if info.file_size <= MOST_MANIFEST else None
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{file}: expected what `gptbench cache save` writes: {error}") from error
+def read_manifest(file: Path, content: bytes) -> Manifest:
+    """Raises UserError if it is none of this format."""
+    told = json.loads(content)
     if isinstance(told, dict) and told.get("format") != FORMAT:
         raise UserError(f"{file}: format={told.get('format')}: expected {FORMAT}, as gptbench {__version__} reads")
-    types = get_type_hints(Manifest)
-    if (
-        not isinstance(told, dict)
-        or told.keys() != {field.name for field in fields(Manifest)}
-        or not all(isinstance(value, types[name]) for name, value in told.items())
-    ):
-        raise UserError(f"{file}: its manifest is not one that `gptbench cache save` writes")
-    return Manifest(**told)
+    try:
+        return restored(Manifest, told)
+    except InputError as error:
+        raise UserError(f"{file}: {MANIFEST}: {error}") from error
+
+
+def small(file: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file that takes little. Raises UserError if it is large, and what reading a zip raises."""
+    if (size := archive.getinfo(name).file_size) > MAX_JSON_BYTES:
+        raise UserError(f"{file}: {name}: {size:,} bytes: expected {MAX_JSON_BYTES:,} at most")
+    return archive.read(name)
 
 
 def require_fit(file: Path, manifest: Manifest, here: Manifest) -> None:
@@ -365,23 +319,20 @@ def require_fit(file: Path, manifest: Manifest, here: Manifest) -> None:
 
 
 def safe_members(file: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """All but the manifest. Raises UserError if one is not a plain file in one of the folders."""
+    """All but the manifest. Raises UserError if one is not a plain file in one of the folders, or is too large."""
     members = [member for member in archive.infolist() if member.filename != MANIFEST]
     for member in members:
         top, *parts = member.orig_filename.split("/")  # the other name ends at the first NUL
-        kind = stat.S_IFMT(member.external_attr >> 16)
+        known = (top in ("inductor", "headers", "triton") and parts) or member.orig_filename == TILES
         if (
-            top not in ("inductor", "headers", "triton", "tiles")
-            or not parts
+            not known
             or any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts)
             or Path("folder", *parts).parts != ("folder", *parts)  # a drive's letter goes elsewhere
-            or kind not in (0, stat.S_IFREG)
+            or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
         ):
             raise UserError(f"{file}: {member.orig_filename!r}: expected plain files in the caches' folders only")
-        if member.file_size > MAX_JSON_BYTES and (is_group(member.filename) or top == "tiles"):
-            raise UserError(
-                f"{file}: {member.filename}: {member.file_size:,} bytes: expected {MAX_JSON_BYTES:,} at most"
-            )
+        if is_group(member.filename) or member.filename == TILES:
+            small(file, archive, member.filename)
     expanded, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
     if expanded > MAX_RATIO * packed + MAX_JSON_BYTES:
         raise UserError(f"{file}: {packed:,} bytes become {expanded:,}: expected {MAX_RATIO} times as many at most")
@@ -390,70 +341,50 @@ def safe_members(file: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
-def add(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest, place: Place) -> Loaded:
-    """Writes what is not here yet."""
-    loaded = Loaded(manifest, {}, 0, [])
-    for name, target in targets(members, place):
-        top = name.partition("/")[0]
+def add(file: Path, archive: zipfile.ZipFile, names: list[str], manifest: Manifest, place: Place) -> Loaded:
+    """Writes what is not here yet: groups last, so that none is ever there before its files."""
+    loaded = Loaded(manifest, {}, 0, notes(manifest, place.manifest))
+    if TILES in names and manifest.kernels == place.manifest.kernels and "tiles" in place.folders:
+        from gptbench.engine.tiles import parsed  # needs Triton
+
+        if added := place.tiles().merge(file / TILES, parsed(file / TILES, archive.read(TILES))):
+            loaded.added["tiles"] = added
+    for name in sorted(names, key=is_group):
+        top, _, below = name.partition("/")
+        if top not in place.folders or not below:
+            continue
+        target = place.folders[top] / below
         if target.exists():
             loaded.kept += 1
             continue
+        group = None
+        if is_group(name):
+            children = children_of(archive.read(name))
+            if children is None or not all((target.parent / child).is_file() for child in children.values()):
+                continue  # Triton would look for what is not there
+            group = group_of(children, target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            if is_group(name):
-                if (group := group_in(target.parent, archive.read(name))) is None:
-                    continue
-                new.write_bytes(group)
-            else:
-                with archive.open(name) as source, new.open("wb") as copy:
-                    shutil.copyfileobj(source, copy)
+            with archive.open(name) as source, new.open("wb") as copy:
+                copy.write(group) if group is not None else shutil.copyfileobj(source, copy)
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)
         loaded.added[top] = loaded.added.get(top, 0) + 1
-    add_tiles(archive, members, manifest, place, loaded)
-    if manifest.cpp and manifest.torch_folder != place.manifest.torch_folder:
-        told = f"torch lies in {place.manifest.torch_folder} here, and in {manifest.torch_folder} there"
-        loaded.notes += [f"C++ will be compiled again: {told}"]
-    if manifest.cpp and manifest.threads != place.manifest.threads:
-        told = f"for {manifest.threads} threads by default, {place.manifest.threads} here"
-        loaded.notes += [f"Graphs for the CPU are found with the same device.threads only: they were compiled {told}"]
-    if manifest.kernels != place.manifest.kernels:
-        told = f"{manifest.kernels} there, {place.manifest.kernels} here"
-        loaded.notes += [f"Tiles, and kernels that have changed, are of no use: the kernels' state is {told}"]
     return loaded
 
 
-def add_tiles(
-    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], manifest: Manifest, place: Place, loaded: Loaded
-) -> None:
-    """Adds the file's tiles, for uses that have none here, to those of this kind of device. The kind's own go before
-    those of single cards, the last of which goes first, as where they are read (`Tiles.read`).
-
-    Raises:
-        UserError: what should be tiles is none.
-    """
-    if manifest.kernels is None or manifest.kernels != place.manifest.kernels:
-        return
-    from gptbench.engine.tiles import MAX_BYTES, is_of_single_card, parsed
-
-    last_first = sorted(members, key=lambda member: member.filename, reverse=True)
-    for member in sorted(last_first, key=lambda member: is_of_single_card(member.filename)):
-        if not member.filename.startswith("tiles/"):
-            continue
-        path = Path(str(archive.filename), member.filename)
-        if member.file_size > MAX_BYTES:
-            raise UserError(f"{path}: {member.file_size:,} bytes: expected tiles, of at most {MAX_BYTES:,}")
-        if place.tiles().merge(path, parsed(path, archive.read(member))):
-            loaded.added["tiles"] = loaded.added.get("tiles", 0) + 1
-        else:
-            loaded.kept += 1
-
-
-def targets(members: list[zipfile.ZipInfo], place: Place) -> Iterator[tuple[str, Path]]:
-    """Name in the file, and path on this machine, of all but tiles."""
-    for member in sorted(members, key=lambda member: is_group(member.filename)):
-        top, *parts = member.filename.split("/")
-        if top != "tiles" and top in place.folders:
-            yield member.filename, place.folders[top].joinpath(*parts)
+def notes(there: Manifest, here: Manifest) -> list[str]:
+    """What will not be found, and why."""
+    found = []
+    if there.cpp and there.torch_folder != here.torch_folder:
+        told = f"torch lies in {here.torch_folder} here, and in {there.torch_folder} there"
+        found += [f"C++ will be compiled again: {told}"]
+    if there.cpp and there.threads != here.threads:
+        told = f"for {there.threads} threads by default, {here.threads} here"
+        found += [f"Graphs for the CPU are found with the same device.threads only: they were compiled {told}"]
+    if there.kernels != here.kernels:
+        told = f"{there.kernels} there, {here.kernels} here"
+        found += [f"Tiles, and kernels that have changed, are of no use: the kernels' state is {told}"]
+    return found

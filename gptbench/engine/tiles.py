@@ -166,11 +166,14 @@ class Tiles:
             before = dict(self.found)
             yield
             if self.found != before:
-                kept = {
-                    use: asdict(tile) | ({"card": card} if (card := self.cards[use]) else {})
-                    for use, tile in self.found.items()
-                }
-                write_json(self.path, kept, sort_keys=True)
+                write_json(self.path, self.as_json(), sort_keys=True)
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """As the file holds them."""
+        return {
+            use: asdict(tile) | ({"card": card} if (card := self.cards[use]) else {})
+            for use, tile in self.found.items()
+        }
 
     def __getitem__(self, use: Use) -> Tile:
         """What was found for a use, or else the built-in tile.
@@ -182,11 +185,6 @@ class Tiles:
         if tile.rows % use.multiple:
             raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
         return tile
-
-
-def is_of_single_card(file: str) -> bool:
-    """Whether a file of tiles is named after a card, and not after a kind."""
-    return UUID.search(file.rpartition("-")[0]) is not None
 
 
 def parsed(path: Path, content: bytes) -> dict[str, dict[str, Any]]:
