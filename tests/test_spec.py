@@ -108,9 +108,6 @@ def test_a_cache_says_what_each_row_reads_and_writes() -> None:
     assert slides.read_bytes(0, 6) == 2 * row
     assert full.written_bytes(0, 6) == slides.written_bytes(0, 6) == 2 * row
     held = KeyValueCache(MIXED.layer_specs[0].attention, 2, 8, torch.float32, "cpu")
-    assert held.is_finite()
-    held.values[1, 1, 7, 3] = torch.inf
-    assert not held.is_finite()
     held.free()
     assert {tensor.device.type for tensor in held.tensors} == {"meta"}
     assert held.nbytes == 2 * full.nbytes

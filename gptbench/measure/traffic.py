@@ -54,11 +54,16 @@ def traffic(engine: Runner, new_tokens: int) -> Traffic:
     def most(count: Callable[[int, KeyValueCache], int]) -> list[int]:
         return [max(count(position, alike[0]) for alike in kinds.values()) for position in positions]
 
-    def bytes_of(count: Callable[[int, KeyValueCache], int]) -> list[int]:
+    def bytes_of(one: Callable[[int, KeyValueCache], int]) -> list[int]:
         if len(kinds) == 1:
             return []
-        held = [(alike[0], sum(cache.position_bytes for cache in alike)) for alike in kinds.values()]
-        return [sum(nbytes * count(position, cache) for cache, nbytes in held) for position in positions]
+        return [sum(len(alike) * one(position, alike[0]) for alike in kinds.values()) for position in positions]
+
+    def needed(position: int, cache: KeyValueCache) -> int:
+        return cache.batch * (cache.read_bytes(position) + cache.written_bytes(position))
+
+    def moved(position: int, cache: KeyValueCache) -> int:
+        return cache.position_bytes * engine.positions_moved(position, cache)
 
     return Traffic(
         weights=weight_bytes(engine.model, engine.batch),
@@ -69,6 +74,6 @@ def traffic(engine: Runner, new_tokens: int) -> Traffic:
         positions_moved=most(engine.positions_moved),
         expert_bytes=expert_bytes(engine.model),
         experts_least=engine.model.active_experts,
-        kv_needed=bytes_of(attended),
-        kv_moved=bytes_of(engine.positions_moved),
+        kv_needed=bytes_of(needed),
+        kv_moved=bytes_of(moved),
     )

@@ -58,10 +58,6 @@ class KeyValueCache(nn.Module):
         """Bytes that a step has to write, whose rows are at these positions."""
         return self.row_bytes * len(positions)
 
-    def is_finite(self) -> bool:
-        """Whether it holds neither NaN nor infinity. Waits for the device."""
-        return all(bool(tensor.isfinite().all()) for tensor in self.tensors)
-
     def free(self) -> None:
         """Gives its memory back."""
         self.to("meta")
