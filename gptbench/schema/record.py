@@ -189,7 +189,7 @@ class Recorded:
 
     def line(self) -> dict[str, Any]:
         """What a program is told of it, beside its place."""
-        names = {group: self.config[group]["name"] for group in self.NAMED_BY}
+        names = {group: self.config[group]["name"] for group in self.NAMED_BY if group in self.config}
         return names | {"batch_size": self.config["workload"]["batch_size"]}
 
     def publication(self) -> Publication:
