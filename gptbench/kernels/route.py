@@ -7,7 +7,7 @@ laid out by expert and not by token: so that each expert that anybody chose is r
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -82,66 +82,77 @@ class Scratch:
         )
 
 
+class Decided(NamedTuple):
+    """`Routing`, as the kernel takes it."""
+
+    slots: Any
+    gates: Any
+    counter: Any
+
+
+class Choice(NamedTuple):
+    """Known when the kernel is compiled."""
+
+    E: int
+    E_PADDED: int
+    """E, padded to a power of two."""
+    ACTIVE: int
+    """Experts for each token."""
+    SLOTS: int
+    BATCH: int
+
+
 @triton.jit
 def route_kernel(
     votes,
     squares,
     eps,
-    slots,
-    gates,
-    counter,
+    decided,
     logits,
     finished,
-    E: tl.constexpr,
-    E_PADDED: tl.constexpr,
+    CHOICE: tl.constexpr,
+    NORM: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
-    ACTIVE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PARTS_PADDED: tl.constexpr,
-    BATCH: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    E: tl.constexpr = CHOICE.E
+    BATCH: tl.constexpr = CHOICE.BATCH
+    PARTS: tl.constexpr = NORM.SUMS
+    PARTS_PADDED: tl.constexpr = NORM.SUMS_PADDED
     experts = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
     part = tl.arange(0, PARTS_PADDED)
     there = (part < PARTS)[:, None] & (experts < E)[None, :]
-    follow(OVERLAP)
+    follow(PDL)
     sums = ()
     for b in tl.static_range(BATCH):
         votes_of_row = votes + (b * PARTS + part)[:, None] * E + experts[None, :]
         vote = tl.load(votes_of_row, mask=there, other=0.0)
-        factor = tl.sum(norm_factor(norm_parts(squares + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, K), 0)
+        factor = tl.sum(norm_factor(norm_parts(squares + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, NORM.K), 0)
         sums = sums + (tl.sum(vote, 0) * factor,)
-    if PER_PROGRAM == E_PADDED:
-        decide(sums, slots, gates, counter, E, E_PADDED, ACTIVE, SLOTS, BATCH)
+    if PER_PROGRAM == CHOICE.E_PADDED:
+        decide(sums, decided, CHOICE)
     else:
         for b in tl.static_range(BATCH):
             tl.store(logits + b * E + experts, sums[b], mask=experts < E)
         tl.debug_barrier()
         if tl.atomic_add(finished, 1, sem="acq_rel") == tl.num_programs(0) - 1:
             tl.store(finished, 0)
-            everyone = tl.arange(0, E_PADDED)
+            everyone = tl.arange(0, CHOICE.E_PADDED)
             all_sums = ()
             for b in tl.static_range(BATCH):
                 of_row = tl.load(logits + b * E + everyone, mask=everyone < E, other=0.0, cache_modifier=".cg")
                 all_sums = all_sums + (of_row,)
-            decide(all_sums, slots, gates, counter, E, E_PADDED, ACTIVE, SLOTS, BATCH)
+            decide(all_sums, decided, CHOICE)
 
 
 @triton.jit
-def decide(
-    logits,
-    slots,
-    gates,
-    counter,
-    E: tl.constexpr,
-    E_PADDED: tl.constexpr,
-    ACTIVE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    BATCH: tl.constexpr,
-):
+def decide(logits, decided, CHOICE: tl.constexpr):
     """Writes a `Routing` for logits, a tuple of [E_PADDED] for each row of the batch."""
+    E: tl.constexpr = CHOICE.E
+    E_PADDED: tl.constexpr = CHOICE.E_PADDED
+    ACTIVE: tl.constexpr = CHOICE.ACTIVE
+    SLOTS: tl.constexpr = CHOICE.SLOTS
+    BATCH: tl.constexpr = CHOICE.BATCH
     everyone = tl.arange(0, E_PADDED)
     used = tl.zeros([E_PADDED], tl.int32)
     weights, poisons = (), ()
@@ -153,11 +164,11 @@ def decide(
     slot = tl.cumsum(used, 0) - 1
     every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
     count = tl.sum(used, 0)
-    tl.atomic_add(counter, count.to(tl.int64), sem="relaxed")
-    tl.store(slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= count))
-    tl.store(slots + slot, everyone, mask=used > 0)
+    tl.atomic_add(decided.counter, count.to(tl.int64), sem="relaxed")
+    tl.store(decided.slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= count))
+    tl.store(decided.slots + slot, everyone, mask=used > 0)
     for b in tl.static_range(BATCH):
-        tl.store(gates + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
+        tl.store(decided.gates + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
 
 
 @triton.jit
@@ -197,29 +208,22 @@ class Route(Op):
         batch, parts, experts = self.votes.parts.shape
         assert self.norm.squares.shape == (batch, parts)
         per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
-        parts_padded = triton.next_power_of_2(parts)
+        padded, slots, norm = triton.next_power_of_2(experts), self.routing.slots.numel(), self.norm.shape
+        choice = Choice(E=experts, E_PADDED=padded, ACTIVE=self.routing.active, SLOTS=slots, BATCH=batch)
         launch(
             route_kernel,
             (triton.cdiv(experts, per_program),),
             self.votes.parts,
             self.norm.squares,
             self.norm.eps,
-            self.routing.slots,
-            self.routing.gates,
-            self.routing.counter,
+            Decided(self.routing.slots, self.routing.gates, self.routing.counter),
             self.scratch.logits,
             self.scratch.finished,
-            E=experts,
-            E_PADDED=triton.next_power_of_2(experts),
+            CHOICE=choice,
+            NORM=norm,
             PER_PROGRAM=per_program,
-            ACTIVE=self.routing.active,
-            SLOTS=self.routing.slots.numel(),
-            K=self.norm.width,
-            PARTS=parts,
-            PARTS_PADDED=parts_padded,
-            BATCH=batch,
-            OVERLAP=pdl,
-            num_warps=min(max(parts_padded * per_program // VOTES_PER_WARP, 1), 16),
+            PDL=pdl,
+            num_warps=min(max(norm.SUMS_PADDED * per_program // VOTES_PER_WARP, 1), 16),
             launch_pdl=pdl,
         )
 
