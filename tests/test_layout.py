@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptbench.architecture import ARCHITECTURES, Architecture, LlamaLayer, Part, Target, read_shape, register
+from gptbench.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    LlamaLayer,
+    Part,
+    Target,
+    read_shape,
+    register_architecture,
+)
 from gptbench.architecture.spec import LayerSpec
 from gptbench.architecture.stored import CODECS
 from gptbench.base.errors import CheckpointError, UserError
@@ -99,7 +107,9 @@ def alternating(config: ModelConfig) -> tuple[LayerSpec, ...]:
 
 
 def test_an_architecture_of_ones_own_is_one_row(tmp_path: Path) -> None:
-    register(Architecture("MineForCausalLM", "mine", layer=Phi(), layers=alternating, defaults={"rms_norm_eps": 1e-6}))
+    register_architecture(
+        Architecture("MineForCausalLM", "mine", layer=Phi(), layers=alternating, defaults={"rms_norm_eps": 1e-6})
+    )
     library_model("llama").save_pretrained(tmp_path / "plain")
     plain = stored(tmp_path / "plain")
     fused = dict(plain)
@@ -120,7 +130,7 @@ def test_an_architecture_of_ones_own_is_one_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.architecture=Mine: expected null or MineForCausalLM"):
         replace(completed(mine), architecture="Mine")
     with pytest.raises(UserError, match="LlamaForCausalLM has model_type=llama, too"):
-        register(Architecture("Other", "llama"))
+        register_architecture(Architecture("Other", "llama"))
 
 
 class Halves(Codec):

@@ -8,7 +8,7 @@ from gptbench.architecture import llama, mistral, mixtral, qwen2, qwen3, qwen3_m
 from gptbench.architecture.config_json import CONFIG_FILE, ConfigFile, of_checkpoint
 from gptbench.architecture.keys import HONOURED, UNSUPPORTED, WITHOUT_EFFECT
 from gptbench.architecture.layout import LlamaLayer, Outside, Part, Target, layout
-from gptbench.architecture.row import ARCHITECTURES, Architecture, Window, register
+from gptbench.architecture.row import ARCHITECTURES, Architecture, Window, register_architecture
 from gptbench.architecture.shape import MAX_NAME, model_name, read_architecture, read_shape, stretched_context
 from gptbench.architecture.window import FULL, SLIDING
 
@@ -33,6 +33,6 @@ __all__ = [
     "of_checkpoint",
     "read_architecture",
     "read_shape",
-    "register",
+    "register_architecture",
     "stretched_context",
 ]

@@ -1,8 +1,8 @@
 """Llama. Touvron et al., 2023, arXiv:2302.13971."""
 
-from gptbench.architecture.row import Architecture, register
+from gptbench.architecture.row import Architecture, register_architecture
 
-LLAMA = register(
+LLAMA = register_architecture(
     Architecture(
         "LlamaForCausalLM",
         "llama",

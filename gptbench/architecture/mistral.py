@@ -1,8 +1,8 @@
 """Mistral. Jiang et al., 2023, arXiv:2310.06825."""
 
-from gptbench.architecture.row import Architecture, Window, register
+from gptbench.architecture.row import Architecture, Window, register_architecture
 
-MISTRAL = register(
+MISTRAL = register_architecture(
     Architecture(
         "MistralForCausalLM",
         "mistral",

@@ -1,9 +1,9 @@
 """Mixtral. Jiang et al., 2024, arXiv:2401.04088."""
 
 from gptbench.architecture.layout import LlamaLayer
-from gptbench.architecture.row import Architecture, Window, register
+from gptbench.architecture.row import Architecture, Window, register_architecture
 
-MIXTRAL = register(
+MIXTRAL = register_architecture(
     Architecture(
         "MixtralForCausalLM",
         "mixtral",

@@ -1,11 +1,11 @@
 """Qwen 2. Yang et al., 2024, arXiv:2407.10671."""
 
-from gptbench.architecture.row import Architecture, Window, register
+from gptbench.architecture.row import Architecture, Window, register_architecture
 
 QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28}
 """What the library takes for keys that a file of Qwen's does not have."""
 
-QWEN2 = register(
+QWEN2 = register_architecture(
     Architecture(
         "Qwen2ForCausalLM",
         "qwen2",

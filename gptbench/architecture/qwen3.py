@@ -1,9 +1,9 @@
 """Qwen 3. Yang et al., 2025, arXiv:2505.09388."""
 
 from gptbench.architecture.qwen2 import QWEN
-from gptbench.architecture.row import Architecture, Window, register
+from gptbench.architecture.row import Architecture, Window, register_architecture
 
-QWEN3 = register(
+QWEN3 = register_architecture(
     Architecture(
         "Qwen3ForCausalLM",
         "qwen3",

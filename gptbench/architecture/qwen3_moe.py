@@ -2,9 +2,9 @@
 
 from gptbench.architecture.layout import LlamaLayer
 from gptbench.architecture.qwen2 import QWEN
-from gptbench.architecture.row import Architecture, Window, register
+from gptbench.architecture.row import Architecture, Window, register_architecture
 
-QWEN3_MOE = register(
+QWEN3_MOE = register_architecture(
     Architecture(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",

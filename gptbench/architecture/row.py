@@ -62,7 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 """Every architecture that can be read, by its name in config.json."""
 
 
-def register(architecture: Architecture) -> Architecture:
+def register_architecture(architecture: Architecture) -> Architecture:
     """Adds a row, of gptbench's own or of a plugin's.
 
     Raises:
