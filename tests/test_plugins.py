@@ -22,7 +22,7 @@ RUN = [*SHORT, "device=cpu", "device.threads=1", "tracking=none"]
 def sleeper(tmp_path: Path) -> str:
     """An engine in a folder outside the checkout."""
     (tmp_path / "mine").mkdir()
-    return shutil.copy(PLUGINS / "sleeper.py", tmp_path / "mine")
+    return str(shutil.copy(PLUGINS / "sleeper.py", tmp_path / "mine"))
 
 
 def outcomes(folder: Path) -> list[Outcome]:
@@ -180,3 +180,21 @@ def test_a_worker_that_unpickles_a_job_imports_the_plugins(tmp_path: Path) -> No
     read = [sys.executable, "-c", READ, places[2]]
     printed = subprocess.run(read, check=True, cwd="/", env=environment, capture_output=True, text=True).stdout
     assert printed.split() == ["MineConfig", "1", places[0]]
+
+
+def test_a_format_of_ones_own_stores_the_weights(warm: Warm, tmp_path: Path) -> None:
+    named = ["--plugin", str(shutil.copy(PLUGINS / "int4.py", tmp_path)), "quant=int4"]
+    shape = [
+        "model=stories15m",
+        "model.n_layers=1",
+        "model.dim=128",
+        "model.n_heads=2",
+        "model.n_kv_heads=2",
+        "model.ffn_dim=128",
+    ]
+    code, call = warm.run(tmp_path, *named, *RUN[1:], *shape, "model.vocab_size=512", "engine=eager")
+    assert code == 0, call.err
+    assert call.lines[0]["quant"] == "int4"
+    code, call = warm.run(tmp_path, "--plugin", "tests.plugins.int4", "quant=int4", "--cfg", "job")
+    assert code == 0, call.err
+    assert "_target_: tests.plugins.int4.Int4" in call.out
