@@ -606,7 +606,7 @@ def test_a_panic_of_the_library_is_reported(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": llama2()}))
     tokens = tokenizer.encode("Hello")
     tokenizer.tokenizer = Panics()
-    with pytest.raises(TokenizerError, match=r"cannot encode the text: \\x1b\[2Jencode and more"):
+    with pytest.raises(TokenizerError, match=r"cannot encode the text: \\x1b\[2Jencode$"):
         tokenizer.encode("Hello")
     tokenizer.tokenizer = StubLibrary()
     assert tokenizer.decode(tokens[:2]) == "1 " + str(tokens[1]), "what was measured is kept"

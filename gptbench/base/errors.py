@@ -83,6 +83,17 @@ class TrackingError(UserError):
     """A tracking server that cannot be reached, or refuses what it is sent."""
 
 
+def first_line(error: object) -> str:
+    """Of what an error says, or a text: libraries append pages of advice. One that says nothing is told by its type."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and first line."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {first_line(said)}" if said else type(error).__name__
+
+
 def raised(error: BaseException) -> str:
     """What was raised, and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]

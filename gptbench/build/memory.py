@@ -9,6 +9,7 @@ from torch import nn
 
 from gptbench.architecture.spec import AttentionSpec, MixtureSpec
 from gptbench.base.errors import DoesNotFitError
+from gptbench.base.numbers import gb
 from gptbench.build.meta import cache_length, on_meta
 from gptbench.config import Config, ModelConfig, QuantConfig, options
 from gptbench.config.targets import instantiate
@@ -35,10 +36,6 @@ class MemoryNeed:
     def __str__(self) -> str:
         parts = f"weights {gb(self.weights)}, KV cache {gb(self.kv_cache)}, workspace {gb(self.workspace)}"
         return f"{gb(self.total)} ({parts})"
-
-
-def gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptbench.base.numbers import short
 from gptbench.schema.labels import shortened
 from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.result import Result
@@ -264,13 +265,6 @@ def name_log_ticks(axis: "Axis") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
-
-
-def short(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptbench.base.numbers import short
 from gptbench.charts.canvas import (
     BAR,
     BLUE,
@@ -35,7 +36,6 @@ from gptbench.charts.canvas import (
     new_figure,
     numbers_of,
     row_height,
-    short,
 )
 from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.compilation import STAGES, Compilation

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptbench.base.numbers import short
 from gptbench.charts.canvas import (
     BAR,
     BLUE,
@@ -30,7 +31,6 @@ from gptbench.charts.canvas import (
     name_log_ticks,
     new_figure,
     numbers_of,
-    short,
     time_unit,
     timed,
 )

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptbench.base.errors import CheckpointError
+from gptbench.base.errors import CheckpointError, first_line
 from gptbench.checkpoint.codec import FLOATS
-from gptbench.checkpoint.container import Container, Stored, first_line
+from gptbench.checkpoint.container import Container, Stored
 
 
 class Bin(Container):

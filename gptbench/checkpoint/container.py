@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gptbench.base.errors import CheckpointError
+from gptbench.base.errors import CheckpointError, first_line
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,3 @@ class Container:
             yield
         except self.ERRORS as error:
             raise CheckpointError(f"{file}: cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says; libraries append pages of advice."""
-    return (str(error).strip() or repr(error)).splitlines()[0]

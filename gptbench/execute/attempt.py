@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gptbench.base.errors import BadResultError, JobError, UserError, is_unwritable
+from gptbench.base.errors import BadResultError, JobError, UserError, in_one_line, is_unwritable
 from gptbench.base.inputs import read_object
 from gptbench.base.outputs import write_json
 from gptbench.config import Isolation
@@ -261,9 +261,3 @@ def is_of_interrupt(error: BaseException | None) -> bool:
 def is_for_memory(error: Exception) -> bool:
     """Whether there was not enough. On a CPU, torch has no type for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def in_one_line(error: Exception) -> str:
-    """Type and first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 
+from gptbench.base.errors import first_line
 from gptbench.base.redaction import HIDDEN, redacted
 from gptbench.config import MLflowConfig
 
@@ -52,7 +53,7 @@ def reason(error: BaseException) -> str:
         chain.append(cause)
     system = [(cause.strerror or str(cause)).strip() for cause in chain if isinstance(cause, OSError)]
     said = [text for text in system if text]
-    return (said[-1] if said else str(error).strip() or repr(error)).splitlines()[0]
+    return first_line(said[-1] if said else error)
 
 
 def place_of(uri: str) -> str:

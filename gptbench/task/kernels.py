@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gptbench.base.errors import ConfigError, UserError
-from gptbench.build import gb
+from gptbench.base.errors import ConfigError, UserError, in_one_line
+from gptbench.base.numbers import gb
 from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
@@ -207,7 +207,3 @@ def cpu_rounds(launches: list[Callable[[], Returned]], replays: int) -> list[flo
             seconds.append((time.perf_counter() - start) / len(launches))
         del kept
     return seconds
-
-
-def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbench.base import inputs
-from gptbench.base.errors import FileError, InputError
+from gptbench.base.errors import FileError, InputError, first_line
 
 NAME = "tokenizer.json"
 """What is looked for in a folder."""
@@ -350,12 +350,8 @@ def library_errors(what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, TokenizerError):
         raise
     except BaseException as error:
-        raise TokenizerError(f"{what}: {one_line(error)}") from None
+        raise TokenizerError(f"{what}: {first_line(error)}") from None
 
 
 def unreadable(file: Path, reason: object) -> TokenizerError:
-    return TokenizerError(f"cannot read {file}: {one_line(reason)}")
-
-
-def one_line(reason: object) -> str:
-    return " ".join(str(reason).split())
+    return TokenizerError(f"cannot read {file}: {first_line(reason)}")
