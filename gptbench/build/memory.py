@@ -83,7 +83,7 @@ def window_bytes(spec: AttentionSpec, batch: int, prompt: int, itemsize: int) ->
 def copied_bytes(weight: Weight, tokens: int, mixture: MixtureSpec | None, itemsize: int) -> int:
     """Bytes of the copies that an engine may make of a block's weight: gathered experts, and what is multiplied."""
     matrix = math.prod(weight.float_shape[-2:])
-    cast = itemsize if weight.format.casts else 0
+    cast = weight.format.copied_bytes(itemsize)
     if mixture is None or len(weight.float_shape) == 2:
         return matrix * cast
     pairs = tokens * mixture.active

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import INTERPRETED, follow, launch
-from gptbench.kernels.op import Bytes, Op, nbytes
+from gptbench.kernels.op import Bytes, Op, nbytes, type_name
 
 SMALLEST_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
@@ -724,8 +724,8 @@ class Attend(Op):
         return 4 * self.out.batch * self.out.width * positions
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.k_cache.dtype
+    def dtype(self) -> str:
+        return type_name(self.k_cache.dtype)
 
     def fill(self, generator: Generator, position: int) -> None:
         """What comes after the position is NaN."""

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.op import Bytes, Op
+from gptbench.kernels.op import Bytes, Op, type_name
 
 CHUNK = 16
 BLOCK = 4096
@@ -466,8 +466,8 @@ class Maxima(Op):
         return self.logits.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.logits.dtype
+    def dtype(self) -> str:
+        return type_name(self.logits.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -554,8 +554,8 @@ class Draw(Op):
         return self.logits.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.logits.dtype
+    def dtype(self) -> str:
+        return type_name(self.logits.dtype)
 
     def example(self, position: int, launches: int) -> "Draw":
         """Every launch moves on by one position."""

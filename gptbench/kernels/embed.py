@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Generator, Tensor
@@ -108,8 +107,8 @@ class Embed(Op):
         return 3 * self.residual.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
+    def dtype(self) -> str:
+        return self.weight.label
 
     def example(self, position: int, launches: int) -> "Embed":
         """Of the table a few rows are there: more make no difference to the kernel."""

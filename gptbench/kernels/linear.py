@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -126,5 +125,5 @@ class Linear(Op):
         return 2 * self.x.batch * self.weight.rows * self.weight.columns
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.tensors[0].dtype
+    def dtype(self) -> str:
+        return self.weight.label

@@ -106,8 +106,8 @@ class Op(ABC):
 
     @property
     @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Of what it reads most of."""
+    def dtype(self) -> str:
+        """What it reads most of: the name of a type, or of a weight's format."""
 
     def example(self, position: int, launches: int) -> Self:
         """Like this one, as small as it may be, and so that it can be launched so often from a position on."""

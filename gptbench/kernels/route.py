@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from gptbench.kernels.launch import follow, launch
 from gptbench.kernels.norm import Norm, norm_factor, norm_parts
-from gptbench.kernels.op import Op, nbytes
+from gptbench.kernels.op import Op, nbytes, type_name
 
 EXPERTS_PER_PROGRAM = 8
 VOTES_PER_WARP = 1024
@@ -261,5 +261,5 @@ class Route(Op):
         return self.votes.parts.numel()
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.votes.parts.dtype
+    def dtype(self) -> str:
+        return type_name(self.votes.parts.dtype)

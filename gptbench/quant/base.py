@@ -31,9 +31,8 @@ class WeightFormat:
 
     A format is one file with one class. It says what it stores (`tensors`), how it comes from floats (`pack`) and what
     it means (`factors`): from these follow the reference, and all that torch's engines compute. What the fused engine's
-    kernels need begins with `words`. Each stored tensor
-    begins with N, and no row depends on another: a checkpoint's parts of a matrix are packed one after the other, and
-    an embedding is looked up by row.
+    kernels need begins with `words`. Each stored tensor begins with N, and no row depends on another: a checkpoint's
+    parts of a matrix are packed one after the other, and an embedding is looked up by row.
     """
 
     encoding: ClassVar[Encoding] = Encoding.plain
@@ -44,8 +43,6 @@ class WeightFormat:
     """Rows of tiles that are worth trying."""
     packing_bytes: ClassVar[int] = 6
     """Bytes that `pack` takes for each weight, beside the weight as it was given and as float32."""
-    casts: ClassVar[bool] = True
-    """Whether a library's product needs a copy of the weight in the model's type."""
     short: ClassVar[int] = 0
     """Most tokens that `short_product` multiplies; 0 where there is none."""
 
@@ -86,6 +83,10 @@ class WeightFormat:
         weight = torch.randn(matrix.shape, generator=generator, device=generator.device) * matrix.columns**-0.5
         for tensor, packed in zip(matrix.tensors, self.pack(weight.flatten(0, -2), matrix.dtype), strict=True):
             tensor.copy_(packed.view_as(tensor))
+
+    def copied_bytes(self, itemsize: int) -> int:
+        """Bytes of each weight that a library's product copies, for activations of so many bytes."""
+        return itemsize
 
     def unpack(self, *stored: Tensor) -> Tensor:
         """The numbers that are meant: float32 [..., N, K]."""

@@ -35,7 +35,7 @@ class Int8(WeightFormat):
     encoding = Encoding.int16
     weights_per_word = 4
     tile_rows = (4, 8, 16)
-    short = 64
+    short = 64  # with more, a library's product of a converted copy is faster
 
     def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"weight": ((rows, columns), torch.int8), "scale": ((rows,), dtype)}

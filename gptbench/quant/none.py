@@ -11,8 +11,6 @@ from gptbench.quant.base import TRITON, WeightFormat
 class Unquantised(WeightFormat):
     """Weights of the model's own type."""
 
-    casts = False
-
     def label(self, dtype: torch.dtype) -> str:
         return str(dtype).removeprefix("torch.")
 
@@ -25,6 +23,9 @@ class Unquantised(WeightFormat):
     def factors(self, *stored: Tensor) -> tuple[Tensor, Tensor | None]:
         (weight,) = stored
         return weight, None
+
+    def copied_bytes(self, itemsize: int) -> int:
+        return 0
 
     def random(self, matrix: Matrix, generator: torch.Generator) -> None:
         matrix.tensors[0].normal_(generator=generator).div_(matrix.columns**0.5)

@@ -167,7 +167,7 @@ OP_NAMES = {"attention": "attention/attend", "maxima": "maxima/chunk_maxima"}
 
 def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     """A kernel of the decode step, on copies of what it works on there, each launched so often at most."""
-    from gptbench.kernels.op import nbytes, own_memory, tensors, type_name
+    from gptbench.kernels.op import nbytes, own_memory, tensors
 
     example = op.example(position, launches)
     known = op.bytes_read()
@@ -189,7 +189,7 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     return Case(
         name=f"{op.role}/{op.use.kernel}" if op.use is not None else OP_NAMES.get(op.role, op.role),
         shape=op.shape() | ({"S": read} if read else {}),
-        dtype=type_name(op.dtype),
+        dtype=op.dtype,
         moved_bytes=moved,
         flops=op.flops(read),
         call=call,

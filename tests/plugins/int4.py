@@ -44,6 +44,9 @@ class Int4(WeightFormat):
         groups = ((halves ^ 8) - 8).flatten(-2).unflatten(-1, (-1, GROUP))
         return (groups.float() * scale.float().unsqueeze(-1)).flatten(-2), None
 
+    def copied_bytes(self, itemsize: int) -> int:
+        return 4 * 4 + itemsize  # integers, those with a sign, float32, what is scaled, and all in the model's type
+
     def functions(self) -> Functions:
         return FUNCTIONS
 
