@@ -44,7 +44,7 @@ def main() -> int:
 
 def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
-    from gptbench.base.errors import BadResultError, JobError, UserError, is_unwritable
+    from gptbench.base.errors import BadResultError, JobError, NotBegunError, UserError, is_unwritable
     from gptbench.config.mistakes import told
 
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -53,12 +53,18 @@ def called(arguments: list[str]) -> int:
     except (BadResultError, JobError) as error:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
+    except NotBegunError as not_begun:  # whatever it is, it is about what was asked for
+        if tracebacks:
+            raise not_begun.error from None
+        print(f"gptbench: {told(not_begun.error, arguments)}", file=sys.stderr)
+        return 2
     except Exception as error:
-        if isinstance(error, OSError) and is_unwritable(error) and not (tracebacks or is_composing(error)):
+        if tracebacks:
+            raise
+        if isinstance(error, OSError) and is_unwritable(error):
             print(f"gptbench: {error.filename or 'outputs'}: {error.strerror}", file=sys.stderr)
             return 1
-        # Whatever goes wrong before the job began is about what was asked for; after that, only a UserError is.
-        if tracebacks or not (isinstance(error, UserError) or is_composing(error)):
+        if not isinstance(error, UserError):
             raise
         print(f"gptbench: {told(error, arguments)}", file=sys.stderr)
         return 2
@@ -92,6 +98,7 @@ def run(arguments: list[str]) -> int:
         return code
     import hydra
 
+    from gptbench.base.errors import NotBegunError
     from gptbench.base.paths import conf_folder
     from gptbench.config import guard, register
     from gptbench.execute.job import RaisedError, job
@@ -108,6 +115,8 @@ def run(arguments: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
     except RaisedError as raised:
         raise raised.error from None
+    except Exception as error:
+        raise NotBegunError(error) from error
     return 0
 
 
@@ -116,14 +125,6 @@ def show_traceback(kind: type[BaseException], error: BaseException, trace: "Trac
     from gptbench.base.redaction import redacted_message
 
     sys.stderr.write(redacted_message("".join(traceback.format_exception(kind, error, trace))))
-
-
-def is_composing(error: Exception) -> bool:
-    """Whether Hydra raised it before any job began."""
-    from gptbench.private.hydra import MAIN
-
-    names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    return MAIN in names and not {"job", "launch"} & names
 
 
 def wrong_python() -> "str | None":

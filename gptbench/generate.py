@@ -16,12 +16,13 @@ class Clock:
     after each decode step.
 
     Attributes:
-        last: number of the last tick of a generation.
+        ticks: how many there can be.
         emitted: by tick, int64 [B]: how many tokens each row got since the tick before, where that is not one each.
+            Where any are, those of the last tick are.
     """
 
     def __init__(self, ticks: int) -> None:
-        self.last = ticks - 1
+        self.ticks = ticks
         self.emitted: dict[int, Tensor] = {}
 
     def tick(self, index: int, emitted: Tensor | None = None) -> None:
@@ -36,6 +37,11 @@ class Clock:
     def intervals(self) -> list[float]:
         """Seconds between one tick and the next; to be read once the device is done."""
         raise NotImplementedError
+
+    @property
+    def last(self) -> int:
+        """Number of the last tick of the last generation."""
+        return max(self.emitted, default=self.ticks - 1)
 
     def step_tokens(self, rows: int) -> list[list[int]]:
         """Tokens that each decode step emitted for each row; empty where each emitted one for each. As `intervals`."""
@@ -97,4 +103,5 @@ class Workload:
 
 def generate(engine: Runner, workload: Workload) -> None:
     """The timed region."""
+    workload.clock.emitted.clear()
     engine.generate(workload.prompt, workload.new_tokens, workload.clock.tick)

@@ -25,7 +25,7 @@ from gptbench.compare.interleaved import headline
 from gptbench.device import Device
 from gptbench.execute import ab
 from gptbench.generate import generate
-from gptbench.present.terminal import stage_bar
+from gptbench.present.terminal import Terminal
 from gptbench.schema.summary import log_ratios
 
 
@@ -91,8 +91,7 @@ def main() -> None:
             slow_down(sides["B"], options.slower)
 
     for number in range(options.trials):
-        with stage_bar(3) as stages:
-            result = ab.measure((asked, asked), ending, sys.argv, stages, ready_to_start=ready)
+        result = ab.measure((asked, asked), ending, sys.argv, Terminal(quiet=False), ready_to_start=ready)
         row = headline(result)
         assert row is not None, "nothing but compiling"
         verdicts[row.verdict.value] += 1

@@ -19,7 +19,7 @@ from gptbench.compare.ratio import Verdict
 from gptbench.compare.work import different_work
 from gptbench.execute import ab
 from gptbench.execute.ab import ENDING_ROUNDS, Ending, block, budget_that_can_suffice, cut_to_blocks, is_enough
-from gptbench.present.terminal import stage_bar
+from gptbench.present.terminal import Terminal
 from gptbench.record.sent import make_record
 from gptbench.schema.ab import AbResult, Round, Side
 from gptbench.schema.files import load_record
@@ -359,8 +359,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(outputs: Path, ending: Ending, **more: Any) -> AbResult:
     overrides = [*SMALL, f"outputs={outputs}"]
     asked = ab.read(overrides, composed(overrides, None))
-    with stage_bar(3) as stages:
-        return ab.measure((asked, asked), ending, ["ab"], stages, **more)
+    return ab.measure((asked, asked), ending, ["ab"], Terminal(quiet=False), **more)
 
 
 def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
@@ -437,7 +436,7 @@ def test_the_command_shows_and_records(outputs: Path, capsys: pytest.CaptureFixt
 def test_what_was_measured_before_a_failure_is_kept(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    take, taken = ab.take_round, 0
+    take, taken = ab.Rounds.take, 0
 
     def failing(*args: Any) -> None:
         nonlocal taken
@@ -446,7 +445,7 @@ def test_what_was_measured_before_a_failure_is_kept(
             raise RuntimeError("a planted fault")
         take(*args)
 
-    monkeypatch.setattr(ab, "take_round", failing)
+    monkeypatch.setattr(ab.Rounds, "take", failing)
     with pytest.raises(RuntimeError, match="planted"):
         ab_command(["", "", *SMALL, f"outputs={outputs}", "--half-width", "0.0001%"])
     told = capsys.readouterr().err

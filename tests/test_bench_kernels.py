@@ -34,9 +34,9 @@ from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine.inductor import compile_options
 from gptbench.execute import attempt
-from gptbench.execute import run as run_module
-from gptbench.execute.run import Job
+from gptbench.execute.reuse import Session
 from gptbench.measure import roof
+from gptbench.present.terminal import Terminal
 from gptbench.sampling import Sampler
 from gptbench.schema import KernelResult
 from gptbench.schema.files import load_record
@@ -52,9 +52,9 @@ from gptbench.task.kernel_cases import (
     mlp_case,
 )
 from gptbench.task.kernels import Kernels, measure_case, peak_flops
+from tests.jobs import job_of, run_job
 from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
 from tests.results import made_result
-from tests.test_run import resolved
 
 TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"seed_flops_utilisation": 0.8}}
 
@@ -513,7 +513,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = config(tmp_path, only="gemv/D32/bfloat16")
-    attempt.alone(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path))
+    attempt.alone(job_of(of, tmp_path), Session(), Terminal(quiet=False))
     result = KernelResult.load(tmp_path / "kernels.json")
     assert [kernel.label for kernel in result.kernels] == ["gemv/D32/bfloat16"]
     assert [probe.when for probe in result.probes] == ["before", "after"]
@@ -551,7 +551,7 @@ def test_a_wrong_kernel_is_recorded_and_fails_the_run(
     monkeypatch.setattr(kernels, "model_cases", lambda *_: iter([gemv_by(is_a_little_off)]))
     of = config(tmp_path, only="gemv/D40")
     with pytest.raises(BadResultError, match="gemv/D40/bfloat16"):
-        run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
+        run_job(of, tmp_path)
     assert KernelResult.load(tmp_path / "kernels.json").kernels[0].failed
     assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
 
@@ -568,7 +568,7 @@ def test_what_was_measured_before_ctrl_c_is_recorded(tmp_path: Path, monkeypatch
     monkeypatch.setattr(kernels, "measure_case", interrupted)
     of = config(tmp_path, only="gemv/D32")
     with pytest.raises(KeyboardInterrupt):
-        run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench", "task=kernels"], tmp_path), None)
+        run_job(of, tmp_path)
     assert [kernel.label for kernel in KernelResult.load(tmp_path / "kernels.json").kernels] == measured
 
 

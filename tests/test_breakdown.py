@@ -33,18 +33,19 @@ from gptbench.engine import Engine
 from gptbench.engine.base import KnownKernel
 from gptbench.execute import attempt
 from gptbench.execute import run as run_module
-from gptbench.execute.run import Job
+from gptbench.execute.reuse import Session
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
 from gptbench.measure import roof
 from gptbench.measure.breakdown import PROFILED, break_down, find_steps
 from gptbench.present.tables import show_result
+from gptbench.present.terminal import Terminal
 from gptbench.record import MLflowTracker
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch, chrome_trace
 from gptbench.schema.summary import summary
+from tests.jobs import job_of
 from tests.models import DENSE, run_config
-from tests.test_run import resolved
 
 BASELINE = Baseline(BaselineConfig(_target_="gptbench.compare.Baseline", name="none", device="none"))
 FUSED = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused")
@@ -230,7 +231,7 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
 
 
 def run(of: Config, folder: Path) -> Result:
-    attempt.alone(Job(of, resolved(of), ["python", "-m", "gptbench"], folder))
+    attempt.alone(job_of(of, folder), Session(), Terminal(quiet=False))
     return Result.load(folder / "result.json")
 
 

@@ -24,9 +24,9 @@ from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, ship
 from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, typed
 from gptbench.config.mistakes import told
 from gptbench.execute import attempt
-from gptbench.execute.job import forget
-from gptbench.execute.run import Job
+from gptbench.execute.job import Attempt, Job, forget
 from gptbench.present import console, tables
+from gptbench.present.terminal import Terminal
 from gptbench.sweep import Product, Space
 from gptbench.sweep.space import overrides_parser
 from tests.results import made_result
@@ -114,8 +114,9 @@ def test_what_goes_wrong_is_printed_however_quiet_it_is(
     result = made_result()
     path = result.save(tmp_path)
     section = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", uri="http://127.0.0.1:9", retries=0)
-    job = SimpleNamespace(record=path, sweep=None, config=SimpleNamespace(tracking=section, outputs=str(tmp_path)))
-    attempt.publish(cast(Job, job))
+    config = SimpleNamespace(tracking=section, outputs=str(tmp_path))
+    job = Job(cast(Config, config), cast(Config, config), [], tmp_path)
+    attempt.publish(Attempt(job, record=result, path=path), Terminal(quiet=True))
     monkeypatch.setattr(tables, "why_busy", lambda _: "measured on a busy machine: of [two] others")
     tables.show_busy(result)
     tell_unread("x.json: cut off")

@@ -65,7 +65,7 @@ def test_a_further_kind_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert labels([record]) == ["stories15m auto inductor"]
     Ledger(tmp_path).folder.mkdir()
     Ledger(tmp_path).note("ab" * 8, folder, record.started)
-    assert Ledger(tmp_path).recorded("ab" * 8) == path, "a job that is resumed has it"
+    assert Ledger(tmp_path).recorded("ab" * 8) == (path, record), "a job that is resumed has it"
     assert list(all_records(tmp_path)) == [path], "sync sends it"
     (found,) = select("abab", tmp_path)
     assert select("latest", tmp_path) == [found]

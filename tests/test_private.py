@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +24,7 @@ from gptbench.device import Device
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine import inductor as inductor_module
 from gptbench.engine.hf import peer
-from gptbench.execute.run import plan
+from gptbench.execute.preparation import plan
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.environment import environment
 from gptbench.private import hydra as private_hydra
@@ -238,8 +237,6 @@ def test_hydra_has_what_is_asked_of_it() -> None:
     assert private_hydra.yaml_file(repository, "config") == conf_folder() / "config.yaml"
     assert private_hydra.yaml_file(repository, "hydra/config") is None
     assert private_hydra.sort(ChoiceSweep(list=[2, 1])).list == [1, 2]
-    main = hydra.main(version_base="1.3", config_path=None)(lambda config: None)
-    assert main.__code__.co_name == private_hydra.MAIN
 
 
 def test_transformers_has_two_products_of_experts() -> None:

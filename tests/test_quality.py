@@ -230,7 +230,7 @@ def test_the_demo_model_predicts_its_held_out_text() -> None:
     """Its model card says about 3.3 nats a token with up to 512 tokens of context."""
     of = with_prompt(run_config(DEMO, prompt=(), new_tokens=100), make_tokenizer(DEMO))
     of = replace(of, workload=replace(of.workload, new_tokens=100))
-    from gptbench.execute.run import make_engine, plan
+    from gptbench.execute.preparation import make_engine, plan
 
     device = one_core()
     measured, loaded = make_engine(of, device, plan(of, device))

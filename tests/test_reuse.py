@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,22 +32,21 @@ from gptbench.config import (
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import Engine
-from gptbench.execute import reuse
+from gptbench.execute import measurement, preparation, reuse
 from gptbench.execute import run as run_module
-from gptbench.execute.run import Job
 from gptbench.generate import Workload, generate
 from gptbench.measure import roof
 from gptbench.measure.compilation import CompileWatch
 from gptbench.model import Transformer
 from gptbench.private.torch import CACHE_COUNTERS
 from gptbench.schema import Result
-from gptbench.schema.compilation import Compilation
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import compilation_name
 from gptbench.schema.summary import part_metrics
+from tests.jobs import run_job
 from tests.models import DENSE, GQA, MOE, WINDOW, random_tokens, run_config
+from tests.results import made_result
 from tests.test_engines import FUSED
-from tests.test_run import config, resolved
+from tests.test_run import config
 
 INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
 COMBINATIONS = list(itertools.product((0.0, 0.5, 1.0, 2.0), (None, 1, 20), (None, 0.7)))
@@ -61,9 +61,7 @@ def nothing_kept(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(roof, "CACHES", 0)
     monkeypatch.setattr(roof, "LAUNCHES", 2)
     torch.compiler.reset()
-    reuse.kept = None
     yield
-    reuse.kept = None
     torch.compiler.reset()
 
 
@@ -77,10 +75,10 @@ def answers(of: Config, over: Transformer | None) -> tuple[list[int], Transforme
     device: Device = instantiate(of.device)
     if over is None:
         over = on_meta(of.model, instantiate(of.quant), device.dtype)
-        engine, _ = run_module.make_engine(of, device, over)
+        engine, _ = preparation.make_engine(of, device, over)
     else:
         over.allocate(of.workload.batch_size, cache_length(of), device.torch)
-        engine = run_module.engine_over(of, device, over)
+        engine = preparation.engine_over(of, device, over)
     engine.prepare()
     engine.seed(7)
     generate(engine, Workload(of.workload, device))
@@ -147,8 +145,13 @@ def test_another_drawing_compiles_no_kernel_of_the_fused_engine(model: ModelConf
     assert counts[1 : len(COMBINATIONS)] == [0] * 23
 
 
-def run(of: Config, folder: Path, sweep: bool = True) -> Result:
-    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], folder, folder.parent if sweep else None), None)
+@pytest.fixture
+def session() -> reuse.Session:
+    return reuse.Session()
+
+
+def run(of: Config, folder: Path, session: reuse.Session, sweep: bool = True) -> Result:
+    run_job(of, folder, folder.parent if sweep else None, session)
     return Result.load(folder / "result.json")
 
 
@@ -157,56 +160,57 @@ def changed(of: Config, prompt: list[int], new_tokens: int, temperature: float) 
     return replace(of, workload=workload, sampling=replace(of.sampling, temperature=temperature))
 
 
-def test_a_later_job_takes_over_and_says_so(tmp_path: Path) -> None:
+def test_a_later_job_takes_over_and_says_so(tmp_path: Path, session: reuse.Session) -> None:
     of = replace(config(tmp_path), engine=INDUCTOR)
     other = changed(of, [4, 5, 6, 7], 20, 0.7)
-    first, second = run(of, tmp_path / "0"), run(other, tmp_path / "1")
+    first, second = run(of, tmp_path / "0", session), run(other, tmp_path / "1", session)
     assert first.reused is None
     assert second.reused == first.started
-    own, shared = second.compilations
-    assert (own.compiles, own.cache, own.process, own.shared) == (0, "none", "later", False)
-    assert shared == replace(first.compilations[0], shared=True)
+    (own,) = second.compilations
+    assert (own.compiles, own.cache, own.process) == (0, "none", "later")
+    assert second.shared_compile_s == first.compilations[0].total_s and first.shared_compile_s is None
     assert second.load_s == first.load_s
-    (name,) = part_metrics(first, "compilations")
-    told = {name.removesuffix("_s") + "_shared_s": first.compilations[0].total_s}
-    assert part_metrics(second, "compilations") == told, "what it would have cost alone, and not as its own"
-    alone = run(other, tmp_path / "alone", sweep=False)
+    assert part_metrics(second, "compilations") == {}, "none of it is its own"
+    alone = run(other, tmp_path / "alone", session, sweep=False)
     assert alone.reused is not None, "it was there"
-    assert reuse.kept is None, "and is not left by what is not a sweep"
-    alone = run(other, tmp_path / "alone again", sweep=False)
+    assert session.kept is None, "and is not left by what is not a sweep"
+    alone = run(other, tmp_path / "alone again", session, sweep=False)
     assert alone.reused is None
     assert [sample.tokens for sample in alone.samples] == [sample.tokens for sample in second.samples]
 
 
-def test_what_a_job_compiles_beyond_is_in_what_later_ones_take_over(tmp_path: Path) -> None:
+def test_what_a_job_compiles_beyond_is_in_what_later_ones_take_over(tmp_path: Path, session: reuse.Session) -> None:
     """A prompt of one token needs no graph for prefill; the next one does, and the third is as dear as both."""
     of = replace(config(tmp_path), engine=INDUCTOR)
     one, five, seven = (
-        run(changed(of, list(range(1, 1 + count)), 4, 1.0), tmp_path / str(count)) for count in (1, 5, 7)
+        run(changed(of, list(range(1, 1 + count)), 4, 1.0), tmp_path / str(count), session) for count in (1, 5, 7)
     )
     first, more = one.compilations[0], five.compilations[0]
     assert (first.compiles, more.compiles, seven.compilations[0].compiles) == (2, 1, 0)
     assert more.cache == "mixed", "one graph is not what a cold start is"
-    assert five.compilations[1].compiles == 2
-    both = seven.compilations[1]
-    assert (both.compiles, both.process) == (3, first.process)
-    assert both.prepare_s == pytest.approx(first.prepare_s + more.prepare_s)
-    assert both.costs_s["tracing"] == pytest.approx(first.costs_s["tracing"] + more.costs_s["tracing"])
+    assert five.shared_compile_s == first.total_s
+    assert seven.shared_compile_s == pytest.approx(first.total_s + more.total_s)
 
 
-def test_what_a_process_paid_that_had_begun_before_keeps_that_in_its_name() -> None:
-    later = Compilation(cache="mixed", process="later", prepare_s=1.0)
-    assert compilation_name(later) == "mixed_later"
-    assert compilation_name(replace(later, shared=True)) == "mixed_later_shared"
-    assert compilation_name(replace(later, process="first", cache="cold", shared=True)) == "cold_shared"
+def test_records_of_a_version_that_listed_what_was_shared(tmp_path: Path) -> None:
+    made = made_result()
+    raw = json.loads(made.save(tmp_path).read_text())
+    first, second = raw["compilations"]
+    raw["compilations"] = [second | {"shared": False}, first | {"shared": True, "later_s": 0.5}]
+    (tmp_path / "old.json").write_text(json.dumps(raw))
+    old = Result.load(tmp_path / "old.json")
+    assert old.compilations == [made.compilations[1]]
+    assert old.shared_compile_s == first["prepare_s"] + 0.5
 
 
 @pytest.mark.parametrize("engine", ["eager", "inductor"])
 @pytest.mark.parametrize("fails", [False, True], ids=["kept", "failed"])
-def test_no_cache_outlives_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, fails: bool) -> None:
+def test_no_cache_outlives_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, fails: bool, session: reuse.Session
+) -> None:
     """Not even where Hydra keeps the exception, and with it every frame."""
     caches: list[weakref.ref[torch.Tensor]] = []
-    take_samples = run_module.take_samples
+    take_samples = measurement.take_samples
 
     def watched(used: Engine, *rest: Any) -> list[Sample]:
         caches.extend(map(weakref.ref, used.cached()))
@@ -214,23 +218,25 @@ def test_no_cache_outlives_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("no more of it")
         return take_samples(used, *rest)
 
-    monkeypatch.setattr(run_module, "take_samples", watched)
+    monkeypatch.setattr(measurement, "take_samples", watched)
     of = config(tmp_path)
     of = replace(of, engine=INDUCTOR) if engine == "inductor" else of
     held = None
     try:
-        run(of, tmp_path / "0")
+        run(of, tmp_path / "0", session)
     except RuntimeError as error:
         held = error
     gc.collect()
     assert (held is not None) == fails
     assert caches and [cache for cache in caches if cache() is not None] == []
-    assert (reuse.kept is None) == fails
+    assert (session.kept is None) == fails
 
 
-def test_the_reference_finds_the_engines_memory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_finds_the_engines_memory_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
+) -> None:
     caches: list[weakref.ref[torch.Tensor]] = []
-    engine_over = run_module.engine_over
+    engine_over = preparation.engine_over
 
     def watched(*arguments: Any) -> Engine:
         gc.collect()
@@ -238,28 +244,27 @@ def test_the_reference_finds_the_engines_memory_free(tmp_path: Path, monkeypatch
         caches.extend(map(weakref.ref, (made := engine_over(*arguments)).cached()))
         return made
 
-    monkeypatch.setattr(run_module, "engine_over", watched)
+    monkeypatch.setattr(preparation, "engine_over", watched)
     task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=8)
     of = replace(config(tmp_path), task=task, engine=INDUCTOR)
-    result = run(of, tmp_path / "0")
+    result = run(of, tmp_path / "0", session)
     assert result.quality is not None and result.quality.kl
     assert len(caches) == 2 * 2 * of.model.n_layers
 
 
 def test_single_kernels_are_measured_without_a_model_beside_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
 ) -> None:
     of = config(tmp_path)
-    run(of, tmp_path / "0")
-    assert reuse.kept is not None
+    run(of, tmp_path / "0", session)
+    assert session.kept is not None
 
     def seen(*_: Any) -> None:
-        assert reuse.kept is None
+        assert session.kept is None
 
     monkeypatch.setattr(run_module, "run_kernels", seen)
     task = KernelsConfig(_target_="gptbench.task.Kernels", name="kernels")
-    of = replace(of, task=task)
-    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / "1", tmp_path), None)
+    run_job(replace(of, task=task), tmp_path / "1", tmp_path, session)
 
 
 def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:
@@ -268,7 +273,7 @@ def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:
     device: Device = instantiate(of.device)
     marked = {}
     for scope in Scope:
-        engine, _ = run_module.make_engine(
+        engine, _ = preparation.make_engine(
             replace(of, engine=replace(INDUCTOR, scope=scope)),
             device,
             on_meta(DENSE, instantiate(of.quant), device.dtype),
@@ -295,83 +300,87 @@ DIFFERENT = {
 }
 
 
-def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path) -> None:
+def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path, session: reuse.Session) -> None:
     of = config(tmp_path)
-    run(of, tmp_path / "0")
-    assert (kept := reuse.kept) is not None
+    run(of, tmp_path / "0", session)
+    assert (kept := session.kept) is not None
     for what, change in DIFFERENT.items():
         other = change(of)
         assert not (reuse.may_keep(other) and kept.serves(other)), what
-    assert reuse.take(with_other_weights(of)) is None
-    assert reuse.kept is None
+    assert session.take(with_other_weights(of)) is None
+    assert session.kept is None
     assert {parameter.device.type for parameter in kept.model.parameters()} == {"meta"}, "given back"
 
 
-def test_a_sweep_of_another_model_in_between(tmp_path: Path) -> None:
+def test_a_sweep_of_another_model_in_between(tmp_path: Path, session: reuse.Session) -> None:
     of = config(tmp_path)
     jobs = [of, changed(of, [3], 9, 0.0), replace(of, model=MOE), of]
-    results = [run(job, tmp_path / str(number)) for number, job in enumerate(jobs)]
+    results = [run(job, tmp_path / str(number), session) for number, job in enumerate(jobs)]
     assert [result.reused for result in results] == [None, results[0].started, None, None]
     assert results[3].samples[0].tokens == results[0].samples[0].tokens
 
 
-def test_a_job_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
+) -> None:
     of = config(tmp_path)
-    run(of, tmp_path / "0")
-    assert reuse.kept is not None
-    model = reuse.kept.model
+    run(of, tmp_path / "0", session)
+    assert session.kept is not None
+    model = session.kept.model
 
     def fails(*_: Any) -> None:
         raise RuntimeError("no more of it")
 
-    monkeypatch.setattr(run_module, "take_samples", fails)
+    monkeypatch.setattr(measurement, "take_samples", fails)
     with pytest.raises(RuntimeError, match="no more of it"):
-        run(of, tmp_path / "1")
-    assert reuse.kept is None
+        run(of, tmp_path / "1", session)
+    assert session.kept is None
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
-def test_a_job_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_fit_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
+) -> None:
     of = config(tmp_path)
-    run(of, tmp_path / "0")
-    assert reuse.kept is not None
-    held = reuse.kept.nbytes
+    run(of, tmp_path / "0", session)
+    assert session.kept is not None
+    held = session.kept.nbytes
     assert held > 0
     monkeypatch.setattr("gptbench.device.Device.free_memory", lambda self: -held)
     with pytest.raises(DoesNotFitError):
-        run(of, tmp_path / "1")
-    assert reuse.kept is None
+        run(of, tmp_path / "1", session)
+    assert session.kept is None
 
 
-def test_what_is_kept_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session) -> None:
     of = config(tmp_path)
-    need = run(of, tmp_path / "0").memory_need_bytes
-    assert reuse.kept is not None
-    left = sum(need.values()) - reuse.kept.nbytes
+    need = run(of, tmp_path / "0", session).memory_need_bytes
+    assert session.kept is not None
+    left = sum(need.values()) - session.kept.nbytes
     monkeypatch.setattr("gptbench.device.Device.free_memory", lambda self: left)
-    assert run(of, tmp_path / "1").reused is not None
+    assert run(of, tmp_path / "1", session).reused is not None
 
 
-def test_quality_with_a_reference_takes_but_leaves_nothing(tmp_path: Path) -> None:
+def test_quality_with_a_reference_takes_but_leaves_nothing(tmp_path: Path, session: reuse.Session) -> None:
     of = config(tmp_path)
-    first = run(of, tmp_path / "0")
+    first = run(of, tmp_path / "0", session)
     task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=8)
-    result = run(replace(of, task=task), tmp_path / "1")
+    result = run(replace(of, task=task), tmp_path / "1", session)
     assert result.reused == first.started
     assert result.quality is not None and result.quality.kl
-    assert reuse.kept is None
+    assert session.kept is None
 
 
 def test_a_bad_result_is_recorded_and_the_next_job_is_none_the_worse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
 ) -> None:
     """Values that are not finite stay in no cache: each job has one of its own."""
     of = config(tmp_path)
-    good = run(of, tmp_path / "0")
-    assert reuse.kept is not None
-    gain = reuse.kept.model.norm.weight
+    good = run(of, tmp_path / "0", session)
+    assert session.kept is not None
+    gain = session.kept.model.norm.weight
     gain.fill_(torch.nan)
     with pytest.raises(BadResultError, match="not finite"):
-        run(of, tmp_path / "1")
+        run(of, tmp_path / "1", session)
     gain.fill_(1.0)
-    assert run(of, tmp_path / "2").samples[0].tokens == good.samples[0].tokens
+    assert run(of, tmp_path / "2", session).samples[0].tokens == good.samples[0].tokens

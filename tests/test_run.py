@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from gptbench.base.errors import BadResultError, ConfigError, DoesNotFitError, UserError
 from gptbench.config import (
@@ -24,15 +23,18 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.engine import Auto, Eager, Inductor
-from gptbench.execute import attempt
+from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute import run as run_module
-from gptbench.execute.run import Job
+from gptbench.execute.job import Attempt
+from gptbench.execute.reuse import Session
 from gptbench.measure import roof
 from gptbench.model import Transformer
+from gptbench.present.terminal import Terminal
 from gptbench.schema import Result
 from gptbench.schema.files import load_record
 from gptbench.schema.outcome import Outcome
 from gptbench.task import Quality
+from tests.jobs import job_of, run_job
 from tests.models import DENSE, MOE, run_config
 
 
@@ -48,15 +50,10 @@ def config(folder: Path) -> Config:
     return replace(run_config(DENSE), outputs=str(folder / "outputs"), device=cpu)
 
 
-def resolved(of: Config) -> dict:
-    values = OmegaConf.to_container(OmegaConf.structured(of), enum_to_str=True)
-    assert isinstance(values, dict)
-    return {str(group): section for group, section in values.items()}
-
-
 def run(of: Config, folder: Path) -> Result:
-    run_module.run(Job(of, resolved(of), ["python", "-m", "gptbench"], folder), None)
-    return Result.load(folder / "result.json")
+    record = run_job(of, folder).record
+    assert isinstance(record, Result) and record == Result.load(folder / "result.json")
+    return record
 
 
 def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +100,14 @@ def test_a_batch_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_job_that_fails_lets_its_memory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra keeps the exception, and with it every frame and what it refers to."""
     models: list[Transformer] = []
-    build = run_module.build
+    build = preparation.build
 
     def failing_build(*arguments: Any) -> None:
         build(*arguments)
         models.append(arguments[1])
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(run_module, "build", failing_build)
+    monkeypatch.setattr(preparation, "build", failing_build)
     with pytest.raises(RuntimeError, match="out of something"):
         run(config(tmp_path), tmp_path)
     (model,) = models
@@ -122,7 +119,7 @@ def test_a_job_that_fails_lets_its_memory_go(tmp_path: Path, monkeypatch: pytest
 def test_a_second_process_that_dies_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], death: str
 ) -> None:
-    monkeypatch.setattr(run_module, "prepare_alone", raises if death == "raises" else is_killed)
+    monkeypatch.setattr(measurement, "prepare_alone", raises if death == "raises" else is_killed)
     of = config(tmp_path)
     of.engine.measure_warm_start = True
     result = run(of, tmp_path)
@@ -145,13 +142,13 @@ def is_killed(_: Config) -> None:
 
 
 def test_numbers_that_mean_nothing_are_recorded_and_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = run_module.build
+    build = preparation.build
 
     def broken_build(*arguments: Any) -> None:
         build(*arguments)
         arguments[1].norm.weight.fill_(float("nan"))
 
-    monkeypatch.setattr(run_module, "build", broken_build)
+    monkeypatch.setattr(preparation, "build", broken_build)
     with pytest.raises(BadResultError, match="not finite"):
         run(config(tmp_path), tmp_path)
     assert not Result.load(tmp_path / "result.json").samples[0].finite
@@ -159,7 +156,7 @@ def test_numbers_that_mean_nothing_are_recorded_and_fail(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("fails", ["the reference", "the engine", "nothing"])
 def test_samples_are_kept_when_quality_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    build = run_module.build
+    build = preparation.build
 
     def build_once(*arguments: Any) -> None:
         build(*arguments)
@@ -169,7 +166,7 @@ def test_samples_are_kept_when_quality_fails(tmp_path: Path, monkeypatch: pytest
     def broken(*_: object) -> None:
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(run_module, "build", build_once)
+    monkeypatch.setattr(preparation, "build", build_once)
     if fails == "the engine":
         monkeypatch.setattr(Quality, "predict", broken)
     task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=6)
@@ -198,9 +195,10 @@ AUTO = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True
 
 
 def test_auto_takes_inductor_and_records_it(tmp_path: Path) -> None:
-    of, recorded, reasons = run_module.with_engine(
-        replace(config(tmp_path), engine=AUTO), {}, Device(config(tmp_path).device)
-    )
+    asked, told = replace(config(tmp_path), engine=AUTO), []
+    of, reasons = preparation.with_engine(asked, Device(asked.device), told.append)
+    recorded = preparation.as_recorded(asked, of)
+    assert told == [f"engine=auto takes inductor; {reasons[0]}"]
     assert of.engine._target_ == recorded["engine"]["_target_"] == "gptbench.engine.Inductor"
     assert of.engine.fresh_cache
     assert reasons == ["fused needs device.kind=cuda: its kernels need a GPU"]
@@ -223,7 +221,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     assert Eager.missing(device) is None
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto: this one needs a C"):
-        run_module.plan(chosen, device)
+        preparation.plan(chosen, device)
 
 
 @pytest.mark.gpu
@@ -237,11 +235,13 @@ def test_a_job_that_runs_out_of_gpu_memory_is_told_and_the_next_one_runs(
     much = replace(of, model=wide)  # 2 TB
 
     def outcome(of: Config, name: str) -> Outcome:
-        job = Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / name, tmp_path)
-        return attempt.attempt(job) if isolation is Isolation.none else attempt.isolated(job)
+        tried, observer = Attempt(job_of(of, tmp_path / name, tmp_path)), Terminal(quiet=False)
+        if isolation is Isolation.none:
+            return attempt.attempted(tried, Session(), observer)
+        return attempt.isolated(tried, observer)
 
     if isolation is Isolation.none:
-        monkeypatch.setattr(run_module, "require_fit", lambda *_: None)  # an estimate may be wrong
+        monkeypatch.setattr(preparation, "require_fit", lambda *_: None)  # an estimate may be wrong
     failed = outcome(much, "much")
     assert (failed.status, failed.cause) == (
         "failed",
@@ -268,7 +268,7 @@ def test_what_is_raised_for_memory_is_told_apart(tmp_path: Path, monkeypatch: py
             raise error
 
         monkeypatch.setattr(attempt, "run", fail)
-        job = Job(of, resolved(of), ["python", "-m", "gptbench"], tmp_path / str(number), tmp_path)
-        outcome = attempt.attempt(job)
+        job = job_of(of, tmp_path / str(number), tmp_path)
+        outcome = attempt.attempted(Attempt(job), Session(), Terminal(quiet=False))
         assert outcome.cause == cause
         assert load_record(Path(outcome.record or "")).cause == cause  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from gptbench.charts.speed import Run, distribution, latency
 from gptbench.compare.explain import Step
 from gptbench.config.targets import instantiate
 from gptbench.engine import Engine
-from gptbench.execute.run import make_engine, plan
+from gptbench.execute.preparation import make_engine, plan
 from gptbench.generate import HostClock, Workload
 from gptbench.measure import samples
 from gptbench.measure.compilation import CompileWatch
@@ -122,10 +122,9 @@ def test_the_record_keeps_them_and_refuses_what_cannot_be(tmp_path: Path) -> Non
 
 def test_a_clock_is_told_what_a_step_emitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = HostClock(6)
-    for index in range(5):
+    for index in range(4):
         clock.tick(index, torch.tensor([2, 0]) if index == 3 else None)
-    clock.last = 4
-    assert len(clock.intervals()) == 4 and clock.step_tokens(2) == [[1, 1], [2, 0], [1, 1]]
+    assert len(clock.intervals()) == 3 and clock.step_tokens(2) == [[1, 1], [2, 0]]
     assert HostClock(6).step_tokens(2) == []
 
     of = config(tmp_path)
@@ -139,7 +138,6 @@ def test_a_clock_is_told_what_a_step_emitted(tmp_path: Path, monkeypatch: pytest
         engine.prefill(workload.prompt)
         for index, emitted in enumerate((None, [3, 1], [2, 0]), 1):
             workload.clock.tick(index, None if emitted is None else torch.tensor(emitted))
-        workload.clock.last = 3
 
     monkeypatch.setattr(samples, "generate", drafting)
     with CompileWatch() as watch:

@@ -83,13 +83,13 @@ def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: War
 
 
 GAPS = {
-    "gptbench.execute.attempt.attempt": "the job has begun",
+    "gptbench.execute.attempt.attempted": "the job has begun",
     "gptbench.execute.run.run_model": "the ledger knows of the attempt",
-    "gptbench.execute.run.show_result": "the result is written",
+    "gptbench.present.terminal.show_result": "the result is written",
     "gptbench.execute.attempt.publish": "what came of the job is written",
     "gptbench.record.tracking.log_files": "the run in MLflow is half filled",
     "gptbench.record.sync.read_marks:2": "the run in MLflow is whole, and the mark is not there",
-    "gptbench.present.tables.show_sweep": "the sweep's record is written, and not logged",
+    "gptbench.present.terminal.show_sweep": "the sweep's record is written, and not logged",
 }
 """Function that a process is killed in, and what that means."""
 

@@ -10,7 +10,7 @@ from gptbench.base.errors import counted
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.present import terminal
 from gptbench.present.console import console, program
-from gptbench.present.terminal import show_next, stage_bar
+from gptbench.present.terminal import Terminal, show_next
 from tests.results import made_result
 
 NO_TRACKING = TrackingConfig(_target_="gptbench.record.NoTracker", name="none")
@@ -26,15 +26,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def test_without_a_terminal_stages_are_lines(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "STILL_S", 0.01)
-    with stage_bar(9, samples=400) as stages:
-        stages.start("measuring the read roof")
-        stages.done()
+    with Terminal(quiet=False).stages(9, samples=400) as stages:
+        with stages.stage("measuring the read roof"):
+            pass
         for share in range(100):
             stages.reading("reading", share / 100)
-        with stages.waiting("compiling"):
+        with stages.stage("compiling", long=True):
             time.sleep(0.1)
         for _ in range(400):
-            stages.sample_done()
+            stages.sampled(made_result().samples[0])
     lines = [line.partition("] ")[2] for line in shown.getvalue().splitlines()]
     assert lines[0] == "measuring the read roof"
     assert "compiling" in lines and "still compiling, for 0 s" in lines
@@ -49,19 +49,18 @@ def test_with_a_terminal_the_time_goes_on_while_it_compiles(
     monkeypatch.setattr(terminal, "has_bar", lambda: True)
     monkeypatch.setattr(terminal, "REDRAW_S", 0.01)
     drawn = []
-    with stage_bar(9) as stages:
+    with Terminal(quiet=False).stages(9) as stages:
         monkeypatch.setattr(stages.bar, "refresh", lambda: drawn.append(stages.bar.tasks[0].description))
-        with stages.waiting("compiling"):
+        with stages.stage("compiling", long=True):
             time.sleep(0.2)
         assert len(drawn) > 2 and set(drawn) == {"compiling"}
     assert "[   0 s]" not in shown.getvalue(), "lines are for where there is none"
 
 
 def test_quiet_is_quiet(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "quiet", True)
-    with stage_bar(9, samples=2) as stages:
-        stages.start("measuring the read roof")
-        stages.sample_done()
+    monkeypatch.setattr(console, "quiet", False)  # and put back
+    with Terminal(quiet=True).stages(9, samples=2) as stages, stages.stage("measuring the read roof"):
+        stages.sampled(made_result().samples[0])
     assert shown.getvalue() == ""
 
 

@@ -163,44 +163,44 @@ def break_stream(number: int, how: str | None) -> None:
         import pty
         import termios
 
-        import gptbench.execute.run
+        import gptbench.execute.measurement
 
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         os.dup2(slave, number)
         os.close(slave)
-        measure = gptbench.execute.run.measure_engine
+        measure = gptbench.execute.measurement.measure_engine
 
         def hang_up(*args: Any) -> Any:
             os.closerange(master, master + 1)  # which may be closed already
             return measure(*args)
 
-        gptbench.execute.run.measure_engine = hang_up
+        gptbench.execute.measurement.measure_engine = hang_up
 
 
 def fail(*faults: tuple[str, str]) -> None:
     """Makes measuring fail in this process: with an error of Python's, or of torch's, of that name, or by a signal."""
     import torch
 
-    import gptbench.execute.run
+    import gptbench.execute.measurement
 
     for override, place in faults:
         if override == "full from":
             full_from(*place.partition(":")[::2])
         if override == "kill in":
             kill_in(*place.partition(":")[::2])
-    measure = gptbench.execute.run.measure_engine
+    measure = gptbench.execute.measurement.measure_engine
 
-    def failing(config: Any, *more: Any) -> Any:
+    def failing(subject: Any, *more: Any) -> Any:
         for override, fault in faults:
             key, _, value = override.partition("=")
-            if value and str(functools.reduce(getattr, key.split("."), config)) == value:
+            if value and str(functools.reduce(getattr, key.split("."), subject.config)) == value:
                 if fault.startswith("SIG"):
                     os.kill(os.getpid(), getattr(signal, fault))
                 raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
-        return measure(config, *more)
+        return measure(subject, *more)
 
-    gptbench.execute.run.measure_engine = failing
+    gptbench.execute.measurement.measure_engine = failing
 
 
 def kill_in(place: str, call: str) -> None:

@@ -36,6 +36,18 @@ class UserError(ValueError):
         super().__init__("\n".join(map(printable, str(message).split("\n"))))
 
 
+class NotBegunError(Exception):
+    """What went wrong before any job began, whatever it is: it is about what was asked for.
+
+    Args:
+        error: that.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class ConfigError(UserError):
     """A configuration field that holds a value it cannot have.
 

@@ -43,7 +43,7 @@ from gptbench.schema.kernels import KernelResult, kernel_metrics
 from gptbench.schema.metrics import STATES
 from gptbench.schema.result import Result
 from gptbench.schema.sample import Sample
-from gptbench.schema.statistics import compilation_name, valid_samples
+from gptbench.schema.statistics import valid_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,13 +60,8 @@ MOST_KERNELS = 10
 
 
 def compile_bars(result: Result) -> list[tuple[str, Compilation]]:
-    """Label and compilation of each bar: what compiled something, or took it over."""
-    return [(bar_label(each), each) for each in result.compilations if each.cache != "none" and each.costs_s]
-
-
-def bar_label(compilation: Compilation) -> str:
-    label = compilation_name(compilation).replace("_", ", ")
-    return label + (", second process" if compilation.process == "second" else "")
+    """Label and compilation of each bar: what compiled something."""
+    return [(each.label, each) for each in result.compilations if each.cache != "none" and each.costs_s]
 
 
 def compile_stages(runs: Sequence[Run]) -> "Figure | None":

@@ -22,7 +22,7 @@ from gptbench.config.commandline import prepared
 from gptbench.config.mistakes import told
 from gptbench.execute import ab
 from gptbench.present.console import console, print_whole, write_line
-from gptbench.present.terminal import stage_bar
+from gptbench.present.terminal import Terminal
 from gptbench.private.hydra import main_hydra, search_path
 from gptbench.record.sync import log_recorded
 from gptbench.schema.ab import AbResult
@@ -86,7 +86,8 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     """Measures, records, shows and logs."""
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}: {' '.join(redacted(side.overrides))}", markup=False)
-    resolved = [dict(flat({group: side.resolved[group] for group in (*MEASURED, "device")})) for side in sides]
+    plain = [side.asked.as_dict() for side in sides]
+    resolved = [dict(flat({group: values[group] for group in (*MEASURED, "device")})) for values in plain]
     for key in dict.fromkeys(key for values in resolved for key in values):
         a, b = (values.get(key, "") for values in resolved)
         if a != b:
@@ -94,29 +95,29 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
     outputs = Path(sides[0].config.outputs)
     path: Path | None = None
     shown = 0
-    with stage_bar(1) as stages:
+    observer = Terminal(console.quiet)
 
-        def keep(result: AbResult) -> None:
-            nonlocal path, shown
-            if path is None:
-                path = result.save(ab.folder_for(outputs, result.started))
-            else:
-                result.update(path)
-            if len(result.rounds) == shown:
-                return
-            shown = len(result.rounds)
-            row = headline(result)
-            known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
-            known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
-            told = f"{row.of if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
-            console.print(told, markup=False, style="dim")
+    def keep(result: AbResult) -> None:
+        nonlocal path, shown
+        if path is None:
+            path = result.save(ab.folder_for(outputs, result.started))
+        else:
+            result.update(path)
+        if len(result.rounds) == shown:
+            return
+        shown = len(result.rounds)
+        row = headline(result)
+        known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
+        known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
+        told = f"{row.of if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
+        console.print(told, markup=False, style="dim")
 
-        try:
-            result = ab.measure(sides, ending, command, stages, keep)
-        except Exception:
-            if path is not None:
-                console.print(f"what was measured until then: {path}", markup=False)
-            raise
+    try:
+        result = ab.measure(sides, ending, command, observer, keep)
+    except Exception:
+        if path is not None:
+            console.print(f"what was measured until then: {path}", markup=False)
+        raise
     assert path is not None
     found = rows(result)
     print_whole(table_of(f"B beside A on {result.environment.device}", [(row.name, row) for row in found]))
@@ -128,8 +129,8 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         console.print(told, markup=False, style="bold")
     if few := too_few(result):
         console.warn(few)
-    logged = log_recorded(result, path, sides[0].config.tracking, outputs, console.warn)
-    console.print(f"result: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+    logged = log_recorded(result, path, sides[0].config.tracking, outputs, observer.warn)
+    observer.recorded(result, path, logged)
     write_line(
         {
             "a": result.sides["A"].overrides,

@@ -1,8 +1,9 @@
 """The whole configuration of a run, and what its groups have to agree on."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -29,6 +30,15 @@ class Isolation(Enum):
     process = "process"
 
 
+def plain(value: Any) -> Any:
+    """The same with the name of each member of an Enum in its place."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
+
+
 @dataclass(kw_only=True)
 class Config:
     """One run."""
@@ -51,6 +61,11 @@ class Config:
     """Tell people nothing but what went wrong, as `--quiet` does; the line for programs stays."""
     commit: str | None = None
     """Commit of the code, where it is no checkout or the checkout does not tell; null asks git."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data: dicts, lists, and the names of what is one of several."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     def __post_init__(self) -> None:
         if not self.outputs:

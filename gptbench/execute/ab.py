@@ -12,12 +12,12 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gptbench.base.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.base.outputs import check_folder
@@ -25,15 +25,15 @@ from gptbench.compare.ratio import of_pairs
 from gptbench.config import Config, KernelsConfig, load
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
-from gptbench.execute.reuse import give_back, release
-from gptbench.execute.run import beginning, make_engine, plan, probe, with_engine
+from gptbench.execute.measurement import Bench
+from gptbench.execute.observer import Observer, Stages
+from gptbench.execute.preparation import as_recorded, make_engine, plan, with_engine
+from gptbench.execute.reuse import release
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch, prepare
-from gptbench.measure.roof import Roofs
 from gptbench.measure.samples import sample_seed, take_sample, warm_up
 from gptbench.measure.sensors import Sensor, sensor_of
 from gptbench.measure.traffic import traffic
-from gptbench.present.terminal import Stages
 from gptbench.schema.ab import BLOCK, AbResult, Round, Side
 from gptbench.schema.sample import Sample
 from gptbench.schema.summary import log_ratios
@@ -77,8 +77,18 @@ class Asked:
     """A side, as it was asked for."""
 
     overrides: list[str]
+    asked: Config
+    """What is recorded of it."""
     config: Config
-    resolved: dict[str, Any]
+    """The same with its prompt as tokens."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return as_recorded(self.asked, self.config)
+
+    def with_engine(self, tell: Callable[[str], None]) -> "Asked":
+        """The same with the engine that `engine=auto` stands for here, which is told."""
+        return replace(self, config=with_engine(self.config, instantiate(self.config.device), tell)[0])
 
 
 def read(overrides: list[str], composed: DictConfig) -> Asked:
@@ -87,15 +97,12 @@ def read(overrides: list[str], composed: DictConfig) -> Asked:
     Raises:
         UserError: it cannot be, or measures something beside speed.
     """
-    config = load(composed, overrides)
-    check_folder("outputs", config.outputs)
-    config = with_prompt(config, make_tokenizer(config.model))
-    task = config.task
+    asked = load(composed, overrides)
+    check_folder("outputs", asked.outputs)
+    task = asked.task
     if isinstance(task, KernelsConfig) or task.name != "speed" or task.breakdown or task.energy:
         raise ConfigError("task", task.name, "speed, without breakdown and energy: A and B are compared by speed alone")
-    resolved = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    assert isinstance(resolved, dict)
-    return Asked(overrides, config, {str(key): value for key, value in resolved.items()})
+    return Asked(overrides, asked, with_prompt(asked, make_tokenizer(asked.model)))
 
 
 class Contender:
@@ -111,7 +118,7 @@ class Contender:
         self.device: Device = instantiate(asked.config.device)
         most = min(MOST_SHIFT_BYTES, int(MOST_SHIFT_SHARE * self.device.free_memory()))
         self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
-        config, self.resolved, _ = with_engine(asked.config, asked.resolved, self.device)
+        config = asked.config
         target(config.engine).begin(config.engine, self.device)
         start = time.perf_counter()
         model = plan(config, self.device)
@@ -123,13 +130,14 @@ class Contender:
         self.workload: Workload = instantiate(config.workload, self.device)
         self.sensor: Sensor = sensor_of(self.device)
         self.engine.tune()
-        self.compilation = prepare(self.engine, watch, empty_cache=False, sensor=self.sensor)
+        # What is recorded of it has been compiled before: see `Rounds.make_each_once`.
+        self.compilation = prepare(self.engine, watch, empty_cache=False, process="later", sensor=self.sensor)
         warm_up(self.engine, self.workload, watch, self.sensor)
 
-    def side(self, overrides: list[str]) -> Side:
+    def side(self, asked: Asked) -> Side:
         """What is recorded of it."""
         moved = traffic(self.engine, self.workload.new_tokens)
-        return Side(overrides=overrides, config=self.resolved, dtype=self.device.dtype_name, traffic=moved)
+        return Side(overrides=asked.overrides, config=asked.recorded, dtype=self.device.dtype_name, traffic=moved)
 
     def sample(self, number: int, watch: CompileWatch) -> Sample:
         """One more; the two sides' samples of the same number draw from the same seed."""
@@ -148,7 +156,7 @@ def measure(
     asked: tuple[Asked, Asked],
     ending: Ending,
     command: list[str],
-    stages: Stages,
+    observer: Observer,
     keep: Callable[[AbResult], None] = lambda _: None,
     ready_to_start: Callable[[dict[str, Contender]], None] = lambda _: None,
 ) -> AbResult:
@@ -165,53 +173,42 @@ def measure(
     """
     first = asked[0].config
     device: Device = instantiate(first.device)
-    give_back()
     if len({instantiate(each.config.device).torch for each in asked}) > 1:
         raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
-    started, surroundings, roofs, roof = beginning(first, device, stages, again=first.device.measure_roof)
-    result = AbResult(
-        started=started,
-        command=command,
-        sweep=None,
-        config=asked[0].resolved,
-        environment=surroundings,
-        dtype=device.dtype_name,
-        roof=roof,
-        sides={},
-        half_width=ending.half_width,
-        margin=ending.margin,
-        budget_s=ending.budget_s,
-    )
-    sides = dict(zip("AB", asked, strict=True))
-    chance = random.Random()
-    gc.collect()
-    gc.freeze()  # what is there now stays: each sample looks for garbage first
-    try:
-        for name, each in sides.items():
-            stages.start(f"compiling {name}")
-            with ExitStack() as leaving, CompileWatch() as watch:
-                ready = Contender(each, watch, leaving, stages, chance)
-                result.sides[name] = ready.side(each.overrides)
-        result.config, result.dtype = result.sides["A"].config, result.sides["A"].dtype
-        begin = time.perf_counter()
-        while not is_enough(result, ending):
-            take_round(result, sides, ending, begin, stages, ready_to_start, chance, roofs)
-            result.roof = roofs.read()
-            result.seconds = time.perf_counter() - begin
+    sides = {name: each.with_engine(observer.remark) for name, each in zip("AB", asked, strict=True)}
+    with observer.stages(None) as stages:
+        bench = Bench.of(first, device, stages, observer.warn)
+        result = AbResult(
+            **bench.fields(device),
+            command=command,
+            sweep=None,
+            config=sides["A"].recorded,
+            sides={},
+            half_width=ending.half_width,
+            margin=ending.margin,
+            budget_s=ending.budget_s,
+        )
+        rounds = Rounds(result, sides, ending, bench, stages, ready_to_start)
+        gc.collect()
+        gc.freeze()  # what is there now stays: each sample looks for garbage first
+        try:
+            rounds.make_each_once()
+            while not is_enough(result, ending):
+                rounds.take()
+                keep(result)
             keep(result)
-        keep(result)
-    except BaseException as error:  # whatever ends it, what was measured is kept
-        cut_to_blocks(result)
-        if not result.rounds:
-            raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        result.ended = "interrupted" if interrupted else "failed"
-        result.reason = None if interrupted else f"{type(error).__name__}: {error}"
-        keep(result)
-        if not interrupted:
-            raise
-    finally:
-        gc.unfreeze()
+        except BaseException as error:  # whatever ends it, what was measured is kept
+            cut_to_blocks(result)
+            if not result.rounds:
+                raise
+            interrupted = isinstance(error, KeyboardInterrupt)
+            result.ended = "interrupted" if interrupted else "failed"
+            result.reason = None if interrupted else f"{type(error).__name__}: {error}"
+            keep(result)
+            if not interrupted:
+                raise
+        finally:
+            gc.unfreeze()
     return result
 
 
@@ -243,48 +240,71 @@ def budget_that_can_suffice(result: AbResult) -> float:
     return ENDING_ROUNDS * longest
 
 
-def take_round(
-    result: AbResult,
-    asked: dict[str, Asked],
-    ending: Ending,
-    begin: float,
-    stages: Stages,
-    ready_to_start: Callable[[dict[str, Contender]], None],
-    chance: random.Random,
-    roofs: Roofs,
-) -> None:
-    """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
-    number = len(result.rounds)
-    orders = {"AB": "BA", "BA": "AB"}
-    # Each second round has the other order than the one before it, so that both are as often first.
-    one = Round(built=orders[result.rounds[-1].built] if number % 2 else chance.choice(list(orders)))
-    start = time.perf_counter()
-    one.probes += probe(roofs, "before", result.failures)  # while there is memory for it: both engines may leave none
-    with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
-        ready: dict[str, Contender] = {}
-        for name in one.built:
-            stages.start(f"round {number + 1}: preparing {name}")
-            try:
-                ready[name] = Contender(asked[name], watch, leaving, stages, chance)
-            except DoesNotFitError as error:
-                beside = f"{name} beside {one.built[0]}, which is in memory as well" if ready else name
-                raise DoesNotFitError(f"{beside}: {error}") from error
-            one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
-        ready_to_start(ready)
-        stages.start(f"round {number + 1}: sampling")
+@dataclass
+class Rounds:
+    """Takes rounds, each of which goes into the result."""
+
+    result: AbResult
+    asked: dict[str, Asked]
+    ending: Ending
+    bench: Bench
+    stages: Stages
+    ready_to_start: Callable[[dict[str, Contender]], None]
+    chance: random.Random = field(default_factory=random.Random)
+    begin: float = 0.0
+    """When the first one began, by the host's clock."""
+
+    def make_each_once(self) -> None:
+        """For whatever has to be compiled, and to see that each side can run."""
+        for name, each in self.asked.items():
+            with self.stages.stage(f"compiling {name}"), ExitStack() as leaving, CompileWatch() as watch:
+                self.result.sides[name] = self.contender(each, watch, leaving).side(each)
+        self.result.config, self.result.dtype = self.result.sides["A"].config, self.result.sides["A"].dtype
+        self.begin = time.perf_counter()
+
+    def contender(self, asked: Asked, watch: CompileWatch, leaving: ExitStack) -> Contender:
+        return Contender(asked, watch, leaving, self.stages, self.chance)
+
+    def take(self) -> None:
+        """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
+        number = len(self.result.rounds)
+        orders = {"AB": "BA", "BA": "AB"}
+        # Each second round has the other order than the one before it, so that both are as often first.
+        built = orders[self.result.rounds[-1].built] if number % 2 else self.chance.choice(list(orders))
+        one = Round(built=built)
+        start = time.perf_counter()
+        one.probes += self.bench.probe("before")  # while there is memory for it: both engines may leave none
+        with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
+            ready: dict[str, Contender] = {}
+            for name in one.built:
+                with self.stages.stage(f"round {number + 1}: preparing {name}"):
+                    try:
+                        ready[name] = self.contender(self.asked[name], watch, leaving)
+                    except DoesNotFitError as error:
+                        beside = f"{name} beside {one.built[0]}, which is in memory as well" if ready else name
+                        raise DoesNotFitError(f"{beside}: {error}") from error
+                one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
+            self.ready_to_start(ready)
+            with self.stages.stage(f"round {number + 1}: sampling"):
+                self.sample(one, ready, watch, start)
+        one.probes += self.bench.probe("after")
+        one.seconds = time.perf_counter() - start
+        self.result.roof = self.bench.roofs.read()
+        self.result.seconds = time.perf_counter() - self.begin
+
+    def sample(self, one: Round, ready: dict[str, Contender], watch: CompileWatch, start: float) -> None:
+        """Block after block, for as long as making the engines has taken since `start`."""
         built_s = time.perf_counter() - start
-        sampling_s = min(built_s, ending.budget_s / ENDING_ROUNDS / 2)
-        result.rounds.append(one)
-        first = chance.randrange(2**10)
+        sampling_s = min(built_s, self.ending.budget_s / ENDING_ROUNDS / 2)
+        self.result.rounds.append(one)
+        first = self.chance.randrange(2**10)
         while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
             for name in block(len(one.order) // BLOCK + first):
-                at = time.perf_counter() - begin
+                at = time.perf_counter() - self.begin
                 taken = ready[name].sample(len(one.samples[name]), watch)
                 one.samples[name].append(taken)
                 one.order += name
                 one.at_s.append(at)
-    one.probes += probe(roofs, "after", result.failures)
-    one.seconds = time.perf_counter() - start
 
 
 def cut_to_blocks(result: AbResult) -> None:

@@ -20,10 +20,11 @@ from gptbench.base.inputs import read_object
 from gptbench.base.outputs import write_json
 from gptbench.config import Isolation
 from gptbench.execute.isolation import in_own_process
-from gptbench.execute.run import Job, run
+from gptbench.execute.job import Attempt, Job
+from gptbench.execute.observer import Observer
+from gptbench.execute.reuse import Session
+from gptbench.execute.run import run
 from gptbench.measure.environment import git_commit
-from gptbench.present.console import console, write_line
-from gptbench.present.terminal import line_of, show_next
 from gptbench.record.ledger import hold
 from gptbench.record.sync import log_recorded
 from gptbench.schema.busy import busy
@@ -31,51 +32,50 @@ from gptbench.schema.failure import Cause, Failure
 from gptbench.schema.files import load_record, runs_in
 from gptbench.schema.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.schema.plan import STOP, Plan
-from gptbench.text.prompt import make_tokenizer
+from gptbench.schema.record import Recorded
 
 DIED = "its process ended without a record of it"
 RUNNING = ".attempt.lock"
 """In a job's folder, locked by the process that runs it, which may be another one than answers for it."""
 
 
-def alone(job: Job) -> None:
+def alone(job: Job, session: Session, observer: Observer) -> None:
     """A run by itself. Raises what it raises; where it ran in a process of its own, that in words. Once there is a
     record, Ctrl-C says so."""
+    attempt = Attempt(job)
     try:
-        alone_and_published(job)
+        alone_and_published(attempt, session, observer)
     except KeyboardInterrupt as interrupt:
-        if job.record is None or str(interrupt):
+        if attempt.path is None or str(interrupt):
             raise
-        raise KeyboardInterrupt(f"interrupted; the result is recorded: {job.record}") from interrupt
+        raise KeyboardInterrupt(f"interrupted; the result is recorded: {attempt.path}") from interrupt
 
 
-def alone_and_published(job: Job) -> None:
+def alone_and_published(attempt: Attempt, session: Session, observer: Observer) -> None:
     """The same."""
-    if job.config.isolation is Isolation.none:
+    if attempt.job.config.isolation is Isolation.none:
         try:
-            execute(job)
+            run(attempt, session, observer)
         finally:
-            publish(job)
+            publish(attempt, observer)
         return
-    outcome = isolated(job)
-    publish(job)
+    outcome = isolated(attempt, observer)
+    publish(attempt, observer)
     if outcome.cause is not None:
         kinds = {Cause.refused.value: UserError, Cause.bad_result.value: BadResultError}
         raise kinds.get(outcome.cause, JobError)(outcome.reason)
 
 
-def execute(job: Job) -> None:
-    """Runs it in this process."""
-    run(job, make_tokenizer(job.config.model))
-
-
-def of_sweep(folder: Path, sweep: Path, read: Callable[[], Job]) -> Outcome:
+def of_sweep(
+    folder: Path, sweep: Path, read: Callable[..., Job], session: Session, make_observer: Callable[[bool], Observer]
+) -> Outcome:
     """One job of a sweep. A launcher may start it twice, where it lost sight of a process: the first counts.
 
     Args:
         folder: the job's.
         sweep: folder that Hydra made for the sweep.
-        read: gives the job.
+        read: gives the job, with the fields that its sweep adds.
+        make_observer: gives who looks on, told whether it is to be quiet.
     """
     plan = Plan.load(sweep)
     swept = plan.jobs[folder.name]
@@ -87,34 +87,37 @@ def of_sweep(folder: Path, sweep: Path, read: Callable[[], Job]) -> Outcome:
             outcome.save(folder)
             return outcome
         try:
-            job = read()
+            job = read(sweep=Path(plan.sweep), swept=swept, resume=plan.resume)
         except UserError as error:  # what the sweeper could read, and this machine cannot
             told = str(error)
             outcome = Outcome(status=Status.failed.value, swept=swept, cause=Cause.refused.value, reason=told)
             outcome.save(folder)
             return outcome
-        job.sweep, job.swept, job.resume = Path(plan.sweep), swept, plan.resume
-        outcome = tried(job)
+        attempt, observer = Attempt(job), make_observer(job.config.quiet)
+        outcome = tried(attempt, session, observer)
         outcome.save(folder)
-        publish(job)
+        publish(attempt, observer)
         return outcome
 
 
-def tried(job: Job) -> Outcome:
+def tried(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
     """What comes of it, or has come of it where an earlier process began it and is gone.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; that is told in its folder.
     """
+    job = attempt.job
     if (job.folder / BEGUN).exists():
-        return after_death(job)
+        return after_death(attempt, observer)
     begin(job)
     try:
-        return attempt(job) if job.config.isolation is Isolation.none else isolated(job)
+        if job.config.isolation is Isolation.none:
+            return attempted(attempt, session, observer)
+        return isolated(attempt, observer)
     except KeyboardInterrupt:
-        recorded = [*records_since(job), job.record]
-        outcome = Outcome(status=Status.interrupted.value, swept=job.swept, identity=job.identity, reason="Ctrl-C")
-        outcome.record = None if recorded[0] is None else str(recorded[0])
+        paths = [*(path for path, _ in records_since(job, job.started)), attempt.path]
+        outcome = Outcome(status=Status.interrupted.value, swept=job.swept, identity=attempt.identity, reason="Ctrl-C")
+        outcome.record = None if paths[0] is None else str(paths[0])
         outcome.save(job.folder)
         raise
 
@@ -125,96 +128,104 @@ def begin(job: Job) -> None:
     write_json(job.folder / BEGUN, process)
 
 
-def attempt(job: Job) -> Outcome:
+def attempted(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
     """Runs a job in this process, and tells what came of it; what it raises becomes a record.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
     """
     start = time.perf_counter()
+
+    def failed(cause: Cause, reason: str, trace: str | None = None) -> Outcome:
+        return recorded_failure(attempt, observer, cause, reason, start, trace)
+
     try:
-        with hold(job.folder / RUNNING, "the process that began the job"):
-            execute(job)
+        with hold(attempt.job.folder / RUNNING, "the process that began the job"):
+            run(attempt, session, observer)
     except Exception as error:
         if is_of_interrupt(error):
             raise KeyboardInterrupt from error
         if isinstance(error, UserError):
-            return failed(job, Cause.refused, str(error), start)
+            return failed(Cause.refused, str(error))
         if isinstance(error, BadResultError):
-            return failed(job, Cause.bad_result, str(error), start)
+            return failed(Cause.bad_result, str(error))
         if is_unwritable(error):
-            return failed(job, Cause.raised, in_one_line(error), start)
+            return failed(Cause.raised, in_one_line(error))
         traceback.print_exc()
         cause = Cause.memory if is_for_memory(error) else Cause.raised
-        return failed(job, cause, in_one_line(error), start, traceback.format_exc())
-    return measured(job, start)
+        return failed(cause, in_one_line(error), traceback.format_exc())
+    return measured(attempt, start)
 
 
-def isolated(job: Job) -> Outcome:
+def isolated(attempt: Attempt, observer: Observer) -> Outcome:
     """The same in a process of its own, whose death becomes a record, too."""
-    start = time.perf_counter()
-    ended = in_own_process(attempt_apart, job, timeout_s=job.config.sweep.timeout_s)
+    start, job = time.perf_counter(), attempt.job
+    ended = in_own_process(attempted_apart, job, type(observer), timeout_s=job.config.sweep.timeout_s)
     if ended.value is not None:
-        outcome, job.identity, job.record, job.found = ended.value
+        outcome, there = ended.value
+        attempt.identity, attempt.record = there.identity, there.record
+        attempt.path, attempt.found = there.path, there.found
         return outcome
     assert ended.died is not None
     cause = Cause.timed_out if ended.died.timed_out else Cause.memory if ended.died.out_of_memory else Cause.killed
-    return after_death(job, cause, ended.died.reason, start)
+    return after_death(attempt, observer, cause, ended.died.reason, start)
 
 
-def attempt_apart(job: Job) -> tuple[Outcome, str | None, Path | None, bool]:
-    """`attempt`, and what it has learnt of the job."""
-    console.quiet = job.config.quiet
-    return attempt(job), job.identity, job.record, job.found
+def attempted_apart(job: Job, make_observer: Callable[[bool], Observer]) -> tuple[Outcome, Attempt]:
+    """`attempted`, and what it has learnt of the job."""
+    attempt = Attempt(job)
+    return attempted(attempt, Session(), make_observer(job.config.quiet)), attempt
 
 
-def after_death(job: Job, cause: Cause = Cause.killed, reason: str = DIED, start: float | None = None) -> Outcome:
+def after_death(
+    attempt: Attempt, observer: Observer, cause: Cause = Cause.killed, reason: str = DIED, start: float | None = None
+) -> Outcome:
     """What came of a job whose process is gone: it may have written its record before."""
-    start = time.perf_counter() if start is None else start
-    job.started = str(read_object(job.folder / BEGUN).get("started", job.started))
+    start, job = time.perf_counter() if start is None else start, attempt.job
+    started = str(read_object(job.folder / BEGUN).get("started", job.started))
     with hold(job.folder / RUNNING, "the process that began the job"):  # which ends a moment after its parent
-        found = records_since(job)
-    for job.record in found:
-        record = load_record(job.record)
-        job.identity = record.identity
+        found = records_since(job, started)
+    for attempt.path, record in found:
+        attempt.record, attempt.identity = record, record.identity
         if record.problem() is None:
-            return measured(job, start)
-    return failed(job, cause, reason, start)
+            return measured(attempt, start)
+    return recorded_failure(attempt, observer, cause, reason, start)
 
 
-def records_since(job: Job) -> list[Path]:
+def records_since(job: Job, started: str) -> list[tuple[Path, Recorded]]:
     """Measurements in a job's folder, without those of an earlier run in the same folder."""
     found = []
     for path in runs_in(job.folder):
         with contextlib.suppress(UserError):  # it was damaged, or is nothing of ours
-            if load_record(path).started >= job.started:
-                found.append(path)
+            if (record := load_record(path)).started >= started:
+                found.append((path, record))
     return found
 
 
-def measured(job: Job, start: float) -> Outcome:
+def measured(attempt: Attempt, start: float) -> Outcome:
     """Of a job that is recorded, and counts."""
-    assert job.record is not None
-    record = load_record(job.record)
+    assert attempt.record is not None
     return Outcome(
-        status=(Status.found if job.found else Status.recorded).value,
-        swept=job.swept,
-        identity=job.identity,
-        record=str(job.record),
+        status=(Status.found if attempt.found else Status.recorded).value,
+        swept=attempt.job.swept,
+        identity=attempt.identity,
+        record=str(attempt.path),
         seconds=time.perf_counter() - start,
-        metrics=record.summary(),
-        busy=busy(record),
+        metrics=attempt.record.summary(),
+        busy=busy(attempt.record),
     )
 
 
-def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None = None) -> Outcome:
+def recorded_failure(
+    attempt: Attempt, observer: Observer, cause: Cause, reason: str, start: float, trace: str | None = None
+) -> Outcome:
     """Of a job that is not, or does not count. Writes the record of that, where there is no other."""
-    seconds = time.perf_counter() - start
-    if job.record is None and job.sweep is not None:
+    seconds, job = time.perf_counter() - start, attempt.job
+    if attempt.record is None and job.sweep is not None:
         failure = Failure(
-            **job.header(),
+            **attempt.header(),
             started=job.started,
-            config=job.resolved,
+            config=job.asked.as_dict(),
             cause=cause.value,
             reason=reason,
             traceback=trace,
@@ -222,31 +233,29 @@ def failed(job: Job, cause: Cause, reason: str, start: float, trace: str | None 
             commit=job.config.commit or git_commit(),
         )
         with contextlib.suppress(OSError):  # the disk is full: its outcome may be told all the same
-            job.record = failure.save(job.folder)
+            attempt.save(failure)
     if job.sweep is not None:
-        console.warn(f"failed, {cause.value}: {reason}", "red")
+        observer.warn(f"failed, {cause.value}: {reason}", "red")
     return Outcome(
         status=Status.failed.value,
         swept=job.swept,
         cause=cause.value,
         reason=reason,
-        identity=job.identity,
-        record=None if job.record is None else str(job.record),
+        identity=attempt.identity,
+        record=None if attempt.path is None else str(attempt.path),
         seconds=seconds,
     )
 
 
-def publish(job: Job) -> None:
+def publish(attempt: Attempt, observer: Observer) -> None:
     """Logs the record of a job, and says where it is; what cannot be logged now is sent later."""
-    if job.record is None:
+    if attempt.record is None or attempt.path is None:
         return
-    record = load_record(job.record)
-    logged = log_recorded(record, job.record, job.config.tracking, Path(job.config.outputs), console.warn)
-    console.print(f"result: {job.record}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
-    if job.sweep is not None:  # whose own line is the last one on stdout
-        return
-    show_next(record, job.record, job.config.tracking, Path(job.config.outputs), logged is not None)
-    write_line(line_of(record, job.record, logged))
+    job = attempt.job
+    logged = log_recorded(attempt.record, attempt.path, job.config.tracking, job.outputs, observer.warn)
+    observer.recorded(attempt.record, attempt.path, logged)
+    if job.sweep is None:  # whose own line is the last one on stdout
+        observer.concluded(attempt.record, attempt.path, job.config.tracking, job.outputs, logged)
 
 
 def is_of_interrupt(error: BaseException | None) -> bool:

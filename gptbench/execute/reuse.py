@@ -13,11 +13,10 @@ from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.model import Transformer
-from gptbench.schema.compilation import Compilation
 from gptbench.schema.result import Loaded
 
 
-@dataclass
+@dataclass(frozen=True)
 class Kept:
     """A model on its device, and what making it cost the job that made it."""
 
@@ -29,15 +28,14 @@ class Kept:
     """What was read of a checkpoint."""
     load_s: float
     """Seconds to make and fill the weights."""
-    compilation: Compilation
-    """Of the job that made it, and what those that took it over compiled beyond."""
+    compile_s: float
+    """Seconds of compiling, of the job that made it and of those that took it over since."""
     started: str
     """When the job that made it began, ISO 8601."""
 
-    @property
-    def shared(self) -> Compilation:
-        """The compilation, in the record of a job that takes it over."""
-        return replace(self.compilation, shared=True)
+    def with_more(self, compile_s: float) -> "Kept":
+        """The same once a job that had it has spent more on compiling."""
+        return replace(self, compile_s=self.compile_s + compile_s)
 
     @property
     def nbytes(self) -> int:
@@ -57,8 +55,38 @@ class Kept:
         return same and (own.model.reads_checkpoint or own.workload.seed == config.workload.seed)
 
 
-kept: Kept | None = None
-"""Of this process."""
+class Session:
+    """The jobs of one process, one after the other.
+
+    Attributes:
+        kept: what the job before has left for the next one.
+        has_compiled: whether a job has compiled anything: what that loaded and looked up stays in memory.
+    """
+
+    def __init__(self) -> None:
+        self.kept: Kept | None = None
+        self.has_compiled = False
+
+    def take(self, config: Config) -> Kept | None:
+        """What the job before has left, if it serves this one; else it is given back."""
+        if self.kept is not None and may_keep(config) and self.kept.serves(config):
+            found, self.kept = self.kept, None
+            return found
+        self.give_back()
+        return None
+
+    def keep(self, new: Kept) -> None:
+        """Leaves it for the next job, which makes a cache of its own."""
+        self.kept = new
+        new.model.deallocate()
+        gc.collect()  # the engine, whose graphs hold memory
+        new.device.release_memory()
+
+    def give_back(self) -> None:
+        """Lets go of what the job before has left, if anything."""
+        found, self.kept = self.kept, None
+        if found is not None:
+            release(found.model, found.device)
 
 
 def may_keep(config: Config) -> bool:
@@ -66,33 +94,6 @@ def may_keep(config: Config) -> bool:
     engine: type[Engine] = target(config.engine)
     begins_anew = config.engine.fresh_cache or config.engine.measure_warm_start
     return engine.serves_other_workloads(config.engine) and not begins_anew
-
-
-def keep(new: Kept) -> None:
-    """Leaves it for the next job, which makes a cache of its own."""
-    global kept
-    kept = new
-    new.model.deallocate()
-    gc.collect()  # the engine, whose graphs hold memory
-    new.device.release_memory()
-
-
-def take(config: Config) -> Kept | None:
-    """What the job before has left, if it serves this one; else it is given back."""
-    global kept
-    if kept is not None and may_keep(config) and kept.serves(config):
-        found, kept = kept, None
-        return found
-    give_back()
-    return None
-
-
-def give_back() -> None:
-    """Lets go of what the job before has left, if anything."""
-    global kept
-    found, kept = kept, None
-    if found is not None:
-        release(found.model, found.device)
 
 
 def release(model: Transformer, device: Device) -> None:

@@ -72,10 +72,6 @@ class CompileWatch:
         self.close()
 
 
-started_compiler = False
-"""Whether this process has prepared an engine before: what that loaded and looked up stays in memory."""
-
-
 def prepare(
     engine: Runner,
     watch: CompileWatch,
@@ -88,11 +84,9 @@ def prepare(
 
     Args:
         empty_cache: whether the compile cache's folder was empty.
-        process: first or second; a first one that has prepared an engine before is a later one.
+        process: see `Compilation`.
         taken_over: whether an earlier job has left compiled code.
     """
-    global started_compiler
-    process = "later" if process == "first" and started_compiler else process
     before, stages = private.cache_counts(), private.compile_seconds()
     compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
     by_triton = len(watch.compiling)
@@ -104,7 +98,6 @@ def prepare(
         elapsed = time.perf_counter() - start
     counts = {name: count - before[name] for name, count in private.cache_counts().items()}
     kernels = watch.triton_hits - found, watch.triton_misses - built
-    started_compiler = started_compiler or watch.count > compiled
     hits, misses, bypasses = counts.values()
     spent = {name: seconds - stages.get(name, 0.0) for name, seconds in private.compile_seconds().items()}
     state = cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels)

@@ -18,7 +18,7 @@ from gptbench.schema.kernels import kernel_metrics, means, seed_targets
 from gptbench.schema.machine import Roof
 from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
 from gptbench.schema.sample import Sample, throttling
-from gptbench.schema.statistics import compilation_name, steps_interval, valid_samples
+from gptbench.schema.statistics import steps_interval, valid_samples
 from gptbench.schema.summary import sample_metrics, summary
 from gptbench.schema.sweep import in_display_units
 
@@ -63,6 +63,9 @@ def show_result(result: Result, baseline: Baseline) -> None:
     for compilation in result.compilations:
         if compilation.cache != "none":
             show_stages(compilation)
+    if result.shared_compile_s:
+        told = f"{number(result.shared_compile_s)} s of compiling were an earlier job's of the sweep"
+        console.print(told, markup=False)
     if result.breakdown is not None:
         show_breakdown(result.breakdown, result.roof, medians.get(STEP))
     if valid and valid[0].text:
@@ -113,8 +116,8 @@ def show_stages(compilation: Compilation) -> None:
     """What preparing was spent on."""
     costs = compilation.costs_s.items()
     told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= SHORTEST_STAGE_S)
-    name = compilation_name(compilation).replace("_", ", ")
-    console.print(f"compile {name}, {number(compilation.prepare_s)} s" + (f": {told}" if told else ""), markup=False)
+    text = f"compile {compilation.label}, {number(compilation.prepare_s)} s"
+    console.print(f"{text}: {told}" if told else text, markup=False)
 
 
 def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None:

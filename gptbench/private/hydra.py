@@ -6,7 +6,6 @@
 - Hydra composes without a run (`main_hydra`), and saves what a job was given by one function (`replace_saving`).
 - Its parser of the command line (`arguments_parser`), its parsed values (`element`), its function for sorting values
   (`sort`), and its list of plugins (`register_plugin`).
-- A traceback shows by a function's name whether a run had begun (`MAIN`).
 
 The classes to derive from are looked up with this module, everything else where it is used.
 """
@@ -35,8 +34,6 @@ __all__ = ["ConfigLoaderImpl", "ConfigRepository"]
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Hydra's own launcher, by name: Hydra loads the files of its plugins anew, and has another class than an import of
 ours."""
-MAIN = "decorated_main"
-"""Name of the function that Hydra makes of ours, as a traceback shows it."""
 
 
 def replace_loader(loader: type[ConfigLoaderImpl]) -> None:

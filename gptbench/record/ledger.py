@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from gptbench.base.errors import InputError, UserError
 from gptbench.base.inputs import MAX_JSON_BYTES, read_text
 from gptbench.schema.files import load_record, runs_in
+from gptbench.schema.record import Recorded
 
 FOLDER = "jobs"
 SWEEPS = "sweeps"
@@ -65,14 +66,15 @@ class Ledger:
         told = [entry.get("folder") for entry in entries(self.folder / f"{identity}.jsonl")]
         return list(dict.fromkeys(self.outputs / folder for folder in told if is_name(folder)))
 
-    def recorded(self, identity: str) -> Path | None:
-        """The measurement of this identity that counts, the newest of several; None where there is none."""
+    def recorded(self, identity: str) -> tuple[Path, Recorded] | None:
+        """The measurement of this identity that counts, and its file, the newest of several; None where there is
+        none."""
         for folder in reversed(self.attempts(identity)):
             for path in reversed(runs_in(folder)):
                 with contextlib.suppress(UserError):  # no record, or one of another version
                     record = load_record(path)
                     if record.identity == identity and record.problem() is None:
-                        return path
+                        return path, record
         return None
 
 

@@ -15,7 +15,7 @@ from gptbench.schema.machine import Probe
 from gptbench.schema.metrics import HEADLINE, View, shown_in
 from gptbench.schema.publication import FAILED, FINISHED, KILLED, Publication
 from gptbench.schema.record import Measured
-from gptbench.schema.restore import check_config, require
+from gptbench.schema.restore import check_config, of_list, require
 from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.summary import interleaved_metrics, log_middles, log_ratios
 
@@ -92,6 +92,15 @@ class AbResult(Measured):
     process ended before any of these."""
     reason: str | None = None
     """Why it failed."""
+
+    @classmethod
+    def upgrade(cls, raw: dict[str, Any]) -> None:
+        """Of a version whose compile times could be shared: none of these was."""
+        for each in of_list(raw.get("rounds")):
+            compilations = each.get("compilations") if isinstance(each, dict) else None
+            for entry in compilations.values() if isinstance(compilations, dict) else ():
+                if isinstance(entry, dict):
+                    entry.pop("shared", None)
 
     def samples(self, side: str) -> list[Sample]:
         """A's or B's, of all rounds."""

@@ -1,10 +1,11 @@
 """Compile time as it is recorded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gptbench.private.torch import GRAPHS, INDUCTOR, KERNELS, LOADING, TUNING
 from gptbench.schema.machine import Load
+from gptbench.schema.sample import WarmUp
 
 STAGES = ("tracing", "lowering", "kernels", "loading", "tuning", "capture", "rest")
 """What preparing is made of, none within another. tracing: torch's Dynamo and AOTAutograd; lowering: Inductor, up to
@@ -37,11 +38,21 @@ class Compilation:
     """Seconds by stage, under torch's own names. Stages hold each other, so they do not add up."""
     cache_counts: dict[str, int] = field(default_factory=dict)
     """Compile-cache hits, misses and bypasses of graphs, as torch counts them, and of Triton's kernels."""
-    shared: bool = False
-    """None of this job's, but what earlier ones of the sweep paid for what this one took over."""
     load: Load | None = None
     """What else the machine did during `prepare_s`; processes that the compiler started are its own. None in a record
     of a version that did not look."""
+
+    @property
+    def metric(self) -> str | None:
+        """cold or warm, as the metrics of its seconds are called. None where nothing can be compared with them: nothing
+        was compiled, the cache held some of it, or the process had compiled something before."""
+        return self.cache if self.cache in ("cold", "warm") and self.process != "later" else None
+
+    @property
+    def label(self) -> str:
+        """For people: what it met, and what of that is no single run's."""
+        added = {"later": ", after other jobs", "second": ", second process"}
+        return self.cache + added.get(self.process, "")
 
     @property
     def total_s(self) -> float:
@@ -53,21 +64,10 @@ class Compilation:
         """What the seed calls compilation time: preparing and the first generation."""
         return None if self.first_generation_s is None else self.prepare_s + self.first_generation_s
 
-    def with_more(self, other: "Compilation") -> "Compilation":
-        """The same, and what a job paid beyond it that had taken it over."""
-
-        def added(own: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-            return {name: own.get(name, 0) + more.get(name, 0) for name in own | more}
-
-        return replace(
-            self,
-            prepare_s=self.prepare_s + other.prepare_s,
-            later_s=self.later_s + other.later_s,
-            compiles=self.compiles + other.compiles,
-            costs_s=added(self.costs_s, other.costs_s),
-            stages_s=added(self.stages_s, other.stages_s),
-            cache_counts=added(self.cache_counts, other.cache_counts),
-        )
+    def with_warm_ups(self, warm_ups: Sequence[WarmUp]) -> "Compilation":
+        """The same with what the generations after preparing took."""
+        later_s = sum(call.call_s for call in warm_ups if call.compiles)
+        return replace(self, later_s=later_s, first_generation_s=warm_ups[0].call_s)
 
 
 def costs(prepare_s: float, spent: dict[str, float], triton_s: float, capture_s: float) -> dict[str, float]:

@@ -279,23 +279,14 @@ def of_samples() -> Iterator[Metric]:
 
 
 def of_preparing() -> Iterator[Metric]:
-    """What it takes before the samples. Compile times are of processes that had compiled nothing before; of a job that
-    follows others in a sweep they are called compile_cold_later_s and so on, and compile_cold_shared_s is what earlier
-    jobs paid for what this one took over."""
+    """What it takes before the samples. Compile times are those that can be compared: see `Compilation.metric`."""
     yield Metric("load_s", "load", "s", 1, "time to make and fill the weights", LOWER, of=lambda result: result.load_s)
-    asked = {"cold": "fresh_cache", "warm": "measure_warm_start"}
-    for state in ("cold", "warm", "mixed"):
+    for state, asked in (("cold", "fresh_cache"), ("warm", "measure_warm_start")):
         yield Metric(
             f"compile_{state}_s", f"compile {state}", "s", 1, f"compile time where the cache was {state}", LOWER,
-            COMPILE if state in asked else None, of=partial(statistics.compile_time, name=state), part="compilations",
-            asked_by=asked.get(state), views=at(RUN, report=4, markdown=4) if state in asked else at(RUN),
+            COMPILE, of=partial(statistics.compile_time, name=state), part="compilations", asked_by=asked,
+            views=at(RUN, report=4, markdown=4),
         )  # fmt: skip
-    for state in ("cold", "warm", "mixed"):
-        for when in ("later", "shared", "later_shared"):
-            name = f"{state}_{when}"
-            of = partial(statistics.compile_time, name=name)
-            label = f"compile {name.replace('_', ' ')}"
-            yield Metric(f"compile_{name}_s", label, "s", direction=LOWER, of=of, part="compilations", views=at(RUN))
     yield Metric(
         "seed_compile_s", "gpt_fast's compile time", "s", 1, "compile time, first generation included",
         LOWER, of=statistics.call_compile_time, part="compilations", views=at(RUN), gpt_fast="compilation_time(s)",

@@ -217,3 +217,8 @@ def is_time(text: str) -> bool:
         return datetime.datetime.fromisoformat(text).timestamp() >= 0
     except (ValueError, OverflowError, OSError):
         return False
+
+
+def of_list(raw: Any) -> list[Any]:
+    """The same, of what may be anything: empty where it is no list."""
+    return raw if isinstance(raw, list) else []

@@ -19,9 +19,9 @@ from gptbench.schema.metrics import METRICS, Metric
 from gptbench.schema.publication import FAILED, FINISHED, Publication, write_table
 from gptbench.schema.quality import Predictions
 from gptbench.schema.record import Measured
-from gptbench.schema.restore import require
+from gptbench.schema.restore import of_list, require
 from gptbench.schema.sample import Sample, Traffic, WarmUp
-from gptbench.schema.statistics import compilation_name, valid_samples
+from gptbench.schema.statistics import valid_samples
 from gptbench.schema.steps import Steps
 from gptbench.schema.summary import part_metrics, sample_metrics, summary
 
@@ -43,24 +43,46 @@ class Loaded:
 
 
 @dataclass(kw_only=True)
-class Result(Measured):
-    """One run."""
-
-    FILE: ClassVar[str] = "result"
-    IS_RUN: ClassVar[bool] = True
+class Measurement:
+    """What measuring an engine gives: the fields that its record has beyond those of every record."""
 
     load_s: float
     """Seconds to make and fill the weights."""
     prepare_peak_memory_bytes: int
     """Most memory in use while the weights were made, and the engine prepared and warmed up."""
-    memory_need_bytes: dict[str, int]
-    """What the run was expected to need before it was started: weights, kv_cache, workspace."""
     traffic: Traffic
     compilations: list[Compilation]
-    """First the one before the samples, then, if measured, that of a second process, or what earlier jobs paid for what
-    this one took over."""
+    """First the one before the samples, then, if measured, that of a second process."""
     warm_ups: list[WarmUp]
     samples: list[Sample]
+    checkpoint: Loaded | None = None
+    """What the weights were read from; None where they are seeded."""
+    quality: Predictions | None = None
+    """What came of predicting a text, if the task was to."""
+    engine_details: dict[str, Any] = field(default_factory=dict)
+    """What the engine says of itself beyond its configuration, such as the tiles that its kernels used."""
+    tune_s: float | None = None
+    """Seconds of the search for tiles, if one was asked for; no part of any compile time."""
+    reused: str | None = None
+    """When the earlier job of the sweep began that made the weights which this one took over: `load_s` is that job's.
+    None where it made its own."""
+    shared_compile_s: float | None = None
+    """Seconds that earlier jobs of the sweep spent on compiling what this one took over; None as above."""
+    breakdown: Breakdown | None = None
+    """Where the time of one decode step goes, if the task was to tell."""
+    energy: Energy | None = None
+    """What prefill and decode use, if the task was to tell, and the device does."""
+
+
+@dataclass(kw_only=True)
+class Result(Measurement, Measured):
+    """One run."""
+
+    FILE: ClassVar[str] = "result"
+    IS_RUN: ClassVar[bool] = True
+
+    memory_need_bytes: dict[str, int]
+    """What the run was expected to need before it was started: weights, kv_cache, workspace."""
     prompt: list[int] = field(default_factory=list)
     """Token ids of the prompt that each row got, or, where they differ, the first."""
     prompts: list[list[int]] = field(default_factory=list)
@@ -70,32 +92,21 @@ class Result(Measured):
     """`prompt` as text, without a begin-of-text token, if the model has a tokenizer."""
     prompt_texts: list[str] = field(default_factory=list)
     """`prompts` as text."""
-    checkpoint: Loaded | None = None
-    """What the weights were read from; None where they are seeded."""
-    quality: Predictions | None = None
-    """What came of predicting a text, if the task was to."""
     engine_choice: list[str] | None = None
     """Of `engine=auto`: what each engine that is faster as a rule lacked; None where an engine was asked for."""
-    engine_details: dict[str, Any] = field(default_factory=dict)
-    """What the engine says of itself beyond its configuration, such as the tiles that its kernels used."""
-    tune_s: float | None = None
-    """Seconds of the search for tiles, if one was asked for; no part of any compile time."""
-    reused: str | None = None
-    """When the earlier job of the sweep began that made the weights which this one took over: `load_s` is that job's.
-    None where it made its own."""
-    breakdown: Breakdown | None = None
-    """Where the time of one decode step goes, if the task was to tell."""
-    energy: Energy | None = None
-    """What prefill and decode use, if the task was to tell, and the device does."""
 
     @classmethod
     def upgrade(cls, raw: dict[str, Any]) -> None:
-        for entry in of_list(raw.get("compilations")):  # of a version that did not sum them up
-            if isinstance(entry, dict) and "costs_s" not in entry:
-                with contextlib.suppress(TypeError, AttributeError):  # they are not what they should be, which is told
-                    stages: Any = entry.get("stages_s")
-                    prepare_s: Any = entry.get("prepare_s")
-                    entry["costs_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
+        own = []
+        for entry in of_list(raw.get("compilations")):
+            upgrade_compilation(entry)
+            if isinstance(entry, dict) and entry.pop("shared", False) is True:  # of jobs before: no more is kept of it
+                with contextlib.suppress(KeyError, TypeError):
+                    raw["shared_compile_s"] = entry["prepare_s"] + entry.get("later_s", 0.0)
+            else:
+                own.append(entry)
+        if isinstance(raw.get("compilations"), list):
+            raw["compilations"] = own
         if "prompt" not in raw:
             with contextlib.suppress(KeyError, TypeError, AttributeError):
                 raw["prompt"] = raw["config"]["workload"].get("prompt")
@@ -146,7 +157,7 @@ class Result(Measured):
         return summary(self)
 
     def busy_kinds(self) -> dict[str, list[str]]:
-        own = [one for one in self.compilations if one.cache != "none" and not one.shared]
+        own = [one for one in self.compilations if one.cache != "none"]
         measuring = [] if self.energy is None or self.energy.load is None else [self.energy.load]
         # A CPU's energy is that of all its cores.
         spare = spare_cores(measuring, self.environment) if measuring and self.environment.on_gpu else 0
@@ -162,9 +173,9 @@ class Result(Measured):
 
     def publication(self) -> Publication:
         names = {group: self.config[group]["name"] for group in ("engine", "sampling")}
-        # Not what an earlier job of the sweep has paid.
+        # Without what an earlier job of the sweep has paid.
         seconds = self.load_s if self.reused is None else 0.0
-        seconds += sum(compilation.prepare_s for compilation in self.compilations if not compilation.shared)
+        seconds += sum(compilation.prepare_s for compilation in self.compilations)
         seconds += sum(warm_up.call_s for warm_up in self.warm_ups) + sum(sample.call_s for sample in self.samples)
         known = self.summary()
         return replace(
@@ -198,7 +209,7 @@ class Result(Measured):
             if not sample.compiles:
                 for name, value in sample_metrics(self, sample).items():
                     yield f"sample/{name}", value, step
-        named = {compilation_name(each): each for each in reversed(self.compilations) if each.cache != "none"}
+        named = {each.metric: each for each in reversed(self.compilations) if each.metric is not None}
         for whose, compilation in named.items():  # of two that met the same, the first
             for stage, seconds in compilation.costs_s.items():
                 yield f"compile_stage/{whose}/{stage}", seconds, 0
@@ -227,13 +238,17 @@ class Result(Measured):
             write_table(folder / "breakdown.csv", rows[0], [row.values() for row in rows])
 
 
+def upgrade_compilation(entry: Any) -> None:
+    """Sums up, in place, what a version recorded that did not."""
+    if isinstance(entry, dict) and "costs_s" not in entry:
+        with contextlib.suppress(TypeError, AttributeError):  # they are not what they should be, which is told
+            stages: Any = entry.get("stages_s")
+            prepare_s: Any = entry.get("prepare_s")
+            entry["costs_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
+
+
 def brief(known: dict[str, float]) -> list[Metric]:
     """Of a summary, what runs are compared by, as ``brief/<key>`` in the unit that people read: MLflow's charts and
     comparisons show two or three decimals, which leave nothing of seconds; and charts are grouped by what stands before
     the slash, in alphabetical order, those without one last."""
     return [each for each in METRICS.values() if each.brief is not None and each.name in known]
-
-
-def of_list(raw: Any) -> list[Any]:
-    """The same, of what may be anything."""
-    return raw if isinstance(raw, list) else []

@@ -167,22 +167,14 @@ def step_bytes(result: "Result") -> StepBytes:
     )
 
 
-def compilation_name(compilation: Compilation) -> str:
-    """cold, warm or mixed; with _later where the process did not begin with it, and _shared where it is none of this
-    job's (see `Compilation`)."""
-    later = "_later" if compilation.process == "later" else ""
-    return compilation.cache + later + ("_shared" if compilation.shared else "")
-
-
 def compile_time(compilations: Sequence[Compilation], name: str) -> float | None:
-    """Seconds of the first compilation of that name; None where there is none."""
-    found = (one.total_s for one in compilations if one.cache != "none" and compilation_name(one) == name)
-    return next(found, None)
+    """Seconds of the first compilation of that `metric`; None where there is none."""
+    return next((one.total_s for one in compilations if one.metric == name), None)
 
 
 def call_compile_time(compilations: Sequence[Compilation]) -> float | None:
     """The seed's figure, which is of a cold cache."""
-    found = [one.seed_s for one in compilations if compilation_name(one) == "cold"]
+    found = [one.seed_s for one in compilations if one.metric == "cold"]
     return next((seconds for seconds in reversed(found) if seconds is not None), None)
 
 

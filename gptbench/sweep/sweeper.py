@@ -31,12 +31,13 @@ from gptbench.base.redaction import redacted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.config.grammar import quoted
 from gptbench.config.targets import instantiate
-from gptbench.execute.job import own_options
+from gptbench.execute.job import RaisedError, own_options
 from gptbench.private.hydra import BASIC_LAUNCHER, register_plugin
 from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 if TYPE_CHECKING:
+    from gptbench.execute.observer import Observer
     from gptbench.schema.outcome import Outcome
     from gptbench.schema.plan import Plan
 
@@ -78,11 +79,14 @@ class Sweeper(HydraSweeper):
 
         Raises:
             UserError: a job asks for what cannot be; nothing was run.
-            JobError: not every job is recorded.
+            RaisedError: of a JobError, where not every job is recorded, or a ConfigError.
             KeyboardInterrupt: it was interrupted; what had been recorded is.
         """
         jobs = self.plan(arguments)
-        launch(self, jobs)
+        try:
+            launch(self, jobs)
+        except Exception as error:
+            raise RaisedError(error) from error
 
     def plan(self, arguments: list[str]) -> list[Planned]:
         """All jobs, each composed and checked."""
@@ -136,13 +140,13 @@ class Sweep:
     """
 
     def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
-        from gptbench.present.console import console
+        from gptbench.present.terminal import Terminal
         from gptbench.record import Tracker
         from gptbench.record.identity import plan_identity
         from gptbench.schema.identity import digest
         from gptbench.schema.plan import STOP
 
-        console.quiet = jobs[0].config.quiet
+        self.observer: Observer = Terminal(jobs[0].config.quiet)
         self.sweeper, self.jobs, self.folder = sweeper, jobs, folder
         first = jobs[0].config
         self.outputs = (Path(sweeper.base.hydra.runtime.cwd) / first.outputs).absolute()
@@ -150,7 +154,7 @@ class Sweep:
         self.tracker: Tracker = instantiate(self.section, self.outputs)
         identity = digest(sorted({plan_identity(job.config) for job in jobs}))
         self.plan = self.make_plan(identity, first.sweep.resume)
-        self.progress = Progress(len(jobs))
+        self.progress = Progress(len(jobs), self.observer)
         self.stop_file = os.fspath(folder / STOP)
         self.interrupted = False
         self.trouble: str | None = None
@@ -204,9 +208,6 @@ class Sweep:
         return sweep if (sweep / PLAN).exists() else None
 
     def run(self) -> None:
-        from gptbench.present.console import console, write_line
-        from gptbench.present.tables import show_sweep
-        from gptbench.present.terminal import line_of, show_next
         from gptbench.record.sync import log_recorded
         from gptbench.schema.sweep import record_of
 
@@ -216,7 +217,7 @@ class Sweep:
                 try:
                     self.tracker.begin_sweep(self.plan.sweep, self.plan.started, swept)
                 except TrackingError as error:
-                    console.warn(f"Not tracked yet: {error}")
+                    self.observer.warn(f"Not tracked yet: {error}")
                 self.launch_all()
         except KeyboardInterrupt:
             self.interrupted = True
@@ -225,11 +226,10 @@ class Sweep:
             try:
                 path = record.save(self.folder)
             finally:  # where the disk is full, this is all that there is
-                show_sweep(record)
-            logged = log_recorded(record, path, self.section, self.outputs, console.warn)
-            console.print(f"sweep: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
-            show_next(record, path.parent, self.section, self.outputs, logged is not None)
-            write_line(line_of(record, path, logged))
+                self.observer.swept(record)
+            logged = log_recorded(record, path, self.section, self.outputs, self.observer.warn)
+            self.observer.recorded(record, path, logged)
+            self.observer.concluded(record, path, self.section, self.outputs, logged)
         if self.interrupted:
             raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
         if record.status != "FINISHED":
@@ -244,8 +244,6 @@ class Sweep:
     def launch_all(self) -> None:
         """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
-        from gptbench.present.console import console
-
         waiting = list(range(len(self.jobs)))
         stalled = 0
         while waiting and not self.interrupted and stalled < MOST_STALLED:
@@ -260,7 +258,7 @@ class Sweep:
                         _ = job.return_value  # raises what the job has
                 except Exception as error:  # of a launcher that lost a job, or of a job that could not write
                     self.trouble = f"{type(launcher).__name__}: {error!r}"
-                    console.warn(self.trouble, "red")
+                    self.observer.warn(self.trouble, "red")
             before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
             stalled = stalled + 1 if len(waiting) == len(before) else 0
 
@@ -328,14 +326,12 @@ class HandedOut(list[Sequence[str]]):
         self.sweep = sweep
 
     def __iter__(self) -> Iterator[Sequence[str]]:
-        from gptbench.present.console import console
-
         for overrides in super().__iter__():
             if self.sweep.interrupted:
                 raise KeyboardInterrupt
             number = int(overrides[-1].rpartition("=")[2])
             swept = " ".join(redacted(self.sweep.jobs[number].swept))
-            console.print(f"\njob {number} of {len(self.sweep.jobs)}: {swept}", style="bold", markup=False)
+            self.sweep.observer.remark(f"\njob {number} of {len(self.sweep.jobs)}: {swept}", "bold")
             yield overrides
 
 
@@ -347,8 +343,9 @@ def is_in_this_process(launcher: Launcher) -> bool:
 class Progress:
     """How far a sweep has come, and an estimate of what remains: what jobs took so far, side by side or not."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, observer: "Observer") -> None:
         self.total, self.done, self.failed, self.run = total, 0, 0, 0
+        self.observer = observer
         self.start = time.monotonic()
 
     def begin(self, done: int) -> None:
@@ -356,7 +353,6 @@ class Progress:
 
     def ended(self, outcome: "Outcome") -> None:
         """Counts a job, and tells. Those that were recorded before took no time, and say nothing of the others."""
-        from gptbench.present.console import console
         from gptbench.schema.outcome import Status
 
         self.done += 1
@@ -368,7 +364,7 @@ class Progress:
         if self.run and self.done < self.total:
             remaining_s = (time.monotonic() - self.start) / self.run * (self.total - self.done)
             told += f"; about {duration(remaining_s)} left"
-        console.print(told, style="bold", markup=False)
+        self.observer.remark(told, "bold")
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -75,13 +76,13 @@ class Kernels:
             without = f"; no kernels of the model: {self.left_out}" if self.left_out else ""
             raise ConfigError("task.only", task.only, f"the beginning of a name, or more of it, of {names}{without}")
 
-    def measure(self, start: Callable[[str], None], done: Callable[[], None]) -> Iterator[KernelTimes]:
-        """All of them, one after the other; `start` is told of each before it, `done` is called after it."""
+    def measure(self, stage: Callable[[str], AbstractContextManager[None]]) -> Iterator[KernelTimes]:
+        """All of them, one after the other, each within a `stage` of its name."""
         for case in self.cases:
-            start(case.label)
-            yield measure_case(case, self.device, self.seed, self.task.replays)
-            self.device.release_memory()
-            done()
+            with stage(case.label):
+                found = measure_case(case, self.device, self.seed, self.task.replays)
+                self.device.release_memory()
+            yield found
 
 
 def peak_flops(device: str) -> float | None:

@@ -1,0 +1,233 @@
+"""Measures one engine: made, prepared, warmed up, sampled, and what there is to know beside its speed."""
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict, TypeVar
+
+import torch
+
+from gptbench.base.errors import raised
+from gptbench.build import cache_length
+from gptbench.config import Config
+from gptbench.config.targets import instantiate, target
+from gptbench.device import Device
+from gptbench.engine import Engine, Runner
+from gptbench.execute.job import now
+from gptbench.execute.observer import Observer, Stages
+from gptbench.execute.preparation import engine_over, make_engine, plan, reference_of
+from gptbench.execute.reuse import Kept, Session, release
+from gptbench.generate import Workload
+from gptbench.measure.breakdown import break_down
+from gptbench.measure.compilation import CompileWatch, compile_cache, in_second_process, prepare
+from gptbench.measure.energy import measure_energy
+from gptbench.measure.environment import environment
+from gptbench.measure.roof import Roofs
+from gptbench.measure.samples import take_samples, warm_up
+from gptbench.measure.sensors import sensor_of
+from gptbench.measure.traffic import traffic
+from gptbench.model import Transformer
+from gptbench.schema.compilation import Compilation
+from gptbench.schema.machine import Environment, Probe, Roof
+from gptbench.schema.result import Loaded, Measurement
+from gptbench.task import Speed
+
+T = TypeVar("T")
+
+
+class BenchFields(TypedDict):
+    """Fields of every record of a measurement, see `Measured`."""
+
+    started: str
+    environment: Environment
+    dtype: str
+    roof: Roof
+    probes: list[Probe]
+    failures: dict[str, str]
+
+
+@dataclass
+class Bench:
+    """Where something is measured, and what is learnt of that place meanwhile: as every record of a measurement has
+    it."""
+
+    started: str
+    """When, ISO 8601."""
+    environment: Environment
+    roofs: Roofs
+    """What is known of the device's read roof."""
+    warn: Callable[[str], None]
+    """Is told what could not be measured."""
+    probes: list[Probe] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Tracebacks, by what could not be measured."""
+
+    @classmethod
+    def of(
+        cls, config: Config, device: Device, stages: Stages, warn: Callable[[str], None], beside_model: bool = False
+    ) -> "Bench":
+        """Measures the read roof where there is none, or that is asked for. Beside a model there is less room for it,
+        and the job that made that model has measured it."""
+        started = now()
+        with stages.stage("measuring the read roof"):
+            surroundings = environment(device, config.commit)
+            roofs = Roofs(device, surroundings, Path(config.outputs) / "roofs")
+            roofs.read(again=config.device.measure_roof and not beside_model)
+            device.release_memory()
+        return cls(started, surroundings, roofs, warn)
+
+    def attempt(self, what: str, measure: Callable[..., T], *args: object) -> T | None:
+        """What `measure` gives, or None where it fails, which is then among the failures with its traceback: whatever
+        it dies of, the samples are there."""
+        try:
+            return measure(*args)
+        except Exception as error:
+            self.failures[what] = traceback.format_exc()
+            told = "the record has the traceback, under `failures`"
+            self.warn(f"{what.capitalize()} not measured: {raised(error)}; {told}")
+            return None
+
+    def probe(self, when: str) -> list[Probe]:
+        """A probe of the roof, before or after samples; none where there is no memory for it, or it fails."""
+        found = self.attempt("probe of the read roof", self.roofs.probe, when)
+        return [] if found is None else [found]
+
+    def fields(self, device: Device) -> "BenchFields":
+        return BenchFields(
+            started=self.started,
+            environment=self.environment,
+            dtype=device.dtype_name,
+            roof=self.roofs.read(),
+            probes=self.probes,
+            failures=self.failures,
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
+
+    config: Config
+    """With the engine by name, and the prompt as tokens."""
+    device: Device
+    model: Transformer
+    """On `meta`, or the one that was kept."""
+    kept: Kept | None
+    """What an earlier job of this process has left for it."""
+    task: Speed
+
+    def make_engine(self, stages: Stages) -> tuple[Runner, Loaded | None, float]:
+        """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
+        config, device = self.config, self.device
+        if self.kept is not None:
+            with torch.no_grad():
+                self.model.allocate(config.workload.batch_size, cache_length(config), device.torch)
+            return engine_over(config, device, self.model), self.kept.loaded, self.kept.load_s
+        start = time.perf_counter()
+        engine, loaded = make_engine(config, device, self.model, stages.reading)
+        device.synchronize()
+        return engine, loaded, time.perf_counter() - start
+
+
+def measure(subject: Subject, session: Session, observer: Observer, stages: Stages) -> tuple[Bench, Measurement]:
+    """Everything that takes time."""
+    config, device, kept = subject.config, subject.device, subject.kept
+    if kept is None:
+        target(config.engine).begin(config.engine, device)
+    bench = Bench.of(config, device, stages, observer.warn, beside_model=kept is not None)
+    device.reset_peak_memory()
+    with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
+        measurement = measure_engine(subject, bench, session, empty_cache, observer, stages)
+        if config.engine.measure_warm_start:
+            with stages.stage("compiling again in a second process"):
+                release(subject.model, device)  # so that the weights can be made again
+                second = bench.attempt("warm start", in_second_process, prepare_alone, config)
+            measurement.compilations += [] if second is None else [second]
+    return bench, measurement
+
+
+def measure_engine(
+    subject: Subject, bench: Bench, session: Session, empty_cache: bool, observer: Observer, stages: Stages
+) -> Measurement:
+    """Makes, prepares, warms up and samples one engine, sees how good it is, and lets it go."""
+    config, device, kept, task = subject.config, subject.device, subject.kept, subject.task
+    with ExitStack() as leaving:
+        with stages.stage("making the weights"):
+            workload: Workload = instantiate(config.workload, device)
+            engine, loaded, load_s = subject.make_engine(stages)
+            leaving.callback(engine.release)
+        sensor = sensor_of(device)
+        moved = traffic(engine, config.workload.new_tokens)
+        observer.limit(moved, bench.roofs.read(), config)
+        tune_s = tuned(engine, stages)
+        with CompileWatch() as watch:
+            with stages.stage("compiling", long=True):
+                process = "later" if session.has_compiled else "first"
+                compilation = prepare(engine, watch, empty_cache, process, taken_over=kept is not None, sensor=sensor)
+                session.has_compiled |= compilation.compiles > 0
+            prepare_peak = device.peak_memory()
+            bench.probes += bench.probe("before")  # leaves nothing of the model in the caches: before the warm-up
+            with stages.stage("warming up"):
+                warm_ups = warm_up(engine, workload, watch, sensor)
+            prepare_peak = max(prepare_peak, device.peak_memory())
+            samples = take_samples(engine, workload, watch, stages.sampled, sensor)
+            bench.probes += bench.probe("after")
+        measurement = Measurement(
+            checkpoint=loaded,
+            load_s=load_s,
+            tune_s=tune_s,
+            engine_details=engine.details(),
+            prepare_peak_memory_bytes=prepare_peak,
+            traffic=moved,
+            reused=None if kept is None else kept.started,
+            shared_compile_s=None if kept is None else kept.compile_s,
+            compilations=[compilation.with_warm_ups(warm_ups)],
+            warm_ups=warm_ups,
+            samples=samples,
+        )
+
+        def reference() -> Engine:
+            engine.release()
+            release(subject.model, device)  # so that there is room
+            of, on = reference_of(config)
+            reference_model = plan(of, on)
+            leaving.callback(release, reference_model, on)
+            made, _ = make_engine(of, on, reference_model, stages.reading)
+            assert isinstance(made, Engine)
+            return made
+
+        if config.task.breakdown:
+            with stages.stage("profiling a step"):
+                measurement.breakdown = bench.attempt("breakdown", break_down, engine, workload)
+        if config.task.energy:
+            with stages.stage("measuring energy"):
+                measurement.energy = bench.attempt("energy", measure_energy, engine, workload, sensor)
+        if task.stage is not None:
+            with stages.stage(task.stage):
+                measurement.quality = bench.attempt("quality", task.evaluate, engine, reference)
+        return measurement
+
+
+def tuned(engine: Runner, stages: Stages) -> float | None:
+    """Searches tiles, where the engine does; the seconds that it took."""
+    if not engine.tunes:
+        return None
+    start = time.perf_counter()
+    with stages.stage("searching tiles", counted=False):
+        engine.tune()
+    return time.perf_counter() - start
+
+
+def prepare_alone(config: Config) -> Compilation:
+    """Builds and prepares, for a process of its own."""
+    device: Device = instantiate(config.device)
+    target(config.engine).begin(config.engine, device)
+    with CompileWatch() as watch:
+        engine, _ = make_engine(config, device, plan(config, device))
+        workload: Workload = instantiate(config.workload, device)
+        sensor = sensor_of(device)
+        compilation = prepare(engine, watch, empty_cache=False, process="second", sensor=sensor)
+        return compilation.with_warm_ups(warm_up(engine, workload, watch, sensor))
