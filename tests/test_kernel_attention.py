@@ -1,4 +1,4 @@
-"""The attention kernel against its twin, and the twin against the model's own attention."""
+"""The attention kernel against its reference, and that against the model's own attention."""
 
 import itertools
 import math

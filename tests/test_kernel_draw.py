@@ -1,4 +1,4 @@
-"""The kernel that draws a token, against its twin and against plain Python. Without a GPU, in Triton's interpreter."""
+"""The kernel that draws a token, against its reference and against plain Python. Without a GPU, interpreted."""
 
 import random
 from dataclasses import astuple, dataclass

@@ -1,4 +1,4 @@
-"""The kernels around a weight against their twins, and the twins against plain float64. Without a GPU, in Triton's
+"""The kernels around a weight against their references, and these against plain float64. Without a GPU, in Triton's
 interpreter: the same assertions."""
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every kernel against its twin, and the twin against plain Python. Without a GPU, in Triton's interpreter."""
+"""Every kernel against its reference, and that against plain Python. Without a GPU, in Triton's interpreter."""
 
 from collections.abc import Callable
 from typing import Any

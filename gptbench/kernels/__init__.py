@@ -1,1 +1,1 @@
-"""Our own Triton kernels: one file each, and in it the plain PyTorch twin of the same signature."""
+"""Our own Triton kernels: one file each, and in it a reference in plain PyTorch."""

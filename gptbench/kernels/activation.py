@@ -90,7 +90,7 @@ class Activation:
         return self.blocks[0].shape[1] * GROUP if self.plain is None else self.plain.shape[1]
 
     def write(self, x: Tensor) -> None:
-        """Takes over x [B, K]; the twin of `store`."""
+        """Takes over x [B, K]; `store` in plain PyTorch."""
         if self.plain is not None:
             self.plain.copy_(x)
             return

@@ -83,5 +83,5 @@ def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
 
 
 def int8_matmul_reference(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """The twin of `int8_matmul`."""
+    """`int8_matmul` in plain PyTorch."""
     out.copy_(x.float() @ weight.float().T * scale.float())

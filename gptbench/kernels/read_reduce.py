@@ -38,7 +38,7 @@ def read_reduce(x: Tensor, out: Tensor) -> None:
 
 
 def read_reduce_reference(x: Tensor, out: Tensor) -> None:
-    """The twin of `read_reduce`."""
+    """`read_reduce` in plain PyTorch."""
     tile, programs = BLOCK * UNROLL, out.numel()
     rounds = -(-x.numel() // (tile * programs))
     padded = torch.zeros(rounds * programs * tile, dtype=torch.int64, device=x.device)

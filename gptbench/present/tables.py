@@ -155,7 +155,7 @@ def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None
 
 
 def show_kernels(result: KernelResult, baseline: Baseline) -> None:
-    """The table: our kernel, or where there is none what Inductor makes of its twin, and how the others compare."""
+    """The table: our kernel, or where there is none what Inductor makes of its reference; and the others."""
     table = Table(title=escape(f"kernels on {result.environment.device}"), title_justify="left")
     for name in ("kernel", "shape", "type", "by"):
         table.add_column(name, no_wrap=True)

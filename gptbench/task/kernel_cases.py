@@ -1,4 +1,4 @@
-"""What `task=kernels` measures: kernels with their shapes, bytes and twins.
+"""What `task=kernels` measures: kernels with their shapes, bytes and references.
 
 `model_cases` are the kernels of a model's decode step, `micro_cases` the four micro-benchmarks of PyTorch's gpt_fast
 benchmark. Letters of shapes: B batch, D model width, F inner width, E experts, A active experts, R rows, N and K rows
@@ -41,17 +41,13 @@ class Call:
     """What one call works on."""
 
     arguments: tuple[Any, ...]
-    """As kernel and twin take them, what they write among them."""
+    """As kernel and reference take them, what they write among them."""
     outputs: tuple[Tensor, ...]
     """Of the arguments, the tensors that are written as a whole: poisoned before a check."""
     updated: tuple[Tensor, ...] = ()
     """Those that are read and written."""
     read: Callable[[], tuple[Tensor, ...]] | None = None
     """What is to be compared, where that is not outputs and updated as they are."""
-    plain: tuple[Any, ...] | None = None
-    """What `Case.plain` takes, where that is not the arguments."""
-    library: tuple[Any, ...] | None = None
-    """What `Case.library` takes, where that is not the arguments."""
 
     def results(self) -> tuple[Tensor, ...]:
         return self.read() if self.read is not None else self.outputs + self.updated
@@ -71,13 +67,10 @@ class Case:
     """Of one call, a multiply-add counting as two."""
     call: Callable[[Generator], Call]
     """Makes random arguments, on the generator's device."""
-    twin: Callable[..., None]
-    """Plain PyTorch: the reference, and where there is no `plain` what Inductor compiles."""
+    reference: Callable[..., None]
+    """In plain PyTorch: what the others are compared with, and what Inductor compiles."""
     kernel: Callable[..., Callable[[], None]] | None = None
     """Ours: given the arguments, returns what launches it on them. What is done once is not timed."""
-    plain: Callable[..., tuple[Tensor, ...] | None] | None = None
-    """The same work over tensors alone, as one would write it with torch: for Inductor, where it cannot take the twin.
-    It returns what `Call.results` gives, or None where it leaves its results there."""
     library: Callable[..., Tensor] | None = None
     """The vendor's: returns what is first of the results."""
     tolerance: float = 1e-2
@@ -193,7 +186,7 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
         moved_bytes=moved,
         flops=op.flops(read),
         call=call,
-        twin=lambda own: own.reference(),
+        reference=lambda own: own.reference(),
         kernel=lambda own: partial(own.launch, engine.overlap),
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * nbytes(*example.reads()),
@@ -229,7 +222,7 @@ def read_reduce_case(device: Device, rounds: int) -> Case:
     programs, tile = 4 * processors, BLOCK * UNROLL
     n = rounds * programs * tile
 
-    def twin(x: Tensor, out: Tensor) -> None:
+    def reference(x: Tensor, out: Tensor) -> None:
         out.copy_(x.view(rounds, programs, tile).sum(dim=(0, 2), dtype=torch.int32))
 
     def call(generator: Generator) -> Call:
@@ -245,7 +238,7 @@ def read_reduce_case(device: Device, rounds: int) -> Case:
         moved_bytes=4 * (n + programs),
         flops=n,
         call=call,
-        twin=twin,
+        reference=reference,
         kernel=lambda *arguments: partial(read_reduce, *arguments),
         tolerance=0,
         workspace_bytes=8 * n,
@@ -314,7 +307,7 @@ def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], 
         moved_bytes=size * size * dtype.itemsize + 2 * size * 2,
         flops=2 * size * size,
         call=call,
-        twin=gemv,
+        reference=gemv,
         kernel=kernel if dtype != torch.int8 or size % QuantConfig.LIMITS[INT8].multiple == 0 else None,
         library=(lambda weight, x, _: torch.mv(weight, x)) if dtype == torch.bfloat16 else None,
         workspace_bytes=2 * 4 * size * size,
@@ -344,7 +337,7 @@ def gather_gemv_case(size: int, dtype: torch.dtype) -> Case:
         moved_bytes=ACTIVE * size * size * dtype.itemsize + (1 + ACTIVE) * size * 2,
         flops=2 * ACTIVE * size * size,
         call=call,
-        twin=gather_gemv,
+        reference=gather_gemv,
         unread_bytes=(EXPERTS - ACTIVE) * size * size * dtype.itemsize,
         workspace_bytes=ACTIVE * (4 + 4 + dtype.itemsize) * size * size,
     )
@@ -371,7 +364,7 @@ def layer_norm_case(size: int) -> Case:
         moved_bytes=2 * (2 * ROWS * size + 2 * size),
         flops=8 * ROWS * size,
         call=call,
-        twin=layer_norm,
+        reference=layer_norm,
         library=lambda x, weight, bias, _: F.layer_norm(x, (size,), weight, bias, EPS),
         workspace_bytes=4 * 4 * ROWS * size,
     )
@@ -418,7 +411,7 @@ def mlp_case(size: int, batch: int) -> Case:
         moved_bytes=2 * (2 * size * INNER + 3 * (size + INNER) + 2 * batch * size),
         flops=4 * batch * size * INNER,
         call=call,
-        twin=mlp_layer_norm_gelu,
+        reference=mlp_layer_norm_gelu,
         library=lambda *tensors: mlp(*tensors[:-1]),
         tolerance=4e-2,  # between the two norms all is rounded, and compiled code rounds elsewhere
         workspace_bytes=8 * batch * (size + INNER),

@@ -127,7 +127,7 @@ class Check:
     def __init__(self, case: Case, call: Call) -> None:
         self.call, self.tolerance = call, case.tolerance
         self.before = [tensor.clone() for tensor in call.updated]
-        case.twin(*call.arguments)
+        case.reference(*call.arguments)
         self.expected = [tensor.clone() for tensor in call.results()]
 
     def error(self, launch: Callable[[], Returned]) -> float:
@@ -149,10 +149,10 @@ def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable
     if (kernel := case.kernel) is not None:
         yield "kernel", lambda call: kernel(*call.arguments)
     trust_vector_instructions()
-    plain = compiled(case.plain or case.twin, compile_options(cudagraphs=False, tuning=Tuning.descent))
-    yield "inductor", lambda call: partial(plain, *(call.arguments if call.plain is None else call.plain))
+    reference = compiled(case.reference, compile_options(cudagraphs=False, tuning=Tuning.descent))
+    yield "inductor", lambda call: partial(reference, *call.arguments)
     if (library := case.library) is not None:
-        yield "library", lambda call: partial(library, *(call.arguments if call.library is None else call.library))
+        yield "library", lambda call: partial(library, *call.arguments)
 
 
 def check_and_time(check: Check, launches: list[Callable[[], Returned]], device: Device, replays: int) -> Timing:
