@@ -12,9 +12,10 @@ from gptbench.commands.gate import gate_command, outcome_of
 from gptbench.compare.baseline import Baseline, parse_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
-from gptbench.compare.gate import gate, recorded_text
+from gptbench.compare.gate import gate
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.ratio import Verdict
+from gptbench.compare.recording import recorded_text
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig
 from gptbench.execute import measuring

@@ -9,8 +9,9 @@ import pytest
 
 from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command, sentence
-from gptbench.compare.comparison import Comparison, Row, compare
+from gptbench.compare.comparison import Comparison, compare
 from gptbench.compare.ratio import Ratio, Verdict
+from gptbench.compare.row import Row
 from gptbench.compare.select import Found
 from gptbench.schema import Result
 from gptbench.schema.energy import Energy, Spent

@@ -20,8 +20,9 @@ from gptbench.base.paths import conf_folder
 from gptbench.commands.gate import gate_command
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline, read_baseline
-from gptbench.compare.gate import Check, Gate, check, gate, overrides_of, recorded_text
+from gptbench.compare.gate import Check, Gate, check, gate
 from gptbench.compare.ratio import Moments, of_groups, of_moments
+from gptbench.compare.recording import overrides_of, recorded_text
 from gptbench.compare.select import Found
 from gptbench.compare.starts import StartSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register

@@ -11,7 +11,8 @@ from gptbench.base.errors import UserError
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline
 from gptbench.compare.comparison import compare
-from gptbench.compare.gate import gate, recorded_text
+from gptbench.compare.gate import gate
+from gptbench.compare.recording import recorded_text
 from gptbench.compare.select import Found
 from gptbench.config import BaselineConfig
 from gptbench.present.export import Export

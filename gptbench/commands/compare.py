@@ -10,8 +10,9 @@ from rich.table import Table
 
 from gptbench.base.errors import UserError
 from gptbench.commands import parsers
-from gptbench.compare.comparison import Comparison, Row, compare
+from gptbench.compare.comparison import Comparison, compare
 from gptbench.compare.ratio import Verdict, in_words
+from gptbench.compare.row import Row
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.present.console import console, print_whole, write_line

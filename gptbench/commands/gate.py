@@ -20,7 +20,8 @@ from gptbench.commands.compare import (
     words,
 )
 from gptbench.compare.baseline import check_overrides, read_baseline
-from gptbench.compare.gate import Check, Gate, gate, is_of_single_run, recorded_text
+from gptbench.compare.gate import Check, Gate, gate, is_of_single_run
+from gptbench.compare.recording import recorded_text
 from gptbench.compare.select import Found, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load, plugins

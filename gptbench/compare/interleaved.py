@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptbench.base.errors import counted
-from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, Row, clocks_apart
+from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, clocks_apart
 from gptbench.compare.ratio import of_pairs
+from gptbench.compare.row import Row
 from gptbench.compare.work import different_work
 from gptbench.schema.ab import AbResult
 from gptbench.schema.metrics import HEADLINE, METRICS, Metric, View, shown_in

@@ -13,9 +13,9 @@ from gptbench.base.numbers import number
 from gptbench.base.streams import visible
 from gptbench.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.compare.baseline import Baseline
-from gptbench.compare.comparison import run_row
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
+from gptbench.compare.row import run_row
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.present.svg import inline
