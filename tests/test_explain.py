@@ -10,7 +10,9 @@ from results import made_result
 
 from gptbench.base.errors import UserError
 from gptbench.commands.explain import explain_command
-from gptbench.compare.explain import Advice, Explanation, explain, part_of
+from gptbench.compare.advice import Advice
+from gptbench.compare.explain import Explanation, explain
+from gptbench.compare.step import part_of
 from gptbench.schema import Failure, Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.machine import DeviceState

@@ -11,7 +11,7 @@ import torch
 
 from gptbench.base.errors import UserError
 from gptbench.charts.speed import Run, distribution, latency
-from gptbench.compare.explain import Step
+from gptbench.compare.step import Step
 from gptbench.config.targets import instantiate
 from gptbench.engine import Engine
 from gptbench.execute.preparation import make_engine, plan

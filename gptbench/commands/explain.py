@@ -10,7 +10,8 @@ from gptbench.base.errors import UserError
 from gptbench.base.numbers import micro, number
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
-from gptbench.compare.explain import Advice, Explanation, explain
+from gptbench.compare.advice import Advice
+from gptbench.compare.explain import Explanation, explain
 from gptbench.compare.select import select
 from gptbench.present.console import console, print_whole, write_line
 from gptbench.schema import Result
