@@ -112,8 +112,8 @@ def test_runs_that_tell_nothing_of_starts_are_left_out(tmp_path: Path) -> None:
 def test_the_newest_are_read_and_no_more_than_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(tmp_path, {"a": 10, "b": 5, "c": 5})
     read = []
-    load = starts.load_record
-    monkeypatch.setattr(starts, "load_record", lambda path: read.append(path.parent.name) or load(path))
+    load = Result.load
+    monkeypatch.setattr(Result, "load", lambda path: read.append(path.parent.name) or load(path))
     monkeypatch.setattr(starts, "MAX_RECORDS", 12)
     monkeypatch.setattr(starts, "MAX_PER_IDENTITY", 4)
     history = History(tmp_path)
