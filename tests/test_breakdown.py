@@ -29,6 +29,7 @@ from gptbench.config import (
     Tuning,
 )
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine
 from gptbench.engine.base import KnownKernel
 from gptbench.execute import attempt
@@ -170,7 +171,7 @@ def config(folder: Path, engine: EngineConfig | None = None, device: str = "cpu"
 
 def prepared(of: Config) -> tuple[Engine, Workload]:
     device = Device(of.device)
-    engine, _ = run_module.make_engine(of, device, run_module.plan(of, device))
+    engine, _ = run_module.make_engine(of, DeviceGroup((device,)), run_module.plan(of, device))
     engine.prepare()
     return engine, Workload(of.workload, device)
 

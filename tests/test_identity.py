@@ -15,6 +15,7 @@ import gptbench
 from gptbench.base import limits
 from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.execute.job import from_folder
 from gptbench.measure.environment import VARIABLES, environment, place
 from gptbench.record import identity as module
@@ -45,36 +46,38 @@ def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
 
     config, device = replace(run_config(DENSE), engine=fused(tmp_path / "tiles")), cpu()
     both = [config, kernels(tmp_path)]
-    before = [identity(each, device) for each in both]
+    before = [identity(each, DeviceGroup((device,))) for each in both]
     tiles = Tiles.of(tmp_path / "tiles", device)
     tiles.keep(Use("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), Tile(2, 512, 2, 1))
     tiles.keep(Use("linear", 144, 48, Unquantised(), torch.float32, batch=2), Tile(4, 128, 1, 0))
-    assert [identity(each, device) for each in both] == before
+    assert [identity(each, DeviceGroup((device,))) for each in both] == before
     qkv = Use("linear", 144, 48, Unquantised(), torch.float32, batch=1)
     tiles.keep(qkv, tiles[qkv])
-    assert [identity(each, device) for each in both] == before, "the same tile as the built-in one"
+    assert [identity(each, DeviceGroup((device,))) for each in both] == before, "the same tile as the built-in one"
     tiles.keep(qkv, Tile(4, 128, 1, 0))
-    after = [identity(each, device) for each in both]
+    after = [identity(each, DeviceGroup((device,))) for each in both]
     assert all(a != b for a, b in zip(after, before, strict=True)), "their own"
     tiles.keep(Use("linear", 64, 64, Int8(), torch.bfloat16, batch=1), Tile(4, 64, 1, 0))
-    assert identity(config, device) == after[0]
-    assert identity(both[1], device) != after[1], "a micro-benchmark's"
+    assert identity(config, DeviceGroup((device,))) == after[0]
+    assert identity(both[1], DeviceGroup((device,))) != after[1], "a micro-benchmark's"
     searching = replace(config, engine=fused(tmp_path / "tiles", tune=True))
-    own = identity(searching, device)
+    own = identity(searching, DeviceGroup((device,)))
     tiles.keep(qkv, Tile(8, 128, 1, 0))
-    assert identity(searching, device) == own, "what a search will find is not known before it"
+    assert identity(searching, DeviceGroup((device,))) == own, "what a search will find is not known before it"
 
 
 def test_what_cannot_run_has_an_identity(tmp_path: Path) -> None:
     config = run_config(DENSE, batch=9)
-    assert identity(replace(config, engine=fused(tmp_path)), cpu()) != identity(config, cpu())
+    assert identity(replace(config, engine=fused(tmp_path)), DeviceGroup((cpu(),))) != identity(
+        config, DeviceGroup((cpu(),))
+    )
 
 
 def test_cores_of_a_cpu_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clouds sell parts of one CPU with any number of cores, and `device.threads` may be the same on all."""
-    before = identity(run_config(DENSE), cpu())
+    before = identity(run_config(DENSE), DeviceGroup((cpu(),)))
     monkeypatch.setattr(limits, "cores", lambda: 63)
-    assert identity(run_config(DENSE), cpu()) != before
+    assert identity(run_config(DENSE), DeviceGroup((cpu(),))) != before
 
 
 def test_only_code_that_measures_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,26 +118,26 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
 
 def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config, device = run_config(DENSE), cpu()
-    before = identity(config, device)
+    before = identity(config, DeviceGroup((device,)))
     nothing = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_CACHE_DIR", "HF_TOKEN", "CXX")
     added = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")  # which a process inherits from one that imported scikit-learn
     for name in (*nothing, *added):
         monkeypatch.setitem(gptbench.STARTED_WITH, name, "1")
-        assert identity(config, device) == before, name
+        assert identity(config, DeviceGroup((device,))) == before, name
     found = {before}
     for name in ("TORCHINDUCTOR_MAX_AUTOTUNE", "NVIDIA_TF32_OVERRIDE", "OMP_PROC_BIND", "ATEN_CPU_CAPABILITY"):
         monkeypatch.setitem(gptbench.STARTED_WITH, name, "1")
-        found.add(identity(config, device))
+        found.add(identity(config, DeviceGroup((device,))))
     assert len(found) == 5
 
 
 def test_what_libraries_add_to_the_environment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier job of a sweep may have imported some that another one does not need."""
     config, device = run_config(DENSE), cpu()
-    before, recorded = identity(config, device), environment(device, "given").variables
+    before, recorded = identity(config, DeviceGroup((device,))), environment(device, "given").variables
     for name in ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "CUBLAS_WORKSPACE_CONFIG", "OMP_PROC_BIND"):
         monkeypatch.setenv(name, "TRUE")
-        assert identity(config, device) == before, name
+        assert identity(config, DeviceGroup((device,))) == before, name
         assert environment(device, "given").variables == recorded, name
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from gptbench.base.errors import ConfigError
 from gptbench.config import Config, DeviceConfig, DeviceKind, EagerConfig, QualityConfig, SamplingConfig, TaskConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Eager, Engine
 from gptbench.sampling import Sampler
 from gptbench.schema.summary import part_metrics, summary
@@ -233,7 +234,7 @@ def test_the_demo_model_predicts_its_held_out_text() -> None:
     from gptbench.execute.preparation import make_engine, plan
 
     device = one_core()
-    measured, loaded = make_engine(of, device, plan(of, device))
+    measured, loaded = make_engine(of, DeviceGroup((device,)), plan(of, device))
     found = quality(of, tokens=1000, reference=False).evaluate(measured, never)
     assert loaded is not None and loaded.files == ["model.safetensors"]
     assert 2.8 < sum(found.nll) / len(found.nll) < 3.7

@@ -31,6 +31,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine
 from gptbench.execute import measurement, preparation, reuse
 from gptbench.execute import run as run_module
@@ -75,10 +76,10 @@ def answers(of: Config, over: Transformer | None) -> tuple[list[int], Transforme
     device: Device = instantiate(of.device)
     if over is None:
         over = on_meta(of.model, instantiate(of.quant), device.dtype)
-        engine, _ = preparation.make_engine(of, device, over)
+        engine, _ = preparation.make_engine(of, DeviceGroup((device,)), over)
     else:
         over.allocate(of.workload.batch_size, cache_length(of), device.torch)
-        engine = preparation.engine_over(of, device, over)
+        engine = preparation.engine_over(of, DeviceGroup((device,)), over)
     engine.prepare()
     engine.seed(7)
     generate(engine, Workload(of.workload, device))
@@ -275,7 +276,7 @@ def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:
     for scope in Scope:
         engine, _ = preparation.make_engine(
             replace(of, engine=replace(INDUCTOR, scope=scope)),
-            device,
+            DeviceGroup((device,)),
             on_meta(DENSE, instantiate(of.quant), device.dtype),
         )
         tensors = [*engine.cached(), engine.state.tokens, engine.state.uniform]

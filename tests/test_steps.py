@@ -13,6 +13,7 @@ from gptbench.base.errors import UserError
 from gptbench.charts.speed import Run, distribution, latency
 from gptbench.compare.step import Step
 from gptbench.config.targets import instantiate
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine
 from gptbench.execute.preparation import make_engine, plan
 from gptbench.generate import HostClock, Workload
@@ -130,7 +131,7 @@ def test_a_clock_is_told_what_a_step_emitted(tmp_path: Path, monkeypatch: pytest
     of = config(tmp_path)
     of = replace(of, workload=replace(of.workload, new_tokens=6, batch_size=2, prompts=[]))
     device = instantiate(of.device)
-    engine, _ = make_engine(of, device, plan(of, device))
+    engine, _ = make_engine(of, DeviceGroup((device,)), plan(of, device))
     workload = Workload(of.workload, device)
 
     def drafting(engine: Engine, workload: Workload) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gptbench.config import Config, EngineConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine.runner import Runner, Tick
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.model import KeyValueCache, Transformer
@@ -88,7 +89,8 @@ class Engine(Runner):
     BUILDS_MODEL: ClassVar[bool] = True
 
     @classmethod
-    def make(cls, config: Config, model: Transformer, device: Device) -> "Engine":
+    def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Engine":
+        device = devices.own
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         return cls(config.engine, model, sampler, device, len(config.workload.prompt))
 

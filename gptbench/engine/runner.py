@@ -13,6 +13,7 @@ from gptbench.base.errors import ConfigError
 from gptbench.build import cache_length
 from gptbench.config import Config, EngineConfig, QualityConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.model import KeyValueCache, Transformer
 
 
@@ -28,9 +29,10 @@ class Runner:
     Args:
         config: of the run; `config.engine` is the runner's own section.
         model: the model's shape: on `meta`, unless `BUILDS_MODEL`.
-        device: where it runs.
+        devices: where it runs, and which of them this process drives.
 
     Attributes:
+        device: that this process drives.
         batch: B, sequences decoded at once.
         prompt_length: T, tokens of every prompt.
         length: S, positions of a cache that holds prompt and new tokens.
@@ -41,8 +43,8 @@ class Runner:
     BUILDS_MODEL: ClassVar[bool] = False
     """Whether it runs over gptbench's own model, with its weights on the device."""
 
-    def __init__(self, config: Config, model: Transformer, device: Device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, config: Config, model: Transformer, devices: DeviceGroup) -> None:
+        self.model, self.device = model, devices.own
         self.batch, self.prompt_length = config.workload.batch_size, len(config.workload.prompt)
         self.length = cache_length(config)
         self.stop_tokens = frozenset(config.sampling.stop_tokens)
@@ -50,9 +52,9 @@ class Runner:
         model.allocate(self.batch, self.length, torch.device("meta"))
 
     @classmethod
-    def make(cls, config: Config, model: Transformer, device: Device) -> "Runner":
+    def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Runner":
         """The runner for a run."""
-        return cls(config, model, device)
+        return cls(config, model, devices)
 
     @classmethod
     def unsupported_reason(cls, config: Config, device: Device) -> str | None:

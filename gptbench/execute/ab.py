@@ -25,6 +25,7 @@ from gptbench.compare.ratio import of_pairs
 from gptbench.config import Config, KernelsConfig, load
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.execute.measurement import Bench
 from gptbench.execute.observer import Observer, Stages
 from gptbench.execute.preparation import as_recorded, make_engine, plan, with_engine
@@ -115,7 +116,8 @@ class Contender:
     def __init__(
         self, asked: Asked, watch: CompileWatch, leaving: ExitStack, stages: Stages, chance: random.Random
     ) -> None:
-        self.device: Device = instantiate(asked.config.device)
+        devices = DeviceGroup.of(asked.config.device)
+        self.device = devices.own
         most = min(MOST_SHIFT_BYTES, int(MOST_SHIFT_SHARE * self.device.free_memory()))
         self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
         config = asked.config
@@ -123,7 +125,7 @@ class Contender:
         start = time.perf_counter()
         model = plan(config, self.device)
         leaving.callback(release, model, self.device)
-        self.engine, _ = make_engine(config, self.device, model, stages.reading)
+        self.engine, _ = make_engine(config, devices, model, stages.reading)
         leaving.callback(self.engine.release)
         self.device.synchronize()
         self.load_s = time.perf_counter() - start

@@ -15,6 +15,7 @@ from gptbench.build import cache_length
 from gptbench.config import Config
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine, Runner
 from gptbench.execute.job import now
 from gptbench.execute.observer import Observer, Stages
@@ -112,12 +113,17 @@ class Subject:
 
     config: Config
     """With the engine by name, and the prompt as tokens."""
-    device: Device
+    devices: DeviceGroup
     model: Transformer
     """On `meta`, or the one that was kept."""
     kept: Kept | None
     """What an earlier job of this process has left for it."""
     task: Speed
+
+    @property
+    def device(self) -> Device:
+        """The one that this process drives."""
+        return self.devices.own
 
     def make_engine(self, stages: Stages) -> tuple[Runner, Loaded | None, float]:
         """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
@@ -125,9 +131,9 @@ class Subject:
         if self.kept is not None:
             with torch.no_grad():
                 self.model.allocate(config.workload.batch_size, cache_length(config), device.torch)
-            return engine_over(config, device, self.model), self.kept.loaded, self.kept.load_s
+            return engine_over(config, self.devices, self.model), self.kept.loaded, self.kept.load_s
         start = time.perf_counter()
-        engine, loaded = make_engine(config, device, self.model, stages.reading)
+        engine, loaded = make_engine(config, self.devices, self.model, stages.reading)
         device.synchronize()
         return engine, loaded, time.perf_counter() - start
 
@@ -195,7 +201,7 @@ def measure_engine(
             of, on = reference_of(config)
             reference_model = plan(of, on)
             leaving.callback(release, reference_model, on)
-            made, _ = make_engine(of, on, reference_model, stages.reading)
+            made, _ = make_engine(of, DeviceGroup((on,)), reference_model, stages.reading)
             assert isinstance(made, Engine)
             return made
 
@@ -223,10 +229,11 @@ def tuned(engine: Runner, stages: Stages) -> float | None:
 
 def prepare_alone(config: Config) -> Compilation:
     """Builds and prepares, for a process of its own."""
-    device: Device = instantiate(config.device)
+    devices = DeviceGroup.of(config.device)
+    device = devices.own
     target(config.engine).begin(config.engine, device)
     with CompileWatch() as watch:
-        engine, _ = make_engine(config, device, plan(config, device))
+        engine, _ = make_engine(config, devices, plan(config, device))
         workload: Workload = instantiate(config.workload, device)
         sensor = sensor_of(device)
         compilation = prepare(engine, watch, empty_cache=False, process="second", sensor=sensor)

@@ -12,6 +12,7 @@ from gptbench.checkpoint import Checkpoint
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig, require_possible
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Runner
 from gptbench.model import Transformer
 from gptbench.schema.result import Loaded
@@ -66,18 +67,18 @@ def reference_of(config: Config) -> tuple[Config, Device]:
 
 
 def make_engine(
-    config: Config, device: Device, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
+    config: Config, devices: DeviceGroup, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
 ) -> tuple[Runner, Loaded | None]:
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
     if not target(config.engine).BUILDS_MODEL:
-        return engine_over(config, device, model), None
+        return engine_over(config, devices, model), None
     with torch.no_grad():
-        loaded = build(config, model, device, progress)
-    return engine_over(config, device, model), loaded
+        loaded = build(config, model, devices.own, progress)
+    return engine_over(config, devices, model), loaded
 
 
 @torch.no_grad()
-def engine_over(config: Config, device: Device, model: Transformer) -> Runner:
+def engine_over(config: Config, devices: DeviceGroup, model: Transformer) -> Runner:
     """The engine over a model that has its weights and its cache."""
     engine: type[Runner] = target(config.engine)
-    return engine.make(config, model, device)
+    return engine.make(config, model, devices)

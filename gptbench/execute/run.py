@@ -9,6 +9,7 @@ from gptbench.build import memory_need_of
 from gptbench.config import Config, KernelsConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import caches
 from gptbench.execute.job import Attempt
 from gptbench.execute.measurement import Bench, Subject, measure
@@ -38,11 +39,12 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
     """
     job = attempt.job
     caches.import_compiler()
-    device: Device = instantiate(job.config.device)
+    devices = DeviceGroup.of(job.config.device)
+    device = devices.own
     config, choice = job.config, None
     if not isinstance(config.task, KernelsConfig):
         config, choice = with_engine(config, device, observer.remark)
-    attempt.identity = identity(config, device)
+    attempt.identity = identity(config, devices)
     ledger = Ledger(job.outputs)
     with ledger.claim(attempt.identity, job.resume):
         if job.resume and (before := ledger.recorded(attempt.identity)) is not None:
@@ -53,13 +55,19 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
             session.give_back()
             run_kernels(attempt, config, device, observer)
         else:
-            run_model(attempt, config, choice, device, session, observer)
+            run_model(attempt, config, choice, devices, session, observer)
 
 
 def run_model(
-    attempt: Attempt, config: Config, choice: list[str] | None, device: Device, session: Session, observer: Observer
+    attempt: Attempt,
+    config: Config,
+    choice: list[str] | None,
+    devices: DeviceGroup,
+    session: Session,
+    observer: Observer,
 ) -> None:
     """What `run` does, for every task but `task=kernels`."""
+    device = devices.own
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
     kept = session.take(config)
@@ -74,7 +82,7 @@ def run_model(
         need = memory_need_of(config, planned)
         observer.planned(config, device, need)
         with observer.stages(stage_count(config, task), config.workload.samples) as stages:
-            subject = Subject(config, device, model, kept, task)
+            subject = Subject(config, devices, model, kept, task)
             bench, measurement = measure(subject, session, observer, stages)
         leaves = attempt.job.sweep is not None and may_keep(config) and not task.needs_reference
     finally:
@@ -82,6 +90,8 @@ def run_model(
             release(model, device)
     if leaves:
         session.keep(to_keep(subject, bench.started, measurement))
+    if not devices.records:
+        return
     result = Result(
         **attempt.header(),
         **bench.fields(device),

@@ -13,6 +13,7 @@ import gptbench
 from gptbench.config import Config, KernelsConfig, Section, plugins
 from gptbench.config.targets import target
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Runner
 from gptbench.measure.environment import place
 from gptbench.schema.identity import DIGITS, digest, job_of
@@ -101,14 +102,15 @@ def plan_identity(config: Config) -> str:
     return digest([code_version(), sources(), measured(config), device])
 
 
-def identity(config: Config, device: Device) -> str:
+def identity(config: Config, devices: DeviceGroup) -> str:
     """Hash of what is measured.
 
     Args:
         config: with its prompt as tokens, and the engine that `auto` stands for.
-        device: what `config.device` turned out to be.
+        devices: what `config.device` turned out to be.
     """
     libraries = (*LIBRARIES, *config.engine.LIBRARIES)
-    where = place(device, libraries).of_job(libraries)
+    device = devices.own
+    where = [place(each, libraries).of_job(libraries) for each in devices.devices]
     made = {"dtype": device.dtype_name, "code": code_used(config, device)}
     return digest([code_version(), sources(), measured(config), where, made])

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from gptbench.config import Config, EngineConfig
-from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Runner, register_engine
 from gptbench.engine.runner import Tick
 from gptbench.model import Transformer
@@ -46,8 +46,8 @@ class SleeperConfig(EngineConfig):
 class Sleeper(Runner):
     """Asks a process of Python's."""
 
-    def __init__(self, config: Config, model: Transformer, device: Device) -> None:
-        super().__init__(config, model, device)
+    def __init__(self, config: Config, model: Transformer, devices: DeviceGroup) -> None:
+        super().__init__(config, model, devices)
         assert isinstance(config.engine, SleeperConfig)
         self.step_ms, self.vocabulary = config.engine.step_ms, config.model.vocab_size
         self.random_seed, self.drawn = 0, list[Sequence[int]]()
