@@ -10,6 +10,7 @@ Version 2: percentiles of decode steps are of the pooled steps of all valid samp
 samples' own. The files of both versions are alike.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -112,7 +113,7 @@ class Recorded:
                 raise InputError(f"schema_version={told}, and this gptbench reads {known}")
             if (kind := raw.get("kind", cls.FILE)) != cls.FILE:
                 raise InputError(f"kind: expected {cls.FILE}, and it is {kind}")
-            rename_targets(raw.get("config"))
+            upgrade_config(raw.get("config"))
             cls.upgrade(raw)
             record = restored(cls, {key: value for key, value in raw.items() if key != "kind"})
             record.check()
@@ -279,9 +280,15 @@ def of_kind(kind: type[T], records: Iterable[Any]) -> list[T]:
     return [record for record in records if isinstance(record, kind)]
 
 
-def rename_targets(config: Any) -> None:
-    """Gives the sections of a recorded configuration, in place, the `_target_` that they have now."""
-    for section in config.values() if isinstance(config, dict) else []:
+def upgrade_config(config: Any) -> None:
+    """Gives a recorded configuration, in place, what one has now: the `_target_` of each section, and the width of
+    heads, which was recorded as 0 where it followed from the model's."""
+    if not isinstance(config, dict):
+        return
+    if isinstance(model := config.get("model"), dict) and model.get("head_dim") == 0:
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+            model["head_dim"] = model["dim"] // model["n_heads"]
+    for section in config.values():
         if isinstance(section, dict) and isinstance(target := section.get("_target_"), str):
             section["_target_"] = MOVED_TARGETS.get(target, target)
 
