@@ -318,6 +318,7 @@ def test_a_sweep_of_another_model_in_between(tmp_path: Path, session: reuse.Sess
     jobs = [of, changed(of, [3], 9, 0.0), replace(of, model=MOE), of]
     results = [run(job, tmp_path / str(number), session) for number, job in enumerate(jobs)]
     assert [result.reused for result in results] == [None, results[0].started, None, None]
+    assert [result.shared_compile_s for result in results] == [None, 0.0, None, None], "eager compiles nothing"
     assert results[3].samples[0].tokens == results[0].samples[0].tokens
 
 

@@ -119,11 +119,12 @@ def stage_count(config: Config, task: Speed) -> int:
 
 def to_keep(subject: Subject, started: str, measurement: Measurement) -> Kept:
     """What a job leaves, which has made its own model or taken over a kept one."""
-    own, kept = measurement.compilations[0].total_s, subject.kept
+    own, kept = measurement.compilations[0], subject.kept
+    spent_s = own.total_s if own.compiles or own.later_s else 0.0
     if kept is None:
         loaded, load_s = measurement.checkpoint, measurement.load_s
-        return Kept(subject.config, subject.device, subject.model, loaded, load_s, own, started)
-    return kept if not measurement.compilations[0].compiles else kept.with_more(own)
+        return Kept(subject.config, subject.device, subject.model, loaded, load_s, spent_s, started)
+    return kept.with_more(spent_s)
 
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
