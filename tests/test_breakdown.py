@@ -32,8 +32,7 @@ from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine
 from gptbench.engine.base import KnownKernel
-from gptbench.execute import attempt
-from gptbench.execute import run as run_module
+from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute.reuse import Session
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
@@ -171,7 +170,7 @@ def config(folder: Path, engine: EngineConfig | None = None, device: str = "cpu"
 
 def prepared(of: Config) -> tuple[Engine, Workload]:
     device = Device(of.device)
-    engine, _ = run_module.make_engine(of, DeviceGroup((device,)), run_module.plan(of, device))
+    engine, _ = preparation.make_engine(of, DeviceGroup((device,)), preparation.plan(of, device))
     engine.prepare()
     return engine, Workload(of.workload, device)
 
@@ -278,7 +277,7 @@ def test_samples_are_kept_when_the_profiler_fails(
     def broken(*_: object) -> None:
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(run_module, "break_down", broken)
+    monkeypatch.setattr(measurement, "break_down", broken)
     with pytest.raises(BadResultError, match="no step was broken down"):
         run(config(tmp_path), tmp_path)
     result = Result.load(tmp_path / "result.json")
