@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.attention import Attend, Plan, Scratch, combined_at_once
+from gptbench.kernels.attention import Attend
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.matrix import Encoding
 from gptbench.kernels.op import tensors
+from gptbench.kernels.split_kv import Plan, Scratch, combined_at_once
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error, rotation_table

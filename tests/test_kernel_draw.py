@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gptbench.kernels import draw as module
-from gptbench.kernels.draw import CHUNK, Draw, Maxima, Scratch
+from gptbench.kernels.draw import Draw
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.maxima import CHUNK, Maxima, Scratch
 from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
 

@@ -25,7 +25,7 @@ from triton.runtime import interpreter
 from gptbench.config import FusedConfig, ModelConfig, SamplingConfig
 from gptbench.engine.fused import Fused
 from gptbench.engine.tiles import Tiles
-from gptbench.kernels import add_linear, attention, draw, embed, linear, route, swiglu
+from gptbench.kernels import add_linear, attention, draw, embed, linear, maxima, route, swiglu
 from gptbench.kernels.launch import INTERPRETED
 from gptbench.kernels.op import Op, tensors
 from gptbench.kernels.tile import Tile

@@ -18,17 +18,19 @@ from torch import Tensor
 
 from gptbench.architecture.spec import MixtureSpec
 from gptbench.engine.base import State
-from gptbench.kernels import attention, draw
+from gptbench.kernels import maxima, split_kv
 from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import AddLinear
-from gptbench.kernels.attention import Attend, Plan
-from gptbench.kernels.draw import Draw, Maxima
+from gptbench.kernels.attention import Attend
+from gptbench.kernels.draw import Draw
 from gptbench.kernels.embed import Embed
 from gptbench.kernels.linear import Linear
+from gptbench.kernels.maxima import Maxima
 from gptbench.kernels.norm import Norm
 from gptbench.kernels.op import Op
 from gptbench.kernels.route import Route, Routing, Votes
+from gptbench.kernels.split_kv import Plan
 from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile, Use
 from gptbench.model import KeyValueCache, Transformer, Weight
@@ -134,7 +136,7 @@ class DecodeStep:
         heads = spec.heads, spec.kv_heads, spec.head_dim
         itemsize = self.model.dtype.itemsize
         plan = Plan.choose(self.batch, *heads, cache.length, spec.window, itemsize, self.processors)
-        scratch = self.shared((plan, heads), lambda: attention.Scratch.empty(plan, self.batch, *heads, self.device))
+        scratch = self.shared((plan, heads), lambda: split_kv.Scratch.empty(plan, self.batch, *heads, self.device))
         op = Attend(
             qkv, q_norm, k_norm, eps, table.cos, table.sin, self.state.position,
             cache.keys, cache.values, spec.window, scratch, self.attended(core), role="attention",
@@ -199,7 +201,7 @@ class DecodeStep:
         """The logits, and the token that is drawn from them."""
         state = self.state
         self.linear("head", norm, self.model.head, None, state.logits)
-        scratch = draw.Scratch.empty(self.batch, self.config.vocab_size, self.device)
+        scratch = maxima.Scratch.empty(self.batch, self.config.vocab_size, self.device)
         self.ops.append(Maxima(state.logits, scratch, role="maxima"))
         op = Draw(
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,

@@ -22,132 +22,19 @@ import triton.language as tl
 from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
-from gptbench.kernels.launch import INTERPRETED, follow, launch
+from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.online_softmax import gather, gather_dots, joined, weigh, weigh_dots
 from gptbench.kernels.op import Bytes, Op, nbytes, type_name
+from gptbench.kernels.split_kv import (
+    MOST_LONE_BLOCKS,
+    SMALLEST_DOT,
+    Scratch,
+    combined_at_once,
+)
 
-SMALLEST_DOT = 16
-"""Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
-TILE_BYTES = 16384
-"""Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
-LONE_TILE_BYTES = 2 * TILE_BYTES
-"""Of keys, and of values, that a program loads at once which reads a whole context. Two such blocks take most of a
-processor's registers, but most processors have no such program, and are left to those of the next kernel."""
-LONE_BYTES_PER_WARP = 4096
-"""Of keys: 32 registers of each thread."""
-MOST_LONE_BLOCKS = 2
-"""Blocks that a program reads alone rather than that several do and combine. Each of so few has code of its own: a loop
-that reads ahead does something for the next block even where there is none."""
-COMBINED = 16384
-"""Numbers that are loaded at once when chunks are combined: each further round waits for memory once more."""
-PER_PROCESSOR = 3
-"""Programs with a chunk, in a long context."""
-DOTS_PER_PROCESSOR = 2
-"""Programs with a chunk and dot products: as many as its registers have room for."""
 CHUNK_STEP = tl.constexpr(16)
 """Positions: chunks grow by so many. By whole blocks, the programs of some processors would get more than others."""
-SHORTEST_CHUNK = 128
-"""Positions. To share shorter ones would take longer, as they have to be combined, than to read on."""
 LOG2_E = 1.4426950408889634
-
-WIDEN = tl.constexpr(INTERPRETED)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the work is divided."""
-
-    splits: int
-    """Programs for each key-value head (for each head, if they are apart) of each sequence."""
-    block: int
-    """Positions that a program loads at once, while it computes with those before; a power of two, at least 16."""
-    warps: int
-    """Of each program."""
-    apart: bool = False
-    """Whether each query head has a program of its own, though others read the same keys. In a short context they find
-    them in the cache on the chip."""
-
-    def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
-        """Parts of a program that add up by themselves, so that they need not wait for one another: as many as rows
-        that the threads load at once, 16 bytes each; with dot products, where heads share keys, its warps.
-
-        Args:
-            sharing: query heads for each program.
-            padded: width of a head, in memory on the chip.
-            itemsize: bytes of a number in the cache.
-        """
-        if sharing == 1:
-            return max(min(self.warps * 32 * 16 // (padded * itemsize), self.block), 1)
-        return max(min(self.warps, self.block // SMALLEST_DOT), 1)
-
-    @classmethod
-    def choose(
-        cls, batch: int, heads: int, kv_heads: int, width: int, length: int, window: int, itemsize: int, processors: int
-    ) -> "Plan":
-        """For `heads` query heads and caches [batch, kv_heads, length, width] of so many bytes an element, on a device
-        of so many processors.
-
-        Args:
-            window: positions that a token attends to at most; 0: all.
-        """
-        visible = min(length, window) if window else length
-        row = triton.next_power_of_2(width) * itemsize
-        whole = max(triton.next_power_of_2(visible), SMALLEST_DOT)
-        if whole * row <= LONE_TILE_BYTES * MOST_LONE_BLOCKS:
-            block = min(whole, max(LONE_TILE_BYTES // row, SMALLEST_DOT))
-            return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), apart=True)
-        dots = heads > kv_heads
-        programs = (DOTS_PER_PROCESSOR if dots else PER_PROCESSOR) * processors // (batch * kv_heads)
-        splits = max(min(programs, visible // SHORTEST_CHUNK), 1)
-        rest = splits % combined_at_once(heads // kv_heads, width)
-        if rest <= splits // 8:  # a few more would take another round to combine
-            splits -= rest
-        block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
-        # Without tensor cores the dot products of float32 need more registers.
-        return cls(splits, block, warps=8 if dots and itemsize == 4 else 4)
-
-    def sharing(self, heads: int, kv_heads: int) -> int:
-        """Query heads for each program."""
-        return 1 if self.apart else heads // kv_heads
-
-
-def padded_width(width: int) -> int:
-    """Of a head, in memory on the chip."""
-    return max(triton.next_power_of_2(width), SMALLEST_DOT)
-
-
-def combined_at_once(sharing: int, width: int) -> int:
-    """Chunks of so many heads: a power of two."""
-    return max(COMBINED // (triton.next_power_of_2(sharing) * padded_width(width)), 1)
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """What programs leave for the one that combines. One will do for all layers: they run one after the other."""
-
-    plan: Plan
-    values: Tensor
-    """float32 [B·H/Q, splits, Q, K], Q query heads for each program; the last two padded to powers of two, K to at
-    least 16: weighted values."""
-    peaks: Tensor
-    """float32 [B·H/Q, splits, Q], padded: largest scores, in units of log 2."""
-    totals: Tensor
-    """float32 [B·H/Q, splits, Q], padded: sums of weights."""
-    counters: Tensor
-    """int32 [B·H/Q]: programs that are done. Zero between launches."""
-
-    @classmethod
-    def empty(cls, plan: Plan, batch: int, heads: int, kv_heads: int, width: int, device: torch.device) -> "Scratch":
-        sharing = plan.sharing(heads, kv_heads)
-        groups, rows = batch * heads // sharing, triton.next_power_of_2(sharing)
-        chunks = groups, plan.splits, rows
-        padded = padded_width(width)
-        return cls(
-            plan=plan,
-            values=torch.empty(*chunks, padded, dtype=torch.float32, device=device),
-            peaks=torch.empty(chunks, dtype=torch.float32, device=device),
-            totals=torch.empty(chunks, dtype=torch.float32, device=device),
-            counters=torch.zeros(groups, dtype=torch.int32, device=device),
-        )
 
 
 class Norms(NamedTuple):
@@ -277,25 +164,6 @@ def block_of(cache, start, stream, WORDS: tl.constexpr):
 
 
 @triton.jit
-def weigh_dots(q, k, there, peak, total, TEMPERATURE: tl.constexpr):
-    """The first half of a step of the online softmax (Milakov and Gimelshein, 2018, arXiv:1805.02867), of each lane by
-    itself: goes on with keys [LANES, X, PADDED], where `there`, [LANES, X]. q is [LANES, DOT_ROWS, PADDED], peak and
-    total are [LANES, DOT_ROWS]. Gives peak, total, weights [LANES, DOT_ROWS, X] of the values, and [LANES, DOT_ROWS] of
-    the sum of those before."""
-    scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
-    scores = tl.where(there[:, None, :], scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 2))
-    weights, fading = tl.exp2(scores - higher[:, :, None]), tl.exp2(peak - higher)
-    return higher, total * fading + tl.sum(weights, 2), weights, fading
-
-
-@triton.jit
-def gather_dots(value, weights, fading, v):
-    """The second half: value [LANES, DOT_ROWS, PADDED] with v [LANES, X, PADDED]."""
-    return multiply(weights.to(v.dtype), v, value * fading[:, :, None])
-
-
-@triton.jit
 def widened(words, DTYPE: tl.constexpr, LANES: tl.constexpr):
     """float32 [X, LANES, PADDED]: a block of rows that lie in words of 32 bits, one float32 each or two of a shorter
     type. Neighbouring rows are in different lanes, as neighbouring threads have loaded them."""
@@ -320,46 +188,6 @@ def unpacked(words, DTYPE: tl.constexpr):
         low = words.to(tl.int16).to(DTYPE, bitcast=True)
         high = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
         return tl.reshape(tl.join(low, high), [words.shape[0], words.shape[1], words.shape[2] * 2])
-
-
-@triton.jit
-def weigh(q, k, there, peak, total):
-    """`weigh_dots` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32, is
-    [1, LANES, PADDED], peak and total are [1, LANES]. Gives peak, total, weights [X, LANES], and [1, LANES] of the sum
-    of those before."""
-    scores = tl.where(there, tl.sum(q * k, 2), float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 0, keep_dims=True))
-    weights, fading = tl.exp2(scores - higher), tl.exp2(peak - higher)
-    return higher, total * fading + tl.sum(weights, 0, keep_dims=True), weights, fading
-
-
-@triton.jit
-def gather(value, weights, fading, v):
-    """`gather_dots` without them: value [1, LANES, PADDED] with v [X, LANES, PADDED]."""
-    return value * fading[:, :, None] + tl.sum(weights[:, :, None] * v, 0, keep_dims=True)
-
-
-@triton.jit
-def both(peak, total, other_peak, other_total):
-    """Largest score and sum of weights of two parts together."""
-    higher = tl.maximum(peak, other_peak)
-    return higher, total * tl.exp2(peak - higher) + other_total * tl.exp2(other_peak - higher)
-
-
-@triton.jit
-def joined(peak, total, value, AXIS: tl.constexpr):
-    """What the parts along an axis come to together."""
-    highest, total = tl.reduce((peak, total), AXIS, both)
-    weights = tl.exp2(peak - tl.expand_dims(highest, AXIS))
-    return highest, total, tl.sum(weights[:, :, None] * value, AXIS)
-
-
-@triton.jit
-def multiply(a, b, c):
-    """a times b plus c, added up in float32."""
-    if WIDEN:  # the interpreter takes bfloat16 for integers
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, c, input_precision="ieee")
 
 
 @triton.jit

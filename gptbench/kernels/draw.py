@@ -8,51 +8,23 @@ again. Thresholds are found by bisection over the logits' bits, read as integers
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Generator, Tensor
 
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.op import Bytes, Op, type_name
+from gptbench.kernels.maxima import Maxima, Scratch
+from gptbench.kernels.op import Op, type_name
 
-CHUNK = 16
 BLOCK = 4096
 WARPS = 16
-MAXIMA_BLOCK = 256
-MAXIMA_WARPS = 4
 SPREAD = 2.0
 """Standard deviation of a model's logits, roughly."""
 
 EMPTY = tl.constexpr(-(2**31))
 """Key of no logit: under those of all numbers and infinities."""
 LARGEST = tl.constexpr(3.4028234e38)
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """What `Draw` needs beside its arguments."""
-
-    maxima: Tensor
-    """float32 [B, ceil(V / C)]: the largest of logits i · C to (i + 1) · C - 1, of those that there are. To be written
-    before each `Draw`, by `Maxima` or by whoever makes the logits."""
-    chunks: Tensor
-    """int32, of the same shape: chunks that are looked at again, in order."""
-    arrived: Tensor
-    """int32 [1]: rows that are done; 0 before and after `Draw`."""
-    chunk: int
-    """C, logits in a chunk: a power of two."""
-
-    @classmethod
-    def empty(cls, batch: int, vocab_size: int, device: torch.device, chunk: int = CHUNK) -> "Scratch":
-        shape = batch, -(-vocab_size // chunk)
-        return cls(
-            maxima=torch.empty(shape, dtype=torch.float32, device=device),
-            chunks=torch.empty(shape, dtype=torch.int32, device=device),
-            arrived=torch.zeros(1, dtype=torch.int32, device=device),
-            chunk=chunk,
-        )
 
 
 class Settings(NamedTuple):
@@ -402,72 +374,6 @@ def draw_kernel(
             weight = tl.where(is_kept(key, token, Kept(floor, last)), weight, 0.0)
         drawn = pick(key, token, weight, listed, Kept(floor, last), softmax, chance, C, BLOCK)
     store_token(state, drawn, held, stop, before, arrived, row, V)
-
-
-@triton.jit
-def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One program for each BLOCK chunks of a row."""
-    follow(PDL)
-    row = tl.program_id(1)
-    number = tl.cdiv(V, C)
-    chunk = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    token = chunk[:, None] * C + tl.arange(0, C)[None, :]
-    x = tl.load(logits + row * V + token, mask=token < V, other=-float("inf"))
-    tl.store(maxima + row * number + chunk, tl.max(x, 1), mask=chunk < number)
-
-
-@dataclass(frozen=True, eq=False)
-class Maxima(Op):
-    """Writes the largest logit of each chunk to the scratch memory of `Draw`."""
-
-    logits: Tensor
-    """float32 [B, V], contiguous."""
-    scratch: Scratch
-
-    name = "maxima_kernel"
-    part = "sampling"
-
-    def launch(self, pdl: bool = False) -> None:
-        batch, vocab_size = self.logits.shape
-        launch(
-            maxima_kernel,
-            (triton.cdiv(self.scratch.maxima.shape[1], MAXIMA_BLOCK), batch),
-            self.logits,
-            self.scratch.maxima,
-            vocab_size,
-            C=self.scratch.chunk,
-            BLOCK=MAXIMA_BLOCK,
-            PDL=pdl,
-            num_warps=MAXIMA_WARPS,
-            launch_pdl=pdl,
-        )
-
-    def reference(self) -> None:
-        missing = self.scratch.maxima.shape[1] * self.scratch.chunk - self.logits.shape[1]
-        padded = torch.nn.functional.pad(self.logits, (0, missing), value=-torch.inf)
-        self.scratch.maxima.copy_(padded.unflatten(-1, (-1, self.scratch.chunk)).amax(-1))
-
-    def reads(self) -> tuple[Any, ...]:
-        return (self.logits,)
-
-    def writes(self) -> tuple[Any, ...]:
-        return (self.scratch.maxima,)
-
-    def bytes_read(self) -> Bytes:
-        return Bytes(weights=self.logits.nbytes)
-
-    def bytes_beside(self) -> int:
-        return self.scratch.maxima.nbytes
-
-    def shape(self) -> dict[str, int]:
-        return {"B": self.logits.shape[0], "V": self.logits.shape[1]}
-
-    def flops(self, positions: int) -> int:
-        return self.logits.numel()
-
-    @property
-    def dtype(self) -> str:
-        return type_name(self.logits.dtype)
 
 
 @dataclass(frozen=True, eq=False)
