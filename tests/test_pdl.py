@@ -34,7 +34,7 @@ from tests.models import CPU, DENSE, GQA, MIXED, MOE, QWEN, WINDOW, make_model, 
 from tests.test_engines import device
 from tests.test_kernel_interpreter import prepare_language_once
 
-MODULES = (embed, linear, attention, add_linear, route, swiglu, draw)
+MODULES = (embed, linear, attention, add_linear, route, swiglu, maxima, draw)
 EXPERTS = replace(
     tiny("experts", vocab_size=61, dim=32, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=16, context=64),
     n_experts=20,

@@ -13,9 +13,11 @@ WIDEN = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def weigh_dots(q, k, there, peak, total, TEMPERATURE: tl.constexpr):
-    """The first half of a step, of each lane by itself: goes on with keys [LANES, X, PADDED], where `there`, [LANES, X].
-    q is [LANES, DOT_ROWS, PADDED], peak and total are [LANES, DOT_ROWS]. Gives peak, total, weights [LANES, DOT_ROWS, X] of the values, and [LANES, DOT_ROWS] of
-    the sum of those before."""
+    """The first half of a step, of each lane by itself: goes on with keys [LANES, X, PADDED], where `there`.
+
+    there is [LANES, X], q [LANES, DOT_ROWS, PADDED], peak and total are [LANES, DOT_ROWS]. Gives peak, total, weights
+    [LANES, DOT_ROWS, X] of the values, and [LANES, DOT_ROWS] of the sum of those before.
+    """
     scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
     scores = tl.where(there[:, None, :], scores, float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, 2))
