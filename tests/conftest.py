@@ -21,6 +21,7 @@ else:
     OWN_CACHES = {}
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -91,6 +92,20 @@ def warm() -> Iterator[Warm]:
     server = Warm()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store of MLflow's as it has just been made, to be copied: making one takes seconds."""
+    from gptbench.record.store import is_whole, make_whole
+    from tests.servers import hasty_sqlite
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with hasty_sqlite():
+        assert make_whole(file) is None
+    assert is_whole(file)
+    assert [path.name for path in file.parent.iterdir()] == ["mlflow.db"]
+    return file
 
 
 @pytest.fixture

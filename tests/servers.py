@@ -24,12 +24,12 @@ import sqlalchemy.event
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
-from results import NEW_TOKENS, made_result
 from sqlalchemy.engine import Engine
 
 from gptbench.config import MLflowConfig
 from gptbench.record import MLflowTracker
 from gptbench.schema import Result
+from tests.results import NEW_TOKENS, made_result
 
 PATIENCE_S = 120
 """For a server to start: with its migrations that takes 10 to 20 s on an idle machine."""

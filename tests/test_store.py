@@ -31,16 +31,6 @@ def hasty() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store, to be copied."""
-    file = tmp_path_factory.mktemp("made") / "mlflow.db"
-    assert make_whole(file) is None
-    assert is_whole(file)
-    assert [path.name for path in file.parent.iterdir()] == ["mlflow.db"]
-    return file
-
-
 def logged(outputs: Path) -> int:
     client = MlflowClient(embedded_store(outputs))
     found = client.get_experiment_by_name("gptbench")
@@ -62,9 +52,9 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def test_a_half_made_store_is_kept_aside_and_made_anew(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    half_made(made, tmp_path / "mlflow.db")
+    half_made(empty_store, tmp_path / "mlflow.db")
     made_result(tracking=MLFLOW, outputs=str(tmp_path)).save(tmp_path / "run")
     assert sync_command(["--outputs", str(tmp_path)]) == 0
     assert "half made, and is made anew" in capsys.readouterr().err
@@ -80,9 +70,9 @@ def test_a_half_made_store_is_kept_aside_and_made_anew(
 
 
 def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = made.read_bytes()
+    whole = empty_store.read_bytes()
     cases = {"a": b"SQLite format 3\0" + b"garbage" * 1000, "b": whole[:100], "c": whole[:300_000], "d": b""}
     for name, content in cases.items():
         outputs = tmp_path / name
@@ -120,10 +110,10 @@ def test_what_is_no_regular_file_is_no_store(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_store_that_is_locked_is_not_taken_for_a_damaged_one(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
-    shutil.copy(made, file)
+    shutil.copy(empty_store, file)
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0))
     with closing(connect(file)) as other:
@@ -134,29 +124,29 @@ def test_a_store_that_is_locked_is_not_taken_for_a_damaged_one(
 
 
 def test_killed_or_out_of_space_while_it_is_made_it_is_not_there(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
 
     def full(new: Path) -> None:
-        half_made(made, new)
+        half_made(empty_store, new)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(stores, "migrate", full)
     with pytest.raises(OSError, match="No space"):
         make_whole(file)
     assert list(tmp_path.iterdir()) == []
-    half_made(made, tmp_path / ".mlflow.db-of-one-that-was-killed")
-    monkeypatch.setattr(stores, "migrate", lambda new: shutil.copy(made, new))
+    half_made(empty_store, tmp_path / ".mlflow.db-of-one-that-was-killed")
+    monkeypatch.setattr(stores, "migrate", lambda new: shutil.copy(empty_store, new))
     make_whole(file)
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_an_older_store_is_brought_up_to_date_in_a_copy(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
-    shutil.copy(made, file)
+    shutil.copy(empty_store, file)
     MlflowClient(address(file)).create_experiment("mine")
     with closing(sqlite3.connect(file)) as connection:
         head = connection.execute("select version_num from alembic_version").fetchone()[0]
@@ -200,11 +190,11 @@ def test_addresses_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_path_is_data(name: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_is_data(name: str, empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the outputs folder: a sweep and a run are logged there and nowhere else, and found again by every command."""
     outputs = tmp_path / name
     outputs.mkdir()
-    shutil.copy(made, outputs / "mlflow.db")
+    shutil.copy(empty_store, outputs / "mlflow.db")
     sweep = outputs / "sweep"
     tracker = MLflowTracker(config(), outputs)
     tracker.begin_sweep(str(sweep), "2026-11-22T11:00:00+00:00", ["sampling.top_k"])
@@ -226,8 +216,8 @@ def test_a_path_is_data(name: str, made: Path, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_deleted_experiment_is_named_with_the_way_back(made: Path, tmp_path: Path) -> None:
-    shutil.copy(made, tmp_path / "mlflow.db")
+def test_a_deleted_experiment_is_named_with_the_way_back(empty_store: Path, tmp_path: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     client = MlflowClient(embedded_store(tmp_path))
     client.delete_experiment(number := client.create_experiment("gptbench"))
     path = made_result().save(tmp_path / "run")

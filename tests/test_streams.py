@@ -47,7 +47,7 @@ def test_so_are_those_of_a_sweep_whose_jobs_have_processes_of_their_own(warm: Wa
 
 
 def test_a_full_disk_is_a_line_and_what_was_measured_is_shown(warm: Warm, tmp_path: Path) -> None:
-    code, call = warm.run(tmp_path, *UNTRACKED, faults={"full from": "gptbench.schema.result.Recorded.save"})
+    code, call = warm.run(tmp_path, *UNTRACKED, faults={"full from": "gptbench.schema.record.Recorded.save"})
     assert (code, recorded(tmp_path)) == (1, 0)
     assert "Traceback" not in call.err and "TTFT" in call.err
     assert call.err.splitlines()[-1] == "gptbench: a file: No space left on device"
@@ -55,7 +55,7 @@ def test_a_full_disk_is_a_line_and_what_was_measured_is_shown(warm: Warm, tmp_pa
 
 def test_so_it_is_in_a_sweep(warm: Warm, tmp_path: Path) -> None:
     swept = ["-m", *UNTRACKED, "sampling.top_k=1,2"]
-    code, call = warm.run(tmp_path, *swept, faults={"full from": "gptbench.schema.result.Recorded.save:2"})
+    code, call = warm.run(tmp_path, *swept, faults={"full from": "gptbench.schema.record.Recorded.save:2"})
     assert (code, recorded(tmp_path)) == (1, 1), call.err
     assert "Traceback" not in call.err and "sweep of 2 jobs" in call.err
     assert "No space left on device" in call.err.splitlines()[-1]

@@ -7,6 +7,8 @@ its beginning; it can be killed like any other.
 import builtins
 import errno
 import functools
+import gc
+import importlib
 import json
 import os
 import pkgutil
@@ -77,17 +79,23 @@ class Warm:
         return int(self.process.stdout.readline())
 
     def start(
-        self, folder: Path, *arguments: str, faults: dict[str, str] | None = None, streams: dict[str, str] | None = None
+        self,
+        folder: Path,
+        *arguments: str,
+        faults: dict[str, str] | None = None,
+        streams: dict[str, str] | None = None,
+        **variables: str,
     ) -> Call:
         """Starts one.
 
         Args:
             faults: what is to go wrong in jobs with such an override, once they measure: see `fail`.
             streams: what is wrong with `out` or `err`, if anything: see `break_stream`.
+            variables: of the environment, beside those of the server.
         """
         name = f"call-{len(self.calls)}"
-        request = {"folder": str(folder), "name": name, "arguments": arguments, "faults": faults or {}}
-        request["streams"] = streams or {}
+        request: dict[str, Any] = {"folder": str(folder), "name": name, "arguments": arguments, "faults": faults or {}}
+        request |= {"streams": streams or {}, "variables": variables}
         self.calls.append(Call(self.ask(request), folder, name))
         return self.calls[-1]
 
@@ -95,10 +103,9 @@ class Warm:
         """Waits for its end; the exit code, or the signal's number as a negative one."""
         return os.waitstatus_to_exitcode(self.ask({"wait": call.pid}))
 
-    def run(
-        self, folder: Path, *arguments: str, faults: dict[str, str] | None = None, streams: dict[str, str] | None = None
-    ) -> tuple[int, Call]:
-        call = self.start(folder, *arguments, faults=faults, streams=streams)
+    def run(self, folder: Path, *arguments: str, **how: Any) -> tuple[int, Call]:
+        """Starts one, and waits for its end."""
+        call = self.start(folder, *arguments, **how)
         return self.end(call), call
 
     def close(self) -> None:
@@ -111,22 +118,43 @@ class Warm:
         self.process.wait()
 
 
-def serve() -> None:
-    import mlflow.store.tracking.sqlalchemy_store
-    import mlflow.tracking  # noqa: F401
-    import torch._dynamo
-    import torch._inductor.async_compile
-    import torch._inductor.utils  # noqa: F401  (what a run looks up of torch's private parts)
+USED = (
+    *("alembic.command", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking", "rich.live", "rich.progress"),
+    # What a run looks up of torch's private parts.
+    *("torch._dynamo", "torch._inductor.async_compile", "torch._inductor.utils", "gptbench.__main__"),
+)
+PACKAGES = tuple(f"gptbench.{name}" for name in ("commands", "compare", "execute", "present", "record", "sweep"))
+"""Whose modules, and what those import, calls find imported."""
 
-    import gptbench.__main__
-    import gptbench.execute.attempt
+
+def serve() -> None:
+    from hydra._internal.hydra import Hydra
+
     from gptbench.config import register
     from gptbench.config.guard import install
     from gptbench.measure import roof
+    from tests.servers import hasty_sqlite
 
+    for name in USED:
+        importlib.import_module(name)
+    for name in PACKAGES:
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+            importlib.import_module(module.name)
     roof.CPU_BUFFER_BYTES, roof.CACHES, roof.LAUNCHES = 2**22, 0, 2  # the figure is of no interest here
     register()
     install()  # each call does so again, but that the guard is reached has been seen then
+    # Hydra composes once more for it, and an error counts as none.
+    Hydra.get_mode = lambda *_, **__: None
+    gc.collect()
+    gc.freeze()  # modules, which no call is to search: each collects garbage several times
+
+    with hasty_sqlite():
+        answer_all()
+
+
+def answer_all() -> None:
+    """Starts and awaits calls, as they are asked for."""
+    from gptbench.__main__ import main
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -135,6 +163,7 @@ def serve() -> None:
         elif (answer := os.fork()) == 0:
             os.setsid()
             os.chdir(request["folder"])
+            os.environ.update(request["variables"])
             for number, end in ((0, None), (1, "out"), (2, "err")):
                 path = os.devnull if end is None else f"{request['name']}.{end}"
                 os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), number)
@@ -142,7 +171,7 @@ def serve() -> None:
                 break_stream(number, request["streams"].get(end))
             sys.argv = ["gptbench", *request["arguments"]]
             fail(*request["faults"].items())
-            sys.exit(gptbench.__main__.main())
+            sys.exit(main())
         print(answer, flush=True)
 
 
