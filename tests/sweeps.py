@@ -23,11 +23,11 @@ SECONDS = ["workload.new_tokens=200", "workload.samples=1"]
 """A job that takes a few."""
 
 
-def begin(warm: Warm, folder: Path) -> Path:
+def begin(warm: Warm, folder: Path, empty_store: Path) -> Path:
     """An outputs folder with a measured roof and an empty store, which are not to be made each time."""
     code, call = warm.run(folder, *SHORT, *PLAIN, "tracking=none")
     assert code == 0, call.err
-    MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db").search_experiments()
+    shutil.copy(empty_store, folder / "outputs" / "mlflow.db")
     return folder / "outputs"
 
 

@@ -30,8 +30,8 @@ RAY = [
 
 
 @pytest.fixture
-def folder(warm: Warm, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    return copy_of(begin(warm, tmp_path_factory.mktemp("begun")), tmp_path)
+def folder(warm: Warm, empty_store: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    return copy_of(begin(warm, tmp_path_factory.mktemp("begun"), empty_store), tmp_path)
 
 
 def process_ids(folder: Path) -> list[int]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -100,7 +101,9 @@ def family(runs: list[Run]) -> tuple[Run, list[Run]]:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def backend(
+    request: pytest.FixtureRequest, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Backend]:
     """One for all tests of the file, since a server takes long to start."""
     folder = tmp_path_factory.mktemp("server")
     with contextlib.ExitStack() as stack:
@@ -109,6 +112,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 pytest.skip(reason)
             store = stack.enter_context(postgresql())
         else:
+            shutil.copy(empty_store, folder / "mlflow.db")
             store = f"sqlite:///{folder}/mlflow.db"
             with hasty_sqlite():
                 MlflowClient(store).search_experiments()

@@ -54,9 +54,10 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def shown(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     outputs = tmp_path_factory.mktemp("outputs")
     store = f"sqlite:///{outputs}/mlflow.db"
+    shutil.copy(empty_store, outputs / "mlflow.db")
     with hasty_sqlite():
         log_sweep(outputs)
     client = MlflowClient(store)

@@ -33,7 +33,7 @@ from omegaconf.resolvers import oc
 
 from gptbench.base.errors import UserError
 from gptbench.base.paths import conf_folder, shipped_folder
-from gptbench.config import Config, DeviceKind, MLflowConfig, explain, guard, load, refusal, register
+from gptbench.config import Config, DeviceConfig, DeviceKind, MLflowConfig, explain, guard, load, refusal, register
 from gptbench.config.guard import GuardedLoader, check_arguments, install
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.sweep import sweeper
@@ -749,10 +749,9 @@ def test_the_command_line_refuses_in_one_line(case: str, machine: Machine) -> No
 def test_no_secret_of_the_environment_and_no_password_reaches_the_record(machine: Machine, empty_store: Path) -> None:
     """A whole run of a hostile checkpoint, with MLflow's store: every file is searched, and what is printed."""
     from gptbench.device import Device
-    from gptbench.engine.compile_cache import device_config
     from gptbench.measure.environment import environment
 
-    device = Device(replace(device_config(0), kind=DeviceKind.cpu))
+    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
     roof = replace(made_result().roof, environment=environment(device, None))  # measuring it takes seconds
     (machine.folder / "outputs" / "roofs").mkdir(parents=True)
     shutil.copy(empty_store, machine.folder / "outputs" / "mlflow.db")

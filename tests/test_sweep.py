@@ -40,8 +40,8 @@ from tests.warm import Call, Warm, wait_for
 
 
 @pytest.fixture(scope="module")
-def begun(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return begin(warm, tmp_path_factory.mktemp("begun"))
+def begun(warm: Warm, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(warm, tmp_path_factory.mktemp("begun"), empty_store)
 
 
 @pytest.fixture
