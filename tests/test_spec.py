@@ -1,15 +1,17 @@
 """What layers a configuration stands for, that layers may differ, and what no layer may be yet."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 
+from gptbench.architecture import ARCHITECTURES, Architecture
 from gptbench.architecture.spec import (
     Activation,
     AttentionKind,
     FeedForwardKind,
+    LayerSpec,
     MixtureSpec,
     NormKind,
     NormPlaces,
@@ -26,6 +28,7 @@ from gptbench.engine.inductor import Inductor
 from gptbench.measure.traffic import traffic
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import refuse_unsupported
+from gptbench.quant import Unquantised
 from tests.models import DENSE, MIXED, MOE, QWEN, WINDOW, make_model, quantisation, run_config
 from tests.test_build import tensor_bytes
 from tests.test_traffic import FakeEngine
@@ -147,3 +150,29 @@ def test_engines_refuse_layers_that_differ_where_they_cannot() -> None:
     require_possible(replace(run_config(MIXED), engine=FUSED))
     assert hf.family(MIXED, 24) is None
     assert {"attention_pattern", "ffn_pattern"} <= hf.asked(MIXED, 24)
+
+
+def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own code runs it; engines that have an attention of their own refuse it by name."""
+    from gptbench.engine import hf
+    from gptbench.model import transformer
+    from tests.test_engines import FUSED
+
+    class Sinks(transformer.Attention):
+        SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = transformer.Attention.SUPPORTED | {"sinks": (True,)}
+
+    def layers(model: ModelConfig) -> tuple[LayerSpec, ...]:
+        specs = replace(model, architecture=None).layer_specs
+        return (changed(specs[0], "attention.sinks", True), *specs[1:])
+
+    monkeypatch.setitem(ARCHITECTURES, "SinkForCausalLM", Architecture("SinkForCausalLM", "sink", layers=layers))
+    model = replace(MOE, architecture="SinkForCausalLM")
+    with pytest.raises(ConfigError, match=r"layer\.attention\.sinks=True: expected False"):
+        on_meta(model, Unquantised(), torch.float32)
+    monkeypatch.setattr(transformer, "ATTENTIONS", [*transformer.ATTENTIONS, Sinks])
+    made = on_meta(model, Unquantised(), torch.float32)
+    assert [type(block.attention) for block in made.layers] == [Sinks, *[transformer.Attention] * (MOE.n_layers - 1)]
+    with pytest.raises(ConfigError, match="the kernels have no attention of its kind"):
+        require_possible(replace(run_config(model), engine=FUSED))
+    assert hf.family(MOE, 24) is not None
+    assert hf.family(model, 24) is None

@@ -1,7 +1,7 @@
 """What one layer of a model is, without torch: the model, its memory, its traffic and the engines are built from it.
 
 What is declared here may be more than the Transformer can compute; it refuses by name what it cannot
-(`gptbench.model.transformer.unsupported`).
+(`gptbench.model.transformer.refuse_unsupported`).
 """
 
 from dataclasses import dataclass
@@ -118,6 +118,11 @@ class AttentionSpec:
     """Whether something is added to what the output projection gives."""
     qk_norm: bool = False
     """Whether each head's query and key are normalised before they are turned."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what every engine has; of another kind only the model's own code is sure to be."""
+        return not self.sinks and not self.output_bias and self.rotary.kind is RotaryKind.half
 
     @property
     def rows(self) -> int:

@@ -141,6 +141,8 @@ class FusedConfig(EngineConfig):
             return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
         if batch > MOST_FUSED_SEQUENCES:
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
+        if not all(layer.attention.is_plain for layer in config.model.layer_specs):
+            return "another model: the kernels have no attention of its kind"
         if not config.quant.limits.fused:
             return f"another quant: the kernels have no functions for its weights (it is {config.quant.name})"
         return None

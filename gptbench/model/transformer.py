@@ -9,7 +9,7 @@ Jiang et al., 2023, arXiv:2310.06825. Qwen 2 (bias) and Qwen 3 (normalised heads
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,6 @@ LOGIT_SPREAD = 2.0
 """Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
 
 SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "attention.rotary.kind": (RotaryKind.half,),
-    "attention.sinks": (False,),
-    "attention.output_bias": (False,),
     "ffn.activation": (Activation.silu,),
     "ffn.bias": (False,),
     "ffn.router": (RouterKind.renormalised,),
@@ -48,7 +45,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "norm": (NormKind.rms,),
     "norms": (NormPlaces.before,),
 }
-"""Fields of a `LayerSpec`, and those of their values that the Transformer computes."""
+"""Fields of a `LayerSpec`, and those of their values that the Transformer computes. Those of its attention have a table
+of their own, for each kind: see `Attention`."""
 
 WINDOW_QUERIES = 1024
 """Queries of a prefill with a sliding window that are attended to at once: the mask of a window of 4096 takes 5 MB."""
@@ -99,10 +97,19 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention. Ainslie et al., 2023, arXiv:2305.13245.
 
+    Another one is a subclass in a file of its own: it says what it supports, and takes its place in `ATTENTIONS`.
+
     Args:
         layer: what it is a part of.
         depth: layers of the model.
     """
+
+    SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "rotary.kind": (RotaryKind.half,),
+        "sinks": (False,),
+        "output_bias": (False,),
+    }
+    """Fields of an `AttentionSpec`, and those of their values that it computes."""
 
     def __init__(self, layer: LayerSpec, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -129,14 +136,15 @@ class Attention(nn.Module):
         q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
         k_cache.index_copy_(2, positions, k)
         v_cache.index_copy_(2, positions, v)
-        if tokens > 1:  # prefill starts at position 0: all that there is to attend to is in k and v
-            if 0 < self.window < tokens:
-                y = attend_in_window(q, k, v, self.window)
-            else:
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        else:
-            y = self.attend_to_cache(q, positions, k_cache, v_cache)
+        # Prefill starts at position 0: all that there is to attend to is in k and v.
+        y = self.attend_to_prompt(q, k, v) if tokens > 1 else self.attend_to_cache(q, positions, k_cache, v_cache)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def attend_to_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries [B, H, T, K] over the keys and values [B, G, T, K] of a whole prompt: [B, H, T, K]."""
+        if 0 < self.window < q.shape[2]:
+            return attend_in_window(q, k, v, self.window)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
 
     def attend_to_cache(self, q: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One query for each head, q [B, H, 1, K], over keys and values [B, G, S, K]: [B, H, 1, K]. Softmax in
@@ -151,6 +159,10 @@ class Attention(nn.Module):
         """Whether the token at position `query` attends to the one at `key`; both broadcast."""
         seen = key <= query
         return seen & (key > query - self.window) if self.window else seen
+
+
+ATTENTIONS: list[type[Attention]] = [Attention]
+"""The kinds of attention: a layer has the first that supports what its spec says."""
 
 
 class FeedForward(nn.Module):
@@ -229,7 +241,7 @@ class Block(nn.Module):
         super().__init__()
         self.spec = spec
         self.attention_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
-        self.attention = Attention(spec, depth, dtype)
+        self.attention = attention_of(spec)(spec, depth, dtype)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
         if spec.mixture is not None:
             self.ffn: FeedForward | MixtureOfExperts = MixtureOfExperts(spec.mixture, spec.dim, depth, dtype)
@@ -348,14 +360,29 @@ def residual_std(depth: int, fan_in: int) -> float:
     return 2 * (fan_in * 2 * depth) ** -0.5
 
 
-def refuse_unsupported(spec: LayerSpec) -> None:
-    """Raises ConfigError for a layer that the Transformer does not compute."""
-    for path, allowed in SUPPORTED.items():
-        value: Any = spec
+def unsupported(spec: Any, supported: dict[str, tuple[Any, ...]]) -> tuple[str, Any, str] | None:
+    """The first field of a spec whose value is none of the supported ones, that value, and what was expected."""
+    for path, allowed in supported.items():
+        value = spec
         for name in path.split("."):
             value = getattr(value, name, allowed[0])  # only a mixture has a router
         if value not in allowed:
             expected = " or ".join(getattr(choice, "name", str(choice)) for choice in allowed)
-            raise ConfigError(f"layer.{path}", getattr(value, "name", value), f"{expected}: gptbench has no other")
+            return path, getattr(value, "name", value), f"{expected}: gptbench has no other"
+    return None
+
+
+def attention_of(spec: LayerSpec) -> type[Attention]:
+    """The kind that a layer has; where none supports it, the first, which says why not."""
+    found = (each for each in ATTENTIONS if unsupported(spec.attention, each.SUPPORTED) is None)
+    return next(found, ATTENTIONS[0])
+
+
+def refuse_unsupported(spec: LayerSpec) -> None:
+    """Raises ConfigError for a layer that the Transformer does not compute."""
+    own = {f"attention.{path}": allowed for path, allowed in attention_of(spec).SUPPORTED.items()}
+    if (found := unsupported(spec, own | SUPPORTED)) is not None:
+        path, value, expected = found
+        raise ConfigError(f"layer.{path}", value, expected)
     if (width := spec.attention.rotary.width) != spec.attention.head_dim:
         raise ConfigError("layer.attention.rotary.width", width, f"head_dim={spec.attention.head_dim}")
