@@ -9,7 +9,6 @@ from omegaconf.errors import OmegaConfBaseException
 from gptbench.base.errors import ConfigError, UserError
 from gptbench.config.completion import complete_model, expand_paths
 from gptbench.config.explanation import explain, no_such_field
-from gptbench.config.task import KernelsConfig
 from gptbench.config.tree import Config
 
 
@@ -54,7 +53,7 @@ def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
         raise ConfigError(missing[0], "???", "a value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    if not isinstance(config.task, KernelsConfig):  # which leaves out what cannot be, and says why
+    if config.task.RUNS_ENGINE:  # what runs none leaves out what cannot be, and says why
         require_possible(config)
     return config
 

@@ -13,11 +13,18 @@ class TaskConfig(Section):
 
     GROUP: ClassVar[str] = "task"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.task.Speed",)
+    RUNS_ENGINE: ClassVar[bool] = True
+    """Whether an engine is made, and so has to be one that can do the run."""
 
     breakdown: bool = False
     """Profile a few decode steps after the samples, and tell where the time of one goes, kernel by kernel."""
     energy: bool = False
     """Measure joules per token of prefill and decode after the samples, where the device counts them; takes seconds."""
+
+    @property
+    def is_speed_alone(self) -> bool:
+        """Whether no more is asked of an engine than to generate."""
+        return type(self) is TaskConfig and not self.breakdown and not self.energy
 
 
 @dataclass(kw_only=True)
@@ -45,6 +52,7 @@ class KernelsConfig(TaskConfig):
     """
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.task.Kernels",)
+    RUNS_ENGINE: ClassVar[bool] = False
 
     only: str | None = None
     """Measure only what has this in its name, from the beginning of a part on: `gemv`, `D4096/int8`; null is all."""

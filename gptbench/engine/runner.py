@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptbench.base.errors import ConfigError
 from gptbench.build import cache_length
-from gptbench.config import Config, EngineConfig, QualityConfig
+from gptbench.config import Config, EngineConfig
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.model import KeyValueCache, Transformer
@@ -63,8 +63,7 @@ class Runner:
         first (`EngineConfig.unsupported_reason`), before torch is imported."""
         if (reason := config.engine.unsupported_reason(config)) is not None:
             return reason
-        task = config.task
-        if not cls.BUILDS_MODEL and (isinstance(task, QualityConfig) or task.breakdown or task.energy):
+        if not cls.BUILDS_MODEL and not config.task.is_speed_alone:
             return "task=speed alone: of what runs elsewhere, no logits, kernels or prefill by itself are seen"
         return None
 

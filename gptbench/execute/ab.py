@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from gptbench.base.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.base.outputs import check_folder
 from gptbench.compare.ratio import of_pairs
-from gptbench.config import Config, KernelsConfig, load
+from gptbench.config import Config, load
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
@@ -101,7 +101,7 @@ def read(overrides: list[str], composed: DictConfig) -> Asked:
     asked = load(composed, overrides)
     check_folder("outputs", asked.outputs)
     task = asked.task
-    if isinstance(task, KernelsConfig) or task.name != "speed" or task.breakdown or task.energy:
+    if not task.is_speed_alone:
         raise ConfigError("task", task.name, "speed, without breakdown and energy: A and B are compared by speed alone")
     return Asked(overrides, asked, with_prompt(asked, make_tokenizer(asked.model)))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptbench.base.errors import BadResultError
 from gptbench.build import memory_need_of
-from gptbench.config import Config, KernelsConfig
+from gptbench.config import Config
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
@@ -42,7 +42,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
     devices = DeviceGroup.of(job.config.device)
     device = devices.own
     config, choice = job.config, None
-    if not isinstance(config.task, KernelsConfig):
+    if config.task.RUNS_ENGINE:
         config, choice = with_engine(config, device, observer.remark)
     attempt.identity = identity(config, devices)
     ledger = Ledger(job.outputs)
@@ -51,11 +51,11 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
             (attempt.path, attempt.record), attempt.found = before, True
             return
         ledger.note(attempt.identity, job.folder, job.started)
-        if isinstance(config.task, KernelsConfig):
+        if config.task.RUNS_ENGINE:
+            run_model(attempt, config, choice, devices, session, observer)
+        else:
             session.give_back()
             run_kernels(attempt, config, device, observer)
-        else:
-            run_model(attempt, config, choice, devices, session, observer)
 
 
 def run_model(

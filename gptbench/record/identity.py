@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import gptbench
-from gptbench.config import Config, KernelsConfig, Section, plugins
+from gptbench.config import Config, Section, plugins
 from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
@@ -55,7 +55,7 @@ def code_used(config: Config, device: Device) -> Any:
     Raises:
         UserError: the file with the tiles that were found cannot be read.
     """
-    if isinstance(config.task, KernelsConfig):
+    if not config.task.RUNS_ENGINE:
         return kernel_cases.tiles_used(config, device)
     engine: type[Runner] = target(config.engine)
     return engine.code_used(config, device)
