@@ -246,6 +246,10 @@ def test_every_listed_target_is_a_class_of_ours() -> None:
         assert isinstance(get_class(target), type)
 
 
+def test_a_target_of_an_earlier_version_is_what_it_is_called_now() -> None:
+    assert composed("task._target_=gptbench.measure.Speed").task._target_ == "gptbench.task.Speed"
+
+
 def test_every_group_has_a_target_of_its_own_list() -> None:
     config = composed()
     for entry in fields(Config):

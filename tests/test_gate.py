@@ -381,6 +381,19 @@ def test_a_row_of_a_later_version_takes_runs_of_an_older_one() -> None:
     assert Baseline(baseline_of(later)).row_of(steady()) is not None
 
 
+def test_a_row_of_an_earlier_version_takes_runs_of_this_one() -> None:
+    """Where tasks were called otherwise, and a width of heads that followed from the model's was recorded as 0."""
+    text = recorded_text(
+        "made", found(with_config(steady(), model={"head_dim": 0})), "gptbench gate --record made.yaml"
+    )
+    earlier = parse_baseline(text.replace("gptbench.task.Speed", "gptbench.measure.Speed"))
+    (row,) = earlier.rows.values()
+    assert (row.config["task"], row.config["model.head_dim"]) == ("gptbench.measure.Speed", 0)
+    model = steady().config["model"]
+    assert Baseline(earlier).row_of(with_config(steady(), model={"head_dim": model["dim"] // model["n_heads"]}))
+    assert Baseline(earlier).row_of(with_config(steady(), model={"head_dim": 2 * model["dim"]})) is None
+
+
 def test_targets_of_a_row_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     baseline = Baseline(baseline_of(steady()))
     result = steady(1.5)

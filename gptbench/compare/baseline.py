@@ -5,6 +5,7 @@ that is, as plain values by dotted field. A later gptbench may have fields that 
 to the row where these have their default, which is what the row was measured with.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -18,10 +19,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gptbench.base.errors import ConfigError, InputError, UserError
 from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.paths import conf_folder
-from gptbench.config import BaselineConfig, BaselineRow, Section, explain, shipped
+from gptbench.config import MOVED_TARGETS, BaselineConfig, BaselineRow, Section, explain, shipped
 from gptbench.config.refusal import read_section
 from gptbench.schema import Result
-from gptbench.schema.identity import measurement_of
+from gptbench.schema.identity import MEASURED, measurement_of
 from gptbench.schema.labels import shortened
 from gptbench.schema.metrics import metric_of
 
@@ -90,7 +91,19 @@ def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | No
 
 def belongs(values: dict[str, Any], row: BaselineRow) -> bool:
     """Whether a result that measured these values is a row's."""
-    return all(told(values, key) == told(row.config, key) for key in values | row.config)
+    now, recorded = upgraded(values), upgraded(row.config)
+    return all(told(now, key) == told(recorded, key) for key in now | recorded)
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The same as it is recorded now: see `gptbench.schema.record.upgrade_config`."""
+    now = values | {
+        group: MOVED_TARGETS.get(str(values[group]), values[group]) for group in MEASURED if group in values
+    }
+    if not now.get("model.head_dim"):
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+            now["model.head_dim"] = now["model.dim"] // now["model.n_heads"]
+    return now
 
 
 def told(values: dict[str, Any], key: str) -> Any:

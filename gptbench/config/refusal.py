@@ -12,7 +12,7 @@ from gptbench.base.address import unusable_address
 from gptbench.base.errors import ConfigError
 from gptbench.base.inputs import require_bounded_yaml
 from gptbench.base.redaction import HIDDEN, redacted
-from gptbench.config import Section
+from gptbench.config import MOVED_TARGETS, Section
 from gptbench.config.shapes import LAUNCHERS, LOGGING, NAME, RESERVED, SWEEPERS, check_plugin, check_shape, settings
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -136,7 +136,9 @@ def check_value(name: str, value: Any) -> None:
     key = name.rpartition(".")[2]
     if key in RESERVED and name not in ("hydra.launcher._target_", "hydra.sweeper._target_"):  # see `check_plugin`
         allowed = targets().get(name.removesuffix("._target_"), ())
-        if value not in allowed and not (allowed and value == "???"):  # which `load` refuses
+        if MOVED_TARGETS.get(str(value), value) not in allowed and not (
+            allowed and value == "???"
+        ):  # which `load` refuses
             raise ConfigError(name, value, allowed or "no such key: only sections of gptbench say what is built")
     if name in FOLDERS and redacted(value) != value:
         raise ConfigError(name, redacted(value), "a folder without a password or token in its name, which is recorded")
