@@ -204,6 +204,7 @@ def test_on_a_cpu_what_follows_the_last_product_draws() -> None:
 def test_names(name: str, part: str) -> None:
     assert part_of(Launch(name, 0.0, 1.0)) == part
     assert part_of(Launch(name, 0.0, 1.0, part="attention")) == "attention"
+    assert part_of(Launch(name, 0.0, 1.0, part="of a plugin's")) == "other"
 
 
 def test_without_a_breakdown_it_tells_what_bytes_tell_and_how_to_see_more() -> None:

@@ -132,16 +132,22 @@ class Step:
         return self.seconds.get(part, 0.0) / self.step_s
 
 
+PARTS = ("matrices", "attention", "sampling", "other")
+"""Of a step, those that kernels belong to."""
+
+
 def part_of(launch: Launch) -> str:
-    """As the engine has told, or else by the kernel's name."""
-    return launch.part or next((part for part, pattern in KERNELS if pattern.search(launch.name)), "other")
+    """As the engine has told, or else by the kernel's name; a part of another's is `other`."""
+    if launch.part is not None:
+        return launch.part if launch.part in PARTS else "other"
+    return next((part for part, pattern in KERNELS if pattern.search(launch.name)), "other")
 
 
 def parts_of(step: Breakdown, on_gpu: bool) -> dict[str, list[tuple[Launch, float]]]:
     """Each launch with its exclusive seconds, by part. Where the products with weights are generated, a library's are
     attention's. On a CPU, where all products are known by their names, whatever comes after the last of them draws the
     token."""
-    found: dict[str, list[tuple[Launch, float]]] = {"matrices": [], "attention": [], "sampling": [], "other": []}
+    found: dict[str, list[tuple[Launch, float]]] = {part: [] for part in PARTS}
     named = [part_of(launch) for launch in step.launches]
     if any(re.search(GENERATED, launch.name) for launch in step.launches):
         library = [re.search(LIBRARY, launch.name) is not None for launch in step.launches]
