@@ -21,6 +21,7 @@ from gptbench.base.errors import UserError
 from gptbench.base.paths import conf_folder
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, Tuning
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine import inductor as inductor_module
 from gptbench.engine.hf import peer
@@ -337,7 +338,7 @@ def test_a_machine_without_triton_compiles_for_its_processor(
     with pytest.raises(RuntimeError, match="as it is"), caches.blamed():
         raise RuntimeError("as it is")
     assert "triton" not in environment(cpu(), "given").libraries
-    assert len(identity(config, cpu())) == 16
+    assert len(identity(config, DeviceGroup((cpu(),)))) == 16
     with pytest.raises(UserError, match=r"^triton is not installed, of which gptbench uses triton\.knobs\.cache$"):
         caches.triton_folder()
     assert "triton is not installed" in (caches.lacking_for_kernels(inductor=False) or "")

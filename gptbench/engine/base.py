@@ -70,7 +70,7 @@ class Engine(Runner):
         self, config: EngineConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
     ) -> None:
         self.config, self.model, self.sampler, self.device = config, model, sampler, device
-        self.prompt_length, self.stop_tokens = prompt_length, frozenset(sampler.stops.tolist())
+        self.prompt_length = prompt_length
         self.batch, self.length = model.caches[0].batch, model.caches[0].length
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
@@ -87,6 +87,10 @@ class Engine(Runner):
         self.capture_s = 0.0
 
     BUILDS_MODEL: ClassVar[bool] = True
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        return frozenset(self.sampler.stops.tolist())
 
     @classmethod
     def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Engine":

@@ -36,7 +36,6 @@ class Runner:
         batch: B, sequences decoded at once.
         prompt_length: T, tokens of every prompt.
         length: S, positions of a cache that holds prompt and new tokens.
-        stop_tokens: token ids that end a row's answer.
         capture_s: seconds that CUDA graphs of our own have taken so far.
     """
 
@@ -47,7 +46,7 @@ class Runner:
         self.model, self.device = model, devices.own
         self.batch, self.prompt_length = config.workload.batch_size, len(config.workload.prompt)
         self.length = cache_length(config)
-        self.stop_tokens = frozenset(config.sampling.stop_tokens)
+        self.sampling = config.sampling
         self.capture_s = 0.0
         model.allocate(self.batch, self.length, torch.device("meta"))
 
@@ -101,6 +100,11 @@ class Runner:
             UserError: it cannot be read.
         """
         return None
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end a row's answer."""
+        return frozenset(self.sampling.stop_tokens)
 
     @property
     def tunes(self) -> bool:
