@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from gptbench.schema.files import load_record
+from gptbench.schema.metrics import METRICS
 from gptbench.schema.outcome import Outcome
 from gptbench.schema.result import Result
+from tests.hf import library_model, rewrite, store, stored
 from tests.sweeps import SHORT
 from tests.warm import ROOT, Warm
 
@@ -198,3 +200,37 @@ def test_a_format_of_ones_own_stores_the_weights(warm: Warm, tmp_path: Path) -> 
     code, call = warm.run(tmp_path, "--plugin", "tests.plugins.int4", "quant=int4", "--cfg", "job")
     assert code == 0, call.err
     assert "_target_: tests.plugins.int4.Int4" in call.out
+
+
+def test_a_family_of_models_has_its_architecture_its_codec_and_a_metric(warm: Warm, tmp_path: Path) -> None:
+    """Its checkpoint gives the tokens that a Llama of the same numbers gives."""
+    plain, mine = tmp_path / "plain", tmp_path / "mine"
+    library_model("llama").save_pretrained(plain)
+    outside = {"model.embed_tokens.weight": "in.weight", "lm_head.weight": "out.weight", "model.norm.weight": "norm"}
+    rounded, renamed = {}, {}
+    for name, tensor in stored(plain).items():
+        if name in outside:
+            rounded[name] = renamed[outside[name]] = tensor
+            continue
+        counts = (tensor * 64).round().int()
+        number, _, within = name.removeprefix("model.layers.").partition(".")
+        rounded[name] = counts / 64
+        renamed[f"h.{number}.mine.{within}.count"] = counts.T.contiguous() if counts.ndim == 2 else counts
+    shutil.copytree(plain, mine)
+    store(plain, rounded)
+    store(mine, renamed)
+    settings = {"quant_method": "steps", "step": 1 / 64}
+    rewrite(mine, architectures=["MineForCausalLM"], model_type="mine", quantization_config=settings)
+
+    named = ["--plugin", str(shutil.copy(PLUGINS / "family.py", tmp_path))]
+    common = [*RUN[1:], "engine=eager", "sampling.top_k=null"]
+    runs = [warm.run(tmp_path, *before, str(folder), *common) for before, folder in (((), plain), (named, mine))]
+    assert [code for code, _ in runs] == [0, 0], [call.err for _, call in runs]
+    expected, record = (Result.load(tmp_path / call.lines[0]["result"]) for _, call in runs)
+    assert record.samples[0].tokens == expected.samples[0].tokens
+    assert runs[1][1].lines[0]["worst_step_s"] == max(record.samples[0].step_s)
+    assert "worst step" in runs[1][1].err
+    assert "worst_step_s" not in METRICS, "nothing of it stays"
+    code, call = warm.run(tmp_path, str(mine), *common)
+    assert code == 2
+    assert 'architectures=["MineForCausalLM"]: expected one of' in call.err
