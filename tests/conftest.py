@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 import torch
 
@@ -55,11 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-def pytest_collection_finish() -> None:
+MODULES = 0
+"""How many there were when what was there was last set apart."""
+
+
+def pytest_runtest_setup() -> None:
     """Each job collects garbage several times. What is there before the tests, modules and every test, is none of
-    theirs: to search it would take most of their time."""
-    gc.collect()
-    gc.freeze()
+    theirs: to search it would take most of their time. So is what the first tests import."""
+    global MODULES
+    if len(sys.modules) > MODULES + 20:
+        gc.collect()
+        gc.freeze()
+        MODULES = len(sys.modules)
 
 
 @pytest.fixture
