@@ -45,6 +45,21 @@ def test_csv_has_overrides_metrics_with_all_their_digits_and_identity() -> None:
     assert rows[2]["decode_tokens_per_s"] == ""
 
 
+def test_thousands_of_rows_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = table(swept(5))
+    many = Export(whole.rows * 3000, whole.metrics)
+    asked = 0
+
+    def overrides(self: Export) -> list[str]:
+        nonlocal asked
+        asked += 1
+        return list(self.rows[0].overrides)
+
+    monkeypatch.setattr(Export, "overrides", property(overrides))
+    assert len(many.csv().splitlines()) == 3001
+    assert asked == 1
+
+
 def test_json_is_json() -> None:
     rows = json.loads(table(swept(5), failed()).json())
     assert rows[0]["overrides"] == {"sampling.top_k": "5"}

@@ -102,10 +102,11 @@ class Export:
         """Every column, values in the units of the record with all their digits; empty where a row has none."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*NAMES, *self.overrides, "status", *self.metrics, *ORIGIN])
+        keys = self.overrides  # once: it goes through all rows
+        writer.writerow([*NAMES, *keys, "status", *self.metrics, *ORIGIN])
         for each in self.rows:
             numbers = [repr(each.metrics[name]) if name in each.metrics else "" for name in self.metrics]
-            overrides = [each.overrides.get(key, "") for key in self.overrides]
+            overrides = [each.overrides.get(key, "") for key in keys]
             origin = [each.origin[key] for key in ORIGIN]
             writer.writerow([*each.names.values(), *overrides, each.status, *numbers, *origin])
         return text.getvalue()
@@ -113,7 +114,8 @@ class Export:
     def markdown(self) -> str:
         """A table for a pull request: units as people read them, and of names and origins only those that differ; what
         all rows share stands below."""
-        metrics = [name for name in self.metrics if name in self.known]
+        known = self.known
+        metrics = [name for name in self.metrics if name in known]
         failed = any(each.status != "recorded" for each in self.rows)
         named = {key: [each.names[key] for each in self.rows] for key in NAMES}
         named |= {key: [each.overrides.get(key, "") for each in self.rows] for key in self.overrides}
