@@ -288,7 +288,7 @@ def test_roof_of_a_gpu(tmp_path: Path) -> None:
     assert roof.environment.driver
     assert roof.environment.power_limit_w
     if "H200" in on.name:
-        assert 0.88 * 4800 < roof.gb_per_s < 4800, "cards reach 92 to 97% of the nominal rate; one read 4465 GB/s"
+        assert 0.88 * 4800 < roof.gb_per_s < 4800, "rates of cards differ: 4465 and 4663 GB/s were read"
     torch.cuda.synchronize()
     reserved, free = torch.cuda.memory_reserved(), on.free_memory()
     own = torch.cuda.get_rng_state()
