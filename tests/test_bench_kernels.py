@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -584,7 +585,7 @@ def test_a_models_kernels_on_a_gpu(model: ModelConfig, quant: str, batch: int, m
     # Tuning takes most of the time, and is tested in `test_on_a_gpu`.
     untuned = partial(compile_options, tuning=Tuning.none)
     monkeypatch.setattr(kernels, "compile_options", lambda cudagraphs, tuning: untuned(cudagraphs))
-    measured = list(Kernels(of.task, of, device("cuda")).measure(lambda _: None, lambda: None))
+    measured = list(Kernels(of.task, of, device("cuda")).measure(nullcontext))
     assert len(measured) == (11 if model.n_experts else 10)
     for kernel in measured:
         assert kernel.note is None
@@ -603,7 +604,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     on = device("cuda")
     of = replace(run_config(DENSE), task=task(sizes=[256, 384]))
     assert isinstance(of.task, KernelsConfig)
-    measured = list(Kernels(of.task, of, on).measure(lambda _: None, lambda: None))
+    measured = list(Kernels(of.task, of, on).measure(nullcontext))
     assert {kernel.name for kernel in measured} >= {"read_reduce", "gemv", "gather_gemv", "layer_norm"}
     for kernel in measured:
         assert kernel.note is None
