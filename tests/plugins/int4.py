@@ -40,7 +40,7 @@ class Int4(WeightFormat):
 
     def factors(self, *stored: Tensor) -> tuple[Tensor, Tensor | None]:
         words, scale = stored
-        halves = words.unsqueeze(-1) >> torch.tensor(SHIFTS, device=words.device, dtype=torch.int32) & 15
+        halves = torch.stack([words >> shift & 15 for shift in SHIFTS], -1)  # no constants of the host: it is captured
         groups = ((halves ^ 8) - 8).flatten(-2).unflatten(-1, (-1, GROUP))
         return (groups.float() * scale.float().unsqueeze(-1)).flatten(-2), None
 
