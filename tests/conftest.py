@@ -28,6 +28,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from gptbench.base import redaction
 from gptbench.base.paths import conf_folder
 from gptbench.config import register
 from gptbench.config.guard import install
@@ -68,6 +69,12 @@ def pytest_runtest_setup() -> None:
         gc.collect()
         gc.freeze()
         MODULES = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords that a test has given are no secrets of the next one's: one may be a word that its messages have."""
+    monkeypatch.setattr(redaction, "remembered", set())
 
 
 @pytest.fixture

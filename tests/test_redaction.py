@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
-from gptbench.base import redaction
 from gptbench.base.errors import ConfigError
 from gptbench.base.paths import shipped_folder
 from gptbench.base.redaction import redacted, redacted_message, redacted_text, remember
@@ -77,11 +76,6 @@ HARMLESS = (
     *("unexpected token: end", "password: null", "--model 5 --steps-per-token 5", "The bearer is here", "code=1"),
     "http%3A%2F%2Fhost",
 )
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "remembered", set())
 
 
 def test_every_form_of_a_secret_is_hidden_in_values() -> None:
