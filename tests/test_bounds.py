@@ -132,13 +132,17 @@ def test_cache_files_are_bounded(tmp_path: Path) -> None:
     with many:  # a list of files that are one and the same, which is all that is read of them
         many.writestr("triton/x", b"")
         many.filelist *= 100_000
+    bomb = zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED)
+    with bomb:
+        bomb.writestr("triton/x", bytes(2**20))
+        bomb.filelist *= 10_000
     for file, told in (
         (tmp_path / "fifo", "not a regular file"),
         (Path("/dev/zero"), "not a regular file"),
-        (tmp_path / "sparse", "undamaged"),
-        (tmp_path / "many", "lists 65535 files or more, and at most 50000"),
+        (tmp_path / "sparse", "bytes, and at most"),
+        (tmp_path / "many", "100,000 files: expected 50,000 at most"),
         (zipped(tmp_path / "group", manifest | {"triton/a/__grp__x.json": bytes(2**21)}), "expected 1,048,576 at most"),
-        (zipped(tmp_path / "bomb", manifest | {"triton/a/x": bytes(2**28)}), "bytes become 268,435,456"),
+        (tmp_path / "bomb", "10,485,760,000 bytes unpacked: expected 8,589,934,592 at most"),
     ):
         with at_once(), pytest.raises(UserError, match=told):
             compile_cache.load(file, place)

@@ -12,54 +12,57 @@ compilation does.
 import contextlib
 import datetime
 import json
-import mmap
 import os
 import platform
 import re
-import shutil
-import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 
 from gptbench import __version__
-from gptbench.base.errors import InputError, UserError
+from gptbench.base.errors import UserError
 from gptbench.base.inputs import open_regular
 from gptbench.config import DeviceConfig
-from gptbench.device import Device
+from gptbench.device import Device, cpu_name
 from gptbench.engine import caches
 from gptbench.private.torch import cache_folder, headers_folder
 from gptbench.private.triton import cache_folder as triton_folder
-from gptbench.private.triton import children_of, group_of, is_group
+from gptbench.private.triton import group_in, is_group
 from gptbench.schema.restore import restored
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
     from gptbench.engine.tiles import Tiles
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, TILES = "manifest.json", "tiles.json"
 MAX_FILES = 50_000
-"""Of a cache file: more than years of use leave."""
+"""In a cache file: more than years of use leave."""
+MAX_BYTES = 2**33
+"""Of a cache file, and of what it holds before compression."""
 MAX_JSON_BYTES = 2**20
 """Of the manifest, of the tiles, and of a group of Triton's: each takes a few hundred, or thousand."""
-MAX_RATIO = 200
-"""Between the size of files and their compressed size; compiled code has 3 to 10."""
-END = struct.Struct("<4s6xHI")
-"""Of the record with which a zip ends: how many files it lists, and in how many bytes."""
-END_BYTES = 2**16 + 22
-"""That record begins within so many from the end."""
-MUST_FIT = ("torch", "triton", "python", "platform", "device")
-"""What must be the same on both machines; else nothing of the file would be found, or it would not run."""
+COMPILED = re.compile(r"(inductor|headers|triton)(/(?!\.\.?(/|$))[\w.+-]+)+", re.ASCII)
+"""Names in a cache file of what was compiled. None leads out of its folder, on any system."""
+UNFINISHED = re.compile(r"/(locks|tmp\.[^/]*)/|\.(lock|tmp)$")
+"""Found in names of what a process uses while it compiles."""
+LIBRARY = re.compile(r"inductor/(?!triton/).*\.so")
+"""Names of what was compiled from C++ for the CPU. Triton's own libraries run on every CPU of the architecture."""
+MUST_FIT = ("format", "torch", "triton", "python", "platform", "device")
+"""Fields of the manifest that must be the same here; else nothing of the file would be found, or it would not run."""
+MAY_DIFFER = {
+    "cpu": "C++ is compiled again",
+    "torch_folder": "C++ is compiled again",
+    "threads": "C++ is found with that number of device.threads only",
+    "kernels": "tiles, and kernels that have changed, are of no use",
+}
+"""What comes of it where others differ; all but the last only if C++ was compiled."""
 DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 """What reading a zip raises if it is none, or is damaged, encrypted, or compressed in another way."""
-INSTRUCTION_SETS = ("sse", "ssse", "avx", "amx", "fma", "bmi", "f16c", "gfni", "asimd", "sve", "sme", "bf16", "i8mm")
-"""How the kernel's names of those begin which a compiler uses for numbers."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,14 @@ class Manifest:
     """Operating system and architecture."""
     device: str
     """The GPU and its compute capability, or the CPU."""
-    instructions: str
-    """Instruction sets of the CPU, as far as the system tells them; joined by spaces."""
+    cpu: str
+    """The CPU, and the instruction set that torch uses on it."""
     threads: int
     """CPU threads of one operation. C++ code is compiled for one number of them."""
     torch_folder: str
     """Where torch is installed. Part of the name of what was compiled from C++."""
     kernels: str | None
     """State of gptbench's kernels that the tiles belong to; None without Triton."""
-    cpp: bool = False
-    """Whether it holds libraries that were compiled from C++ for that CPU."""
     files: int = 0
     bytes: int = 0
     """Before compression."""
@@ -131,7 +132,7 @@ class Place:
             python=".".join(platform.python_version_tuple()[:2]),
             platform=f"{platform.system()} {platform.machine()}",
             device=name,
-            instructions=" ".join(instruction_sets()),
+            cpu=f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
             threads=torch.get_num_threads(),
             torch_folder=str(Path(torch.__file__).parent),
             kernels=kernels,
@@ -144,13 +145,6 @@ class Place:
         return Tiles.of(self.folders["tiles"], self.device)
 
 
-def instruction_sets(info: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Of the first processor; none where the system does not tell."""
-    text = info.read_text() if info.exists() else ""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)  # x86, Arm
-    return sorted(flag for flag in set(found[1].split()) if flag.startswith(INSTRUCTION_SETS)) if found else []
-
-
 def save(file: Path, outputs: Path) -> Manifest:
     """Writes a cache file, all of it or none.
 
@@ -158,22 +152,16 @@ def save(file: Path, outputs: Path) -> Manifest:
         outputs: folder that holds `tiles`.
 
     Raises:
-        UserError: the file is there already or cannot be written, or there is nothing to save.
+        UserError: the file is there already or cannot be written, or there is nothing to save, or too much.
     """
     if file.exists():
         raise UserError(f"{file}: is there already; remove it, or choose another name")
     place = Place(outputs)
-    members = dict(compiled(place))
+    members = compiled(place)
     tiles = place.tiles().as_json() if "tiles" in place.folders else {}
-    if len(members) > MAX_FILES:
-        raise UserError(
-            f"{file}: the caches hold {len(members)} files, and at most {MAX_FILES} can be loaded: empty them"
-        )
     if not members and not tiles:
         looked = ", ".join(str(folder) for name, folder in place.folders.items() if name != "headers")
         raise UserError(f"nothing to save: nothing was compiled or tuned yet in {looked}")
-    if cpp := any(map(is_library, members)):
-        members |= {f"headers/{path.name}": path for path in precompiled_headers(place)}
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
         with zipfile.ZipFile(new, "x", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
@@ -183,50 +171,48 @@ def save(file: Path, outputs: Path) -> Manifest:
             if tiles:
                 archive.writestr(TILES, json.dumps(tiles))
             held = archive.infolist()
-            size = sum(member.file_size for member in held)
-            told = asdict(place.manifest) | {"cpp": cpp, "files": len(held), "bytes": size}
-            archive.writestr(MANIFEST, json.dumps(told, indent=1))
+            manifest = replace(place.manifest, files=len(held), bytes=sum(member.file_size for member in held))
+            archive.writestr(MANIFEST, json.dumps(asdict(manifest), indent=1))
+            require_bounded(file, archive)
         new.replace(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error}") from error
     finally:
         with contextlib.suppress(OSError):  # as where its folder is none
             new.unlink(missing_ok=True)
-    return Manifest(**told)
+    return manifest
 
 
-def compiled(place: Place) -> Iterator[tuple[str, Path]]:
-    """Name in the file, and path, of all that was compiled."""
-    apart = {folder.resolve() for folder in place.folders.values()}  # one folder may lie in another
-    for name in ("inductor", "triton"):
-        if (top := place.folders.get(name)) is None:
-            continue
-        for folder, inner, files in os.walk(top):
-            inner[:] = (one for one in inner if one != "locks" and not one.startswith("tmp."))
-            inner[:] = (one for one in inner if Path(folder, one).resolve() not in apart)
-            for path in (Path(folder, one) for one in files):
-                if path.suffix not in (".lock", ".tmp") and path.is_file() and not path.is_symlink():
-                    yield f"{name}/{path.relative_to(top).as_posix()}", path
+def compiled(place: Place) -> dict[str, Path]:
+    """Path, by name in the file, of all that was compiled.
+
+    Even where all libraries are found, torch 2.13 compiles its header for C++ if it is not there, for 10 s. It looks
+    for it in one folder only, whose other headers belong to other installations.
+    """
+    found: dict[Path, str] = {}
+    # One folder may lie in another: what lies in both is of the inner one, which has more parts.
+    for top, folder in sorted(place.folders.items(), key=lambda item: len(item[1].resolve().parts)):
+        for path in (Path(inner, name) for inner, _, names in os.walk(folder) for name in names):
+            if path.is_file() and not path.is_symlink():
+                found[path.resolve()] = f"{top}/{path.relative_to(folder).as_posix()}"
+    members = {name: path for path, name in found.items() if COMPILED.fullmatch(name) and not UNFINISHED.search(name)}
+    ours = f"{place.manifest.torch_folder}/".encode() if any(map(LIBRARY.fullmatch, members)) else None
+    for name, path in list(members.items()):
+        if name.startswith("headers/") and (ours is None or (path.suffix != ".h" and ours not in path.read_bytes())):
+            del members[name]
+    return members
 
 
-def precompiled_headers(place: Place) -> Iterator[Path]:
-    """Of this torch. Even where all libraries are found, torch 2.13 compiles its header if it is not there, for 10 s,
-    and it looks for it in one folder only, whose other headers belong to other installations."""
-    ours = re.compile(rb"(?<![\w./-])" + re.escape(f"{place.manifest.torch_folder}/".encode()))
-    for header in sorted(place.folders["headers"].glob("*.h")):
-        for path in header.parent.glob(f"{header.name}.?ch"):
-            with (
-                contextlib.suppress(OSError, ValueError),  # ValueError: the file is empty
-                path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                if ours.search(content):
-                    yield from (header, path)
-
-
-def is_library(name: str) -> bool:
-    """Compiled from C++ for the CPU: Triton's own libraries run on every CPU of the architecture."""
-    return name.startswith("inductor/") and not name.startswith("inductor/triton/") and name.endswith(".so")
+def require_bounded(file: Path, archive: zipfile.ZipFile) -> None:
+    """Raises UserError where a cache file, or a part of it that is parsed, holds more than is loaded."""
+    sizes = [(member.filename, member.file_size) for member in archive.infolist()]
+    size = sum(size for _, size in sizes)
+    limits = [("", len(sizes), MAX_FILES, "files"), ("", size, MAX_BYTES, "bytes unpacked")]
+    parsed = [(name, size) for name, size in sizes if name in (MANIFEST, TILES) or is_group(name)]
+    limits += [(f"{name}: ", size, MAX_JSON_BYTES, "bytes") for name, size in parsed]
+    for name, number, most, of in limits:
+        if number > most:
+            raise UserError(f"{file}: {name}{number:,} {of}: expected {most:,} at most")
 
 
 @dataclass
@@ -250,19 +236,16 @@ def load(file: Path, place: Place) -> Loaded:
             write where it must not; then nothing is written. Or the caches cannot be written.
     """
     try:
-        with open_few_files(file) as content, zipfile.ZipFile(content) as archive:
-            manifest = read_manifest(file, small(file, archive, MANIFEST))
-            require_fit(file, manifest, place.manifest)
-            members = safe_members(file, archive)
-            if len(members) != manifest.files:
-                raise UserError(f"{file}: files={len(members)}: expected {manifest.files}, as its manifest says")
-            free = shutil.disk_usage(place.folders["inductor"]).free
-            if (size := sum(member.file_size for member in members)) > free:
-                raise UserError(f"{file}: needs {size / 1e9:.1f} GB of disk: {free / 1e9:.1f} GB are free")
+        with open_regular(file, MAX_BYTES) as content, zipfile.ZipFile(content) as archive:
+            require_bounded(file, archive)
+            manifest = read_manifest(file, archive.read(MANIFEST), place.manifest)
+            for name in archive.namelist():
+                if not COMPILED.fullmatch(name) and name not in (MANIFEST, TILES):
+                    raise UserError(f"{file}: {name!r}: expected files in the caches' folders only")
             if (bad := archive.testzip()) is not None:
                 raise UserError(f"{file}: is damaged: {bad}")
             try:
-                return add(file, archive, [member.filename for member in members], manifest, place)
+                return add(file, archive, manifest, place)
             except OSError as error:
                 raise UserError(f"the caches cannot be written: {error}") from error
     except UserError:
@@ -271,120 +254,47 @@ def load(file: Path, place: Place) -> Loaded:
         raise UserError(f"{file}: expected what `gptbench cache save` writes, undamaged: {error}") from error
 
 
-def open_few_files(file: Path) -> BinaryIO:
-    """Opens what may be a zip. Raises UserError for one whose list of files alone would take minutes to read."""
-    content = open_regular(file)
-    content.seek(max(0, content.seek(0, os.SEEK_END) - END_BYTES))
-    end = content.read(END_BYTES)
-    content.seek(0)
-    record = end[end.rfind(b"PK\x05\x06") :][: END.size]
-    if len(record) == END.size:
-        _, files, listed = END.unpack(record)
-        if files > MAX_FILES + 1 or listed > 2**10 * MAX_FILES:  # of more than 65,534, the number is elsewhere
-            content.close()
-            raise UserError(f"{file}: lists {files} files or more, and at most {MAX_FILES} are loaded")
-    return content
-
-
-def read_manifest(file: Path, content: bytes) -> Manifest:
-    """Raises UserError if it is none of this format."""
+def read_manifest(file: Path, content: bytes, here: Manifest) -> Manifest:
+    """Raises UserError if it is none, or if compiled code from there would not be found here, or would not run."""
     told = json.loads(content)
-    if isinstance(told, dict) and told.get("format") != FORMAT:
-        raise UserError(f"{file}: format={told.get('format')}: expected {FORMAT}, as gptbench {__version__} reads")
-    try:
-        return restored(Manifest, told)
-    except InputError as error:
-        raise UserError(f"{file}: {MANIFEST}: {error}") from error
-
-
-def small(file: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file that takes little. Raises UserError if it is large, and what reading a zip raises."""
-    if (size := archive.getinfo(name).file_size) > MAX_JSON_BYTES:
-        raise UserError(f"{file}: {name}: {size:,} bytes: expected {MAX_JSON_BYTES:,} at most")
-    return archive.read(name)
-
-
-def require_fit(file: Path, manifest: Manifest, here: Manifest) -> None:
-    """Raises UserError if compiled code from there would not be found here, or would not run."""
+    there = told if isinstance(told, dict) else {}
     wrong = [
-        f"{name}={getattr(manifest, name)}: expected {getattr(here, name)}, as on this machine"
+        f"{file}: {name}={there.get(name)}: expected {getattr(here, name)}, as on this machine"
         for name in MUST_FIT
-        if getattr(manifest, name) != getattr(here, name)
+        if there.get(name) != getattr(here, name)
     ]
-    lacking = sorted({*manifest.instructions.split()} - {*here.instructions.split()})
-    if manifest.cpp and lacking:
-        wrong += [f"instructions={' '.join(lacking)}: this CPU lacks them, and C++ was compiled for them"]
     if wrong:
-        raise UserError("\n".join(f"{file}: {reason}" for reason in wrong))
+        raise UserError("\n".join(wrong))
+    return restored(Manifest, told, f"{file}: {MANIFEST}")
 
 
-def safe_members(file: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """All but the manifest. Raises UserError if one is not a plain file in one of the folders, or is too large."""
-    members = [member for member in archive.infolist() if member.filename != MANIFEST]
-    for member in members:
-        top, *parts = member.orig_filename.split("/")  # the other name ends at the first NUL
-        known = (top in ("inductor", "headers", "triton") and parts) or member.orig_filename == TILES
-        if (
-            not known
-            or any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts)
-            or Path("folder", *parts).parts != ("folder", *parts)  # a drive's letter goes elsewhere
-            or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG)
-        ):
-            raise UserError(f"{file}: {member.orig_filename!r}: expected plain files in the caches' folders only")
-        if is_group(member.filename) or member.filename == TILES:
-            small(file, archive, member.filename)
-    expanded, packed = sum(one.file_size for one in members), sum(one.compress_size for one in members)
-    if expanded > MAX_RATIO * packed + MAX_JSON_BYTES:
-        raise UserError(f"{file}: {packed:,} bytes become {expanded:,}: expected {MAX_RATIO} times as many at most")
-    if len({member.filename for member in members}) != len(members):
-        raise UserError(f"{file}: holds two files of the same name")
-    return members
-
-
-def add(file: Path, archive: zipfile.ZipFile, names: list[str], manifest: Manifest, place: Place) -> Loaded:
+def add(file: Path, archive: zipfile.ZipFile, manifest: Manifest, place: Place) -> Loaded:
     """Writes what is not here yet: groups last, so that none is ever there before its files."""
-    loaded = Loaded(manifest, {}, 0, notes(manifest, place.manifest))
-    if TILES in names and manifest.kernels == place.manifest.kernels and "tiles" in place.folders:
-        from gptbench.engine.tiles import parsed  # needs Triton
-
-        if added := place.tiles().merge(file / TILES, parsed(file / TILES, archive.read(TILES))):
-            loaded.added["tiles"] = added
+    names = [name for name in archive.namelist() if name not in (MANIFEST, TILES)]
+    here, loaded, cpp = place.manifest, Loaded(manifest, {}, 0, []), any(map(LIBRARY.fullmatch, names))
+    for name, effect in MAY_DIFFER.items():
+        if (then := getattr(manifest, name)) != (now := getattr(here, name)) and (cpp or name == "kernels"):
+            loaded.notes.append(f"{name}={then} there, {now} here: {effect}")
+    if TILES in archive.namelist() and "tiles" in place.folders and manifest.kernels == here.kernels:
+        added = place.tiles().merge(file / TILES, archive.read(TILES))
+        loaded.added |= {"tiles": added} if added else {}
     for name in sorted(names, key=is_group):
         top, _, below = name.partition("/")
-        if top not in place.folders or not below:
-            continue
+        if top not in place.folders or (LIBRARY.fullmatch(name) and manifest.cpu != here.cpu):
+            continue  # it may use instructions that are not here
         target = place.folders[top] / below
         if target.exists():
             loaded.kept += 1
             continue
-        group = None
-        if is_group(name):
-            children = children_of(archive.read(name))
-            if children is None or not all((target.parent / child).is_file() for child in children.values()):
-                continue  # Triton would look for what is not there
-            group = group_of(children, target.parent)
+        content = archive.read(name)
+        if is_group(name) and (content := group_in(target.parent, content)) is None:
+            continue  # Triton would look for what is not there
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            with archive.open(name) as source, new.open("wb") as copy:
-                copy.write(group) if group is not None else shutil.copyfileobj(source, copy)
+            new.write_bytes(content)
             new.replace(target)
         finally:
             new.unlink(missing_ok=True)
         loaded.added[top] = loaded.added.get(top, 0) + 1
     return loaded
-
-
-def notes(there: Manifest, here: Manifest) -> list[str]:
-    """What will not be found, and why."""
-    found = []
-    if there.cpp and there.torch_folder != here.torch_folder:
-        told = f"torch lies in {here.torch_folder} here, and in {there.torch_folder} there"
-        found += [f"C++ will be compiled again: {told}"]
-    if there.cpp and there.threads != here.threads:
-        told = f"for {there.threads} threads by default, {here.threads} here"
-        found += [f"Graphs for the CPU are found with the same device.threads only: they were compiled {told}"]
-    if there.kernels != here.kernels:
-        told = f"{there.kernels} there, {here.kernels} here"
-        found += [f"Tiles, and kernels that have changed, are of no use: the kernels' state is {told}"]
-    return found

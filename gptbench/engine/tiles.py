@@ -140,15 +140,17 @@ class Tiles:
         with self.locked():
             self.found[str(use)], self.cards[str(use)] = tile, self.card
 
-    def merge(self, path: Path, kept: dict[str, dict[str, Any]]) -> int:
+    def merge(self, path: Path, content: bytes) -> int:
         """Adds tiles from elsewhere for uses that have none here; returns how many.
 
         Args:
             path: where they are from, for errors.
+            content: a file of tiles.
 
         Raises:
-            UserError: one of them is no tile.
+            UserError: it is none.
         """
+        kept = parsed(path, content)
         with self.locked():
             before = dict(self.found), dict(self.cards)
             self.add(path, kept)

@@ -3,7 +3,7 @@
 - ``knobs.compilation.listener`` is called for each kernel that is compiled or found in a cache, with ``times`` and
   ``cache_hit`` (`compile_switches`).
 - ``knobs.cache.dir`` is the folder of its cache (`cache_folder`), in which ``__grp__NAME.json`` lists the files of one
-  kernel by whole paths under ``child_paths``; what no such file lists is compiled again (`groups_in`, `children_of`).
+  kernel by whole paths under ``child_paths``; what no such file lists is compiled again (`groups_in`, `group_in`).
 
 Kernels themselves (`gptbench.kernels`, which imports nothing of gptbench) rely on ``knobs.runtime.interpret``,
 ``AsyncCompileMode`` and the launch option ``launch_pdl`` with its ``gdc_`` instructions.
@@ -51,15 +51,11 @@ def is_group(name: str) -> bool:
     return name.rpartition("/")[2].startswith(GROUP)
 
 
-def children_of(content: bytes) -> dict[str, str] | None:
-    """Names of a group's files, without their folder; None if it is not a group."""
+def group_in(folder: Path, content: bytes) -> bytes | None:
+    """A group's content with its files in a folder; None if it is no group, or one of its files is not there."""
     try:
-        return {key: Path(path).name for key, path in json.loads(content)["child_paths"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        paths = {key: folder / Path(path).name for key, path in json.loads(content)["child_paths"].items()}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
-
-
-def group_of(children: dict[str, str], folder: Path | None = None) -> bytes:
-    """A group's content, with its files in a folder, or without any."""
-    paths = {key: name if folder is None else str(folder / name) for key, name in children.items()}
-    return json.dumps({"child_paths": paths}).encode()
+    found = {key: str(path) for key, path in paths.items() if path.is_file()}
+    return json.dumps({"child_paths": found}).encode() if found.keys() == paths.keys() else None
