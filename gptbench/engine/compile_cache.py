@@ -286,8 +286,8 @@ def add(file: Path, archive: zipfile.ZipFile, manifest: Manifest, place: Place) 
         if target.exists():
             loaded.kept += 1
             continue
-        content = archive.read(name)
-        if is_group(name) and (content := group_in(target.parent, content)) is None:
+        content = group_in(target.parent, archive.read(name)) if is_group(name) else archive.read(name)
+        if content is None:
             continue  # Triton would look for what is not there
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
