@@ -15,7 +15,7 @@ from gptbench.compare.explain import Explanation, explain
 from gptbench.compare.step import part_of
 from gptbench.schema import Failure, Result
 from gptbench.schema.breakdown import Breakdown, Launch
-from gptbench.schema.machine import DeviceState
+from gptbench.schema.machine import DeviceState, Probe
 
 FUSED = {"_target_": "gptbench.engine.fused.Fused", "name": "fused", "overlap": True, "tune": False}
 EAGER = {"_target_": "gptbench.engine.Eager", "name": "eager"}
@@ -126,6 +126,29 @@ def test_the_limit() -> None:
     assert told.tokens_per_s == pytest.approx(100)
     assert told.mbu == pytest.approx(told.tokens_per_s / told.most_tokens_per_s)
     assert "6.005 GB" in told.limit and "its engine moves" not in told.limit and "MBU 60.1%" in told.limit
+
+
+def test_what_binds_is_said_as_far_as_the_record_shows_it() -> None:
+    whole = run(KERNELS, gap_s=0.1e-3)
+    assert explain(whole).binding == (
+        "60.1% of the memory limit (100 of at most 166.5 tokens/s): most of a step is memory bandwidth (55%), then "
+        "what kernels over weights take beyond reading them: ramp-up, drain, launch gaps, arithmetic (34%)"
+    )
+    launches: list[tuple[str, float, int | None]] = [("nvjet_tst_64x8", 2e-3, None), ("vectorized", 1e-3, None)]
+    hosts = explain(run(launches, gap_s=7e-3, step_s=10e-3, engine=EAGER, weights=10**9))
+    assert "most of a step is host overhead: gaps in which nothing runs (70%), then " in hosts.binding
+    more = "task.breakdown=true shows what takes the time"
+    assert explain(run()).binding.endswith(f"most of a step is memory bandwidth (60%); of the rest, {more}")
+    slow, short = explain(run(weights=10**8, kv=1)), explain(run(weights=10**6, step_s=100e-6, kv=1))
+    assert slow.binding.endswith(f"memory bandwidth does not bind (100 µs of a step of 10 ms); {more}")
+    assert short.binding.endswith(
+        f"the step is too short for memory bandwidth to bind (1 µs of a step of 100 µs); {more}"
+    )
+    near = run(weights=int(9.5 * 10**9))
+    assert "memory bandwidth binds, and hardly anything but fewer bytes" in explain(near).binding
+    busy = replace(near, probes=[Probe("after", 500.0, 0, [], "")])
+    assert "busy with something else" in explain(busy).binding and "binds, and" not in explain(busy).binding
+    assert "faster than the read roof" in explain(run(weights=2 * 10**10)).binding
 
 
 def test_gaps_between_kernels_that_the_host_launches_are_the_hosts() -> None:

@@ -309,7 +309,7 @@ def test_percentiles_by_the_old_definition_are_held_against_nothing(
     assert not [target for target in Baseline(old).targets(steady()) if target.startswith("tpot")]
     (tmp_path / "old.yaml").write_text(text.replace("schema_version: 2\n", ""))
     assert gate_command(["--baseline", str(tmp_path / "old.yaml"), str(steady().save(tmp_path / "run"))]) == 0
-    assert f"{ROW} tpot_p99_s: not compared: recorded as the median" in capsys.readouterr().err
+    assert f"{ROW}, TPOT p99: not compared: recorded as the median" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="schema_version=3: expected 1 or 2"):
         parse_baseline(text.replace("schema_version: 2\n", "schema_version: 3\n"))
     assert read_baseline("h100").schema_version == 1
@@ -556,7 +556,7 @@ def test_command_on_recorded_runs(tmp_path: Path, save: Save, capsys: pytest.Cap
     assert line(capsys)["gate"] == "passed"
     assert gate_command(["--baseline", file, save("slow", steady(1.2))]) == 1
     printed = capsys.readouterr()
-    assert "tpot_p50_s: slower: 19.9" in printed.err
+    assert "TPOT p50: slower: 19.9" in printed.err
     told = json.loads(printed.out.splitlines()[-1])
     assert told["gate"] == "failed" and [one["metric"] for one in told["failed"]][:2] == [
         "decode_tokens_per_s",
@@ -711,8 +711,8 @@ def test_what_too_few_runs_cannot_tell_is_told(
         measures(monkeypatch, 1.0)
         assert gate_command(["--baseline", file, *arguments]) == code
         printed = capsys.readouterr()
-        assert f"{ROW} tpot_p50_s: undecided: up to 9.45% faster or 10.5% slower is possible" in printed.err
-        assert f"{ROW} decode_tokens_per_s: undecided: up to 9.47% slower or 10.4% faster is possible" in printed.err
+        assert f"{ROW}, TPOT p50: undecided: up to 9.45% faster or 10.5% slower is possible" in printed.err
+        assert f"{ROW}, decode: undecided: up to 9.47% slower or 10.4% faster is possible" in printed.err
         assert printed.err.endswith("nothing is worse beyond noise; 4 metrics undecided\n")
         told = json.loads(printed.out.splitlines()[-1])
         assert told["gate"] == ("failed" if code else "passed") and told["failed"] == []

@@ -78,6 +78,13 @@ def test_a_registered_metric_is_wherever_it_says(
     assert toy.name in [check.metric for check in gate(baseline, [b, b]).failed]
 
 
+def test_every_meaning_can_be_read_alone() -> None:
+    for one in METRICS.values():
+        assert len(one.meaning) > 30 and one.meaning.endswith("."), one.name
+        assert not [name for name in METRICS if "_" in name and name in one.meaning.split()], one.name
+    assert len({one.meaning for one in METRICS.values()}) == len(METRICS)
+
+
 def test_a_name_is_registered_once() -> None:
     before = list(METRICS.values())
     with pytest.raises(UserError, match="metric=mbu: expected a name of its own, and there is such a metric already"):

@@ -114,7 +114,7 @@ def test_summary_has_the_numbers_of_each_run() -> None:
     assert first["limit (tokens/s)"] == number(4000 / numbers["gb_per_step"])
     assert first["MBU (%)"] == number(numbers["mbu"] * 100)
     assert first["TPOT p99 (ms)"] == number(numbers["tpot_p99_s"] * 1e3)
-    assert (first["compile cold (s)"], first["compile warm (s)"]) == ("20", "3")
+    assert (first["cold compile (s)"], first["warm compile (s)"]) == ("20", "3")
     assert (first["perplexity"], second["perplexity"]) == ("12", "")
     assert (first["decode energy (J/token)"], second["decode energy (J/token)"]) == ("0.5", "")
     assert first["valid samples"] == "2 of 3"

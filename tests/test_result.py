@@ -17,7 +17,7 @@ from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import DeviceState
-from gptbench.schema.metrics import METRICS
+from gptbench.schema.metrics import HEADLINE, METRICS, STEP
 from gptbench.schema.quality import Predictions
 from gptbench.schema.record import SCHEMA_VERSION
 from gptbench.schema.sample import Sample, Traffic
@@ -323,6 +323,26 @@ def test_the_terminal_shows_percentiles_with_their_interval(capsys: pytest.Captu
     assert "too few samples" in capsys.readouterr().err
 
 
+def test_the_table_begins_with_what_matters_and_has_gpt_fasts_figures_only_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = made_result()
+    own = {one.label for one in METRICS.values() if one.gpt_fast is not None}
+    for group, name, asked in (
+        ("workload", "default", False),
+        ("workload", "seed", True),
+        ("engine", "gpt_fast", True),
+    ):
+        show_result(with_config(result, **{group: {"name": name}}), BASELINE)
+        told = capsys.readouterr().err
+        rows = [line.split("│")[1].strip() for line in told.splitlines() if line.startswith("│")]
+        first = ["decode", "TPOT p50", "TPOT p99", "TTFT", "MBU", "decode bandwidth", "read roof", "peak memory"]
+        assert rows[: len(first)] == first
+        assert own & set(rows) == (own if asked else set())
+        assert f"TPOT p99: {METRICS['tpot_p99_s'].meaning}" in told
+        assert "0.1% of the memory limit (90.31 of at most" in told
+
+
 def test_compile_times_stand_under_the_state_of_the_cache() -> None:
     first = Compilation(cache="cold", process="first", prepare_s=20.0, later_s=1.0, first_generation_s=2.0)
     second = Compilation(cache="warm", process="second", prepare_s=4.0)
@@ -381,7 +401,7 @@ def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.C
     assert BASELINE.targets(replace(result, prompt=[1])) == {}
     show_result(result, BASELINE)
     table = capsys.readouterr().err
-    row = next(line for line in table.splitlines() if "gpt_fast's rate" in line)
+    row = next(line for line in table.splitlines() if "gpt_fast tokens/s" in line)
     assert row.split("│")[-2].strip() == "94"
     assert "an A100" in table
 
@@ -430,5 +450,5 @@ def test_the_readme_shows_what_is_recorded_and_printed() -> None:
     assert f"`schema_version` is {SCHEMA_VERSION};" in text
     example = text.partition("## What it looks like")[2].partition("\n## ")[0]
     rows = [line.split("│")[1].strip() for line in example.splitlines() if line.startswith("│")]
-    assert rows[: len(SAMPLED)] == [METRICS[name].label for name in SAMPLED]
+    assert rows[:2] == [METRICS[name].label for name in (HEADLINE, STEP)]
     assert "a decode step needs " in example

@@ -46,6 +46,7 @@ def show_explanation(told: Explanation) -> None:
     """The limit, the parts as a table, and what would help."""
     console.print(told.title, markup=False, style="bold")
     console.print(told.limit, markup=False)
+    console.print(told.binding, markup=False, style="bold")
     if told.parts:
         table = Table(title="where a decode step's time goes", title_justify="left")
         for name in ("part", "µs", "% of the step", "what"):
@@ -81,6 +82,7 @@ def line_of(told: Explanation, path: Path) -> dict[str, Any]:
         "mbu": told.mbu,
         "tokens_per_s": told.tokens_per_s,
         "most_tokens_per_s": told.most_tokens_per_s,
+        "binding": told.binding,
         "profiled_step_s": told.profiled_s,
         "parts": {part.name: part.seconds for part in told.parts} or None,
         "beyond_steps_s": told.beyond_s,

@@ -195,7 +195,7 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
         console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
         if check.told and (check.failed or check.undecided or check.verdict is None):
-            where = check.row if check.metric is None else f"{check.row} {check.metric}"
+            where = check.row if check.metric is None else f"{check.row}, {metric_of(check.metric).label}"
             console.warn(f"{where}: {check.told}", "red" if check.failed else "yellow")
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
     if held.undecided:
@@ -223,4 +223,13 @@ def cells(check: Check) -> Sequence[str]:
     outcome = "not compared" if check.verdict is None else check.verdict.value
     colour = None if check.verdict is None else COLOUR.get(check.verdict)
     verdict = f"[{colour}]{outcome}[/]" if colour else outcome
-    return [escape(check.row), escape(check.metric or ""), *values, metric.unit, ratio, interval, verdict, check.of]
+    return [
+        escape(check.row),
+        escape(metric.label if check.metric else ""),
+        *values,
+        metric.unit,
+        ratio,
+        interval,
+        verdict,
+        check.of,
+    ]

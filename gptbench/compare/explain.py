@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gptbench.base.numbers import giga, micro
+from gptbench.base.numbers import giga, micro, number
 from gptbench.compare.advice import (
     LEAST_HOST,
     NEAR_THE_ROOF,
@@ -40,6 +40,11 @@ from gptbench.schema.statistics import valid_samples
 
 MIN_MOVED = 0.01
 """Share of a step's bytes from which on it is said that more are moved."""
+HALF = 0.5
+"""Share of a step from which on a part is called most of it."""
+SHORT_STEP_S = 200e-6
+"""Of a step that is called too short for bandwidth to bind it: launches of kernels and waiting for the host take so
+much by themselves."""
 STEADY_CLOCK = 0.05
 """Difference between the highest and the lowest clock of the samples, from which on it is told."""
 
@@ -58,6 +63,8 @@ class Explanation:
     most_tokens_per_s: float
     limit: str
     """The same in a sentence."""
+    binding: str
+    """See `binding`."""
     parts: list[Part] = field(default_factory=list)
     """Which add up to `step_s`; empty without a breakdown."""
     profiled_s: float | None = None
@@ -93,6 +100,7 @@ def explain(result: Result) -> Explanation:
         limit=f"A decode step takes {micro(step.step_s)} and needs {giga(step.weights + step.kv)}{more_moved(step)}; "
         f"at the read roof of {result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
         f"{told[HEADLINE]:.4g} tokens/s of at most {most:.4g}.",
+        binding=binding(step),
         parts=[] if found is None else list(partition(step)),
         profiled_s=None if found is None else found.step_s,
         beyond_s=beyond(result),
@@ -100,6 +108,48 @@ def explain(result: Result) -> Explanation:
         advice=[one for each in faster for one in each],
         more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
     )
+
+
+def binding(step: Step) -> str:
+    """How far a run is from the limit of its device's memory, and what binds it, as far as its record shows that."""
+    most = step.step_tokens / step.least_s
+    rates = f"{number(step.told[HEADLINE])} of at most {number(most)} tokens/s"
+    return f"{step.told['mbu']:.1%} of the memory limit ({rates}): {'; '.join(binds(step))}"
+
+
+def binds(step: Step) -> Iterator[str]:
+    """What makes a step as long as it is. Without a breakdown that is said of memory bandwidth alone."""
+    mbu, told_more = step.told["mbu"], "task.breakdown=true shows what takes the time"
+    if step.result.busy_kinds().get("speed"):
+        yield "the machine was busy with something else, so what binds this run on a quiet one is not known"
+    elif mbu > 1:
+        yield "faster than the read roof, so that has to be measured again (device.measure_roof=true)"
+    elif mbu >= NEAR_THE_ROOF:
+        yield "memory bandwidth binds, and hardly anything but fewer bytes per step can help"
+    elif step.seconds:
+        first, second = sorted(partition(step), key=lambda part: -part.seconds)[:2]
+        what = "most" if first.seconds > HALF * step.step_s else "the largest part"
+        shares = [f"{NAMED[part.name]} ({part.seconds / step.step_s:.0%})" for part in (first, second)]
+        yield f"{what} of a step is {shares[0]}, then {shares[1]}"
+    elif mbu >= HALF:
+        yield f"most of a step is memory bandwidth ({mbu:.0%}); of the rest, {told_more}"
+    else:
+        why = "the step is too short for memory bandwidth to bind" if step.step_s < SHORT_STEP_S else ""
+        yield f"{why or 'memory bandwidth does not bind'} ({micro(step.least_s)} of a step of {micro(step.step_s)})"
+        yield told_more
+    if throttling(valid_samples(step.result)) is not None:
+        yield "power or heat lowered the clocks"
+
+
+NAMED = {
+    "bytes": "memory bandwidth",
+    "boundaries": "what kernels over weights take beyond reading them: ramp-up, drain, launch gaps, arithmetic",
+    "attention": "attention",
+    "sampling": "sampling",
+    "other": "other kernels, such as norms",
+    "host": "host overhead: gaps in which nothing runs",
+}
+"""Parts of a step, see the module, in words."""
 
 
 def more_moved(step: Step) -> str:

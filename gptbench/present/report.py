@@ -13,11 +13,13 @@ from gptbench.base.numbers import number
 from gptbench.base.streams import visible
 from gptbench.charts import CHARTS, KERNELS, Run, in_order, kernels_figure, targets_of
 from gptbench.compare.baseline import Baseline
+from gptbench.compare.explain import binds
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.row import run_row
 from gptbench.compare.select import Found
 from gptbench.compare.starts import NO_HISTORY, History
+from gptbench.compare.step import Step
 from gptbench.present.svg import inline
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.schema.ab import AbResult
@@ -150,7 +152,7 @@ def sentence(model: str, run: Run, alone: bool) -> str:
         f"{number(run.limit_tokens_per_s)} tokens/s at which the {number(numbers['gb_per_step'])} GB that a step needs "
         f"would pass at the read roof of {number(result.roof.gb_per_s)} GB/s."
     )
-    return text if alone else f"Fastest: {text}"
+    return f"{text} What binds it: {'; '.join(binds(Step(result)))}." if alone else f"Fastest: {text}"
 
 
 def names_of(run: Run) -> dict[str, str]:

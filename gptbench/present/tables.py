@@ -1,6 +1,6 @@
 """What was measured, as tables for people."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +9,8 @@ from rich.text import Text
 from gptbench.base.errors import counted
 from gptbench.base.numbers import number
 from gptbench.compare import Baseline
+from gptbench.compare.explain import binding
+from gptbench.compare.step import Step
 from gptbench.present.console import console, print_whole
 from gptbench.schema import KernelResult, Measured, Result, SweepRecord
 from gptbench.schema.breakdown import Breakdown
@@ -27,6 +29,9 @@ MOST_ROWS = 15
 
 MOST_CHARACTERS = 60
 """Of a kernel's name there."""
+
+FOOTNOTES = ("tpot_p99_s", "mbu")
+"""Metrics that are explained below the table of a run."""
 
 SHORTEST_STAGE_S = 0.05
 """Of preparing, to be told."""
@@ -49,7 +54,7 @@ def show_result(result: Result, baseline: Baseline) -> None:
     rows = [sample_metrics(result, sample) for sample in valid]
     medians = summary(result)
 
-    for metric in shown_in(View.run):
+    for metric in shown_of(result, targets):
         if (value := medians.get(metric.name)) is not None:
             values = [row[metric.name] for row in rows if metric.name in row]
             spread = f"{metric.text(min(values))} … {metric.text(max(values))}" if values else ""
@@ -57,6 +62,10 @@ def show_result(result: Result, baseline: Baseline) -> None:
             target = [metric.text(targets[metric.name])] if metric.name in targets else []
             table.add_row(metric.label, metric.text(value), spread, interval, metric.unit, *target)
     print_whole(table)
+    for metric in (METRICS[name] for name in FOOTNOTES if name in medians):
+        console.print(f"{metric.label}: {metric.meaning}", markup=False, style="dim")
+    if valid:
+        console.print(binding(Step(result)), markup=False, style="bold")
     show_state(result, medians)
     if result.config.get("task", {}).get("energy") and result.energy is None:
         console.warn("energy not measured: the device has no counter that can be read")
@@ -79,6 +88,12 @@ def show_result(result: Result, baseline: Baseline) -> None:
         )
     if not all(sample.finite for sample in result.samples):
         console.warn("Not all logits and cached values are finite: these numbers measure nonsense.", "red")
+
+
+def shown_of(result: Result, targets: Collection[str]) -> list[Metric]:
+    """Metrics of the table: gpt_fast's own only of a run of its workload or engine, or where they have a target."""
+    shown = shown_in(View.run)
+    return [one for one in shown if one.gpt_fast is None or result.is_gpt_fast or one.name in targets]
 
 
 def interval_of(samples: Sequence[Sample], metric: Metric) -> str:
@@ -116,7 +131,7 @@ def show_stages(compilation: Compilation) -> None:
     """What preparing was spent on."""
     costs = compilation.costs_s.items()
     told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= SHORTEST_STAGE_S)
-    text = f"compile {compilation.label}, {number(compilation.prepare_s)} s"
+    text = f"compile time ({compilation.label}) {number(compilation.prepare_s)} s"
     console.print(f"{text}: {told}" if told else text, markup=False)
 
 

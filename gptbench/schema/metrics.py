@@ -87,7 +87,7 @@ class Metric:
     factor: float = 1.0
     """What the recorded value is multiplied by to be in that unit."""
     meaning: str = ""
-    """What it is, in a sentence."""
+    """What it is, in one or two sentences that can be read alone."""
     direction: Direction = Direction.neither
     """Which values are the better ones."""
     kind: Kind | None = None
@@ -209,86 +209,103 @@ KERNEL_TIME = "seconds"
 
 RUN, SWEEP, INTERLEAVED, REPORT, MARKDOWN, KERNELS = View
 HIGHER, LOWER = Direction.higher, Direction.lower
-PERCENTILES = {50: "tpot_p50_ms", 90: None, 99: "tpot_p99_ms"}
-"""Of decode steps, and their names in MLflow's `brief/` metrics."""
+LAST = 9
+"""Place in a view where none is given."""
+PERCENTILES = {
+    50: (1, "tpot_p50_ms", "half of the decode steps took no longer"),
+    90: (LAST, None, "9 of 10 decode steps took no longer"),
+    99: (2, "tpot_p99_ms", "99 of 100 decode steps took no longer, and 1 of 100 did"),
+}
+"""Of decode steps: place in the table of a run, name in MLflow's `brief/` metrics, and meaning."""
 STATES = {
-    "clock_mhz": ("clock", "MHz", "of the processors"),
-    "memory_clock_mhz": ("memory clock", "MHz", "of the memory"),
-    "power_w": ("power", "W", "drawn by the device"),
-    "temperature_c": ("temperature", "°C", "of the device"),
+    "clock_mhz": ("clock", "MHz", "Clock of the device's processors"),
+    "memory_clock_mhz": ("memory clock", "MHz", "Clock of the device's memory"),
+    "power_w": ("power", "W", "Power that the device draws"),
+    "temperature_c": ("temperature", "°C", "Temperature of the device"),
 }
 """Readings of a device during the samples, fields of `DeviceState`: label, unit and what it is."""
 
 
 def at(*views: View, **first: int) -> dict[View, int]:
-    """Places in views; where no number is given by the view's name, behind those that have one."""
+    """Places in views; where no number is given by the view's name, `LAST`."""
     return dict.fromkeys(views, LAST) | {View[name]: number for name, number in first.items()}
-
-
-LAST = 9
 
 
 def of_samples() -> Iterator[Metric]:
     """Those that each sample has, and intervals around them."""
     yield Metric(
-        HEADLINE, "decode", "tokens/s", 1, "tokens of all decode steps over the time of all of them", HIGHER, SPEED,
-        of_sample=statistics.output_rate, views=at(RUN, SWEEP, INTERLEAVED, report=0, markdown=0), brief=HEADLINE,
+        HEADLINE, "decode", "tokens/s", 1, "Tokens that the decode steps of a generation emit, all rows of the batch "
+        "together, over the time of these steps; the prefill is not in it.", HIGHER, SPEED,
+        of_sample=statistics.output_rate, views=at(SWEEP, INTERLEAVED, run=0, report=0, markdown=0), brief=HEADLINE,
     )  # fmt: skip
-    for percent, brief in PERCENTILES.items():
+    for percent, (first, brief, what) in PERCENTILES.items():
         name, label, share = f"tpot_p{percent}", f"TPOT p{percent}", percent / 100
-        what = "median decode step" if percent == 50 else f"{percent}th percentile of the decode steps"
+        places = at(SWEEP, INTERLEAVED, run=first, report=3, markdown=2) if brief else at(INTERLEAVED, run=first)
         yield Metric(
-            f"{name}_s", label, "ms", 1e3, f"time per output token: {what}", LOWER, SPEED, share=share, brief=brief,
-            of_sample=partial(statistics.output_quantile, share=share),
-            views=at(RUN, SWEEP, INTERLEAVED, report=3, markdown=2) if brief else at(RUN, INTERLEAVED),
+            f"{name}_s", label, "ms", 1e3, f"Time per output token after the first: {what}, of the steps of all "
+            "samples together.", LOWER, SPEED, share=share, brief=brief,
+            of_sample=partial(statistics.output_quantile, share=share), views=places,
         )  # fmt: skip
         for end, (side, words) in enumerate((("low", "at least"), ("high", "at most"))):
             of = partial(statistics.interval_end, share=share, end=end)
-            meaning = f"{side}er end of its 95% interval"
+            meaning = f"The {side}er end of the 95% interval around {label}, for other samples of the same start."
             yield Metric(f"{name}_{side}_s", f"{label} {words}", "ms", 1e3, meaning, LOWER, of=of)
     yield Metric(
-        "ttft_s", "TTFT", "ms", 1e3, "time to first token: prefill and the drawing of its token", LOWER, SPEED,
-        of_sample=lambda sample, *_: sample.ttft_s, views=at(RUN, SWEEP, INTERLEAVED, report=2, markdown=3),
+        "ttft_s", "TTFT", "ms", 1e3, "Time to first token: the prefill of the prompt and the sampling of the first "
+        "token.", LOWER, SPEED,
+        of_sample=lambda sample, *_: sample.ttft_s, views=at(SWEEP, INTERLEAVED, run=3, report=2, markdown=3),
         brief="ttft_ms",
     )  # fmt: skip
     yield Metric(
-        "decode_gb_per_s", "decode bandwidth", "GB/s", 1, "bytes that a step needs over the time of a step", HIGHER,
-        of_sample=statistics.decode_bandwidth, views=at(RUN),
+        "mbu", "MBU", "%", 1e2, "Memory bandwidth utilisation: the bytes that a decode step needs over its time, as a "
+        "share of the read roof; 100 % is as fast as this device reads memory.", HIGHER,
+        of_sample=statistics.bandwidth_utilisation, views=at(SWEEP, run=4, report=1, markdown=1), brief="mbu_percent",
     )  # fmt: skip
     yield Metric(
-        "mbu", "MBU", "%", 1e2, "memory bandwidth utilisation: decode_gb_per_s over the read roof", HIGHER,
-        of_sample=statistics.bandwidth_utilisation, views=at(RUN, SWEEP, report=1, markdown=1), brief="mbu_percent",
+        "decode_gb_per_s", "decode bandwidth", "GB/s", 1, "Bytes that a decode step needs (weights, keys and values, "
+        "each once) over the time of the step; MBU is this over the read roof.", HIGHER,
+        of_sample=statistics.decode_bandwidth, views=at(run=5),
     )  # fmt: skip
     yield Metric(
-        "moved_gb_per_s", "moved bandwidth", "GB/s", 1, "bytes that a step moves, padding included, over its time",
+        "moved_gb_per_s", "moved bandwidth", "GB/s", 1, "Bytes that the engine reads and writes for a decode step, "
+        "padding and copies included, over the time of the step.",
         of_sample=statistics.moved_bandwidth, views=at(RUN),
     )  # fmt: skip
     yield Metric(
-        CALL_RATE, "gpt_fast's rate", "tokens/s", 1, "all new tokens over the whole call, prefill included", HIGHER,
+        CALL_RATE, "gpt_fast tokens/s", "tokens/s", 1, "As PyTorch's gpt_fast benchmark counts: all new tokens over "
+        "the whole call, prefill included.", HIGHER,
         of_sample=statistics.call_rate, views=at(RUN), gpt_fast="token_per_sec",
     )  # fmt: skip
     yield Metric(
-        "seed_gb_per_s", "gpt_fast's bandwidth", "GB/s", 1, f"weights times {CALL_RATE}", HIGHER,
+        "seed_gb_per_s", "gpt_fast bandwidth", "GB/s", 1, "As PyTorch's gpt_fast benchmark counts: bytes of the "
+        "weights times the tokens/s of one row of the whole call, prefill included.", HIGHER,
         of_sample=statistics.call_bandwidth, views=at(RUN), gpt_fast="memory_bandwidth(GB/s)",
     )  # fmt: skip
     yield Metric(
-        "peak_memory_bytes", "peak memory", "GB", 1e-9, "most memory in use", LOWER, MEMORY,
-        of_sample=lambda sample, *_: float(sample.peak_memory_bytes), views=at(RUN, SWEEP, REPORT, MARKDOWN),
+        "peak_memory_bytes", "peak memory", "GB", 1e-9, "Most memory in use at once during the samples: the device's "
+        "as torch counts it, or on a CPU that of the whole process.", LOWER, MEMORY,
+        of_sample=lambda sample, *_: float(sample.peak_memory_bytes), views=at(SWEEP, REPORT, MARKDOWN, run=8),
         brief="peak_memory_gb",
     )  # fmt: skip
 
 
 def of_preparing() -> Iterator[Metric]:
     """What it takes before the samples. Compile times are those that can be compared: see `Compilation.metric`."""
-    yield Metric("load_s", "load", "s", 1, "time to make and fill the weights", LOWER, of=lambda result: result.load_s)
+    yield Metric(
+        "load_s", "load", "s", 1, "Time to make and fill the weights, from a checkpoint or at random.", LOWER,
+        of=lambda result: result.load_s,
+    )  # fmt: skip
+    met = {"cold": "with an empty compile cache", "warm": "where the compile cache held every graph"}
     for state, asked in (("cold", "fresh_cache"), ("warm", "measure_warm_start")):
         yield Metric(
-            f"compile_{state}_s", f"compile {state}", "s", 1, f"compile time where the cache was {state}", LOWER,
+            f"compile_{state}_s", f"{state} compile", "s", 1, "Time from the weights being there until prefill and "
+            f"decode have run and are captured, {met[state]}.", LOWER,
             COMPILE, of=partial(statistics.compile_time, name=state), part="compilations", asked_by=asked,
-            views=at(RUN, report=4, markdown=4),
+            views=at(run=8, report=4, markdown=4),
         )  # fmt: skip
     yield Metric(
-        "seed_compile_s", "gpt_fast's compile time", "s", 1, "compile time, first generation included",
+        "seed_compile_s", "gpt_fast compile time", "s", 1, "As PyTorch's gpt_fast benchmark counts: compile time with "
+        "an empty cache, and the first generation.",
         LOWER, of=statistics.call_compile_time, part="compilations", views=at(RUN), gpt_fast="compilation_time(s)",
     )  # fmt: skip
 
@@ -298,27 +315,32 @@ def of_quality() -> Iterator[Metric]:
     has."""
     part = "quality"
     yield Metric(
-        "perplexity", "perplexity", "", 1, "exp of the mean negative log-likelihood of the text's tokens", LOWER,
+        "perplexity", "perplexity", "", 1, "exp of the mean negative log-likelihood of the held-out text's tokens: of "
+        "so many equally likely tokens, so to speak, the model chooses each time.", LOWER,
         QUALITY, of=statistics.perplexity, part=part, per_token=PerToken(lambda found: found.nll, is_logarithm=True),
-        views=at(RUN, SWEEP, REPORT, MARKDOWN), brief="perplexity",
+        views=at(SWEEP, REPORT, MARKDOWN, run=7), brief="perplexity",
     )  # fmt: skip
     yield Metric(
-        "reference_perplexity", "reference perplexity", "", 1, "the reference's", LOWER,
-        of=statistics.reference_perplexity, part=part, views=at(RUN),
+        "reference_perplexity", "reference perplexity", "", 1, "Perplexity of the same text under the unquantised "
+        "model in bfloat16 and the eager engine.", LOWER,
+        of=statistics.reference_perplexity, part=part, views=at(run=7),
     )  # fmt: skip
     yield Metric(
-        "bits_per_byte", "bits per byte", "bits", 1, "negative log-likelihood of the text over its bytes, which "
-        "compares models of different tokenizers", LOWER, of=statistics.bits_per_byte, part=part, views=at(RUN),
+        "bits_per_byte", "bits per byte", "bits", 1, "Negative log-likelihood of the held-out text over its bytes, "
+        "which compares models of different tokenizers.", LOWER, of=statistics.bits_per_byte, part=part,
+        views=at(run=7),
     )  # fmt: skip
     yield Metric(
-        "kl_divergence", "KL divergence", "nats", 1, "from the reference's distribution, mean over tokens", LOWER,
+        "kl_divergence", "KL divergence", "nats", 1, "Kullback-Leibler divergence of the engine's distribution of the "
+        "next token from the unquantised reference's, mean over the text's tokens; 0 where both are the same.", LOWER,
         QUALITY, of=statistics.divergence, part=part, per_token=PerToken(lambda found: found.kl),
-        views=at(RUN, REPORT, MARKDOWN),
+        views=at(REPORT, MARKDOWN, run=7),
     )  # fmt: skip
     yield Metric(
-        "top1_agreement", "top-1 agreement", "%", 1e2, "share of tokens at which both prefer the same", HIGHER, QUALITY,
+        "top1_agreement", "top-1 agreement", "%", 1e2, "Share of the text's tokens at which the engine and the "
+        "unquantised reference prefer the same next token.", HIGHER, QUALITY,
         of=statistics.agreement, part=part,
-        per_token=PerToken(lambda found: [float(same) for same in found.same_top]), views=at(RUN),
+        per_token=PerToken(lambda found: [float(same) for same in found.same_top]), views=at(run=7),
     )  # fmt: skip
 
 
@@ -327,66 +349,111 @@ def of_energy() -> Iterator[Metric]:
     decode."""
     part = "energy"
     yield Metric(
-        "idle_w", "idle power", "W", 1, "while nothing runs, with the model in memory", LOWER,
-        of=lambda found: found.idle_w, part=part, views=at(RUN),
+        "idle_w", "idle power", "W", 1, "Power that the device draws while nothing runs, with the model in memory.",
+        LOWER, of=lambda found: found.idle_w, part=part, views=at(run=7),
     )  # fmt: skip
-    phases = ("prefill", "decode")
-    for phase in phases:
-        of = partial(statistics.watts, phase=phase)
-        yield Metric(f"{phase}_w", f"{phase} power", "W", of=of, part=part, views=at(RUN))
+    phases = {"prefill": "of the prompt", "decode": "generated"}
     for phase in phases:
         yield Metric(
-            f"{phase}_joules_per_token", f"{phase} energy", "J/token", direction=LOWER, kind=ENERGY, part=part,
-            of=partial(statistics.joules_per_token, phase=phase),
-            views=at(RUN, REPORT, MARKDOWN) if phase == "decode" else at(RUN),
+            f"{phase}_w", f"{phase} power", "W", 1, f"Mean power that the device draws during {phase}, its idle power "
+            "included.", of=partial(statistics.watts, phase=phase), part=part, views=at(run=7),
         )  # fmt: skip
-    for phase in phases:
+    for phase, token in phases.items():
         yield Metric(
-            f"{phase}_tokens_per_joule", f"{phase} efficiency", "tokens/J", direction=HIGHER, part=part,
-            of=partial(statistics.tokens_per_joule, phase=phase), views=at(RUN),
+            f"{phase}_joules_per_token", f"{phase} energy", "J/token", 1, f"Energy that {phase} takes for each token "
+            f"{token}, without what the device uses while idle.", LOWER, ENERGY, part=part,
+            of=partial(statistics.joules_per_token, phase=phase),
+            views=at(REPORT, MARKDOWN, run=7) if phase == "decode" else at(run=7),
+        )  # fmt: skip
+    for phase, token in phases.items():
+        yield Metric(
+            f"{phase}_tokens_per_joule", f"{phase} efficiency", "tokens/J", 1, f"Tokens {token} for each joule that "
+            f"{phase} takes, without what the device uses while idle.", HIGHER, part=part,
+            of=partial(statistics.tokens_per_joule, phase=phase), views=at(run=7),
         )  # fmt: skip
 
 
 def of_step() -> Iterator[Metric]:
     """Of the one step that was profiled, and of the mean step: bytes."""
     part = "breakdown"
-    yield Metric("breakdown_step_s", "profiled step", "ms", 1e3, of=lambda found: found.step_s, part=part)
-    yield Metric("breakdown_gaps_s", "gaps of the profiled step", "ms", 1e3, of=lambda found: found.gaps_s, part=part)
-    launches = "launches of the profiled step"
-    yield Metric("breakdown_launches", launches, "", of=lambda found: float(len(found.launches)), part=part)
+    yield Metric(
+        "breakdown_step_s", "profiled step", "ms", 1e3, "Time of the one decode step that was profiled "
+        "(task.breakdown=true), which profiling makes longer.", of=lambda found: found.step_s, part=part,
+    )  # fmt: skip
+    yield Metric(
+        "breakdown_gaps_s", "gaps of the profiled step", "ms", 1e3, "Time of the profiled decode step in which no "
+        "kernel runs.", of=lambda found: found.gaps_s, part=part,
+    )  # fmt: skip
+    yield Metric(
+        "breakdown_launches", "launches of the profiled step", "", 1, "Kernels that the profiled decode step launches.",
+        of=lambda found: float(len(found.launches)), part=part,
+    )  # fmt: skip
 
 
 def of_circumstances() -> Iterator[Metric]:
     """What the other numbers are of."""
     for name, (label, unit, what) in STATES.items():
-        meaning = f"{what}, median of the readings during the valid samples"
+        meaning = f"{what}: median of the readings during the valid samples."
         yield Metric(name, label, unit, 1, meaning, of=partial(statistics.device_state, name=name))
     bytes_of = statistics.step_bytes
-    yield Metric("weight_gb_per_step", "weights per step", "GB", of=lambda result: bytes_of(result).weights / 1e9)
-    yield Metric("gb_per_step", "bytes per step", "GB", of=lambda result: bytes_of(result).needed / 1e9)
-    yield Metric("moved_gb_per_step", "bytes moved per step", "GB", of=lambda result: bytes_of(result).moved / 1e9)
-    yield Metric("read_roof_gb_per_s", "read roof", "GB/s", direction=HIGHER, of=lambda result: result.roof.gb_per_s)
-    valid = statistics.valid_samples
-    yield Metric("samples_valid", "valid samples", "", of=lambda result: float(len(valid(result))))
-    yield Metric("samples_all", "all samples", "", of=lambda result: float(len(result.samples)))
     yield Metric(
-        "samples_throttled", "throttled samples", "", 1, "held back by power or heat", LOWER,
+        "weight_gb_per_step", "weights per step", "GB", 1, "Bytes of the weights that a decode step needs; of a "
+        "mixture, those of the experts that some row chose.", of=lambda result: bytes_of(result).weights / 1e9,
+    )  # fmt: skip
+    yield Metric(
+        "gb_per_step", "bytes per step", "GB", 1, "Bytes that a decode step needs: weights, and keys and values of "
+        "the tokens that it attends to.", of=lambda result: bytes_of(result).needed / 1e9,
+    )  # fmt: skip
+    yield Metric(
+        "moved_gb_per_step", "bytes moved per step", "GB", 1, "Bytes that the engine reads and writes for a decode "
+        "step, padding and copies included.", of=lambda result: bytes_of(result).moved / 1e9,
+    )  # fmt: skip
+    yield Metric(
+        "read_roof_gb_per_s", "read roof", "GB/s", 1, "Measured peak read bandwidth of this device (the memory "
+        "roofline): the highest rate at which it was seen to read memory.", HIGHER,
+        of=lambda result: result.roof.gb_per_s, views=at(run=6),
+    )  # fmt: skip
+    valid = statistics.valid_samples
+    yield Metric(
+        "samples_valid", "valid samples", "", 1, "Samples that count: nothing was compiled during them.",
+        of=lambda result: float(len(valid(result))),
+    )  # fmt: skip
+    yield Metric(
+        "samples_all", "all samples", "", 1, "Samples that were taken, those included during which something was "
+        "compiled.", of=lambda result: float(len(result.samples)),
+    )  # fmt: skip
+    yield Metric(
+        "samples_throttled", "throttled samples", "", 1, "Valid samples during which power or heat made the device "
+        "lower its clocks.", LOWER,
         of=lambda result: float(sum(sample.throttled for sample in valid(result))),
     )  # fmt: skip
     yield Metric(
-        "finite", "finite", "", 1, "1 where all logits and cached values are, else 0", HIGHER,
+        "finite", "finite", "", 1, "1 where all logits and cached keys and values are finite numbers, else 0.", HIGHER,
         of=lambda result: float(all(sample.finite for sample in result.samples)),
     )  # fmt: skip
 
 
 def of_kernels() -> Iterator[Metric]:
     """One implementation of one kernel, by `task=kernels`: recorded under the kernel's name and its own."""
-    yield Metric(KERNEL_TIME, "", "µs", 1e6, "median of the rounds", LOWER, SPEED, views=at(KERNELS))
-    yield Metric("moved_bytes", "", "MB", 1e-6, "by a call, read and written", views=at(KERNELS))
-    yield Metric("gb_per_s", "", "GB/s", 1, "those bytes over the time", HIGHER, views=at(KERNELS))
-    yield Metric("share_of_roof", "of the roof", "%", 1e2, "that rate over the read roof", HIGHER, views=at(KERNELS))
-    meaning = "operations over the time, over the device's peak"
-    yield Metric("flops_utilisation", "of peak flops", "%", 1e2, meaning, HIGHER, views=at(KERNELS))
+    yield Metric(
+        KERNEL_TIME, "", "µs", 1e6, "Time of one call of a kernel: median of the rounds.", LOWER, SPEED,
+        views=at(KERNELS),
+    )  # fmt: skip
+    yield Metric(
+        "moved_bytes", "", "MB", 1e-6, "Bytes that one call of a kernel reads and writes.", views=at(KERNELS)
+    )  # fmt: skip
+    yield Metric(
+        "gb_per_s", "", "GB/s", 1, "Bytes that one call of a kernel reads and writes, over its time.", HIGHER,
+        views=at(KERNELS),
+    )  # fmt: skip
+    yield Metric(
+        "share_of_roof", "of the roof", "%", 1e2, "Rate at which a kernel reads and writes, as a share of the read "
+        "roof.", HIGHER, views=at(KERNELS),
+    )  # fmt: skip
+    yield Metric(
+        "flops_utilisation", "of peak flops", "%", 1e2, "Floating-point operations of one call of a kernel over its "
+        "time, as a share of the device's peak.", HIGHER, views=at(KERNELS),
+    )  # fmt: skip
 
 
 for row in (

@@ -25,6 +25,8 @@ from gptbench.schema.statistics import valid_samples
 from gptbench.schema.steps import Steps
 from gptbench.schema.summary import part_metrics, sample_metrics, summary
 
+GPT_FAST = ("seed", "inductor_seed", "gpt_fast")
+"""Names of the workload and the engine of PyTorch's gpt_fast benchmark, those of earlier versions included."""
 SEPARATOR = "\n\n----\n\n"
 """Between the texts of two answers."""
 
@@ -139,6 +141,11 @@ class Result(Measurement, Measured):
     def own_traits(self) -> dict[str, str]:
         prompt = {"prompt_tokens": str(len(self.prompt)), "prompt": digest(self.prompts or self.prompt)[:PROMPT_DIGITS]}
         return prompt | super().own_traits()
+
+    @property
+    def is_gpt_fast(self) -> bool:
+        """Whether it has the workload or the engine of PyTorch's gpt_fast benchmark."""
+        return not {self.config[group]["name"] for group in ("workload", "engine")}.isdisjoint(GPT_FAST)
 
     def problem(self) -> str | None:
         task = self.config.get("task", {})
