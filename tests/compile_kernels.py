@@ -1,6 +1,7 @@
 """Compiles the fused engine's kernels for a GPU that need not be there, as the engine would launch them; prints a line
 of JSON for each. A program of its own, since the tests' process has Triton's interpreter in place of the compiler."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -16,12 +17,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from gptbench.build import on_meta
-from gptbench.config import DeviceKind, FusedConfig
+from gptbench.config import FORMATS, DeviceKind, FusedConfig, QuantConfig
 from gptbench.device import Device
 from gptbench.engine.fused import Fused
-from gptbench.quant import WeightFormat
 from gptbench.sampling import Sampler
-from tests.models import model_config, quantisation, run_config
+from tests.models import model_config, run_config
 
 HOPPER_PROCESSORS = 132
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -37,20 +37,18 @@ def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, A
     return ASTSource(function, signature, constants, attributes)
 
 
-def weight_format(quant: str) -> WeightFormat:
+def section_of(quant: str) -> QuantConfig:
     """A plugin's, too."""
     if quant == "int4":
-        from tests.plugins.int4 import Int4  # registers itself
-
-        return Int4()
-    return quantisation(quant)
+        importlib.import_module("tests.plugins.int4")
+    return FORMATS[quant]
 
 
 def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     """Over a model without memory, on a GPU whose kernels overlap."""
     model = replace(model_config(name), n_layers=2)
     of = run_config(model, batch=batch)
-    built = on_meta(model, weight_format(quant), torch.bfloat16)
+    built = on_meta(model, section_of(quant), torch.bfloat16)
     built.allocate(batch, length, torch.device("meta"))
     on = Device(replace(of.device, kind=DeviceKind.cpu))
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")

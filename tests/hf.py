@@ -36,7 +36,7 @@ from gptbench.config import DeviceConfig, DeviceKind, Dtype, ModelConfig, comple
 from gptbench.device import Device
 from gptbench.model import Transformer
 from gptbench.schema.result import Loaded
-from tests.models import CONF, quantisation, run_config
+from tests.models import CONF, quant_section, run_config
 
 logging.disable_progress_bar()
 
@@ -143,7 +143,7 @@ def loaded(
     config = completed(folder, **fields)
     section = DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, dtype=Dtype(dtype))
     device = Device(section)
-    model = on_meta(config, quantisation(quant), device.dtype)
+    model = on_meta(config, quant_section(quant), device.dtype)
     Checkpoint(config).check(model)
     with torch.no_grad():
         read = build(run_config(config, quant, new_tokens=21, batch=batch), model, device, progress)

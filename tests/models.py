@@ -26,11 +26,9 @@ from gptbench.config import (
     TrackingConfig,
     WorkloadConfig,
 )
-from gptbench.config.targets import instantiate
 from gptbench.model import Transformer, Weight
 from gptbench.model.rope import RotationTable
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
-from gptbench.quant import WeightFormat
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -110,11 +108,6 @@ def quant_section(name: str) -> QuantConfig:
     return QuantConfig(_target_=QUANTISATIONS[name], name=name)
 
 
-def quantisation(name: str) -> WeightFormat:
-    """The format that ``conf/quant/NAME.yaml`` stands for."""
-    return instantiate(quant_section(name))
-
-
 def make_model(
     config: ModelConfig,
     quant: str = "none",
@@ -125,7 +118,7 @@ def make_model(
     device: torch.device = CPU,
 ) -> Transformer:
     """A model with seeded weights and an empty KV cache of `length` positions, as `gptbench.build.build` makes it."""
-    model = on_meta(config, quantisation(quant), dtype)
+    model = on_meta(config, quant_section(quant), dtype)
     model.to_empty(device=device)
     fill(model, seed)
     model.allocate(batch, length, device)

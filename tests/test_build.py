@@ -36,7 +36,7 @@ from tests.models import (
     model_config,
     model_name,
     prefill,
-    quantisation,
+    quant_section,
     random_tokens,
     run_config,
     step,
@@ -49,7 +49,7 @@ SEED_PROMPT = (1, 15043, 29892, 590, 1024, 338)
 
 
 def meta(config: ModelConfig, quant: str = "none", dtype: torch.dtype = torch.bfloat16) -> Transformer:
-    return on_meta(config, quantisation(quant), dtype)
+    return on_meta(config, quant_section(quant), dtype)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_masks_of_the_transformers_library_count() -> None:
         run_config(WINDOWED, prompt=[1] * 2000, new_tokens=8),
         engine=HuggingFaceConfig(_target_="gptbench.engine.HuggingFace", name="hf"),
     )
-    model = on_meta(WINDOWED, quantisation("none"), torch.bfloat16)
+    model = on_meta(WINDOWED, quant_section("none"), torch.bfloat16)
     masks = memory_need_of(config, model).workspace - memory_need(model, 1, 2000, 2008).workspace
     assert masks == 2000 * 2008 * (1 + 2)
     whole = dataclasses.replace(WINDOWED, sliding_window=0)

@@ -22,7 +22,7 @@ from gptbench.checkpoint import Checkpoint
 from gptbench.model import Transformer, Weight
 from gptbench.quant.int8 import quantise_rows
 from tests.hf import completed, library_model, loaded, rewrite, store, stored
-from tests.models import quantisation
+from tests.models import quant_section
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -530,7 +530,7 @@ def test_nothing_is_read_but_headers_until_the_model_has_its_memory(
     """`check` comes before it is known whether the model fits."""
     monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("a tensor was read"))
     config = completed(folder)
-    model = on_meta(config, quantisation("int8"), torch.bfloat16)
+    model = on_meta(config, quant_section("int8"), torch.bfloat16)
     Checkpoint(config).check(model)
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -545,12 +545,12 @@ import torch
 from gptbench.build import build, nbytes, on_meta
 from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
-from tests.models import quantisation, run_config, tiny
+from tests.models import quant_section, run_config, tiny
 
 config = tiny("big", vocab_size=16, dim={DIM}, n_layers={SHARDS}, n_heads=8, n_kv_heads=8, ffn_dim={FFN}, context=64,
               checkpoint=sys.argv[1])
 device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
-model = on_meta(config, quantisation(sys.argv[2]), torch.float32)
+model = on_meta(config, quant_section(sys.argv[2]), torch.float32)
 device.reset_peak_memory()
 before = device.peak_memory()
 with torch.no_grad():

@@ -28,7 +28,7 @@ from gptbench.checkpoint import Checkpoint, Codec, Piece, assign, register_codec
 from gptbench.config import ModelConfig
 from gptbench.model import Transformer
 from tests.hf import completed, library_model, loaded, stored
-from tests.models import GQA, MOE, make_model, quantisation
+from tests.models import GQA, MOE, make_model, quant_section
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -180,4 +180,4 @@ def test_a_codec_of_ones_own_is_one_class(tmp_path: Path) -> None:
 
 
 def meta(config: ModelConfig) -> Transformer:
-    return on_meta(config, quantisation("none"), torch.float32)
+    return on_meta(config, quant_section("none"), torch.float32)

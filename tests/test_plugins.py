@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptbench.schema.files import load_record
+from gptbench.schema.labels import flat, labels
 from gptbench.schema.metrics import METRICS
 from gptbench.schema.outcome import Outcome
 from gptbench.schema.result import Result
@@ -197,6 +198,20 @@ def test_a_format_of_ones_own_stores_the_weights(warm: Warm, tmp_path: Path) -> 
     code, call = warm.run(tmp_path, *named, *RUN[1:], *shape, "model.vocab_size=512", "engine=eager")
     assert code == 0, call.err
     assert call.lines[0]["quant"] == "int4"
+    records = [call.lines[0]["result"]]
+    mix = "quant.weights={lm_head: none, layers.*.feed_forward.*: int8}"
+    code, call = warm.run(tmp_path, *named, mix, *RUN[1:], *shape, "model.vocab_size=512", "engine=eager")
+    assert code == 0, call.err
+    text = "lm_head=none, layers.*.feed_forward.*=int8"
+    assert call.lines[0]["quant"] == f"int4 ({text})"
+    records.append(call.lines[0]["result"])
+    plain, mixed = (Result.load(tmp_path / record) for record in records)
+    assert mixed.run_name == f"stories15m-int4 ({text})-eager-b1"
+    assert dict(flat(mixed.config))["quant.weights"] == text
+    assert labels([plain, mixed]) == ["int4", f"int4 ({text})"]
+    code, compared = warm.run(tmp_path, "compare", *records, *named[:2])
+    assert code == 0, compared.err
+    assert compared.lines[0]["differences"]["quant.weights"] == ["", text]
     code, call = warm.run(tmp_path, "--plugin", "tests.plugins.int4", "quant=int4", "--cfg", "job")
     assert code == 0, call.err
     assert "_target_: tests.plugins.int4.Int4" in call.out

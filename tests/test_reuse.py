@@ -75,7 +75,7 @@ def answers(of: Config, over: Transformer | None) -> tuple[list[int], Transforme
     """What a job of a sweep generates over the model that the one before has left, and what it leaves."""
     device: Device = instantiate(of.device)
     if over is None:
-        over = on_meta(of.model, instantiate(of.quant), device.dtype)
+        over = on_meta(of.model, of.quant, device.dtype)
         engine, _ = preparation.make_engine(of, DeviceGroup((device,)), over)
     else:
         over.allocate(of.workload.batch_size, cache_length(of), device.torch)
@@ -281,7 +281,7 @@ def test_a_graph_of_the_whole_model_has_fixed_sizes() -> None:
         engine, _ = preparation.make_engine(
             replace(of, engine=replace(INDUCTOR, scope=scope)),
             DeviceGroup((device,)),
-            on_meta(DENSE, instantiate(of.quant), device.dtype),
+            on_meta(DENSE, of.quant, device.dtype),
         )
         tensors = [*engine.cached(), engine.state.tokens, engine.state.uniform]
         marked[scope] = [hasattr(tensor, "_dynamo_weak_dynamic_indices") for tensor in tensors]

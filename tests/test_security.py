@@ -567,7 +567,6 @@ def hostile_checkpoint(machine: Machine) -> Path:
 def test_nothing_that_a_checkpoint_names_is_imported(machine: Machine) -> None:
     from gptbench.build import on_meta
     from gptbench.checkpoint import Checkpoint
-    from gptbench.config.targets import instantiate
     from gptbench.device import Device
 
     folder = hostile_checkpoint(machine)
@@ -578,7 +577,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(machine: Machine) -> None:
     assert tokenizer is not None and tokenizer.encode("Once upon a time")
     device = Device(config.device)
     checkpoint = Checkpoint(config.model)
-    checkpoint.check(on_meta(config.model, instantiate(config.quant), device.dtype))
+    checkpoint.check(on_meta(config.model, config.quant, device.dtype))
     for file in checkpoint.files:
         assert all(tensor.isfinite().all() for _, tensor in checkpoint.read(file, device.torch))
     add_to(folder / "tokenizer.json", auto_map={"AutoTokenizer": "evil.touch"})

@@ -28,8 +28,7 @@ from gptbench.engine.inductor import Inductor
 from gptbench.measure.traffic import traffic
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import refuse_unsupported
-from gptbench.quant import Unquantised
-from tests.models import DENSE, MIXED, MOE, QWEN, WINDOW, make_model, quantisation, run_config
+from tests.models import DENSE, MIXED, MOE, QWEN, WINDOW, make_model, quant_section, run_config
 from tests.test_build import tensor_bytes
 from tests.test_traffic import FakeEngine
 
@@ -79,7 +78,7 @@ def test_a_pattern_fits_the_model(config: ModelConfig, changes: dict[str, Any], 
 
 
 def test_layers_that_differ_take_the_memory_that_was_foretold() -> None:
-    need = memory_need(on_meta(MIXED, quantisation("none"), torch.float32), 3, prompt=5, length=17)
+    need = memory_need(on_meta(MIXED, quant_section("none"), torch.float32), 3, prompt=5, length=17)
     assert (need.weights, need.kv_cache) == tensor_bytes(make_model(MIXED, batch=3, length=17))
 
 
@@ -91,7 +90,7 @@ def test_traffic_of_layers_that_differ() -> None:
         (Inductor, [4 * 17] * 5),
         (Fused, [2 * (position + 1) + 2 * 3 for position in range(2, 7)]),
     ):
-        model = on_meta(MIXED, quantisation("none"), torch.bfloat16)
+        model = on_meta(MIXED, quant_section("none"), torch.bfloat16)
         steps = traffic(cast(Any, FakeEngine(model, 2, 3, 16, like)), 6)
         weights = steps.weights
         needed = [2 * (position + 1) + 2 * 3 for position in range(2, 7)]
@@ -168,9 +167,9 @@ def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatc
     monkeypatch.setitem(ARCHITECTURES, "SinkForCausalLM", Architecture("SinkForCausalLM", "sink", layers=layers))
     model = replace(MOE, architecture="SinkForCausalLM")
     with pytest.raises(ConfigError, match=r"layer\.attention\.sinks=True: expected False"):
-        on_meta(model, Unquantised(), torch.float32)
+        on_meta(model, quant_section("none"), torch.float32)
     monkeypatch.setattr(transformer, "ATTENTIONS", [*transformer.ATTENTIONS, Sinks])
-    made = on_meta(model, Unquantised(), torch.float32)
+    made = on_meta(model, quant_section("none"), torch.float32)
     assert [type(block.attention) for block in made.layers] == [Sinks, *[transformer.Attention] * (MOE.n_layers - 1)]
     with pytest.raises(ConfigError, match="the kernels have no attention of its kind"):
         require_possible(replace(run_config(model), engine=FUSED))

@@ -24,7 +24,6 @@ from tests.models import (
     model_config,
     model_name,
     quant_section,
-    quantisation,
 )
 
 OPEN = {"auto", "demo"}
@@ -93,7 +92,7 @@ SETTINGS = {
 
 
 def meta(config: ModelConfig, quant: str = "none", dtype: torch.dtype = torch.bfloat16) -> Transformer:
-    return on_meta(config, quantisation(quant), dtype)
+    return on_meta(config, quant_section(quant), dtype)
 
 
 def matrix(rows: int, columns: int, quant: str, itemsize: int) -> int:

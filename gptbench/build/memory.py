@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from gptbench.architecture.spec import AttentionSpec, MixtureSpec
-from gptbench.base.errors import DoesNotFitError
+from gptbench.base.errors import ConfigError, DoesNotFitError
 from gptbench.base.numbers import gb
 from gptbench.build.meta import cache_length, on_meta
 from gptbench.config import Config, ModelConfig, QuantConfig, options
-from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.model.transformer import WINDOW_QUERIES, Block
@@ -41,12 +40,11 @@ class MemoryNeed:
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
     """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
-    blocks = {block.spec: block for block in model.layers}  # one of each kind
     weights = [module for module in model.modules() if isinstance(module, Weight)]
     # As cast, as float32, and what packing takes.
     filling = max(math.prod(w.float_shape[-2:]) * (itemsize + 4 + w.format.packing_bytes) for w in weights)
     tokens = batch * prompt
-    running = max(block_bytes(block, batch, prompt, itemsize) for block in blocks.values())
+    running = max(block_bytes(block, batch, prompt, itemsize) for block in model.layers)
     running += 4 * tokens * 4 * config.dim + 8 * 4 * batch * config.vocab_size
     return MemoryNeed(nbytes(model), cache_bytes(model, batch, length), max(filling, running))
 
@@ -108,13 +106,16 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
     def made(model: ModelConfig, quant: QuantConfig) -> Transformer | None:
         if quant.refuse(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
-        return on_meta(model, instantiate(quant), device.dtype)
+        try:
+            return on_meta(model, quant, device.dtype)
+        except ConfigError:  # its matrices have other names, or widths
+            return None
 
     def need(meta: Transformer, batch: int) -> int:
         return memory_need(meta, batch, len(work.prompt), cache_length(config)).total
 
-    for quant in options("quant", QuantConfig):
-        batch = work.batch_size
+    for shipped in options("quant", QuantConfig):
+        quant, batch = replace(shipped, weights=config.quant.weights), work.batch_size
         meta = made(config.model, quant)
         while batch and meta is not None:
             yield f"quant={quant.name} workload.batch_size={batch}", need(meta, batch)
@@ -155,7 +156,7 @@ def require_fit(
         if total <= free:  # of several batch sizes the first, which is the largest
             fitting.setdefault(what.partition(" workload.")[0], f"  {what}: {gb(total)}")
     raise DoesNotFitError(
-        f"model={config.model.name} quant={config.quant.name} workload.batch_size={config.workload.batch_size} "
+        f"model={config.model.name} quant={config.quant.full_name} workload.batch_size={config.workload.batch_size} "
         f"needs {need}, and {device.torch} ({device.name}) has {gb(free)} free.\n"
         + ("What would fit:\n" + "\n".join(fitting.values()) if fitting else "Nothing that gptbench knows would fit.")
     )

@@ -2,11 +2,10 @@
 
 import torch
 
-from gptbench.config import Config, ModelConfig
+from gptbench.config import Config, ModelConfig, QuantConfig
 from gptbench.config.targets import instantiate
 from gptbench.model import Transformer
 from gptbench.model.linear import store_as
-from gptbench.quant import WeightFormat
 
 CACHE_MULTIPLE = 8
 """The KV cache holds a multiple of so many positions, as in the seed."""
@@ -18,8 +17,8 @@ def cache_length(config: Config) -> int:
     return -(-length // CACHE_MULTIPLE) * CACHE_MULTIPLE
 
 
-def on_meta(config: ModelConfig, quant: WeightFormat, dtype: torch.dtype) -> Transformer:
-    """The quantised model without any memory."""
+def on_meta(config: ModelConfig, quant: QuantConfig, dtype: torch.dtype) -> Transformer:
+    """The quantised model without any memory. Raises ConfigError as `store_as` does."""
     with torch.device("meta"):
         model: Transformer = instantiate(config, dtype)
         store_as(model, quant)

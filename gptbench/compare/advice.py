@@ -12,6 +12,7 @@ from gptbench.config import (
     HuggingFaceConfig,
     QuantConfig,
 )
+from gptbench.config.quant import recorded_limits
 
 NEAR_THE_ROOF = 0.92
 """MBU from which on nothing but fewer bytes is worth advising."""
@@ -48,22 +49,18 @@ def fewer_bytes(step: Step) -> Iterator[Advice]:
     config, dtype = step.result.config, step.result.dtype
     if not step.on_gpu or step.weights / step.roof < LEAST_WEIGHTS * step.step_s:
         return
+    unquantised = step.result.weights == dtype
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
     model = config["model"]
     dim, ffn_dim, n_heads = (model.get(name) or 1 for name in ("dim", "ffn_dim", "n_heads"))  # 1 fits nowhere
     heads = n_heads * (model.get("head_dim") or dim // n_heads)
     fits = QuantConfig.LIMITS[INT8].refuse([("dim", dim), ("ffn_dim", ffn_dim), ("n_heads·head_dim", heads)]) is None
-    if (
-        config["quant"]["name"] == "none"
-        and fits
-        and dtype != "float16"
-        and step.engine["_target_"] not in HuggingFaceConfig.TARGETS
-    ):
+    if unquantised and fits and dtype != "float16" and step.engine["_target_"] not in HuggingFaceConfig.TARGETS:
         yield saving(
             step, "quant=int8", step.weights * (1 - 1 / itemsize), "of weights less; task=quality tells what it loses"
         )
     if dtype == "float32":
-        fewer = step.kv / 2 + (step.weights / 2 if config["quant"]["name"] == "none" else 0.0)
+        fewer = step.kv / 2 + (step.weights / 2 if unquantised else 0.0)
         yield saving(step, "device.dtype=bfloat16", fewer, "less of what is stored in float32")
 
 
@@ -87,8 +84,8 @@ def another_engine(step: Step) -> Iterator[Advice]:
             told = f"compiled code has fewer calls; without the {micro(host)} of gaps between them alone"
             yield Advice("engine=inductor", told, step.without(host))
         return
-    limits = QuantConfig.LIMITS.get(config["quant"].get("_target_"))
-    allowed = limits is not None and limits.fused and step.result.dtype != "float16"
+    has_functions = all(limits is not None and limits.fused for limits in recorded_limits(config["quant"]))
+    allowed = has_functions and step.result.dtype != "float16"
     if step.is_fused or not allowed or step.batch > MOST_FUSED_SEQUENCES:
         return
     if step.padding:

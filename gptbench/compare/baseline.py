@@ -52,9 +52,7 @@ class Baseline:
             return {}
         if result.prompts or result.prompt != shipped("workload", "seed")["prompt"]:
             return {}
-        quant = result.config["quant"]["name"]
-        weights = result.dtype if quant == "none" else quant
-        return self.config.targets.get(f"{model}/{weights}", {})
+        return self.config.targets.get(f"{model}/{result.weights}", {})
 
     def recorded(self, result: Result) -> dict[str, float]:
         """Those of the row that it belongs to, as far as they are by today's definitions."""

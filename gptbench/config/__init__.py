@@ -26,7 +26,7 @@ from gptbench.config.explanation import explain
 from gptbench.config.group_options import options, shipped
 from gptbench.config.loading import load, require_possible
 from gptbench.config.model import CheckpointFormat, ModelConfig
-from gptbench.config.quant import INT8, UNQUANTISED, FormatLimits, QuantConfig
+from gptbench.config.quant import FORMATS, INT8, UNQUANTISED, FormatLimits, QuantConfig
 from gptbench.config.registration import add_option, register
 from gptbench.config.sampling import SamplingConfig
 from gptbench.config.section import MOVED_TARGETS, Section
@@ -39,6 +39,7 @@ from gptbench.config.workload import WorkloadConfig
 
 __all__ = [
     "ENGINES",
+    "FORMATS",
     "INT8",
     "MAX_JOBS",
     "MIN_NEW_TOKENS",

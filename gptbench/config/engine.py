@@ -143,8 +143,9 @@ class FusedConfig(EngineConfig):
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
         if not all(layer.attention.is_plain for layer in config.model.layer_specs):
             return "another model: the kernels have no attention of its kind"
-        if not config.quant.limits.fused:
-            return f"another quant: the kernels have no functions for its weights (it is {config.quant.name})"
+        for section in config.quant.formats:
+            if not section.limits.fused:
+                return f"another quant: the kernels have no functions for its weights (it is {section.name})"
         return None
 
 
@@ -159,8 +160,8 @@ class HuggingFaceConfig(EngineConfig):
     """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
 
     def unsupported_reason(self, config: "Config") -> str | None:
-        if config.quant._target_ != UNQUANTISED:
-            return f"quant=none: the library takes the weights as they are (it is {config.quant.name})"
+        if any(section._target_ != UNQUANTISED for section in config.quant.formats):
+            return f"quant=none: the library takes the weights as they are (it is {config.quant.full_name})"
         return None
 
     def mask_elements(self, config: "Config") -> int:

@@ -61,6 +61,6 @@ def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
 def require_possible(config: Config) -> None:
     """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
     if (expected := config.quant.refuse(config.model, config.device.dtype)) is not None:
-        raise ConfigError("quant", f"{config.quant.name} (model={config.model.name})", expected)
+        raise ConfigError("quant", f"{config.quant.full_name} (model={config.model.name})", expected)
     if (expected := config.engine.unsupported_reason(config)) is not None:
         raise ConfigError("engine", config.engine.name, f"another one, or {expected}")

@@ -36,7 +36,8 @@ ADDED: set[tuple[str, str]] = set()
 
 
 def add_option(name: str, section: Section) -> None:
-    """Makes what a plugin brings an option of its group, as a YAML file in `conf/` is: `GROUP=NAME` selects it.
+    """Makes what a plugin brings an option of its group, as a YAML file in `conf/` is: `GROUP=NAME` selects it, and
+    its fields have the values that they have unless they are given.
 
     Raises:
         UserError: the group has an option of that name.
@@ -45,4 +46,5 @@ def add_option(name: str, section: Section) -> None:
     if (group, name) in ADDED or (conf_folder() / group / f"{name}.yaml").exists():
         raise UserError(f"{group}={name}: it is there already, and a plugin cannot register it again")
     ADDED.add((group, name))
-    ConfigStore.instance().store(group=group, name=name, node=section)
+    node = OmegaConf.merge(OmegaConf.structured(type(section)), {"_target_": section._target_, "name": section.name})
+    ConfigStore.instance().store(group=group, name=name, node=node)

@@ -85,9 +85,9 @@ class Fused(Engine):
     def planned(cls, section: FusedConfig, config: Config, device: Device) -> "Fused":
         """The engine over a model without memory: it says what it would launch for a run. Of layers that are alike but
         for the first, whose norm gets its squares from `embed`, it has two."""
-        alike = len(set(config.model.layer_specs)) == 1
+        alike = len(set(config.model.layer_specs)) == 1 and not config.quant.weights
         shape = replace(config.model, n_layers=min(2, config.model.n_layers)) if alike else config.model
-        model = on_meta(shape, instantiate(config.quant), device.dtype)
+        model = on_meta(shape, config.quant, device.dtype)
         model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         return cls(section, model, sampler, device, len(config.workload.prompt))

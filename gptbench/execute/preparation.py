@@ -38,7 +38,7 @@ def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
     require_possible(config)
     engine: type[Runner] = target(config.engine)
     engine.require(config, device)
-    model = on_meta(config.model, instantiate(config.quant), device.dtype)
+    model = on_meta(config.model, config.quant, device.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
     if engine.BUILDS_MODEL:

@@ -48,6 +48,7 @@ class Kept:
         same = (
             own.model == config.model
             and own.quant == config.quant
+            and list(own.quant.weights) == list(config.quant.weights)  # whose order counts
             and own.device == config.device
             and own.engine == config.engine
             and own.workload.batch_size == config.workload.batch_size

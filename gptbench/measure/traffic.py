@@ -32,11 +32,10 @@ def weight_bytes(model: Transformer, batch: int) -> int:
 
 
 def expert_bytes(model: Transformer) -> int:
-    """Of one expert in one layer, all of which are alike; 0 of a dense model."""
-    mixture = next((block.ffn for block in model.layers if isinstance(block.ffn, MixtureOfExperts)), None)
-    if mixture is None:
-        return 0
-    return sum(p.nbytes for matrix in (mixture.w13, mixture.w2) for p in matrix.parameters()) // mixture.experts
+    """Of one expert in one layer, on average over layers, whose formats may differ; 0 of a dense model."""
+    found = [block.ffn for block in model.layers if isinstance(block.ffn, MixtureOfExperts)]
+    stored = sum(p.nbytes for ffn in found for matrix in (ffn.w13, ffn.w2) for p in matrix.parameters())
+    return stored // sum(ffn.experts for ffn in found) if found else 0
 
 
 def traffic(engine: Runner, new_tokens: int) -> Traffic:

@@ -6,12 +6,17 @@ AMD EPYC it reached 31 GB/s where the library's product reached 12 (see LOG.md),
 from `coordinate_descent_tuning`.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from gptbench.base.errors import ConfigError
+from gptbench.config import QuantConfig
+from gptbench.config.targets import instantiate
 from gptbench.kernels.matrix import Matrix
 from gptbench.quant import Unquantised, WeightFormat
 
@@ -34,7 +39,7 @@ class Weight(nn.Module):
 
     weight: nn.Parameter
     QUANTISED: ClassVar[bool] = True
-    """Whether the format of a model is that of such a weight, too."""
+    """Whether the format of a model is that of such a weight, too, where no pattern names it."""
 
     def __init__(self, *shape: int, std: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -130,16 +135,37 @@ class ExpertLinear(Weight):
         return self.format.product(x, *(tensor[expert] for tensor in self.stored))
 
 
-def store_as(model: nn.Module, weight_format: WeightFormat, by_name: Mapping[str, WeightFormat] | None = None) -> None:
-    """Gives all matrices of a model, but for routers and an untied embedding, a format.
+CONFIGURED = {"blocks": "layers", "ffn": "feed_forward", "head": "lm_head"}
+"""What parts of the modules' names are called in `quant.weights`. The modules keep theirs: seeds are made of them."""
 
-    Args:
-        by_name: other formats for matrices by the last part of their name, as `head` or `w2`; routers and embeddings,
-            too.
+
+def weights_by_name(model: nn.Module) -> dict[str, Weight]:
+    """The matrices whose format can be chosen, by the names that a configuration has for them. Of a tied embedding
+    there is `lm_head` alone."""
+    return {
+        ".".join(CONFIGURED.get(part, part) for part in name.split(".")): module
+        for name, module in model.named_modules()
+        if isinstance(module, Weight) and not isinstance(module, Router)
+    }
+
+
+def store_as(model: nn.Module, quant: QuantConfig) -> None:
+    """Gives each matrix of a model its format: see `QuantConfig.weights`.
+
+    Raises:
+        ConfigError: a pattern matches no matrix, or a matrix cannot have its format.
     """
-    others = by_name or {}
-    for name, module in model.named_modules():
-        if isinstance(module, Weight):
-            own = others.get(name.rpartition(".")[2], weight_format if module.QUANTISED else None)
-            if own is not None:
-                module.store_as(own)
+    weights = weights_by_name(model)
+    chosen = {name: quant for name, weight in weights.items() if weight.QUANTISED}
+    for pattern, section in quant.by_pattern.items():
+        matched = [name for name in weights if fnmatchcase(name, pattern)]
+        if not matched:
+            names = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in weights))
+            raise ConfigError(f"quant.weights.{pattern}", section.name, f"a pattern that matches one of {names}")
+        chosen |= dict.fromkeys(matched, section)
+    formats: dict[WeightFormat, WeightFormat] = {}  # one of each: compiled code that layers share goes by identity
+    for name, section in chosen.items():
+        if quant.weights and (expected := section.limits.refuse([(name, weights[name].float_shape[-1])])) is not None:
+            raise ConfigError("quant", quant.full_name, expected)
+        own: WeightFormat = instantiate(section)
+        weights[name].store_as(formats.setdefault(own, own))

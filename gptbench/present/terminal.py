@@ -48,7 +48,7 @@ class Terminal:
             if value is not None and drawing.temperature > 0
         )
         console.print(
-            f"{config.model.name}, quant {config.quant.name}, {device.dtype_name}, "
+            f"{config.model.name}, quant {config.quant.full_name}, {device.dtype_name}, "
             f"engine {config.engine.name}, on {device.name}",
             style="bold",
             markup=False,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptbench.config import FormatLimits, QuantConfig, add_option
+from gptbench.config import FORMATS, FormatLimits, QuantConfig, add_option
 from gptbench.config.targets import target_of
 from gptbench.kernels.matrix import Encoding, Functions, Matrix
 from gptbench.kernels.tile import Use
@@ -47,21 +47,23 @@ class WeightFormat:
     """Most tokens that `short_product` multiplies; 0 where there is none."""
 
     def __init__(self, section: QuantConfig | None = None) -> None:
-        """From the configuration, whose section has no options for it."""
+        """From the configuration: the values of what can be set are in `settings`."""
+        self.settings: dict[str, Any] = {} if section is None else section.settings
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self)
+        return isinstance(other, WeightFormat) and type(other) is type(self) and other.settings == self.settings
 
     def __hash__(self) -> int:
         return hash(type(self))
 
     def label(self, dtype: torch.dtype) -> str:
         """What it is called where weights are told apart: in the key of a tile, and beside a kernel's time. A plugin's
-        has a digest of its source, of which its tiles are."""
+        has a digest of its source, of which its tiles are, and its settings."""
         name = type(self).__name__.lower()
         if type(self).__module__.startswith("gptbench.quant."):
             return name
-        return f"{name}-{hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()[:8]}"
+        digest = hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()[:8]
+        return " ".join([f"{name}-{digest}", *(f"{key}={value}" for key, value in self.settings.items())])
 
     def tensors(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name, shape and type of what is stored for a matrix [rows, columns] of a model of type `dtype`; `weight`
@@ -169,8 +171,14 @@ def short_products_by_kernel(device: torch.device) -> Iterator[None]:
 Format = TypeVar("Format", bound=type[WeightFormat])
 
 
-def register_format(limits: FormatLimits, name: str | None = None) -> Callable[[Format], Format]:
-    """Decorator: a class of a plugin's is a format that `quant=NAME` selects; by default its own name in lower case.
+def register_format(
+    limits: FormatLimits, name: str | None = None, section: type[QuantConfig] = QuantConfig
+) -> Callable[[Format], Format]:
+    """Decorator: a class of a plugin's is a format that `quant=NAME` and `quant.weights` select.
+
+    Args:
+        name: by default the class's own in lower case.
+        section: with the settings that it has, a subclass of its own whose fields have defaults.
 
     Raises:
         UserError: there is a format of that name.
@@ -178,9 +186,10 @@ def register_format(limits: FormatLimits, name: str | None = None) -> Callable[[
 
     def register(format_class: Format) -> Format:
         target = target_of(format_class)
-        QuantConfig.add(target, limits)
+        section.add(target, limits)
         own_name = name or format_class.__name__.lower()
-        add_option(own_name, QuantConfig(_target_=target, name=own_name))
+        add_option(own_name, made := section(_target_=target, name=own_name))
+        FORMATS[own_name] = made
         return format_class
 
     return register

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gptbench.config.quant import weights_text
+
 if TYPE_CHECKING:
     from gptbench.schema.record import Measured
 
@@ -24,6 +26,7 @@ ALONGSIDE: dict[str, tuple[str, ...]] = {
 }
 """Fields of them that change no number: how many samples there are, what else is measured after them, and in what words
 the prompt was given, whose tokens count instead."""
+WEIGHTS = "quant.weights"
 NAMES = dict.fromkeys(MEASURED, ("name",))
 """What a section is called changes no number either."""
 DIGITS = 16
@@ -47,9 +50,13 @@ def fields_of(config: Mapping[str, Any], *without: Mapping[str, Sequence[str]]) 
 
 
 def flattened(section: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no dict, under its dotted field."""
+    """Every value that is no dict, under its dotted field. `quant.weights`, whose order counts, is one text; where it
+    has no entries, it is not there, as in records of versions that did not have it."""
     for key, value in section.items():
-        if isinstance(value, dict):
+        if f"{path}.{key}" == WEIGHTS:
+            if value:
+                yield WEIGHTS, weights_text(value)
+        elif isinstance(value, dict):
             yield from flattened(value, f"{path}.{key}")
         else:
             yield f"{path}.{key}", value

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gptbench.schema.identity import ALONGSIDE, fields_of
+from gptbench.config.quant import weights_text
+from gptbench.schema.identity import ALONGSIDE, WEIGHTS, fields_of
 
 if TYPE_CHECKING:
     from gptbench.schema.record import Recorded
 
 NAMED = ("model", "weights", "engine")
 """Traits that are told by their value alone, and of which a record is called where nothing tells it from others."""
-LEFT_OUT = ("workload.batch_size", "workload.name", "model.name", "engine.name", "quant.name")
+LEFT_OUT = ("workload.batch_size", "workload.name", "model.name", "engine.name", "quant.name", WEIGHTS)
 """Fields that are told in another way, of a workload by what is in it."""
 LAST = ("prompt", "commit")
 """Traits that are told where nothing else is different, the first before the second."""
@@ -90,9 +91,12 @@ def traits(record: "Recorded") -> dict[str, str]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a nested dict but None, as text under its dotted key."""
+    """Every value of a nested dict but None, as text under its dotted key; `quant.weights` is one."""
     for key, value in values.items():
-        if isinstance(value, dict):
+        if f"{prefix}{key}" == WEIGHTS:
+            if value:
+                yield WEIGHTS, weights_text(value)
+        elif isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

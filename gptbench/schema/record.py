@@ -24,6 +24,7 @@ from gptbench.base.inputs import read_json
 from gptbench.base.outputs import as_json, whole_file
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import MOVED_TARGETS, Dtype
+from gptbench.config.quant import full_name
 from gptbench.schema.busy import busy, by_kind, slow_probes
 from gptbench.schema.labels import short_commit
 from gptbench.schema.machine import Environment, Load, Probe, Roof
@@ -138,9 +139,15 @@ class Recorded:
 
     @property
     def weights(self) -> str:
-        """How weights are stored: the quantisation, or the type of those that have none."""
-        quant: str = self.config["quant"]["name"]
-        return self.number_type if quant == "none" else quant
+        """How weights are stored: the quantisation, or the type of those that have none; and those of patterns."""
+        section = self.config["quant"]
+        name = self.number_type if section["name"] == "none" else section["name"]
+        return full_name(name, section.get("weights") or {})
+
+    def name_of(self, group: str) -> str:
+        """What an option of its configuration is called; of `quant` with the formats of patterns."""
+        section: dict[str, Any] = self.config[group]
+        return full_name(section["name"], section.get("weights") or {}) if group == "quant" else str(section["name"])
 
     @property
     def run_name(self) -> str:
@@ -190,7 +197,7 @@ class Recorded:
 
     def line(self) -> dict[str, Any]:
         """What a program is told of it, beside its place."""
-        names = {group: self.config[group]["name"] for group in self.NAMED_BY if group in self.config}
+        names = {group: self.name_of(group) for group in self.NAMED_BY if group in self.config}
         return names | {"batch_size": self.config["workload"]["batch_size"]}
 
     def publication(self) -> Publication:
@@ -207,7 +214,7 @@ class Recorded:
 
     def tags(self, **own: str | None) -> dict[str, str | None]:
         """Those of its publication, its own among them."""
-        names = {group: self.config[group]["name"] for group in ("model", "quant")}
+        names = {group: self.name_of(group) for group in ("model", "quant")}
         return {**names, **own, "task": self.config.get("task", {}).get("name")}
 
     def write_files(self, folder: Path) -> None:
