@@ -169,12 +169,12 @@ def random_tokens(config: ModelConfig, batch: int, tokens: int, seed: int = 7) -
 def prefill(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits after the last of tokens [B, T], which start the cache anew."""
     count = tokens.shape[1]
-    return model(tokens, torch.arange(count), count)
+    return model(tokens, torch.arange(count).expand(len(tokens), -1), count)
 
 
 def step(model: Transformer, tokens: Tensor, position: int, read: int) -> Tensor:
     """Logits after one more token [B, 1] at `position`, with the first `read` cached positions attended to."""
-    return model(tokens, torch.tensor([position]), read)
+    return model(tokens, torch.full((len(tokens), 1), position), read)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -216,15 +216,15 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
     engine, workload = prepared(config(tmp_path))
     asked = []
 
-    def known(position: int, experts: float | None) -> list[KnownKernel]:
-        asked.append(position)
+    def known(positions: list[int], experts: float | None) -> list[KnownKernel]:
+        asked.append(positions)
         return [KnownKernel("aten::linear", "matrices", count) for count in (1000, None, 3)] + [
             KnownKernel("nothing of this name", "other", 1)
         ]
 
     monkeypatch.setattr(engine, "kernels", known)
     step = break_down(engine, workload)
-    assert asked == [step.position]
+    assert asked == [[step.position]]
     matrices = [(launch.bytes_read, launch.part) for launch in step.launches if launch.name == "aten::linear"]
     assert matrices[:4] == [(1000, "matrices"), (None, "matrices"), (3, "matrices"), (None, None)]
     assert {launch.bytes_read for launch in step.launches if launch.name != "aten::linear"} == {None}

@@ -208,16 +208,16 @@ def test_takes_the_family_that_fits(name: str) -> None:
 @installed
 def test_reads_and_caches(uncompiled: None) -> None:
     read = {
-        (name, cache): [made.positions_read(position, made.model.caches[0]) for position in (5, 6, 20)]
+        (name, cache): [made.positions_read(rows, made.model.caches[0]) for rows in ([5], [6], [20], [5, 6, 20])]
         for name, model in (("all", DENSE), ("window", WINDOW))
         for cache in ("static", "dynamic")
         for made in [make_hf(model, cache)]
     }
     assert read == {
-        ("all", "static"): [LENGTH] * 3,
-        ("all", "dynamic"): [6, 7, 21],
-        ("window", "static"): [8] * 3,
-        ("window", "dynamic"): [6, 7, 8],
+        ("all", "static"): [LENGTH, LENGTH, LENGTH, 3 * LENGTH],
+        ("all", "dynamic"): [6, 7, 21, 3 * 21],
+        ("window", "static"): [8, 8, 8, 3 * 8],
+        ("window", "dynamic"): [6, 7, 8, 3 * 8],
     }
     shape = (3, DENSE.n_kv_heads, LENGTH, DENSE.head_dim)
     static, dynamic = make_hf(DENSE, "static", batch=3), make_hf(DENSE, "dynamic", batch=3)

@@ -32,7 +32,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
-from gptbench.engine import Auto, Engine, Inductor
+from gptbench.engine import Auto, Eager, Engine, Inductor
 from gptbench.engine.tiles import Tiles
 from gptbench.kernels.route import Routing
 from gptbench.kernels.tile import Tile, Use
@@ -127,11 +127,52 @@ def assert_agrees(engine: Engine, reference: Engine, dtype: torch.dtype, steps: 
         assert engine.experts_chosen(steps - 1) == reference.experts_chosen(steps - 1)
 
 
+FILLED = (2, 9, 17)
+"""Cached positions of three rows."""
+
+
+def assert_rows_agree_alone(engine: Engine, quant: str, behind: float, steps: int = STEPS // 2) -> None:
+    """Rows at positions of their own: each gives the logits and tokens, greedy, that it gives alone.
+
+    Args:
+        engine: of as many rows as `FILLED`, in float32.
+        behind: what each row's cache holds after its position.
+    """
+    config, on, alone = engine.model.config, engine.device, []
+    for row, count in enumerate(FILLED):
+        model = make_model(config, quant, 1, LENGTH, device=on.torch)
+        alone.append(Eager(EAGER, model, Sampler(GREEDY, config.vocab_size, on.torch), on, count))
+        alone[row].prefill(random_tokens(config, 1, count, seed=row).to(on.torch))
+        for cache, own in zip(engine.cached(), alone[row].cached(), strict=True):
+            cache[row, :, :count], cache[row, :, count:] = own[0, :, :count], behind
+        for name in ("token", "position", "stopped"):
+            getattr(engine.state, name)[row] = getattr(alone[row].state, name)[0]
+    engine.filled = max(FILLED)
+    for step in range(steps):
+        engine.decode()
+        for row, own in enumerate(alone):
+            own.decode()
+            expected, got = own.state.logits[0], engine.state.logits[row]
+            assert (got - expected).norm() / expected.norm() < TOLERANCE[torch.float32], (row, step)
+            position = FILLED[row] + step + 1
+            assert engine.state.position[row] == own.state.position[0] == position
+            assert engine.state.tokens[row, position] == engine.state.token[row] == own.state.token[0]
+
+
+@pytest.mark.parametrize("model", [*FAMILY, MIXED], ids=model_name)
+def test_rows_at_positions_of_their_own_agree_with_each_alone(model: ModelConfig) -> None:
+    engine = make_engine(EAGER, model, "none", len(FILLED), torch.float32, device("cpu"))
+    assert_rows_agree_alone(engine, "none", behind=1e6)
+
+
 @pytest.mark.parametrize(("model", "quant", "batch"), pairwise(TINY, ["none", "int8"], [1, 3]), ids=model_name)
 def test_inductor_agrees_with_eager(model: ModelConfig, quant: str, batch: int) -> None:
     on, dtype = device("cpu"), torch.float32
     reference = make_engine(EAGER, model, quant, batch, dtype, on)
-    assert_agrees(make_engine(inductor(), model, quant, batch, dtype, on), reference, dtype)
+    engine = make_engine(inductor(), model, quant, batch, dtype, on)
+    assert_agrees(engine, reference, dtype)
+    if batch == len(FILLED):
+        assert_rows_agree_alone(engine, quant, behind=1e6)
 
 
 @pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (MOE, "int8")], ids=model_name)
@@ -164,7 +205,10 @@ def test_whole_model_scope_agrees_with_eager() -> None:
 def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: int, dtype: torch.dtype) -> None:
     on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)
-    assert_agrees(make_engine(inductor(), model, quant, batch, dtype, on), reference, dtype)
+    engine = make_engine(inductor(), model, quant, batch, dtype, on)
+    assert_agrees(engine, reference, dtype)
+    if batch == len(FILLED) and dtype is torch.float32:
+        assert_rows_agree_alone(engine, quant, behind=1e6)
 
 
 @pytest.fixture
@@ -190,7 +234,10 @@ def test_fused_agrees_with_eager(model: ModelConfig, quant: str, batch: int, few
     on, dtype = device("cpu"), torch.float32
     small = replace(model, n_layers=2)
     reference = make_engine(EAGER, small, quant, batch, dtype, on)
-    assert_agrees(make_engine(FUSED, small, quant, batch, dtype, on), reference, dtype, steps=4)
+    engine = make_engine(FUSED, small, quant, batch, dtype, on)
+    assert_agrees(engine, reference, dtype, steps=4)
+    if batch == len(FILLED):
+        assert_rows_agree_alone(engine, quant, behind=torch.nan, steps=2)
 
 
 @pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (GQA, "int8"), (MOE, "int8")], ids=model_name)
@@ -250,7 +297,7 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
     engine: Any = target(FUSED)(
         FUSED, make_model(MOE, "int8", 3, LENGTH), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), PROMPT
     )
-    most, fewer = engine.kernels(7), engine.kernels(7, experts=2.5)
+    most, fewer = engine.kernels([7] * 3), engine.kernels([7] * 3, experts=2.5)
     assert [kernel.name for kernel in most] == [op.name for op in engine.ops]
     of_experts = 0
     for op, all_slots, some in zip(engine.ops, most, fewer, strict=True):
@@ -271,8 +318,9 @@ def test_layers_of_different_windows_read_different_numbers_of_positions() -> No
     first, second, *_ = (op for op in engine.ops if op.role == "attention")
     engine.ops = [replace(first, window=4), replace(second, window=0)]
     row = first.bytes_read().position
-    assert [kernel.bytes_read for kernel in engine.kernels(10)] == [4 * row, 11 * row]
-    assert {(kernel.name, kernel.part) for kernel in engine.kernels(10)} == {("attend_kernel", "attention")}
+    assert [kernel.bytes_read for kernel in engine.kernels([10])] == [4 * row, 11 * row]
+    assert [kernel.bytes_read for kernel in engine.kernels([10, 0, 5])] == [(4 + 1 + 4) * row, (11 + 1 + 6) * row]
+    assert {(kernel.name, kernel.part) for kernel in engine.kernels([10])} == {("attend_kernel", "attention")}
 
 
 def test_experts_of_a_single_row_are_known_and_a_dense_model_has_none() -> None:
@@ -295,6 +343,8 @@ def test_fused_agrees_with_eager_on_gpu(
     engine = make_engine(replace(FUSED, overlap=overlap), model, quant, batch, dtype, on)
     with kept_evidence(engine, reference):
         assert_agrees(engine, reference, dtype)
+    if batch == len(FILLED) and dtype is torch.float32:
+        assert_rows_agree_alone(engine, quant, behind=torch.nan)
 
 
 def test_a_disagreement_leaves_its_states_and_binaries(
@@ -421,19 +471,20 @@ def test_full_cache_is_an_error() -> None:
         engine.decode()
 
 
-def test_positions_read() -> None:
-    on = device("cpu")
-    eager = make_engine(EAGER, DENSE, "none", 1, torch.float32, on)
-    assert [eager.positions_read(position, eager.model.caches[0]) for position in (5, 6, 20)] == [6, 7, 21]
-    model = make_model(DENSE, length=LENGTH)
-    padded = Inductor(inductor(), model, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
-    assert [padded.positions_read(position, padded.model.caches[0]) for position in (5, 6, 20)] == [LENGTH] * 3
-    fused: type[Engine] = target(FUSED)
-    filled = fused(FUSED, make_model(DENSE, length=LENGTH), Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
-    assert [filled.positions_read(position, filled.model.caches[0]) for position in (5, 6, 20)] == [6, 7, 21]
-    windowed = make_model(WINDOW, length=LENGTH)
-    slid = fused(FUSED, windowed, Sampler(GREEDY, WINDOW.vocab_size, on.torch), on, PROMPT)
-    assert [slid.positions_read(position, slid.model.caches[0]) for position in (1, 3, 20)] == [2, 4, 4]
+def test_positions_read_and_moved() -> None:
+    """By one row, and by three of which each is at a position of its own."""
+    on, fused = device("cpu"), target(FUSED)
+    for kind, section, model, read, moved in (
+        (Eager, EAGER, DENSE, [2, 4, 21, 3 * 21], 3 * 21 + 3),
+        (Inductor, inductor(), DENSE, [LENGTH, LENGTH, LENGTH, 3 * LENGTH], 3 * LENGTH + 3),
+        (fused, FUSED, DENSE, [2, 4, 21, 2 + 4 + 21], 2 + 4 + 21),
+        (fused, FUSED, WINDOW, [2, 4, 4, 2 + 4 + 4], 2 + 4 + 4),
+    ):
+        sampler = Sampler(GREEDY, model.vocab_size, on.torch)
+        engine: Any = kind(section, make_model(model, length=LENGTH), sampler, on, PROMPT)
+        cache = engine.model.caches[0]
+        assert [engine.positions_read(rows, cache) for rows in ([1], [3], [20], [1, 3, 20])] == read
+        assert engine.positions_moved([1, 3, 20], cache) == moved
 
 
 @pytest.mark.parametrize("model", FAMILY, ids=model_name)
@@ -448,7 +499,7 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     small += engine.model.norm.parameters()
     table = sum(p.nbytes for p in engine.model.embedding.parameters())
     embedded_twice = table // model.vocab_size if model.tied else 0  # a row, and its scale
-    told = sum(op.bytes_read().total(0) for op in engine.ops if op.role != "maxima")  # that one reads logits
+    told = sum(op.bytes_read().total() for op in engine.ops if op.role != "maxima")  # that one reads logits
     assert told == weight_bytes(engine.model, 1) - sum(p.nbytes for p in small) + embedded_twice
     per_position = sum(op.bytes_read().position for op in engine.ops)
     assert per_position == cache_bytes(engine.model, 1, 1)

@@ -97,7 +97,7 @@ def test_torch_computes_with_what_int4_means(int4: WeightFormat, config: ModelCo
     prefill(one, tokens[:1, :5])
     torch.compiler.reset()
     compiled = torch.compile(one.forward, backend="eager", fullgraph=True, dynamic=False)
-    assert relative_error(compiled(tokens[:1, 5:], torch.tensor([5]), LENGTH), expected[:1, 1]) < 1e-5
+    assert relative_error(compiled(tokens[:1, 5:], torch.tensor([[5]]), LENGTH), expected[:1, 1]) < 1e-5
 
 
 MIXES = {

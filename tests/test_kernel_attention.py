@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -94,19 +96,21 @@ def make_inputs(
     kv_heads: int,
     width: int,
     length: int,
-    position: int,
+    positions: int | Sequence[int],
     window: int = 0,
     dtype: torch.dtype = torch.float32,
     qk_norm: bool = False,
 ) -> Inputs:
-    """Random, with NaN wherever the cache is not filled."""
-    generator = torch.Generator(DEVICE).manual_seed(position + 1000 * width)
+    """Random, with NaN wherever the cache is not filled: of all rows up to one position, or of each up to another."""
+    rows = [positions] * batch if isinstance(positions, int) else positions
+    generator = torch.Generator(DEVICE).manual_seed(rows[0] + 1000 * width)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=DEVICE)
 
     caches = random(2, batch, kv_heads, length, width).to(dtype)
-    caches[:, :, :, position:] = math.nan
+    for row, position in enumerate(rows):
+        caches[:, row, :, position:] = math.nan
     angles = (3 * random(length, width // 2)).repeat(1, 2)
     norms = 1 + random(2, width).to(dtype) if qk_norm else (None, None)
     return Inputs(
@@ -116,7 +120,7 @@ def make_inputs(
         eps=1e-5,
         cos=angles.cos(),
         sin=angles.sin(),
-        position=torch.tensor([position], device=DEVICE),
+        position=torch.tensor(rows, device=DEVICE).unsqueeze(1),
         k_cache=caches[0].clone(),
         v_cache=caches[1].clone(),
         window=window,
@@ -131,12 +135,12 @@ def bits(x: Tensor) -> Tensor:
 def check(
     inputs: Inputs,
     plan: Plan,
-    programs: int | None = None,
+    programs: int | Sequence[int] | None = None,
     fixed: bool = False,
     overlap: bool = False,
     twice: bool = TWICE,
 ) -> None:
-    """Kernel against reference. `programs` of each key-value head must have had something to do."""
+    """Kernel against reference. `programs` of each key-value head must have had something to do, in each row."""
     dtype = inputs.qkv.dtype
     batch, heads, _, width = inputs.shape
     expected, scratch = inputs.copy(), inputs.scratch(plan)
@@ -148,17 +152,23 @@ def check(
     tolerance = TOLERANCES[dtype] if not fixed else max(FIXED_POINT, TOLERANCES[dtype])
     assert relative_error(out.read(), expected_out.read()) < tolerance
 
-    position = int(inputs.position)
-    new, others = [position], [at for at in range(inputs.k_cache.shape[2]) if at != position]
-    assert relative_error(actual.k_cache[:, :, new], expected.k_cache[:, :, new]) < KEY_TOLERANCES[dtype]
-    assert torch.equal(actual.v_cache[:, :, new], expected.v_cache[:, :, new])
-    assert torch.equal(bits(actual.k_cache[:, :, others]), bits(inputs.k_cache[:, :, others]))
-    assert torch.equal(bits(actual.v_cache[:, :, others]), bits(inputs.v_cache[:, :, others]))
+    new = torch.arange(inputs.k_cache.shape[2], device=DEVICE) == inputs.position  # [B, S]
+
+    def parts(cache: Tensor) -> tuple[Tensor, Tensor]:
+        """What is at the rows' own positions, and all else."""
+        return cache.transpose(1, 2)[new], cache.transpose(1, 2)[~new]
+
+    assert relative_error(parts(actual.k_cache)[0], parts(expected.k_cache)[0]) < KEY_TOLERANCES[dtype]
+    assert torch.equal(parts(actual.v_cache)[0], parts(expected.v_cache)[0])
+    assert torch.equal(bits(parts(actual.k_cache)[1]), bits(parts(inputs.k_cache)[1]))
+    assert torch.equal(bits(parts(actual.v_cache)[1]), bits(parts(inputs.v_cache)[1]))
 
     assert not scratch.counters.any()
     if programs is not None:
         written = ~scratch.peaks.isnan().all(-1)  # [B·G, splits]
-        assert written.sum(-1).tolist() == [programs if programs > 1 else 0] * len(written)
+        of_rows = [programs] * batch if isinstance(programs, int) else programs
+        groups = len(written) // batch
+        assert written.sum(-1).tolist() == [count if count > 1 else 0 for count in of_rows for _ in range(groups)]
 
     if not twice:
         return
@@ -175,26 +185,25 @@ GPU_BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", [DENSE, GQA, QWEN, WINDOW], ids=model_name)
 def test_twin_is_the_models_attention(config: ModelConfig, dtype: torch.dtype, no_grad: None) -> None:
-    for position in (0, 1, 5, 19, 23):
-        check_against_the_model(config, dtype, position)
+    for positions in ((0, 23), (1, 5), (19, 19)):
+        check_against_the_model(config, dtype, positions)
 
 
-def check_against_the_model(config: ModelConfig, dtype: torch.dtype, position: int) -> None:
-    batch, length = 2, 24
-    inputs = make_inputs(
-        batch, config.n_heads, config.n_kv_heads, config.head_dim, length, position, dtype=dtype, qk_norm=config.qk_norm
-    )
+def check_against_the_model(config: ModelConfig, dtype: torch.dtype, positions: tuple[int, int]) -> None:
+    heads, length = (config.n_heads, config.n_kv_heads, config.head_dim), 24
+    inputs = make_inputs(2, *heads, length, positions, dtype=dtype, qk_norm=config.qk_norm)
     cos, sin = rotation_table(config, length, DEVICE)
     inputs = replace(inputs, cos=cos, sin=sin, eps=config.norm_eps, window=config.sliding_window)
     layer = config.layer_specs[0]
     attention = Attention(layer, 1, dtype).to(DEVICE)
-    cache = KeyValueCache(layer.attention, batch, length, dtype, DEVICE)
+    cache = KeyValueCache(layer.attention, 2, length, dtype, DEVICE)
     attention.wqkv, attention.wo, attention.qkv_bias = nn.Identity(), nn.Identity(), None
     if attention.q_norm is not None and attention.k_norm is not None:
         attention.q_norm.weight.copy_(inputs.q_norm)
         attention.k_norm.weight.copy_(inputs.k_norm)
-    cache.keys[:, :, :position] = inputs.k_cache[:, :, :position]
-    cache.values[:, :, :position] = inputs.v_cache[:, :, :position]
+    for row, position in enumerate(positions):
+        cache.keys[row, :, :position] = inputs.k_cache[row, :, :position]
+        cache.values[row, :, :position] = inputs.v_cache[row, :, :position]
     at = inputs.position
     expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, cache.tensors).squeeze(1)
 
@@ -202,8 +211,9 @@ def check_against_the_model(config: ModelConfig, dtype: torch.dtype, position: i
     inputs.op(inputs.scratch(Plan(1, 16, 4)), out).reference()
     # The model rounds scores too.
     assert relative_error(out.read(), expected) < (1e-6 if dtype == torch.float32 else 3e-2)
-    assert torch.equal(inputs.k_cache[:, :, : position + 1], cache.keys[:, :, : position + 1])
-    assert torch.equal(inputs.v_cache[:, :, : position + 1], cache.values[:, :, : position + 1])
+    for row, position in enumerate(positions):
+        assert torch.equal(inputs.k_cache[row, :, : position + 1], cache.keys[row, :, : position + 1])
+        assert torch.equal(inputs.v_cache[row, :, : position + 1], cache.values[row, :, : position + 1])
 
 
 POSITIONS = {0: 1, 1: 1, 14: 1, 15: 1, 16: 2, 31: 2, 32: 3, 33: 3, 47: 3, 48: 2, 63: 2, 64: 3, 69: 3}
@@ -213,6 +223,36 @@ POSITIONS = {0: 1, 1: 1, 14: 1, 15: 1, 16: 2, 31: 2, 32: 3, 33: 3, 47: 3, 48: 2,
 def test_positions() -> None:
     for position, programs in POSITIONS.items():
         check(make_inputs(1, 4, 2, 16, 70, position), Plan(3, 16, 4), programs, twice=True)
+
+
+RAGGED = {
+    # apart, heads, positions of a cache of 70, window: programs of each row, of three in blocks of 16
+    "grouped": (False, (4, 2), (0, 69, 33, 15), 0, [1, 3, 3, 1]),
+    "apart": (True, (4, 2), (69, 1, 0, 20), 0, [3, 1, 1, 2]),
+    "window": (False, (4, 2), (0, 69, 19, 30), 20, [1, 2, 2, 2]),
+    "window apart": (True, (2, 2), (68, 14, 69, 0), 40, [3, 1, 3, 1]),
+}
+
+
+@pytest.mark.parametrize(("apart", "heads", "positions", "window", "programs"), RAGGED.values(), ids=RAGGED)
+def test_rows_at_positions_of_their_own(
+    apart: bool, heads: tuple[int, int], positions: tuple[int, ...], window: int, programs: list[int]
+) -> None:
+    """From an empty cache to a full one: each row reads what it has filled, and no more. Alone it gives the same."""
+    inputs, plan = make_inputs(4, *heads, 16, 70, positions, window, qk_norm=True), Plan(3, 16, 4, apart)
+    for row, position in enumerate(positions):
+        hidden = max(0, position + 1 - window) if window else 0
+        inputs.k_cache[row, :, :hidden] = inputs.v_cache[row, :, :hidden] = math.nan
+    check(inputs, plan, programs, twice=True)
+    together = inputs.out(fixed=False)
+    inputs.copy().op(inputs.scratch(plan), together).launch()
+    for row in range(4):
+        each = slice(row, row + 1)
+        cut = {name: getattr(inputs, name)[each].clone() for name in ("qkv", "position", "k_cache", "v_cache")}
+        alone = replace(inputs, **cut)
+        out = alone.out(fixed=False)
+        alone.op(alone.scratch(plan), out).launch()
+        assert torch.equal(out.read(), together.read()[each]), row
 
 
 @pytest.mark.parametrize(
@@ -435,6 +475,8 @@ GPU_SHAPES = {
     "llama3_8b": (1, 32, 8, 128, 32768, 32767),
     "llama3_8b_short": (2, 32, 8, 128, 208, 105),
     "llama3_8b_batch": (3, 32, 8, 128, 8192, 5001),
+    "llama3_8b_ragged": (3, 32, 8, 128, 8192, (8191, 0, 300)),
+    "llama2_7b_ragged": (3, 32, 32, 128, 208, (207, 0, 105)),
 }
 
 
@@ -442,7 +484,7 @@ GPU_SHAPES = {
 @pytest.mark.parametrize("overlap", [False, True], ids=["", "overlap"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", GPU_SHAPES.values(), ids=GPU_SHAPES.keys())
-def test_models(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, overlap: bool) -> None:
+def test_models(shape: tuple[Any, ...], dtype: torch.dtype, overlap: bool) -> None:
     if overlap and not can_overlap(DEVICE):
         pytest.skip("needs compute capability 9.0")
     inputs = make_inputs(*shape, dtype=dtype)
@@ -454,7 +496,7 @@ def test_models(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, 
 
 
 @pytest.mark.gpu
-def test_a_captured_launch_follows_the_position() -> None:
+def test_a_captured_launch_follows_the_positions() -> None:
     inputs = make_inputs(2, 8, 2, 64, 1000, 0, dtype=torch.bfloat16)
     inputs.k_cache.normal_()
     inputs.v_cache.normal_()
@@ -463,8 +505,8 @@ def test_a_captured_launch_follows_the_position() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         inputs.op(scratch, out).launch()
-    for position in (0, 31, 32, 33, 500, 999, 7):
-        inputs.position.fill_(position)
+    for positions in ((0, 31), (32, 33), (500, 999), (999, 0), (7, 7)):
+        inputs.position[:, 0] = torch.tensor(positions)
         expected = inputs.out(fixed=False)
         inputs.op(scratch, expected).reference()
         graph.replay()

@@ -66,7 +66,7 @@ class Step:
             torch.full((batch, 1), -1, device=DEVICE),
             torch.full((batch, 1), POISON, device=DEVICE),
             torch.full((batch, 10), POISON, device=DEVICE),
-            torch.tensor([position], device=DEVICE),
+            torch.full((batch, 1), position, device=DEVICE),
         )
 
 
@@ -79,10 +79,9 @@ def random_uniform(batch: int, seed: int = 4) -> Tensor:
 
 
 def at_its_place(uniform: Tensor, step: Step) -> Tensor:
-    """The numbers [B, 1] at the position of the token to come, among others that must not be read: [B, S + 1]."""
+    """The numbers [B, 1] at the positions of the tokens to come, among others that must not be read: [B, S + 1]."""
     numbers = torch.full(step.tokens.shape, torch.nan, device=DEVICE)
-    numbers[:, step.position + 1] = uniform.to(DEVICE)
-    return numbers
+    return numbers.scatter_(1, step.position + 1, uniform.to(DEVICE))
 
 
 def between_poison(logits: Tensor) -> Tensor:
@@ -136,9 +135,8 @@ def kernel_tokens(logits: Tensor, uniform: Tensor, chunk: int = CHUNK, **chosen:
     launch(placed, at_its_place(uniform, step), settings(vocab, **chosen), stop_ids(), step, scratch)
     tokens = step.token.flatten().tolist()
     assert step.tokens.tolist() == [[POISON] * 4 + [token] + [POISON] * 5 for token in tokens]
-    assert step.position.tolist() == [4]
+    assert step.position.tolist() == [[4]] * batch
     assert step.stopped.flatten().tolist() == [-1] * batch
-    assert scratch.arrived.tolist() == [0]
     return tokens
 
 
@@ -148,7 +146,7 @@ def twin_tokens(logits: Tensor, uniform: Tensor, **chosen: float) -> list[int]:
     numbers = at_its_place(uniform, step)
     draw_reference(logits.to(DEVICE), numbers, *settings(vocab, **chosen), stop_ids(), *vars(step).values())
     assert step.tokens[:, 4:5].tolist() == step.token.tolist()
-    assert step.position.tolist() == [4]
+    assert step.position.tolist() == [[4]] * batch
     return step.token.flatten().tolist()
 
 
@@ -316,9 +314,13 @@ def test_any_token_comes_of_logits_that_are_no_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_several_steps_with_stop_tokens(batch: int) -> None:
-    """Kernel and twin side by side, the same tensors all along: what a row has stopped with it keeps."""
+    """Kernel and twin side by side, the same tensors all along: what a row has stopped with it keeps. Each row is at
+    a position of its own."""
     vocab, chosen = 211, settings(211, temperature=0.9, top_k=4)
     made, expected = Step.poisoned(batch, position=0), Step.poisoned(batch, position=0)
+    begin = [row % 2 for row in range(batch)]
+    for each in (made, expected):
+        each.position[:, 0] = torch.tensor(begin)
     scratch = poisoned_scratch(batch, vocab)
     drawn = []
     stops = stop_ids()
@@ -335,8 +337,10 @@ def test_several_steps_with_stop_tokens(batch: int) -> None:
             stops.copy_(stop_ids(5, unstopped[-1], 210))
     assert [row[-1] for row in drawn[2:]] == [unstopped[-1]] * 6
     assert made.stopped[-1].tolist() == [unstopped[-1]]
-    assert made.position.tolist() == [8]
-    assert made.tokens[:, 0].tolist() == made.tokens[:, 9].tolist() == [POISON] * batch
+    assert made.position.flatten().tolist() == [first + 8 for first in begin]
+    for row, first in enumerate(begin):
+        own = [step[row] for step in drawn]
+        assert made.tokens[row].tolist() == [POISON] * (first + 1) + own + [POISON] * (1 - first)
     if batch > 1:
         assert made.stopped[0].tolist() == [-1]
         assert len({row[0] for row in drawn}) > 1

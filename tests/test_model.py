@@ -174,7 +174,7 @@ def test_compiled_form_gives_the_same_logits(config: ModelConfig, batch: int) ->
     prefill(model, tokens[:, :5])
     expected = step(model, tokens[:, 5:], 5, 24)
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=False)
-    assert relative_error(compiled(tokens[:, 5:], torch.tensor([5]), 24), expected) < 1e-5
+    assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), 24), expected) < 1e-5
 
 
 def mixture(quant: str = "none", dtype: torch.dtype = torch.float32) -> MixtureOfExperts:
@@ -303,7 +303,7 @@ def test_seeded_weights_keep_activations_of_order_one(config: ModelConfig, seed:
     stream: list[float] = []
     for block in model.blocks:
         block.register_forward_hook(lambda _block, _args, x: stream.append(x.square().mean().sqrt().item()))
-    hidden = model.hidden(random_tokens(config, 1, 200), torch.arange(200), 200)
+    hidden = model.hidden(random_tokens(config, 1, 200), torch.arange(200).unsqueeze(0), 200)
     logits = model.logits(hidden)[0]
     assert len(stream) == config.n_layers
     assert all(0.2 < rms < 5 for rms in stream), stream
@@ -319,7 +319,7 @@ def test_seeded_routers_use_all_experts(seed: int) -> None:
     chosen: list[Tensor] = []
     for block in model.blocks:
         block.ffn.register_forward_hook(lambda ffn, args, _y: chosen.append(ffn.route(args[0].flatten(0, 1))[1]))
-    model.hidden(random_tokens(MOE, 1, 200), torch.arange(200), 200)
+    model.hidden(random_tokens(MOE, 1, 200), torch.arange(200).unsqueeze(0), 200)
     for experts in chosen:
         counts = experts.flatten().bincount(minlength=MOE.n_experts)
         assert counts.sum() == 400

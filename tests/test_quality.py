@@ -69,7 +69,7 @@ def expected_logits(of: Config, windows: Tensor, **made: Any) -> Tensor:
     """float64 [W, n, V] before each predicted token: a prefill of all that is before it, one after the other."""
     model = engine(replace(of, workload=replace(of.workload, batch_size=1)), **made).model
     ends = range(PREFILLED, PREFILLED + PREDICTED)
-    rows = [model(window[None, :end], torch.arange(end), end)[0].double() for window in windows for end in ends]
+    rows = [model(window[None, :end], torch.arange(end)[None], end)[0].double() for window in windows for end in ends]
     return torch.stack(rows).unflatten(0, (len(windows), PREDICTED))
 
 

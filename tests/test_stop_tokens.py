@@ -61,7 +61,7 @@ def test_a_row_draws_its_stop_token_from_then_on_and_others_go_on() -> None:
     assert stopped[1].tolist() == [stops[1]] * NEW
     assert torch.equal(stopped[2], free[2])
     assert engine.state.stopped.flatten().tolist() == [*stops, -1]
-    assert engine.state.position.tolist() == [PROMPT + NEW - 1]
+    assert engine.state.position.tolist() == [[PROMPT + NEW - 1]] * 3
 
 
 def test_a_prefill_begins_anew() -> None:

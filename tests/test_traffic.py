@@ -1,5 +1,6 @@
 """Bytes per step, worked out by hand from the shapes of the models. Nothing here is allocated: all is on `meta`."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 
@@ -266,11 +267,11 @@ class FakeEngine:
         self.like = like
         model.allocate(batch, length, torch.device("meta"))
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), position, cache)
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), positions, cache)
 
-    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
-        return self.like.positions_moved(cast(Engine, self), position, cache)
+    def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return self.like.positions_moved(cast(Engine, self), positions, cache)
 
 
 def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:

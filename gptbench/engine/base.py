@@ -1,7 +1,7 @@
 """What every engine is: a state on the device, a prefill and a decode step that advance it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ class State:
     token: Tensor
     """int64 [B, 1]: the token that the next step is fed."""
     position: Tensor
-    """int64 [1]: its position."""
+    """int64 [B, 1]: the position of that token, in each row's own sequence."""
     logits: Tensor
     """float32 [B, V]: what the last token was drawn from."""
     uniform: Tensor
@@ -60,7 +60,7 @@ class Engine(Runner):
 
     Attributes:
         state: see `State`.
-        filled: cached positions that are filled.
+        filled: cached positions that are filled, in the row with most of them.
         length: S, cached positions that there are.
         generator: where the random numbers come from; reseed it with `seed`.
         capture_s: seconds that `capture` has taken so far.
@@ -75,13 +75,13 @@ class Engine(Runner):
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
             token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
-            position=torch.zeros(1, dtype=torch.int64, device=device.torch),
+            position=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
             logits=torch.zeros(self.batch, model.config.vocab_size, device=device.torch),
             uniform=torch.zeros(self.batch, self.length + 1, device=device.torch),
             stopped=torch.full((self.batch, 1), -1, dtype=torch.int64, device=device.torch),
         )
         self.prompt = torch.zeros(self.batch, prompt_length, dtype=torch.int64, device=device.torch)
-        self.prompt_positions = torch.arange(prompt_length, device=device.torch)
+        self.prompt_positions = torch.arange(prompt_length, device=device.torch).repeat(self.batch, 1)
         self.generator = torch.Generator(device.torch)
         self.filled = 0
         self.capture_s = 0.0
@@ -168,14 +168,15 @@ class Engine(Runner):
         """Reads and changes the state."""
         raise NotImplementedError
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that the step at `position` reads, whether they are filled or padding."""
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that a step reads whose rows are at `positions`, in all rows together, whether
+        they are filled or padding."""
         raise NotImplementedError
 
-    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that the step at `position` reads or writes, one as often as it does: its own is
+    def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that such a step reads or writes, one as often as it does: each row's own is
         written, and read back."""
-        return self.positions_read(position, cache) + 1
+        return self.positions_read(positions, cache) + len(positions)
 
     def experts_chosen(self, steps: int) -> int | None:
         """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a
@@ -190,9 +191,9 @@ class Engine(Runner):
         all of them."""
         return steps * sum(mixture.most_chosen(self.batch) for mixture in self.model.mixtures)
 
-    def kernels(self, position: int, experts: float | None = None) -> list[KnownKernel]:
-        """What is known of the kernels of the step at `position`, in the order of their launches. `experts`: that a
-        layer reads, where the step is of a mixture."""
+    def kernels(self, positions: Sequence[int], experts: float | None = None) -> list[KnownKernel]:
+        """What is known of the kernels of a step whose rows are at `positions`, in the order of their launches.
+        `experts`: that a layer reads, where the step is of a mixture."""
         return []
 
     def cached(self) -> list[Tensor]:

@@ -1,12 +1,14 @@
 """The reference: the model's own code, one operation after the other. Every engine is tested against it."""
 
+from collections.abc import Sequence
+
 from gptbench.config import EngineConfig
 from gptbench.engine.base import Engine
 from gptbench.model import KeyValueCache
 
 
 class Eager(Engine):
-    """Reads only the filled part of the cache: the host knows how far it is filled."""
+    """Reads only the filled part of the cache: the host knows how far the fullest row is filled."""
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
@@ -21,5 +23,5 @@ class Eager(Engine):
         hidden = self.model.hidden(self.state.token, self.state.position, self.filled)
         self.advance(hidden[:, -1])
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        return position + 1
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return len(positions) * (max(positions) + 1)

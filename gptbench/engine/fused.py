@@ -4,7 +4,7 @@ Which kernels these are: `gptbench.engine.decode_step`. On a GPU the whole step 
 prefill is the model's own code, in a graph of its own: nothing is compiled but the kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from gptbench.sampling import Sampler
 
 
 class Fused(Engine):
-    """Reads each weight once, of a mixture those of the experts that some row chose, and of the cache what is filled.
+    """Reads each weight once, of a mixture those of the experts that some row chose, and of the cache what each row has
+    filled.
 
     Attributes:
         ops: the kernels of the decode step, in order.
@@ -135,7 +136,7 @@ class Fused(Engine):
         read: dict[Use, int] = {}
         for op in self.ops:
             if op.use is not None:
-                read[op.use] = read.get(op.use, 0) + op.bytes_read().total(positions=0)
+                read[op.use] = read.get(op.use, 0) + op.bytes_read().total()
         for use in sorted(read, key=lambda use: -read[use]):
             if str(use) not in self.tiles.found:
 
@@ -181,17 +182,18 @@ class Fused(Engine):
     def decode_step(self) -> None:
         self.launch_all(self.ops)
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        return cache.spec.attended(position)
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return sum(map(cache.spec.attended, positions))
 
-    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
-        return self.positions_read(position, cache)  # its own is only written
+    def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return self.positions_read(positions, cache)  # each row's own is only written
 
     def experts_read(self, chosen: int, steps: int) -> int:
         return chosen
 
-    def kernels(self, position: int, experts: float | None = None) -> list[KnownKernel]:
-        reads = ((op, op.bytes_read().total(position + 1, experts)) for op in self.ops)
+    def kernels(self, positions: Sequence[int], experts: float | None = None) -> list[KnownKernel]:
+        cached = [position + 1 for position in positions]
+        reads = ((op, op.bytes_read().total(cached, experts)) for op in self.ops)
         return [KnownKernel(op.name, op.part, count or None) for op, count in reads]
 
     @property

@@ -7,7 +7,7 @@ https://huggingface.co/docs/transformers/llm_optims and https://huggingface.co/d
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -128,7 +128,7 @@ def peer(model: Transformer, length: int, device: torch.device) -> Any:
 class HuggingFace(Engine):
     """Static: the decode step compiled as `generate` compiles it on a GPU (mode="reduce-overhead": torch's cudagraph
     trees), here on a CPU as well; it reads the whole cache. Dynamic: one operation after the other, over a cache that
-    grows by copying."""
+    grows by copying. Both caches have one length for all rows, so the first row's positions are every row's."""
 
     config: HuggingFaceConfig
 
@@ -234,10 +234,11 @@ class HuggingFace(Engine):
         self.finish(self.logits(self.decode_forward, self.state.token, self.state.position))
 
     def logits(self, forward: Callable[..., Any], tokens: Tensor, positions: Tensor) -> Tensor:
-        """float32 [B, V] after the last of tokens [B, T] at positions [T]; a copy, as the next replay overwrites it."""
+        """float32 [B, V] after the last of tokens [B, T] at positions [B, T]; a copy, as the next replay overwrites
+        it."""
         output = forward(
             input_ids=tokens,
-            position_ids=positions.unsqueeze(0),
+            position_ids=positions[:1],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -260,14 +261,14 @@ class HuggingFace(Engine):
         """On a GPU the library gathers one for each pair of row and choice; elsewhere it reads each once."""
         return steps * self.batch * self.model.active_experts if self.switches_experts else chosen
 
-    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
-        """A dynamic cache is copied, which reads all but its own position and writes all, and then read."""
-        read = self.positions_read(position, cache)
-        return read + 1 if self.static else 3 * read - 1
+    def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        """A dynamic cache is copied, which reads all but each row's own position and writes all, and then read."""
+        read, rows = self.positions_read(positions, cache), len(positions)
+        return read + rows if self.static else 3 * read - rows
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        read = self.length if self.static else position + 1
-        return min(read, cache.spec.window) if self.slides else read
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        read = self.length if self.static else max(positions) + 1
+        return len(positions) * (min(read, cache.spec.window) if self.slides else read)
 
     def cached(self) -> list[Tensor]:
         return [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)]

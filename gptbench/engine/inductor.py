@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -102,8 +102,8 @@ def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         varies(x, 1)
-        varies(cos, 0)
-        varies(sin, 0)
+        varies(cos, 1)
+        varies(sin, 1)
         return block(x, cos, sin, positions, cache)
 
     return call
@@ -169,7 +169,7 @@ class Inductor(Engine):
         if open_sizes:
             varies(self.state.tokens, 1)
             varies(self.state.uniform, 1)
-            varies(self.prompt_positions, 0)
+            varies(self.prompt_positions, 1)
             for keys_or_values in self.cached():
                 varies(keys_or_values, 2)
         prefill = compile_options(trees and config.graph_prefill, config.tuning if config.tune_prefill else Tuning.none)
@@ -195,7 +195,7 @@ class Inductor(Engine):
         self.launch_decode: Callable[[], None] = self.decode_step
 
     def body(self, tokens: Tensor, positions: Tensor) -> None:
-        """All of a step but its random numbers: tokens [B, T] at positions [T] to the next state."""
+        """All of a step but its random numbers: tokens [B, T] at positions [B, T] to the next state."""
         self.advance(self.model.hidden(tokens, positions, self.length)[:, -1])
 
     def body_by_block(
@@ -246,8 +246,8 @@ class Inductor(Engine):
     def decode_step(self) -> None:
         self.decode_body(self.state.token, self.state.position)
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        return self.length
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        return len(positions) * self.length
 
     def release(self) -> None:
         self.prefill_body = self.decode_body = self.released

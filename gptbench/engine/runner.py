@@ -4,6 +4,7 @@
 own, or another process is one as well: it answers what is here, and is given the model without its weights.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -138,14 +139,14 @@ class Runner:
         """Whether the last logits and all that was cached are finite, as far as that is seen."""
         return True
 
-    def positions_read(self, position: int, cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that the step at `position` reads, whether they are filled or padding: those
-        that its token attends to, where no more is known."""
-        return cache.spec.attended(position)
+    def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that a step reads whose rows are at `positions`, in all rows together, whether
+        they are filled or padding: those that each row's token attends to, where no more is known."""
+        return sum(map(cache.spec.attended, positions))
 
-    def positions_moved(self, position: int, cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that the step at `position` reads or writes, one as often as it does."""
-        return self.positions_read(position, cache)
+    def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
+        """Positions of a layer's cache that such a step reads or writes, one as often as it does."""
+        return self.positions_read(positions, cache)
 
     def experts_chosen(self, steps: int) -> int | None:
         """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a

@@ -3,7 +3,7 @@
 Flash-decoding (Dao et al., 2023, https://pytorch.org/blog/flash-decoding): the cached positions of each key-value head
 are split into chunks, one program each, which read keys and values once for all query heads that share them; whichever
 program of a head ends last combines what the others have left. How many programs there are is fixed when the kernel is
-launched (or captured in a CUDA graph), how many of them have a chunk follows from the position, on the device.
+launched (or captured in a CUDA graph), how many of them have a chunk follows from each row's position, on the device.
 
 The first block of keys and values (of a short context all), the position, and the rotation are loaded before the
 program waits for the kernel that it follows (`launch.follow`), which makes queries, key and value. All kernels before
@@ -366,7 +366,7 @@ def attend_kernel(
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = group // (H // S.SHARING), group % (H // S.SHARING) * S.SHARING
     kv_head = head // (H // G)
-    position = tl.load(position_of, cache_modifier=".cg").to(tl.int32)
+    position = tl.load(position_of + batch, cache_modifier=".cg").to(tl.int32)
     begin, end, filled = chunk_of(position, split, S.WINDOW, CUT)
     if split >= filled:
         return
@@ -451,9 +451,10 @@ class Attend(Op):
     sin: Tensor
     """As cos."""
     position: Tensor
-    """int64 [1], of the token, below S."""
+    """int64 [B, 1], of each row's token, below S."""
     k_cache: Tensor
-    """[B, G, S, K], contiguous; its row at `position` is written. Rows before it are read, later ones are not."""
+    """[B, G, S, K], contiguous; what is at each row's position is written, what is before it read, and what comes after
+    it is not."""
     v_cache: Tensor
     """As k_cache."""
     window: int
@@ -514,15 +515,16 @@ class Attend(Op):
         """In float32 between the cache and the output."""
         batch, kv_heads, length, width = self.k_cache.shape
         heads = self.qkv.shape[1] // width - 2 * kv_heads
-        at, cos, sin = self.position, self.cos[self.position], self.sin[self.position]
+        at, rows = self.position, torch.arange(batch, device=self.position.device).unsqueeze(1)
+        cos, sin = self.cos[at], self.sin[at]
         q, k, v = self.qkv.view(batch, -1, width).split([heads, kv_heads, kv_heads], dim=1)
-        self.k_cache.index_copy_(2, at, turn_reference(k, self.k_norm, self.eps, cos, sin).unsqueeze(2))
-        self.v_cache.index_copy_(2, at, v.unsqueeze(2))
+        self.k_cache[rows, :, at] = turn_reference(k, self.k_norm, self.eps, cos, sin).unsqueeze(1)
+        self.v_cache[rows, :, at] = v.unsqueeze(1)
         positions = torch.arange(length, device=at.device)
-        there = (positions <= at) & (positions > at - (self.window or length))
+        there = ((positions <= at) & (positions > at - (self.window or length)))[:, None, None]  # [B, 1, 1, S]
         grouped = turn_reference(q, self.q_norm, self.eps, cos, sin).float().view(batch, kv_heads, -1, width)
         scores = (grouped @ self.k_cache.float().mT * width**-0.5).masked_fill(~there, -torch.inf)
-        values = self.v_cache.float().masked_fill(~there.unsqueeze(-1), 0.0)
+        values = self.v_cache.float().masked_fill(~there.mT, 0.0)
         self.out.write((scores.softmax(-1) @ values).reshape(batch, -1))
 
     def reads_early(self) -> tuple[Any, ...]:
@@ -535,13 +537,15 @@ class Attend(Op):
         return self.k_cache, self.v_cache, self.scratch, self.out
 
     def results(self) -> tuple[Tensor, ...]:
-        return self.out.read(), *(cache.index_select(2, self.position) for cache in (self.k_cache, self.v_cache))
+        at = self.position.squeeze(1)
+        rows = torch.arange(len(at), device=at.device)
+        return self.out.read(), self.k_cache[rows, :, at], self.v_cache[rows, :, at]
 
     def bytes_read(self) -> Bytes:
-        return Bytes(position=self.k_cache[:, :, 0].nbytes + self.v_cache[:, :, 0].nbytes, window=self.window)
+        return Bytes(position=self.k_cache[0, :, 0].nbytes + self.v_cache[0, :, 0].nbytes, window=self.window)
 
     def bytes_beside(self) -> int:
-        rotation = 2 * self.cos[0].nbytes
+        rotation = 2 * self.out.batch * self.cos[0].nbytes
         return rotation + nbytes(self.qkv, self.q_norm, self.k_norm, self.out)
 
     def shape(self) -> dict[str, int]:
@@ -564,7 +568,7 @@ class Attend(Op):
 
 
 def turn_reference(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """`turn` in plain PyTorch: x [B, heads, K], cos and sin [1, K]."""
+    """`turn` in plain PyTorch: x [B, heads, K], cos and sin [B, 1, K]."""
     x32 = x.float()
     if weight is not None:
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)

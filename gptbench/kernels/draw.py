@@ -288,8 +288,8 @@ def pick(key, token, weight, listed, kept, softmax, chance, C: tl.constexpr, BLO
 
 
 @triton.jit
-def store_token(state, drawn, held, stop, before, arrived, row, V):
-    """Makes a row's token the next to be fed, and moves the position on when all rows have theirs."""
+def store_token(state, drawn, held, stop, before, row, V):
+    """Makes a row's token the next to be fed, and moves its position on."""
     # Logits that are no numbers may leave none.
     token = tl.minimum(drawn, V - 1).to(tl.int64)
     token = tl.where(held >= 0, held, token)
@@ -297,14 +297,8 @@ def store_token(state, drawn, held, stop, before, arrived, row, V):
         tl.store(state.stopped + row, token)
     tl.store(state.token + row, token)
     tl.store(state.tokens + row * state.length + before + 1, token)
-    # The position is moved on when every thread of every row has read it.
-    tl.debug_barrier()
-    done = 0
-    if tl.num_programs(0) > 1:
-        done = tl.atomic_add(arrived, 1)
-    if done == tl.num_programs(0) - 1:
-        tl.store(state.position, before + 1)
-        tl.store(arrived, 0)
+    tl.debug_barrier()  # every thread has read the position
+    tl.store(state.position + row, before + 1)
 
 
 @triton.jit
@@ -314,7 +308,6 @@ def draw_kernel(
     state,
     maxima,
     chunks,
-    arrived,
     V,
     C: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -329,7 +322,7 @@ def draw_kernel(
     logits += row * V
     chunks += row * number
     # All at once, as each has to be waited for.
-    before = tl.load(state.position)
+    before = tl.load(state.position + row)
     heat = tl.load(settings.temperature)
     k = tl.minimum(tl.load(settings.top_k), V).to(tl.int32)
     p = tl.load(settings.top_p)
@@ -373,12 +366,12 @@ def draw_kernel(
             )
             weight = tl.where(is_kept(key, token, Kept(floor, last)), weight, 0.0)
         drawn = pick(key, token, weight, listed, Kept(floor, last), softmax, chance, C, BLOCK)
-    store_token(state, drawn, held, stop, before, arrived, row, V)
+    store_token(state, drawn, held, stop, before, row, V)
 
 
 @dataclass(frozen=True, eq=False)
 class Draw(Op):
-    """Draws a token for each row as `sample` does, stores it, and moves the position on by one.
+    """Draws a token for each row as `sample` does, stores it, and moves the row's position on by one.
 
     A row that has drawn a stop token draws nothing but that from then on. All tensors are contiguous.
     """
@@ -400,9 +393,9 @@ class Draw(Op):
     token: Tensor
     """int64 [B, 1]: the new tokens."""
     tokens: Tensor
-    """int64 [B, S + 1]: the new ones are written at the new position."""
+    """int64 [B, S + 1]: the new ones are written at the new positions."""
     position: Tensor
-    """int64 [1]: of the last token. Read and written."""
+    """int64 [B, 1]: of each row's last token. Read and written."""
     scratch: Scratch
     """With the chunks' maxima in it."""
 
@@ -419,7 +412,6 @@ class Draw(Op):
             State(self.uniform, self.stopped, self.token, self.tokens, self.position, self.tokens.shape[1]),
             self.scratch.maxima,
             self.scratch.chunks,
-            self.scratch.arrived,
             vocab_size,
             C=self.scratch.chunk,
             CHUNKS=triton.next_power_of_2(self.scratch.maxima.shape[1]),
@@ -438,10 +430,10 @@ class Draw(Op):
     def reads(self) -> tuple[Any, ...]:
         settings = self.temperature, self.top_k, self.top_p, self.stops
         state = self.uniform, self.stopped, self.tokens, self.position
-        return self.logits, *settings, *state, self.scratch.maxima, self.scratch.arrived
+        return self.logits, *settings, *state, self.scratch.maxima
 
     def writes(self) -> tuple[Any, ...]:
-        return self.stopped, self.token, self.tokens, self.position, self.scratch.chunks, self.scratch.arrived
+        return self.stopped, self.token, self.tokens, self.position, self.scratch.chunks
 
     def results(self) -> tuple[Tensor, ...]:
         return self.stopped, self.token, self.tokens, self.position

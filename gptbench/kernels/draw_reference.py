@@ -71,10 +71,10 @@ def draw_reference(
     position: Tensor,
 ) -> None:
     """What `gptbench.kernels.draw.Draw` does: of the engines that are made of torch's operations, too."""
-    number = uniform.index_select(1, position + 1)
+    number = uniform.gather(1, position + 1)
     drawn = sample(logits, number, temperature, top_k, top_p).unsqueeze(-1)
     drawn = torch.where(stopped >= 0, stopped, drawn)
     stopped.copy_(torch.where((drawn == stops).any(-1, keepdim=True), drawn, stopped))
     position.add_(1)
-    tokens.index_copy_(1, position, drawn)
+    tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), position] = drawn
     token.copy_(drawn)

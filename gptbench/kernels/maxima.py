@@ -25,8 +25,6 @@ class Scratch:
     before each `Draw`, by `Maxima` or by whoever makes the logits."""
     chunks: Tensor
     """int32, of the same shape: chunks that are looked at again, in order."""
-    arrived: Tensor
-    """int32 [1]: rows that are done; 0 before and after `Draw`."""
     chunk: int
     """C, logits in a chunk: a power of two."""
 
@@ -36,7 +34,6 @@ class Scratch:
         return cls(
             maxima=torch.empty(shape, dtype=torch.float32, device=device),
             chunks=torch.empty(shape, dtype=torch.int32, device=device),
-            arrived=torch.zeros(1, dtype=torch.int32, device=device),
             chunk=chunk,
         )
 

@@ -9,7 +9,7 @@ An operand is a tensor, a dataclass of operands (`Activation`, `Routing`), or No
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -31,14 +31,16 @@ class Bytes:
     experts: int = 0
     """Experts of a mixture that a step can read at most."""
     position: int = 0
-    """Bytes that it reads for each cached position."""
+    """Bytes that it reads for each cached position of one row."""
     window: int = 0
-    """Cached positions that it reads at most; 0: all."""
+    """Cached positions of a row that it reads at most; 0: all."""
 
-    def total(self, positions: int, experts: float | None = None) -> int:
-        """Bytes of a step with so many positions in the cache, and of a mixture so many experts (None: the most)."""
+    def total(self, cached: Sequence[int] = (), experts: float | None = None) -> int:
+        """Bytes of a step whose rows have so many positions in the cache, one number for each row, and of a mixture so
+        many experts (None: the most)."""
         read = self.experts if experts is None else experts
-        return self.weights + int(self.expert * read) + self.position * min(positions, self.window or positions)
+        positions = sum(min(count, self.window or count) for count in cached)
+        return self.weights + int(self.expert * read) + self.position * positions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,7 +116,7 @@ class Op(ABC):
         return self
 
     def fill(self, generator: Generator, position: int) -> None:
-        """Fills what it reads with random numbers, for a token at a position: integers other than int8, which mean
+        """Fills what it reads with random numbers, for tokens at a position: integers other than int8, which mean
         something, stay as they are."""
         for operand in self.reads():
             fill(operand, generator)

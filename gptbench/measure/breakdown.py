@@ -65,7 +65,7 @@ def break_down(engine: Engine, workload: Workload) -> Breakdown:
     experts = None
     if chosen is not None and chosen_before is not None:  # the steps' average, in one layer
         experts = engine.experts_read(chosen - chosen_before, count) / count / len(engine.model.mixtures)
-    tell(median.launches, engine.kernels(median.position, experts))
+    tell(median.launches, engine.kernels([median.position] * engine.batch, experts))
     return median
 
 

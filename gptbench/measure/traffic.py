@@ -1,7 +1,7 @@
 """Bytes that decode steps need, and those that an engine moves for them between the device's memory and its
 processors, from the model's own tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gptbench.architecture.spec import AttentionSpec
 from gptbench.engine import Runner
@@ -39,30 +39,33 @@ def expert_bytes(model: Transformer) -> int:
 
 
 def traffic(engine: Runner, new_tokens: int) -> Traffic:
-    """Bytes of the ``new_tokens - 1`` decode steps after the prefill. Where layers differ, a step's positions are those
-    of the layer that has most."""
+    """Bytes of the ``new_tokens - 1`` decode steps after the prefill, for rows that are at the same position. Where
+    layers differ, a step's positions are those of the layer that has most."""
     first, caches = engine.prompt_length, engine.model.caches
     positions = range(first, first + new_tokens - 1)  # of the tokens that are fed to decode steps
     kinds: dict[AttentionSpec, list[KeyValueCache]] = {}
     for cache in caches:
         kinds.setdefault(cache.spec, []).append(cache)
 
-    def attended(position: int, cache: KeyValueCache) -> int:
-        return cache.spec.attended(position)
+    def attended(rows: Sequence[int], cache: KeyValueCache) -> int:
+        return sum(map(cache.spec.attended, rows))
 
-    def most(count: Callable[[int, KeyValueCache], int]) -> list[int]:
-        return [max(count(position, alike[0]) for alike in kinds.values()) for position in positions]
+    def most(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
+        """Of one row."""
+        return [max(count([position], alike[0]) for alike in kinds.values()) for position in positions]
 
-    def bytes_of(one: Callable[[int, KeyValueCache], int]) -> list[int]:
+    def bytes_of(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
+        """Of all rows."""
         if len(kinds) == 1:
             return []
-        return [sum(len(alike) * one(position, alike[0]) for alike in kinds.values()) for position in positions]
+        rows = ([position] * engine.batch for position in positions)
+        return [sum(len(alike) * count(each, alike[0]) for alike in kinds.values()) for each in rows]
 
-    def needed(position: int, cache: KeyValueCache) -> int:
-        return cache.batch * (cache.read_bytes(position) + cache.written_bytes(position))
+    def needed(rows: Sequence[int], cache: KeyValueCache) -> int:
+        return cache.read_bytes(*rows) + cache.written_bytes(*rows)
 
-    def moved(position: int, cache: KeyValueCache) -> int:
-        return cache.position_bytes * engine.positions_moved(position, cache)
+    def moved(rows: Sequence[int], cache: KeyValueCache) -> int:
+        return cache.row_bytes * engine.positions_moved(rows, cache)
 
     return Traffic(
         weights=weight_bytes(engine.model, engine.batch),

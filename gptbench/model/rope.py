@@ -42,13 +42,13 @@ class RotationTable(nn.Module):
         self.register_buffer("sin", angle.sin().float().to(device), persistent=False)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions [T]: two float32 [T, K]."""
+        """Cosine and sine of positions [...]: two float32 [..., K]."""
         return self.cos[positions], self.sin[positions]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, T, heads, K] turned by the angles of its positions: cos, sin [T, K]. Computed in float32."""
+    """x [B, T, heads, K] turned by the angles of its positions: cos, sin [B, T, K]. Computed in float32."""
     half = x.shape[-1] // 2
     x32 = x.float()
     turned = torch.cat((-x32[..., half:], x32[..., :half]), dim=-1)
-    return (x32 * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+    return (x32 * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)

@@ -122,8 +122,8 @@ class Attention(nn.Module):
         self.wo = Linear(layer.dim, columns, std=residual_std(depth, columns), dtype=dtype)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
-        """x [B, T, D] at positions [T]; appends to the cache, [B, G, S, K] of keys and of values, and attends to all of
-        it."""
+        """x [B, T, D] at positions [B, T]; writes to the cache, [B, G, S, K] of keys and of values, and attends to what
+        each row has there up to its position."""
         batch, tokens, _ = x.shape
         k_cache, v_cache = cache
         qkv = self.wqkv(x)
@@ -133,9 +133,11 @@ class Attention(nn.Module):
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
-        k_cache.index_copy_(2, positions, k)
-        v_cache.index_copy_(2, positions, v)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        rows = torch.arange(batch, device=x.device).unsqueeze(1)
+        k_cache[rows, :, positions] = k
+        v_cache[rows, :, positions] = v
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         # Prefill starts at position 0: all that there is to attend to is in k and v.
         y = self.attend_to_prompt(q, k, v) if tokens > 1 else self.attend_to_cache(q, positions, k_cache, v_cache)
         return self.wo(y.transpose(1, 2).reshape(batch, tokens, -1))
@@ -147,11 +149,11 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
 
     def attend_to_cache(self, q: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One query for each head, q [B, H, 1, K], over keys and values [B, G, S, K]: [B, H, 1, K]. Softmax in
-        float32."""
+        """One query for each head, q [B, H, 1, K], at positions [B, 1], over keys and values [B, G, S, K]:
+        [B, H, 1, K]. Softmax in float32."""
         grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)  # [B, G, H/G, K]
         scores = torch.matmul(grouped, k.transpose(-1, -2)).float() * self.head_dim**-0.5
-        visible = self.visible(positions, torch.arange(k.shape[2], device=q.device))
+        visible = self.visible(positions[:, None, None], torch.arange(k.shape[2], device=q.device))
         probabilities = scores.where(visible, -torch.inf).softmax(-1).to(q.dtype)
         return torch.matmul(probabilities, v).view_as(q)
 
@@ -327,10 +329,10 @@ class Transformer(nn.Module):
     def hidden(
         self, tokens: Tensor, positions: Tensor, read: int, blocks: Iterable[Callable[..., Tensor]] | None = None
     ) -> Tensor:
-        """tokens [B, T] at positions [T] to the residual stream after the last block, [B, T, D].
+        """tokens [B, T] at positions [B, T] to the residual stream after the last block, [B, T, D].
 
-        T > 1 starts an empty cache at position 0. T = 1 attends to the first `read` cached positions, of which those
-        after its own are masked. `blocks` are called in the place of the model's own, if given.
+        T > 1 starts an empty cache at position 0. T = 1 attends to the first `read` cached positions, of which each row
+        masks those after its own. `blocks` are called in the place of the model's own, if given.
         """
         x = self.embedding.rows(tokens)
         turns = [table.at(positions) for table in self.rotations]

@@ -165,7 +165,7 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     example = op.example(position, launches)
     known = op.bytes_read()
     read = min(position + 1, known.window or position + 1) if known.position else 0
-    moved = known.total(read) + op.bytes_beside()
+    moved = known.total([read] * engine.batch) + op.bytes_beside()
 
     def call(generator: Generator) -> Call:
         own = own_memory(example, generator.device)
