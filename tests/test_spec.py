@@ -1,6 +1,6 @@
 """What layers a configuration stands for, that layers may differ, and what no layer may be yet."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -10,6 +10,7 @@ from gptbench.architecture import ARCHITECTURES, Architecture
 from gptbench.architecture.spec import (
     Activation,
     AttentionKind,
+    DenseSpec,
     FeedForwardKind,
     LayerSpec,
     MixtureSpec,
@@ -149,6 +150,53 @@ def test_engines_refuse_layers_that_differ_where_they_cannot() -> None:
     require_possible(replace(run_config(MIXED), engine=FUSED))
     assert hf.family(MIXED, 24) is None
     assert {"attention_pattern", "ffn_pattern"} <= hf.asked(MIXED, 24)
+
+
+def test_another_kind_of_feed_forward_network_is_a_class_and_a_place_in_the_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a value that another kind does not compute, or of a spec of its own, in some of the layers."""
+    from gptbench.engine import hf
+    from gptbench.model import transformer
+    from tests.test_engines import FUSED
+
+    class Gelu(transformer.FeedForward):
+        SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"activation": (Activation.gelu,), "bias": (False,)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, value = self.w13(x).chunk(2, dim=-1)
+            return self.w2(torch.nn.functional.gelu(gate) * value)
+
+    @dataclass(frozen=True)
+    class WideSpec(DenseSpec):
+        times: int = 2
+
+    class Wide(transformer.FeedForward):
+        SPEC = WideSpec
+
+    gelu = replace(DENSE.layer_specs[0].ffn, activation=Activation.gelu)
+    for kind, ffn, refused in (
+        (Gelu, gelu, r"layer\.ffn\.activation=gelu: expected silu"),
+        (Wide, WideSpec(DENSE.ffn_dim), "layer=WideSpec: expected DenseSpec or MixtureSpec"),
+    ):
+
+        def layers(model: ModelConfig, ffn: DenseSpec = ffn) -> tuple[LayerSpec, ...]:
+            specs = replace(model, architecture=None).layer_specs
+            return (replace(specs[0], ffn=ffn), *specs[1:])
+
+        monkeypatch.setitem(ARCHITECTURES, "OtherForCausalLM", Architecture("OtherForCausalLM", "x", layers=layers))
+        model = replace(MOE, architecture="OtherForCausalLM")
+        with pytest.raises(ConfigError, match=refused):
+            on_meta(model, quant_section("none"), torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(transformer, "FEED_FORWARDS", [*transformer.FEED_FORWARDS, kind])
+            made = make_model(model, batch=2)
+        rest = [transformer.MixtureOfExperts] * (MOE.n_layers - 1)
+        assert [type(block.ffn) for block in made.layers] == [kind, *rest]
+        assert torch.isfinite(made(torch.ones(2, 3, dtype=torch.int64), torch.arange(3), 24)).all()
+        with pytest.raises(ConfigError, match="the kernels have no feed-forward network of its kind"):
+            require_possible(replace(run_config(model), engine=FUSED))
+        assert hf.family(model, 24) is None
 
 
 def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:

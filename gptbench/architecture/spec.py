@@ -149,6 +149,11 @@ class DenseSpec:
     bias: bool = False
     """Whether something is added to what its matrices give."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what every engine has; of another kind only the model's own code is sure to be."""
+        return type(self) is DenseSpec and self.activation is Activation.silu and not self.bias
+
 
 @dataclass(frozen=True)
 class MixtureSpec(DenseSpec):
@@ -164,6 +169,11 @@ class MixtureSpec(DenseSpec):
     """Whether something is added to what the router gives."""
     shared: int = 0
     """Experts beside them that every token goes through."""
+
+    @property
+    def is_plain(self) -> bool:
+        plain = type(self) is MixtureSpec and self.activation is Activation.silu and not (self.bias or self.router_bias)
+        return plain and self.router is RouterKind.renormalised and not self.shared
 
     def most_chosen(self, tokens: int) -> int:
         """How many experts `tokens` tokens can choose together."""

@@ -143,6 +143,8 @@ class FusedConfig(EngineConfig):
             return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
         if not all(layer.attention.is_plain for layer in config.model.layer_specs):
             return "another model: the kernels have no attention of its kind"
+        if not all(layer.ffn.is_plain for layer in config.model.layer_specs):
+            return "another model: the kernels have no feed-forward network of its kind"
         for section in config.quant.formats:
             if not section.limits.fused:
                 return f"another quant: the kernels have no functions for its weights (it is {section.name})"

@@ -104,7 +104,7 @@ class DecodeStep:
         """What attention gives."""
         return self.activation("attended", self.batch, core.wo)
 
-    def hidden(self, ffn: FeedForward | MixtureOfExperts, routing: Routing | None) -> Activation:
+    def hidden(self, ffn: FeedForward, routing: Routing | None) -> Activation:
         """What is between the two halves of a feed-forward network, of each slot."""
         return self.activation("hidden", self.batch if routing is None else routing.gates.numel(), ffn.w2)
 
@@ -143,9 +143,7 @@ class DecodeStep:
         )  # fmt: skip
         self.ops.append(op)
 
-    def project(
-        self, core: Attention, ffn: FeedForward | MixtureOfExperts, after: RMSNorm
-    ) -> tuple[Norm, Votes | None]:
+    def project(self, core: Attention, ffn: FeedForward, after: RMSNorm) -> tuple[Norm, Votes | None]:
         """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
         following, weight, gain = self.following(ffn.w13), core.wo.matrix, after.weight
         tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following))
@@ -173,15 +171,13 @@ class DecodeStep:
         self.ops.append(Route(votes, norm, routing, scratch, role="route"))
         return routing
 
-    def up(self, ffn: FeedForward | MixtureOfExperts, norm: Norm, routing: Routing | None) -> None:
+    def up(self, ffn: FeedForward, norm: Norm, routing: Routing | None) -> None:
         """The first half of the feed-forward network."""
         weight, hidden = ffn.w13.matrix, self.hidden(ffn, routing)
         tile = self.tile_for(SwiGLU.use_of(weight, self.batch, hidden, slots_of(routing)))
         self.ops.append(SwiGLU(self.following(ffn.w13), norm, weight, routing, hidden, tile, role="w13"))
 
-    def down(
-        self, ffn: FeedForward | MixtureOfExperts, routing: Routing | None, after: RMSNorm, reader: Weight
-    ) -> Norm:
+    def down(self, ffn: FeedForward, routing: Routing | None, after: RMSNorm, reader: Weight) -> Norm:
         """Its second half, added to the residual stream."""
         following, weight, gain = self.following(reader), ffn.w2.matrix, after.weight
         tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following, slots_of(routing)))

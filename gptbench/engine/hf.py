@@ -51,7 +51,7 @@ def asked(config: ModelConfig, length: int) -> set[str]:
         "qkv_bias": any(attention.qkv_bias for attention in attentions),
         "qk_norm": any(attention.qk_norm for attention in attentions),
         "n_experts": any(layer.mixture is not None for layer in layers),
-        "architecture": not all(attention.is_plain for attention in attentions),
+        "architecture": not all(layer.attention.is_plain and layer.ffn.is_plain for layer in layers),
         "attention_pattern": len(attentions) > 1,
         "ffn_pattern": len({layer.ffn for layer in layers}) > 1,
     }

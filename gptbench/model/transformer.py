@@ -7,7 +7,7 @@ Llama: Touvron et al., 2023, arXiv:2307.09288. Mixtral: Jiang et al., 2024, arXi
 Jiang et al., 2023, arXiv:2310.06825. Qwen 2 (bias) and Qwen 3 (normalised heads): arXiv:2407.10671, arXiv:2505.09388.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gptbench.architecture.spec import (
     Activation,
+    AttentionSpec,
     DenseSpec,
     LayerSpec,
     MixtureSpec,
@@ -28,7 +29,7 @@ from gptbench.architecture.spec import (
 from gptbench.base.errors import ConfigError
 from gptbench.config import ModelConfig
 from gptbench.model.cache import KeyValueCache
-from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Router
+from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Router, Weight
 from gptbench.model.rope import RotationTable, rotate
 
 BIAS_STD = 0.5
@@ -37,16 +38,11 @@ LOGIT_SPREAD = 2.0
 """Standard deviation of the logits that seeded weights give: of 32,000 tokens, as many as 590 equally likely ones."""
 
 SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "ffn.activation": (Activation.silu,),
-    "ffn.bias": (False,),
-    "ffn.router": (RouterKind.renormalised,),
-    "ffn.router_bias": (False,),
-    "ffn.shared": (0,),
     "norm": (NormKind.rms,),
     "norms": (NormPlaces.before,),
 }
-"""Fields of a `LayerSpec`, and those of their values that the Transformer computes. Those of its attention have a table
-of their own, for each kind: see `Attention`."""
+"""Fields of a `LayerSpec`, and those of their values that the Transformer computes. Those of its attention and of its
+feed-forward network have a table of their own, for each kind: see `Attention` and `FeedForward`."""
 
 WINDOW_QUERIES = 1024
 """Queries of a prefill with a sliding window that are attended to at once: the mask of a window of 4096 takes 5 MB."""
@@ -104,6 +100,8 @@ class Attention(nn.Module):
         depth: layers of the model.
     """
 
+    SPEC: ClassVar[type] = AttentionSpec
+    """Class of what it is made of."""
     SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rotary.kind": (RotaryKind.half,),
         "sinks": (False,),
@@ -168,12 +166,33 @@ ATTENTIONS: list[type[Attention]] = [Attention]
 
 
 class FeedForward(nn.Module):
-    """SwiGLU. Shazeer, 2020, arXiv:2002.05202. The gate's and the other input's matrices lie one below the other."""
+    """SwiGLU. Shazeer, 2020, arXiv:2002.05202. The gate's and the other input's matrices lie one below the other.
 
-    def __init__(self, spec: DenseSpec, dim: int, depth: int, dtype: torch.dtype) -> None:
+    Another one is a subclass in a file of its own: it says of which specs it is made and what of them it supports, and
+    takes its place in `FEED_FORWARDS`.
+
+    Args:
+        layer: what it is a part of.
+        depth: layers of the model.
+    """
+
+    SPEC: ClassVar[type[DenseSpec]] = DenseSpec
+    """Class of what it is made of."""
+    SUPPORTED: ClassVar[dict[str, tuple[Any, ...]]] = {"activation": (Activation.silu,), "bias": (False,)}
+    """Fields of such a spec, and those of their values that it computes."""
+
+    w13: Weight
+    w2: Weight
+
+    def __init__(self, layer: LayerSpec, depth: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.w13 = Linear(2 * spec.width, dim, std=dim**-0.5, dtype=dtype)
-        self.w2 = Linear(dim, spec.width, std=residual_std(depth, spec.width), dtype=dtype)
+        self.make_matrices(layer, depth, dtype)
+
+    def make_matrices(self, layer: LayerSpec, depth: int, dtype: torch.dtype) -> None:
+        """Of a subclass, its own."""
+        dim, width = layer.dim, layer.ffn.width
+        self.w13 = Linear(2 * width, dim, std=dim**-0.5, dtype=dtype)
+        self.w2 = Linear(dim, width, std=residual_std(depth, width), dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] to [B, T, D]."""
@@ -187,15 +206,25 @@ def count_distinct(chosen: Tensor, experts: int) -> Tensor:
     return (chosen.flatten().unsqueeze(-1) == every).any(0).sum()
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(FeedForward):
     """Each token goes through the A experts that the router likes best, weighted by their renormalised softmax.
 
     Attributes:
         counter: see `Transformer.experts_counter`.
     """
 
-    def __init__(self, spec: MixtureSpec, dim: int, depth: int, dtype: torch.dtype) -> None:
-        super().__init__()
+    SPEC = MixtureSpec
+    SUPPORTED = FeedForward.SUPPORTED | {
+        "router": (RouterKind.renormalised,),
+        "router_bias": (False,),
+        "shared": (0,),
+    }
+    w13: ExpertLinear
+    w2: ExpertLinear
+
+    def make_matrices(self, layer: LayerSpec, depth: int, dtype: torch.dtype) -> None:
+        spec, dim = layer.ffn, layer.dim
+        assert isinstance(spec, MixtureSpec)
         self.spec, self.experts, self.active = spec, spec.experts, spec.active
         self.router = Router(spec.experts, dim, std=dim**-0.5, dtype=dtype)
         self.w13 = ExpertLinear(spec.experts, 2 * spec.width, dim, std=dim**-0.5, dtype=dtype)
@@ -236,6 +265,10 @@ class MixtureOfExperts(nn.Module):
         return y.to(x.dtype)
 
 
+FEED_FORWARDS: list[type[FeedForward]] = [FeedForward, MixtureOfExperts]
+"""The kinds of feed-forward network: a layer has the first that supports what its spec says."""
+
+
 class Block(nn.Module):
     """Pre-norm: attention, then the feed-forward network, each added to the residual stream."""
 
@@ -243,12 +276,9 @@ class Block(nn.Module):
         super().__init__()
         self.spec = spec
         self.attention_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
-        self.attention = attention_of(spec)(spec, depth, dtype)
+        self.attention: Attention = kind_of(ATTENTIONS, spec.attention)(spec, depth, dtype)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps, dtype)
-        if spec.mixture is not None:
-            self.ffn: FeedForward | MixtureOfExperts = MixtureOfExperts(spec.mixture, spec.dim, depth, dtype)
-        else:
-            self.ffn = FeedForward(spec.ffn, spec.dim, depth, dtype)
+        self.ffn: FeedForward = kind_of(FEED_FORWARDS, spec.ffn)(spec, depth, dtype)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
         """x [B, T, D] to [B, T, D]; the rest as in `Attention`."""
@@ -367,22 +397,34 @@ def unsupported(spec: Any, supported: dict[str, tuple[Any, ...]]) -> tuple[str, 
     for path, allowed in supported.items():
         value = spec
         for name in path.split("."):
-            value = getattr(value, name, allowed[0])  # only a mixture has a router
+            value = getattr(value, name)
         if value not in allowed:
             expected = " or ".join(getattr(choice, "name", str(choice)) for choice in allowed)
             return path, getattr(value, "name", value), f"{expected}: gptbench has no other"
     return None
 
 
-def attention_of(spec: LayerSpec) -> type[Attention]:
-    """The kind that a layer has; where none supports it, the first, which says why not."""
-    found = (each for each in ATTENTIONS if unsupported(spec.attention, each.SUPPORTED) is None)
-    return next(found, ATTENTIONS[0])
+def kind_of(kinds: Sequence[Any], spec: Any) -> Any:
+    """The kind for a layer's attention or feed-forward network: of those that are made of such a spec the first that
+    supports it, or where none does, the first, which says why not.
+
+    Raises:
+        ConfigError: none is made of such a spec.
+    """
+    made_of = [kind for kind in kinds if kind.SPEC is type(spec)]
+    if not made_of:
+        names = " or ".join(dict.fromkeys(kind.SPEC.__name__ for kind in kinds))
+        raise ConfigError("layer", type(spec).__name__, f"{names}: gptbench computes no other")
+    return next((kind for kind in made_of if unsupported(spec, kind.SUPPORTED) is None), made_of[0])
 
 
 def refuse_unsupported(spec: LayerSpec) -> None:
     """Raises ConfigError for a layer that the Transformer does not compute."""
-    own = {f"attention.{path}": allowed for path, allowed in attention_of(spec).SUPPORTED.items()}
+    own = {
+        f"{name}.{path}": allowed
+        for name, kinds in (("attention", ATTENTIONS), ("ffn", FEED_FORWARDS))
+        for path, allowed in kind_of(kinds, getattr(spec, name)).SUPPORTED.items()
+    }
     if (found := unsupported(spec, own | SUPPORTED)) is not None:
         path, value, expected = found
         raise ConfigError(f"layer.{path}", value, expected)
