@@ -14,6 +14,7 @@ from gptbench.commands.compare import compare_command
 from gptbench.commands.export import export_command
 from gptbench.compare.select import Found
 from gptbench.present.export import Export
+from gptbench.present.formats import rendered
 from gptbench.schema import Recorded
 from gptbench.schema.metrics import METRICS, View, metric_of
 from gptbench.schema.summary import summary
@@ -28,13 +29,17 @@ def failed() -> Recorded:
     return replace(made_failure(), swept=["sampling.top_k=9"], reason="no room | for it\nat all")
 
 
+def text(made: Export, to: str) -> str:
+    return rendered([made.table()], to)
+
+
 def table(*records: Recorded) -> Export:
     return Export.of([Found(Path(f"{index}.json"), record) for index, record in enumerate(records)])
 
 
 def test_csv_has_overrides_metrics_with_all_their_digits_and_identity() -> None:
     one, two = swept(5), swept(50, step_s=0.02)
-    rows = list(csv.DictReader(io.StringIO(table(one, two, failed()).csv())))
+    rows = list(csv.DictReader(io.StringIO(text(table(one, two, failed()), "csv"))))
     assert [row["sampling.top_k"] for row in rows] == ["5", "50", "9"]
     assert [row["identity"] for row in rows[:2]] == [one.identity, two.identity]
     for row, record in zip(rows, (one, two), strict=False):
@@ -56,12 +61,12 @@ def test_thousands_of_rows_are_gone_through_once(monkeypatch: pytest.MonkeyPatch
         return list(self.rows[0].overrides)
 
     monkeypatch.setattr(Export, "overrides", property(overrides))
-    assert len(many.csv().splitlines()) == 3001
+    assert len(text(many, "csv").splitlines()) == 3001
     assert asked == 1
 
 
 def test_json_is_json() -> None:
-    rows = json.loads(table(swept(5), failed()).json())
+    rows = json.loads(text(table(swept(5), failed()), "json"))
     assert rows[0]["overrides"] == {"sampling.top_k": "5"}
     assert rows[0]["metrics"]["mbu"] == summary(swept(5))["mbu"]  # type: ignore[arg-type]
     assert rows[1]["metrics"] == {}
@@ -71,8 +76,7 @@ def test_markdown_shows_what_differs_and_cells_hold(capsys: pytest.CaptureFixtur
     for record in (swept(5), swept(50, step_s=0.02), failed()):
         record.save(tmp_path)
     assert export_command([str(tmp_path), "--format", "md", "--metrics", "decode_tokens_per_s,tpot_p50_s,mbu"]) == 0
-    text = capsys.readouterr().out
-    head, rule, *rows = text.splitlines()
+    head, rule, *rows = capsys.readouterr().out.splitlines()
     assert head == "| sampling.top_k | device | commit | decode (tokens/s) | TPOT p50 (ms) | MBU (%) | status |"
     assert rule == "| --- | --- | --- | --: | --: | --: | --- |"
     by_top_k = {row.split(" | ")[0].removeprefix("| "): row for row in rows[:3]}
@@ -86,10 +90,10 @@ def test_reasons_for_a_busy_machine_stand_below_a_markdown_table(monkeypatch: py
     why = ["others used 3 cores | of 4", "the samples' speeds spread by 20%"]
     monkeypatch.setattr("gptbench.present.export.busy", lambda record: why if "50" in record.swept[0] else [])
     for records, row in ([swept(50)], 1), ([swept(5), swept(50)], 2):
-        text = table(*records).markdown()
-        assert f"| busy ({row}) |" in text
-        assert text.endswith(f"\nbusy ({row}): {why[0]}; {why[1]}\n")
-        assert text.count(why[1]) == 1
+        shown = text(table(*records), "md")
+        assert f"| busy ({row}) |" in shown
+        assert shown.endswith(f"\nbusy ({row}): {why[0]}; {why[1]}\n")
+        assert shown.count(why[1]) == 1
 
 
 def test_a_file_is_written_and_a_metric_that_no_run_has_is_refused(

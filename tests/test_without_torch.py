@@ -61,6 +61,8 @@ def test_commands_that_measure_nothing_need_no_torch(tmp_path: Path) -> None:
         ["gate", first, "--baseline", baseline, *own],
         ["log", str(folders[0] / "result.json"), str(folders[5] / "ab.json"), "--uri", store, *own],
         ["sync", *own],
+        *(["list", what] for what in ("models", "quants", "experiments", "metrics")),
+        ["list", "--format", "csv"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, json.dumps(asked)],

@@ -16,7 +16,7 @@ from gptbench.compare.row import Row
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
 from gptbench.present.console import console, print_whole, write_line
-from gptbench.present.export import markdown_table
+from gptbench.present.formats import markdown_table
 from gptbench.schema.metrics import HEADLINE
 
 COLOUR = {

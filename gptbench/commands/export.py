@@ -1,15 +1,15 @@
 """`gptbench export`: recorded runs as one table, for a spreadsheet, a program or a pull request."""
 
-import sys
 from operator import methodcaller
 
-from gptbench.base.errors import UserError
+from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
 from gptbench.compare.select import select
 from gptbench.present.console import console, write_line
 from gptbench.present.export import BEGINNINGS, Export
+from gptbench.present.formats import TEXT, rendered, write
 from gptbench.schema.metrics import View, shown_in
 
 
@@ -21,19 +21,23 @@ def export_command(arguments: list[str]) -> int:
     """
     options = parsers.export().parse_args(arguments)
     if options.output is not None:
+        if options.format == TEXT:
+            raise UserError("--format=text: expected md, csv or json beside --output: text is for the terminal")
         check_output("--output", options.output, methodcaller("startswith", BEGINNINGS[options.format]))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     asked = [name.strip() for name in (options.metrics or "").split(",") if name.strip()]
-    of_table = [one.name for one in shown_in(View.markdown)] if options.format == "md" else []
+    for_people = options.format in ("md", TEXT)
+    of_table = [one.name for one in shown_in(View.markdown)] if for_people else []
     export = Export.of(found, asked or of_table)
     if unknown := [name for name in asked if name not in export.known]:
         raise UserError(f"--metrics={unknown[0]}: expected one of {', '.join(sorted(export.known))}")
-    text = {"csv": export.csv, "md": export.markdown, "json": export.json}[options.format]()
+    table = export.table()
     if options.output is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        write([table], options.format)
+        if options.format == TEXT:
+            write_line({"rows": len(export.rows)})
         return 0
-    write_output("--output", options.output, text)
-    console.print(f"{len(export.rows)} row{'s' * (len(export.rows) != 1)}: {options.output}", markup=False)
+    write_output("--output", options.output, rendered([table], options.format))
+    console.print(f"{counted(len(export.rows), 'row')}: {options.output}", markup=False)
     write_line({"rows": len(export.rows), "format": options.format, "output": str(options.output)})
     return 0

@@ -9,8 +9,23 @@ from gptbench.base.hub import expanded
 from gptbench.base.paths import SELECTOR_HELP
 from gptbench.base.redaction import HIDDEN
 
-FORMATS = ("csv", "md", "json")
-"""Of an exported table."""
+FORMATS = ("text", "md", "csv", "json")
+"""Of tables: text goes to stderr, for people; the others go to stdout in the place of the line of JSON."""
+LISTS = (
+    "models",
+    "engines",
+    "quants",
+    "experiments",
+    "metrics",
+    "samplings",
+    "workloads",
+    "tasks",
+    "devices",
+    "baselines",
+    "sweeps",
+    "trackings",
+)
+"""What `gptbench list` has a table of."""
 REPLACED = "an earlier table of the same kind is replaced, another file is not"
 """What becomes of a file that is there."""
 
@@ -19,6 +34,12 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     """Where records are looked up."""
     parser.add_argument("--outputs", metavar="DIR", type=path, default=Path("outputs"), help="outputs folder")
     parser.add_argument("--uri", type=uri, help="MLflow's store or server; the one in the outputs folder if not given")
+
+
+def add_format(parser: argparse.ArgumentParser, default: str = "text") -> None:
+    """In which format the command's table is written, and where to."""
+    told = f"of the table: text to stderr, md, csv and json to stdout; {default} if not given"
+    parser.add_argument("--format", choices=FORMATS, default=default, help=told)
 
 
 def path(text: str) -> Path:
@@ -203,12 +224,26 @@ def export() -> argparse.ArgumentParser:
         epilog=f"RUN is {SELECTOR_HELP}. Of a sweep, each job is a row, failed ones included.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+")
-    parser.add_argument("--format", choices=FORMATS, default="csv", help="csv if not given")
+    add_format(parser, "csv")
     parser.add_argument("--metrics", metavar="NAME,…", help="only these, in this order: decode_tokens_per_s,mbu")
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=path, help=f"write to a file, and not to stdout; {REPLACED}"
     )
     add_places(parser)
+    return parser
+
+
+def listing() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptbench list",
+        description="What can be chosen: models with their sizes, engines and whether they run here, quants with their "
+        "bits, experiments with the overrides that they stand for, metrics with their meanings, and the other groups "
+        "of the configuration. Without a name, an overview.",
+        epilog="--plugin FILE adds what a plugin brings. csv and json have sizes in bytes.",
+    )
+    parser.add_argument("what", metavar="NAME", nargs="?", choices=LISTS, help=", ".join(LISTS))
+    add_format(parser)
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
     return parser
 
 
@@ -265,6 +300,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "explain": explain,
     "rows": rows,
     "export": export,
+    "list": listing,
     "log": log,
     "sync": sync,
     "cache": cache,

@@ -30,6 +30,7 @@ COMMANDS = {
     "explain": "gptbench.commands.explain:explain_command",
     "rows": "gptbench.commands.rows:rows_command",
     "export": "gptbench.commands.export:export_command",
+    "list": "gptbench.commands.listing:list_command",
     "log": "gptbench.commands.sync:log_command",
     "sync": "gptbench.commands.sync:sync_command",
     "cache": "gptbench.commands.cache:cache_command",

@@ -23,6 +23,9 @@ class FormatLimits:
     """Why activations cannot be float16, or None if they can."""
     fused: bool = True
     """Whether it has the device functions that engine=fused needs."""
+    bits: float | None = None
+    """Bits that a weight takes in a model of 16-bit numbers, scales included, in a matrix of 4096 columns; None where
+    that is not known before the format is imported."""
 
     def refuse(self, widths: Iterable[tuple[str, int]]) -> str | None:
         """What would have to be different for matrices of these columns, each with its name, or None if nothing."""
@@ -48,9 +51,11 @@ class QuantConfig(Section):
     GROUP: ClassVar[str] = "quant"
     TARGETS: ClassVar[tuple[str, ...]] = (UNQUANTISED, INT8)
     LIMITS: ClassVar[dict[str, FormatLimits]] = {
-        UNQUANTISED: FormatLimits(),
+        UNQUANTISED: FormatLimits(bits=16),
         # A row is a whole number of the widest loads, which are 16 bytes.
-        INT8: FormatLimits(multiple=16, float16="sums of unscaled products may pass float16's 65504"),
+        INT8: FormatLimits(
+            multiple=16, bits=8 + 16 / 4096, float16="sums of unscaled products may pass float16's 65504"
+        ),
     }
     """What each of the targets asks."""
 

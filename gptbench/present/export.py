@@ -1,13 +1,10 @@
 """Recorded runs as one table, a row for each: what was varied, what was measured, and where it comes from."""
 
-import csv
-import io
-import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from gptbench.compare.select import Found
+from gptbench.present.formats import Column, Table
 from gptbench.schema.busy import busy
 from gptbench.schema.metrics import in_order, metric_of
 
@@ -88,64 +85,50 @@ class Export:
         """Metrics that any row has."""
         return {name for each in self.rows for name in each.metrics}
 
-    def json(self) -> str:
-        """One object for each row; values in the units of the record."""
-        rows: list[dict[str, Any]] = []
-        for each in self.rows:
-            metrics = {name: each.metrics[name] for name in self.metrics if name in each.metrics}
-            rows.append(
-                {**each.names, "overrides": each.overrides, "status": each.status, "metrics": metrics, **each.origin}
-            )
-        return json.dumps(rows, indent=1, allow_nan=False) + "\n"
-
-    def csv(self) -> str:
-        """Every column, values in the units of the record with all their digits; empty where a row has none."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+    def table(self) -> Table:
+        """For programs every column, in the units of the record. For a pull request, or a person: units as people read
+        them, and of names and origins only those that differ; what all rows share stands below."""
         keys = self.overrides  # once: it goes through all rows
-        writer.writerow([*NAMES, *keys, "status", *self.metrics, *ORIGIN])
-        for each in self.rows:
-            numbers = [repr(each.metrics[name]) if name in each.metrics else "" for name in self.metrics]
-            overrides = [each.overrides.get(key, "") for key in keys]
-            origin = [each.origin[key] for key in ORIGIN]
-            writer.writerow([*each.names.values(), *overrides, each.status, *numbers, *origin])
-        return text.getvalue()
-
-    def markdown(self) -> str:
-        """A table for a pull request: units as people read them, and of names and origins only those that differ; what
-        all rows share stands below."""
+        metrics = [metric_of(name) for name in self.metrics]
         known = self.known
-        metrics = [name for name in self.metrics if name in known]
-        failed = any(each.status != "recorded" for each in self.rows)
+        seen = [one for one in metrics if one.name in known]
         named = {key: [each.names[key] for each in self.rows] for key in NAMES}
-        named |= {key: [each.overrides.get(key, "") for each in self.rows] for key in self.overrides}
+        named |= {key: [each.overrides.get(key, "") for each in self.rows] for key in keys}
         named |= {key: [each.origin[key] for each in self.rows] for key in ("device", "commit")}
         reasons = {number: each.origin["busy"] for number, each in enumerate(self.rows, 1) if each.origin["busy"]}
         shared = {key: values[0] for key, values in named.items() if len(set(values)) == 1 and values[0]}
-        columns = {key: values for key, values in named.items() if len(set(values)) > 1}
+        differing = {key: values for key, values in named.items() if len(set(values)) > 1}
         if reasons:
-            columns["busy"] = [
-                f"busy ({number})" if number in reasons else "" for number in range(1, len(self.rows) + 1)
+            numbers = range(1, len(self.rows) + 1)
+            differing["busy"] = [f"busy ({number})" if number in reasons else "" for number in numbers]
+        if any(each.status != "recorded" for each in self.rows):
+            differing["status"] = [each.status for each in self.rows]
+        if not differing and not seen:
+            differing["run"] = [str(number) for number in range(1, len(self.rows) + 1)]
+        status = [differing.pop("status")] if "status" in differing else []
+        columns = [
+            *(Column(head=key) for key in differing),
+            *(replace(Column.of(one), key="") for one in seen),
+            *(Column(head="status") for _ in status),
+            *(Column(key) for key in NAMES),
+            *(Column(key, under="overrides") for key in keys),
+            Column("status"),
+            *(replace(Column.of(one, under="metrics"), head="") for one in metrics),
+            *(Column(key) for key in ORIGIN),
+        ]
+        rows = [
+            [
+                *(values[index] for values in differing.values()),
+                *(each.metrics.get(one.name) for one in seen),
+                *(values[index] for values in status),
+                *each.names.values(),
+                *(each.overrides.get(key) for key in keys),
+                each.status,
+                *(each.metrics.get(one.name) for one in metrics),
+                *(each.origin[key] for key in ORIGIN),
             ]
-        head = [*columns, *(metric_of(name).heading for name in metrics), *(["status"] if failed else [])]
-        lines = [head or ["run"]]
-        for index, each in enumerate(self.rows):
-            numbers = [metric_of(name).text(each.metrics.get(name)) for name in metrics]
-            cells = [values[index] for values in columns.values()]
-            lines.append([*cells, *numbers, *([each.status] if failed else [])] or [str(index + 1)])
-        text = markdown_table(lines, right=set(range(len(columns), len(columns) + len(metrics))))
+            for index, each in enumerate(self.rows)
+        ]
         told = ", ".join(f"{key} {value}" for key, value in shared.items())
-        notes = "".join(f"\nbusy ({number}): {' '.join(why.split())}\n" for number, why in reasons.items())
-        return text + (f"\n{told}\n" if told else "") + notes
-
-
-def markdown_table(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """A table of GitHub's Markdown: the first line is its head, columns in `right` are aligned at the right."""
-    rule = ["--:" if column in right else "---" for column in range(len(lines[0]))]
-    rows = [lines[0], rule, *lines[1:]]
-    return "".join(f"| {' | '.join(cell(value) for value in row)} |\n" for row in rows)
-
-
-def cell(value: str) -> str:
-    """Text that cannot leave its cell."""
-    return " ".join(value.split()).replace("\\", "\\\\").replace("|", "\\|")
+        notes = [*([told] if told else []), *(f"busy ({number}): {why}" for number, why in reasons.items())]
+        return Table("runs", columns, rows, notes=notes, objects=("overrides", "metrics"))

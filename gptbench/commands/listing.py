@@ -1,0 +1,301 @@
+"""`gptbench list`: what can be chosen, in tables, from the configuration's groups and the registries."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from gptbench.architecture.size import size_of
+from gptbench.base.inputs import read_yaml
+from gptbench.base.paths import conf_folder
+from gptbench.commands import parsers
+from gptbench.config import ENGINES, EngineConfig, ModelConfig, QuantConfig
+from gptbench.config.guard import require_folder
+from gptbench.config.quant import INT8
+from gptbench.config.registration import ADDED, register
+from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, Cell, Column, Table, write
+from gptbench.schema.labels import flat
+from gptbench.schema.metrics import METRICS, View
+
+OF_PLUGIN = "from a plugin"
+"""What is noted of an option that a plugin brought."""
+PACKAGE = "# @package"
+"""Beginning of a line of Hydra's, which describes nothing."""
+
+
+def list_command(arguments: list[str]) -> int:
+    """`gptbench list`: one table, or where none is named a table of all there are. Returns the exit code.
+
+    Raises:
+        UserError: there is no such folder of configurations, or one of its files cannot be read.
+    """
+    options = parsers.listing().parse_args(arguments)
+    if options.config_dir is not None:
+        require_folder(options.config_dir)
+    register()
+    folder = None if options.config_dir is None else Path(options.config_dir)
+    table = overview(folder) if options.what is None else TABLES[options.what](folder)
+    write([table], options.format)
+    if options.format == TEXT:
+        if table.name == "list":
+            console.print("gptbench list NAME shows one of them", style="dim")
+        first = table.keys[0]
+        write_line({table.name: [row[first] for row in table.records()]})
+    return 0
+
+
+class Option:
+    """One option of a group: what its YAML says, or of a plugin's what its section has.
+
+    Attributes:
+        name: by which `GROUP=NAME` selects it.
+        values: as the file has them, without `defaults`.
+        defaults: of the file.
+        note: the comment that the file begins with, in one line; empty where it has none.
+    """
+
+    def __init__(self, name: str, values: dict[str, Any], note: str = "") -> None:
+        self.name, self.note = name, note
+        self.defaults: list[Any] = values.pop("defaults", [])
+        self.values = values
+
+
+def options_of(group: str, folder: Path | None) -> list[Option]:
+    """All options of a group by name: those that gptbench ships, a plugin's, and those in a folder of the user's."""
+    files = [
+        file
+        for place in (conf_folder(), *([folder] if folder is not None else []))
+        for file in sorted((place / group).glob("*.yaml"))
+    ]
+    found = {file.stem: of_file(file) for file in files}
+    for name in sorted(name for of, name in ADDED if of == group):
+        node = ConfigStore.instance().load(f"{group}/{name}.yaml").node
+        made = node if OmegaConf.is_config(node) else OmegaConf.structured(node)
+        found[name] = Option(name, plain(made), OF_PLUGIN)
+    return list(found.values())
+
+
+def of_file(file: Path) -> Option:
+    """The option that a YAML file holds, and the comment with which it begins."""
+    text = read_yaml(file)
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    note = " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith(PACKAGE))
+    return Option(file.stem, plain(OmegaConf.create(text)), note)
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A node's values, in which nothing is interpolated."""
+    values = OmegaConf.to_container(node, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def overview(folder: Path | None) -> Table:
+    """What there are tables of, and the names in each."""
+    rows: list[list[Any]] = []
+    for what, group in GROUPS.items():
+        names = [option.name for option in options_of(group, folder)]
+        rows.append([what, len(names), Cell(shortened(", ".join(names)), names)])
+    rows.append(["metrics", len(METRICS), Cell(shortened(", ".join(METRICS)), list(METRICS))])
+    columns = [Column("list", "gptbench list …"), Column("count", "", True), Column("names", "what there is")]
+    return Table("list", columns, rows)
+
+
+MAX_NAMES = 100
+"""Characters of the names in one line of the overview."""
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MAX_NAMES else f"{text[:MAX_NAMES].rpartition(', ')[0]}, …"
+
+
+def models(folder: Path | None) -> Table:
+    """Every model with its size; what is left open until a checkpoint is read has none."""
+    columns = [
+        Column("model", "model"),
+        Column("parameters", "parameters", True),
+        Column("active_parameters", "active", True),
+        Column("layers", "layers", True),
+        Column("context", "context", True),
+        Column("bf16_bytes", "bf16 (GB)", True),
+        Column("int8_bytes", "int8 (GB)", True),
+        Column("note", "note"),
+    ]
+    rows: list[list[Any]] = []
+    for option in options_of("model", folder):
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), option.values)
+        if OmegaConf.missing_keys(merged):
+            rows.append([option.name, *[None] * 6, option.note or None])
+            continue
+        model = OmegaConf.to_object(merged)
+        assert isinstance(model, ModelConfig)
+        shape = (model.layer_specs, model.dim, model.vocab_size, model.tied)
+        size, active = size_of(*shape), size_of(*shape, active=True).parameters
+        fits = QuantConfig.LIMITS[INT8].refuse(widths(model)) is None
+        rows.append(
+            [
+                option.name,
+                Cell(millions(size.parameters), size.parameters),
+                Cell(millions(active) if active != size.parameters else "", active),
+                model.n_layers,
+                model.context,
+                Cell(f"{size.bf16_bytes / 1e9:.4g}", size.bf16_bytes),
+                Cell(f"{size.int8_bytes / 1e9:.4g}", size.int8_bytes) if fits else None,
+                option.note or None,
+            ]
+        )
+    notes = ["active: parameters that each token of a mixture of experts goes through, where these are not all"]
+    return Table("models", columns, rows, "model=NAME", notes)
+
+
+def widths(model: ModelConfig) -> list[tuple[str, int]]:
+    """Columns of a model's matrices."""
+    attended = model.n_heads * model.head_dim
+    return [("dim", model.dim), ("ffn_dim", model.ffn_dim), ("n_heads·head_dim", attended)]
+
+
+def millions(count: int) -> str:
+    """Parameters as people read them: 6.74 B, 15.2 M."""
+    return f"{count / 1e9:.4g} B" if count >= 1e9 else f"{count / 1e6:.4g} M"
+
+
+def engines(folder: Path | None) -> Table:
+    """Every engine, and whether it runs here: with the default workload, on the default device."""
+    from gptbench.commands.engines import lacking  # imports torch, as some engines need to know what it sees
+
+    found = options_of("engine", folder)
+    sections = {option.name: section_of(option, found) for option in found}
+    missing = lacking({name: section for name, section in sections.items() if section is not None})
+    columns = [
+        Column("engine", "engine"),
+        Column("runs_here", "runs here"),
+        Column("needs", "what it needs"),
+        Column("description", "what it is"),
+    ]
+    rows: list[list[Any]] = []
+    for option in found:
+        needs, section = missing.get(option.name), sections[option.name]
+        own = option.note if option.note != OF_PLUGIN or section is None else ""
+        told = own or first_sentence(section.__doc__ if section is not None else "")
+        rows.append([option.name, option.name in missing and needs is None, needs, told])
+    return Table("engines", columns, rows, "engine=NAME")
+
+
+def section_of(option: Option, others: list[Option]) -> type[EngineConfig] | None:
+    """The class of an engine's section, by its target, or by that of the option which it begins with."""
+    target = option.values.get("_target_")
+    if target is None:
+        first = next((default for default in option.defaults if isinstance(default, str) and "/" not in default), "")
+        base = next((other for other in others if other.name == first and other is not option), None)
+        return None if base is None else section_of(base, others)
+    return next((section for section in ENGINES.values() if target in section.TARGETS), None)
+
+
+def first_sentence(text: str | None) -> str:
+    """Of a docstring, in one line."""
+    return " ".join((text or "").split()).partition(". ")[0].removesuffix(".")
+
+
+def quants(folder: Path | None) -> Table:
+    """Every way to store weights, and what it asks."""
+    columns = [
+        Column("quant", "quant"),
+        Column("bits_per_weight", "bits per weight", True),
+        Column("multiple", "columns are a multiple of", True),
+        Column("float16", "float16"),
+        Column("fused", "engine=fused"),
+        Column("note", "note"),
+    ]
+    rows: list[list[Any]] = []
+    for option in options_of("quant", folder):
+        limits = QuantConfig.LIMITS.get(str(option.values.get("_target_")))
+        if limits is None:
+            rows.append([option.name, *[None] * 4, option.note or None])
+            continue
+        asks = [limits.multiple, limits.float16 is None, limits.fused]
+        rows.append([option.name, limits.bits, *asks, option.note or None])
+    notes = ["bits per weight: scales included, of a matrix of 4096 columns in a model of 16-bit numbers"]
+    return Table("quants", columns, rows, "quant=NAME", notes)
+
+
+def experiments(folder: Path | None) -> Table:
+    """Every experiment, and the overrides that it stands for."""
+    rows: list[list[Any]] = []
+    for option in options_of("experiment", folder):
+        chosen = [
+            f"{key.removeprefix('override ').removeprefix('/')}={value}"
+            for default in option.defaults
+            if isinstance(default, dict)
+            for key, value in default.items()
+        ]
+        chosen += [f"{key}={value}" for key, value in flat(option.values)]
+        rows.append([option.name, Cell(" ".join(chosen), chosen)])
+    columns = [Column("experiment", "experiment"), Column("overrides", "the same as")]
+    return Table("experiments", columns, rows, "experiment=NAME")
+
+
+def metrics(_: Path | None) -> Table:
+    """Every metric, and what it means."""
+    columns = [
+        Column("metric", "metric"),
+        Column("label", "shown as"),
+        Column("unit", "unit"),
+        Column("better", "better"),
+        Column("meaning", "meaning"),
+    ]
+    rows = [
+        [
+            name,
+            one.label if View.kernels not in one.views else f"{one.heading} (task=kernels)",
+            one.unit,
+            one.direction.name if one.direction.name != "neither" else None,
+            one.meaning,
+        ]
+        for name, one in METRICS.items()
+    ]
+    notes = ["Records, CSV and JSON have the metric in the unit that its name ends in; tables show it in `unit`."]
+    return Table("metrics", columns, rows, "", notes)
+
+
+def options_table(what: str, group: str) -> Callable[[Path | None], Table]:
+    """The function that gives the table of any other group: its options, and their values."""
+
+    def table(folder: Path | None) -> Table:
+        rows = []
+        for option in options_of(group, folder):
+            values = dict(flat({key: value for key, value in option.values.items() if key not in ("_target_", "name")}))
+            told = ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+            rows.append([option.name, Cell(shortened(told), values), option.note or None])
+        return Table(
+            what, [Column(group, group), Column("values", "values"), Column("note", "note")], rows, f"{group}=NAME"
+        )
+
+    return table
+
+
+GROUPS = {
+    "models": "model",
+    "engines": "engine",
+    "quants": "quant",
+    "experiments": "experiment",
+    "samplings": "sampling",
+    "workloads": "workload",
+    "tasks": "task",
+    "devices": "device",
+    "baselines": "baseline",
+    "sweeps": "sweep",
+    "trackings": "tracking",
+}
+"""The groups of the configuration, by what `gptbench list` calls their options."""
+TABLES: dict[str, Callable[[Path | None], Table]] = {
+    **{what: options_table(what, group) for what, group in GROUPS.items()},
+    "models": models,
+    "engines": engines,
+    "quants": quants,
+    "experiments": experiments,
+    "metrics": metrics,
+}
