@@ -489,7 +489,7 @@ def test_targets_are_of_means_over_the_seeds_sizes() -> None:
 
 
 def test_names_are_such_as_mlflow_takes() -> None:
-    for name in made().summary():
+    for name in made().summary:
         assert re.fullmatch(r"[\w.\-/ :]+", name), name
 
 
@@ -525,7 +525,7 @@ def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFi
     (run,) = client.search_runs([client.get_experiment_by_name("gptbench").experiment_id])  # type: ignore[union-attr]
     assert run.info.run_name == "kernels-dense-float32"
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == pytest.approx(result.summary())
+    assert run.data.metrics == pytest.approx(result.summary)
     assert run.data.tags["task"] == "kernels"
     assert run.data.params["task.sizes"] == "[32]"
     folder = Path(run.info.artifact_uri)

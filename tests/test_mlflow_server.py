@@ -208,7 +208,7 @@ def run_job(folder: Path, plan: Plan, number: int, hour: int = 12) -> tuple[Resu
     job.config, job.swept = plan.config, plan.jobs[str(number)]
     job.compilations = []  # else a picture is drawn of them
     path = job.save(folder / str(number))
-    metrics = job.summary()
+    metrics = job.summary
     Outcome(status=Status.recorded.value, swept=job.swept, record=str(path), metrics=metrics).save(path.parent)
     return job, path
 

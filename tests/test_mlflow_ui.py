@@ -100,7 +100,7 @@ def log_sweep(outputs: Path) -> None:
         job.config["sampling"] |= dict(zip(("top_k", "temperature"), jobs[number], strict=True))
         if jobs[number] != FAILED:
             path = log(job, folder / name, outputs)
-            outcome = Outcome(status=Status.recorded.value, swept=swept, record=str(path), metrics=job.summary())
+            outcome = Outcome(status=Status.recorded.value, swept=swept, record=str(path), metrics=job.summary)
         else:
             job.config["device"]["dtype"] = job.dtype
             common = {field.name: getattr(job, field.name) for field in dataclasses.fields(Recorded)}

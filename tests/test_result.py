@@ -383,7 +383,7 @@ def with_config(result: Result, **groups: dict) -> Result:
 
 
 def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.CaptureFixture[str]) -> None:
-    seed = shipped("workload", "seed")
+    seed = dict(shipped("workload", "seed"))
     result = with_config(
         replace(made_result(), dtype="bfloat16", prompt=seed["prompt"]),
         model=shipped("model", "llama2_7b"),
@@ -438,7 +438,7 @@ def test_what_the_device_tells_is_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "during the samples 1980 MHz, 600 W, 50 °C (median)" in told
     assert "1 of 3 samples were throttled: power cap, 0.01 s" in told
     assert "energy not measured" in told
-    result.energy = Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000))
+    result = replace(result, energy=Energy("counter", 100.0, Spent(10.0, 0.05, 100), Spent(500.0, 1.0, 1000)))
     show_result(result, Baseline(BaselineConfig(**result.config["baseline"])))
     told = capsys.readouterr().err
     assert "decode energy" in told

@@ -22,7 +22,6 @@ from gptbench.schema.labels import shortened
 from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.result import Result
 from gptbench.schema.statistics import step_bytes, valid_samples
-from gptbench.schema.summary import sample_metrics, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +46,8 @@ FONT, SMALL = 10, 9
 """Points. At this width a phone shows them as 8 or 9 pixels."""
 MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels."""
+MOST_POINTS, MOST_MARKS, MOST_COLUMNS = 400, 200, 12
+"""Of a line; marks of one chart; columns of a map."""
 SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
 """Characters: of names that stand beside their bar, of those above it with the bar's value, and of a line of the
 legend."""
@@ -105,16 +106,16 @@ class Run:
     result: Result
     targets: tuple[Target, ...] = ()
 
-    @functools.cached_property
+    @property
     def summary(self) -> dict[str, float]:
-        return summary(self.result)
+        return self.result.summary
 
     @property
     def tokens_per_s(self) -> float:
         """Of decode; 0 without a valid sample."""
         return self.summary.get(HEADLINE, 0.0)
 
-    @property
+    @functools.cached_property
     def limit_tokens_per_s(self) -> float:
         """Of decode, if every step moved the bytes that it needs at the read roof."""
         step = step_bytes(self.result)
@@ -122,7 +123,7 @@ class Run:
 
     def spread(self, metric: str) -> tuple[float, float]:
         """Least and most over the valid samples."""
-        values = [sample_metrics(self.result, sample)[metric] for sample in valid_samples(self.result)]
+        values = [sample[metric] for sample in self.result.sampled]
         return min(values), max(values)
 
 
@@ -151,6 +152,17 @@ def fastest(runs: Sequence[Run], most: int) -> list[Run]:
     """In the same order."""
     kept = sorted(range(len(runs)), key=lambda index: -runs[index].tokens_per_s)[:most]
     return [runs[index] for index in sorted(kept)]
+
+
+def thinned(x: np.ndarray, y: np.ndarray, reduce: Any = np.mean) -> tuple[np.ndarray, np.ndarray]:
+    """No more than `MOST_POINTS`: neighbours are made one."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), MOST_POINTS))
+    return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
+
+
+def cut(shown: Sized, there: Sized) -> str:
+    """What stands behind the name of something of which a chart does not show all."""
+    return f" (the fastest {len(shown)} of {len(there)})" if len(shown) < len(there) else ""
 
 
 def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how: Any) -> None:

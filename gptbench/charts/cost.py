@@ -36,6 +36,7 @@ from gptbench.charts.canvas import (
     new_figure,
     numbers_of,
     row_height,
+    thinned,
 )
 from gptbench.schema.breakdown import Breakdown
 from gptbench.schema.compilation import STAGES, Compilation
@@ -241,23 +242,26 @@ def readings(sample: Sample) -> dict[str, list[float]]:
 
 
 def draw_readings(axes: "Axes", run: Run, name: str, colour: str, style: str) -> None:
-    """A line over all samples; a cross at each reading of a sample that was throttled."""
+    """A line over all samples; a cross at each reading of a sample that was throttled. Of many readings, neighbours are
+    one point."""
     begin = 0.0
-    where: list[float] = []
-    values: list[float] = []
-    crosses: list[tuple[float, float]] = []
+    where, values, held_back = [], [], []
     for sample in run.result.samples:
         known = readings(sample).get(name)
         if known is not None and sample.state is not None:
-            at = [begin + second for second in sample.state.at_s]
-            where, values = [*where, *at], [*values, *known]
-            if sample.throttled:
-                crosses += zip(at, known, strict=True)
+            where += [begin + second for second in sample.state.at_s]
+            values += known
+            held_back += [sample.throttled] * len(known)
         begin += max(sample.call_s, *sample.state.at_s) if sample.state else sample.call_s
     if values:
-        axes.plot(where, values, color=colour, linestyle=style, marker=".", markersize=4, label=run.label)
-    if crosses:
-        axes.plot(*zip(*crosses, strict=True), "x", color=INK, markersize=6, label="throttled")
+        at, middle = thinned(np.array(where), np.array(values))
+        crosses = thinned(np.array(where), np.array(held_back), np.any)[1]
+        all_shown = len(at) == len(where)
+        label = run.label if all_shown else f"{run.label} (means of neighbouring readings)"
+        point = "." if all_shown else None
+        axes.plot(at, middle, color=colour, linestyle=style, marker=point, markersize=4, label=label)
+        if crosses.any():
+            axes.plot(at[crosses], middle[crosses], "x", color=INK, markersize=6, label="throttled")
 
 
 IMPLEMENTATIONS = {"kernel": ("o", BLUE), "inductor": ("s", GREEN), "library": ("^", PURPLE)}

@@ -13,8 +13,11 @@ from gptbench.charts.canvas import (
     INK,
     LINES,
     LONGEST_NAME,
+    MOST_COLUMNS,
     MOST_LINES,
+    MOST_MARKS,
     MOST_PANELS,
+    MOST_POINTS,
     MOST_ROWS,
     MUTED,
     PAPER,
@@ -23,6 +26,7 @@ from gptbench.charts.canvas import (
     SMALL,
     Run,
     bar_rows,
+    cut,
     explain,
     fastest,
     finish,
@@ -31,6 +35,7 @@ from gptbench.charts.canvas import (
     name_log_ticks,
     new_figure,
     numbers_of,
+    thinned,
     time_unit,
     timed,
 )
@@ -45,8 +50,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 400
-"""Of a line."""
 FEW = 10
 """Points, which are marked one by one: of one alone there would be nothing to see."""
 SHOWN_STEPS, SHOWN_MEDIANS = 0.995, 5.0
@@ -165,7 +168,7 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
         axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
         point = "." if len(where) < FEW else None
         axes.plot(where, middle, color=colour, linestyle=style, marker=point, label=run.label)
-        axes.plot(positions, least, color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
+        axes.plot(*thinned(positions, least), color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
         top = max(top, longest_shown(run) * factor, float(least.max()))
     axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
     if max(medians) > WIDE * min(medians):
@@ -178,12 +181,6 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     axes.set_ylabel(f"decode step, {unit}")
     axes.grid()
     return finish(figure, shown, there)
-
-
-def thinned(x: np.ndarray, y: np.ndarray, reduce: Any) -> tuple[np.ndarray, np.ndarray]:
-    """No more than `MOST_POINTS`: neighbours are made one."""
-    parts = np.array_split(np.arange(len(x)), min(len(x), MOST_POINTS))
-    return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
 
 
 def distribution(runs: Sequence[Run]) -> "Figure | None":
@@ -238,7 +235,7 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     shown = list(maps.items())[:MOST_MAPS]
     titles = names([dict(rest) for rest, _ in shown]) if len(maps) > 1 else [""]
     numbers = numbers_of(titles, LONGEST_NAME)
-    heights = [0.75 + 0.34 * len(top_ks) for _, (_, top_ks, _) in shown]
+    heights = [0.75 + 0.34 * min(len(top_ks), MOST_ROWS) for _, (_, top_ks, _) in shown]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     lowest = min(float(np.nanmin(grid) / np.nanmax(grid)) for _, (_, _, grid) in shown)
@@ -280,6 +277,10 @@ def draw_heat_map(
     from matplotlib.colors import Normalize
 
     best = float(np.nanmax(grid))
+    kept_rows, kept_columns = highest(grid, 1, MOST_ROWS), highest(grid, 0, MOST_COLUMNS)
+    cuts = cut(kept_columns, columns), cut(kept_rows, rows)
+    grid = grid[np.ix_(kept_rows, kept_columns)]
+    rows, columns = [rows[row] for row in kept_rows], [columns[column] for column in kept_columns]
     scale = Normalize(best * min(lowest, NOISE), best)
     mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", norm=scale, edgecolors=PAPER, linewidth=1.5)
     size = SMALL if len(columns) <= 7 else SMALL - 1
@@ -295,8 +296,13 @@ def draw_heat_map(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
-    axes.set_xlabel("temperature")
-    axes.set_ylabel("top_k")
+    axes.set_xlabel(f"temperature{cuts[0]}")
+    axes.set_ylabel(f"top_k{cuts[1]}")
+
+
+def highest(grid: np.ndarray, axis: int, most: int) -> np.ndarray:
+    """Rows (axis 1) or columns (axis 0) with the highest cells, in the same order."""
+    return np.sort(np.argsort(-np.nanmax(grid, axis))[:most])
 
 
 QUALITIES = [one for one in compared() if one.kind is QUALITY and one.direction is Direction.lower]
@@ -351,12 +357,14 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> i
     Args:
         before: numbers that are taken.
     """
-    points = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
-    best = front(points)
+    there = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
+    best = front(there)
+    kept = sorted(range(len(runs)), key=lambda index: (there[index] not in best, -there[index][1]))[:MOST_MARKS]
+    runs, points = [runs[index] for index in sorted(kept)], [there[index] for index in sorted(kept)]
     line = [*best, (max(quality for quality, _ in points), best[-1][1])]
     axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
     for marker, chosen, colour in (("o", True, BLUE), ("s", False, PURPLE)):
-        told = "on the front" if chosen else "behind it"
+        told = "on the front" if chosen else f"behind it{cut(points, there)}"
         some = [point for point in points if (point in best) is chosen]
         mark(axes, some, marker, s=150, color=colour, edgecolors=PAPER, zorder=3, label=told)
     numbers: dict[str, str] = {}

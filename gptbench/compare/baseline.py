@@ -19,7 +19,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gptbench.base.errors import ConfigError, InputError, UserError
 from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.paths import conf_folder
-from gptbench.config import MOVED_TARGETS, BaselineConfig, BaselineRow, Section, explain, shipped
+from gptbench.config import MOVED_TARGETS, BaselineConfig, Section, explain, shipped
 from gptbench.config.refusal import read_section
 from gptbench.schema import Result
 from gptbench.schema.identity import MEASURED, measurement_of
@@ -32,10 +32,12 @@ class Baseline:
 
     Attributes:
         device: what they were recorded on.
+        rows: what each row measured, by its name, as it is recorded now.
     """
 
     def __init__(self, config: BaselineConfig) -> None:
         self.config, self.device = config, config.device
+        self.rows = {name: upgraded(row.config) for name, row in config.rows.items()}
 
     def targets(self, result: Result) -> dict[str, float]:
         """Metric to target for what a result measured; empty where there are none.
@@ -64,8 +66,8 @@ class Baseline:
         """Name of the row that it belongs to, or None."""
         if not self.config.rows:
             return None
-        values = measurement_of(result)
-        return next((name for name, row in self.config.rows.items() if belongs(values, row)), None)
+        values = upgraded(measurement_of(result))
+        return next((name for name, row in self.rows.items() if belongs(values, row)), None)
 
 
 POOLED_SINCE = 2
@@ -87,10 +89,9 @@ def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | No
     return bool(values) and all(result.config[group].get(key) == values[key] for key in keys or values)
 
 
-def belongs(values: dict[str, Any], row: BaselineRow) -> bool:
-    """Whether a result that measured these values is a row's."""
-    now, recorded = upgraded(values), upgraded(row.config)
-    return all(told(now, key) == told(recorded, key) for key in now | recorded)
+def belongs(values: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a result that measured these values is of the row that measured those, both as they are recorded now."""
+    return all(told(values, key) == told(row, key) for key in values | row)
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

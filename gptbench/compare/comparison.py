@@ -94,9 +94,10 @@ def compare(
     groups = [grouped(side, values, keys) for side, values in zip(sides, settings, strict=True)]
     if not even_if_busy:
         groups = [{key: quiet(own, left_out) for key, own in group.items()} for group in groups]
+    apart = telling(keys, sides, settings)
     pairs = [
         Pair(
-            told_apart(own[0], keys, sides),
+            told_apart(own[0], apart),
             own,
             groups[1][key],
             judged(own, groups[1][key], margin, history, even_if_busy),
@@ -105,7 +106,7 @@ def compare(
         if key in groups[1]
     ]
     if not pairs:
-        differing = ", ".join(told_apart(sides[0][0], keys, sides))
+        differing = ", ".join(told_apart(sides[0][0], apart))
         raise UserError(f"no run of A has its like in B: they differ by {differing}")
     for own, other, name in ((groups[0], groups[1], "B"), (groups[1], groups[0], "A")):
         left_out += [(found, f"{name} has no such run") for key in own if key not in other for found in own[key]]
@@ -164,19 +165,34 @@ def measurement(found: Found) -> Measured:
     return found.record
 
 
-def told_apart(found: Found, keys: list[str], sides: list[list[Found]]) -> dict[str, str]:
-    """What a run is told from others by, of fields that are varied: the name of a section, where that says it all."""
-    everything = [(names(each), fields(each)) for side in sides for each in side]
-    own = names(found), fields(found)
-    told = {}
+def telling(
+    keys: list[str], sides: list[list[Found]], settings: list[list[dict[str, str]]]
+) -> dict[str, dict[str | None, list[str]]]:
+    """Of each section with a field that is varied, by what it is called: the fields that tell runs with it apart."""
+    everything = [
+        (names(found), own) for side in zip(sides, settings, strict=True) for found, own in zip(*side, strict=True)
+    ]
+    apart = {}
     for group in dict.fromkeys(key.partition(".")[0] for key in keys):
-        inner = [key for key in keys if key.partition(".")[0] == group]
-        called = {each[0].get(group) for each in everything}
-        if len(called) > 1:
-            told[group] = own[0].get(group, "")
-            alike = [each for each in everything if each[0].get(group) == own[0].get(group)]
-            inner = [key for key in inner if len({each[1].get(key) for each in alike}) > 1]
-        told |= {key: own[1].get(key, "") for key in inner if key != group}
+        inner = [key for key in keys if key.partition(".")[0] == group and key != group]
+        alike: dict[str | None, list[dict[str, str]]] = {}
+        for called, own in everything:
+            alike.setdefault(called.get(group), []).append(own)
+        apart[group] = {
+            name: [key for key in inner if len(alike) == 1 or len({own.get(key) for own in some}) > 1]
+            for name, some in alike.items()
+        }
+    return apart
+
+
+def told_apart(found: Found, apart: dict[str, dict[str | None, list[str]]]) -> dict[str, str]:
+    """What a run is told from others by, of what `telling` has found: the name of a section, where that says it all."""
+    called, own = names(found), fields(found)
+    told = {}
+    for group, by_name in apart.items():
+        if len(by_name) > 1:
+            told[group] = called.get(group, "")
+        told |= {key: own.get(key, "") for key in by_name[called.get(group)]}
     return told
 
 
@@ -194,7 +210,8 @@ def environment(found: Found) -> dict[str, str]:
 
 def varied(side: list[dict[str, str]]) -> set[str]:
     """Fields that are not the same for all of a side."""
-    return {key for values in side for key in values if len({other.get(key) for other in side}) > 1}
+    keys = {key for values in side for key in values}
+    return {key for key in keys if len({values.get(key) for values in side}) > 1}
 
 
 def remarks(sides: list[list[Found]]) -> list[str]:

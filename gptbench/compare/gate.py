@@ -46,7 +46,6 @@ from gptbench.schema.place import Place, whole_watts
 from gptbench.schema.record import of_kind
 from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import valid_samples
-from gptbench.schema.summary import summary
 
 OUTDATED = "not compared: recorded as the median of the samples' own percentiles; record the baseline again"
 """Of a metric that a baseline has by another definition than gptbench's."""
@@ -366,7 +365,7 @@ def moments(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric 
 
 def of_tokens(result: Result, metric: Metric, per_token: PerToken) -> BaselineMetric | None:
     """Of a mean over tokens; the spread is relative to it, which to first order is that of the logarithms."""
-    value = summary(result).get(metric.name)
+    value = result.summary.get(metric.name)
     if result.quality is None or value is None or not value > 0:
         return None
     tokens = np.asarray(per_token.values(result.quality), dtype=float)

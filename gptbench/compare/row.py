@@ -21,7 +21,6 @@ from gptbench.compare.starts import NO_HISTORY, History, StartSpread
 from gptbench.schema import Result
 from gptbench.schema.metrics import KERNEL_TIME, METRICS, Metric, PerToken
 from gptbench.schema.statistics import steps_jackknife, valid_samples
-from gptbench.schema.summary import sample_metrics, summary
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ def moments_of(side: list[Result], metric: Metric, by_run: bool) -> Moments | No
 def values_of(side: list[Result], metric: Metric, by_run: bool) -> list[float]:
     """Of each run, where there are several; of a single one, of each sample."""
     if metric.varies_in_run and not by_run:
-        return [sample_metrics(result, sample)[metric.name] for result in side for sample in valid_samples(result)]
-    told = [summary(result).get(metric.name) for result in side]
+        return [sample[metric.name] for result in side for sample in result.sampled]
+    told = [result.summary.get(metric.name) for result in side]
     return [value for value in told if value is not None and value > 0]
 
 
@@ -148,7 +147,7 @@ def quality_row(metric: Metric, per_token: PerToken, a: Result, b: Result) -> Ro
     if first is None or second is None or first.text_sha256 != second.text_sha256 or first.context != second.context:
         return None
     values = per_token.values(first), per_token.values(second)
-    told = summary(a).get(metric.name), summary(b).get(metric.name)
+    told = a.summary.get(metric.name), b.summary.get(metric.name)
     if told[0] is None or told[1] is None or len(values[0]) != len(values[1]) or len(values[0]) < 2:
         return None
     if per_token.is_logarithm:

@@ -23,8 +23,7 @@ from gptbench.schema import KernelResult, Measured, Result
 from gptbench.schema.kernels import SEED_SIZES, KernelTimes, kernel_metrics
 from gptbench.schema.metrics import METRICS
 from gptbench.schema.record import of_kind
-from gptbench.schema.statistics import valid_samples
-from gptbench.schema.summary import part_metrics, sample_metrics
+from gptbench.schema.summary import part_metrics
 
 NAMES = {"llama2_7b": "Llama-2-7b-chat-hf", "mixtral_16l": "Mixtral-8x7B-v0.1"}
 """Of the models that the benchmark has, by ours; its Mixtral has 16 layers, too."""
@@ -117,10 +116,9 @@ def of_model(result: Result, baseline: Baseline) -> Iterator[Experiment]:
     model = result.config["model"]["name"]
     name = NAMES.get(model, model) if is_shipped(result, "model", model) else model
     targets = baseline.targets(result)
-    samples = [sample_metrics(result, sample) for sample in valid_samples(result)]
     compiled = [part_metrics(result, "compilations")]
     for own, metric in METRICS.items():
-        values = [one[own] for one in samples + compiled if own in one]
+        values = [one[own] for one in result.sampled + compiled if own in one]
         if metric.gpt_fast is not None and values:
             target, weights = targets.get(own), result.weights
             yield experiment(result, name, metric.gpt_fast, target, values, weights, engine_of(result))

@@ -87,8 +87,8 @@ def meant(
     elif path.is_dir():
         found = from_folder(path, unread)
     elif selector == LATEST:
-        found = from_folder(outputs, unread) if outputs.is_dir() else []
-        found = [each for each in found if isinstance(each.record, kinds)][-1:]
+        of_kinds = (each for each in below(outputs, unread) if isinstance(each.record, kinds))
+        found = [] if (newest := max(of_kinds, key=age, default=None)) is None else [newest]
     elif IDENTITY.fullmatch(selector):
         found = of_identity(selector, outputs, unread)
     elif RUN_ID.fullmatch(selector):
@@ -119,12 +119,27 @@ def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[Fo
 
 
 def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[Found]:
-    """Every record below it, but those of sweeps, whose jobs are there; a sweep that found jobs elsewhere has those."""
-    found: dict[Path, Found] = {}
-    for inner in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))]:
-        for each in readable(records_in(inner), unread):
-            found |= {part.path.resolve(): part for part in parts_of(each, unread)}
-    return sorted(found.values(), key=lambda each: (each.record.started, each.path.stat().st_mtime_ns))
+    """Every record below it, the oldest first."""
+    return sorted(below(folder, unread), key=age)
+
+
+def below(folder: Path, unread: Callable[[str], Any]) -> Iterator[Found]:
+    """Every record below a folder, each read once, but those of sweeps, whose jobs are there; a sweep that found jobs
+    elsewhere has those."""
+    inner = sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))
+    here = {path.resolve(): path for each in [folder, *inner] for path in records_in(each)}
+    elsewhere: dict[Path, Path] = {}
+    for found in readable(here.values(), unread):
+        if (members := found.record.members(found.path.parent)) is None:
+            yield found
+        else:
+            elsewhere |= {real: path for path in members if (real := path.resolve()) not in here}
+    yield from readable(elsewhere.values(), unread)
+
+
+def age(found: Found) -> tuple[str, int]:
+    """By which records are in order, the oldest first."""
+    return found.record.started, found.path.stat().st_mtime_ns
 
 
 def is_hidden(path: Path, below: Path) -> bool:

@@ -24,7 +24,6 @@ from gptbench.schema.metrics import STEP
 from gptbench.schema.place import Place
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import valid_samples
-from gptbench.schema.summary import summary
 
 BUILT_IN = {"cuda": 0.006, "cpu": 0.11}
 """Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
@@ -85,7 +84,7 @@ class History:
 
     def of_one(self, metric: str, result: Result) -> StartSpread:
         """From what is recorded of its device; built in where that is too little."""
-        here, step_s = Place.of(result.environment).kind, summary(result)[STEP]
+        here, step_s = Place.of(result.environment).kind, result.summary[STEP]
         logarithms = []
         for group in self.groups:
             values = [
@@ -146,7 +145,7 @@ def starts_in(paths: Iterable[Path], identity: str) -> Iterator[Start]:
         except UserError:  # no record, or a damaged one
             continue
         if record.identity == identity and is_plain(record):
-            yield Start(Place.of(record.environment).kind, summary(record))
+            yield Start(Place.of(record.environment).kind, record.summary)
 
 
 def is_plain(result: Result) -> bool:

@@ -17,7 +17,6 @@ from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.metrics import HEADLINE
 from gptbench.schema.statistics import step_bytes, valid_samples
 from gptbench.schema.steps import Steps
-from gptbench.schema.summary import summary
 
 GENERATED = r"^triton_(red|per)_\w*_mul_sum"
 """What Inductor makes of a matrix and a single row (see `gptbench.model.linear`)."""
@@ -70,7 +69,7 @@ class Step:
 
     def __init__(self, result: Result) -> None:
         self.result, moved = result, result.traffic
-        self.told = summary(result)
+        self.told = result.summary
         steps = [Steps(sample) for sample in valid_samples(result)]
         self.step_s = float(np.quantile(np.concatenate([each.seconds for each in steps]), 0.5))
         self.roof = result.roof.gb_per_s * 1e9

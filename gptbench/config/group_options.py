@@ -1,5 +1,8 @@
 """The options of a group that gptbench ships."""
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -15,9 +18,10 @@ def options(group: str, schema: type[S]) -> list[S]:
     return [cast(S, OmegaConf.to_object(section)) for section in sections if not OmegaConf.missing_keys(section)]
 
 
-def shipped(group: str, name: str) -> dict[str, Any]:
-    """The values of an option that gptbench ships; empty where it ships no such option."""
+@functools.cache
+def shipped(group: str, name: str) -> Mapping[str, Any]:
+    """The values of an option that gptbench ships, read once; empty where it ships no such option."""
     file = conf_folder() / group / f"{name}.yaml"
     values = OmegaConf.to_container(OmegaConf.load(file)) if is_name(name) and file.exists() else {}
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return MappingProxyType({str(key): value for key, value in values.items()})

@@ -211,7 +211,7 @@ def measured(attempt: Attempt, start: float) -> Outcome:
         identity=attempt.identity,
         record=str(attempt.path),
         seconds=time.perf_counter() - start,
-        metrics=attempt.record.summary(),
+        metrics=attempt.record.summary,
         busy=busy(attempt.record),
     )
 

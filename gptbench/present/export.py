@@ -45,7 +45,7 @@ def row(found: Found) -> Row:
         },
         overrides=dict(override.partition("=")[::2] for override in record.swept),
         status=record.outcome(),
-        metrics=record.summary() if record.problem() is None else {},
+        metrics=record.summary if record.problem() is None else {},
         origin=origin
         | {
             "busy": "; ".join(busy(record)),

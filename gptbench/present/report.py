@@ -180,7 +180,8 @@ def summary_table(runs: list[Run]) -> Table:
     columns = [one for one in shown_in(View.report) if any(one.name in run.summary for run in runs)]
     if not runs:
         return Table([], [])
-    names = [name for name in names_of(runs[0]) if name not in shared_names(runs)]
+    shared = shared_names(runs)
+    names = [name for name in names_of(runs[0]) if name not in shared]
     others = [one for one in columns if one.name != HEADLINE]
     # What most readers look for comes first: a phone shows two or three columns.
     head = ["run", METRICS[HEADLINE].heading, *names, "min … max", "limit (tokens/s)"]
@@ -283,7 +284,8 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
 def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:
     """What was the same for all, and what was not: a row for each run."""
     places = [place(record) for _, record in named]
-    values = {key: [each.get(key, "") for each in places] for each in places for key in each}
+    keys = dict.fromkeys(key for each in places for key in each)
+    values = {key: [each.get(key, "") for each in places] for key in keys}
     same = [[key, each[0]] for key, each in values.items() if len(set(each)) == 1]
     differing = {key: each for key, each in values.items() if len(set(each)) > 1}
     rows = [[name, *cells] for (name, _), *cells in zip(named, *differing.values(), strict=True)]

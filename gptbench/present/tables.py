@@ -21,7 +21,6 @@ from gptbench.schema.machine import Roof
 from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
 from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import steps_interval, valid_samples
-from gptbench.schema.summary import sample_metrics, summary
 from gptbench.schema.sweep import in_display_units
 
 MOST_ROWS = 15
@@ -51,8 +50,8 @@ def show_result(result: Result, baseline: Baseline) -> None:
     table.add_column("unit")
     if targets:
         table.add_column(escape(f"target ({baseline.device})"), justify="right")
-    rows = [sample_metrics(result, sample) for sample in valid]
-    medians = summary(result)
+    rows = result.sampled
+    medians = result.summary
 
     for metric in shown_of(result, targets):
         if (value := medians.get(metric.name)) is not None:

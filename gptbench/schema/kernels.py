@@ -1,5 +1,6 @@
 """The record of `task=kernels`, as `kernels.json` holds it, and the statistics of its raw times."""
 
+import functools
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -81,6 +82,7 @@ class KernelResult(Measured):
             return "nothing was measured"
         return None
 
+    @functools.cached_property
     def summary(self) -> dict[str, float]:
         """`gemv/D4096/int8/inductor/gb_per_s` and so on."""
         found = {"read_roof_gb_per_s": self.roof.gb_per_s}

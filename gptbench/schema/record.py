@@ -11,6 +11,7 @@ samples' own. The files of both versions are alike.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -177,8 +178,9 @@ class Recorded:
         """What it is, and why it does not stand among the runs of a report; None where it does."""
         return "not shown", "no record of one run"
 
+    @functools.cached_property
     def summary(self) -> dict[str, float]:
-        """Its numbers, by metric; none of what is no measurement."""
+        """Its numbers, by metric, as they were when first asked for; none of what is no measurement."""
         return {}
 
     def busy_kinds(self) -> dict[str, list[str]]:
@@ -207,7 +209,7 @@ class Recorded:
             seconds=0.0,
             tags=self.tags(),
             params=self.config,
-            metrics=[(name, value, 0) for name, value in self.summary().items()],
+            metrics=[(name, value, 0) for name, value in self.summary.items()],
             sweep=self.sweep,
             varied=self.swept,
         )
@@ -266,7 +268,7 @@ class Measured(Recorded):
 
     def line(self) -> dict[str, Any]:
         told = super().line() | {"dtype": self.dtype} | self.origin()
-        return told | self.summary() | {"busy": busy(self)}
+        return told | self.summary | {"busy": busy(self)}
 
     def tags(self, **own: str | None) -> dict[str, str | None]:
         here = self.environment

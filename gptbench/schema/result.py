@@ -1,6 +1,7 @@
 """The record of a run, as `result.json` holds it: raw samples with units; statistics are computed when read."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -160,8 +161,14 @@ class Result(Measurement, Measured):
             return "it has no samples"
         return None if valid_samples(self) else "something was compiled during every sample"
 
+    @functools.cached_property
     def summary(self) -> dict[str, float]:
         return summary(self)
+
+    @functools.cached_property
+    def sampled(self) -> list[dict[str, float]]:
+        """Metrics of each valid sample, as they were when first asked for."""
+        return [sample_metrics(self, sample) for sample in valid_samples(self)]
 
     def busy_kinds(self) -> dict[str, list[str]]:
         own = [one for one in self.compilations if one.cache != "none"]
@@ -184,7 +191,7 @@ class Result(Measurement, Measured):
         seconds = self.load_s if self.reused is None else 0.0
         seconds += sum(compilation.prepare_s for compilation in self.compilations)
         seconds += sum(warm_up.call_s for warm_up in self.warm_ups) + sum(sample.call_s for sample in self.samples)
-        known = self.summary()
+        known = self.summary
         return replace(
             super().publication(),
             name=self.run_name,

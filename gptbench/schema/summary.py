@@ -34,8 +34,7 @@ def metrics_of(metrics: Sequence[Metric], sample: Sample, traffic: Traffic, roof
 def summary(result: "Result") -> dict[str, float]:
     """Each metric of the registry that the run has, in its order: of those that samples have the median over the valid
     ones, or the percentile of all their decode steps."""
-    rows = [sample_metrics(result, sample) for sample in valid_samples(result)]
-    found = {name: value_of(one, result, rows) for name, one in METRICS.items()}
+    found = {name: value_of(one, result, result.sampled) for name, one in METRICS.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
