@@ -225,6 +225,7 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
             "n_layers": 6,
             "n_heads": 6,
             "n_kv_heads": 6,
+            "head_dim": 48,
             "ffn_dim": 768,
             "context": 256,
             "rope_theta": 10000.0,

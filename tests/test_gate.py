@@ -21,7 +21,7 @@ from gptbench.commands.gate import gate_command
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate
-from gptbench.compare.ratio import Moments, of_groups, of_moments
+from gptbench.compare.ratio import Moments, of_moments
 from gptbench.compare.recording import overrides_of, recorded_text
 from gptbench.compare.select import Found
 from gptbench.compare.starts import StartSpread
@@ -82,15 +82,6 @@ def baseline_of(*results: Result) -> BaselineConfig:
 
 def failed(held: Gate) -> list[str | None]:
     return [check.metric for check in held.failed]
-
-
-def test_moments_give_the_interval_of_the_values() -> None:
-    for a, b in (([1.0, 1.1, 1.3], [1.2, 1.5]), ([2.0], [1.0, 1.5, 1.1]), ([1.0], [3.0]), ([1.0, 1.0], [2.0, 2.0])):
-        ratio, expected = of_moments(Moments.of(a), Moments.of(b)), of_groups(a, b)
-        assert ratio.value == pytest.approx(expected.value)
-        assert (ratio.low is None) == (expected.low is None)
-        if ratio.low is not None:
-            assert [ratio.low, ratio.high] == pytest.approx([expected.low, expected.high])
 
 
 def test_a_row_of_one_prompt_says_why_no_run_is_its_own() -> None:
@@ -740,7 +731,7 @@ def test_samples_of_a_run_beside_runs_count_as_one() -> None:
         held = gate(baseline_of(*map(steady, before)), found(*map(steady, now)))
         speed = next(check for check in held.checks if check.metric == "tpot_p50_s")
         assert speed.of == of and speed.ratio is not None and speed.ratio.high is not None
-        expected = of_groups(before, now)
+        expected = of_moments(Moments.of(before), Moments.of(now))
         assert speed.ratio.high / speed.ratio.value == pytest.approx(expected.high / expected.value, rel=1e-3)  # type: ignore[operator]
     one_sample = steady()
     one_sample = replace(one_sample, samples=one_sample.samples[:1])

@@ -1,5 +1,6 @@
 """A kind of record is one class and one row of `KINDS`: whatever handles records handles it, too."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Served(Recorded):
     def problem(self) -> str | None:
         return None if self.answered else "it answered nothing"
 
+    @functools.cached_property
     def summary(self) -> dict[str, float]:
         return {"requests_per_s": self.answered / self.seconds}
 

@@ -313,7 +313,7 @@ def test_two_processes_measure_the_roof_one_after_the_other(tmp_path: Path) -> N
     code = (
         "import sys, pathlib, gptbench.measure.roof as roof, tests.test_measure as t;"
         "roof.CPU_BUFFER_BYTES, roof.CACHES = 2**24, 0; on = t.device();"
-        "print(roof.read_roof(on, t.environment(on, None), pathlib.Path(sys.argv[1]), again=False).seconds)"
+        "print(roof.Roofs(on, t.environment(on, None), pathlib.Path(sys.argv[1])).read().seconds)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     root = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from gptbench.compare.ratio import (
     Ratio,
     Verdict,
     in_words,
-    of_groups,
+    of_moments,
     of_paired_means,
     of_pairs,
     possible,
@@ -23,7 +23,7 @@ TRIALS = 2000
 def test_groups_are_compared_as_scipy_does() -> None:
     random = np.random.default_rng(0)
     a, b = np.exp(random.normal(3, 0.1, 7)), np.exp(random.normal(3.2, 0.4, 12))
-    ratio = of_groups(list(a), list(b))
+    ratio = of_moments(Moments.of(list(a)), Moments.of(list(b)))
     ends = stats.ttest_ind(np.log(b), np.log(a), equal_var=False).confidence_interval(0.95)
     assert ratio.value == pytest.approx(stats.gmean(b) / stats.gmean(a))
     assert (ratio.low, ratio.high) == (pytest.approx(np.exp(ends.low)), pytest.approx(np.exp(ends.high)))
@@ -44,7 +44,7 @@ def test_an_interval_holds_the_truth_in_95_of_100_cases(count_a: int, count_b: i
     for _ in range(TRIALS):
         a = np.exp(random.normal(0, 0.02, count_a))
         b = np.exp(random.normal(np.log(1.3), 0.02, count_b))
-        ratio = of_groups(list(a), list(b))
+        ratio = of_moments(Moments.of(list(a)), Moments.of(list(b)))
         assert ratio.low is not None
         assert ratio.high is not None
         held += ratio.low <= 1.3 <= ratio.high
@@ -71,7 +71,7 @@ def test_means_that_are_not_positive_have_no_ratio() -> None:
 
 
 def test_one_value_each_says_nothing_of_noise() -> None:
-    ratio = of_groups([2.0], [3.0])
+    ratio = of_moments(Moments.of([2.0]), Moments.of([3.0]))
     assert ratio == Ratio(pytest.approx(1.5), None, None)
     assert ratio.half_width == float("inf")
     assert verdict(ratio, METRICS[HEADLINE]) is Verdict.unknown
@@ -79,7 +79,7 @@ def test_one_value_each_says_nothing_of_noise() -> None:
 
 
 def test_the_same_values_are_the_same() -> None:
-    ratio = of_groups([3.0, 3.0], [3.0, 3.0, 3.0])
+    ratio = of_moments(Moments.of([3.0, 3.0]), Moments.of([3.0, 3.0, 3.0]))
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
     assert verdict(ratio, METRICS["peak_memory_bytes"]) is Verdict.noise
 

@@ -16,6 +16,7 @@ from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.energy import Energy, Spent
+from gptbench.schema.identity import measurement_of
 from gptbench.schema.machine import DeviceState
 from gptbench.schema.metrics import HEADLINE, METRICS, STEP
 from gptbench.schema.quality import Predictions
@@ -452,3 +453,12 @@ def test_the_readme_shows_what_is_recorded_and_printed() -> None:
     rows = [line.split("│")[1].strip() for line in example.splitlines() if line.startswith("│")]
     assert rows[:2] == [METRICS[name].label for name in (HEADLINE, STEP)]
     assert "a decode step needs " in example
+
+
+def test_the_width_of_heads_that_an_older_record_lacks_follows_from_the_model(tmp_path: Path) -> None:
+    new = made_result()
+    for older in ({}, {"head_dim": 0}):
+        raw = new.plain()
+        raw["config"]["model"] = {key: v for key, v in raw["config"]["model"].items() if key != "head_dim"} | older
+        read = Result.of(raw, tmp_path)
+        assert read.config["model"] == new.config["model"] and measurement_of(read) == measurement_of(new)

@@ -14,7 +14,7 @@ from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
 from gptbench.measure import roof as module
 from gptbench.measure.environment import environment
-from gptbench.measure.roof import PROBES, Roofs, cpu_cache_bytes, measured_roof, measurements, read_roof
+from gptbench.measure.roof import PROBES, Roofs, cpu_cache_bytes, measured_roof, measurements
 from gptbench.schema.machine import FULL, PROBE, Environment, Roof
 from gptbench.schema.result import Result
 from tests.results import made_result
@@ -61,11 +61,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_roof_is_the_highest_rate_seen(on: Device, here: Environment, rates: list[float], tmp_path: Path) -> None:
     rates += [50.0, 7.0, 60.0]
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 50
-    assert read_roof(on, here, tmp_path, again=True).gb_per_s == 50, "measured again on a busy machine"
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 50
-    assert read_roof(on, here, tmp_path, again=True).gb_per_s == 60
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 60
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
+    assert Roofs(on, here, tmp_path).read(again=True).gb_per_s == 50, "measured again on a busy machine"
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
+    assert Roofs(on, here, tmp_path).read(again=True).gb_per_s == 60
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 60
     (file,) = tmp_path.glob("*.json")
     assert [(one.gb_per_s, one.kind, one.measured) for one in measurements(file)] == [
         (50, FULL, "at 50.0"),
@@ -114,12 +114,12 @@ def test_a_roof_is_of_one_host_with_its_cores_and_threads(
     on: Device, here: Environment, rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates += [50.0, 40.0, 30.0, 20.0]
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 50
-    assert read_roof(on, replace(here, cores=here.cores + 62), tmp_path, again=False).gb_per_s == 40
-    assert read_roof(on, replace(here, threads=here.threads + 1), tmp_path, again=False).gb_per_s == 30
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 50
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
+    assert Roofs(on, replace(here, cores=here.cores + 62), tmp_path).read().gb_per_s == 40
+    assert Roofs(on, replace(here, threads=here.threads + 1), tmp_path).read().gb_per_s == 30
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
     monkeypatch.setattr(platform, "node", lambda: "another/host")
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 20, "of the same name, and another machine"
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 20, "of the same name, and another machine"
     assert len(list(tmp_path.glob("*.json"))) == 4
 
 
@@ -133,8 +133,8 @@ def test_a_roof_is_of_one_driver_power_limit_and_library(
     ]
     rates += [50.0, 40.0, 30.0, 20.0]
     for number, each in enumerate([here, *other]):
-        assert read_roof(on, each, tmp_path, again=False).gb_per_s == 50 - 10 * number
-    assert read_roof(on, here, tmp_path, again=False).gb_per_s == 50
+        assert Roofs(on, each, tmp_path).read().gb_per_s == 50 - 10 * number
+    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
     (file,) = tmp_path.glob("*.json")
     assert len(measurements(file)) == 4
 
@@ -157,10 +157,10 @@ def test_a_file_of_a_gpu_of_an_older_version_counts(
     (tmp_path / "nvidia-h200-77aa.json").write_text(older(replace(kept, gb_per_s=4650.0)))
     (tmp_path / "nvidia-h200-nvl-0000.json").write_text(older(replace(kept, device="NVIDIA H200 NVL", gb_per_s=9e9)))
     (tmp_path / "nvidia-h200-ffff.json").write_text("{}")
-    assert read_roof(on, there, tmp_path, again=False).gb_per_s == 4700
+    assert Roofs(on, there, tmp_path).read().gb_per_s == 4700
     rates += [4710.0]
     Roofs(on, there, tmp_path).probe("before")
-    assert read_roof(on, there, tmp_path, again=False).gb_per_s == 4710
+    assert Roofs(on, there, tmp_path).read().gb_per_s == 4710
     (kept,) = measurements(tmp_path / "nvidia-h200.json")
     assert kept.buffer_bytes == 2**32
     monkeypatch.setattr(Device, "free_memory", lambda device: 2**30 + 2**29 + 5)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from results import made_result, made_state
 
 from gptbench.commands import sync as command
 from gptbench.compare import Baseline
@@ -27,6 +26,7 @@ from gptbench.schema import Recorded, Result, files
 from gptbench.schema import result as results
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.schema.sweep import SweepRecord
+from tests.results import made_result, made_state
 
 COUNT = 1500
 

@@ -142,11 +142,6 @@ class Moments:
         return cls(float(np.log(whole)), variance, len(logarithms))
 
 
-def of_groups(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Of two independent groups of positive numbers: see `of_moments`."""
-    return of_moments(Moments.of(a), Moments.of(b))
-
-
 def of_moments(a: Moments, b: Moments) -> Ratio:
     """Ratio of the geometric means of two independent groups. Where one has few values, the wider of Welch's interval
     and that of a variance that both share; where it is a single value, the latter alone; where both are, there is no

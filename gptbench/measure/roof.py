@@ -140,11 +140,6 @@ class Roofs:
         return measured if highest is None else highest
 
 
-def read_roof(device: Device, environment: Environment, folder: Path, again: bool) -> Roof:
-    """The device's roof: see `Roofs.read`."""
-    return Roofs(device, environment, folder).read(again)
-
-
 def measurements(path: Path, name: str = "measurements") -> list[Roof]:
     """What a file holds under that name; nothing where it cannot be read."""
     try:

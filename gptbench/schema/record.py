@@ -291,10 +291,10 @@ def of_kind(kind: type[T], records: Iterable[Any]) -> list[T]:
 
 def upgrade_config(config: Any) -> None:
     """Gives a recorded configuration, in place, what one has now: the `_target_` of each section, and the width of
-    heads, which was recorded as 0 where it followed from the model's."""
+    heads, which was not recorded, or as 0, where it followed from the model's."""
     if not isinstance(config, dict):
         return
-    if isinstance(model := config.get("model"), dict) and model.get("head_dim") == 0:
+    if isinstance(model := config.get("model"), dict) and not model.get("head_dim"):
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             model["head_dim"] = model["dim"] // model["n_heads"]
     for section in config.values():
