@@ -32,7 +32,7 @@ from gptbench.base import redaction
 from gptbench.base.paths import conf_folder
 from gptbench.config import register
 from gptbench.config.guard import install
-from tests.warm import Warm
+from tests.warm import Warm, shrink_roof
 
 # A script's background ignores Ctrl-C, and so would what tests start in it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -75,6 +75,12 @@ def pytest_runtest_setup() -> None:
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passwords that a test has given are no secrets of the next one's: one may be a word that its messages have."""
     monkeypatch.setattr(redaction, "remembered", set())
+
+
+@pytest.fixture
+def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the rate at which memory is read is of no interest."""
+    shrink_roof(monkeypatch.setattr)
 
 
 @pytest.fixture

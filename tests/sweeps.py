@@ -16,7 +16,7 @@ PLAIN = ["engine=eager", "device=cpu", "device.threads=1"]
 SWEEP = ["-m", *SHORT, *PLAIN]
 LOGGED = [*SWEEP, "tracking.figures=false"]
 """With MLflow, without charts: they take longer to draw than such a job takes, and have tests of their own."""
-TWELVE = ["sampling.top_k=1,5,50,100", "sampling.temperature=0.5,1,2"]
+SIX = ["sampling.top_k=1,5,50", "sampling.temperature=0.5,1"]
 LONG = ["workload.new_tokens=500", "workload.samples=200"]
 """A job that takes minutes."""
 SECONDS = ["workload.new_tokens=200", "workload.samples=1"]

@@ -1,5 +1,6 @@
 """`gptbench ab`: what is the same is within noise, what is slower is found, and nothing that drifts fools it."""
 
+import gc
 import json
 import math
 import time
@@ -350,10 +351,11 @@ def test_an_interrupted_block_is_left_out() -> None:
     assert [len(samples) for samples in result.rounds[0].samples.values()] == [4, 4]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the roof is, once it is measured."""
-    return tmp_path_factory.mktemp("outputs")
+@pytest.fixture
+def outputs(tmp_path: Path, small_roof: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what is measured goes. What was set apart from the search for garbage before the test remains so."""
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)
+    return tmp_path
 
 
 def measured(outputs: Path, ending: Ending, **more: Any) -> AbResult:

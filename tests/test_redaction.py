@@ -151,13 +151,15 @@ def leaks(folder: Path) -> list[Path]:
     return found
 
 
-def test_no_secret_reaches_any_file_or_name_or_what_is_printed(tmp_path: Path, warm: Warm) -> None:
+def test_no_secret_reaches_any_file_or_name_or_what_is_printed(tmp_path: Path, warm: Warm, empty_store: Path) -> None:
     """A run with the store in its outputs, and a sweep of jobs in processes of their own, one of which fails. What they
     print is in files of that folder, too."""
     broken = tmp_path / "mine" / f"token={SECRET}" / "demo"
     shutil.copytree(shipped_folder() / "demo", broken)
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
     assert warm.run(tmp_path, *SHORT, *PLAIN, *SECRETS[3:], MADE_OF_ALL)[0] == 0
     model = ["model=auto", f"model.checkpoint='{broken}'", *SHORT[1:], *PLAIN]
     assert warm.run(tmp_path, "-m", "model.weights=auto,random", *model, *SECRETS, "isolation=process")[0] == 1

@@ -30,23 +30,18 @@ from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute import run as run_module
 from gptbench.execute.job import Attempt
 from gptbench.execute.reuse import Session
-from gptbench.measure import roof
 from gptbench.model import Transformer
 from gptbench.present.terminal import Terminal
 from gptbench.schema import Result
 from gptbench.schema.files import load_record
 from gptbench.schema.outcome import Outcome
 from gptbench.task import Quality
+from tests.deaths import is_killed, raises
 from tests.jobs import job_of, run_job
 from tests.models import DENSE, MOE, run_config
 from tests.results import made_result
 
-
-@pytest.fixture(autouse=True)
-def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
-    monkeypatch.setattr(roof, "CACHES", 0)
-    monkeypatch.setattr(roof, "LAUNCHES", 2)
+pytestmark = pytest.mark.usefixtures("small_roof")
 
 
 def config(folder: Path) -> Config:
@@ -132,17 +127,6 @@ def test_a_second_process_that_dies_loses_nothing(
     assert "Warm start not measured" in capsys.readouterr().err
     cause = "ValueError: no memory left" if death == "raises" else "BrokenProcessPool"
     assert cause in result.failures["warm start"]
-
-
-def raises(_: Config) -> None:
-    raise ValueError("no memory left")
-
-
-def is_killed(_: Config) -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_numbers_that_mean_nothing_are_recorded_and_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

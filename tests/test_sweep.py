@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -24,10 +25,8 @@ from tests.sweeps import (
     LOGGED,
     LONG,
     PLAIN,
-    SECONDS,
-    SHORT,
+    SIX,
     SWEEP,
-    TWELVE,
     begin,
     check_every_job_is_recorded_once,
     copy_of,
@@ -56,7 +55,7 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
     measurement, while a record is written, or while it is logged.
     """
     draw = random.Random(seed)
-    arguments = [*LOGGED, *TWELVE, "sweep.resume=true"]
+    arguments = [*LOGGED, *SIX, "sweep.resume=true"]
     hit = 0
     while hit < kills:
         before = len(job_folders(folder))
@@ -71,15 +70,15 @@ def kill_and_resume(warm: Warm, folder: Path, kills: int, seed: int) -> int:
         hit += warm.end(call) == -signal.SIGKILL
     code, call = warm.run(folder, *arguments)
     assert code == 0, call.err
-    assert call.lines[-1]["recorded"] + call.lines[-1]["found"] == 12
+    assert call.lines[-1]["recorded"] + call.lines[-1]["found"] == 6
     code, call = warm.run(folder, "sync")
     assert code == 0, call.err
     return hit
 
 
-def test_a_sweep_of_twelve_jobs_killed_ten_times_has_each_of_them_once(warm: Warm, folder: Path) -> None:
-    assert kill_and_resume(warm, folder, kills=10, seed=20261126) == 10
-    check_every_job_is_recorded_once(folder, 12)
+def test_a_sweep_of_six_jobs_killed_five_times_has_each_of_them_once(warm: Warm, folder: Path) -> None:
+    assert kill_and_resume(warm, folder, kills=5, seed=20261126) == 5
+    check_every_job_is_recorded_once(folder, 6)
 
 
 GAPS = {
@@ -95,16 +94,16 @@ GAPS = {
 
 
 def test_a_sweep_killed_between_any_two_steps_has_each_job_once(warm: Warm, folder: Path) -> None:
-    arguments = [*LOGGED, "sampling.top_k=2,3,4", "sweep.resume=true"]
+    arguments = [*LOGGED, "sampling.top_k=2,3", "sweep.resume=true"]
     for gap in GAPS:
         code, call = warm.run(folder, *arguments, faults={"kill in": gap})
         assert code == -signal.SIGKILL, f"{gap}: {call.err}"
-    assert attempts(folder) > 3
+    assert attempts(folder) > 2
     code, call = warm.run(folder, *arguments)
     assert code == 0, call.err
     code, call = warm.run(folder, "sync")
     assert code == 0, call.err
-    check_every_job_is_recorded_once(folder, 3)
+    check_every_job_is_recorded_once(folder, 2)
 
 
 def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: Warm, folder: Path) -> None:
@@ -120,57 +119,57 @@ def test_resuming_runs_nothing_twice_and_without_it_all_is_measured_again(warm: 
     assert table.sweep == sweeps(folder)[0].sweep
     assert all(job.metrics["decode_tokens_per_s"] > 0 for job in table.jobs), "the table has what was recorded before"
 
-    code, more = warm.run(folder, *LOGGED, "sampling.top_k=1,5,9", "sweep.resume=true")
+    code, more = warm.run(folder, *LOGGED, "sampling.top_k=5,9", "sweep.resume=true")
     assert code == 0, more.err
-    assert (more.lines[-1]["found"], more.lines[-1]["recorded"]) == (2, 1)
+    assert (more.lines[-1]["found"], more.lines[-1]["recorded"]) == (1, 1)
 
-    code, fresh = warm.run(folder, *LOGGED, *two)
+    code, fresh = warm.run(folder, *LOGGED, "sampling.top_k=1")
     assert code == 0, fresh.err
-    assert fresh.lines[-1]["recorded"] == 2
-    assert sorted(measurements(folder).values()) == [1, 2, 2]
+    assert fresh.lines[-1]["recorded"] == 1
+    assert sorted(measurements(folder).values()) == [1, 1, 2]
     assert len(runs(folder)[0]) == 3
     records = {path for path in (folder / "outputs").rglob("result*.json") if "mlartifacts" not in path.parts}
-    assert len(records) == 5, "nothing was overwritten"
+    assert len(records) == 4, "nothing was overwritten"
 
 
-def test_a_single_run_counts_for_a_sweep(warm: Warm, folder: Path) -> None:
-    code, call = warm.run(folder, *SHORT, *PLAIN, "sampling.top_k=5", "tracking=none")
-    assert code == 0, call.err
-    code, call = warm.run(folder, *SWEEP, "sampling.top_k=5,6", "sweep.resume=true", "tracking=none")
+def test_a_single_run_counts_for_a_sweep(warm: Warm, begun: Path, folder: Path) -> None:
+    """The run is the one that measured the roof."""
+    shutil.copytree(begun, folder / "outputs", dirs_exist_ok=True)
+    code, call = warm.run(folder, *SWEEP, "workload.seed=1234,1", "sweep.resume=true", "tracking=none")
     assert code == 0, call.err
     assert (call.lines[-1]["found"], call.lines[-1]["recorded"]) == (1, 1)
 
 
 def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: Warm, folder: Path) -> None:
-    arguments = [*LOGGED, "sampling.top_k=3,4,5,6", "sweep.resume=true"]
+    arguments = [*LOGGED, "sampling.top_k=4,5,6", "sweep.resume=true"]
     faults = {"sampling.top_k=4": "RuntimeError", "sampling.top_k=5": "OutOfMemoryError"}
     code, call = warm.run(folder, *arguments, faults=faults)
     assert code == 1
-    assert "of 4 jobs 2 recorded, 2 failed; to go on: the same command with sweep.resume=true" in call.err
+    assert "of 3 jobs 1 recorded, 2 failed; to go on: the same command with sweep.resume=true" in call.err
     (whole,) = call.lines
-    assert (whole["recorded"], whole["failed"], whole["status"]) == (2, 2, "FAILED")
+    assert (whole["recorded"], whole["failed"], whole["status"]) == (1, 2, "FAILED")
     (record,) = sweeps(folder)
-    assert [job.status for job in record.jobs] == ["recorded", "failed", "failed", "recorded"]
-    assert [job.cause for job in record.jobs] == [None, "raised", "out of memory", None]
-    failure = load_record(Path(record.jobs[1].record or ""))
+    assert [job.status for job in record.jobs] == ["failed", "failed", "recorded"]
+    assert [job.cause for job in record.jobs] == ["raised", "out of memory", None]
+    failure = load_record(Path(record.jobs[0].record or ""))
     assert isinstance(failure, Failure)
-    assert failure.reason == record.jobs[1].reason == "RuntimeError: a planted fault"
+    assert failure.reason == record.jobs[0].reason == "RuntimeError: a planted fault"
     assert "Traceback" in (failure.traceback or "")
-    assert failure.identity == record.jobs[1].identity is not None
+    assert failure.identity == record.jobs[0].identity is not None
     (parent,), children = runs(folder)
     assert parent.info.status == "FAILED"
     assert "| failed&ensp; |" in parent.data.tags["mlflow.note.content"]
     assert parent.data.metrics["jobs_failed"] == 2
-    assert Counter(run.info.status for run in children) == {"FINISHED": 2, "FAILED": 2}
+    assert Counter(run.info.status for run in children) == {"FINISHED": 1, "FAILED": 2}
     assert {run.data.tags.get("failure") for run in children} == {None, "raised", "out of memory"}
-    assert len({run.info.run_name for run in children}) == 4
+    assert len({run.info.run_name for run in children}) == 3
 
     code, call = warm.run(folder, *arguments)
     assert code == 0, call.err
-    assert (call.lines[-1]["found"], call.lines[-1]["recorded"]) == (2, 2), "what failed is done again"
+    assert (call.lines[-1]["found"], call.lines[-1]["recorded"]) == (1, 2), "what failed is done again"
     (parent,), children = runs(folder)
     assert parent.info.status == "FINISHED"
-    assert Counter(run.info.status for run in children) == {"FINISHED": 4, "FAILED": 2}
+    assert Counter(run.info.status for run in children) == {"FINISHED": 3, "FAILED": 2}
     assert set(measurements(folder).values()) == {1}
 
 
@@ -189,30 +188,29 @@ def attempt_process(call: Call) -> psutil.Process | None:
 
 
 def test_a_job_in_its_own_process_may_be_killed_or_take_too_long(warm: Warm, folder: Path) -> None:
-    jobs = ["sampling.top_k=2,3,4,5", "isolation=process", "sweep.timeout_s=6"]
+    jobs = ["sampling.top_k=2,3,4", "isolation=process", "sweep.timeout_s=6"]
     call = warm.start(folder, *LOGGED, *LONG, *jobs)
     killed = wait_for(lambda: attempt_process(call))
     wait_for(lambda: list((folder / "outputs").glob("jobs/*.jsonl")))
     killed.kill()
+    wait_for(lambda: len(job_folders(folder)) == 2)
     seconds_before = sum(call.process.cpu_times()[:2])
     time.sleep(2)
     assert sum(call.process.cpu_times()[:2]) - seconds_before < 1.0, "the parent burns no core"
-    wait_for(lambda: len(job_folders(folder)) == 3)
     os.kill(call.pid, signal.SIGINT)
     assert warm.end(call) == 130, call.err
     (record,) = sweeps(folder)
     assert record.status == "KILLED"
-    first, second, third, fourth = record.jobs
+    first, second, third = record.jobs
     assert (first.status, first.cause) == ("failed", "killed")
     assert first.reason == "its process was killed by SIGKILL (kill -9, or the kernel's out-of-memory killer)"
-    assert (second.status, second.cause, second.reason) == ("failed", "timed out", "it took more than 6 s")
-    assert (third.status, third.cause) == ("failed", "timed out"), (
+    assert (second.status, second.cause, second.reason) == ("failed", "timed out", "it took more than 6 s"), (
         "the job that ran when Ctrl-C came went on to its end"
     )
-    assert fourth.status == "not run"
+    assert third.status == "not run"
     (parent,), children = runs(folder)
     assert parent.info.status == "KILLED"
-    assert sorted(run.data.tags["failure"] for run in children) == ["killed", "timed out", "timed out"]
+    assert sorted(run.data.tags["failure"] for run in children) == ["killed", "timed out"]
 
 
 def test_sweeps_that_are_started_at_once_have_one_parent(warm: Warm, folder: Path) -> None:
@@ -225,14 +223,13 @@ def test_sweeps_that_are_started_at_once_have_one_parent(warm: Warm, folder: Pat
 
 
 def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -> None:
-    call = warm.start(folder, *LOGGED, "sampling.top_k=2,3,4,5", *SECONDS)
-    wait_for(lambda: "sweep: 1/4 jobs" in call.err)
-    wait_for(lambda: len(job_folders(folder)) == 2)
-    os.kill(call.pid, signal.SIGINT)
-    assert warm.end(call) == 130
+    in_the_second = {"sampling.top_k=3": "SIGINT"}
+    code, call = warm.run(folder, *LOGGED, "sampling.top_k=2,3,4,5", faults=in_the_second)
+    assert code == 130
     assert "ends after the job that runs now" in call.err
     told = "of 4 jobs 2 recorded, 2 not run; to go on: the same command with sweep.resume=true"
     assert call.err.splitlines()[-1] == f"gptbench: interrupted; {told}"
+    assert "sweep: 1/4 jobs" in call.err
     assert "3/4" not in call.err, "what is left is not walked through"
     assert not [path for path in sweeps_folder(folder).iterdir() if path.name in ("2", "3")]
     assert [job.status for job in sweeps(folder)[-1].jobs] == ["recorded", "recorded", "not run", "not run"]
@@ -314,12 +311,17 @@ def test_what_a_library_makes_of_ctrl_c_is_one_still() -> None:
     assert not is_of_interrupt(None)
 
 
-def test_progress_is_told_with_an_estimate(warm: Warm, folder: Path) -> None:
-    code, call = warm.run(folder, *SWEEP, "sampling.top_k=2,3,4", "tracking=none")
+def test_progress_is_told_with_an_estimate_and_a_folder_of_another_sweep_is_refused(warm: Warm, folder: Path) -> None:
+    """What the jobs of the first came to would be taken for that of new ones."""
+    arguments = [*SWEEP, "sampling.top_k=2,3,4", "tracking=none", "hydra.sweep.dir=mine"]
+    code, call = warm.run(folder, *arguments)
     assert code == 0, call.err
     told = [line for line in call.err.splitlines() if line.startswith("sweep: ") and "jobs" in line]
     assert [line.partition(" jobs")[0] for line in told] == ["sweep: 1/3", "sweep: 2/3", "sweep: 3/3"]
     assert all(" left" in line for line in told[:2]) and " left" not in told[2]
+    code, call = warm.run(folder, *arguments)
+    assert (code, call.out) == (2, "")
+    assert f"hydra.sweep.dir={folder}/mine: expected a folder that holds no other sweep" in call.err
 
 
 @pytest.mark.parametrize(
@@ -347,16 +349,6 @@ def test_a_mistake_in_any_job_is_told_before_any_runs(
     assert not list((folder / "outputs").glob("2*/*/plan.json"))
 
 
-def test_a_folder_of_another_sweep_is_refused(warm: Warm, folder: Path) -> None:
-    """What its jobs came to would be taken for that of new ones."""
-    arguments = [*SWEEP, "sampling.top_k=2", "tracking=none", "hydra.sweep.dir=mine"]
-    code, call = warm.run(folder, *arguments)
-    assert code == 0, call.err
-    code, call = warm.run(folder, *arguments)
-    assert (code, call.out) == (2, "")
-    assert f"hydra.sweep.dir={folder}/mine: expected a folder that holds no other sweep" in call.err
-
-
 def test_what_only_a_checkpoint_tells_and_groups_can_be_swept(warm: Warm, folder: Path) -> None:
     (folder / "checkpoint").symlink_to(shipped_folder() / "demo")
     auto = ["model=auto", "model.checkpoint=checkpoint", "workload.new_tokens=4", "workload.samples=1", *PLAIN]
@@ -369,11 +361,11 @@ def test_what_only_a_checkpoint_tells_and_groups_can_be_swept(warm: Warm, folder
 
 def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
     space = ["sampling.temperature=interval(0.1,2)", "sampling.top_k=int(tag(log,interval(1,100)))"]
-    code, call = warm.run(folder, *SWEEP, *space, "sweep=sobol", "sweep.jobs=4", "tracking=none")
+    code, call = warm.run(folder, *SWEEP, *space, "sweep=sobol", "sweep.jobs=2", "tracking=none")
     assert code == 0, call.err
     (record,) = sweeps(folder)
     drawn = [dict(override.split("=") for override in job.swept) for job in record.jobs]
-    assert len({tuple(job.items()) for job in drawn}) == 4
+    assert len({tuple(job.items()) for job in drawn}) == 2
     assert all(0.1 <= float(job["sampling.temperature"]) <= 2 for job in drawn)
     paired = ["sampling.top_k=1,2", "sampling.temperature=0.5,1", "sweep.paired=[sampling.top_k,sampling.temperature]"]
     code, call = warm.run(folder, *SWEEP, *paired, "tracking=none")
@@ -385,10 +377,9 @@ def test_drawn_and_paired_sweeps(warm: Warm, folder: Path) -> None:
 
 
 def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm, folder: Path) -> None:
-    call = warm.start(folder, *LOGGED, "sampling.top_k=2,3,4,5", *SECONDS)
-    wait_for(lambda: len(job_folders(folder)) == 3)
-    os.kill(call.pid, signal.SIGKILL)
-    warm.end(call)
+    arguments = [*LOGGED, "sampling.top_k=2,3,4"]
+    code, call = warm.run(folder, *arguments, faults={"kill in": "gptbench.execute.run.run_model:2"})
+    assert code == -signal.SIGKILL, call.err
     assert sweeps(folder) == []
     (parent,), _ = runs(folder)
     assert parent.info.status == "RUNNING"
@@ -396,12 +387,12 @@ def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm,
     assert code == 0, call.err
     assert call.out.splitlines()[-1] == "all records are logged"
     (record,) = sweeps(folder)
-    assert [job.status for job in record.jobs] == ["recorded", "recorded", "interrupted", "not run"]
+    assert [job.status for job in record.jobs] == ["recorded", "interrupted", "not run"]
     (parent,), children = runs(folder)
-    assert (parent.info.status, len(children)) == ("KILLED", 2)
+    assert (parent.info.status, len(children)) == ("KILLED", 1)
     assert warm.run(folder, "sync")[1].out == "all records are logged\n"
 
-    code, call = warm.run(folder, *LOGGED, *SECONDS, "sampling.top_k=2,3,4,5", "sweep.resume=true")
+    code, call = warm.run(folder, *arguments, "sweep.resume=true")
     assert code == 0, call.err
     (dead,) = (path for path in (folder / "outputs").glob("2*/*/sweep.json") if load_record(path).status == "KILLED")
     dead.unlink()
@@ -409,12 +400,12 @@ def test_sync_ends_a_sweep_that_was_killed_and_sends_what_it_had_not(warm: Warm,
     assert warm.run(folder, "sync")[0] == 0
     (parent,), children = runs(folder)
     assert parent.info.status == "FINISHED", "the end of the sweep that went on counts"
-    assert len(children) == 4
+    assert len(children) == 3
     (folder / "outputs" / "mlflow.db").unlink()
     code, call = warm.run(folder, "sync", "--all")
     assert code == 0, call.err
     (parent,), children = runs(folder)
-    assert (parent.info.status, len(children)) == ("FINISHED", 4)
+    assert (parent.info.status, len(children)) == ("FINISHED", 3)
 
 
 def test_a_folder_that_holds_no_outcome_is_no_job_that_ended(tmp_path: Path) -> None:
@@ -437,5 +428,5 @@ def figures(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         hit = kill_and_resume(server, folder, kills, seed)
     finally:
         server.close()
-    check_every_job_is_recorded_once(folder, 12)
-    return {"kills": hit, "attempts": attempts(folder), "lost": 12 - len(measurements(folder))}
+    check_every_job_is_recorded_once(folder, 6)
+    return {"kills": hit, "attempts": attempts(folder), "lost": 6 - len(measurements(folder))}

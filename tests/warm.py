@@ -127,12 +127,19 @@ PACKAGES = tuple(f"gptbench.{name}" for name in ("commands", "compare", "execute
 """Whose modules, and what those import, calls find imported."""
 
 
+def shrink_roof(set_value: Callable[[Any, str, Any], None]) -> None:
+    """Has the read roof be measured at once, and of a cache: the figure is of no interest."""
+    from gptbench.measure import roof
+
+    for name, value in {"CPU_BUFFER_BYTES": 2**22, "CACHES": 0, "LAUNCHES": 2, "PROBE_S": 1e-4}.items():
+        set_value(roof, name, value)
+
+
 def serve() -> None:
     from hydra._internal.hydra import Hydra
 
     from gptbench.config import register
     from gptbench.config.guard import install
-    from gptbench.measure import roof
     from tests.servers import hasty_sqlite
 
     for name in USED:
@@ -140,7 +147,7 @@ def serve() -> None:
     for name in PACKAGES:
         for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
             importlib.import_module(module.name)
-    roof.CPU_BUFFER_BYTES, roof.CACHES, roof.LAUNCHES = 2**22, 0, 2  # the figure is of no interest here
+    shrink_roof(setattr)
     register()
     install()  # each call does so again, but that the guard is reached has been seen then
     # Hydra composes once more for it, and an error counts as none.
@@ -208,7 +215,8 @@ def break_stream(number: int, how: str | None) -> None:
 
 
 def fail(*faults: tuple[str, str]) -> None:
-    """Makes measuring fail in this process: with an error of Python's, or of torch's, of that name, or by a signal."""
+    """Makes measuring fail in this process, with an error of Python's or of torch's of that name, or begin with a
+    signal."""
     import torch
 
     import gptbench.execute.measurement
@@ -224,9 +232,9 @@ def fail(*faults: tuple[str, str]) -> None:
         for override, fault in faults:
             key, _, value = override.partition("=")
             if value and str(functools.reduce(getattr, key.split("."), subject.config)) == value:
-                if fault.startswith("SIG"):
-                    os.kill(os.getpid(), getattr(signal, fault))
-                raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
+                if not fault.startswith("SIG"):
+                    raise getattr(builtins if hasattr(builtins, fault) else torch, fault)("a planted fault")
+                os.kill(os.getpid(), getattr(signal, fault))
         return measure(subject, *more)
 
     gptbench.execute.measurement.measure_engine = failing
