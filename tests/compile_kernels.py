@@ -73,9 +73,11 @@ def main() -> None:
     seen = set()
     captured: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
     JITFunction.run = lambda self, *args, grid, warmup, **named: captured.append((self, args, named))
-    for case in json.loads(sys.argv[1]):
+    for *case, roles in json.loads(sys.argv[1]):
         of = engine(*case)
         for op in of.ops:
+            if roles and op.role not in roles:
+                continue
             captured.clear()
             op.launch(pdl=True)
             ((function, arguments, named),) = captured

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
@@ -55,6 +56,7 @@ from gptbench.task.kernel_cases import (
 from gptbench.task.kernels import Kernels, measure_case, peak_flops
 from tests.jobs import job_of, run_job
 from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, run_config
+from tests.pairwise import pairwise
 from tests.results import made_result
 
 TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"seed_flops_utilisation": 0.8}}
@@ -300,13 +302,12 @@ def model_cases(model: ModelConfig, quant: str, batch: int) -> list[Case]:
     return list(kernel_cases.model_cases(of, device()))
 
 
-EVERY_MODEL = pytest.mark.parametrize("model", [DENSE, GQA, MOE, QWEN], ids=model_name)
-EVERY_WEIGHT = pytest.mark.parametrize("quant", ["none", "int8"])
+EVERY_MODEL = pytest.mark.parametrize(
+    ("model", "quant", "batch"), pairwise([DENSE, GQA, MOE, QWEN], ["none", "int8"], [1, 3]), ids=model_name
+)
 
 
 @EVERY_MODEL
-@EVERY_WEIGHT
-@pytest.mark.parametrize("batch", [1, 3])
 def test_a_models_kernels_agree_with_their_references(
     model: ModelConfig, quant: str, batch: int, few_programs: None
 ) -> None:
@@ -327,8 +328,6 @@ def test_a_models_kernels_agree_with_their_references(
 
 
 @EVERY_MODEL
-@EVERY_WEIGHT
-@pytest.mark.parametrize("batch", [1, 3])
 def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, batch: int) -> None:
     """Of the same kernel, with arguments of the same shapes, the same tile, and as many bytes of weights read."""
     pytest.importorskip("triton")
@@ -510,7 +509,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
         load_record(tmp_path / "list.json")
 
 
-def test_a_run_writes_shows_and_logs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_shows_and_logs_it(empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
     of = config(tmp_path, only="gemv/D32/bfloat16")
     attempt.alone(job_of(of, tmp_path), Session(), Terminal(quiet=False))
     result = KernelResult.load(tmp_path / "kernels.json")
@@ -555,7 +556,11 @@ def test_a_wrong_kernel_is_recorded_and_fails_the_run(
     assert "gemv/D40/bfloat16 kernel not measured: wrong" in capsys.readouterr().err
 
 
-def test_what_was_measured_before_ctrl_c_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_before_ctrl_c_is_recorded(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
     measured = []
 
     def interrupted(case: Case, *args: Any) -> KernelTimes:

@@ -107,12 +107,12 @@ def generation(engine: Engine) -> list[list[int]]:
 
 
 def assert_generations_agree(engine: Engine, reference: Engine) -> None:
-    """Greedy ones and drawn ones, each twice: the second meets what the first one left."""
-    for _ in range(2):
+    """Drawn ones, then greedy ones, which meet what the first ones left."""
+    for _ in range(2 if engine.device.is_cuda else 1):
+        assert generation(engine) == generation(reference)
         for each in (engine, reference):
             each.sampler.set(GREEDY)
         assert_agrees(engine, reference, torch.float32)
-        assert generation(engine) == generation(reference)
 
 
 @installed

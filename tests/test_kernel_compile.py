@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 CASES = [
-    # model, quantisation, batch, cached positions
-    ("llama2_7b", "int8", 1, 208),
-    ("llama2_7b", "none", 1, 4096),
-    ("llama3_1_8b", "none", 2, 32768),
-    ("llama3_1_405b", "int8", 1, 208),
-    ("mixtral_16l", "int8", 2, 208),
-    ("qwen3_30b_a3b", "none", 8, 208),
-    ("llama3_2_1b", "int4", 1, 208),
+    # model, quantisation, batch, cached positions; roles, where its other kernels differ from those above in width only
+    ("llama2_7b", "int8", 1, 208, []),
+    ("llama2_7b", "none", 1, 4096, []),
+    ("mixtral_16l", "int8", 2, 208, []),
+    ("qwen3_30b_a3b", "none", 8, 208, []),
+    ("llama3_2_1b", "int4", 1, 208, ["embed", "qkv", "wo", "w13"]),
+    ("llama3_1_8b", "none", 2, 32768, ["attention", "head", "draw"]),
+    ("llama3_1_405b", "int8", 1, 208, ["attention", "w13", "w2"]),
 ]
 SMALL_SHARED = 4096
 """Bytes of shared memory up to which a kernel's programs find room beside those of the one before it."""

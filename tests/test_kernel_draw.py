@@ -171,9 +171,13 @@ def away_from_ends(logits: Tensor, uniform: Tensor, chosen: dict[str, float]) ->
     return moved
 
 
-@pytest.mark.parametrize("chunk", [16, 64], ids="C={}".format)
 @pytest.mark.parametrize("vocab", [5, 211, 512, 4097, 5000], ids="V={}".format)
-def test_chunk_maxima(vocab: int, chunk: int) -> None:
+def test_chunk_maxima(vocab: int) -> None:
+    for chunk in (16, 64):
+        check_maxima(vocab, chunk)
+
+
+def check_maxima(vocab: int, chunk: int) -> None:
     logits = normal_logits(3, vocab) - 5.0
     logits[1, ::7] = -torch.inf
     made, expected = poisoned_scratch(3, vocab, chunk), poisoned_scratch(3, vocab, chunk)
@@ -186,7 +190,8 @@ def test_chunk_maxima(vocab: int, chunk: int) -> None:
 
 @pytest.mark.parametrize(
     ("vocab", "name"),
-    [(vocab, name) for vocab in (211, 331, 512, 2048, 5000) for name in (FEW if vocab < 5000 else SETTINGS)],
+    [*((211, name) for name in SETTINGS), (331, "plain"), (512, "top_k=20"), (2048, "all-three")]
+    + [(5000, name) for name in FEW],
     ids=str,
 )
 def test_kernel_draws_what_its_twin_draws(vocab: int, name: str) -> None:
@@ -198,7 +203,7 @@ def test_kernel_draws_what_its_twin_draws(vocab: int, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "chunk", "block"),
-    [*((name, 16, 4096) for name in SETTINGS), *((name, 32, 256) for name in FEW)],
+    [*((name, 32, 256) for name in SETTINGS), *((name, 16, 4096) for name in FEW)],
     ids=str,
 )
 def test_kept_tokens_are_exactly_the_expected_ones(
@@ -220,18 +225,17 @@ def test_kept_tokens_are_exactly_the_expected_ones(
     assert drawn == twin_tokens(logits, uniform, **chosen)
 
 
-@pytest.mark.parametrize("block", [4096, 128], ids="blocks-of-{}".format)
 @pytest.mark.parametrize(
-    "chosen",
+    ("block", "chosen"),
     [
-        {"temperature": 0.0},
-        {},
-        {"top_k": 1},
-        {"top_k": 37},
-        {"top_p": 0.101},
-        {"top_p": 0.9},
-        {"top_k": 100, "top_p": 0.303},
-        {"top_k": 38, "top_p": 0.9},
+        (4096, {"temperature": 0.0}),
+        (4096, {"top_k": 1}),
+        (4096, {"top_p": 0.101}),
+        (4096, {"top_k": 100, "top_p": 0.303}),
+        (128, {}),
+        (128, {"top_k": 37}),
+        (128, {"top_p": 0.9}),
+        (128, {"top_k": 38, "top_p": 0.9}),
     ],
     ids=str,
 )
@@ -251,7 +255,7 @@ def test_of_equal_logits_top_k_keeps_all_and_top_p_the_lower_ids(
         assert drawn == [kept[place] for kept in expected]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(4 if DEVICE.type == "cuda" else 2))
 def test_random_logits_and_settings_with_ties(seed: int) -> None:
     """The middle of a share draws its token: of the rarest ones, which lie at the border, the first and the last."""
     chance = random.Random(seed)

@@ -2,7 +2,6 @@
 interpreter: the same assertions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from gptbench.kernels.route import Route, Routing, Scratch, Votes
 from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile
 from gptbench.quant import Int8, Unquantised, WeightFormat
+from tests.pairwise import for_each
 from tests.test_kernel_interpreter import prepare_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,13 +114,9 @@ SHAPES = [
 ]
 
 
-def shape_id(value: Any) -> str | None:
-    return f"{value.rows}x{value.block}-{value.warps}-{value.preload}" if isinstance(value, Tile) else None
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
-@pytest.mark.parametrize(("rows", "columns", "batch", "tile"), SHAPES, ids=shape_id)
+@for_each("rows, columns, batch, tile", SHAPES)
 @BOTH
 def test_linear(
     reference: bool,
@@ -145,7 +141,7 @@ def test_linear(
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
 @pytest.mark.parametrize("experts", [0, 5], ids="experts={}".format)
-@pytest.mark.parametrize(("rows", "columns", "batch", "tile"), [SHAPES[0], SHAPES[1], SHAPES[3]], ids=shape_id)
+@for_each("rows, columns, batch, tile", [SHAPES[0], SHAPES[1], SHAPES[3]])
 @BOTH
 def test_add_linear(
     reference: bool,
@@ -184,13 +180,12 @@ def test_add_linear(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
-@pytest.mark.parametrize(
-    ("wide", "columns", "batch", "tile"),
+@for_each(
+    "wide, columns, batch, tile",
     [
         (32, 64, 1, Tile(rows=8, block=64, warps=1, preload=1)),
         (44, 48, 3, Tile(rows=16, block=32, warps=2, preload=2)),
     ],
-    ids=shape_id,
 )
 @BOTH
 def test_swiglu(
@@ -212,10 +207,7 @@ def test_swiglu(
     close(out.read(), F.silu(gate) * value, dtype)
 
 
-@pytest.mark.parametrize(
-    ("experts", "active", "batch", "parts"),
-    [(8, 2, 1, 64), (8, 2, 3, 5), (20, 3, 2, 24), (5, 5, 1, 1), (128, 8, 8, 64)],
-)
+@for_each("experts, active, batch, parts", [(8, 2, 1, 64), (8, 2, 3, 5), (20, 3, 2, 24), (5, 5, 1, 1), (128, 8, 8, 64)])
 @BOTH
 def test_route(reference: bool, experts: int, active: int, batch: int, parts: int, overlap: bool) -> None:
     x, width = normal(batch, 96, seed=1), 96
@@ -241,7 +233,7 @@ def test_route(reference: bool, experts: int, active: int, batch: int, parts: in
         assert torch.equal(routing.gates[: len(used)] > 0, expected[used] > 0)
 
 
-@pytest.mark.parametrize("experts", [8, 20])
+@for_each("experts", [8, 20])
 @BOTH
 def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
     votes = Votes(torch.empty(experts, 16), torch.full((1, 4, experts), 0.25, device=DEVICE))
@@ -251,8 +243,8 @@ def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
     assert routing.gates.tolist() == [[0.5], [0.5]]
 
 
-@pytest.mark.parametrize("experts", [8, 20])
-@pytest.mark.parametrize("value", [NAN, float("inf")])
+@for_each("experts", [8, 20])
+@for_each("value", [NAN, float("inf")])
 @BOTH
 def test_a_vote_that_is_no_number_is_not_lost(reference: bool, value: float, experts: int) -> None:
     votes = Votes(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
@@ -301,7 +293,7 @@ def test_mixture(reference: bool, batch: int, kind: WeightFormat, dtype: torch.d
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @KINDS
-@pytest.mark.parametrize(("batch", "width"), [(1, 64), (3, 48)])
+@for_each("batch, width", [(1, 64), (3, 48)])
 @BOTH
 def test_embed(reference: bool, batch: int, width: int, kind: WeightFormat, dtype: torch.dtype, overlap: bool) -> None:
     weight = matrix(37, width, dtype=dtype, kind=kind, seed=1)
@@ -317,7 +309,7 @@ def test_embed(reference: bool, batch: int, width: int, kind: WeightFormat, dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1, 64, 128), (6, 70, 48), (17, 211, 272), (64, 5, 16)])
+@for_each("tokens, rows, columns", [(1, 64, 128), (6, 70, 48), (17, 211, 272), (64, 5, 16)])
 @pytest.mark.parametrize("function", [int8_matmul, int8_matmul_reference], ids=["kernel", "twin"])
 def test_int8_matmul(function: Callable[..., None], tokens: int, rows: int, columns: int, dtype: torch.dtype) -> None:
     x = normal(tokens, columns, seed=1, dtype=dtype)
@@ -327,7 +319,7 @@ def test_int8_matmul(function: Callable[..., None], tokens: int, rows: int, colu
     close(out, x.double() @ weight.read().double().T, dtype)
 
 
-@pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])
+@for_each("value", [NAN, float("inf"), float("-inf")])
 @BOTH
 def test_what_is_not_finite_stays_so(reference: bool, value: float) -> None:
     x = activation(1, 16, torch.float32, Encoding.int16, seed=1)

@@ -29,6 +29,7 @@ from tests.models import (
     step,
     tiny,
 )
+from tests.pairwise import for_each
 
 FAMILY = [*models.FAMILY, MIXED]
 WIDE = tiny("wide", vocab_size=4999, dim=512, n_layers=6, n_heads=8, n_kv_heads=4, ffn_dim=1408, context=256)
@@ -48,8 +49,8 @@ def expected_logits(model: Transformer, tokens: Tensor) -> Tensor:
     return torch.stack([reference_logits(model, row.tolist())[-1] for row in tokens])
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 11], ids="T={}".format)
-@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
+@for_each("tokens", [1, 2, 11])
+@for_each("batch", [1, 3])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_prefill_gives_the_logits_of_a_plain_model(config: ModelConfig, batch: int, tokens: int) -> None:
     model = make_model(config, batch=batch)
@@ -80,8 +81,8 @@ def test_norm_weights_and_epsilon_count(config: ModelConfig) -> None:
     assert relative_error(prefill(model, prompt), expected_logits(model, prompt)) < FLOAT32
 
 
-@pytest.mark.parametrize("first", [1, 5], ids="prompt={}".format)
-@pytest.mark.parametrize("batch", [1, 3, 4], ids="B={}".format)
+@for_each("first", [1, 5])
+@for_each("batch", [1, 3, 4])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_decoding_equals_a_longer_prefill(config: ModelConfig, batch: int, first: int) -> None:
     """B=3 of the mixture reads one expert for each pair, B=4 each expert once."""
@@ -121,7 +122,7 @@ def test_rows_of_a_batch_do_not_see_each_other(config: ModelConfig) -> None:
     assert relative_error(together, alone) < FLOAT32
 
 
-@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
+@for_each("batch", [1, 3])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -> None:
     """The whole cache gives what its filled part gives, whatever finite numbers lie behind."""
@@ -164,8 +165,11 @@ def test_only_the_fed_positions_of_the_cache_change(config: ModelConfig) -> None
         assert (cache[:, :, 6:] == 1e6).all()
 
 
-@pytest.mark.parametrize("config", FAMILY, ids=model_name)
-@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
+@pytest.mark.parametrize(
+    ("config", "batch"),
+    [*((config, 1) for config in FAMILY), (DENSE, 3), (MOE, 3)],
+    ids=lambda value: model_name(value),
+)
 def test_compiled_form_gives_the_same_logits(config: ModelConfig, batch: int) -> None:
     """Code under a compiler writes products as reductions; without a code generator this checks the form alone."""
     torch.compiler.reset()  # torch keeps at most 8 forms of the same code
@@ -183,7 +187,7 @@ def mixture(quant: str = "none", dtype: torch.dtype = torch.float32) -> MixtureO
     return ffn
 
 
-@pytest.mark.parametrize("tokens", [3, 4, 5, 12], ids="T={}".format)
+@for_each("tokens", [3, 4, 5, 12])
 def test_a_token_attends_to_the_window_alone(tokens: int) -> None:
     """One layer, so that nothing reaches further: what is older than four positions does not matter, the rest does."""
     config = dataclasses.replace(WINDOW, n_layers=1)
@@ -249,8 +253,8 @@ def normal(*shape: int, seed: int = 11) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
-@pytest.mark.parametrize("tokens", [1, 2, 5, 33], ids="N={}".format)
+@for_each("quant", ["none", "int8"])
+@for_each("tokens", [1, 2, 5, 33])
 def test_each_pair_equals_each_expert(tokens: int, quant: str) -> None:
     ffn = mixture(quant)
     x = normal(tokens, MOE.dim)
@@ -279,7 +283,7 @@ def test_a_mixture_reads_as_few_experts_as_it_says(tokens: int, monkeypatch: pyt
     assert ffn.spec.most_chosen(tokens) == {1: 2, 3: 6, 4: 8, 9: 8}[tokens]
 
 
-@pytest.mark.parametrize("active", [1, 2, 3, 8], ids="A={}".format)
+@for_each("active", [1, 2, 3, 8])
 def test_routing_takes_the_best_experts_and_renormalises(active: int) -> None:
     ffn = mixture()
     ffn.active = active
@@ -296,7 +300,7 @@ def test_routing_takes_the_best_experts_and_renormalises(active: int) -> None:
         torch.testing.assert_close(row.double(), row_scores[best].softmax(-1), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("seed", [1, 2], ids="seed={}".format)
+@for_each("seed", [1, 2])
 @pytest.mark.parametrize("config", [*FAMILY, WIDE, WIDE_TIED, DEEP], ids=model_name)
 def test_seeded_weights_keep_activations_of_order_one(config: ModelConfig, seed: int) -> None:
     model = make_model(config, length=200, seed=seed)
@@ -313,7 +317,7 @@ def test_seeded_weights_keep_activations_of_order_one(config: ModelConfig, seed:
     assert logits.softmax(-1).amax(-1).mean() < 0.5
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3], ids="seed={}".format)
+@for_each("seed", [1, 2, 3])
 def test_seeded_routers_use_all_experts(seed: int) -> None:
     model = make_model(MOE, length=200, seed=seed)
     chosen: list[Tensor] = []
@@ -330,7 +334,7 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@for_each("quant", ["none", "int8"])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_fill_writes_every_weight(config: ModelConfig, quant: str) -> None:
     model = make_model(config, quant)
@@ -360,7 +364,7 @@ def test_seeded_weights_have_the_stated_deviation_and_differ(config: ModelConfig
     assert (correlation - torch.eye(len(matrices))).abs().max() < 0.3
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@for_each("quant", ["none", "int8"])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_the_seed_decides_the_weights(config: ModelConfig, quant: str) -> None:
     first = make_model(config, quant, seed=5)
@@ -372,7 +376,7 @@ def test_the_seed_decides_the_weights(config: ModelConfig, quant: str) -> None:
             assert (weight == parameters(other)[name]).float().mean() < 0.1, name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@for_each("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_seeded_weights_do_not_depend_on_the_quantisation(config: ModelConfig, dtype: torch.dtype) -> None:
     plain, quantised = make_model(config, dtype=dtype), make_model(config, "int8", dtype=dtype)
@@ -397,7 +401,7 @@ def test_a_matrix_does_not_depend_on_what_else_is_filled() -> None:
     assert torch.equal(shallow[name], deep[name])
 
 
-@pytest.mark.parametrize("count", [1, 3], ids="rows={}".format)
+@for_each("count", [1, 3])
 @pytest.mark.parametrize("config", [DENSE, GQA], ids=model_name)
 def test_embedding_rows(config: ModelConfig, count: int) -> None:
     model = make_model(config)

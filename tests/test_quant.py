@@ -34,6 +34,7 @@ from tests.models import (
     run_config,
     step,
 )
+from tests.pairwise import for_each
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -47,8 +48,8 @@ def test_every_quantisation_has_its_row_here() -> None:
     assert shipped == set(LOGIT_ERROR) == set(QUANTISATIONS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("dtype", [torch.float32, torch.bfloat16])
+@for_each("quant", QUANTISATIONS)
 @pytest.mark.parametrize("config", TINY, ids=model_name)
 def test_logits_stay_near_the_unquantised_model(config: ModelConfig, quant: str, dtype: torch.dtype) -> None:
     tokens = random_tokens(config, 3, 9)
@@ -58,8 +59,8 @@ def test_logits_stay_near_the_unquantised_model(config: ModelConfig, quant: str,
     assert (error > 0) == (quant != "none")
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4], ids="B={}".format)
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("batch", [1, 3, 4])
+@for_each("quant", QUANTISATIONS)
 @pytest.mark.parametrize("config", TINY, ids=model_name)
 def test_logits_are_those_of_the_dequantised_weights(config: ModelConfig, quant: str, batch: int) -> None:
     """Tight, because a plain model with the same dequantised weights has the same error; prefill and one step."""
@@ -82,7 +83,7 @@ def test_compiled_form_of_int8_gives_the_same_logits(config: ModelConfig, batch:
     assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), 24), expected) < 1e-5
 
 
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("quant", QUANTISATIONS)
 @pytest.mark.parametrize("config", TINY, ids=model_name)
 def test_what_is_shared_stays_shared(config: ModelConfig, quant: str) -> None:
     for model in (on_meta(config, quant_section(quant), torch.bfloat16), make_model(config, quant)):
@@ -143,9 +144,9 @@ def random_rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return weight.to(dtype)
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16], ids="scale={}".format)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids="weight={}".format)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (301, 17), (16, 4096)], ids=str)
+@for_each("scale_dtype", [torch.float32, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.bfloat16])
+@for_each("shape", [(1, 1), (7, 33), (301, 17), (16, 4096)])
 def test_int8_error_is_at_most_half_a_scale(
     shape: tuple[int, int], dtype: torch.dtype, scale_dtype: torch.dtype
 ) -> None:
@@ -202,7 +203,7 @@ def test_int8_scales_are_each_experts_own() -> None:
         assert (error <= module.scale.double().unsqueeze(-1) * (0.5 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("quant", QUANTISATIONS)
 def test_given_weights_are_assigned(quant: str) -> None:
     """As from a bfloat16 checkpoint."""
     model = make_model(DENSE, quant, dtype=torch.bfloat16)
@@ -213,8 +214,8 @@ def test_given_weights_are_assigned(quant: str) -> None:
     assert ((dequantised(module) - weight.double()).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5], ids="N={}".format)
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("rows", [1, 2, 5])
+@for_each("quant", QUANTISATIONS)
 def test_linear_is_a_product_with_the_dequantised_weight(quant: str, rows: int) -> None:
     module = make_model(DENSE, quant).blocks[0].ffn.w2
     x = torch.randn(rows, DENSE.ffn_dim, generator=torch.Generator().manual_seed(6))
@@ -244,7 +245,7 @@ def test_int8_refuses_float16() -> None:
     require_possible(dataclasses.replace(run_config(DENSE), device=half))
 
 
-@pytest.mark.parametrize("dtype", [Dtype.auto, Dtype.float32, Dtype.bfloat16])
+@for_each("dtype", [Dtype.auto, Dtype.float32, Dtype.bfloat16])
 @pytest.mark.parametrize(
     "path", sorted(set((CONF / "model").glob("*.yaml")) - {CONF / "model" / "auto.yaml"}), ids=lambda path: path.stem
 )

@@ -106,10 +106,14 @@ def test_distribution_is_the_exact_one(chosen: dict[str, float], tied: bool) -> 
         assert observed_bins == [count]
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 37, 1009], ids="V={}".format)
 @pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
-def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float], vocab: int) -> None:
+def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float]) -> None:
     """A uniform number from the middle of each kept token's share draws that token; no number draws another."""
+    for vocab in (1, 2, 37, 1009):
+        check_kept(chosen, vocab)
+
+
+def check_kept(chosen: dict[str, float], vocab: int) -> None:
     if "top_k" in chosen:  # the configuration refuses one over the vocabulary
         chosen = chosen | {"top_k": min(chosen["top_k"], vocab)}
     logits = normal_logits(vocab)
@@ -118,7 +122,7 @@ def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float], voc
     # What is rarer than 1e-5 lies within rounding of its neighbours.
     middles = {token: end - p / 2 for (token, p), end in zip(kept.items(), ends, strict=True) if p > 1e-5}
     assert draw(logits, list(middles.values()), **chosen).tolist() == list(middles)
-    grid = draw(logits, torch.linspace(0, BELOW_ONE, 4999), **chosen)
+    grid = draw(logits, torch.linspace(0, BELOW_ONE, 999), **chosen)
     assert set(grid.tolist()) <= set(kept)
 
 
