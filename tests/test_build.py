@@ -267,7 +267,7 @@ def test_batch_and_length_count(quant: str) -> None:
     assert memory_need(model, 1, 4000, 4096).workspace > one.workspace
 
 
-@pytest.mark.parametrize("free", [1e9, 10e9, 40e9], ids="free={:g}".format)
+@pytest.mark.parametrize("free", [1e9, 40e9], ids="free={:g}".format)
 def test_every_alternative_that_is_offered_fits(free: float) -> None:
     """And is written as on the command line, so that it can be taken at its word."""
     config = seed_run("mixtral", "none", batch=4)
