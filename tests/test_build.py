@@ -42,6 +42,7 @@ from tests.models import (
     step,
     tiny,
 )
+from tests.pairwise import for_each
 
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
@@ -52,9 +53,7 @@ def meta(config: ModelConfig, quant: str = "none", dtype: torch.dtype = torch.bf
     return on_meta(config, quant_section(quant), dtype)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "new_tokens", "expected"), [(6, 200, 208), (1, 7, 8), (1, 8, 16), (5, 3, 8), (40, 17, 64)], ids=str
-)
+@for_each("prompt, new_tokens, expected", [(6, 200, 208), (1, 7, 8), (1, 8, 16), (5, 3, 8), (40, 17, 64)])
 def test_cache_length_holds_prompt_and_new_tokens(prompt: int, new_tokens: int, expected: int) -> None:
     config = run_config(dataclasses.replace(DENSE, context=1000), prompt=[1] * prompt, new_tokens=new_tokens)
     assert cache_length(config) == expected
@@ -73,9 +72,9 @@ def tensor_bytes(model: Transformer) -> tuple[int, int]:
     return held(weights), held(caches)
 
 
-@pytest.mark.parametrize("batch", [1, 3], ids="B={}".format)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("batch", [1, 3])
+@for_each("dtype", [torch.float32, torch.bfloat16])
+@for_each("quant", QUANTISATIONS)
 @pytest.mark.parametrize("config", TINY, ids=model_name)
 def test_weights_and_cache_take_what_was_foretold(
     config: ModelConfig, quant: str, dtype: torch.dtype, batch: int
@@ -257,7 +256,7 @@ def test_the_last_byte_decides() -> None:
         require_fit(config, model, fake(need - 1), iter(()))
 
 
-@pytest.mark.parametrize("quant", QUANTISATIONS)
+@for_each("quant", QUANTISATIONS)
 def test_batch_and_length_count(quant: str) -> None:
     model = meta(model_config("llama2_7b"), quant)
     one, three = memory_need(model, 1, 6, 208), memory_need(model, 3, 6, 208)

@@ -13,6 +13,7 @@ from gptbench.kernels.draw import Draw
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.kernels.launch import can_overlap
 from gptbench.kernels.maxima import CHUNK, Maxima, Scratch
+from tests.pairwise import for_each
 from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
 
@@ -171,13 +172,9 @@ def away_from_ends(logits: Tensor, uniform: Tensor, chosen: dict[str, float]) ->
     return moved
 
 
-@pytest.mark.parametrize("vocab", [5, 211, 512, 4097, 5000], ids="V={}".format)
-def test_chunk_maxima(vocab: int) -> None:
-    for chunk in (16, 64):
-        check_maxima(vocab, chunk)
-
-
-def check_maxima(vocab: int, chunk: int) -> None:
+@for_each("chunk", [16, 64])
+@for_each("vocab", [5, 211, 512, 4097, 5000])
+def test_chunk_maxima(vocab: int, chunk: int) -> None:
     logits = normal_logits(3, vocab) - 5.0
     logits[1, ::7] = -torch.inf
     made, expected = poisoned_scratch(3, vocab, chunk), poisoned_scratch(3, vocab, chunk)
@@ -280,8 +277,8 @@ def test_random_logits_and_settings_with_ties(seed: int) -> None:
         assert {first, last} <= set(kept), (vocab, chosen)
 
 
-@pytest.mark.parametrize("temperature", [1e-44, 1e-38, 1e-3], ids="temperature={}".format)
-@pytest.mark.parametrize("chosen", [{}, {"top_p": 0.5}, {"top_k": 9, "top_p": 0.5}], ids=str)
+@for_each("temperature", [1e-44, 1e-38, 1e-3])
+@for_each("chosen", [{}, {"top_p": 0.5}, {"top_k": 9, "top_p": 0.5}])
 def test_a_very_low_temperature_is_greedy(temperature: float, chosen: dict[str, float]) -> None:
     logits, uniform = normal_logits(3, 211), torch.tensor([[0.0], [0.7], [BELOW_ONE]])
     assert kernel_tokens(logits, uniform, temperature=temperature, **chosen) == logits.argmax(-1).tolist()
@@ -302,7 +299,7 @@ def test_extreme_logits(chosen: dict[str, float]) -> None:
     assert kernel_tokens(logits, uniform, **chosen) == twin_tokens(logits, uniform, **chosen)
 
 
-@pytest.mark.parametrize("name", FEW)
+@for_each("name", FEW)
 def test_any_token_comes_of_logits_that_are_no_numbers(name: str) -> None:
     chosen = SETTINGS[name]
     logits = normal_logits(5, 211)

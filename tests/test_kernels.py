@@ -10,6 +10,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from gptbench.kernels.read_reduce import BLOCK, UNROLL, read_reduce, read_reduce_reference
+from tests.pairwise import for_each
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TILE = BLOCK * UNROLL
@@ -47,10 +48,8 @@ def sums_by_hand(x: Tensor, programs: int) -> list[int]:
     return [wrapped(sum(tiles[program::programs])) for program in range(programs)]
 
 
-@pytest.mark.parametrize("programs", [1, 3, 7], ids="programs={}".format)
-@pytest.mark.parametrize(
-    "count", [1, TILE - 1, TILE, TILE + 1, 3 * TILE, 7 * TILE, 21 * TILE, 100_003], ids="n={}".format
-)
+@for_each("programs", [1, 3, 7])
+@for_each("count", [1, TILE - 1, TILE, TILE + 1, 3 * TILE, 7 * TILE, 21 * TILE, 100_003])
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
 def test_read_reduce(read: Callable[[Tensor, Tensor], None], count: int, programs: int) -> None:
     numbers = random_numbers(count)

@@ -14,6 +14,7 @@ from gptbench.config import SamplingConfig
 from gptbench.kernels.draw_reference import sample
 from gptbench.sampling import Sampler
 from tests.models import CPU
+from tests.pairwise import for_each
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 that a uniform number from [0, 1) can be."""
@@ -106,14 +107,10 @@ def test_distribution_is_the_exact_one(chosen: dict[str, float], tied: bool) -> 
         assert observed_bins == [count]
 
 
+@for_each("vocab", [1, 2, 37, 1009])
 @pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
-def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float]) -> None:
+def test_kept_tokens_are_exactly_the_expected_ones(chosen: dict[str, float], vocab: int) -> None:
     """A uniform number from the middle of each kept token's share draws that token; no number draws another."""
-    for vocab in (1, 2, 37, 1009):
-        check_kept(chosen, vocab)
-
-
-def check_kept(chosen: dict[str, float], vocab: int) -> None:
     if "top_k" in chosen:  # the configuration refuses one over the vocabulary
         chosen = chosen | {"top_k": min(chosen["top_k"], vocab)}
     logits = normal_logits(vocab)
@@ -126,7 +123,7 @@ def check_kept(chosen: dict[str, float], vocab: int) -> None:
     assert set(grid.tolist()) <= set(kept)
 
 
-@pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS.keys())
+@for_each("chosen", SETTINGS.values())
 def test_ends_of_the_uniform_range_draw_the_first_and_the_last_kept_token(chosen: dict[str, float]) -> None:
     logits = normal_logits(37, spread=1.0)
     kept = list(analytic(logits.tolist(), **chosen))
@@ -162,9 +159,7 @@ def test_top_k_and_top_p_keep_as_many_as_the_transformers_library() -> None:
     assert tied >= 8
 
 
-@pytest.mark.parametrize(
-    ("top_p", "kept"), [(1e-30, 1), (0.499, 1), (0.501, 2), (0.749, 2), (0.751, 3), (0.876, 4), (1.0, 4)], ids=str
-)
+@for_each("top_p, kept", [(1e-30, 1), (0.499, 1), (0.501, 2), (0.749, 2), (0.751, 3), (0.876, 4), (1.0, 4)])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: int) -> None:
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25]).log()
     tokens = draw(logits, torch.linspace(0, BELOW_ONE, 1001), top_p=top_p)
@@ -193,7 +188,7 @@ def test_of_equal_tokens_top_p_keeps_those_with_the_lower_ids(chosen: dict[str, 
     assert sorted(set(tokens.tolist())) == kept
 
 
-@pytest.mark.parametrize("chosen", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.1}], ids=str)
+@for_each("chosen", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.1}])
 def test_tokens_without_a_chance_are_never_drawn(chosen: dict[str, float]) -> None:
     """Impossible ones, and what overflows under the largest there is; at both ends, where rounding would look."""
     low = torch.tensor([-torch.inf, -3.4e38, 3.4e38, -torch.inf, 3.4e38, -1e38, -torch.inf])
@@ -211,7 +206,7 @@ def test_top_p_counts_from_what_top_k_left() -> None:
     assert set(draw(logits, uniform, top_k=2, top_p=0.6).tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.5, 3.0], ids="spread={}".format)
+@for_each("spread", [0.0, 1e-3, 0.5, 3.0])
 @pytest.mark.parametrize("top_p", [None, 1.0], ids="top_p={}".format)
 def test_without_top_p_all_of_a_large_vocabulary_is_kept(top_p: float | None, spread: float) -> None:
     """Whatever way 32,000 summands round: where the sum reaches 1 early, no token after that lies under p=1."""
@@ -237,7 +232,7 @@ def test_a_long_tail_of_rare_tokens_can_be_drawn() -> None:
     assert (drawn - expected).abs().max() < 20  # 2^-24 is four tokens
 
 
-@pytest.mark.parametrize("chosen", [{}, {"top_k": 3}, {"top_p": 0.1}, {"top_k": 2, "top_p": 0.9}], ids=str)
+@for_each("chosen", [{}, {"top_k": 3}, {"top_p": 0.1}, {"top_k": 2, "top_p": 0.9}])
 def test_greedy_takes_the_first_of_the_largest(chosen: dict[str, float]) -> None:
     logits = normal_logits(64, 41)
     logits[5] = 0.0  # all equal
@@ -259,14 +254,14 @@ def test_rows_of_a_batch_are_drawn_independently() -> None:
     assert together == [draw(row, u, **chosen).item() for row, u in zip(logits, uniform, strict=True)]
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-37], ids="temperature={}".format)
+@for_each("temperature", [1e-3, 1e-30, 1e-37])
 def test_a_very_low_temperature_is_greedy(temperature: float) -> None:
     logits = normal_logits(4, 33)
     uniform = torch.tensor([[0.0], [0.3], [0.9], [BELOW_ONE]])
     assert torch.equal(sample(logits, uniform, *settings(33, temperature=temperature)), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("temperature", [1e-38, 1e-44], ids="temperature={}".format)
+@for_each("temperature", [1e-38, 1e-44])
 def test_the_lowest_temperatures_are_greedy_too(temperature: float) -> None:
     logits = normal_logits(4, 33)
     uniform = torch.tensor([[0.0], [0.3], [0.9], [BELOW_ONE]])
