@@ -4,6 +4,7 @@ What a call is is a process of its own, with its own working folder, environment
 its beginning; it can be killed like any other.
 """
 
+import atexit
 import builtins
 import errno
 import functools
@@ -15,6 +16,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,8 +180,31 @@ def answer_all() -> None:
                 break_stream(number, request["streams"].get(end))
             sys.argv = ["gptbench", *request["arguments"]]
             fail(*request["faults"].items())
-            sys.exit(main())
+            leave(main, taken_apart=bool(request["streams"]))
         print(answer, flush=True)
+
+
+def leave(main: Callable[[], int], taken_apart: bool) -> None:
+    """Ends this process with what `main` returns or exits with.
+
+    Args:
+        taken_apart: whether the interpreter takes down what the server imported, which takes longer than all else that
+            a refused call does, and flushes what it does not know to be lost; otherwise it only ends threads, and calls
+            what was registered for its end.
+    """
+    try:
+        code = main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
+    if taken_apart:
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def break_stream(number: int, how: str | None) -> None:
