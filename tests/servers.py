@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import sqlalchemy.event
 from mlflow import MlflowClient
@@ -26,8 +27,9 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 from sqlalchemy.engine import Engine
 
+from gptbench.charts import compile_bars
 from gptbench.config import MLflowConfig
-from gptbench.record import MLflowTracker
+from gptbench.record import MLflowTracker, sent
 from gptbench.schema import Result
 from tests.results import NEW_TOKENS, made_result
 
@@ -102,6 +104,19 @@ def hasty_sqlite() -> Iterator[None]:
         yield
     finally:
         sqlalchemy.event.remove(Engine, "connect", pragma)
+
+
+@contextlib.contextmanager
+def hasty_pictures() -> Iterator[None]:
+    """The picture of compile time that is logged with a record is a stand-in: drawing it takes longer than logging."""
+
+    def draw(result: Result, path: Path) -> bool:
+        if drawn := bool(compile_bars(result)):
+            path.write_text("a picture")
+        return drawn
+
+    with mock.patch.object(sent, "draw_compile_stages", draw):
+        yield
 
 
 @contextlib.contextmanager

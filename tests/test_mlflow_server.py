@@ -27,6 +27,7 @@ from servers import (
     Trouble,
     check_artifacts,
     config,
+    hasty_pictures,
     hasty_sqlite,
     mlflow_server,
     no_postgresql,
@@ -54,7 +55,13 @@ pytestmark = pytest.mark.slow
 
 CREATE, BATCH, ARTIFACT, END = "runs/create", "runs/log-batch", "mlflow-artifacts", "runs/update"
 """In the paths of requests."""
-PROCESSES = 24
+PROCESSES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hasty() -> Iterator[None]:
+    with hasty_pictures():
+        yield
 
 
 @dataclass
@@ -100,7 +107,12 @@ def family(runs: list[Run]) -> tuple[Run, list[Run]]:
     return parent, children
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+ON_BOTH = pytest.mark.parametrize("backend", ["sqlite", "postgresql"], indirect=True)
+"""For tests of what depends on a server's database: many processes at once, each kind of request and of search, deleted
+runs, the longest histories. The others are of what we do when no answer comes, whichever database the server has."""
+
+
+@pytest.fixture(scope="module", params=["sqlite"])
 def backend(
     request: pytest.FixtureRequest, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backend]:
@@ -240,6 +252,7 @@ def test_first_use_by_many_processes_at_once_loses_nothing(tmp_path: Path) -> No
     check_many(*family(Store(tmp_path / "outputs").runs("gptbench")), jobs)
 
 
+@ON_BOTH
 def test_many_processes_at_once_through_a_server_lose_nothing(backend: Backend, tmp_path: Path) -> None:
     jobs = log_many(tmp_path / "outputs" / "sweep", {"uri": backend.url, "experiment": "many"}, tmp_path / "outputs")
     parent, children = backend.family("many")
@@ -252,6 +265,7 @@ def test_many_processes_at_once_through_a_server_lose_nothing(backend: Backend, 
 # All is well
 
 
+@ON_BOTH
 def test_server(backend: Backend, outputs: Outputs, capsys: pytest.CaptureFixture[str]) -> None:
     job, path = sweep_job(outputs.folder / "sweep", 12)
     line, told = outputs.log(job, path)
@@ -286,6 +300,7 @@ def test_all_of_a_record_goes_in_one_batch(outputs: Outputs, tmp_path: Path) -> 
     assert outputs.proxy.count(BATCH) == 1
 
 
+@ON_BOTH
 def test_database_without_a_server(backend: Backend, outputs: Outputs) -> None:
     result, path = outputs.result()
     assert outputs.log(result, path, uri=backend.store)[0] is not None
@@ -385,6 +400,7 @@ def test_of_runs_that_were_made_twice_one_remains(backend: Backend, outputs: Out
     assert other.data.metrics == {}
 
 
+@ON_BOTH
 def test_of_parents_that_were_made_twice_one_remains(backend: Backend, outputs: Outputs) -> None:
     sweep = outputs.folder / "sweep"
     plan = planned(sweep, outputs.tracking, 3)
@@ -407,6 +423,7 @@ def test_of_parents_that_were_made_twice_one_remains(backend: Backend, outputs: 
     assert [run.data.tags["mlflow.parentRunId"] for run in children[1:]] == [parent.info.run_id] * 2
 
 
+@ON_BOTH
 def test_experiment_that_another_makes_meanwhile(backend: Backend, outputs: Outputs) -> None:
     outputs.proxy.make(Trouble.cut, "experiments/create", times=1)  # so it is there when MLflow's client asks again
     assert outputs.log(*outputs.result(), retries=1)[0] is not None
@@ -465,8 +482,8 @@ def fail_at_once(barrier: Barrier, path: Path, section: MLflowConfig, outputs: P
 
 
 def test_processes_do_not_wait_for_it_one_after_the_other(nowhere: Outputs) -> None:
-    plan = planned(nowhere.folder / "sweep", nowhere.tracking, 8)
-    paths = [run_job(nowhere.folder / "sweep", plan, number)[1] for number in range(8)]
+    plan = planned(nowhere.folder / "sweep", nowhere.tracking, 6)
+    paths = [run_job(nowhere.folder / "sweep", plan, number)[1] for number in range(6)]
     nowhere.proxy.make(Trouble.hang)
     at_once(fail_at_once, [(path, nowhere.section(timeout_s=3.0), nowhere.folder) for path in paths])
     assert len(nowhere.proxy.requests) < 4  # on an idle machine it is one: who comes later asks for himself
@@ -545,6 +562,7 @@ def fail_job(folder: Path, plan: Plan, number: int) -> tuple[Failure, Path]:
     return failure, path
 
 
+@ON_BOTH
 def test_sweep_whose_process_died(backend: Backend, outputs: Outputs) -> None:
     folder = outputs.folder / "2026-11-22" / "12-00-00"
     plan = planned(folder, outputs.tracking, 4)
@@ -595,6 +613,7 @@ def test_sweep_whose_process_died(backend: Backend, outputs: Outputs) -> None:
     assert bad.data.params["model.dim"] == "288"
 
 
+@ON_BOTH
 def test_sweep_that_was_gone_on_with(backend: Backend, outputs: Outputs) -> None:
     def end(folder: Path, plan: Plan, hour: int) -> tuple[SweepRecord, Path]:
         record = record_of(folder, plan, interrupted=True)
@@ -631,27 +650,25 @@ def test_sweep_that_was_gone_on_with(backend: Backend, outputs: Outputs) -> None
 # All of it
 
 
-@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)  # takes long
-def test_sweep_while_the_server_is_away(backend: Backend, outputs: Outputs, tmp_path: Path) -> None:
+def test_sweep_while_the_server_is_away(backend: Backend, outputs: Outputs, tmp_path: Path, warm: Warm) -> None:
     outputs.proxy.make(Trouble.refuse)
     tracking = [f"tracking.uri={outputs.proxy.url}", f"tracking.experiment='{outputs.experiment}'"]
     tracking += ["tracking.timeout_s=60", "tracking.retries=0"]
-    with contextlib.closing(Warm()) as warm:
-        code, call = warm.run(tmp_path, *LOGGED, "sampling.top_k=2,5,9", *tracking)
-        assert code == 0, call.err
-        assert call.err.count("Connection refused") == 1 + 3 + 1
-        assert [line["tracking"] for line in call.lines] == [None]
+    code, call = warm.run(tmp_path, *LOGGED, "sampling.top_k=2,5,9", *tracking)
+    assert code == 0, call.err
+    assert call.err.count("Connection refused") == 1 + 3 + 1
+    assert [line["tracking"] for line in call.lines] == [None]
 
-        outputs.proxy.work()
-        code, call = warm.run(tmp_path, "sync")
-        assert code == 0, call.err
-        assert len(call.out.splitlines()) == 4 + 1
-        parent, children = backend.family(outputs.experiment)
-        assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 4
-        assert sorted(run.data.params["sampling.top_k"] for run in children) == ["2", "5", "9"]
-        assert all(run.data.metrics["decode_tokens_per_s"] > 0 for run in children)
-        assert parent.data.metrics["jobs_recorded"] == 3
+    outputs.proxy.work()
+    code, call = warm.run(tmp_path, "sync")
+    assert code == 0, call.err
+    assert len(call.out.splitlines()) == 4 + 1
+    parent, children = backend.family(outputs.experiment)
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 4
+    assert sorted(run.data.params["sampling.top_k"] for run in children) == ["2", "5", "9"]
+    assert all(run.data.metrics["decode_tokens_per_s"] > 0 for run in children)
+    assert parent.data.metrics["jobs_recorded"] == 3
 
-        outputs.proxy.requests.clear()
-        assert warm.run(tmp_path, "sync")[0] == 0
-        assert outputs.proxy.requests == []
+    outputs.proxy.requests.clear()
+    assert warm.run(tmp_path, "sync")[0] == 0
+    assert outputs.proxy.requests == []

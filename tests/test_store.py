@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from servers import config, hasty_sqlite, sweep_job
+from servers import config, hasty_pictures, hasty_sqlite, sweep_job
 
 from gptbench.__main__ import run
 from gptbench.base.errors import TrackingError
@@ -27,7 +27,7 @@ ODD = ("a b%20c%?d#e", "a'b\"c", 'a"b;c&d', "ü€\n\\", "-m{a}`$b+@c:d")
 
 @pytest.fixture(scope="module", autouse=True)
 def hasty() -> Iterator[None]:
-    with hasty_sqlite():
+    with hasty_sqlite(), hasty_pictures():
         yield
 
 
@@ -70,8 +70,11 @@ def test_a_half_made_store_is_kept_aside_and_made_anew(
 
 
 def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
-    empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(
+        stores, "migrate", lambda new: shutil.copy(empty_store, new)
+    )  # the test above really makes them
     whole = empty_store.read_bytes()
     cases = {"a": b"SQLite format 3\0" + b"garbage" * 1000, "b": whole[:100], "c": whole[:300_000], "d": b""}
     for name, content in cases.items():

@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from results import made_result
-from servers import Store, check_artifacts, config, hasty_sqlite, sweep_job
+from servers import Store, check_artifacts, config, hasty_pictures, hasty_sqlite, sweep_job
 
 from gptbench.base.errors import TrackingError, UserError
 from gptbench.charts import CHARTS
@@ -38,10 +40,18 @@ NOTE = """decode 90.31 tokens/s, TPOT p50 11.15 ms, TPOT p99 12.35 ms, TTFT 60 m
 SAMPLED = [name for name, metric in METRICS.items() if metric.of_sample is not None]
 
 
+@pytest.fixture(autouse=True)
+def hasty() -> Iterator[None]:
+    """For each test, but not for what `run` logs."""
+    with hasty_pictures():
+        yield
+
+
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One for the whole file, since making one takes seconds; each test has an experiment of its own."""
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One for the whole file; each test has an experiment of its own."""
     made = Store(tmp_path_factory.mktemp("out puts"))
+    shutil.copy(empty_store, made.outputs / "mlflow.db")
     with hasty_sqlite():
         made.client.search_experiments()
     return made
@@ -182,6 +192,7 @@ def test_tags(run: Run, path: Path) -> None:
 def test_artifacts_lie_in_the_outputs_folder(store: Store, run: Run, result: Result, path: Path) -> None:
     assert Path(run.info.artifact_uri).is_relative_to(store.outputs / "mlartifacts")
     check_artifacts(Path(run.info.artifact_uri), result, path)
+    assert (Path(run.info.artifact_uri) / "compile.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_more_than_mlflow_takes_at_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

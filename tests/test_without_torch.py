@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,9 @@ assert not {"torch", "triton"} & set(sys.modules)
 """
 
 
-def test_commands_that_measure_nothing_need_no_torch(tmp_path: Path) -> None:
+def test_commands_that_measure_nothing_need_no_torch(tmp_path: Path, empty_store: Path) -> None:
     outputs, store = tmp_path / "outputs", f"sqlite:///{tmp_path}/mlflow.db"
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     folders = [outputs / "2026-11-22" / f"12-00-0{number}" for number in range(6)]
     records = [
         whole_result(),
