@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 from results import made_result
-from servers import config, hasty_sqlite, mlflow_server
+from servers import config, hasty_pictures, hasty_sqlite, mlflow_server
 
 from gptbench.record.sync import log_recorded
 from gptbench.schema.failure import Cause, Failure
@@ -58,7 +58,7 @@ def shown(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     outputs = tmp_path_factory.mktemp("outputs")
     store = f"sqlite:///{outputs}/mlflow.db"
     shutil.copy(empty_store, outputs / "mlflow.db")
-    with hasty_sqlite():
+    with hasty_sqlite(), hasty_pictures():
         log_sweep(outputs)
     client = MlflowClient(store)
     found = client.get_experiment_by_name("gptbench")
@@ -168,16 +168,6 @@ def search(page: Page, condition: str) -> None:
     box.press("Enter")
 
 
-def show_charts(page: Page, shown: Shown) -> Page:
-    """Opens the page of the sweep, and from there, in a second tab, that of its charts."""
-    page.goto(f"{shown.url}/#/experiments/{shown.parent.info.experiment_id}/runs/{shown.parent.info.run_id}")
-    with page.context.expect_page() as opened:
-        page.get_by_role("link", name="Charts", exact=True).click()
-    charts = opened.value
-    expect(charts.get_by_text("7 matching runs")).to_be_visible()
-    return charts
-
-
 def keep(page: Page, name: str) -> None:
     """A picture, which must not be blank."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -212,8 +202,42 @@ def test_runs_are_listed_by_name_and_status(page: Page, shown: Shown) -> None:
     keep(page, "runs")
 
 
-def test_charts_begin_with_what_is_compared(page: Page, shown: Shown) -> None:
-    charts = show_charts(page, shown)
+def test_a_sweep_leads_to_its_charts_and_to_the_comparison_of_its_jobs(page: Page, shown: Shown) -> None:
+    """As someone goes: each page is opened from the one before it."""
+    page.goto(f"{shown.url}/#/experiments/{shown.parent.info.experiment_id}/runs/{shown.parent.info.run_id}")
+    check_table(page, shown)
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Charts", exact=True).click()
+    charts = opened.value
+    expect(charts.get_by_text("7 matching runs")).to_be_visible()
+    check_charts(charts, shown)
+    charts.get_by_role("searchbox").fill("")
+    search(charts, f"tags.mlflow.parentRunId = '{shown.parent.info.run_id}' and attributes.status = 'FINISHED'")
+    expect(charts.get_by_text("6 matching runs")).to_be_visible()
+    charts.get_by_label("Select all runs").check(force=True)
+    charts.get_by_role("button", name="Compare").click()
+    expect(charts.get_by_text("Comparing 6 Runs")).to_be_visible()
+    check_comparison(charts, shown)
+
+
+def check_table(page: Page, shown: Shown) -> None:
+    """Of a sweep's page."""
+    page.get_by_role("button", name="Expand description").click()
+    expect(page.get_by_text("of 7 jobs: 6 recorded, 1 failed")).to_be_visible()
+    head, *rows = cells_of(page.get_by_role("table").first.get_by_role("row"))
+    assert head[:5] == ["job", "sampling.top_k", "sampling.temperature", "status", "decode (tokens/s)"]
+    expected = [
+        [str(top_k), str(temperature), "recorded", f"{run.data.metrics['decode_tokens_per_s']:.4g}"]
+        for (top_k, temperature), run in zip(JOBS, shown.jobs.values(), strict=True)
+    ]
+    assert [row[1:5] for row in rows[:-1]] == expected
+    assert rows[-1][1:4] == ["200", "2.0", "failed"]
+    assert rows[-1][-1] == "signal 9 (SIGKILL)"
+    keep(page, "sweep")
+
+
+def check_charts(charts: Page, shown: Shown) -> None:
+    """They begin with what is compared, and all others are found."""
     titles = charts.get_by_role("heading", level=4)
     expect(titles.first).to_have_text("brief/decode_tokens_per_s")
     for run in shown.jobs.values():
@@ -231,13 +255,8 @@ def test_charts_begin_with_what_is_compared(page: Page, shown: Shown) -> None:
         expect(title).to_be_visible()
 
 
-def test_comparison_shows_what_differs_and_the_numbers(page: Page, shown: Shown) -> None:
-    charts = show_charts(page, shown)
-    search(charts, f"tags.mlflow.parentRunId = '{shown.parent.info.run_id}' and attributes.status = 'FINISHED'")
-    expect(charts.get_by_text("6 matching runs")).to_be_visible()
-    charts.get_by_label("Select all runs").check(force=True)
-    charts.get_by_role("button", name="Compare").click()
-    expect(charts.get_by_text("Comparing 6 Runs")).to_be_visible()
+def check_comparison(charts: Page, shown: Shown) -> None:
+    """It shows what differs, and the numbers."""
     for axis in ("sampling.temperature", "sampling.top_k", "brief/decode_tokens_per_s"):
         expect(charts.locator("svg").get_by_text(axis, exact=True).first).to_be_visible()
 
@@ -285,22 +304,6 @@ def test_runs_are_found_by_their_tags(page: Page, shown: Shown) -> None:
             expect(rows.get_by_role("link", name=name, exact=True)).to_be_visible()
         expect(rows).to_have_count(len(found))
     keep(page, "found_by_tag")
-
-
-def test_page_of_a_sweep_has_its_table(page: Page, shown: Shown) -> None:
-    page.goto(f"{shown.url}/#/experiments/{shown.parent.info.experiment_id}/runs/{shown.parent.info.run_id}")
-    page.get_by_role("button", name="Expand description").click()
-    expect(page.get_by_text("of 7 jobs: 6 recorded, 1 failed")).to_be_visible()
-    head, *rows = cells_of(page.get_by_role("table").first.get_by_role("row"))
-    assert head[:5] == ["job", "sampling.top_k", "sampling.temperature", "status", "decode (tokens/s)"]
-    expected = [
-        [str(top_k), str(temperature), "recorded", f"{run.data.metrics['decode_tokens_per_s']:.4g}"]
-        for (top_k, temperature), run in zip(JOBS, shown.jobs.values(), strict=True)
-    ]
-    assert [row[1:5] for row in rows[:-1]] == expected
-    assert rows[-1][1:4] == ["200", "2.0", "failed"]
-    assert rows[-1][-1] == "signal 9 (SIGKILL)"
-    keep(page, "sweep")
 
 
 def test_pages_of_jobs_tell_their_numbers_and_their_command(page: Page, shown: Shown) -> None:

@@ -72,9 +72,8 @@ def test_a_half_made_store_is_kept_aside_and_made_anew(
 def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        stores, "migrate", lambda new: shutil.copy(empty_store, new)
-    )  # the test above really makes them
+    # The test above really makes them.
+    monkeypatch.setattr(stores, "migrate", lambda new: shutil.copy(empty_store, new))
     whole = empty_store.read_bytes()
     cases = {"a": b"SQLite format 3\0" + b"garbage" * 1000, "b": whole[:100], "c": whole[:300_000], "d": b""}
     for name, content in cases.items():
