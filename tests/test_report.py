@@ -368,9 +368,9 @@ def file(whole: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 
 
-@pytest.fixture
-def page(browser: Any, file: Path) -> Iterator[Any]:
-    """The report, opened. It asks for no other file, breaks no rule of its own policy, and runs no script."""
+@pytest.fixture(scope="module")
+def opened(browser: Any, file: Path) -> Iterator[Any]:
+    """The report, opened once for all tests. It asks for no other file, breaks no rule of its own policy, and runs no script."""
     context = browser.new_context(viewport=WIDE, offline=True)
     made = context.new_page()
     asked: list[str] = []
@@ -382,6 +382,14 @@ def page(browser: Any, file: Path) -> Iterator[Any]:
     context.close()
     assert asked == [file.as_uri()]
     assert said == []
+
+
+@pytest.fixture
+def page(opened: Any) -> Any:
+    """The same, as it is shown at first."""
+    opened.emulate_media(media="screen", color_scheme="light")
+    opened.set_viewport_size(WIDE)
+    return opened
 
 
 def keep(page: Any, name: str) -> None:

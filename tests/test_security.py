@@ -14,7 +14,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from omegaconf.resolvers import oc
 
 from gptbench.base.errors import UserError
 from gptbench.base.paths import conf_folder, shipped_folder
-from gptbench.config import Config, DeviceConfig, DeviceKind, MLflowConfig, explain, guard, load, refusal, register
+from gptbench.config import Config, MLflowConfig, explain, guard, load, refusal, register
 from gptbench.config.guard import GuardedLoader, check_arguments, install
 from gptbench.execute.job import RaisedError
+from gptbench.measure.roof import measurements
 from gptbench.schema.outcome import Outcome, Status
 from gptbench.sweep import sweeper
 from gptbench.text.prompt import make_tokenizer
 from tests.results import made_result
+from tests.sweeps import PLAIN, keep_roof
 
 ROOT = Path(__file__).parents[1]
 
@@ -658,8 +660,6 @@ def test_hostile_tiles_are_refused(content: Any, machine: Machine) -> None:
 
 @pytest.mark.parametrize("file", ["roof", "tiles"])
 def test_a_pickle_in_the_place_of_a_kept_file_is_not_unpickled(file: str, machine: Machine) -> None:
-    from gptbench.measure.roof import measurements
-
     content = pickle.dumps(Runs(open, str(machine.canary), "w"), 0)
     if file == "roof":
         (machine.folder / "roof.json").write_bytes(content)
@@ -677,8 +677,6 @@ def test_a_pickle_in_the_place_of_a_kept_file_is_not_unpickled(file: str, machin
 
 @pytest.mark.parametrize("field", ["environment", "_target_", "__class__"])
 def test_a_hostile_roof_counts_as_none(field: str, machine: Machine) -> None:
-    from gptbench.measure.roof import measurements
-
     roof = asdict(made_result().roof)
     path = machine.folder / "roof.json"
     for wrapped in (lambda one: one, lambda one: {"measurements": [one]}):
@@ -748,18 +746,13 @@ def test_the_command_line_refuses_in_one_line(case: str, machine: Machine) -> No
 
 def test_no_secret_of_the_environment_and_no_password_reaches_the_record(machine: Machine, empty_store: Path) -> None:
     """A whole run of a hostile checkpoint, with MLflow's store: every file is searched, and what is printed."""
-    from gptbench.device import Device
-    from gptbench.measure.environment import environment
-
-    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
-    roof = replace(made_result().roof, environment=environment(device, None))  # measuring it takes seconds
-    (machine.folder / "outputs" / "roofs").mkdir(parents=True)
+    roof = keep_roof(machine.folder / "outputs")
     shutil.copy(empty_store, machine.folder / "outputs" / "mlflow.db")
-    (machine.folder / "outputs" / "roofs" / f"{device.key}.json").write_text(json.dumps(asdict(roof)))
-    model = ["model=auto", f"model.checkpoint={hostile_checkpoint(machine)}", "device=cpu", "engine=eager"]
+    model = ["model=auto", f"model.checkpoint={hostile_checkpoint(machine)}", *PLAIN]
     short = ["workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1", "tracking.figures=false"]
     done = process(machine.folder, "-m", "gptbench", *model, *short, "baseline.device=ftp://me:5ecret@host")
     assert done.returncode == 0, done.stderr
+    assert len(measurements(roof)) == 1
     files = [path for path in (machine.folder / "outputs").rglob("*") if path.is_file()]
     assert {"result.json", "mlflow.db", "overrides.yaml", "hydra.yaml"} <= {path.name for path in files}
     assert not [path for path in files if b"5ecret" in path.read_bytes()]
