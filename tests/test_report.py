@@ -370,7 +370,7 @@ WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def opened(browser: Any, file: Path) -> Iterator[Any]:
-    """The report, opened once for all tests. It asks for no other file, breaks no rule of its own policy, and runs no script."""
+    """The report, opened once. It asks for no other file, breaks no rule of its own policy, and runs no script."""
     context = browser.new_context(viewport=WIDE, offline=True)
     made = context.new_page()
     asked: list[str] = []

@@ -1,13 +1,14 @@
 """Which records someone means: by file, folder, sweep, identity, and MLflow's runs."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from servers import hasty_sqlite
+from servers import hasty_pictures, hasty_sqlite
 
 from gptbench.base.errors import UserError
 from gptbench.compare.select import runs_of, select
@@ -210,11 +211,12 @@ def test_a_sweep_of_which_nothing_is_left_is_no_record(left: str, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An outputs folder with two runs in its store, one of them int8, and the id of the first. Beside them, a sweep."""
     outputs = tmp_path_factory.mktemp("outputs")
+    shutil.copy(empty_store, outputs / "mlflow.db")
     tracker = MLflowTracker(MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", figures=False), outputs)
-    with hasty_sqlite():
+    with hasty_sqlite(), hasty_pictures():
         told = [
             tracker.log(result, result.save(outputs / str(number)))
             for number, result in enumerate((made_result(), made_result(quant="int8", step_s=0.02)))
