@@ -2,20 +2,13 @@
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from gptbench.config import DeviceConfig, DeviceKind
-from gptbench.device import Device
-from gptbench.measure.environment import environment
-from gptbench.measure.roof import Roofs
 from gptbench.schema import SweepRecord
 from gptbench.schema.files import load_record
-from tests.results import made_result
 from tests.warm import Warm
 
 SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1"]
@@ -28,21 +21,6 @@ LONG = ["workload.new_tokens=500", "workload.samples=200"]
 """A job that takes minutes."""
 SECONDS = ["workload.new_tokens=200", "workload.samples=1"]
 """A job that takes a few."""
-
-
-def keep_roof(outputs: Path) -> Path:
-    """A read roof that counts for runs on one thread of this CPU, in its file: to measure one, a process that has only
-    begun takes seconds. Probes are slower than it, so the file has another one only where this one does not count."""
-    threads = torch.get_num_threads()
-    device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
-    device.use()
-    here = environment(device, None)
-    torch.set_num_threads(threads)
-    roofs = Roofs(device, here, outputs / "roofs")
-    roofs.folder.mkdir(parents=True)
-    roof = made_result().roof
-    roofs.add(replace(roof, device=device.name, gb_per_s=1e4, buffer_bytes=2**40, environment=here))
-    return roofs.path
 
 
 def begin(warm: Warm, folder: Path, empty_store: Path) -> Path:

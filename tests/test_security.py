@@ -41,7 +41,6 @@ from gptbench.schema.outcome import Outcome, Status
 from gptbench.sweep import sweeper
 from gptbench.text.prompt import make_tokenizer
 from tests.results import made_result
-from tests.sweeps import PLAIN, keep_roof
 
 ROOT = Path(__file__).parents[1]
 
@@ -746,13 +745,12 @@ def test_the_command_line_refuses_in_one_line(case: str, machine: Machine) -> No
 
 def test_no_secret_of_the_environment_and_no_password_reaches_the_record(machine: Machine, empty_store: Path) -> None:
     """A whole run of a hostile checkpoint, with MLflow's store: every file is searched, and what is printed."""
-    roof = keep_roof(machine.folder / "outputs")
+    (machine.folder / "outputs").mkdir()
     shutil.copy(empty_store, machine.folder / "outputs" / "mlflow.db")
-    model = ["model=auto", f"model.checkpoint={hostile_checkpoint(machine)}", *PLAIN]
+    model = ["model=auto", f"model.checkpoint={hostile_checkpoint(machine)}", "device=cpu", "engine=eager"]
     short = ["workload.prompt=[1,2,3]", "workload.new_tokens=4", "workload.samples=1", "tracking.figures=false"]
     done = process(machine.folder, "-m", "gptbench", *model, *short, "baseline.device=ftp://me:5ecret@host")
     assert done.returncode == 0, done.stderr
-    assert len(measurements(roof)) == 1
     files = [path for path in (machine.folder / "outputs").rglob("*") if path.is_file()]
     assert {"result.json", "mlflow.db", "overrides.yaml", "hydra.yaml"} <= {path.name for path in files}
     assert not [path for path in files if b"5ecret" in path.read_bytes()]
