@@ -1,7 +1,7 @@
 """Measuring: what is timed, what is not, what is marked."""
 
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfi
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import Engine
+from gptbench.execute.isolation import in_own_process
 from gptbench.generate import HostClock, Workload, generate
 from gptbench.measure import environment as surroundings
 from gptbench.measure import samples as samples_module
@@ -27,6 +28,7 @@ from gptbench.measure.samples import (
 )
 from gptbench.sampling import Sampler
 from gptbench.schema.compilation import STAGES, Compilation, costs
+from tests.jobs import small_read_roof
 from tests.models import DENSE, make_model
 from tests.test_engines import DRAWN
 
@@ -310,17 +312,10 @@ def test_host_clock() -> None:
 
 def test_two_processes_measure_the_roof_one_after_the_other(tmp_path: Path) -> None:
     """And the second takes what the first one measured."""
-    code = (
-        "import sys, pathlib, gptbench.measure.roof as roof, tests.test_measure as t;"
-        "roof.CPU_BUFFER_BYTES, roof.CACHES = 2**24, 0; on = t.device();"
-        "print(roof.Roofs(on, t.environment(on, None), pathlib.Path(sys.argv[1])).read().seconds)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    root = Path(__file__).parent.parent
-    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=100)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert told[0] == told[1] != ""
+    with ThreadPoolExecutor(2) as waiting:
+        both = list(waiting.map(in_own_process, [small_read_roof] * 2, [tmp_path] * 2))
+    assert [ended.died for ended in both] == [None, None]
+    assert both[0].value == both[1].value
 
 
 def test_environment_tells_commit_and_versions() -> None:
