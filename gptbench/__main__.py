@@ -76,7 +76,7 @@ def called(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
     from gptbench.commands.parsers import PARSERS, parsed
-    from gptbench.config.commandline import COMMANDS, typed, without_quiet
+    from gptbench.config.commandline import COMMANDS, DRY_RUN, typed, without_format, without_options, without_quiet
 
     if any(argument.partition("=")[0] == "--plugin" for argument in arguments):
         from gptbench.config.plugins import without_plugins
@@ -101,8 +101,17 @@ def run(arguments: list[str]) -> int:
     from gptbench.base.errors import NotBegunError
     from gptbench.base.paths import conf_folder
     from gptbench.config import guard, register
+    from gptbench.execute.dry_run import dry_run
     from gptbench.execute.job import RaisedError, job
     from gptbench.sweep import sweeper
+
+    arguments, is_dry = without_options(arguments, DRY_RUN)
+    arguments, to = without_format(arguments)
+    if to is not None:
+        from gptbench.present.console import console
+
+        console.format = to
+    task = dry_run if is_dry else job
 
     # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -112,7 +121,7 @@ def run(arguments: list[str]) -> int:
     guard.install()
     sweeper.register()
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
     except RaisedError as raised:
         raise raised.error from None
     except Exception as error:

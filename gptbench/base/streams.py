@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 from gptbench.base.redaction import redacted_message
 
+FORMATS = ("text", "md", "csv", "json")
+"""Of tables: text goes to stderr, for people; the others go to stdout in the place of the line of JSON."""
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that do something else than to appear: of C0 and C1 all but tab and line ends, and what turns the
 direction of writing around. A carriage return stays: bars of libraries draw with it."""

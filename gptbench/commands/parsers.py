@@ -8,9 +8,8 @@ from gptbench.base.address import unusable_address
 from gptbench.base.hub import expanded
 from gptbench.base.paths import SELECTOR_HELP
 from gptbench.base.redaction import HIDDEN
+from gptbench.base.streams import FORMATS
 
-FORMATS = ("text", "md", "csv", "json")
-"""Of tables: text goes to stderr, for people; the others go to stdout in the place of the line of JSON."""
 LISTS = (
     "models",
     "engines",

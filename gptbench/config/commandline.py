@@ -17,6 +17,7 @@ from gptbench.architecture import CONFIG_FILE, of_checkpoint
 from gptbench.base.errors import UserError
 from gptbench.base.hub import expanded, is_hub_name
 from gptbench.base.paths import conf_folder
+from gptbench.base.streams import FORMATS
 from gptbench.config.field_types import field_types, text_fields
 from gptbench.config.grammar import FUNCTION, as_text, plain_text, quoted, separated, unquoted
 from gptbench.config.plugins import OPTION
@@ -38,6 +39,8 @@ COMMANDS = {
 """By name, the function that runs a command; its module is imported when it is asked for."""
 MULTIRUN = ("-m", "--multirun")
 QUIET = ("--quiet", "-q")
+DRY_RUN = ("--dry-run",)
+FORMAT = "--format"
 """Options of ours for which Hydra knows no name."""
 
 
@@ -71,7 +74,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     wrong = [argument for argument in unknown if argument.startswith("-")]
     if wrong:
         name = wrong[0].partition("=")[0]
-        raise CommandLineError(f"{wrong[0]}: no such option{did_you_mean(name, [*names, *QUIET, OPTION])}")
+        raise CommandLineError(
+            f"{wrong[0]}: no such option{did_you_mean(name, [*names, *QUIET, *DRY_RUN, FORMAT, OPTION])}"
+        )
     overrides = [*found.overrides, *(argument for argument in unknown if argument not in wrong)]
     left, options = list(overrides), []
     for argument in arguments:
@@ -97,8 +102,32 @@ def typed(arguments: Sequence[str]) -> list[str]:
 
 def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """The same without `--quiet`, and whether that was there."""
-    left = [argument for argument in arguments if argument not in QUIET]
+    return without_options(arguments, QUIET)
+
+
+def without_options(arguments: Sequence[str], names: Collection[str]) -> tuple[list[str], bool]:
+    """The same without options that take no value, and whether one of them was there."""
+    left = [argument for argument in arguments if argument not in names]
     return left, len(left) < len(arguments)
+
+
+def without_format(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The same without `--format`, and its value; None where it is not there.
+
+    Raises:
+        CommandLineError: it has no value, or none that is a format.
+    """
+    left, found = [], None
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != FORMAT:
+            left.append(argument)
+            continue
+        found = value if equals else next(rest, "")
+        if found not in FORMATS:
+            raise CommandLineError(f"{FORMAT}={found}: expected one of {', '.join(FORMATS)}")
+    return left, found
 
 
 def config_dir_of(options: Sequence[str]) -> str | None:

@@ -39,8 +39,8 @@ class Observer(Protocol):
     def stages(self, total: int | None, samples: int = 0) -> AbstractContextManager[Stages]:
         """Its parts, so many of them, samples included; None where nobody knows."""
 
-    def limit(self, traffic: Traffic, roof: Roof, config: Config) -> None:
-        """What the device's memory allows at best."""
+    def limit(self, traffic: Traffic, roof: Roof | None, config: Config) -> None:
+        """What the device's memory allows at best; `roof` is None where none was measured yet."""
 
     def remark(self, text: str, style: str | None = None) -> None:
         """Something to know."""

@@ -18,7 +18,13 @@ from gptbench.base.streams import Plain, visible
 
 
 class PlainConsole(Console):
-    """A console that shows what could steer a terminal as its escapes, wherever it comes from."""
+    """A console that shows what could steer a terminal as its escapes, wherever it comes from.
+
+    Attributes:
+        format: in which the tables of a run or a sweep are written: see `gptbench.present.formats`.
+    """
+
+    format = "text"
 
     @property
     def file(self) -> IO[str]:

@@ -64,7 +64,7 @@ class Terminal:
         if (told := container()) is not None:
             console.print(f"  {told}{'' if device.is_cuda else f': {device.threads} threads'}")
 
-    def limit(self, traffic: Traffic, roof: Roof, config: Config) -> None:
+    def limit(self, traffic: Traffic, roof: Roof | None, config: Config) -> None:
         """Says what the memory allows at best: of a mixture, where all rows of a batch choose the same experts."""
         batch, steps = config.workload.batch_size, len(traffic.positions_filled)
         least, most = (sum(traffic.needed(experts)) / steps for experts in (None, max_experts(config) * steps))
@@ -72,6 +72,9 @@ class Terminal:
         if most > least:
             needs = f"{least / 1e9:.3f} GB, where all rows choose the same experts, to {most / 1e9:.3f} GB"
             what = "the former takes"
+        if roof is None:
+            console.print(f"  a decode step needs {needs}; the limit is known once a run has measured the read roof")
+            return
         fastest = least / roof.gb_per_s / 1e9
         console.print(
             f"  a decode step needs {needs}; at the read roof of {roof.gb_per_s:.4g} GB/s {what} "

@@ -31,8 +31,10 @@ from gptbench.base.redaction import redacted
 from gptbench.config import Config, ModelConfig, SweepConfig, load
 from gptbench.config.grammar import quoted
 from gptbench.config.targets import instantiate
+from gptbench.execute.dry_run import dry_run
 from gptbench.execute.job import RaisedError, own_options
 from gptbench.private.hydra import BASIC_LAUNCHER, register_plugin
+from gptbench.sweep.dry_run import dry_sweep
 from gptbench.sweep.space import Overrides, Space, overrides_parser
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
@@ -83,6 +85,9 @@ class Sweeper(HydraSweeper):
             KeyboardInterrupt: it was interrupted; what had been recorded is.
         """
         jobs = self.plan(arguments)
+        if self.task is dry_run:
+            dry_sweep(jobs, Path(self.base.hydra.runtime.cwd))
+            return
         try:
             launch(self, jobs)
         except Exception as error:
