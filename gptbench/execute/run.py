@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gptbench.base.errors import BadResultError
 from gptbench.build import memory_need_of
@@ -18,12 +19,10 @@ from gptbench.execute.preparation import as_recorded, plan, plan_reference, with
 from gptbench.execute.reuse import Kept, Session, may_keep, release
 from gptbench.record.identity import identity
 from gptbench.record.ledger import Ledger
-from gptbench.schema import KernelResult, Measured, Result
+from gptbench.schema import Measured, Result
 from gptbench.schema.breakdown import write_trace
-from gptbench.schema.kernels import KernelTimes
 from gptbench.schema.result import Measurement
-from gptbench.task import Kernels, Speed
-from gptbench.task.kernels import peak_flops
+from gptbench.task import Speed, Standalone
 from gptbench.text.prompt import make_tokenizer
 from gptbench.text.tokenizer import Tokenizer
 
@@ -35,7 +34,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
     Raises:
         UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
         BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
-        KeyboardInterrupt: Ctrl-C; what `task=kernels` has measured until then is recorded.
+        KeyboardInterrupt: Ctrl-C; what a task without an engine has measured until then is recorded.
     """
     job = attempt.job
     caches.import_compiler()
@@ -55,7 +54,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
             run_model(attempt, config, choice, devices, session, observer)
         else:
             session.give_back()
-            run_kernels(attempt, config, device, observer)
+            run_standalone(attempt, config, device, observer)
 
 
 def run_model(
@@ -66,7 +65,7 @@ def run_model(
     session: Session,
     observer: Observer,
 ) -> None:
-    """What `run` does, for every task but `task=kernels`."""
+    """What `run` does, for a task that measures a model."""
     device = devices.own
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
@@ -142,37 +141,36 @@ def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(prompt[int(prompt[0] == tokenizer.bos) :])
 
 
-def run_kernels(attempt: Attempt, config: Config, device: Device, observer: Observer) -> None:
-    """What `run` does, for `task=kernels`: there is no model, and no engine."""
-    task: Kernels = instantiate(config.task, config, device)
-    if task.left_out is not None:
-        observer.remark(f"Without the kernels of {config.model.name}: {task.left_out}")
-    kernels: list[KernelTimes] = []
+def run_standalone(attempt: Attempt, config: Config, device: Device, observer: Observer) -> None:
+    """What `run` does, for a task without a model and an engine."""
+    task: Standalone = instantiate(config.task, config, device)
+    if task.remark is not None:
+        observer.remark(task.remark)
+    parts: list[Any] = []
     interrupted = False
-    with observer.stages(1 + len(task.cases)) as stages:
+    with observer.stages(1 + task.parts) as stages:
         bench = Bench.of(config, device, stages, observer.warn)
         bench.probes += bench.probe("before")
         begin = time.perf_counter()
         try:
-            for kernel in task.measure(stages.stage):
-                kernels += [kernel]
+            for part in task.measure(stages.stage):
+                parts += [part]
         except KeyboardInterrupt:
             interrupted = True
         wall_s = time.perf_counter() - begin
         bench.probes += bench.probe("after")
-    result = KernelResult(
+    result = task.record(
+        parts,
         **attempt.header(),
         **bench.fields(device),
         config=as_recorded(attempt.job.asked, config),
         wall_s=wall_s,
-        peak_flops=peak_flops(device.name),
         interrupted=interrupted,
-        kernels=kernels,
     )
     path = saved(attempt, result, config, observer)
     observer.measured(result, config, path)
     if interrupted:
-        observer.remark(f"interrupted: {len(kernels)} of {len(task.cases)} kernels were measured")
+        observer.remark(f"interrupted: {len(parts)} of {task.parts} {result.FILE} were measured")
         raise KeyboardInterrupt(f"interrupted; what was measured until then is recorded: {path}")
     require_counts(result, path)
 

@@ -103,6 +103,9 @@ class Terminal:
             show_result(record, instantiate(config.baseline))
             if path is not None:
                 draw_compilation(record, path.with_name(path.stem.replace("result", "compile") + ".png"))
+        else:
+            for name, value in record.summary().items():
+                console.print(f"  {name}: {number(value)}", markup=False)
 
     def swept(self, record: SweepRecord) -> None:
         show_sweep(record)

@@ -17,7 +17,7 @@ from gptbench.device.group import DeviceGroup
 from gptbench.engine import Runner
 from gptbench.measure.environment import place
 from gptbench.schema.identity import DIGITS, digest, job_of
-from gptbench.task import kernel_cases
+from gptbench.task import Standalone
 
 MEASURING = (
     *("__init__", "base", "private", "architecture", "config", "text", "device", "kernels", "model", "quant"),
@@ -50,13 +50,15 @@ def sources() -> list[str]:
 
 
 def code_used(config: Config, device: Device) -> Any:
-    """What of kernels and the like a number depends on beside gptbench's own code: see `Runner.code_used`.
+    """What of kernels and the like a number depends on beside gptbench's own code, as engine or task say: see
+    `Runner.code_used` and `Standalone.code_used`.
 
     Raises:
         UserError: the file with the tiles that were found cannot be read.
     """
     if not config.task.RUNS_ENGINE:
-        return kernel_cases.tiles_used(config, device)
+        task: type[Standalone] = target(config.task)
+        return task.code_used(config, device)
     engine: type[Runner] = target(config.engine)
     return engine.code_used(config, device)
 

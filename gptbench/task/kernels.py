@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
-from gptbench.schema.kernels import KernelTimes, Timing
-from gptbench.task.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases
+from gptbench.schema.kernels import KernelResult, KernelTimes, Timing
+from gptbench.task.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases, tiles_used
+from gptbench.task.standalone import Standalone
 
 ROUND_BYTES = 2**28
 """Moved in a round: four times what an H200's second-level cache holds."""
@@ -42,7 +44,7 @@ SLOWER = ("PCIe", "NVL")
 """Cards of the same names that have other figures (but for the A100, whose are the same)."""
 
 
-class Kernels:
+class Kernels(Standalone):
     """Measures the cases that the task asks for.
 
     Args:
@@ -65,24 +67,37 @@ class Kernels:
         except OSError as error:
             what = f"a folder in {caches.FOLDER} that can be made ({error.strerror}: {error.filename})"
             raise UserError(f"task=kernels needs {what}") from error
-        self.task, self.device, self.seed = task, device, config.workload.seed
+        super().__init__(task, config, device)
         micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
         cases = [*model_cases(config, device), *micro]
         # From the beginning of a part of the label on: `gemv` is not `gather_gemv`.
         self.cases = [case for case in cases if task.only is None or f"/{task.only}" in f"/{case.label}"]
         self.left_out = no_model_cases(config, device)
+        if self.left_out is not None:
+            self.remark = f"Without the kernels of {config.model.name}: {self.left_out}"
         if not self.cases:
             names = ", ".join(dict.fromkeys(case.name for case in cases))
             without = f"; no kernels of the model: {self.left_out}" if self.left_out else ""
             raise ConfigError("task.only", task.only, f"the beginning of a name, or more of it, of {names}{without}")
 
+    @classmethod
+    def code_used(cls, config: Config, device: Device) -> Any:
+        return tiles_used(config, device)
+
+    @property
+    def parts(self) -> int:
+        return len(self.cases)
+
     def measure(self, stage: Callable[[str], AbstractContextManager[None]]) -> Iterator[KernelTimes]:
         """All of them, one after the other, each within a `stage` of its name."""
         for case in self.cases:
             with stage(case.label):
-                found = measure_case(case, self.device, self.seed, self.task.replays)
+                found = measure_case(case, self.device, self.config.workload.seed, self.task.replays)
                 self.device.release_memory()
             yield found
+
+    def record(self, parts: list[KernelTimes], **fields: Any) -> KernelResult:
+        return KernelResult(kernels=parts, peak_flops=peak_flops(self.device.name), **fields)
 
 
 def peak_flops(device: str) -> float | None:
