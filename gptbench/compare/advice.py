@@ -86,7 +86,7 @@ def another_engine(step: Step) -> Iterator[Advice]:
         return
     has_functions = all(limits is not None and limits.fused for limits in recorded_limits(config["quant"]))
     allowed = has_functions and step.result.dtype != "float16"
-    if step.is_fused or not allowed or step.batch > MOST_FUSED_SEQUENCES:
+    if step.has_own_kernels or not allowed or step.batch > MOST_FUSED_SEQUENCES:
         return
     if step.padding:
         gains += step.padding / step.roof
@@ -111,11 +111,11 @@ def another_engine(step: Step) -> Iterator[Advice]:
 def settings(step: Step) -> Iterator[Advice]:
     """Of the engine that it has."""
     boundaries = bounded(step)
-    if step.on_gpu and step.is_inductor and step.engine.get("cuda_graph") == "none":
+    if step.on_gpu and step.engine.get("cuda_graph") == "none":
         host = step.seconds.get("gaps")
         bound = None if host is None else step.without(host)
         yield Advice("engine.cuda_graph=step", "each kernel is launched by the host", bound, at_most=host is not None)
-    if not step.is_fused:
+    if not step.has_own_kernels:
         return
     told = "it can gain no more than all boundaries" if boundaries is not None else "the record does not tell how much"
     if step.engine.get("overlap") is False:
@@ -142,7 +142,7 @@ def other_work(step: Step) -> Iterator[Advice]:
         faster = step.without(step.kv / 2 / step.roof, step.kv / 2)
         yield Advice("a context half as long", f"{told}; a model with fewer key-value heads has fewer, too", faster)
     dense = not step.result.config["model"].get("n_experts")
-    room = not step.is_fused or 2 * step.batch <= MOST_FUSED_SEQUENCES
+    room = not step.has_own_kernels or 2 * step.batch <= MOST_FUSED_SEQUENCES
     if step.on_gpu and dense and room and step.weights > step.kv:
         more = step.kv / step.roof
         yield Advice(

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from gptbench.base.numbers import giga, micro
-from gptbench.config import (
-    FusedConfig,
-    InductorConfig,
-)
+from gptbench.config import engine_of
 from gptbench.schema import Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.metrics import HEADLINE
@@ -97,17 +94,14 @@ class Step:
         return section
 
     @property
-    def is_fused(self) -> bool:
-        return bool(self.engine["_target_"] in FusedConfig.TARGETS)
-
-    @property
-    def is_inductor(self) -> bool:
-        return bool(self.engine["_target_"] in InductorConfig.TARGETS)
+    def has_own_kernels(self) -> bool:
+        """Whether its kernels are gptbench's own."""
+        return engine_of(self.engine["_target_"]).OWN_KERNELS
 
     @property
     def is_one_graph(self) -> bool:
         """Whether a whole step is launched as one CUDA graph."""
-        return self.on_gpu and (self.is_fused or (self.is_inductor and self.engine.get("cuda_graph") == "step"))
+        return self.on_gpu and engine_of(self.engine["_target_"]).launches_one_graph(self.engine)
 
     @property
     def least_s(self) -> float:

@@ -21,6 +21,7 @@ from gptbench.config.engine import (
     InductorConfig,
     Scope,
     Tuning,
+    engine_of,
 )
 from gptbench.config.explanation import explain
 from gptbench.config.group_options import options, shipped
@@ -82,6 +83,7 @@ __all__ = [
     "WorkloadConfig",
     "add_option",
     "complete_model",
+    "engine_of",
     "explain",
     "load",
     "options",

@@ -1,9 +1,10 @@
 """The `engine` group: what prefills and decodes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptbench.config.device import DeviceKind, Dtype
 from gptbench.config.quant import UNQUANTISED
@@ -62,6 +63,16 @@ class EngineConfig(Section):
 
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
     """What runs the model beside torch and Triton: numbers depend on its version."""
+    FOLDERS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name a folder, below the one in which the command is typed."""
+    OWN_KERNELS: ClassVar[bool] = False
+    """Whether a decode step is a list of gptbench's own kernels, which `task=kernels` measures. Then there are the
+    fields `overlap` and `tiles`, `unsupported_by_kernels`, and `planned` of the engine's class."""
+
+    @classmethod
+    def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
+        """Whether a whole step is one CUDA graph on a GPU, as such a section says that was recorded."""
+        return False
 
     def unsupported_reason(self, config: "Config") -> str | None:
         """What would have to be different for the engine to do a run, or None if nothing: as far as the configuration
@@ -112,12 +123,18 @@ class InductorConfig(EngineConfig):
     tune_prefill: bool = False
     """Whether those of the prefill's kernels are looked for, too; its matrix products are a library's."""
 
+    @classmethod
+    def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
+        return recorded.get("cuda_graph") == CudaGraph.step.name
+
 
 @dataclass(kw_only=True)
 class FusedConfig(EngineConfig):
     """The decode step as a chain of our own kernels."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.fused.Fused",)
+    FOLDERS: ClassVar[tuple[str, ...]] = ("tiles",)
+    OWN_KERNELS: ClassVar[bool] = True
 
     overlap: bool = True
     """Whether a kernel starts while the one before it still runs, on a GPU that can (compute capability 9.0 and up)."""
@@ -126,6 +143,10 @@ class FusedConfig(EngineConfig):
     tiles: str = "outputs/tiles"
     """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
     that it lacks get built-in ones."""
+
+    @classmethod
+    def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
+        return True
 
     def unsupported_reason(self, config: "Config") -> str | None:
         if config.device.kind is DeviceKind.cpu:
@@ -183,3 +204,8 @@ ENGINES: dict[str, type[EngineConfig]] = {
     "hf": HuggingFaceConfig,
 }
 """The section of each engine, by the name that selects it."""
+
+
+def engine_of(target: str) -> type[EngineConfig]:
+    """The class of an engine's section, by its `_target_`; of a plugin's that is not there, what all are."""
+    return next((section for section in ENGINES.values() if target in section.TARGETS), EngineConfig)

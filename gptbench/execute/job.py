@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from gptbench.base.errors import UserError
 from gptbench.base.outputs import check_folder
 from gptbench.base.streams import lasting
-from gptbench.config import Config, FusedConfig, load, plugins
+from gptbench.config import Config, load, plugins
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 if TYPE_CHECKING:
@@ -176,10 +176,8 @@ def from_folder(config: Config, folder: Path) -> Config:
     """The same with what it keeps below the folder in which the command was typed: a job on another machine may have
     another working directory."""
     config = dataclasses.replace(config, outputs=str(folder / config.outputs))
-    if isinstance(config.engine, FusedConfig):
-        engine = dataclasses.replace(config.engine, tiles=str(folder / config.engine.tiles))
-        config = dataclasses.replace(config, engine=engine)
-    return config
+    folders: dict[str, Any] = {name: str(folder / getattr(config.engine, name)) for name in config.engine.FOLDERS}
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, **folders))
 
 
 def own_options(hydra_config: HydraConf) -> list[str]:

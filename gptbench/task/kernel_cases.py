@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from gptbench.config import INT8, Config, FusedConfig, KernelsConfig, QuantConfig
+from gptbench.config import ENGINES, INT8, Config, KernelsConfig, QuantConfig
+from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.quant import Int8, Unquantised, WeightFormat
 
@@ -115,11 +116,19 @@ def kernels_run(device: Device) -> bool:
     return (device.is_cuda and not device.is_amd) or INTERPRETED
 
 
-def fused_section(config: Config) -> FusedConfig:
-    """The settings of `engine=fused`: the run's, or its defaults."""
-    if isinstance(config.engine, FusedConfig):
+def kernels_section(config: Config) -> Any:
+    """The settings of the engine that has our kernels: the run's, or else the defaults of the first that has."""
+    if config.engine.OWN_KERNELS:
         return config.engine
-    return FusedConfig.named("fused", tiles=str(Path(config.outputs) / "tiles"))
+    name, section = next((name, each) for name, each in ENGINES.items() if each.OWN_KERNELS)
+    return section.named(name, tiles=str(Path(config.outputs) / "tiles"))
+
+
+def planned(config: Config, device: Device) -> "Fused":
+    """The engine that has our kernels, over a model without memory."""
+    section = kernels_section(config)
+    engine: type[Fused] = target(section)
+    return engine.planned(section, config, device)
 
 
 def model_cases(config: Config, device: Device) -> Iterator[Case]:
@@ -133,9 +142,7 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     yield read_reduce_case(device, rounds=64 if device.is_cuda else 1)
     if no_model_cases(config, device) is not None:
         return
-    from gptbench.engine.fused import Fused
-
-    engine = Fused.planned(fused_section(config), config, device)
+    engine = planned(config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     assert isinstance(config.task, KernelsConfig)
     launches = 2 * (config.task.replays + 10)  # by two implementations, and a few beside what is timed
@@ -148,7 +155,7 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     """Why `model_cases` has none of the model's kernels, or None where it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
-    needed = fused_section(config).unsupported_by_kernels(config) or config.quant.refuse(
+    needed = kernels_section(config).unsupported_by_kernels(config) or config.quant.refuse(
         config.model, config.device.dtype
     )
     return None if needed is None else f"they need {needed}"
@@ -254,15 +261,13 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
     """The tile of each of the cases' kernels that has one, by its use; empty where our kernels do not run."""
     if not kernels_run(device) or not isinstance(config.task, KernelsConfig):
         return {}
-    from gptbench.engine.fused import Fused
     from gptbench.engine.tiles import Tiles
     from gptbench.kernels.tile import Use
 
-    section = fused_section(config)
-    tiles = Tiles.of(Path(section.tiles), device)
+    tiles = Tiles.of(Path(kernels_section(config).tiles), device)
     of_sizes = itertools.product(config.task.sizes, (Unquantised(), Int8()))
     uses = [Use("linear", size, size, weight_format, torch.bfloat16, 1) for size, weight_format in of_sizes]
-    of_model = {} if no_model_cases(config, device) is not None else Fused.planned(section, config, device).tiles_used
+    of_model = {} if no_model_cases(config, device) is not None else planned(config, device).tiles_used
     return {str(use): asdict(tiles[use]) for use in uses} | of_model
 
 
@@ -278,7 +283,7 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     from gptbench.kernels.matrix import Matrix
     from gptbench.kernels.norm import Norm
 
-    section = fused_section(config)
+    section = kernels_section(config)
     tiles, overlap = Tiles.of(Path(section.tiles), device), section.overlap and can_overlap(device.torch)
 
     def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
