@@ -118,6 +118,7 @@ add_option("NAME", MineConfig.named("mine"))
 def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Path, sleeper: str) -> None:
     (tmp_path / "raises.py").write_text("1 / 0\n")
     (tmp_path / "syntax.py").write_text("def\n")
+    (tmp_path / "lacks.py").write_text("import json\nimport no_such\n")
     (tmp_path / "twice.py").write_text(SECTION.replace("NAME", "eager"))
     (tmp_path / "mine.py").write_text(SECTION.replace("NAME", "mine"))
     (tmp_path / "other.py").write_text(SECTION.replace("NAME", "mine"))
@@ -125,12 +126,13 @@ def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Pat
     (tmp_path / "own" / "engine" / "named.yaml").write_text("plugin: raises.py\n_target_: raises.X\nname: x\n")
     for arguments, message in {
         ("--plugin", "no.py"): "--plugin no.py: expected a file of Python, and there is no such file",
+        ("--plugin", "no_such"): "--plugin no_such: ModuleNotFoundError: No module named 'no_such'\n",
+        ("--plugin", "raises.py"): f"--plugin raises.py: {tmp_path}/raises.py, line 1: ZeroDivisionError: division by",
+        ("--plugin", "syntax.py"): f"--plugin syntax.py: {tmp_path}/syntax.py, line 1: SyntaxError: invalid syntax\n",
         (
             "--plugin",
-            "no_such_module",
-        ): "--plugin no_such_module: ModuleNotFoundError(",
-        ("--plugin", "raises.py"): "--plugin raises.py: ZeroDivisionError(",
-        ("--plugin", "syntax.py"): "--plugin syntax.py: SyntaxError(",
+            "lacks.py",
+        ): f"--plugin lacks.py: {tmp_path}/lacks.py, line 2: ModuleNotFoundError: No module",
         ("--plugin", "twice.py"): "--plugin twice.py: engine=eager: it is there already",
         ("--plugin", "mine.py", "--plugin", "other.py"): "--plugin other.py: engine=mine: it is there already",
         ("--plugin",): "--plugin: expected a file of Python, or the name of a module, behind it",
@@ -145,7 +147,7 @@ def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Pat
         code, call = warm.run(tmp_path, *arguments)
         assert code == 2, (arguments, call.err)
         assert message in call.err, (arguments, call.err)
-        assert "Traceback" not in call.err
+        assert "Traceback" not in call.err and "importlib" not in call.err
 
 
 WRITE = """
@@ -215,6 +217,43 @@ def test_a_format_of_ones_own_stores_the_weights(warm: Warm, tmp_path: Path) -> 
     code, call = warm.run(tmp_path, "--plugin", "tests.plugins.int4", "quant=int4", "--cfg", "job")
     assert code == 0, call.err
     assert "_target_: tests.plugins.int4.Int4" in call.out
+
+
+def test_a_task_has_its_section_its_code_and_its_record(warm: Warm, tmp_path: Path) -> None:
+    """It is swept, resumed and shown; without its plugin its record is none that is known."""
+    named = ["--plugin", str(shutil.copy(PLUGINS / "copying.py", tmp_path)), "task=copying", "device=cpu"]
+    sizes = ["-m", "task.megabytes=[1],[2,3]", "task.repeats=2", "tracking=none", "device.measure_roof=false"]
+    code, call = warm.run(tmp_path, *named, *sizes)
+    assert code == 0, call.err
+    paths = [Path(found.record or "") for found in outcomes(tmp_path)]
+    one, two = (json.loads(path.read_text()) for path in paths)
+    assert [path.name for path in paths] == ["copies.json", "copies.json"]
+    assert [copied["megabytes"] for copied in one["copies"] + two["copies"]] == [1, 2, 3]
+    assert all(len(copied["seconds"]) == 2 for copied in two["copies"])
+    assert one["config"]["task"]["_target_"] == "copying.Copying"
+    assert one["identity"] != two["identity"]
+    assert "copy/3MB/gb_per_s: " in call.err
+    code, again = warm.run(tmp_path, *named, *sizes, "sweep.resume=true")
+    assert code == 0, again.err
+    assert again.lines[0]["found"] == 2, again.lines
+    code, report = warm.run(tmp_path, "report", *map(str, paths), *named[:2])
+    assert code == 0, report.err
+    code, unknown = warm.run(tmp_path, "report", str(paths[0]))
+    assert code == 2
+    assert "kind=copies: expected one of" in unknown.err
+    code, refused = warm.run(tmp_path, *named, "task.repeats=0")
+    assert code == 2
+    assert "task.repeats=0: expected a number of at least 1" in refused.err
+
+
+def test_the_metric_that_the_readme_shows_is_one(warm: Warm, tmp_path: Path) -> None:
+    shown = (ROOT / "README.md").read_text().partition("## Plugins")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "worst_step.py").write_text(shown)
+    code, call = warm.run(tmp_path, "--plugin", "worst_step.py", *RUN, "engine=eager")
+    assert code == 0, call.err
+    record = Result.load(tmp_path / call.lines[0]["result"])
+    assert call.lines[0]["worst_step_s"] == max(record.samples[0].step_s)
+    assert "worst step" in call.err
 
 
 def test_a_family_of_models_has_its_architecture_its_codec_and_a_metric(warm: Warm, tmp_path: Path) -> None:

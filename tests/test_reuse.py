@@ -262,7 +262,7 @@ def test_single_kernels_are_measured_without_a_model_beside_them(
     def seen(*_: Any) -> None:
         assert session.kept is None
 
-    monkeypatch.setattr(run_module, "run_kernels", seen)
+    monkeypatch.setattr(run_module, "run_standalone", seen)
     task = KernelsConfig(_target_="gptbench.task.Kernels", name="kernels")
     run_job(replace(of, task=task), tmp_path / "1", tmp_path, session)
 

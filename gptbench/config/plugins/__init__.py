@@ -1,21 +1,22 @@
 """Files and modules of the user's own, which the command line names: `--plugin FILE_OR_MODULE`.
 
 A plugin is imported before anything is composed, and registers what it brings (formats, engines, architectures, codecs,
-metrics) with the functions that register gptbench's own. Only the command line names one: no configuration, checkpoint
-or environment variable does. A file is imported as a module of this package whose name holds its path, so that another
-process that unpickles something of it finds it.
+metrics, tasks) with the functions that register gptbench's own. Only the command line names one: no configuration,
+checkpoint or environment variable does. A file is imported as a module of this package whose name holds its path, so
+that another process that unpickles something of it finds it.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from gptbench.base.errors import UserError, raised
+from gptbench.base.errors import UserError, in_one_line
 from gptbench.base.hub import expanded
 
 OPTION = "--plugin"
@@ -69,7 +70,19 @@ def load(named: str) -> None:
     except UserError as error:
         raise UserError(f"{OPTION} {named}: {error}") from error
     except Exception as error:
-        raise UserError(f"{OPTION} {named}: {raised(error)}") from error
+        raise UserError(f"{OPTION} {named}: {why_not_imported(error)}") from error
+
+
+def why_not_imported(error: Exception) -> str:
+    """Where in which file, as far as one of the user's was read, and the reason."""
+    own = (__file__, importlib.__file__)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename not in own]
+    places = [(each.filename, each.lineno) for each in frames if not each.filename.startswith("<frozen ")]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        places.append((error.filename, error.lineno))
+    where = f"{places[-1][0]}, line {places[-1][1]}: " if places else ""
+    reason = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else in_one_line(error)
+    return where + reason
 
 
 def source_hash(module: str) -> str:
