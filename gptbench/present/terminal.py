@@ -104,7 +104,7 @@ class Terminal:
             if path is not None:
                 draw_compilation(record, path.with_name(path.stem.replace("result", "compile") + ".png"))
         else:
-            for name, value in record.summary().items():
+            for name, value in record.summary.items():
                 console.print(f"  {name}: {number(value)}", markup=False)
 
     def swept(self, record: SweepRecord) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -62,6 +63,7 @@ class CopyingResult(Measured):
     def problem(self) -> str | None:
         return "it was interrupted" if self.interrupted else None
 
+    @cached_property
     def summary(self) -> dict[str, float]:
         return {f"copy/{copied.megabytes}MB/gb_per_s": copied.gb_per_s for copied in self.copies}
 
