@@ -37,7 +37,6 @@ from gptbench.device import Device
 from gptbench.engine.inductor import compile_options
 from gptbench.execute import attempt
 from gptbench.execute.reuse import Session
-from gptbench.measure import roof
 from gptbench.present.terminal import Terminal
 from gptbench.sampling import Sampler
 from gptbench.schema import KernelResult
@@ -63,13 +62,10 @@ TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"s
 
 
 @pytest.fixture(autouse=True)
-def quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(one_thread: None, small_roof: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernels, "ROUND_BYTES", 2**14)
     monkeypatch.setattr(kernel_cases, "INNER", 48)
     monkeypatch.setattr(kernel_cases, "ROWS", 7)
-    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
-    monkeypatch.setattr(roof, "CACHES", 0)
-    monkeypatch.setattr(roof, "LAUNCHES", 2)
     if importlib.util.find_spec("triton") is not None:
         from tests.test_kernel_interpreter import prepare_language_once
 

@@ -36,7 +36,6 @@ from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute.reuse import Session
 from gptbench.generate import Workload
 from gptbench.measure import breakdown as breakdown_module
-from gptbench.measure import roof
 from gptbench.measure.breakdown import PROFILED, break_down, find_steps
 from gptbench.present.tables import show_result
 from gptbench.present.terminal import Terminal
@@ -233,13 +232,6 @@ def test_bytes_that_the_engine_knows_are_told(tmp_path: Path, monkeypatch: pytes
 def run(of: Config, folder: Path) -> Result:
     attempt.alone(job_of(of, folder), Session(), Terminal(quiet=False))
     return Result.load(folder / "result.json")
-
-
-@pytest.fixture
-def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "CPU_BUFFER_BYTES", 2**22)
-    monkeypatch.setattr(roof, "CACHES", 0)
-    monkeypatch.setattr(roof, "LAUNCHES", 2)
 
 
 @pytest.mark.usefixtures("small_roof", "one_thread")

@@ -95,6 +95,7 @@ def test_a_death_is_told_and_the_next_one_lives(how: str, told: str) -> None:
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    in_own_process(square, 1)  # the server starts
     start = time.perf_counter()
     ended = in_own_process(rest, 60.0, tmp_path / "pid", timeout_s=1.0)
     assert time.perf_counter() - start < 10
