@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from gptbench.build import on_meta
 from gptbench.config import FORMATS, DeviceKind, FusedConfig, QuantConfig
 from gptbench.device import Device
+from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
 from gptbench.sampling import Sampler
 from tests.models import model_config, run_config
@@ -49,10 +50,10 @@ def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     model = replace(model_config(name), n_layers=2)
     of = run_config(model, batch=batch)
     built = on_meta(model, section_of(quant), torch.bfloat16)
-    built.allocate(batch, length, torch.device("meta"))
     on = Device(replace(of.device, kind=DeviceKind.cpu))
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
-    made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, len(of.workload.prompt))
+    shape = Shape(batch, len(of.workload.prompt), length)
+    made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, shape)
     made.processors = HOPPER_PROCESSORS
     made.ops = made.decode_ops(made.tiles.__getitem__)
     return made

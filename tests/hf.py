@@ -148,6 +148,7 @@ def loaded(
     with torch.no_grad():
         read = build(run_config(config, quant, new_tokens=21, batch=batch), model, device, progress)
     assert read is not None
+    model.memory = model.allocate(batch, 24, device.torch)  # as `make_model` gives it
     return model, read
 
 

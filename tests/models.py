@@ -117,11 +117,12 @@ def make_model(
     seed: int = 1234,
     device: torch.device = CPU,
 ) -> Transformer:
-    """A model with seeded weights and an empty KV cache of `length` positions, as `gptbench.build.build` makes it."""
+    """A model with seeded weights, as `gptbench.build.build` makes it; and for tests that call it without an engine,
+    `model.memory` for sequences of `length` positions."""
     model = on_meta(config, quant_section(quant), dtype)
     model.to_empty(device=device)
     fill(model, seed)
-    model.allocate(batch, length, device)
+    model.memory = model.allocate(batch, length, device)
     return model
 
 
@@ -169,12 +170,12 @@ def random_tokens(config: ModelConfig, batch: int, tokens: int, seed: int = 7) -
 def prefill(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits after the last of tokens [B, T], which start the cache anew."""
     count = tokens.shape[1]
-    return model(tokens, torch.arange(count).expand(len(tokens), -1), count)
+    return model(tokens, torch.arange(count).expand(len(tokens), -1), model.memory, count)
 
 
 def step(model: Transformer, tokens: Tensor, position: int, read: int) -> Tensor:
     """Logits after one more token [B, 1] at `position`, with the first `read` cached positions attended to."""
-    return model(tokens, torch.full((len(tokens), 1), position), read)
+    return model(tokens, torch.full((len(tokens), 1), position), model.memory, read)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.config import FusedConfig, SamplingConfig
+from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
 from gptbench.kernels.launch import can_overlap
 from gptbench.model import Transformer
@@ -52,11 +53,11 @@ def steps(engine: Fused) -> tuple[Tensor, Tensor]:
     return engine.state.tokens[:, : PROMPT + STEPS].clone(), engine.state.logits.clone()
 
 
-def engine_over(model: Transformer, overlap: bool) -> Fused:
+def engine_over(model: Transformer, batch: int, overlap: bool) -> Fused:
     drawn = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=0.8, top_k=50)
     target, on = "gptbench.engine.fused.Fused", device("cuda")
     section = FusedConfig(_target_=target, name="fused", overlap=overlap, tiles=tempfile.gettempdir())
-    engine = Fused(section, model, Sampler(drawn, model.config.vocab_size, on.torch), on, PROMPT)
+    engine = Fused(section, model, Sampler(drawn, model.config.vocab_size, on.torch), on, Shape(batch, PROMPT, LENGTH))
     engine.prepare()
     return engine
 
@@ -70,8 +71,8 @@ def main() -> None:
     for name, quant, batch in itertools.product(MODELS, ("none", "int8"), (1, 3)):
         config = replace(model_config(name), n_layers=2)
         model = make_model(config, quant, batch, LENGTH, torch.bfloat16, device=cuda)
-        tokens, logits = steps(engine_over(model, overlap=False))
-        overlapping = engine_over(model, overlap=True)
+        tokens, logits = steps(engine_over(model, batch, overlap=False))
+        overlapping = engine_over(model, batch, overlap=True)
         for _ in range(3):
             other_tokens, other_logits = steps(overlapping)
             assert torch.equal(tokens, other_tokens), (name, quant, batch)

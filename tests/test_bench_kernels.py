@@ -34,6 +34,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import target
 from gptbench.device import Device
+from gptbench.engine import Shape
 from gptbench.engine.inductor import compile_options
 from gptbench.execute import attempt
 from gptbench.execute.reuse import Session
@@ -331,7 +332,7 @@ def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, ba
     built = make_model(model, quant, batch, cache_length(of))
     sampler = Sampler(of.sampling, model.vocab_size, device().torch)
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
-    engine: Any = target(section)(section, built, sampler, device(), len(of.workload.prompt))
+    engine: Any = target(section)(section, built, sampler, device(), Shape.of(of))
     launches = {op.role: op for op in engine.ops}
     _, *cases = model_cases(model, quant, batch)
     assert len({case.label for case in cases}) == len(cases)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gptbench.engine.hf as hf
 from gptbench.base.errors import ConfigError
 from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_possible
-from gptbench.engine import Engine, HuggingFace, Inductor
+from gptbench.engine import Engine, HuggingFace, Inductor, Shape
 from gptbench.execute.reuse import release
 from gptbench.measure.compilation import CompileWatch
 from gptbench.sampling import Sampler
@@ -177,7 +177,7 @@ def test_holds_nothing_twice(model: ModelConfig, uncompiled: None) -> None:
         assert theirs == set(ours), "each of our tensors is a parameter there, and there is no other"
         assert not any(tensor.is_meta for tensor in (*engine.hf.parameters(), *engine.hf.buffers()))
         assert sum(buffer.nbytes for buffer in engine.hf.buffers()) <= 2 * 4 * model.head_dim // 2
-        assert not [name for name, _ in engine.model.named_buffers() if name.endswith("_cache")]
+        assert not [*engine.model.buffers()] and all(tensor.is_meta for tensor in engine.memory.tensors)
 
 
 @installed
@@ -187,9 +187,8 @@ def test_takes_next_to_no_memory() -> None:
     weights = sum(parameter.nbytes for parameter in built.parameters())
     sampler = Sampler(GREEDY, wide.vocab_size, CPU)
     for cache in ("dynamic", "static"):
-        built.allocate(1, LENGTH, CPU)
         with torch.profiler.profile(profile_memory=True) as profile:
-            engine = HuggingFace(config(cache), built, sampler, on, PROMPT)
+            engine = HuggingFace(config(cache), built, sampler, on, Shape(1, PROMPT, LENGTH))
         allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
         assert allocated < weights / 20
         assert sum(tensor.nbytes for tensor in engine.hf.parameters()) == weights
@@ -208,7 +207,7 @@ def test_takes_the_family_that_fits(name: str) -> None:
 @installed
 def test_reads_and_caches(uncompiled: None) -> None:
     read = {
-        (name, cache): [made.positions_read(rows, made.model.caches[0]) for rows in ([5], [6], [20], [5, 6, 20])]
+        (name, cache): [made.positions_read(rows, made.memory.caches[0]) for rows in ([5], [6], [20], [5, 6, 20])]
         for name, model in (("all", DENSE), ("window", WINDOW))
         for cache in ("static", "dynamic")
         for made in [make_hf(model, cache)]
@@ -376,9 +375,8 @@ def test_weights_are_on_the_gpu_once(cache: str) -> None:
     built = make_model(wide, length=LENGTH, dtype=torch.bfloat16, device=on.torch)
     before = torch.cuda.memory_allocated()
     weights = sum(parameter.nbytes for parameter in built.parameters())
-    engine = HuggingFace(
-        config(cache), built, make_engine(EAGER, GQA, "none", 1, torch.float32, on).sampler, on, PROMPT
-    )
+    sampler = make_engine(EAGER, GQA, "none", 1, torch.float32, on).sampler
+    engine = HuggingFace(config(cache), built, sampler, on, Shape(1, PROMPT, LENGTH))
     assert torch.cuda.memory_allocated() - before < weights / 20
     engine.release()
     release(built, on)

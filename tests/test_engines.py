@@ -32,7 +32,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
-from gptbench.engine import Auto, Eager, Engine, Inductor
+from gptbench.engine import Auto, Eager, Engine, Inductor, Shape
 from gptbench.engine.tiles import Tiles
 from gptbench.kernels.route import Routing
 from gptbench.kernels.tile import Tile, Use
@@ -90,8 +90,8 @@ def make_engine(
     on: Device,
     sampling: SamplingConfig = GREEDY,
 ) -> Engine:
-    built = make_model(model, quant, batch, LENGTH, dtype, device=on.torch)
-    engine: Engine = instantiate(config, built, Sampler(sampling, model.vocab_size, on.torch), on, PROMPT)
+    built, shape = make_model(model, quant, batch, LENGTH, dtype, device=on.torch), Shape(batch, PROMPT, LENGTH)
+    engine: Engine = instantiate(config, built, Sampler(sampling, model.vocab_size, on.torch), on, shape)
     engine.prepare()
     return engine
 
@@ -131,8 +131,9 @@ FILLED = (2, 9, 17)
 """Cached positions of three rows."""
 
 
-def assert_rows_agree_alone(engine: Engine, quant: str, behind: float, steps: int = STEPS // 2) -> None:
-    """Rows at positions of their own: each gives the logits and tokens, greedy, that it gives alone.
+def assert_rows_agree_alone(engine: Engine, behind: float, steps: int = STEPS // 2) -> None:
+    """Rows at positions of their own: each gives the logits and tokens, greedy, that it gives alone, by an engine that
+    has the same weights.
 
     Args:
         engine: of as many rows as `FILLED`, in float32.
@@ -140,8 +141,8 @@ def assert_rows_agree_alone(engine: Engine, quant: str, behind: float, steps: in
     """
     config, on, alone = engine.model.config, engine.device, []
     for row, count in enumerate(FILLED):
-        model = make_model(config, quant, 1, LENGTH, device=on.torch)
-        alone.append(Eager(EAGER, model, Sampler(GREEDY, config.vocab_size, on.torch), on, count))
+        sampler = Sampler(GREEDY, config.vocab_size, on.torch)
+        alone.append(Eager(EAGER, engine.model, sampler, on, Shape(1, count, LENGTH)))
         alone[row].prefill(random_tokens(config, 1, count, seed=row).to(on.torch))
         for cache, own in zip(engine.cached(), alone[row].cached(), strict=True):
             cache[row, :, :count], cache[row, :, count:] = own[0, :, :count], behind
@@ -162,7 +163,7 @@ def assert_rows_agree_alone(engine: Engine, quant: str, behind: float, steps: in
 @pytest.mark.parametrize("model", [*FAMILY, MIXED], ids=model_name)
 def test_rows_at_positions_of_their_own_agree_with_each_alone(model: ModelConfig) -> None:
     engine = make_engine(EAGER, model, "none", len(FILLED), torch.float32, device("cpu"))
-    assert_rows_agree_alone(engine, "none", behind=1e6)
+    assert_rows_agree_alone(engine, behind=1e6)
 
 
 FEW = [(DENSE, "none", 1), (GQA, "int8", 3), (MOE, "int8", 1), (MOE, "none", 3), (QWEN, "int8", 1), (WINDOW, "none", 1)]
@@ -176,7 +177,7 @@ def test_inductor_agrees_with_eager(model: ModelConfig, quant: str, batch: int) 
     engine = make_engine(inductor(), model, quant, batch, dtype, on)
     assert_agrees(engine, reference, dtype)
     if batch == len(FILLED):
-        assert_rows_agree_alone(engine, quant, behind=1e6)
+        assert_rows_agree_alone(engine, behind=1e6)
 
 
 @pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (MOE, "int8")], ids=model_name)
@@ -205,7 +206,7 @@ def test_inductor_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch
     engine = make_engine(inductor(), model, quant, batch, dtype, on)
     assert_agrees(engine, reference, dtype)
     if batch == len(FILLED) and dtype is torch.float32:
-        assert_rows_agree_alone(engine, quant, behind=1e6)
+        assert_rows_agree_alone(engine, behind=1e6)
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_fused_agrees_with_eager(model: ModelConfig, quant: str, batch: int, few
     engine = make_engine(FUSED, small, quant, batch, dtype, on)
     assert_agrees(engine, reference, dtype, steps=3)
     if batch == len(FILLED):
-        assert_rows_agree_alone(engine, quant, behind=torch.nan, steps=2)
+        assert_rows_agree_alone(engine, behind=torch.nan, steps=2)
 
 
 @pytest.mark.parametrize(("model", "quant"), [(DENSE, "none"), (GQA, "int8"), (MOE, "int8")], ids=model_name)
@@ -288,7 +289,7 @@ def test_experts_are_counted_as_rows_choose_them(
 
 def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
     engine: Any = target(FUSED)(
-        FUSED, make_model(MOE, "int8", 3, LENGTH), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), PROMPT
+        FUSED, make_model(MOE, "int8"), Sampler(GREEDY, MOE.vocab_size, CPU), device("cpu"), Shape(3, PROMPT, LENGTH)
     )
     most, fewer = engine.kernels([7] * 3), engine.kernels([7] * 3, experts=2.5)
     assert [kernel.name for kernel in most] == [op.name for op in engine.ops]
@@ -306,7 +307,7 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
 def test_layers_of_different_windows_read_different_numbers_of_positions() -> None:
     """By kernels of one name."""
     engine: Any = target(FUSED)(
-        FUSED, make_model(WINDOW, "none", 1, LENGTH), Sampler(GREEDY, WINDOW.vocab_size, CPU), device("cpu"), PROMPT
+        FUSED, make_model(WINDOW), Sampler(GREEDY, WINDOW.vocab_size, CPU), device("cpu"), Shape(1, PROMPT, LENGTH)
     )
     first, second, *_ = (op for op in engine.ops if op.role == "attention")
     engine.ops = [replace(first, window=4), replace(second, window=0)]
@@ -335,7 +336,7 @@ def test_fused_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: i
         with kept_evidence(engine, reference):
             assert_agrees(engine, reference, dtype)
         if batch == len(FILLED) and dtype is torch.float32:
-            assert_rows_agree_alone(engine, quant, behind=torch.nan)
+            assert_rows_agree_alone(engine, behind=torch.nan)
 
 
 def test_a_disagreement_leaves_its_states_and_binaries(
@@ -472,8 +473,8 @@ def test_positions_read_and_moved() -> None:
         (fused, FUSED, WINDOW, [2, 4, 4, 2 + 4 + 4], 2 + 4 + 4),
     ):
         sampler = Sampler(GREEDY, model.vocab_size, on.torch)
-        engine: Any = kind(section, make_model(model, length=LENGTH), sampler, on, PROMPT)
-        cache = engine.model.caches[0]
+        engine: Any = kind(section, make_model(model, length=LENGTH), sampler, on, Shape(1, PROMPT, LENGTH))
+        cache = engine.memory.caches[0]
         assert [engine.positions_read(rows, cache) for rows in ([1], [3], [20], [1, 3, 20])] == read
         assert engine.positions_moved([1, 3, 20], cache) == moved
 
@@ -484,7 +485,7 @@ def test_fused_kernels_read_every_weight_once(model: ModelConfig, quant: str) ->
     """What the kernels say that they read is what a step's traffic is made of: all but the norms and the scratch."""
     on = device("cpu")
     built = make_model(replace(model, n_layers=1), quant, length=LENGTH)
-    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, model.vocab_size, on.torch), on, PROMPT)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, model.vocab_size, on.torch), on, Shape(1, PROMPT, LENGTH))
     block = engine.model.layers[0]
     small = [p for m in block.modules() if isinstance(m, (RMSNorm, Bias)) for p in m.parameters()]
     small += engine.model.norm.parameters()
@@ -540,13 +541,13 @@ def test_tuned_tiles_are_kept_and_agree_with_eager(model: ModelConfig, tmp_path:
     built = make_model(model, "int8", 1, LENGTH, dtype, device=on.torch)
     config = replace(FUSED, tune=True, tiles=str(tmp_path))
     sampler = Sampler(GREEDY, model.vocab_size, on.torch)
-    engine: Any = target(FUSED)(config, built, sampler, on, PROMPT)
+    engine: Any = target(FUSED)(config, built, sampler, on, Shape(1, PROMPT, LENGTH))
     engine.tune()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert len(kept) == 1
     engine.prepare()
     assert_agrees(engine, make_engine(EAGER, model, "int8", 1, dtype, on), dtype)
-    again: Any = target(FUSED)(config, built, sampler, on, PROMPT)
+    again: Any = target(FUSED)(config, built, sampler, on, Shape(1, PROMPT, LENGTH))
     again.tune()
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}, "nothing was searched again"
     assert engine.details()["tiles"] == again.details()["tiles"]
@@ -555,7 +556,7 @@ def test_tuned_tiles_are_kept_and_agree_with_eager(model: ModelConfig, tmp_path:
 def test_released_fused_engine_holds_no_weights() -> None:
     on = device("cpu")
     built = make_model(MOE, "int8", length=LENGTH)
-    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(1, PROMPT, LENGTH))
     held = [weakref.ref(p) for p in built.parameters()] + [weakref.ref(cache) for cache in engine.cached()]
     engine.release()
     engine.release()
@@ -569,7 +570,7 @@ def test_released_fused_engine_holds_no_weights() -> None:
 def test_rows_of_a_batch_take_experts_of_their_own_while_tiles_are_measured(few_programs: None) -> None:
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=1), "none", 4, length=LENGTH)
-    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(4, PROMPT, LENGTH))
     engine.pose()
     assert len(set(engine.state.token.flatten().tolist())) == 4
     (use,) = {op.use for op in engine.ops if op.role == "w2"}
@@ -582,7 +583,7 @@ def test_rows_of_a_batch_take_experts_of_their_own_while_tiles_are_measured(few_
 def test_tiles_are_measured_in_whole_steps() -> None:
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=2), "none", 2, length=LENGTH)
-    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, PROMPT)
+    engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(2, PROMPT, LENGTH))
     for use in dict.fromkeys(op.use for op in engine.ops if op.use is not None):
         own = Tile(rows=16, block=32, warps=1, preload=0)
         step = engine.ops_with(use, own)

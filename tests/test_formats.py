@@ -17,6 +17,7 @@ from gptbench.build import fill, memory_need_of, nbytes, on_meta
 from gptbench.config import FORMATS, Dtype, FormatLimits, HuggingFaceConfig, ModelConfig, QuantConfig, registration
 from gptbench.config.refusal import read_section
 from gptbench.config.targets import instantiate
+from gptbench.engine import Shape
 from gptbench.measure.traffic import expert_bytes
 from gptbench.model import Embedding, Transformer, Weight
 from gptbench.model.linear import Router, weights_by_name
@@ -71,7 +72,7 @@ def made(config: ModelConfig, quant: QuantConfig, batch: int = 2) -> Transformer
 def filled(model: Transformer, batch: int = 2) -> Transformer:
     model.to_empty(device=CPU)
     fill(model, 1234)
-    model.allocate(batch, LENGTH, CPU)
+    model.memory = model.allocate(batch, LENGTH, CPU)  # as `make_model` gives it
     return model
 
 
@@ -97,7 +98,7 @@ def test_torch_computes_with_what_int4_means(int4: WeightFormat, config: ModelCo
     prefill(one, tokens[:1, :5])
     torch.compiler.reset()
     compiled = torch.compile(one.forward, backend="eager", fullgraph=True, dynamic=False)
-    assert relative_error(compiled(tokens[:1, 5:], torch.tensor([[5]]), LENGTH), expected[:1, 1]) < 1e-5
+    assert relative_error(compiled(tokens[:1, 5:], torch.tensor([[5]]), one.memory, LENGTH), expected[:1, 1]) < 1e-5
 
 
 MIXES = {
@@ -120,7 +121,7 @@ def test_formats_mix_in_a_model(int4: WeightFormat, mix: Any, few_programs: None
 
     def engine(engine_section: Any, model: Transformer) -> Any:
         sampler = Sampler(GREEDY, config.vocab_size, on.torch)
-        prepared = instantiate(engine_section, model, sampler, on, PROMPT)
+        prepared = instantiate(engine_section, model, sampler, on, Shape(batch, PROMPT, LENGTH))
         prepared.prepare()
         return prepared
 

@@ -9,6 +9,7 @@ import triton
 
 from gptbench.config import ModelConfig
 from gptbench.config.targets import instantiate
+from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
 from gptbench.kernels.launch import Builders, compile_only, launch
 from gptbench.measure.compilation import CompileWatch
@@ -86,7 +87,8 @@ def test_a_prompts_kernels_are_launched_where_they_are_ours(
 ) -> None:
     on = device("cpu")
     built = make_model(DENSE, quant, batch, LENGTH, torch.float32, device=on.torch)
-    engine: Fused = instantiate(FUSED, built, Sampler(GREEDY, DENSE.vocab_size, on.torch), on, PROMPT)
+    sampler, shape = Sampler(GREEDY, DENSE.vocab_size, on.torch), Shape(batch, PROMPT, LENGTH)
+    engine: Fused = instantiate(FUSED, built, sampler, on, shape)
     launched: list[Any] = []
     monkeypatch.setattr(engine, "launch_all", launched.extend)
     calls: list[str] = []
@@ -105,7 +107,8 @@ def test_a_prompts_kernels_are_launched_where_they_are_ours(
 def test_nothing_is_left_to_compile(model: ModelConfig, quant: str) -> None:
     on, batch = device("cuda"), 6  # of which no other test has kernels
     built = make_model(model, quant, batch, LENGTH, torch.bfloat16, device=on.torch)
-    engine: Fused = instantiate(FUSED, built, Sampler(GREEDY, model.vocab_size, on.torch), on, PROMPT)
+    sampler, shape = Sampler(GREEDY, model.vocab_size, on.torch), Shape(batch, PROMPT, LENGTH)
+    engine: Fused = instantiate(FUSED, built, sampler, on, shape)
     with CompileWatch() as watch, torch.no_grad():
         compile_only(engine.each_kernel, on.torch)
         compiled = watch.count

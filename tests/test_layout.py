@@ -124,7 +124,7 @@ def test_an_architecture_of_ones_own_is_one_row(tmp_path: Path) -> None:
     assert read_shape(mine)["architecture"] == "MineForCausalLM"
     model, expected = loaded(mine)[0], loaded(tmp_path / "plain")[0]
     assert [block.spec.attention.window for block in model.layers] == [0, 3]
-    assert [cache.spec.window for cache in model.caches] == [0, 3]
+    assert [cache.spec.window for cache in model.memory.caches] == [0, 3]
     for (name, tensor), (_, other) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
         assert torch.equal(tensor, other), name
     with pytest.raises(UserError, match=r"model.architecture=Mine: expected null or MineForCausalLM"):

@@ -12,7 +12,7 @@ import torch
 from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, Tuning, WorkloadConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
-from gptbench.engine import Engine
+from gptbench.engine import Engine, Shape
 from gptbench.execute.isolation import in_own_process
 from gptbench.generate import HostClock, Workload, generate
 from gptbench.measure import environment as surroundings
@@ -55,7 +55,8 @@ def make_workload(on: Device, samples: int = 3, batch: int = 1) -> Workload:
 
 def make_engine(config: EagerConfig | InductorConfig, on: Device, batch: int = 1) -> Engine:
     model = make_model(DENSE, batch=batch, length=16, dtype=torch.float32, device=on.torch)
-    engine: Engine = instantiate(config, model, Sampler(DRAWN, DENSE.vocab_size, on.torch), on, len(PROMPT))
+    sampler, shape = Sampler(DRAWN, DENSE.vocab_size, on.torch), Shape(batch, len(PROMPT), 16)
+    engine: Engine = instantiate(config, model, sampler, on, shape)
     return engine
 
 
@@ -273,7 +274,7 @@ def test_values_that_are_not_finite_are_found_wherever_they_are() -> None:
     engine, workload = make_engine(EAGER, on), make_workload(on)
     generate(engine, workload)
     assert engine.finite()
-    for tensor in (engine.state.logits, *(cache.keys for cache in engine.model.caches)):
+    for tensor in (engine.state.logits, *(cache.keys for cache in engine.memory.caches)):
         kept = tensor.flatten()[3].clone()
         tensor.view(-1)[3] = float("nan")
         assert not engine.finite()

@@ -100,7 +100,7 @@ def test_a_prefill_starts_anew(config: ModelConfig) -> None:
     old, new = random_tokens(config, 2, 20, seed=1), random_tokens(config, 2, 6, seed=2)
     used, fresh = make_model(config, batch=2), make_model(config, batch=2)
     prefill(used, old)
-    for read in (6, used.caches[0].length):
+    for read in (6, used.memory.caches[0].length):
         assert torch.equal(prefill(used, new[:, :5]), prefill(fresh, new[:, :5]))
         assert torch.equal(step(used, new[:, 5:], 5, read), step(fresh, new[:, 5:], 5, read))
 
@@ -133,7 +133,7 @@ def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -
         model = make_model(config, batch=batch, length=length)
         if poison:
             generator = torch.Generator().manual_seed(5)
-            for cache in model.caches:
+            for cache in model.memory.caches:
                 for tensor in cache.tensors:
                     tensor.normal_(std=1e6, generator=generator)
         steps = [prefill(model, tokens[:, :4])]
@@ -151,7 +151,7 @@ def test_padding_of_the_cache_does_not_matter(config: ModelConfig, batch: int) -
 @pytest.mark.parametrize("config", FAMILY, ids=model_name)
 def test_only_the_fed_positions_of_the_cache_change(config: ModelConfig) -> None:
     model = make_model(config, batch=2)
-    tensors = model.caches[-1].tensors
+    tensors = model.memory.caches[-1].tensors
     for tensor in tensors:
         tensor.fill_(1e6)
     tokens = random_tokens(config, 2, 6)
@@ -178,7 +178,7 @@ def test_compiled_form_gives_the_same_logits(config: ModelConfig, batch: int) ->
     prefill(model, tokens[:, :5])
     expected = step(model, tokens[:, 5:], 5, 24)
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=False)
-    assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), 24), expected) < 1e-5
+    assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), model.memory, 24), expected) < 1e-5
 
 
 def mixture(quant: str = "none", dtype: torch.dtype = torch.float32) -> MixtureOfExperts:
@@ -307,7 +307,7 @@ def test_seeded_weights_keep_activations_of_order_one(config: ModelConfig, seed:
     stream: list[float] = []
     for block in model.blocks:
         block.register_forward_hook(lambda _block, _args, x: stream.append(x.square().mean().sqrt().item()))
-    hidden = model.hidden(random_tokens(config, 1, 200), torch.arange(200).unsqueeze(0), 200)
+    hidden = model.hidden(random_tokens(config, 1, 200), torch.arange(200).unsqueeze(0), model.memory, 200)
     logits = model.logits(hidden)[0]
     assert len(stream) == config.n_layers
     assert all(0.2 < rms < 5 for rms in stream), stream
@@ -323,7 +323,7 @@ def test_seeded_routers_use_all_experts(seed: int) -> None:
     chosen: list[Tensor] = []
     for block in model.blocks:
         block.ffn.register_forward_hook(lambda ffn, args, _y: chosen.append(ffn.route(args[0].flatten(0, 1))[1]))
-    model.hidden(random_tokens(MOE, 1, 200), torch.arange(200).unsqueeze(0), 200)
+    model.hidden(random_tokens(MOE, 1, 200), torch.arange(200).unsqueeze(0), model.memory, 200)
     for experts in chosen:
         counts = experts.flatten().bincount(minlength=MOE.n_experts)
         assert counts.sum() == 400
@@ -413,12 +413,12 @@ def test_embedding_rows(config: ModelConfig, count: int) -> None:
 def test_allocate_gives_zeroed_caches() -> None:
     """Masked positions are multiplied by 0, and 0 times what memory held before may be NaN."""
     model = make_model(GQA, batch=3, length=17)
-    for cache in model.caches:
+    for cache in model.memory.caches:
         for tensor in cache.tensors:
             assert tensor.shape == (3, GQA.n_kv_heads, 17, GQA.head_dim)
             assert tensor.device == CPU
             assert not tensor.any()
-    (table,) = model.rotations
+    (table,) = model.memory.rotations
     assert table.cos.shape == table.sin.shape == (17, GQA.head_dim)
 
 

@@ -67,7 +67,7 @@ def greedy_of_library(model: PreTrainedModel, prompt: Tensor) -> tuple[Tensor, T
 
 def greedy(model: Transformer, prompt: Tensor) -> tuple[Tensor, Tensor]:
     """The same of gptbench, which reads its whole cache at every second step, and what is filled at the others."""
-    length = model.caches[0].length
+    length = model.memory.caches[0].length
     logits = [prefill(model, prompt)]
     tokens = [logits[0].argmax(-1)]
     for position in range(prompt.shape[1], prompt.shape[1] + STEPS - 1):
@@ -225,7 +225,7 @@ def test_the_comparison_notices_another_setting(case: str, change: dict[str, Any
     model, _ = loaded(folder)
     other = Transformer(dataclasses.replace(model.config, **change), torch.float32)
     other.load_state_dict(model.state_dict())
-    other.allocate(1, 24, torch.device("cpu"))
+    other.memory = other.allocate(1, 24, torch.device("cpu"))
     expected = library(prompt).logits[:, -1]
     assert relative_error(prefill(model, prompt), expected) < TOLERANCE
     assert relative_error(prefill(other, prompt), expected) > 10 * TOLERANCE

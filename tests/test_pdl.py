@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 from triton.runtime import interpreter
 
 from gptbench.config import FusedConfig, ModelConfig, SamplingConfig
+from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
 from gptbench.engine.tiles import Tiles
 from gptbench.kernels import add_linear, attention, draw, embed, linear, maxima, route, swiglu
@@ -55,7 +56,7 @@ def engine_of(model: ModelConfig, quant: str, batch: int, layers: int, temperatu
     built = make_model(shape, quant, batch, LENGTH)
     drawn = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=temperature)
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
-    return Fused(section, built, Sampler(drawn, model.vocab_size, CPU), device("cpu"), 5)
+    return Fused(section, built, Sampler(drawn, model.vocab_size, CPU), device("cpu"), Shape(batch, 5, LENGTH))
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def test_references_need_and_write_what_kernels_say(model: ModelConfig, quant: s
     engine = engine_of(model, quant, batch, layers=1)
     engine.state.position.fill_(17)
     engine.state.uniform.uniform_()
-    for cache in engine.model.caches:
+    for cache in engine.memory.caches:
         cache.keys.normal_()
         cache.values.normal_()
     for op in engine.ops:

@@ -16,12 +16,12 @@ from gptbench.base.errors import ConfigError
 from gptbench.config import Config, DeviceConfig, DeviceKind, EagerConfig, QualityConfig, SamplingConfig, TaskConfig
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
-from gptbench.engine import Eager, Engine
+from gptbench.engine import Eager, Engine, Shape
 from gptbench.sampling import Sampler
 from gptbench.schema.summary import part_metrics, summary
 from gptbench.task import Quality, Speed
 from gptbench.text.prompt import make_tokenizer, with_prompt
-from tests.models import DENSE, make_model, model_config, run_config
+from tests.models import DENSE, make_model, model_config, prefill, run_config
 from tests.results import made_result
 
 DEMO = model_config("demo")
@@ -54,11 +54,12 @@ def one_core() -> Device:
 
 def engine(of: Config, seed: int = 1234, dtype: torch.dtype = torch.float32, quant: str = "none") -> Engine:
     device = one_core()
-    model = make_model(of.model, quant, of.workload.batch_size, 16, dtype, seed)
+    shape = Shape(of.workload.batch_size, PREFILLED, 16)
+    model = make_model(of.model, quant, shape.batch, shape.length, dtype, seed)
     greedy = Sampler(
         SamplingConfig(_target_="gptbench.sampling.Sampler", name="greedy"), of.model.vocab_size, device.torch
     )
-    return Eager(EagerConfig(_target_="gptbench.engine.Eager", name="eager"), model, greedy, device, PREFILLED)
+    return Eager(EagerConfig(_target_="gptbench.engine.Eager", name="eager"), model, greedy, device, shape)
 
 
 def never() -> Engine:
@@ -69,7 +70,7 @@ def expected_logits(of: Config, windows: Tensor, **made: Any) -> Tensor:
     """float64 [W, n, V] before each predicted token: a prefill of all that is before it, one after the other."""
     model = engine(replace(of, workload=replace(of.workload, batch_size=1)), **made).model
     ends = range(PREFILLED, PREFILLED + PREDICTED)
-    rows = [model(window[None, :end], torch.arange(end)[None], end)[0].double() for window in windows for end in ends]
+    rows = [prefill(model, window[None, :end])[0].double() for window in windows for end in ends]
     return torch.stack(rows).unflatten(0, (len(windows), PREDICTED))
 
 

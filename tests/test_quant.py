@@ -80,7 +80,7 @@ def test_compiled_form_of_int8_gives_the_same_logits(config: ModelConfig, batch:
     prefill(model, tokens[:, :5])
     expected = step(model, tokens[:, 5:], 5, 24)
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=False)
-    assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), 24), expected) < 1e-5
+    assert relative_error(compiled(tokens[:, 5:], torch.full((batch, 1), 5), model.memory, 24), expected) < 1e-5
 
 
 @for_each("quant", QUANTISATIONS)

@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from gptbench.base.errors import BadResultError, DoesNotFitError
-from gptbench.build import cache_length, on_meta
+from gptbench.build import on_meta
 from gptbench.config import (
     Config,
     DeviceConfig,
@@ -74,7 +74,6 @@ def answers(of: Config, over: Transformer | None) -> tuple[list[int], Transforme
         over = on_meta(of.model, of.quant, device.dtype)
         engine, _ = preparation.make_engine(of, DeviceGroup((device,)), over)
     else:
-        over.allocate(of.workload.batch_size, cache_length(of), device.torch)
         engine = preparation.engine_over(of, DeviceGroup((device,)), over)
     engine.prepare()
     engine.seed(7)

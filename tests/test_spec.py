@@ -27,7 +27,7 @@ from gptbench.engine.eager import Eager
 from gptbench.engine.fused import Fused
 from gptbench.engine.inductor import Inductor
 from gptbench.measure.traffic import traffic
-from gptbench.model import KeyValueCache
+from gptbench.model import KeyValueCache, Memory
 from gptbench.model.transformer import refuse_unsupported
 from tests.models import DENSE, MIXED, MOE, QWEN, WINDOW, make_model, quant_section, run_config
 from tests.test_build import tensor_bytes
@@ -110,10 +110,10 @@ def test_a_cache_says_what_each_row_reads_and_writes() -> None:
     assert full.read_bytes(0, 6) == 6 * row
     assert slides.read_bytes(0, 6) == 2 * row
     assert full.written_bytes(0, 6) == slides.written_bytes(0, 6) == 2 * row
-    held = KeyValueCache(MIXED.layer_specs[0].attention, 2, 8, torch.float32, "cpu")
+    held = Memory([spec.attention for spec in MIXED.layer_specs], 2, 8, torch.float32, "cpu")
     held.free()
     assert {tensor.device.type for tensor in held.tensors} == {"meta"}
-    assert held.nbytes == 2 * full.nbytes
+    assert sum(cache.nbytes for cache in held.caches) == 4 * 2 * full.nbytes
 
 
 def changed(spec: Any, path: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptbench.base.errors import ConfigError
 from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, SamplingConfig, WorkloadConfig
 from gptbench.device import Device
-from gptbench.engine import Eager
+from gptbench.engine import Eager, Shape
 from gptbench.execute.run import add_text
 from gptbench.generate import Workload
 from gptbench.measure.compilation import CompileWatch
@@ -36,7 +36,7 @@ def make_engine(batch: int = BATCH) -> Eager:
     device = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
     config = EagerConfig(_target_="gptbench.engine.Eager", name="eager")
     sampler = Sampler(sampling(), DENSE.vocab_size, CPU)
-    return Eager(config, make_model(DENSE, batch=batch, length=LENGTH), sampler, device, PROMPT)
+    return Eager(config, make_model(DENSE, batch=batch, length=LENGTH), sampler, device, Shape(batch, PROMPT, LENGTH))
 
 
 def generated(engine: Eager, seed: int = 3) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from gptbench.build import cache_bytes, nbytes, on_meta
 from gptbench.config import DeviceConfig, DeviceKind, Dtype, EagerConfig, InductorConfig, ModelConfig, SamplingConfig
 from gptbench.device import Device
-from gptbench.engine import Eager, Engine, Inductor
+from gptbench.engine import Eager, Engine, Inductor, Shape
 from gptbench.engine.fused import Fused
 from gptbench.measure.traffic import traffic, weight_bytes
 from gptbench.model import KeyValueCache, Transformer
@@ -254,7 +254,7 @@ def test_kv_cache_of_one_position(name: str, batch: int, dtype: torch.dtype, exp
 
 def test_kv_cache_of_one_position_is_what_is_allocated() -> None:
     model = make_model(GQA, batch=3, length=17)
-    tensors = [tensor for cache in model.caches for tensor in cache.tensors]
+    tensors = [tensor for cache in model.memory.caches for tensor in cache.tensors]
     assert len(tensors) == 2 * GQA.n_layers
     assert sum(tensor.nbytes for tensor in tensors) == cache_bytes(model, 3, 17) == 17 * cache_bytes(model, 3, 1)
 
@@ -265,7 +265,7 @@ class FakeEngine:
     def __init__(self, model: Transformer, prompt_length: int, batch: int, length: int, like: type[Engine]) -> None:
         self.model, self.prompt_length, self.batch, self.length = model, prompt_length, batch, length
         self.like = like
-        model.allocate(batch, length, torch.device("meta"))
+        self.memory = model.allocate(batch, length, "meta")
 
     def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
         return self.like.positions_read(cast(Engine, SimpleNamespace(length=self.length)), positions, cache)
@@ -327,7 +327,7 @@ def test_steps_of_real_engines(batch: int) -> None:
     def model() -> Transformer:
         return make_model(MOE, "int8", batch=batch, length=24)
 
-    eager = Eager(eager_config, model(), sampler, device, prompt_length=5)
+    eager = Eager(eager_config, model(), sampler, device, Shape(batch, 5, 24))
     assert moved(eager) == [weights + kv * (read + 1) for read in (6, 7, 8)]
-    inductor = Inductor(inductor_config, model(), sampler, device, prompt_length=5)
+    inductor = Inductor(inductor_config, model(), sampler, device, Shape(batch, 5, 24))
     assert moved(inductor) == [weights + kv * 25] * 3

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptbench.build.meta import cache_length
 from gptbench.checkpoint import Checkpoint
 from gptbench.config import Config
 from gptbench.device import Device
@@ -17,7 +16,7 @@ from gptbench.schema.result import Loaded
 def build(
     config: Config, model: Transformer, device: Device, progress: Callable[[str, float], None] = lambda *_: None
 ) -> Loaded | None:
-    """Gives a model on `meta` its memory, its weights and a KV cache for the workload.
+    """Gives a model on `meta` its memory and its weights.
 
     Args:
         progress: told what is being read, and the share of it that is done.
@@ -34,7 +33,6 @@ def build(
         loaded = Checkpoint(config.model).load(model, progress)
     else:
         fill(model, config.workload.seed)
-    model.allocate(config.workload.batch_size, cache_length(config), device.torch)
     return loaded
 
 

@@ -10,9 +10,9 @@ from gptbench.engine.base import Engine
 from gptbench.engine.eager import Eager
 from gptbench.engine.hf import HuggingFace
 from gptbench.engine.inductor import Inductor
-from gptbench.engine.runner import Runner
+from gptbench.engine.runner import Runner, Shape
 
-__all__ = ["Auto", "Eager", "Engine", "HuggingFace", "Inductor", "Runner", "register_engine"]
+__all__ = ["Auto", "Eager", "Engine", "HuggingFace", "Inductor", "Runner", "Shape", "register_engine"]
 
 
 def register_engine(name: str, section: type[EngineConfig], engine: type[Runner]) -> None:

@@ -12,7 +12,7 @@ from gptbench.config import Config, EngineConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
-from gptbench.engine.runner import Runner, Tick
+from gptbench.engine.runner import Runner, Shape, Tick
 from gptbench.kernels.draw_reference import draw_reference
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
@@ -53,25 +53,27 @@ class Engine(Runner):
 
     Args:
         config: the engine's section.
-        model: with its weights and its KV cache.
+        model: with its weights, which other engines may have too.
         sampler: settings of the drawing, read at every step.
         device: where the model is.
-        prompt_length: T, tokens of every prompt.
+        shape: see `Shape`.
 
     Attributes:
+        memory: the KV cache, where the weights are.
         state: see `State`.
         filled: cached positions that are filled, in the row with most of them.
-        length: S, cached positions that there are.
         generator: where the random numbers come from; reseed it with `seed`.
         capture_s: seconds that `capture` has taken so far.
     """
 
     def __init__(
-        self, config: EngineConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+        self, config: EngineConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape
     ) -> None:
         self.config, self.model, self.sampler, self.device = config, model, sampler, device
-        self.prompt_length = prompt_length
-        self.batch, self.length = model.caches[0].batch, model.caches[0].length
+        self.batch, self.prompt_length, self.length = shape.batch, shape.prompt, shape.length
+        on = model.norm.weight.device if self.FILLS_MEMORY else "meta"
+        self.memory = model.allocate(self.batch, self.length, on)
+        model.count_experts()
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
             token=torch.zeros(self.batch, 1, dtype=torch.int64, device=device.torch),
@@ -80,13 +82,15 @@ class Engine(Runner):
             uniform=torch.zeros(self.batch, self.length + 1, device=device.torch),
             stopped=torch.full((self.batch, 1), -1, dtype=torch.int64, device=device.torch),
         )
-        self.prompt = torch.zeros(self.batch, prompt_length, dtype=torch.int64, device=device.torch)
-        self.prompt_positions = torch.arange(prompt_length, device=device.torch).repeat(self.batch, 1)
+        self.prompt = torch.zeros(self.batch, self.prompt_length, dtype=torch.int64, device=device.torch)
+        self.prompt_positions = torch.arange(self.prompt_length, device=device.torch).repeat(self.batch, 1)
         self.generator = torch.Generator(device.torch)
         self.filled = 0
         self.capture_s = 0.0
 
     BUILDS_MODEL: ClassVar[bool] = True
+    FILLS_MEMORY: ClassVar[bool] = True
+    """Whether `memory` is where it keeps keys and values."""
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -96,7 +100,7 @@ class Engine(Runner):
     def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Engine":
         device = devices.own
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
-        return cls(config.engine, model, sampler, device, len(config.workload.prompt))
+        return cls(config.engine, model, sampler, device, Shape.of(config))
 
     @classmethod
     def unsupported_reason(cls, config: Config, device: Device) -> str | None:
@@ -198,7 +202,7 @@ class Engine(Runner):
 
     def cached(self) -> list[Tensor]:
         """Keys and values of every layer."""
-        return [tensor for cache in self.model.caches for tensor in cache.tensors]
+        return self.memory.tensors
 
     def rewind(self) -> None:
         """Sets the state to the end of the prompt, where no row has stopped, and makes new random numbers."""
@@ -209,7 +213,9 @@ class Engine(Runner):
         state.uniform.uniform_(generator=self.generator)
 
     def release(self) -> None:
-        """Lets go of what would keep the model's memory from being given back. The engine is of no use after it."""
+        """Gives the KV cache back, and lets go of what would keep the weights' memory from being given back. The engine
+        is of no use after it."""
+        self.memory.free()
 
     def released(self, *_: Any) -> None:
         """In the place of what holds memory."""

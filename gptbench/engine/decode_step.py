@@ -33,19 +33,20 @@ from gptbench.kernels.route import Route, Routing, Votes
 from gptbench.kernels.split_kv import Plan
 from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile import Tile, Use
-from gptbench.model import KeyValueCache, Transformer, Weight
+from gptbench.model import KeyValueCache, Memory, Transformer, Weight
 from gptbench.model.rope import RotationTable
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts, RMSNorm
 from gptbench.sampling import Sampler
 
-Memory = TypeVar("Memory")
+Made = TypeVar("Made")
 
 
 class DecodeStep:
     """One decode step over a model, with the memory that its kernels hand on to one another.
 
     Args:
-        model: with its KV cache.
+        model: with its weights.
+        memory: with the KV cache.
         state: read and written, but for the prompt.
         sampler: settings of the drawing.
         tile_for: the tile for each use.
@@ -56,32 +57,38 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: Transformer, state: State, sampler: Sampler, tile_for: Callable[[Use], Tile], processors: int
+        self,
+        model: Transformer,
+        memory: Memory,
+        state: State,
+        sampler: Sampler,
+        tile_for: Callable[[Use], Tile],
+        processors: int,
     ) -> None:
         self.model, self.state, self.sampler, self.tile_for = model, state, sampler, tile_for
         self.config, self.batch, self.device = model.config, state.token.shape[0], state.token.device
         self.ops: list[Op] = []
         self.processors = processors
-        self.memory: dict[Hashable, Any] = {}
+        self.handed_on: dict[Hashable, Any] = {}
         self.residual = self.empty(self.config.dim)
         # Of each layer, and of the head: the norm before it, and the matrix that reads what the norm gives.
         starts = [(block.attention_norm, block.attention.wqkv) for block in model.layers]
         starts.append((model.norm, model.head))
         norm = self.embed(*starts[0])
-        layers = zip(model.layers, model.caches, model.tables, starts[1:], strict=True)
+        layers = zip(model.layers, memory.caches, memory.tables, starts[1:], strict=True)
         for block, cache, table, after in layers:
-            self.attend(block.attention, cache, model.rotations[table], norm)
+            self.attend(block.attention, cache, memory.rotations[table], norm)
             norm, votes = self.project(block.attention, block.ffn, block.ffn_norm)
             routing = self.route(block.spec.mixture, votes, norm)
             self.up(block.ffn, norm, routing)
             norm = self.down(block.ffn, routing, *after)
         self.draw(norm)
 
-    def shared(self, key: Hashable, make: Callable[[], Memory]) -> Memory:
+    def shared(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Memory that serves all layers of a shape: each reads what the kernels just before it have written."""
-        if key not in self.memory:
-            self.memory[key] = make()
-        made: Memory = self.memory[key]
+        if key not in self.handed_on:
+            self.handed_on[key] = make()
+        made: Made = self.handed_on[key]
         return made
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

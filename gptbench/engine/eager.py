@@ -16,11 +16,11 @@ class Eager(Engine):
 
     def run_prefill(self) -> None:
         self.rewind()
-        hidden = self.model.hidden(self.prompt, self.prompt_positions, self.filled)
+        hidden = self.model.hidden(self.prompt, self.prompt_positions, self.memory, self.filled)
         self.advance(hidden[:, -1])
 
     def run_decode(self) -> None:
-        hidden = self.model.hidden(self.state.token, self.state.position, self.filled)
+        hidden = self.model.hidden(self.state.token, self.state.position, self.memory, self.filled)
         self.advance(hidden[:, -1])
 
     def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:

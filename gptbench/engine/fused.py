@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gptbench.build import cache_length, on_meta
+from gptbench.build import on_meta
 from gptbench.config import Config, EngineConfig, FusedConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine, KnownKernel
 from gptbench.engine.decode_step import DecodeStep
+from gptbench.engine.runner import Shape
 from gptbench.engine.tiles import Tiles, fastest
 from gptbench.kernels.launch import INTERPRETED, can_overlap, compile_only
 from gptbench.kernels.op import Op
@@ -71,10 +73,8 @@ class Fused(Engine):
         caches.check(config.engine)
         Tiles.of(Path(config.engine.tiles), device)  # a file that cannot be read is told before anything is built
 
-    def __init__(
-        self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
-    ) -> None:
-        super().__init__(config, model, sampler, device, prompt_length)
+    def __init__(self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape) -> None:
+        super().__init__(config, model, sampler, device, shape)
         self.overlap = config.overlap and can_overlap(device.torch)
         self.tiles = Tiles.of(Path(config.tiles), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
@@ -89,13 +89,12 @@ class Fused(Engine):
         alike = len(set(config.model.layer_specs)) == 1 and not config.quant.weights
         shape = replace(config.model, n_layers=min(2, config.model.n_layers)) if alike else config.model
         model = on_meta(shape, config.quant, device.dtype)
-        model.allocate(config.workload.batch_size, cache_length(config), torch.device("meta"))
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
-        return cls(section, model, sampler, device, len(config.workload.prompt))
+        return cls(section, model, sampler, device, Shape.of(config))
 
     def decode_ops(self, tile_for: Callable[[Use], Tile]) -> list[Op]:
         """The kernels of a decode step, with memory of their own."""
-        return DecodeStep(self.model, self.state, self.sampler, tile_for, self.processors).ops
+        return DecodeStep(self.model, self.memory, self.state, self.sampler, tile_for, self.processors).ops
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -119,7 +118,7 @@ class Fused(Engine):
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
             with short_products_by_kernel(self.device.torch):
                 if self.prompt.numel() <= longest:
-                    hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)[:, -1]
+                    hidden = self.prompt_hidden()
                 self.model.logits(hidden)
 
     @property
@@ -176,8 +175,11 @@ class Fused(Engine):
     def prefill_step(self) -> None:
         self.rewind()
         with short_products_by_kernel(self.device.torch):
-            hidden = self.model.hidden(self.prompt, self.prompt_positions, self.prompt_length)
-            self.advance(hidden[:, -1])
+            self.advance(self.prompt_hidden())
+
+    def prompt_hidden(self) -> Tensor:
+        """The residual stream [B, D] after the prompt's last token."""
+        return self.model.hidden(self.prompt, self.prompt_positions, self.memory, self.prompt_length)[:, -1]
 
     def decode_step(self) -> None:
         self.launch_all(self.ops)
@@ -206,5 +208,6 @@ class Fused(Engine):
         return {"overlap": self.overlap, "tiles": self.tiles_used}
 
     def release(self) -> None:
+        super().release()
         self.ops = []
         self.launch_prefill = self.launch_decode = self.released

@@ -9,7 +9,7 @@ https://huggingface.co/docs/transformers/llm_optims and https://huggingface.co/d
 import importlib.util
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
+from gptbench.engine.runner import Shape
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.model.transformer import MixtureOfExperts, count_distinct
 from gptbench.private import transformers as private
@@ -131,6 +132,7 @@ class HuggingFace(Engine):
     grows by copying. Both caches have one length for all rows, so the first row's positions are every row's."""
 
     config: HuggingFaceConfig
+    FILLS_MEMORY: ClassVar[bool] = False
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
@@ -175,11 +177,9 @@ class HuggingFace(Engine):
             Inductor.begin(config, device)
 
     def __init__(
-        self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+        self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape
     ) -> None:
-        super().__init__(config, model, sampler, device, prompt_length)
-        for cache in model.caches:  # the library's takes their place
-            cache.free()
+        super().__init__(config, model, sampler, device, shape)
         self.hf = peer(model, self.length, device.torch)
         self.static = config.cache is Cache.static
         self.slides = slides(model.config, self.length)

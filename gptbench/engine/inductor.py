@@ -27,6 +27,7 @@ from gptbench.config import Config, CudaGraph, EngineConfig, InductorConfig, Sco
 from gptbench.device import Device
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
+from gptbench.engine.runner import Shape
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.private import torch as private
 from gptbench.sampling import Sampler
@@ -160,9 +161,9 @@ class Inductor(Engine):
         return config.scope is Scope.block and config.cuda_graph is not CudaGraph.trees
 
     def __init__(
-        self, config: InductorConfig, model: Transformer, sampler: Sampler, device: Device, prompt_length: int
+        self, config: InductorConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape
     ) -> None:
-        super().__init__(config, model, sampler, device, prompt_length)
+        super().__init__(config, model, sampler, device, shape)
         trees = device.is_cuda and config.cuda_graph is CudaGraph.trees
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         open_sizes = self.serves_other_workloads(config)
@@ -180,7 +181,7 @@ class Inductor(Engine):
         else:
             finish = compiled(self.advance, decode)
             self.decode_body = self.body_by_block([compiled(block, decode) for block in model.layers], finish)
-            if prompt_length == 1:  # a single token is the same to both, but for where it stands
+            if shape.prompt == 1:  # a single token is the same to both, but for where it stands
                 self.prefill_body = self.decode_body
             else:
                 blocks = [compiled(block, prefill) for block in model.layers]
@@ -196,18 +197,19 @@ class Inductor(Engine):
 
     def body(self, tokens: Tensor, positions: Tensor) -> None:
         """All of a step but its random numbers: tokens [B, T] at positions [B, T] to the next state."""
-        self.advance(self.model.hidden(tokens, positions, self.length)[:, -1])
+        self.advance(self.model.hidden(tokens, positions, self.memory, self.length)[:, -1])
 
     def body_by_block(
         self, compiled_blocks: list[Callable[..., Tensor]], finish: Callable[[Tensor], None]
     ) -> Callable[[Tensor, Tensor], None]:
         """The same, calling compiled blocks that all share one graph, and then `finish`."""
         blocks = [
-            partial(block, cache=cache.tensors) for block, cache in zip(compiled_blocks, self.model.caches, strict=True)
+            partial(block, cache=cache.tensors)
+            for block, cache in zip(compiled_blocks, self.memory.caches, strict=True)
         ]
 
         def body(tokens: Tensor, positions: Tensor) -> None:
-            hidden = self.model.hidden(tokens, positions, self.length, blocks)
+            hidden = self.model.hidden(tokens, positions, self.memory, self.length, blocks)
             # A copy, so that prefill and decode give the compiler the same strides and share one graph.
             finish(hidden[:, -1].clone(memory_format=torch.contiguous_format))
 
@@ -250,5 +252,6 @@ class Inductor(Engine):
         return len(positions) * self.length
 
     def release(self) -> None:
+        super().release()
         self.prefill_body = self.decode_body = self.released
         self.launch_prefill = self.launch_decode = self.released

@@ -5,9 +5,9 @@ own, or another process is one as well: it answers what is here, and is given th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from gptbench.base.errors import ConfigError
@@ -24,6 +24,23 @@ class Tick(Protocol):
     def __call__(self, index: int, emitted: Tensor | None = None) -> None: ...
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How much a runner has to do."""
+
+    batch: int
+    """B, sequences decoded at once."""
+    prompt: int
+    """T, tokens of every prompt."""
+    length: int
+    """S, positions of a cache that holds prompt and new tokens."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Shape":
+        """Of a run."""
+        return cls(config.workload.batch_size, len(config.workload.prompt), cache_length(config))
+
+
 class Runner:
     """Prefills and decodes one batch.
 
@@ -34,9 +51,8 @@ class Runner:
 
     Attributes:
         device: that this process drives.
-        batch: B, sequences decoded at once.
-        prompt_length: T, tokens of every prompt.
-        length: S, positions of a cache that holds prompt and new tokens.
+        batch, prompt_length, length: see `Shape`.
+        memory: says what each layer keeps; on `meta` where that is kept elsewhere.
         capture_s: seconds that CUDA graphs of our own have taken so far.
     """
 
@@ -45,11 +61,11 @@ class Runner:
 
     def __init__(self, config: Config, model: Transformer, devices: DeviceGroup) -> None:
         self.model, self.device = model, devices.own
-        self.batch, self.prompt_length = config.workload.batch_size, len(config.workload.prompt)
-        self.length = cache_length(config)
+        shape = Shape.of(config)
+        self.batch, self.prompt_length, self.length = shape.batch, shape.prompt, shape.length
         self.sampling = config.sampling
         self.capture_s = 0.0
-        model.allocate(self.batch, self.length, torch.device("meta"))
+        self.memory = model.allocate(self.batch, self.length, "meta")
 
     @classmethod
     def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Runner":

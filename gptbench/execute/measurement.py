@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
-import torch
-
 from gptbench.base.errors import raised
-from gptbench.build import cache_length
 from gptbench.config import Config
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
@@ -129,8 +126,6 @@ class Subject:
         """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
         config, device = self.config, self.device
         if self.kept is not None:
-            with torch.no_grad():
-                self.model.allocate(config.workload.batch_size, cache_length(config), device.torch)
             return engine_over(config, self.devices, self.model), self.kept.loaded, self.kept.load_s
         start = time.perf_counter()
         engine, loaded = make_engine(config, self.devices, self.model, stages.reading)

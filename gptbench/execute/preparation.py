@@ -79,6 +79,6 @@ def make_engine(
 
 @torch.no_grad()
 def engine_over(config: Config, devices: DeviceGroup, model: Transformer) -> Runner:
-    """The engine over a model that has its weights and its cache."""
+    """The engine over a model that has its weights."""
     engine: type[Runner] = target(config.engine)
     return engine.make(config, model, devices)

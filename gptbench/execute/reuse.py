@@ -77,9 +77,8 @@ class Session:
         return None
 
     def keep(self, new: Kept) -> None:
-        """Leaves it for the next job, which makes a cache of its own."""
+        """Leaves it for the next job, whose engine makes a cache of its own."""
         self.kept = new
-        new.model.deallocate()
         gc.collect()  # the engine, whose graphs hold memory
         new.device.release_memory()
 

@@ -41,7 +41,7 @@ def expert_bytes(model: Transformer) -> int:
 def traffic(engine: Runner, new_tokens: int) -> Traffic:
     """Bytes of the ``new_tokens - 1`` decode steps after the prefill, for rows that are at the same position. Where
     layers differ, a step's positions are those of the layer that has most."""
-    first, caches = engine.prompt_length, engine.model.caches
+    first, caches = engine.prompt_length, engine.memory.caches
     positions = range(first, first + new_tokens - 1)  # of the tokens that are fed to decode steps
     kinds: dict[AttentionSpec, list[KeyValueCache]] = {}
     for cache in caches:

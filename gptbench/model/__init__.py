@@ -1,7 +1,7 @@
 """Build: the Transformer, on `meta` first, and its weights."""
 
-from gptbench.model.cache import KeyValueCache
+from gptbench.model.cache import KeyValueCache, Memory
 from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Weight
 from gptbench.model.transformer import RMSNorm, Transformer
 
-__all__ = ["Bias", "Embedding", "ExpertLinear", "KeyValueCache", "Linear", "RMSNorm", "Transformer", "Weight"]
+__all__ = ["Bias", "Embedding", "ExpertLinear", "KeyValueCache", "Linear", "Memory", "RMSNorm", "Transformer", "Weight"]

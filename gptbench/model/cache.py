@@ -1,9 +1,12 @@
-"""What a layer keeps from one step to the next."""
+"""What layers keep from one step to the next."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gptbench.architecture.spec import AttentionSpec
+from gptbench.model.rope import RotationTable
 
 
 class KeyValueCache(nn.Module):
@@ -58,6 +61,41 @@ class KeyValueCache(nn.Module):
         """Bytes that a step has to write, whose rows are at these positions."""
         return self.row_bytes * len(positions)
 
+
+class Memory:
+    """What an engine keeps of the sequences that it decodes. It is the engine's own, where several share the weights.
+
+    Args:
+        layers: the attention of each layer.
+        batch: B, sequences.
+        length: S, positions of each.
+        dtype: of keys and values.
+
+    Attributes:
+        caches: of each layer, in order.
+        rotations: a table for each kind of rotary embedding.
+        tables: the place of each layer's table among them.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[AttentionSpec],
+        batch: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        rotaries = list(dict.fromkeys(spec.rotary for spec in layers))
+        self.caches = [KeyValueCache(spec, batch, length, dtype, device) for spec in layers]
+        self.rotations = [RotationTable(rotary, length, device) for rotary in rotaries]
+        self.tables = [rotaries.index(spec.rotary) for spec in layers]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the caches hold."""
+        return [tensor for cache in self.caches for tensor in cache.tensors]
+
     def free(self) -> None:
-        """Gives its memory back."""
-        self.to("meta")
+        """Gives all of it back."""
+        for module in (*self.caches, *self.rotations):
+            module.to("meta")

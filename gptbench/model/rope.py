@@ -34,7 +34,7 @@ class RotationTable(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, rotary: Rotary, length: int, device: torch.device) -> None:
+    def __init__(self, rotary: Rotary, length: int, device: torch.device | str) -> None:
         super().__init__()
         positions = torch.arange(length, dtype=torch.float64, device="cpu")
         angle = torch.outer(positions, inverse_frequencies(rotary)).repeat(1, 2)

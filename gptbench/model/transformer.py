@@ -1,4 +1,4 @@
-"""A decoder-only transformer, dense or mixture of experts, over a static KV cache.
+"""A decoder-only transformer, dense or mixture of experts, over a static KV cache that whoever calls it keeps.
 
 Shapes: B batch, T tokens fed at once, S cached positions, D model width, H heads, G key-value heads, K head width,
 F feed-forward width, E experts, A active experts, V vocabulary, P token-expert pairs.
@@ -28,9 +28,9 @@ from gptbench.architecture.spec import (
 )
 from gptbench.base.errors import ConfigError
 from gptbench.config import ModelConfig
-from gptbench.model.cache import KeyValueCache
+from gptbench.model.cache import Memory
 from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Router, Weight
-from gptbench.model.rope import RotationTable, rotate
+from gptbench.model.rope import rotate
 
 BIAS_STD = 0.5
 """Of seeded biases: enough to matter beside projections of order one."""
@@ -295,8 +295,6 @@ class Transformer(nn.Module):
 
     Attributes:
         layers: the blocks, in order.
-        caches: of each layer, while it has memory for a workload.
-        rotations: a table for each kind of rotary embedding, likewise; `tables` has each layer's place among them.
         experts_counter: of a mixture, int64 [1]: decode steps add the number of experts that some row of the batch
             chose, in each layer, and whoever starts anew sets it to 0. Of a single row the model's own code does not
             count: that is A in each layer.
@@ -316,23 +314,13 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(self.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps, dtype)
         self.head = Linear(config.vocab_size, config.dim, std=head_std, dtype=dtype)
-        self.rotaries = list(dict.fromkeys(spec.attention.rotary for spec in specs))
-        self.tables = [self.rotaries.index(spec.attention.rotary) for spec in specs]
-        self.caches: list[KeyValueCache] = []
-        self.rotations: list[RotationTable] = []
-        self.memory = nn.ModuleList()
         self.experts_counter: Tensor | None = None
         # A tied embedding stays small, as the head's: else each token would above all predict itself.
         self.embedding = self.head if config.tied else Embedding(config.vocab_size, config.dim, std=1.0, dtype=dtype)
 
-    def allocate(self, batch: int, length: int, device: torch.device) -> None:
-        """Makes the cache of every layer, and the tables of rotations, for sequences of `length` positions."""
-        specs = (block.spec.attention for block in self.layers)
-        self.caches = [KeyValueCache(spec, batch, length, self.dtype, device) for spec in specs]
-        self.rotations = [RotationTable(rotary, length, device) for rotary in self.rotaries]
-        self.memory = nn.ModuleList([*self.caches, *self.rotations])  # goes wherever the model goes
-        if self.mixtures:
-            self.count_experts_with(torch.zeros(1, dtype=torch.int64, device=device))
+    def allocate(self, batch: int, length: int, device: torch.device | str) -> Memory:
+        """Memory for `batch` sequences of `length` positions: the cache of every layer, and the tables of rotations."""
+        return Memory([block.spec.attention for block in self.layers], batch, length, self.dtype, device)
 
     @property
     def mixtures(self) -> list[MixtureSpec]:
@@ -344,44 +332,48 @@ class Transformer(nn.Module):
         """Experts that each token goes through, in all layers together."""
         return sum(mixture.active for mixture in self.mixtures)
 
-    def count_experts_with(self, counter: Tensor | None) -> None:
-        """Gives all layers the same counter."""
-        self.experts_counter = counter
-        for block in self.layers:
-            if isinstance(block.ffn, MixtureOfExperts):
-                block.ffn.counter = counter
-
-    def deallocate(self) -> None:
-        """Lets go of what `allocate` made."""
-        self.caches, self.rotations, self.memory = [], [], nn.ModuleList()
-        self.count_experts_with(None)
+    def count_experts(self) -> None:
+        """Gives all mixtures the same counter, where the weights are; once, as whoever has captured a step adds to it
+        from then on."""
+        device = self.norm.weight.device
+        if self.mixtures and (self.experts_counter is None or self.experts_counter.device != device):
+            self.experts_counter = torch.zeros(1, dtype=torch.int64, device=device)
+            for block in self.layers:
+                if isinstance(block.ffn, MixtureOfExperts):
+                    block.ffn.counter = self.experts_counter
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor, read: int, blocks: Iterable[Callable[..., Tensor]] | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        read: int,
+        blocks: Iterable[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
         """tokens [B, T] at positions [B, T] to the residual stream after the last block, [B, T, D].
 
-        T > 1 starts an empty cache at position 0. T = 1 attends to the first `read` cached positions, of which each row
-        masks those after its own. `blocks` are called in the place of the model's own, if given.
+        T > 1 starts an empty memory at position 0. T = 1 attends to the first `read` cached positions, of which each
+        row masks those after its own. `blocks` are called in the place of the model's own, if given.
         """
         x = self.embedding.rows(tokens)
-        turns = [table.at(positions) for table in self.rotations]
-        for block, table in zip(self.reading(read) if blocks is None else blocks, self.tables, strict=True):
+        turns = [table.at(positions) for table in memory.rotations]
+        bound = self.reading(memory, read) if blocks is None else blocks
+        for block, table in zip(bound, memory.tables, strict=True):
             x = block(x, *turns[table], positions)
         return x
 
-    def reading(self, read: int) -> list[Callable[..., Tensor]]:
+    def reading(self, memory: Memory, read: int) -> list[Callable[..., Tensor]]:
         """The blocks, each bound to the first `read` positions of its cache."""
-        pairs = zip(self.layers, self.caches, strict=True)
+        pairs = zip(self.layers, memory.caches, strict=True)
         return [partial(block, cache=cache.first(read)) for block, cache in pairs]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Residual stream [..., D] to logits: float32 [..., V]."""
         return self.head(self.norm(hidden)).float()
 
-    def forward(self, tokens: Tensor, positions: Tensor, read: int) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, memory: Memory, read: int) -> Tensor:
         """As `hidden`, then the logits after the last token: float32 [B, V]."""
-        return self.logits(self.hidden(tokens, positions, read)[:, -1])
+        return self.logits(self.hidden(tokens, positions, memory, read)[:, -1])
 
 
 def residual_std(depth: int, fan_in: int) -> float:
