@@ -524,6 +524,7 @@ def test_caches_pass_two_to_the_31() -> None:
     large = replace(
         small,
         qkv=small.qkv.repeat(batch, 1),
+        position=small.position.repeat(batch, 1),
         k_cache=torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE),
         v_cache=torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE),
     )

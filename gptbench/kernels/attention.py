@@ -468,7 +468,8 @@ class Attend(Op):
     part = "attention"
 
     def launch(self, pdl: bool = False) -> None:
-        _, kv_heads, length, width = self.k_cache.shape
+        batch, kv_heads, length, width = self.k_cache.shape
+        assert self.position.numel() == batch  # the kernel reads one for each row
         heads = self.qkv.shape[1] // width - 2 * kv_heads
         scratch, plan = self.scratch, self.scratch.plan
         sharing = plan.sharing(heads, kv_heads)
