@@ -22,6 +22,7 @@ from gptbench.execute import measuring
 from gptbench.present import tables
 from gptbench.present.console import write_line
 from gptbench.present.export import Export
+from gptbench.present.formats import rendered
 from gptbench.present.report import html
 from gptbench.present.terminal import line_of
 from gptbench.record.sent import make_record
@@ -83,10 +84,10 @@ def test_in_the_report_in_explain_and_in_the_export() -> None:
     assert "3 of 3, busy machine" not in page, "its samples are not"
     assert explain(loaded()).notes[0] == f"It was {TOLD}."
     assert not any("busy" in note for note in explain(measured()).notes)
-    lines = Export.of(found).csv().splitlines()
+    lines = rendered([Export.of(found).table()], "csv").splitlines()
     assert [REASON in line for line in lines] == [False, True, False]
-    assert REASON in Export.of(found).markdown()
-    assert "busy" not in Export.of(found[1:]).markdown()
+    assert REASON in rendered([Export.of(found).table()], "md")
+    assert "busy" not in rendered([Export.of(found[1:]).table()], "md")
 
 
 def test_in_remarks_on_interleaved_measurements() -> None:

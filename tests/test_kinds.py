@@ -73,7 +73,7 @@ def test_a_further_kind_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert select("latest", tmp_path) == [found]
 
     assert line_of(record, path, None)["result"] == str(path)
-    row = json.loads(Export.of([found]).json())[0]
+    row = Export.of([found]).table().records()[0]
     assert (row["status"], row["metrics"]) == ("recorded", {"requests_per_s": 2.0})
     assert "no record of one run" in html([found], [], "title", [], "now")
     sent = make_record(record, path, None)

@@ -21,6 +21,7 @@ from gptbench.compare.rows import experiments
 from gptbench.compare.select import Found, select
 from gptbench.present import report
 from gptbench.present.export import Export
+from gptbench.present.formats import rendered
 from gptbench.record import sync
 from gptbench.schema import Recorded, Result, files
 from gptbench.schema import result as results
@@ -95,7 +96,7 @@ def test_1500_records_are_read_and_summarised_once(
 
     baselines = [Baseline(read_baseline("a100_40gb"))]
     assert len(experiments(found, baselines[0], "kernel")) >= COUNT
-    assert len(Export.of(found).csv().splitlines()) == COUNT + 1
+    assert len(rendered([Export.of(found).table()], "csv").splitlines()) == COUNT + 1
     monkeypatch.setattr(report, "CHARTS", ())
     page = report.html(found, baselines, "many", [str(tmp_path)], "now")
     assert f"{COUNT} of {COUNT} runs count" in page
@@ -142,7 +143,7 @@ def test_work_grows_as_the_number_of_records_does(monkeypatch: pytest.MonkeyPatc
     kinds: dict[str, Callable[[list[Found]], Any]] = {
         "report": lambda found: report.html(found, [baseline], "many", [], "now"),
         "rows": lambda found: experiments(found, baseline, "kernel"),
-        "export": lambda found: (Export.of(found).csv(), Export.of(found).markdown(), Export.of(found).json()),
+        "export": lambda found: [rendered([Export.of(found).table()], to) for to in ("csv", "md", "json")],
         "compare": lambda found: compare(found, [Found(each.path, each.record) for each in found]),
     }
     for name, work in kinds.items():

@@ -2,7 +2,9 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
@@ -17,11 +19,13 @@ from gptbench.base.redaction import redacted
 from gptbench.commands import parsers
 from gptbench.commands.compare import row_line, sentence, shortened, table_of, words
 from gptbench.compare.interleaved import headline, remarks, rows
+from gptbench.compare.row import Row
 from gptbench.config import guard, plugins, register
 from gptbench.config.commandline import prepared
 from gptbench.config.mistakes import told
 from gptbench.execute import ab
-from gptbench.present.console import console, print_whole, write_line
+from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, show, write
 from gptbench.present.terminal import Terminal
 from gptbench.private.hydra import main_hydra, search_path
 from gptbench.record.sync import log_recorded
@@ -38,6 +42,7 @@ def ab_command(arguments: list[str]) -> int:
         BadResultError: what was measured, and recorded, means nothing.
     """
     options = parsers.ab().parse_intermixed_args(arguments)
+    console.format = options.format
     ending = ab.Ending(options.half_width, options.budget_s, options.margin)
     sides = []
     for own in (options.a, options.b):
@@ -120,7 +125,8 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         raise
     assert path is not None
     found = rows(result)
-    print_whole(table_of(f"B beside A on {result.environment.device}", [(row.name, row) for row in found]))
+    table = table_of(f"B beside A on {result.environment.device}", [(row.heading, row) for row in found])
+    show(table)
     for remark in remarks(result):
         console.warn(remark)
     if (row := headline(result)) is not None:
@@ -131,27 +137,32 @@ def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, comman
         console.warn(few)
     logged = log_recorded(result, path, sides[0].config.tracking, outputs, observer.warn)
     observer.recorded(result, path, logged)
-    write_line(
-        {
-            "a": result.sides["A"].overrides,
-            "b": result.sides["B"].overrides,
-            "metrics": {row.name: row_line(row) for row in found},
-            "rounds": len(result.rounds),
-            "seconds": result.seconds,
-            "ended": result.ended,
-            "remarks": remarks(result),
-            "busy": {str(number): reasons for number, reasons in result.busy_rounds().items()},
-            "device": result.environment.device,
-            "commit": result.environment.commit,
-            "result": str(path),
-            "tracking": logged,
-        }
-    )
+    if console.format == TEXT:
+        write_line(line_of(result, found, path, logged))
+    else:
+        write([replace(table, notes=remarks(result))], console.format)
     if result.ended == "interrupted":
         return 130
     if (wrong := result.problem()) is not None:
         raise BadResultError(f"{path}: {wrong}")
     return 0
+
+
+def line_of(result: AbResult, found: list[Row], path: Path, logged: str | None) -> dict[str, Any]:
+    return {
+        "a": result.sides["A"].overrides,
+        "b": result.sides["B"].overrides,
+        "metrics": {row.name: row_line(row) for row in found},
+        "rounds": len(result.rounds),
+        "seconds": result.seconds,
+        "ended": result.ended,
+        "remarks": remarks(result),
+        "busy": {str(number): reasons for number, reasons in result.busy_rounds().items()},
+        "device": result.environment.device,
+        "commit": result.environment.commit,
+        "result": str(path),
+        "tracking": logged,
+    }
 
 
 def too_few(result: AbResult) -> str:

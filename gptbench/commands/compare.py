@@ -1,12 +1,9 @@
 """`gptbench compare`: are recorded runs faster than others, by how much, and is it noise. And how that is shown."""
 
 import shlex
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
-from rich.markup import escape
-from rich.table import Table
 
 from gptbench.base.errors import UserError
 from gptbench.commands import parsers
@@ -15,8 +12,8 @@ from gptbench.compare.ratio import Verdict, in_words
 from gptbench.compare.row import Row
 from gptbench.compare.select import select
 from gptbench.compare.starts import History, StartSpread
-from gptbench.present.console import console, print_whole, write_line
-from gptbench.present.formats import markdown_table
+from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, Cell, Column, Table, show, write
 from gptbench.schema.metrics import HEADLINE
 
 COLOUR = {
@@ -42,9 +39,8 @@ def compare_command(arguments: list[str]) -> int:
     if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
         raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
     comparison = compare(sides[0], sides[1], options.margin, History(options.outputs), options.even_if_busy)
-    if options.format == "md":
-        sys.stdout.write(markdown_of(comparison))
-        sys.stdout.flush()
+    if options.format != TEXT:
+        write(tables_of(comparison), options.format)
         return 0
     show_comparison(comparison)
     write_line(line_of(comparison))
@@ -105,7 +101,7 @@ def show_comparison(comparison: Comparison) -> None:
     if len(comparison.pairs) <= MOST_TABLES:
         for pair in comparison.pairs:
             title = ", ".join(f"{key}={value}" for key, value in pair.key.items()) or "B beside A"
-            print_whole(table_of(title, [(row.label, row) for row in pair.rows]))
+            show(table_of(title, [(row.heading, row) for row in pair.rows]))
     else:
         rows = [
             (" ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pair.key.items()), row)
@@ -113,7 +109,7 @@ def show_comparison(comparison: Comparison) -> None:
             for row in pair.rows
             if row.name == HEADLINE
         ]
-        print_whole(table_of("decode tokens/s, B beside A", rows))
+        show(table_of("decode tokens/s, B beside A", rows))
     if told := starts_told((row.label, row.starts) for pair in comparison.pairs for row in pair.rows):
         told = f"one start each: intervals are widened by what starts differ by: {told}; several runs a side tell more"
         console.print(told, markup=False, style="dim")
@@ -151,48 +147,63 @@ def shortened(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def table_of(title: str, rows: list[tuple[str, Row]]) -> Table:
-    """A row of it for each of a comparison."""
-    table = Table(title=escape(title), title_justify="left")
-    for name in ("metric", "mean of A", "mean of B"):  # geometric
-        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    table.add_column("unit")
-    for name in ("B / A", "95% interval", "verdict", "of"):
-        table.add_column(name, justify="right" if name in ("B / A", "95% interval") else "left", no_wrap=True)
-    for name, row in rows:
-        told = row.told
-        colour = COLOUR.get(row.verdict)
-        table.add_row(
-            escape(name),
-            row.metric.text(row.a),
-            row.metric.text(row.b),
-            row.metric.unit,
-            f"{row.ratio.value:.4f}",
+def table_of(title: str, rows: Sequence[tuple[str, Row]], key: Mapping[str, str] | None = None) -> Table:
+    """A table with a row for each of a comparison.
+
+    Args:
+        rows: each with what people read before it.
+        key: what tells the pair from others, for programs.
+    """
+    key = key or {}
+    columns = [
+        *(Column(name) for name in key),
+        Column("metric", "metric"),
+        Column("a", "A", True),
+        Column("b", "B", True),
+        Column("ratio", "B / A", True),
+        Column(head="95% interval", right=True),
+        Column("low"),
+        Column("high"),
+        Column("verdict", "verdict"),
+        Column("of", "of"),
+        Column("starts"),
+    ]
+    cells = [
+        [
+            *key.values(),
+            Cell(name, row.name),
+            Cell(row.metric.text(row.a), row.a),
+            Cell(row.metric.text(row.b), row.b),
+            Cell(f"{row.ratio.value:.4f}", row.ratio.value),
             interval(row),
-            f"[{colour}]{told}[/]" if colour else told,
+            row.ratio.low,
+            row.ratio.high,
+            Cell(row.told, row.verdict.value, COLOUR.get(row.verdict)),
             row.of,
+            None if row.starts is None else str(row.starts),
+        ]
+        for name, row in rows
+    ]
+    return Table("metrics", columns, cells, title)
+
+
+def tables_of(comparison: Comparison) -> list[Table]:
+    """A table for each pair; below the last what differs between the sides, and every remark."""
+    keys = list(dict.fromkeys(name for pair in comparison.pairs for name in pair.key))
+    tables = [
+        table_of(
+            ", ".join(f"{name}={value}" for name, value in pair.key.items()),
+            [(row.heading, row) for row in pair.rows],
+            {name: pair.key.get(name, "") for name in keys},
         )
-    return table
-
-
-def markdown_of(comparison: Comparison) -> str:
-    """A comparison as Markdown: a table for each pair, what differs between the sides, and every remark."""
-    parts = []
-    for pair in comparison.pairs:
-        lines = [["metric", "A", "B", "B / A", "95% interval", "verdict", "of"]]
-        for row in pair.rows:
-            numbers = [row.metric.text(row.a), row.metric.text(row.b), f"{row.ratio.value:.4f}"]
-            lines.append([row.heading, *numbers, interval(row), row.told, row.of])
-        title = ", ".join(f"{key}={value}" for key, value in pair.key.items())
-        parts.append((f"**{title}**\n\n" if title else "") + markdown_table(lines, right=range(1, 5)))
-    if comparison.overall is not None:
-        parts.append(f"All {comparison.overall.of}: {sentence(comparison.overall)}\n")
+        for pair in comparison.pairs
+    ]
     notes = [f"{key}: A {shortened(a)}, B {shortened(b)}" for key, (a, b) in comparison.differences.items()]
+    if comparison.overall is not None:
+        notes.insert(0, f"all {comparison.overall.of}: {sentence(comparison.overall)}")
     notes += [*comparison.remarks, *busy_lines(comparison)]
     notes += [*(f"left out: {found.path}: {why}" for found, why in comparison.left_out)]
-    if notes:
-        parts.append("".join(f"- {' '.join(note.split())}\n" for note in notes))
-    return "\n".join(parts)
+    return [*tables[:-1], replace(tables[-1], notes=notes)]
 
 
 def interval(row: Row) -> str:

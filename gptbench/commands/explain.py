@@ -1,19 +1,18 @@
 """`gptbench explain`: where a run's step time goes against the limit, and what would help."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from gptbench.base.errors import UserError
-from gptbench.base.numbers import micro, number
+from gptbench.base.numbers import micro
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
 from gptbench.compare.advice import Advice
 from gptbench.compare.explain import Explanation, explain
 from gptbench.compare.select import select
-from gptbench.present.console import console, print_whole, write_line
+from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, Column, Table, scaled, show, write
 from gptbench.schema import Result
 
 
@@ -37,9 +36,26 @@ def explain_command(arguments: list[str]) -> int:
     if len(runs) > 1:
         console.print(f"{path}, the latest of {len(runs)} runs", markup=False, style="dim")
     told = explain(result)
+    if options.format != TEXT:
+        write([parts_table(told)], options.format)
+        return 0
     show_explanation(told)
     write_line(line_of(told, path))
     return 0
+
+
+def parts_table(told: Explanation) -> Table:
+    """The parts of a step, which add up to it; without a breakdown the step alone."""
+    columns = [
+        Column("part", "part"),
+        Column("seconds", "µs", True),
+        Column("share_of_step", "% of the step", True),
+        Column("what", "what"),
+    ]
+    parts = [(part.name, part.seconds, part.told) for part in told.parts]
+    parts.append(("step", told.step_s, f"at the read roof {micro(told.least_s)}"))
+    rows = [[name, scaled(seconds, 1e6), scaled(seconds / told.step_s, 100), what] for name, seconds, what in parts]
+    return Table("parts", columns, rows, "where a decode step's time goes", [told.limit, told.binding], totals=1)
 
 
 def show_explanation(told: Explanation) -> None:
@@ -48,15 +64,7 @@ def show_explanation(told: Explanation) -> None:
     console.print(told.limit, markup=False)
     console.print(told.binding, markup=False, style="bold")
     if told.parts:
-        table = Table(title="where a decode step's time goes", title_justify="left")
-        for name in ("part", "µs", "% of the step", "what"):
-            table.add_column(name, justify="right" if name in ("µs", "% of the step") else "left", no_wrap=True)
-        for part in told.parts:
-            share = number(part.seconds / told.step_s * 100)
-            table.add_row(part.name, number(part.seconds * 1e6), share, escape(part.told))
-        table.add_section()
-        table.add_row("step", number(told.step_s * 1e6), "100", f"at the read roof {micro(told.least_s)}")
-        print_whole(table)
+        show(replace(parts_table(told), notes=()))
     for note in told.notes:
         console.print(note, markup=False)
     if told.advice:

@@ -2,12 +2,9 @@
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from rich.markup import escape
-from rich.table import Table
 
 from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import check_output, write_output
@@ -27,7 +24,8 @@ from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load, plugins
 from gptbench.config.commandline import prepared
 from gptbench.config.grammar import quoted
-from gptbench.present.console import console, print_whole, write_line
+from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, Cell, Column, Table, show, write
 from gptbench.schema.metrics import KINDS, metric_of
 
 
@@ -83,8 +81,11 @@ def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> in
 
         held = measured_gate(config, options.repeats, more, tell, history, options.even_if_busy)
     outcome = outcome_of(held, options.strict)
-    show_gate(config, held, outcome)
-    write_line(line_of(config, options.baseline, held, outcome))
+    if options.format == TEXT:
+        show_gate(config, held, outcome)
+        write_line(line_of(config, options.baseline, held, outcome))
+    else:
+        write([gate_table(config, held)], options.format)
     return EXIT_CODES[outcome]
 
 
@@ -176,19 +177,7 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     if single := [name for name, row in config.rows.items() if is_of_single_run(row)]:
         told = "of a single run; beside another the interval is widened by what starts of the same thing differ by"
         console.print(f"{', '.join(single)}: {told}", markup=False, style="dim")
-    table = Table(title=escape(f"against {config.name}, {config.device}"), title_justify="left")
-    for name in ("row", "metric"):
-        table.add_column(name, no_wrap=True)
-    for name in ("baseline", "now"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("unit")
-    for name in ("ratio", "95% interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("verdict", "of"):
-        table.add_column(name, no_wrap=True)
-    for check in sorted(held.checks, key=lambda check: check.failed):
-        table.add_row(*cells(check), style="red" if check.failed else None)
-    print_whole(table)
+    show(replace(gate_table(config, held), notes=()))
     for remark in held.remarks:
         console.warn(remark)
     if told := starts_told((metric_of(check.metric or "").label, check.starts) for check in held.checks):
@@ -211,25 +200,43 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
 OUTCOME_STYLES = {PASSED: "bold green", FAILED: "bold red", UNDECIDED: "bold yellow"}
 
 
-def cells(check: Check) -> Sequence[str]:
+def gate_table(config: BaselineConfig, held: Gate) -> Table:
+    """A row for each metric of each row of the baseline; what fails comes last."""
+    columns = [
+        Column("row", "row"),
+        Column("metric", "metric"),
+        Column("baseline", "baseline", True),
+        Column("now", "now", True),
+        Column("ratio", "ratio", True),
+        Column(head="95% interval", right=True),
+        Column("low"),
+        Column("high"),
+        Column("verdict", "verdict"),
+        Column("failed"),
+        Column("of", "of"),
+        Column("reason"),
+    ]
+    rows = [cells(check) for check in sorted(held.checks, key=lambda check: check.failed)]
+    return Table("checks", columns, rows, f"against {config.name}, {config.device}", held.remarks)
+
+
+def cells(check: Check) -> list[Any]:
     """A row of the table."""
-    metric = metric_of(check.metric or "")
-    values = [metric.text(value) for value in (check.baseline, check.now)]
-    ratio, interval = "", ""
-    if check.ratio is not None:
-        ratio = f"{check.ratio.value:.4f}"
-        if check.ratio.low is not None and check.ratio.high is not None:
-            interval = f"{check.ratio.low:.4f} … {check.ratio.high:.4f}"
+    metric, ratio = metric_of(check.metric or ""), check.ratio
+    ends = (None, None) if ratio is None else (ratio.low, ratio.high)
+    interval = "" if None in ends else " … ".join(f"{end:.4f}" for end in ends)
     outcome = "not compared" if check.verdict is None else check.verdict.value
-    colour = None if check.verdict is None else COLOUR.get(check.verdict)
-    verdict = f"[{colour}]{outcome}[/]" if colour else outcome
+    colour = "red" if check.failed else None if check.verdict is None else COLOUR.get(check.verdict)
     return [
-        escape(check.row),
-        escape(metric.label if check.metric else ""),
-        *values,
-        metric.unit,
-        ratio,
+        Cell(check.row, check.row, "red" if check.failed else None),
+        Cell(metric.heading if check.metric else "", check.metric),
+        Cell(metric.text(check.baseline), check.baseline),
+        Cell(metric.text(check.now), check.now),
+        Cell("" if ratio is None else f"{ratio.value:.4f}", None if ratio is None else ratio.value),
         interval,
-        verdict,
+        *ends,
+        Cell(outcome, outcome, colour),
+        check.failed,
         check.of,
+        check.told,
     ]

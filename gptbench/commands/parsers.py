@@ -38,7 +38,14 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def add_format(parser: argparse.ArgumentParser, default: str = "text") -> None:
     """In which format the command's table is written, and where to."""
     told = f"of the table: text to stderr, md, csv and json to stdout; {default} if not given"
-    parser.add_argument("--format", choices=FORMATS, default=default, help=told)
+    parser.add_argument("--format", metavar=",".join(FORMATS), type=table_format, default=default, help=told)
+
+
+def table_format(text: str) -> str:
+    """A format of tables; `table` is what text was called."""
+    if (found := "text" if text == "table" else text) not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(FORMATS)}")
+    return found
 
 
 def path(text: str) -> Path:
@@ -89,9 +96,7 @@ def compare() -> argparse.ArgumentParser:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--margin", type=share, help="ratios of speed nearer to 1 are no verdict: 1%% if not given")
-    parser.add_argument(
-        "--format", choices=("table", "md"), default="table", help="md writes Markdown to stdout, for a pull request"
-    )
+    add_format(parser)
     add_even_if_busy(parser)
     add_places(parser)
     return parser
@@ -130,6 +135,7 @@ def gate() -> argparse.ArgumentParser:
         "--set", metavar="OVERRIDE", action="append", default=[], help="one more override of all that is measured"
     )
     add_even_if_busy(parser)
+    add_format(parser)
     add_places(parser)
     return parser
 
@@ -154,6 +160,7 @@ def ab() -> argparse.ArgumentParser:
         "--margin", type=share, default=0.005, help="ratios nearer to 1 are no verdict, however sure: 0.5%%"
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own")
+    add_format(parser)
     return parser
 
 
@@ -187,6 +194,7 @@ def explain() -> argparse.ArgumentParser:
         epilog=f"RUN is {SELECTOR_HELP}; of several, the latest is explained.",
     )
     parser.add_argument("run", metavar="RUN")
+    add_format(parser)
     add_places(parser)
     return parser
 
@@ -210,6 +218,7 @@ def rows() -> argparse.ArgumentParser:
         default="inductor",
         help="whose micro-benchmarks: Inductor's, which the benchmark is of, our kernels', or the library's",
     )
+    add_format(parser, "csv")
     add_places(parser)
     return parser
 

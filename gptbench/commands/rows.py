@@ -8,9 +8,10 @@ from gptbench.base.outputs import as_json, check_output, write_output
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
 from gptbench.compare.baseline import Baseline, read_baseline
-from gptbench.compare.rows import COLUMNS, as_csv, experiments
+from gptbench.compare.rows import COLUMNS, Experiment, as_csv, experiments
 from gptbench.compare.select import select
 from gptbench.present.console import console, write_line
+from gptbench.present.formats import TEXT, Column, Table, write
 
 
 def rows_command(arguments: list[str]) -> int:
@@ -33,8 +34,13 @@ def rows_command(arguments: list[str]) -> int:
         raise UserError("none of these records counts")
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:
-        sys.stdout.write(as_csv(rows))
-        sys.stdout.flush()
+        if options.format == "csv":  # the benchmark's own, with its digits
+            sys.stdout.write(as_csv(rows))
+            sys.stdout.flush()
+        else:
+            write([rows_table(rows)], options.format)
+        if options.format == TEXT:
+            write_line({"rows": len(rows)})
         return 0
     if options.csv is not None:
         write_output("--csv", options.csv, as_csv(rows))
@@ -45,3 +51,12 @@ def rows_command(arguments: list[str]) -> int:
     console.print(f"{counted(len(rows), 'row')}: {', '.join(file for file in written.values() if file)}", markup=False)
     write_line({"rows": len(rows), **written})
     return 0
+
+
+def rows_table(rows: list[Experiment]) -> Table:
+    """The same as a table."""
+    columns = [Column(name, name, right=name in ("target", "actual")) for name in COLUMNS]
+    cells = [
+        [row.name, row.metric, row.target, row.actual, row.dtype, row.device, row.arch, row.is_model] for row in rows
+    ]
+    return Table("rows", columns, cells)

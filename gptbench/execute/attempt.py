@@ -255,7 +255,7 @@ def publish(attempt: Attempt, observer: Observer) -> None:
     logged = log_recorded(attempt.record, attempt.path, job.config.tracking, job.outputs, observer.warn)
     observer.recorded(attempt.record, attempt.path, logged)
     if job.sweep is None:  # whose own line is the last one on stdout
-        observer.concluded(attempt.record, attempt.path, job.config.tracking, job.outputs, logged)
+        observer.concluded(attempt.record, attempt.path, job.config, job.outputs, logged)
 
 
 def is_of_interrupt(error: BaseException | None) -> bool:

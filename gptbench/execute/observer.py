@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gptbench.build import MemoryNeed
-from gptbench.config import Config, TrackingConfig
+from gptbench.config import Config
 from gptbench.device import Device
 from gptbench.schema import Measured, Recorded, SweepRecord
 from gptbench.schema.machine import Roof
@@ -57,7 +57,5 @@ class Observer(Protocol):
     def recorded(self, record: Recorded, path: Path, logged: str | None) -> None:
         """Where a record lies, and where it is logged, if it is."""
 
-    def concluded(
-        self, record: Recorded, path: Path, tracking: TrackingConfig, outputs: Path, logged: str | None
-    ) -> None:
+    def concluded(self, record: Recorded, path: Path, config: Config, outputs: Path, logged: str | None) -> None:
         """That was the last of it: what can be done with the record now."""

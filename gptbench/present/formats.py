@@ -35,6 +35,11 @@ class Cell:
     """Rich's name of the colour in which people see it."""
 
 
+def scaled(value: float | None, factor: float) -> Cell:
+    """A value as it is recorded, and times a factor as people read it."""
+    return Cell("" if value is None else number(value * factor), value)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column; what a row has there is text, a number, None or a `Cell`."""

@@ -1,9 +1,9 @@
 """What was measured, as tables for people."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from gptbench.base.errors import counted
@@ -11,17 +11,18 @@ from gptbench.base.numbers import number
 from gptbench.compare import Baseline
 from gptbench.compare.explain import binding
 from gptbench.compare.step import Step
-from gptbench.present.console import console, print_whole
-from gptbench.schema import KernelResult, Measured, Result, SweepRecord
-from gptbench.schema.breakdown import Breakdown
+from gptbench.config import Config
+from gptbench.config.targets import instantiate
+from gptbench.present.console import console
+from gptbench.present.formats import Cell, Column, Table, scaled, show
+from gptbench.schema import KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.kernels import kernel_metrics, means, seed_targets
-from gptbench.schema.machine import Roof
 from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
-from gptbench.schema.sample import Sample, throttling
+from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import steps_interval, valid_samples
-from gptbench.schema.sweep import in_display_units
+from gptbench.schema.summary import sample_metrics, summary
 
 MOST_ROWS = 15
 """Kernels in the table of a step; what there is beyond is one row."""
@@ -36,33 +37,73 @@ SHORTEST_STAGE_S = 0.05
 """Of preparing, to be told."""
 
 
-def show_result(result: Result, baseline: Baseline) -> None:
-    """The table: each metric, its spread over the samples, and a target where there is one. Percentiles are of all
-    steps, and have an interval."""
+def tables_of(record: Recorded, config: Config) -> list[Table]:
+    """The tables of a record, for people and programs; none of a failure, or of another kind of record."""
+    if isinstance(record, SweepRecord):
+        return [sweep_table(record)]
+    if isinstance(record, KernelResult):
+        return [kernels_table(record, instantiate(config.baseline))]
+    if not isinstance(record, Result):
+        return []
+    step = [] if record.breakdown is None else [breakdown_table(record)]
+    return [result_table(record, instantiate(config.baseline)), *step]
+
+
+def result_table(result: Result, baseline: Baseline) -> Table:
+    """Each metric, its spread over the samples, and a target where there is one. Percentiles are of all steps, and have
+    an interval."""
     targets = baseline.targets(result)
     valid = valid_samples(result)
-    title = f"{result.config['model']['name']} on {result.environment.device}"
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("metric")
-    table.add_column("median", justify="right")
-    table.add_column("min … max", justify="right")
-    table.add_column("95% interval", justify="right")
-    table.add_column("unit")
-    if targets:
-        table.add_column(escape(f"target ({baseline.device})"), justify="right")
-    rows = result.sampled
-    medians = result.summary
-
+    samples = [sample_metrics(result, sample) for sample in valid]
+    medians = summary(result)
+    columns = [
+        Column(head="metric"),
+        Column("metric"),
+        Column("median", "median", True),
+        Column(head="min … max", right=True),
+        Column("min"),
+        Column("max"),
+        Column(head="95% interval", right=True),
+        Column("low"),
+        Column("high"),
+        Column(head="unit"),
+        Column("target", f"target ({baseline.device})" if targets else "", True),
+    ]
+    rows = []
     for metric in shown_of(result, targets):
-        if (value := medians.get(metric.name)) is not None:
-            values = [row[metric.name] for row in rows if metric.name in row]
-            spread = f"{metric.text(min(values))} … {metric.text(max(values))}" if values else ""
-            interval = "" if metric.share is None else interval_of(valid, metric)
-            target = [metric.text(targets[metric.name])] if metric.name in targets else []
-            table.add_row(metric.label, metric.text(value), spread, interval, metric.unit, *target)
-    print_whole(table)
-    for metric in (METRICS[name] for name in FOOTNOTES if name in medians):
-        console.print(f"{metric.label}: {metric.meaning}", markup=False, style="dim")
+        if (value := medians.get(metric.name)) is None:
+            continue
+        values = [row[metric.name] for row in samples if metric.name in row]
+        spread = f"{metric.text(min(values))} … {metric.text(max(values))}" if values else ""
+        ends: tuple[float | None, float | None] = (None, None)
+        interval = ""
+        if metric.share is not None:
+            ends = steps_interval(valid, metric.share)
+            interval = interval_text(*map(metric.text, ends))
+        target = targets.get(metric.name)
+        rows.append(
+            [
+                metric.label,
+                metric.name,
+                Cell(metric.text(value), value),
+                spread,
+                min(values, default=None),
+                max(values, default=None),
+                interval,
+                *ends,
+                metric.unit,
+                Cell(metric.text(target), target),
+            ]
+        )
+    notes = [f"{one.label}: {one.meaning}" for one in (METRICS[name] for name in FOOTNOTES if name in medians)]
+    return Table("run", columns, rows, f"{result.config['model']['name']} on {result.environment.device}", notes)
+
+
+def show_result(result: Result, baseline: Baseline) -> None:
+    """The table of a run, what binds it, and what else there is to know of it."""
+    valid = valid_samples(result)
+    medians = summary(result)
+    show(result_table(result, baseline))
     if valid:
         console.print(binding(Step(result)), markup=False, style="bold")
     show_state(result, medians)
@@ -75,7 +116,7 @@ def show_result(result: Result, baseline: Baseline) -> None:
         told = f"{number(result.shared_compile_s)} s of compiling were an earlier job's of the sweep"
         console.print(told, markup=False)
     if result.breakdown is not None:
-        show_breakdown(result.breakdown, result.roof, medians.get(STEP))
+        show(breakdown_table(result))
     if valid and valid[0].text:
         show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
@@ -95,10 +136,8 @@ def shown_of(result: Result, targets: Collection[str]) -> list[Metric]:
     return [one for one in shown if one.gpt_fast is None or result.is_gpt_fast or one.name in targets]
 
 
-def interval_of(samples: Sequence[Sample], metric: Metric) -> str:
-    """Of a percentile, as far as the samples tell."""
-    assert metric.share is not None
-    low, high = map(metric.text, steps_interval(samples, metric.share))
+def interval_text(low: str, high: str) -> str:
+    """Around a percentile, as far as the samples tell."""
     if low and high:
         return f"{low} … {high}"
     return f"over {low}" if low else f"under {high}" if high else "too few samples"
@@ -134,68 +173,85 @@ def show_stages(compilation: Compilation) -> None:
     console.print(f"{text}: {told}" if told else text, markup=False)
 
 
-def show_breakdown(step: Breakdown, roof: Roof, sampled_s: float | None) -> None:
-    """Where the time of a profiled step goes; `sampled_s` is the median step of the samples."""
+def breakdown_table(result: Result) -> Table:
+    """Where the time of the profiled step goes."""
+    step, sampled_s = result.breakdown, summary(result).get(STEP)
+    assert step is not None
     title = f"decode step at position {step.position}: {number(step.step_s * 1e6)} µs while profiled"
     title += f", {number(sampled_s * 1e6)} µs in the samples" if sampled_s is not None else ""
-    table = Table(title=title, title_justify="left")
-    table.add_column("kernel", no_wrap=True, overflow="ellipsis", max_width=MOST_CHARACTERS)
-    for name in ("launches", "µs each", "µs of the step", "% of the step", "GB/s", "% of the roof"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        Column("kernel", "kernel"),
+        Column("launches", "launches", True),
+        Column("seconds_each", "µs each", True),
+        Column("exclusive_s", "µs of the step", True),
+        Column("share_of_step", "% of the step", True),
+        Column("gb_per_s", "GB/s", True),
+        Column("share_of_roof", "% of the roof", True),
+    ]
 
-    def add(name: str, launches: int, total_s: float, exclusive_s: float, gb_per_s: float | None) -> None:
-        counted = [str(launches), number(total_s / launches * 1e6)] if launches else ["", ""]
-        share = [number(exclusive_s * 1e6), number(exclusive_s / step.step_s * 100)]
-        rate = [] if gb_per_s is None else [number(gb_per_s), number(gb_per_s / roof.gb_per_s * 100)]
-        table.add_row(escape(name), *counted, *share, *rate)
+    def row(name: str, launches: int, total_s: float, exclusive_s: float, gb_per_s: float | None) -> list[Any]:
+        share = None if gb_per_s is None else gb_per_s / result.roof.gb_per_s
+        return [
+            Cell(name if len(name) <= MOST_CHARACTERS else f"{name[: MOST_CHARACTERS - 1]}…", name),
+            launches or None,
+            scaled(total_s / launches if launches else None, 1e6),
+            scaled(exclusive_s, 1e6),
+            scaled(exclusive_s / step.step_s, 100),
+            gb_per_s,
+            scaled(share, 100),
+        ]
 
     kernels = step.by_kernel()
     shown = kernels[: MOST_ROWS - (len(kernels) > MOST_ROWS)]
     others = kernels[len(shown) :]
-    for kernel in shown:
-        add(kernel.name, kernel.launches, kernel.total_s, kernel.exclusive_s, kernel.gb_per_s)
+    rows = [row(one.name, one.launches, one.total_s, one.exclusive_s, one.gb_per_s) for one in shown]
     if others:
-        add(
-            f"{len(others)} others",
-            sum(kernel.launches for kernel in others),
-            sum(kernel.total_s for kernel in others),
-            sum(kernel.exclusive_s for kernel in others),
-            None,
-        )
-    add("gaps, in which none runs", 0, 0.0, step.gaps_s, None)
-    table.add_section()
-    add("step", 0, 0.0, step.step_s, step.gb_per_s)
-    print_whole(table)
+        total_s, exclusive_s = (sum(getattr(one, name) for one in others) for name in ("total_s", "exclusive_s"))
+        rows.append(row(f"{len(others)} others", sum(one.launches for one in others), total_s, exclusive_s, None))
+    rows.append(row("gaps, in which none runs", 0, 0.0, step.gaps_s, None))
+    rows.append(row("step", 0, 0.0, step.step_s, step.gb_per_s))
+    return Table("step", columns, rows, title, totals=1)
+
+
+def kernels_table(result: KernelResult, baseline: Baseline) -> Table:
+    """Our kernel, or where there is none what Inductor makes of its reference; and the others."""
+    metrics = shown_in(View.kernels)
+    columns = [
+        *(Column(name, name) for name in ("kernel", "shape", "type", "by")),
+        *map(Column.of, metrics),
+        Column("inductor_ratio", "inductor", True),
+        Column("library_ratio", "library", True),
+        Column("target", f"target ({baseline.device})", True),
+    ]
+    table: list[list[Any]] = []
+    for kernel in result.kernels:
+        rows = kernel_metrics(result, kernel)
+        cells: list[Any] = [
+            kernel.name,
+            " ".join(f"{name}={size}" for name, size in kernel.shape.items()),
+            kernel.dtype,
+        ]
+        if rows:
+            first = next(iter(rows.values()))
+            cells += [first.implementation, *(getattr(first, metric.name) for metric in metrics)]
+            for other in ("inductor", "library"):
+                known = other in rows and other != first.implementation
+                ratio = rows[other].seconds / first.seconds if known else None
+                cells.append(Cell("" if ratio is None else f"×{number(ratio)}", ratio))
+        table.append([*cells, *[None] * (len(columns) - len(cells))])
+    targets = seed_targets(result)
+    for name, value in means(result).items():
+        family, implementation, metric_name = name.rsplit("/", 2)
+        kernel_name, dtype = family.split("/")
+        told = [kernel_name, f"mean {metric_name}: {number(value)}", dtype, implementation]
+        target = targets.get(family, {}).get(metric_name)
+        table.append([*told, *[None] * (len(columns) - len(told) - 1), target])
+    return Table("kernels", columns, table, f"kernels on {result.environment.device}")
 
 
 def show_kernels(result: KernelResult, baseline: Baseline) -> None:
-    """The table: our kernel, or where there is none what Inductor makes of its reference; and the others."""
-    table = Table(title=escape(f"kernels on {result.environment.device}"), title_justify="left")
-    for name in ("kernel", "shape", "type", "by"):
-        table.add_column(name, no_wrap=True)
-    for name in (*(metric.heading for metric in shown_in(View.kernels)), "inductor", "library"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(escape(f"target ({baseline.device})"), justify="right", no_wrap=True)
-    for kernel in result.kernels:
-        rows = kernel_metrics(result, kernel)
-        shape = " ".join(f"{letter}={size}" for letter, size in kernel.shape.items())
-        cells = [kernel.name, shape, kernel.dtype]
-        if rows:
-            first = next(iter(rows.values()))
-            values = [metric.text(getattr(first, metric.name)) for metric in shown_in(View.kernels)]
-            cells += [first.implementation, *values]
-            for other in ("inductor", "library"):
-                known = other in rows and other != first.implementation
-                cells.append(f"×{number(rows[other].seconds / first.seconds)}" if known else "")
-        table.add_row(*map(escape, cells))
-    targets = seed_targets(result)
-    for name, value in means(result).items():
-        family, implementation, metric = name.rsplit("/", 2)
-        target = targets.get(family, {}).get(metric)
-        kernel_name, dtype = family.split("/")
-        cells = [kernel_name, f"mean {metric}: {number(value)}", dtype, implementation]
-        table.add_row(*map(escape, cells), *[""] * 7, "" if target is None else number(target))
-    print_whole(table)
+    """The table of kernels, and what could not be measured."""
+    show(kernels_table(result, baseline))
     show_busy(result)
     for kernel in result.kernels:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
@@ -212,18 +268,18 @@ def show_text(prompt: str, text: str) -> None:
     console.print(shown, soft_wrap=False)
 
 
-def show_sweep(record: SweepRecord) -> None:
-    """The table: what was varied, what came of it, and the numbers."""
-    table = Table(title=f"sweep of {counted(len(record.jobs), 'job')}: {record.told}", title_justify="left")
+def sweep_table(record: SweepRecord) -> Table:
+    """What was varied, the outcome of each job, and its numbers."""
     head, rows = record.table()
+    columns = [Column.of(METRICS[name]) if name in METRICS else Column(name, name) for name in head]
     if not any(job.reason for job in record.jobs):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    for name in head:
-        metric = METRICS.get(name)
-        table.add_column(escape(metric.heading if metric else name), justify="right" if metric else "left")
-    for row in in_display_units(head, rows):
-        table.add_row(*(escape(text.splitlines()[0] if text else "") for text in row))
-    print_whole(table)
+        columns[-1] = replace(columns[-1], head="")
+    return Table("jobs", columns, rows, f"sweep of {counted(len(record.jobs), 'job')}: {record.told}")
+
+
+def show_sweep(record: SweepRecord) -> None:
+    """The table of a sweep."""
+    show(sweep_table(record))
     if marked := sum(1 for job in record.jobs if job.busy):
         told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
         console.warn(told, "bold yellow")

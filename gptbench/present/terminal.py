@@ -21,7 +21,8 @@ from gptbench.config import Config, MLflowConfig, TrackingConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.present.console import console, near, program, write_line
-from gptbench.present.tables import show_kernels, show_result, show_sweep
+from gptbench.present.formats import TEXT, write
+from gptbench.present.tables import show_kernels, show_result, show_sweep, tables_of
 from gptbench.record.store import embedded_store
 from gptbench.schema import KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.schema.machine import Roof
@@ -113,13 +114,15 @@ class Terminal:
     def recorded(self, record: Recorded, path: Path, logged: str | None) -> None:
         console.print(f"{record.TOLD_AS}: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
 
-    def concluded(
-        self, record: Recorded, path: Path, tracking: TrackingConfig, outputs: Path, logged: str | None
-    ) -> None:
-        """Commands to type, and the line for programs."""
+    def concluded(self, record: Recorded, path: Path, config: Config, outputs: Path, logged: str | None) -> None:
+        """Commands to type, and the line for programs, or in its place the tables in the format that was asked for."""
         shown = path if record.IS_RUN else path.parent
-        show_next(record, shown, tracking, outputs, logged is not None)
-        write_line(line_of(record, path, logged))
+        show_next(record, shown, config.tracking, outputs, logged is not None)
+        tables = [] if console.format == TEXT else tables_of(record, config)
+        if tables:
+            write(tables, console.format)
+        else:
+            write_line(line_of(record, path, logged))
 
 
 def draw_compilation(result: Result, picture: Path) -> None:

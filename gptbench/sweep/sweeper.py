@@ -234,7 +234,7 @@ class Sweep:
                 self.observer.swept(record)
             logged = log_recorded(record, path, self.section, self.outputs, self.observer.warn)
             self.observer.recorded(record, path, logged)
-            self.observer.concluded(record, path, self.section, self.outputs, logged)
+            self.observer.concluded(record, path, self.jobs[0].config, self.outputs, logged)
         if self.interrupted:
             raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
         if record.status != "FINISHED":
