@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptbench.config import Config, DeviceConfig, DeviceKind
-from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.execute.job import Attempt, Job
 from gptbench.execute.reuse import Session
 from gptbench.execute.run import run
@@ -25,5 +25,5 @@ def run_job(of: Config, folder: Path, sweep: Path | None = None, session: Sessio
 def small_read_roof(outputs: Path) -> list[float]:
     """Seconds of the launches that the roof of these outputs is of."""
     roof.CPU_BUFFER_BYTES, roof.CACHES = 2**24, 0
-    on = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
+    on = DeviceGroup.of(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, threads=1))
     return roof.Roofs(on, environment(on, None), outputs).read().seconds

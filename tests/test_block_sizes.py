@@ -23,6 +23,7 @@ from gptbench.base.errors import ConfigError
 from gptbench.block_sizes import CANDIDATES, candidates, from_candidates, load, reads_matrix
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig, Tuning
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Inductor
 from tests.models import DENSE, run_config
 from tests.test_engines import make_engine
@@ -188,7 +189,7 @@ def test_torch_without_what_is_replaced_is_told(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match=r"engine\.tuning=candidates: .*descent or none"):
         Inductor.check(config, gpu)
     cpu = Device(DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu))
-    section = Auto(AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, cpu).section
+    section = Auto(AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, DeviceGroup((cpu,))).section
     assert isinstance(section, InductorConfig)
     assert section.tuning is Tuning.descent
     make_engine(section, DENSE, "none", 1, torch.float32, cpu)

@@ -169,7 +169,7 @@ def config(folder: Path, engine: EngineConfig | None = None, device: str = "cpu"
 
 def prepared(of: Config) -> tuple[Engine, Workload]:
     device = Device(of.device)
-    engine, _ = preparation.make_engine(of, DeviceGroup((device,)), preparation.plan(of, device))
+    engine, _ = preparation.make_engine(of, DeviceGroup((device,)), preparation.plan(of, DeviceGroup((device,))))
     engine.prepare()
     return engine, Workload(of.workload, device)
 

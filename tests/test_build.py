@@ -24,6 +24,7 @@ from gptbench.build import (
 )
 from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, HuggingFaceConfig, ModelConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.model import Transformer
 from tests.models import (
     CPU,
@@ -224,7 +225,7 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_what_would_fit() ->
         [("quant=int8", 7_250_000_000), ("model=llama2_70b", 140_000_000_000), ("model=mini", 10_000_000_000)]
     )
     with pytest.raises(DoesNotFitError) as raised:
-        require_fit(config, model, fake(10e9), others)
+        require_fit(config, model, DeviceGroup((fake(10e9),)), others)
     message = str(raised.value)
     assert "model=llama2_7b quant=none workload.batch_size=1 needs " in message
     assert "weights 13.48 GB" in message  # 6,738,415,616 parameters of two bytes: the whole embedding is held
@@ -243,17 +244,19 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_what_would_fit() ->
 
 def test_nothing_that_fits_is_said_too() -> None:
     with pytest.raises(DoesNotFitError, match="Nothing that gptbench knows would fit"):
-        require_fit(seed_run(), meta(model_config("llama2_7b")), fake(1e6), iter([("model=mini", 10_000_000)]))
+        require_fit(
+            seed_run(), meta(model_config("llama2_7b")), DeviceGroup((fake(1e6),)), iter([("model=mini", 10_000_000)])
+        )
 
 
 def test_the_last_byte_decides() -> None:
     config, model = seed_run(), meta(model_config("llama2_7b"))
     need = memory_need(model, 1, 6, 208).total
     others = iter([("quant=int8", 1)])
-    require_fit(config, model, fake(need), others)
+    require_fit(config, model, DeviceGroup((fake(need),)), others)
     assert next(others) == ("quant=int8", 1)  # not looked at where the run fits
     with pytest.raises(DoesNotFitError):
-        require_fit(config, model, fake(need - 1), iter(()))
+        require_fit(config, model, DeviceGroup((fake(need - 1),)), iter(()))
 
 
 @for_each("quant", QUANTISATIONS)
@@ -270,7 +273,7 @@ def test_batch_and_length_count(quant: str) -> None:
 def test_every_alternative_that_is_offered_fits(free: float) -> None:
     """And is written as on the command line, so that it can be taken at its word."""
     config = seed_run("mixtral", "none", batch=4)
-    offered = [(what, total) for what, total in alternatives(config, fake(free)) if total <= free]
+    offered = [(what, total) for what, total in alternatives(config, DeviceGroup((fake(free),))) if total <= free]
     assert offered
     for what, total in offered:
         chosen = dict(part.split("=") for part in what.split())
@@ -282,7 +285,7 @@ def test_every_alternative_that_is_offered_fits(free: float) -> None:
 
 
 def test_every_alternative_is_a_run_that_the_configuration_takes() -> None:
-    for what, _ in alternatives(seed_run("mixtral"), fake(1e12)):
+    for what, _ in alternatives(seed_run("mixtral"), DeviceGroup((fake(1e12),))):
         chosen = dict(part.split("=") for part in what.split())
         seed_run(chosen.get("model", "mixtral"), chosen.get("quant", "none"), int(chosen.get("workload.batch_size", 1)))
 
@@ -291,14 +294,14 @@ def test_alternatives_leave_out_what_the_quantisation_refuses() -> None:
     device = cast(Device, FakeDevice(1e12, torch.float16))
     of = seed_run(batch=4)
     of = dataclasses.replace(of, device=dataclasses.replace(of.device, dtype=Dtype.float16))
-    told = [what for what, _ in alternatives(of, device)]
+    told = [what for what, _ in alternatives(of, DeviceGroup((device,)))]
     assert [what for what in told if what.startswith("quant=")] == [
         f"quant=none workload.batch_size={batch}" for batch in (4, 2, 1)
     ]
     assert "model=stories110m" in told
     assert "model=stories15m" in told  # 206 of 256 positions
     long = run_config(model_config("llama2_7b"), prompt=SEED_PROMPT, new_tokens=300)
-    assert "model=stories15m" not in [what for what, _ in alternatives(long, fake(1e12))]
+    assert "model=stories15m" not in [what for what, _ in alternatives(long, DeviceGroup((fake(1e12),)))]
 
 
 @pytest.mark.parametrize("config", [DENSE, GQA, MOE], ids=model_name)

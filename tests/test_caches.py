@@ -17,6 +17,7 @@ import pytest
 from gptbench.base.errors import ConfigError, UserError
 from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine.compile_cache import Place
 from gptbench.measure.compilation import CompileWatch, compile_cache
@@ -40,7 +41,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_that_auto_takes() -> str:
     section = AutoConfig(_target_="gptbench.engine.Auto", name="auto")
-    return Auto(section, run_config(DENSE), cpu()).section.name
+    return Auto(section, run_config(DENSE), DeviceGroup((cpu(),))).section.name
 
 
 def test_folders_that_can_be_used() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gptbench.device.group import DeviceGroup
 from gptbench.measure import energy
 from gptbench.measure.energy import measure_energy
 from gptbench.measure.sensors import Sensor, sensor_of
@@ -122,7 +123,7 @@ def test_a_real_gpu_uses_more_than_idle() -> None:
     on = device("cuda")
     engine, workload = make_engine(EAGER, on), make_workload(on)
     start = time.perf_counter()
-    found = measure_energy(engine, workload, sensor_of(on), seconds=1.0)
+    found = measure_energy(engine, workload, sensor_of(DeviceGroup((on,))), seconds=1.0)
     assert found is not None
     assert time.perf_counter() - start < 30
     assert 20 < found.idle_w < 500

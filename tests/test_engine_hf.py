@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gptbench.engine.hf as hf
 from gptbench.base.errors import ConfigError
 from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_possible
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine, HuggingFace, Inductor, Shape
 from gptbench.execute.reuse import release
 from gptbench.measure.compilation import CompileWatch
@@ -263,7 +264,7 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
     def require() -> None:
         require_possible(run)
-        HuggingFace.require(run, device("cpu"))
+        HuggingFace.require(run, DeviceGroup((device("cpu"),)))
 
     with pytest.raises(ConfigError, match=message):
         require()
@@ -271,16 +272,17 @@ def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> Non
 
 def test_what_it_can_do_is_not_refused() -> None:
     for model in ALL:
-        HuggingFace.require(run_of(model), device("cpu"))
-    HuggingFace.require(run_of(replace(NORMED, sliding_window=64)), device("cpu"))  # hides nothing of the cache
-    HuggingFace.require(run_of(replace(GQA, ffn_dim=77)), device("cpu"))
+        HuggingFace.require(run_of(model), DeviceGroup((device("cpu"),)))
+    hidden = run_of(replace(NORMED, sliding_window=64))  # which hides nothing of the cache
+    HuggingFace.require(hidden, DeviceGroup((device("cpu"),)))
+    HuggingFace.require(run_of(replace(GQA, ffn_dim=77)), DeviceGroup((device("cpu"),)))
 
 
 def test_a_missing_compiler_leaves_the_dynamic_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inductor, "missing", lambda _: "a C++ compiler")
-    HuggingFace.require(run_of(DENSE, cache="dynamic"), device("cpu"))
+    HuggingFace.require(run_of(DENSE, cache="dynamic"), DeviceGroup((device("cpu"),)))
     with pytest.raises(ConfigError, match=r"engine\.cache=static: expected dynamic, or .* a C\+\+ compiler"):
-        HuggingFace.require(run_of(DENSE, cache="static"), device("cpu"))
+        HuggingFace.require(run_of(DENSE, cache="static"), DeviceGroup((device("cpu"),)))
 
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from gptbench.config import (
 )
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Eager, Engine, Inductor, Shape
 from gptbench.engine.tiles import Tiles
 from gptbench.kernels.route import Routing
@@ -526,7 +527,7 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
         config, device=replace(config.device, kind=DeviceKind.cuda, dtype=Dtype[str(dtype).removeprefix("torch.")])
     )
     device: Any = OnGPU(dtype)
-    auto = Auto(section, config, device)
+    auto = Auto(section, config, DeviceGroup((device,)))
     assert auto.section.name == takes
     assert auto.section.fresh_cache
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)

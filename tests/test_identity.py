@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ import torch
 
 import gptbench
 from gptbench.base import limits
-from gptbench.config import Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
+from gptbench.compare.gate import require_device
+from gptbench.config import BaselineConfig, Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.execute.job import from_folder
+from gptbench.measure import environment as environment_module
 from gptbench.measure.environment import VARIABLES, environment, place
+from gptbench.measure.roof import Roofs
 from gptbench.record import identity as module
 from gptbench.record.identity import code_version, identity
 from gptbench.schema.place import Place
@@ -134,11 +138,11 @@ def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch)
 def test_what_libraries_add_to_the_environment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier job of a sweep may have imported some that another one does not need."""
     config, device = run_config(DENSE), cpu()
-    before, recorded = identity(config, DeviceGroup((device,))), environment(device, "given").variables
+    before, recorded = identity(config, DeviceGroup((device,))), environment(DeviceGroup((device,)), "given").variables
     for name in ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "CUBLAS_WORKSPACE_CONFIG", "OMP_PROC_BIND"):
         monkeypatch.setenv(name, "TRUE")
         assert identity(config, DeviceGroup((device,))) == before, name
-        assert environment(device, "given").variables == recorded, name
+        assert environment(DeviceGroup((device,)), "given").variables == recorded, name
 
 
 def test_libraries_add_no_others() -> None:
@@ -181,3 +185,43 @@ def test_what_of_a_place_must_agree_for_what() -> None:
 def differs(one: Place, other: Place) -> tuple[bool, bool, bool]:
     jobs = [each.of_job(("torch",)) for each in (one, other)]
     return one.kind != other.kind, jobs[0] != jobs[1], one.of_roof != other.of_roof
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
+    """Of one kind, as torch and NVML would tell."""
+    told = {"major": 9, "minor": 0, "multi_processor_count": 132, "L2_cache_size": 2**25}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA X")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda on: SimpleNamespace(uuid=f"u{on.index}", **told))
+    monkeypatch.setattr(environment_module, "gpu_state", lambda _: ("570.1", 700.0))
+    monkeypatch.setattr(environment_module, "gpu_settings", lambda _: {})
+    section = DeviceConfig(_target_="gptbench.device.Device", name="cuda", kind=DeviceKind.cuda)
+    return [Device(replace(section, index=index)) for index in range(2)]
+
+
+def test_two_gpus_of_one_kind_are_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searched tiles, read roofs, baselines and identities of one are the other's."""
+    first, second = two_gpus(monkeypatch)
+    assert first.torch != second.torch and first.uuid != second.uuid and first.key != second.key
+    groups = [DeviceGroup((first,)), DeviceGroup((second,))]
+    here, there = (environment(group, "given") for group in groups)
+    assert Place.of(here, "host") == Place.of(there, "host") and place(first) == place(second)
+    assert len({Roofs(group, here, tmp_path).path for group in groups}) == 1
+    require_device(
+        BaselineConfig(
+            _target_="gptbench.compare.Baseline", name="x", device=here.device, power_limit_w=here.power_limit_w
+        ),
+        there,
+    )
+    assert len({identity(run_config(DENSE), group) for group in groups}) == 1
+    pytest.importorskip("triton")
+    from gptbench.engine.tiles import Tiles
+    from gptbench.kernels.tile import Tile, Use
+    from gptbench.quant import Unquantised
+
+    use, tile = Use("linear", 144, 48, Unquantised(), torch.bfloat16, batch=1), Tile(4, 128, 1, 0)
+    assert Tiles.of(tmp_path / "tiles", second)[use] != tile
+    Tiles.of(tmp_path / "tiles", first).keep(use, tile)
+    assert Tiles.of(tmp_path / "tiles", second)[use] == tile

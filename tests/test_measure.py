@@ -12,6 +12,7 @@ import torch
 from gptbench.config import DeviceConfig, DeviceKind, EagerConfig, InductorConfig, Tuning, WorkloadConfig
 from gptbench.config.targets import instantiate
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine, Shape
 from gptbench.execute.isolation import in_own_process
 from gptbench.generate import HostClock, Workload, generate
@@ -320,7 +321,7 @@ def test_two_processes_measure_the_roof_one_after_the_other(tmp_path: Path) -> N
 
 
 def test_environment_tells_commit_and_versions() -> None:
-    found = environment(device(), "given")
+    found = environment(DeviceGroup((device(),)), "given")
     assert found.commit
     assert found.libraries["torch"] == torch.__version__
     assert found.cores >= 1
@@ -341,7 +342,7 @@ def test_variables_that_a_number_depends_on_are_recorded(monkeypatch: pytest.Mon
         "AWS_SECRET_ACCESS_KEY": "5ecret",
     }
     monkeypatch.setattr(surroundings, "STARTED_WITH", given)
-    found = environment(device(), "given").variables
+    found = environment(DeviceGroup((device(),)), "given").variables
     assert "5ecret" not in str(found)
     assert {name for name in given if name not in found} == {"TRITON_CACHE_DIR", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}
     assert all(found[name] == given[name] for name in list(given)[:4])

@@ -271,7 +271,7 @@ def test_an_engine_whose_parts_are_missing_says_so(monkeypatch: pytest.MonkeyPat
     reason = Inductor.missing(cpu()) or ""
     assert reason.startswith("another version of torch: torch 2.") and "cpp_builder.renamed" in reason
     section = AutoConfig(_target_="gptbench.engine.Auto", name="auto")
-    assert Auto(section, run_config(DENSE), cpu()).section.name == "eager"
+    assert Auto(section, run_config(DENSE), DeviceGroup((cpu(),))).section.name == "eager"
 
 
 def test_candidates_need_parts_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,18 +328,20 @@ def test_a_machine_without_triton_compiles_for_its_processor(
     only_installed(monkeypatch)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     config = run_config(DENSE)
-    config.engine = Auto(AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, cpu()).section
+    config.engine = Auto(
+        AutoConfig(_target_="gptbench.engine.Auto", name="auto"), config, DeviceGroup((cpu(),))
+    ).section
     assert config.engine.name == "inductor"
-    plan(config, cpu())
+    plan(config, DeviceGroup((cpu(),)))
     (tmp_path / "inductor").mkdir(exist_ok=True)
     (tmp_path / "inductor" / "cut.so").write_bytes(b"\x7fELF")
     with pytest.warns(UserWarning, match=r"cut off: .*cut\.so$"):
-        plan(config, cpu())
+        plan(config, DeviceGroup((cpu(),)))
     with CompileWatch():
         pass
     with pytest.raises(RuntimeError, match="as it is"), caches.blamed():
         raise RuntimeError("as it is")
-    assert "triton" not in environment(cpu(), "given").libraries
+    assert "triton" not in environment(DeviceGroup((cpu(),)), "given").libraries
     assert len(identity(config, DeviceGroup((cpu(),)))) == 16
     with pytest.raises(UserError, match=r"^triton is not installed, of which gptbench uses triton\.knobs\.cache$"):
         caches.triton_folder()
@@ -351,7 +353,7 @@ def test_triton_comes_in_several_packages(monkeypatch: pytest.MonkeyPatch) -> No
     without = {version("triton"), version("torch"), version("no-such-library")}
     assert len(without) == 3 and None in without
     only_installed(monkeypatch, pytorch_triton="3.9.0+git1")
-    assert version("triton") == environment(cpu(), "given").libraries["triton"] == "3.9.0+git1"
+    assert version("triton") == environment(DeviceGroup((cpu(),)), "given").libraries["triton"] == "3.9.0+git1"
     with pytest.raises(UserError, match=r"^triton 3\.9\.0\+git1 has no triton\.nowhere\.x, "):
         part("triton.nowhere", "x")
     monkeypatch.setattr("triton.knobs.compilation", object())

@@ -235,7 +235,7 @@ def test_the_demo_model_predicts_its_held_out_text() -> None:
     from gptbench.execute.preparation import make_engine, plan
 
     device = one_core()
-    measured, loaded = make_engine(of, DeviceGroup((device,)), plan(of, device))
+    measured, loaded = make_engine(of, DeviceGroup((device,)), plan(of, DeviceGroup((device,))))
     found = quality(of, tokens=400, reference=False).evaluate(measured, never)
     assert loaded is not None and loaded.files == ["model.safetensors"]
     assert 2.8 < sum(found.nll) / len(found.nll) < 3.7

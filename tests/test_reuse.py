@@ -33,6 +33,7 @@ from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine
+from gptbench.engine.eager import Eager
 from gptbench.execute import measurement, preparation, reuse
 from gptbench.execute import run as run_module
 from gptbench.generate import Workload, generate
@@ -336,6 +337,39 @@ def test_a_job_that_fails_leaves_nothing(
         run(of, tmp_path / "1", session)
     assert session.kept is None
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("part", ["prefill", "preparation", "sample"])
+def test_after_a_job_that_fails_half_way_the_next_one_has_untouched_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session, part: str
+) -> None:
+    """The step has been done when it fails, and the weights are written over."""
+    of = config(tmp_path)
+    step = "prefill" if part == "prefill" else "decode"
+    done, do, fatal = itertools.count(1), getattr(Eager, step), 0
+
+    def fails(engine: Engine, *arguments: Any) -> None:
+        nonlocal last
+        do(engine, *arguments)
+        last = next(done)
+        if last == fatal:
+            for weight in engine.model.parameters():
+                weight.fill_(1)
+            raise RuntimeError("no more of it")
+
+    last = 0
+    monkeypatch.setattr(Eager, step, fails)
+    first = run(of, tmp_path / "0", session)
+    assert session.kept is not None
+    before = {name: weight.clone() for name, weight in session.kept.model.state_dict().items()}
+    fatal = 2 * last - 1 if part == "sample" else last + 1
+    with pytest.raises(RuntimeError, match="no more of it"):
+        run(of, tmp_path / "1", session)
+    second = run(of, tmp_path / "2", session)
+    assert [sample.tokens for sample in second.samples] == [sample.tokens for sample in first.samples]
+    assert session.kept is not None
+    after = session.kept.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_job_that_does_not_fit_leaves_nothing(

@@ -12,6 +12,7 @@ import torch
 from gptbench.base.errors import DoesNotFitError
 from gptbench.config import DeviceConfig, DeviceKind
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.measure import roof as module
 from gptbench.measure.environment import environment
 from gptbench.measure.roof import PROBES, Roofs, cpu_cache_bytes, measured_roof, measurements
@@ -26,6 +27,10 @@ def device(kind: str = "cpu", threads: int | None = 1) -> Device:
     return Device(DeviceConfig(_target_="gptbench.device.Device", name=kind, kind=DeviceKind(kind), threads=threads))
 
 
+def group(of: Device) -> DeviceGroup:
+    return DeviceGroup((of,))
+
+
 @pytest.fixture
 def on() -> Iterator[Device]:
     before = torch.get_num_threads()
@@ -35,7 +40,7 @@ def on() -> Iterator[Device]:
 
 @pytest.fixture
 def here(on: Device) -> Environment:
-    return environment(on, "x")
+    return environment(group(on), "x")
 
 
 @pytest.fixture
@@ -61,11 +66,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_roof_is_the_highest_rate_seen(on: Device, here: Environment, rates: list[float], tmp_path: Path) -> None:
     rates += [50.0, 7.0, 60.0]
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
-    assert Roofs(on, here, tmp_path).read(again=True).gb_per_s == 50, "measured again on a busy machine"
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
-    assert Roofs(on, here, tmp_path).read(again=True).gb_per_s == 60
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 60
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 50
+    assert Roofs(group(on), here, tmp_path).read(again=True).gb_per_s == 50, "measured again on a busy machine"
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 50
+    assert Roofs(group(on), here, tmp_path).read(again=True).gb_per_s == 60
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 60
     (file,) = tmp_path.glob("*.json")
     assert [(one.gb_per_s, one.kind, one.measured) for one in measurements(file)] == [
         (50, FULL, "at 50.0"),
@@ -77,7 +82,7 @@ def test_the_roof_is_the_highest_rate_seen(on: Device, here: Environment, rates:
 
 def test_a_probe_may_only_raise_it(on: Device, here: Environment, rates: list[float], tmp_path: Path) -> None:
     rates += [10.0, 8.0, 12.0, 11.0]
-    roofs = Roofs(on, here, tmp_path)
+    roofs = Roofs(group(on), here, tmp_path)
     assert roofs.read().gb_per_s == 10
     before = roofs.probe("before")
     assert before is not None
@@ -94,7 +99,10 @@ def test_what_probes_of_a_cpu_usually_read_is_known_of_ten(
     on: Device, here: Environment, rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_PROBES", 15)  # of 100, which take seconds to write
-    roofs, other = Roofs(on, here, tmp_path), Roofs(on, replace(here, driver="570.1"), tmp_path)
+    roofs, other = (
+        Roofs(group(on), here, tmp_path),
+        Roofs(group(on), replace(here, driver="570.1"), tmp_path),
+    )
     rates += [100.0, 99.0, *[60.0, 40.0] * 5, 70.0, 70.0]
     roofs.read()
     other.probe("before")
@@ -115,12 +123,12 @@ def test_a_roof_is_of_one_host_with_its_cores_and_threads(
     on: Device, here: Environment, rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates += [50.0, 40.0, 30.0, 20.0]
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
-    assert Roofs(on, replace(here, cores=here.cores + 62), tmp_path).read().gb_per_s == 40
-    assert Roofs(on, replace(here, threads=here.threads + 1), tmp_path).read().gb_per_s == 30
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 50
+    assert Roofs(group(on), replace(here, cores=here.cores + 62), tmp_path).read().gb_per_s == 40
+    assert Roofs(group(on), replace(here, threads=here.threads + 1), tmp_path).read().gb_per_s == 30
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 50
     monkeypatch.setattr(platform, "node", lambda: "another/host")
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 20, "of the same name, and another machine"
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 20, "of the same name, and another machine"
     assert len(list(tmp_path.glob("*.json"))) == 4
 
 
@@ -134,8 +142,8 @@ def test_a_roof_is_of_one_driver_power_limit_and_library(
     ]
     rates += [50.0, 40.0, 30.0, 20.0]
     for number, each in enumerate([here, *other]):
-        assert Roofs(on, each, tmp_path).read().gb_per_s == 50 - 10 * number
-    assert Roofs(on, here, tmp_path).read().gb_per_s == 50
+        assert Roofs(group(on), each, tmp_path).read().gb_per_s == 50 - 10 * number
+    assert Roofs(group(on), here, tmp_path).read().gb_per_s == 50
     (file,) = tmp_path.glob("*.json")
     assert len(measurements(file)) == 4
 
@@ -158,26 +166,26 @@ def test_a_file_of_a_gpu_of_an_older_version_counts(
     (tmp_path / "nvidia-h200-77aa.json").write_text(older(replace(kept, gb_per_s=4650.0)))
     (tmp_path / "nvidia-h200-nvl-0000.json").write_text(older(replace(kept, device="NVIDIA H200 NVL", gb_per_s=9e9)))
     (tmp_path / "nvidia-h200-ffff.json").write_text("{}")
-    assert Roofs(on, there, tmp_path).read().gb_per_s == 4700
+    assert Roofs(group(on), there, tmp_path).read().gb_per_s == 4700
     rates += [4710.0]
-    Roofs(on, there, tmp_path).probe("before")
-    assert Roofs(on, there, tmp_path).read().gb_per_s == 4710
+    Roofs(group(on), there, tmp_path).probe("before")
+    assert Roofs(group(on), there, tmp_path).read().gb_per_s == 4710
     (kept,) = measurements(tmp_path / "nvidia-h200.json")
     assert kept.buffer_bytes == 2**32
     monkeypatch.setattr(Device, "free_memory", lambda device: 2**30 + 2**29 + 5)
     rates += [4600.0]
-    found = Roofs(on, there, tmp_path).probe("before")
+    found = Roofs(group(on), there, tmp_path).probe("before")
     assert found is not None
     assert found.buffer_bytes == 2**30 + 5, "beside a large model, less of it"
     monkeypatch.setattr(Device, "free_memory", lambda device: 2**30)
-    assert Roofs(on, there, tmp_path).probe("before") is None, "too little to be read at the same rate"
+    assert Roofs(group(on), there, tmp_path).probe("before") is None, "too little to be read at the same rate"
 
 
 def test_a_file_of_a_cpu_of_an_older_version_is_read_and_does_not_count(
     on: Device, here: Environment, rates: list[float], tmp_path: Path
 ) -> None:
     """It does not say of which of all machines with such a processor it is."""
-    roofs = Roofs(on, here, tmp_path)
+    roofs = Roofs(group(on), here, tmp_path)
     roofs.path.write_text(older(Roof(on.name, 99.0, "made", 2**30, [0.1], "2026-11-26", here)))
     rates += [50.0]
     assert roofs.read().gb_per_s == 50
@@ -185,7 +193,7 @@ def test_a_file_of_a_cpu_of_an_older_version_is_read_and_does_not_count(
 
 
 def test_a_damaged_file_is_measured_over(on: Device, here: Environment, rates: list[float], tmp_path: Path) -> None:
-    roofs = Roofs(on, here, tmp_path)
+    roofs = Roofs(group(on), here, tmp_path)
     good = asdict(Roof(on.name, 99.0, "made", 2**30, [0.1], "2026-11-26", here, host=platform.node()))
     wrong = [
         "",
@@ -220,7 +228,7 @@ def test_a_measurement_reads_the_buffer_and_counts_the_fastest(on: Device, here:
 def test_there_is_no_probe_without_memory_for_it(
     on: Device, here: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    roofs = Roofs(on, here, tmp_path)
+    roofs = Roofs(group(on), here, tmp_path)
     roofs.read()
     monkeypatch.setattr(Device, "free_memory", lambda device: SMALL - 1)
     assert roofs.probe("before") is None
@@ -232,7 +240,7 @@ def test_the_roof_is_not_that_of_a_cache(
     on: Device, here: Environment, rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fits in caches is read at their rate, whether it is measured now or is in a file."""
-    roofs = Roofs(on, here, tmp_path)
+    roofs = Roofs(group(on), here, tmp_path)
     cached = Roof(on.name, 98.0, "made", 2**21, [0.1], "2026-12-01", here, host=platform.node())
     module.write_json(roofs.path, {"measurements": [asdict(cached)]})
     for free in (2**22, 0):
@@ -284,7 +292,7 @@ def test_probes_are_recorded_and_old_records_have_none(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_roof_of_a_gpu(tmp_path: Path) -> None:
     on = device("cuda", None)
-    roofs = Roofs(on, environment(on, None), tmp_path)
+    roofs = Roofs(group(on), environment(group(on), None), tmp_path)
     roof = roofs.read(again=True)
     assert roof.environment.driver
     assert roof.environment.power_limit_w

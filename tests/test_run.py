@@ -25,6 +25,7 @@ from gptbench.config import (
     load,
 )
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Eager, Inductor
 from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute import run as run_module
@@ -59,10 +60,10 @@ def test_nothing_of_a_job_is_left_for_the_next_one(tmp_path: Path, monkeypatch: 
     models: list[weakref.ref[Transformer]] = []
     plan = run_module.plan
 
-    def watched_plan(of: Config, device: Device, kept: int) -> Transformer:
+    def watched_plan(of: Config, devices: DeviceGroup, kept: int) -> Transformer:
         gc.collect()
         assert [model for model in models if model() is not None] == [], "the model of the job before is still there"
-        models.append(weakref.ref(model := plan(of, device, kept)))
+        models.append(weakref.ref(model := plan(of, devices, kept)))
         return model
 
     monkeypatch.setattr(run_module, "plan", watched_plan)
@@ -196,7 +197,7 @@ AUTO = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True
 
 def test_auto_takes_inductor_and_records_it(tmp_path: Path) -> None:
     asked, told = replace(config(tmp_path), engine=AUTO), []
-    of, reasons = preparation.with_engine(asked, Device(asked.device), told.append)
+    of, reasons = preparation.with_engine(asked, DeviceGroup.of(asked.device), told.append)
     recorded = preparation.as_recorded(asked, of)
     assert told == [f"engine=auto takes inductor; {reasons[0]}"]
     assert of.engine._target_ == recorded["engine"]["_target_"] == "gptbench.engine.Inductor"
@@ -212,7 +213,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     device = Device(config(tmp_path).device)
     assert Inductor.missing(device) is None
     monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
-    auto = Auto(AUTO, config(tmp_path), device)
+    auto = Auto(AUTO, config(tmp_path), DeviceGroup((device,)))
     assert auto.section._target_ == "gptbench.engine.Eager"
     assert auto.reasons == [
         "fused needs device.kind=cuda: its kernels need a GPU",
@@ -221,7 +222,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     assert Eager.missing(device) is None
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto: this one needs a C"):
-        preparation.plan(chosen, device)
+        preparation.plan(chosen, DeviceGroup((device,)))
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ import pytest
 
 from gptbench.config import DeviceConfig
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.measure import sensors
 from gptbench.measure.sensors import THROTTLING, CpuSensor, NvmlSensor, Reading, Sensor, sensor_of, watched
 from gptbench.schema.machine import DeviceState
@@ -227,7 +228,7 @@ def test_the_state_is_complete_where_a_sample_fails() -> None:
 
 def test_this_machine_can_be_asked() -> None:
     device = Device(DeviceConfig(_target_="gptbench.device.Device", name="auto"))
-    sensor = sensor_of(device)
+    sensor = sensor_of(DeviceGroup((device,)))
     with watched(sensor) as state:
         pass
     assert len(state.at_s) >= 2
@@ -237,7 +238,7 @@ def test_this_machine_can_be_asked() -> None:
 def test_a_real_gpu_tells_all_of_it() -> None:
     import torch
 
-    sensor = sensor_of(Device(DeviceConfig(_target_="gptbench.device.Device", name="cuda")))
+    sensor = sensor_of(DeviceGroup((Device(DeviceConfig(_target_="gptbench.device.Device", name="cuda")),)))
     assert isinstance(sensor, NvmlSensor)
     work = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     before = sensor.energy_j()

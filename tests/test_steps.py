@@ -131,7 +131,7 @@ def test_a_clock_is_told_what_a_step_emitted(tmp_path: Path, monkeypatch: pytest
     of = config(tmp_path)
     of = replace(of, workload=replace(of.workload, new_tokens=6, batch_size=2, prompts=[]))
     device = instantiate(of.device)
-    engine, _ = make_engine(of, DeviceGroup((device,)), plan(of, device))
+    engine, _ = make_engine(of, DeviceGroup((device,)), plan(of, DeviceGroup((device,))))
     workload = Workload(of.workload, device)
 
     def drafting(engine: Engine, workload: Workload) -> None:

@@ -12,7 +12,7 @@ from gptbench.base.errors import ConfigError, DoesNotFitError
 from gptbench.base.numbers import gb
 from gptbench.build.meta import cache_length, on_meta
 from gptbench.config import Config, ModelConfig, QuantConfig, options
-from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.model.transformer import WINDOW_QUERIES, Block
 
@@ -99,7 +99,7 @@ def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:
     return replace(need, workspace=need.workspace + masks)
 
 
-def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
+def alternatives(config: Config, devices: DeviceGroup) -> Iterator[tuple[str, int]]:
     """What a user could ask for instead, and the bytes that it needs: other weights, fewer sequences, other models."""
     work = config.workload
 
@@ -107,7 +107,7 @@ def alternatives(config: Config, device: Device) -> Iterator[tuple[str, int]]:
         if quant.refuse(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
         try:
-            return on_meta(model, quant, device.dtype)
+            return on_meta(model, quant, devices.own.dtype)
         except ConfigError:  # its matrices have other names, or widths
             return None
 
@@ -136,9 +136,9 @@ def nbytes(model: nn.Module) -> int:
 
 
 def require_fit(
-    config: Config, model: Transformer, device: Device, alternatives: Iterator[tuple[str, int]], kept: int = 0
+    config: Config, model: Transformer, devices: DeviceGroup, alternatives: Iterator[tuple[str, int]], kept: int = 0
 ) -> None:
-    """Refuses a run that needs more than the device has, before anything is allocated.
+    """Refuses a run that needs more than a device of it has, before anything is allocated.
 
     Args:
         alternatives: what else the user could ask for, and the bytes that it needs.
@@ -148,6 +148,7 @@ def require_fit(
         DoesNotFitError: with the numbers, and with the alternatives that fit.
     """
     need = memory_need_of(config, model)
+    device = min(devices.devices, key=lambda each: each.free_memory())
     free = device.free_memory() + kept
     if need.total <= free:
         return

@@ -5,7 +5,7 @@ from dataclasses import replace
 from gptbench.base.errors import ConfigError
 from gptbench.config import ENGINES, AutoConfig, Config, EngineConfig
 from gptbench.config.targets import target
-from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine.runner import Runner
 
 
@@ -22,7 +22,7 @@ class Auto:
 
     section: EngineConfig
 
-    def __init__(self, section: AutoConfig, config: Config, device: Device) -> None:
+    def __init__(self, section: AutoConfig, config: Config, devices: DeviceGroup) -> None:
         self.reasons: list[str] = []
         for name in section.order:
             candidate = ENGINES[name].named(name)
@@ -30,7 +30,7 @@ class Auto:
             needed = candidate.unsupported_reason(config)
             if needed is None:
                 engine: type[Runner] = target(candidate)
-                needed = engine.unsupported_reason(replace(config, engine=candidate), device)
+                needed = engine.unsupported_reason(replace(config, engine=candidate), devices)
             if needed is None:
                 shipped = engine.shipped(candidate, config)
                 self.section = replace(

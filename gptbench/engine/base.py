@@ -103,8 +103,10 @@ class Engine(Runner):
         return cls(config.engine, model, sampler, device, Shape.of(config))
 
     @classmethod
-    def unsupported_reason(cls, config: Config, device: Device) -> str | None:
-        return super().unsupported_reason(config, device) or cls.missing(device)
+    def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
+        if (reason := super().unsupported_reason(config, devices)) is not None:
+            return reason
+        return next((lacking for device in devices.devices if (lacking := cls.missing(device)) is not None), None)
 
     @classmethod
     def missing(cls, device: Device) -> str | None:

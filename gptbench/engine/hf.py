@@ -20,6 +20,7 @@ from gptbench.build import cache_length
 from gptbench.checkpoint import view
 from gptbench.config import Cache, Config, EngineConfig, HuggingFaceConfig, ModelConfig, Tuning
 from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.engine import caches
 from gptbench.engine.base import Engine
 from gptbench.engine.inductor import WARM_UP_CALLS, Inductor, compile_options, compiled, trust_vector_instructions
@@ -143,13 +144,14 @@ class HuggingFace(Engine):
         return f"the transformers library, {OLDEST[0]}.{OLDEST[1]} or later (pip install 'gptbench[hf]')"
 
     @classmethod
-    def unsupported_reason(cls, config: Config, device: Device) -> str | None:
-        if (reason := super().unsupported_reason(config, device)) is not None:
+    def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
+        if (reason := super().unsupported_reason(config, devices)) is not None:
             return reason
         model, length = config.model, cache_length(config)
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             return f"another model: the library has no model with {fields}"
+        device = devices.own
         multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
         for name in ("dim", "ffn_dim"):
             if model.layer_specs[0].mixture is not None and (width := getattr(model, name)) % multiple:

@@ -73,9 +73,9 @@ class Runner:
         return cls(config, model, devices)
 
     @classmethod
-    def unsupported_reason(cls, config: Config, device: Device) -> str | None:
-        """What would have to be different, of the configuration or of this machine, for the engine to do a run on a
-        device; None if nothing. The one place that says so: what the configuration alone tells is asked of its section
+    def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
+        """What would have to be different, of the configuration or of this machine, for the engine to do a run on
+        devices; None if nothing. The one place that says so: what the configuration alone tells is asked of its section
         first (`EngineConfig.unsupported_reason`), before torch is imported."""
         if (reason := config.engine.unsupported_reason(config)) is not None:
             return reason
@@ -88,11 +88,12 @@ class Runner:
         """Raises ConfigError for a setting of the engine's own that cannot be had here."""
 
     @classmethod
-    def require(cls, config: Config, device: Device) -> None:
+    def require(cls, config: Config, devices: DeviceGroup) -> None:
         """Raises ConfigError for a run that it cannot do."""
-        if (reason := cls.unsupported_reason(config, device)) is not None:
+        if (reason := cls.unsupported_reason(config, devices)) is not None:
             raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {reason}")
-        cls.check(config, device)
+        for device in devices.devices:
+            cls.check(config, device)
 
     @classmethod
     def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:

@@ -24,7 +24,6 @@ from gptbench.base.outputs import check_folder
 from gptbench.compare.ratio import of_pairs
 from gptbench.config import Config, load
 from gptbench.config.targets import instantiate, target
-from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.execute.measurement import Bench
 from gptbench.execute.observer import Observer, Stages
@@ -89,7 +88,7 @@ class Asked:
 
     def with_engine(self, tell: Callable[[str], None]) -> "Asked":
         """The same with the engine that `engine=auto` stands for here, which is told."""
-        return replace(self, config=with_engine(self.config, instantiate(self.config.device), tell)[0])
+        return replace(self, config=with_engine(self.config, DeviceGroup.of(self.config.device), tell)[0])
 
 
 def read(overrides: list[str], composed: DictConfig) -> Asked:
@@ -123,14 +122,14 @@ class Contender:
         config = asked.config
         target(config.engine).begin(config.engine, self.device)
         start = time.perf_counter()
-        model = plan(config, self.device)
+        model = plan(config, devices)
         leaving.callback(release, model, self.device)
         self.engine, _ = make_engine(config, devices, model, stages.reading)
         leaving.callback(self.engine.release)
         self.device.synchronize()
         self.load_s = time.perf_counter() - start
         self.workload: Workload = instantiate(config.workload, self.device)
-        self.sensor: Sensor = sensor_of(self.device)
+        self.sensor: Sensor = sensor_of(devices)
         self.engine.tune()
         # What is recorded of it has been compiled before: see `Rounds.make_each_once`.
         self.compilation = prepare(self.engine, watch, empty_cache=False, process="later", sensor=self.sensor)
@@ -174,12 +173,13 @@ def measure(
         KeyboardInterrupt: before there was a whole block.
     """
     first = asked[0].config
-    device: Device = instantiate(first.device)
+    devices = DeviceGroup.of(first.device)
+    device = devices.own
     if len({instantiate(each.config.device).torch for each in asked}) > 1:
         raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
     sides = {name: each.with_engine(observer.remark) for name, each in zip("AB", asked, strict=True)}
     with observer.stages(None) as stages:
-        bench = Bench.of(first, device, stages, observer.warn)
+        bench = Bench.of(first, devices, stages, observer.warn)
         result = AbResult(
             **bench.fields(device),
             command=command,

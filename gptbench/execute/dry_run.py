@@ -106,12 +106,12 @@ def forecast(config: Config) -> Forecast:
         task = instantiate(config.task, config, device)
         left_out = [] if task.left_out is None else [f"Without the kernels of {config.model.name}: {task.left_out}"]
         return Forecast(config, device, [*left_out, f"{len(task.cases)} kernels on {device.name}"])
-    config, _ = with_engine(config, device, remarks.append)
+    config, _ = with_engine(config, devices, remarks.append)
     task = instantiate(config.task, config, make_tokenizer(config.model))
-    model = plan(config, device)
+    model = plan(config, devices)
     if task.needs_reference:
         plan_reference(config, 0)
     need = memory_need_of(config, model)
     moved = traffic(Runner(config, model, devices), config.workload.new_tokens)
-    roof = Roofs(device, environment(device, config.commit), Path(config.outputs) / "roofs").highest()
+    roof = Roofs(devices, environment(devices, config.commit), Path(config.outputs) / "roofs").highest()
     return Forecast(config, device, remarks, need, moved, roof)

@@ -65,16 +65,21 @@ class Bench:
 
     @classmethod
     def of(
-        cls, config: Config, device: Device, stages: Stages, warn: Callable[[str], None], beside_model: bool = False
+        cls,
+        config: Config,
+        devices: DeviceGroup,
+        stages: Stages,
+        warn: Callable[[str], None],
+        beside_model: bool = False,
     ) -> "Bench":
         """Measures the read roof where there is none, or that is asked for. Beside a model there is less room for it,
         and the job that made that model has measured it."""
         started = now()
         with stages.stage("measuring the read roof"):
-            surroundings = environment(device, config.commit)
-            roofs = Roofs(device, surroundings, Path(config.outputs) / "roofs")
+            surroundings = environment(devices, config.commit)
+            roofs = Roofs(devices, surroundings, Path(config.outputs) / "roofs")
             roofs.read(again=config.device.measure_roof and not beside_model)
-            device.release_memory()
+            devices.own.release_memory()
         return cls(started, surroundings, roofs, warn)
 
     def attempt(self, what: str, measure: Callable[..., T], *args: object) -> T | None:
@@ -138,7 +143,7 @@ def measure(subject: Subject, session: Session, observer: Observer, stages: Stag
     config, device, kept = subject.config, subject.device, subject.kept
     if kept is None:
         target(config.engine).begin(config.engine, device)
-    bench = Bench.of(config, device, stages, observer.warn, beside_model=kept is not None)
+    bench = Bench.of(config, subject.devices, stages, observer.warn, beside_model=kept is not None)
     device.reset_peak_memory()
     with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
         measurement = measure_engine(subject, bench, session, empty_cache, observer, stages)
@@ -160,7 +165,7 @@ def measure_engine(
             workload: Workload = instantiate(config.workload, device)
             engine, loaded, load_s = subject.make_engine(stages)
             leaving.callback(engine.release)
-        sensor = sensor_of(device)
+        sensor = sensor_of(subject.devices)
         moved = traffic(engine, config.workload.new_tokens)
         observer.limit(moved, bench.roofs.read(), config)
         tune_s = tuned(engine, stages)
@@ -195,8 +200,8 @@ def measure_engine(
             release(subject.model, device)  # so that there is room
             of, on = reference_of(config)
             reference_model = plan(of, on)
-            leaving.callback(release, reference_model, on)
-            made, _ = make_engine(of, DeviceGroup((on,)), reference_model, stages.reading)
+            leaving.callback(release, reference_model, on.own)
+            made, _ = make_engine(of, on, reference_model, stages.reading)
             assert isinstance(made, Engine)
             return made
 
@@ -228,8 +233,8 @@ def prepare_alone(config: Config) -> Compilation:
     device = devices.own
     target(config.engine).begin(config.engine, device)
     with CompileWatch() as watch:
-        engine, _ = make_engine(config, devices, plan(config, device))
+        engine, _ = make_engine(config, devices, plan(config, devices))
         workload: Workload = instantiate(config.workload, device)
-        sensor = sensor_of(device)
+        sensor = sensor_of(devices)
         compilation = prepare(engine, watch, empty_cache=False, process="second", sensor=sensor)
         return compilation.with_warm_ups(warm_up(engine, workload, watch, sensor))

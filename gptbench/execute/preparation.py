@@ -11,19 +11,18 @@ from gptbench.build import alternatives, build, on_meta, require_fit
 from gptbench.checkpoint import Checkpoint
 from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig, require_possible
 from gptbench.config.targets import instantiate, target
-from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Runner
 from gptbench.model import Transformer
 from gptbench.schema.result import Loaded
 
 
-def with_engine(config: Config, device: Device, tell: Callable[[str], None]) -> tuple[Config, list[str] | None]:
+def with_engine(config: Config, devices: DeviceGroup, tell: Callable[[str], None]) -> tuple[Config, list[str] | None]:
     """The same with the engine that `engine=auto` stands for here, and why that was not a faster one, which is told;
     None where an engine was asked for by name."""
     if not isinstance(config.engine, AutoConfig):
         return config, None
-    auto: Auto = instantiate(config.engine, config, device)
+    auto: Auto = instantiate(config.engine, config, devices)
     tell(f"engine=auto takes {'; '.join([auto.section.name, *auto.reasons])}")
     return replace(config, engine=auto.section), auto.reasons
 
@@ -33,16 +32,16 @@ def as_recorded(asked: Config, config: Config) -> dict[str, Any]:
     return (replace(asked, engine=config.engine) if isinstance(asked.engine, AutoConfig) else asked).as_dict()
 
 
-def plan(config: Config, device: Device, kept: int = 0) -> Transformer:
+def plan(config: Config, devices: DeviceGroup, kept: int = 0) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
     require_possible(config)
     engine: type[Runner] = target(config.engine)
-    engine.require(config, device)
-    model = on_meta(config.model, config.quant, device.dtype)
+    engine.require(config, devices)
+    model = on_meta(config.model, config.quant, devices.own.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
     if engine.BUILDS_MODEL:
-        require_fit(config, model, device, alternatives(config, device), kept)
+        require_fit(config, model, devices, alternatives(config, devices), kept)
     return model
 
 
@@ -55,7 +54,7 @@ def plan_reference(config: Config, kept: int) -> None:
         raise DoesNotFitError(f"{told}\n{error}") from error
 
 
-def reference_of(config: Config) -> tuple[Config, Device]:
+def reference_of(config: Config) -> tuple[Config, DeviceGroup]:
     """What quality is compared with: the same model unquantised, in bfloat16, under the eager engine."""
     config = replace(
         config,
@@ -63,7 +62,7 @@ def reference_of(config: Config) -> tuple[Config, Device]:
         engine=EagerConfig.named("eager"),
         device=replace(config.device, dtype=Dtype.bfloat16),
     )
-    return config, instantiate(config.device)
+    return config, DeviceGroup.of(config.device)
 
 
 def make_engine(

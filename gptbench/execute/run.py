@@ -9,7 +9,6 @@ from gptbench.base.errors import BadResultError
 from gptbench.build import memory_need_of
 from gptbench.config import Config
 from gptbench.config.targets import instantiate
-from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import caches
 from gptbench.execute.job import Attempt
@@ -39,10 +38,9 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
     job = attempt.job
     caches.import_compiler()
     devices = DeviceGroup.of(job.config.device)
-    device = devices.own
     config, choice = job.config, None
     if config.task.RUNS_ENGINE:
-        config, choice = with_engine(config, device, observer.remark)
+        config, choice = with_engine(config, devices, observer.remark)
     attempt.identity = identity(config, devices)
     ledger = Ledger(job.outputs)
     with ledger.claim(attempt.identity, job.resume):
@@ -54,7 +52,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
             run_model(attempt, config, choice, devices, session, observer)
         else:
             session.give_back()
-            run_standalone(attempt, config, device, observer)
+            run_standalone(attempt, config, devices, observer)
 
 
 def run_model(
@@ -74,7 +72,7 @@ def run_model(
     leaves = False
     try:
         in_use = 0 if kept is None else kept.nbytes
-        planned = plan(config, device, in_use)
+        planned = plan(config, devices, in_use)
         if task.needs_reference:
             plan_reference(config, in_use)
         model = planned if model is None else model
@@ -141,15 +139,16 @@ def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(prompt[int(prompt[0] == tokenizer.bos) :])
 
 
-def run_standalone(attempt: Attempt, config: Config, device: Device, observer: Observer) -> None:
+def run_standalone(attempt: Attempt, config: Config, devices: DeviceGroup, observer: Observer) -> None:
     """What `run` does, for a task without a model and an engine."""
+    device = devices.own
     task: Standalone = instantiate(config.task, config, device)
     if task.remark is not None:
         observer.remark(task.remark)
     parts: list[Any] = []
     interrupted = False
     with observer.stages(1 + task.parts) as stages:
-        bench = Bench.of(config, device, stages, observer.warn)
+        bench = Bench.of(config, devices, stages, observer.warn)
         bench.probes += bench.probe("before")
         begin = time.perf_counter()
         try:

@@ -17,6 +17,7 @@ from gptbench.base import limits
 from gptbench.base.redaction import redacted
 from gptbench.config import plugins
 from gptbench.device import Device, cpu_name
+from gptbench.device.group import DeviceGroup
 from gptbench.private import version
 from gptbench.schema.machine import Environment
 from gptbench.schema.place import Place, whole_watts
@@ -66,8 +67,9 @@ def versions(libraries: tuple[str, ...] = ()) -> dict[str, str]:
     return {"gptbench": __version__} | {name: known for name, known in found.items() if known is not None}
 
 
-def environment(device: Device, commit: str | None) -> Environment:
+def environment(devices: DeviceGroup, commit: str | None) -> Environment:
     """Looks everything up; the commit only where it is not given."""
+    device = devices.own
     driver, power_limit = gpu_state(device)
     return Environment(
         commit=commit or git_commit(),

@@ -28,6 +28,7 @@ from gptbench.base.errors import DoesNotFitError, UserError
 from gptbench.base.inputs import is_finite_number, read_json
 from gptbench.base.outputs import write_json
 from gptbench.device import Device, file_name
+from gptbench.device.group import DeviceGroup
 from gptbench.schema.machine import FULL, PROBE, Environment, Probe, Roof
 from gptbench.schema.place import Place
 
@@ -60,14 +61,15 @@ be: on an H200 1 GiB is read 1.5% slower than 4 GiB, and 0.1 GiB 11%."""
 
 
 class Roofs:
-    """All that a folder keeps of one device's roof, under the conditions of now.
+    """All that a folder keeps of the roof of the device that this process drives, under the conditions of now.
 
     Args:
         folder: where roofs are kept; a file has every full measurement, every probe that raised the roof, and the last
             `MAX_PROBES` probes.
     """
 
-    def __init__(self, device: Device, environment: Environment, folder: Path) -> None:
+    def __init__(self, devices: DeviceGroup, environment: Environment, folder: Path) -> None:
+        device = devices.own
         self.device, self.environment, self.folder = device, environment, folder
         name = file_name(device.name)
         if device.is_cuda:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-from gptbench.device import Device
+from gptbench.device.group import DeviceGroup
 from gptbench.schema.machine import DeviceState
 
 T = TypeVar("T")
@@ -264,8 +264,9 @@ def whole_number(path: Path) -> int | None:
         return None
 
 
-def sensor_of(device: Device) -> Sensor:
-    """The sensor of a device; one that tells nothing where NVML cannot be asked."""
+def sensor_of(devices: DeviceGroup) -> Sensor:
+    """The sensor of the device that this process drives; one that tells nothing where NVML cannot be asked."""
+    device = devices.own
     if not device.is_cuda:
         return CpuSensor()
     import pynvml
