@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from gptbench.base.errors import UserError
@@ -21,6 +22,7 @@ from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig
 from gptbench.present.report import Found, html, is_report
 from gptbench.schema import Recorded
+from gptbench.schema.metrics import METRICS
 from gptbench.schema.summary import summary
 from tests.results import (
     made_breakdown,
@@ -120,6 +122,15 @@ def test_summary_has_the_numbers_of_each_run() -> None:
     assert first["valid samples"] == "2 of 3"
     least, most = first["min … max"].split(" … ")
     assert float(least) < float(first["decode (tokens/s)"]) < float(most)
+
+
+def test_each_metric_has_its_meaning_as_a_title_and_in_a_list(whole: str) -> None:
+    for name in ("mbu", "ttft_s", "decode_tokens_per_s", "gb_per_s"):
+        one = METRICS[name]
+        meaning = str(escape(one.meaning))
+        assert f'title="{meaning}">{escape(one.heading)}</th>' in whole, name
+        assert f'<dt>{escape(one.heading)}</dt>\n<dd class="muted">{meaning}</dd>' in whole, name
+    assert str(escape(METRICS["samples_throttled"].meaning)) not in whole, "it is in no table"
 
 
 def test_columns_that_no_run_has_are_left_out() -> None:

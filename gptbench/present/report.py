@@ -1,7 +1,7 @@
 """The report: any set of records as one HTML page that needs no network, no script and no other file."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,9 @@ from gptbench.schema.record import of_kind
 R = TypeVar("R", bound=Recorded)
 
 TEMPLATE = "report.html.j2"
+LIMIT = "limit (tokens/s)"
+OWN = {LIMIT: "Decode tokens/s if each step moved the bytes that it needs at the read roof."}
+"""Meanings of headings that are no metrics'."""
 GENERATOR = '<meta name="generator" content="gptbench report">'
 """By it a file is known as one of ours."""
 
@@ -98,6 +101,7 @@ def html(
     pairs = [(name, record) for name, record in only(AbResult, named) if record.problem() is None]
     same, differing = environments(only(Measured, named))
     loader = FileSystemLoader(Path(__file__).parent)
+    tables = {"summary": summary_table(runs), "kernels": kernel_table(kernels), "pairs": pair_table(pairs)}
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made_page = page.get_template(TEMPLATE).render(
         generator=Markup(GENERATOR),
@@ -106,13 +110,12 @@ def html(
         selectors=selectors,
         counted=f"{len(runs)} of {len(known)} runs count" if known else "",
         best=best(runs),
-        summary=summary_table(runs),
+        **tables,
+        meanings=meanings_in(tables.values()),
         verdicts=verdict_table(runs, history),
         shared=", ".join(f"{key} {value}" for key, value in shared_names(runs).items()),
         left_out=left_out(named),
         pictures=pictures(runs, kernels),
-        kernels=kernel_table(kernels),
-        pairs=pair_table(pairs),
         remarks=[f"{name}: {remark}" for name, record in pairs for remark in remarks(record)],
         busy=[f"{name}: {told}" for name, record in named if record.IS_RUN and (told := why_busy(record))],
         same=same,
@@ -120,6 +123,13 @@ def html(
         origins=[origin(name, record, path) for path, (name, record) in zip(records, named, strict=True)],
     )
     return visible(made_page)
+
+
+def meanings_in(tables: Iterable[Table]) -> dict[str, str]:
+    """What the metrics of some tables mean, by the headings under which these show them."""
+    shown = {text for table in tables for text in (*table.head, *(cell for row in table.rows for cell in row))}
+    known = OWN | {one.heading: one.meaning for one in METRICS.values()}
+    return {heading: meaning for heading, meaning in known.items() if heading in shown}
 
 
 def only(kind: type[R], named: list[tuple[str, Recorded]]) -> list[tuple[str, R]]:
@@ -184,7 +194,7 @@ def summary_table(runs: list[Run]) -> Table:
     names = [name for name in names_of(runs[0]) if name not in shared]
     others = [one for one in columns if one.name != HEADLINE]
     # What most readers look for comes first: a phone shows two or three columns.
-    head = ["run", METRICS[HEADLINE].heading, *names, "min … max", "limit (tokens/s)"]
+    head = ["run", METRICS[HEADLINE].heading, *names, "min … max", LIMIT]
     head += [*(one.heading for one in others), "valid samples"]
     rows = []
     for run in runs:
