@@ -1,7 +1,9 @@
 """The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -76,8 +78,11 @@ def called(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """A command, a run or a sweep. Raises what that raises."""
     from gptbench.commands.parsers import PARSERS, parsed
-    from gptbench.config.commandline import COMMANDS, DRY_RUN, typed, without_format, without_options, without_quiet
+    from gptbench.commands.shell_completion import is_query
+    from gptbench.config.commandline import COMMANDS, without_quiet
 
+    if is_query(arguments):
+        return complete(arguments)
     if any(argument.partition("=")[0] == "--plugin" for argument in arguments):
         from gptbench.config.plugins import without_plugins
 
@@ -96,11 +101,33 @@ def run(arguments: list[str]) -> int:
             console.quiet = True
         code: int = command(given)
         return code
+    return run_hydra(arguments)
+
+
+def complete(arguments: list[str]) -> int:
+    """Prints what a shell may complete. What is wrong with the line is not said: it is being typed."""
+    from gptbench.commands.shell_completion import answer
+
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(Exception, SystemExit),
+    ):
+        choices, asks_hydra = answer(os.environ)
+        if choices:
+            print(" ".join(choices))
+        if asks_hydra:
+            run_hydra(arguments)
+    return 0
+
+
+def run_hydra(arguments: list[str]) -> int:
+    """A run, a sweep, or what else Hydra does. Raises what that raises."""
     import hydra
 
     from gptbench.base.errors import NotBegunError
     from gptbench.base.paths import conf_folder
     from gptbench.config import guard, register
+    from gptbench.config.commandline import DRY_RUN, typed, without_format, without_options
     from gptbench.execute.dry_run import dry_run
     from gptbench.execute.job import RaisedError, job
     from gptbench.sweep import sweeper

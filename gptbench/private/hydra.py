@@ -78,6 +78,11 @@ def options(parser: ArgumentParser) -> list[Action]:
     return [action for action in parser._actions if action.option_strings]
 
 
+def arguments(parser: ArgumentParser) -> list[Action]:
+    """What a parser takes beside options."""
+    return [action for action in parser._actions if not action.option_strings]
+
+
 def sort(*values: Any, **options: Any) -> Any:
     """Hydra's function `sort` of a sweep's values. Raises UserError."""
     return part("hydra._internal.grammar.grammar_functions", "sort")(*values, **options)
