@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from gptbench.config import MOST_STOP_TOKENS, SamplingConfig
+from gptbench.config import MAX_STOP_TOKENS, SamplingConfig
 
 
 class Sampler:
-    """The settings of `gptbench.kernels.draw_reference.sample`, and the stop tokens, as tensors on the device.
+    """The settings of `gptbench.kernels.sample_reference.sample`, and the stop tokens, as tensors on the device.
 
     Args:
         config: what to set.
@@ -22,7 +22,7 @@ class Sampler:
         self.temperature = torch.empty((), dtype=torch.float32, device=device)
         self.top_k = torch.empty((), dtype=torch.int64, device=device)
         self.top_p = torch.empty((), dtype=torch.float32, device=device)
-        self.stops = torch.empty(MOST_STOP_TOKENS, dtype=torch.int64, device=device)
+        self.stops = torch.empty(MAX_STOP_TOKENS, dtype=torch.int64, device=device)
         self.vocab_size = vocab_size
         self.set(config)
 

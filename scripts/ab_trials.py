@@ -29,7 +29,7 @@ from gptbench.present.terminal import Terminal
 from gptbench.schema.summary import log_ratios
 
 
-def slow_down(contender: ab.Contender, part: float) -> None:
+def slow_down(contender: ab.PreparedSide, part: float) -> None:
     """Makes each decode step of an engine longer by a share of its median."""
     engine, run = contender.engine, contender.engine.run_decode
     step_s = median_step(contender)
@@ -44,7 +44,7 @@ def slow_down(contender: ab.Contender, part: float) -> None:
     more = max(0.0, step_s * (1 + part) - median_step(contender))  # launching it takes time, too
 
 
-def median_step(contender: ab.Contender) -> float:
+def median_step(contender: ab.PreparedSide) -> float:
     """Seconds of a decode step, in a generation that is thrown away."""
     generate(contender.engine, contender.workload)
     contender.device.synchronize()
@@ -80,18 +80,18 @@ def main() -> None:
     parser.add_argument("--margin", type=share, default=0.005)
     parser.add_argument("--budget-s", type=float, default=10.0)
     options = parser.parse_args()
-    ending = ab.Ending(options.half_width, options.budget_s, options.margin)
+    ending = ab.StoppingRule(options.half_width, options.budget_s, options.margin)
     asked = ab.read(options.overrides, composed(options.overrides, None))
     verdicts: Counter[str] = Counter()
     ratios = []
     begin = time.perf_counter()
 
-    def ready(sides: dict[str, ab.Contender]) -> None:
+    def ready(sides: dict[str, ab.PreparedSide]) -> None:
         if options.slower:
             slow_down(sides["B"], options.slower)
 
     for number in range(options.trials):
-        result = ab.measure((asked, asked), ending, sys.argv, Terminal(quiet=False), ready_to_start=ready)
+        result = ab.measure((asked, asked), ending, sys.argv, Terminal(quiet=False), on_prepared=ready)
         row = headline(result)
         assert row is not None, "nothing but compiling"
         verdicts[row.verdict.value] += 1

@@ -51,7 +51,7 @@ def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     of = run_config(model, batch=batch)
     built = on_meta(model, section_of(quant), torch.bfloat16)
     on = Device(replace(of.device, kind=DeviceKind.cpu))
-    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
+    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tile_cache="")
     shape = Shape(batch, len(of.workload.prompt), length)
     made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, shape)
     made.processors = HOPPER_PROCESSORS

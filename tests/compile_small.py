@@ -33,7 +33,7 @@ with CompileWatch() as watch:
     told = {
         "caches": graphs | {"triton_hit": watch.triton_hits, "triton_miss": watch.triton_misses},
         "compiles": watch.count,
-        "costs_s": costs(sum(spent.values()), spent, triton_s=0.0, capture_s=0.0),
+        "stage_s": costs(sum(spent.values()), spent, triton_s=0.0, capture_s=0.0),
         "triton_s": covered(watch.compiling),
     }
     print(json.dumps(told))

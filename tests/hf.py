@@ -35,7 +35,7 @@ from gptbench.checkpoint import Checkpoint
 from gptbench.config import DeviceConfig, DeviceKind, Dtype, ModelConfig, complete_model
 from gptbench.device import Device
 from gptbench.model import Transformer
-from gptbench.schema.result import Loaded
+from gptbench.schema.result import CheckpointInfo
 from tests.models import CONF, quant_section, run_config
 
 logging.disable_progress_bar()
@@ -138,7 +138,7 @@ def loaded(
     batch: int = 1,
     progress: Callable[[str, float], None] = lambda *_: None,
     **fields: Any,
-) -> tuple[Transformer, Loaded]:
+) -> tuple[Transformer, CheckpointInfo]:
     """gptbench's model with a checkpoint's weights and room for 24 positions, checked and built as a run does it."""
     config = completed(folder, **fields)
     section = DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, dtype=Dtype(dtype))

@@ -11,7 +11,7 @@ from gptbench.schema.failure import Cause, Failure
 from gptbench.schema.kernels import KernelResult, KernelTimes, Timing
 from gptbench.schema.machine import DeviceState, Environment, Roof
 from gptbench.schema.quality import Predictions
-from gptbench.schema.result import Loaded, Result
+from gptbench.schema.result import CheckpointInfo, Result
 from gptbench.schema.sample import Sample, Traffic, WarmUp
 
 PROMPT, NEW_TOKENS = [1, 15043, 29892], 5
@@ -85,7 +85,7 @@ def made_result(
         quality=None if perplexity is None else made_predictions(perplexity),
         prompt=PROMPT,
         prompt_text="Once",
-        checkpoint=Loaded("/checkpoints/stories", ["model.safetensors"], 30_000_000, "abc"),
+        checkpoint=CheckpointInfo("/checkpoints/stories", ["model.safetensors"], 30_000_000, "abc"),
         started=started,
         command=["python", "-m", "gptbench", "model=stories15m", f"quant={quant}"],
         sweep=sweep,
@@ -100,7 +100,7 @@ def made_result(
             weights=30_000_000 if quant == "none" else 15_000_000,
             kv_per_position=6912,
             positions_read=[first + 1 + step for step in range(STEPS)],
-            positions_filled=[first + 1 + step for step in range(STEPS)],
+            kv_len=[first + 1 + step for step in range(STEPS)],
         ),
         compilations=[
             Compilation(
@@ -109,7 +109,7 @@ def made_result(
                 prepare_s=20.0,
                 first_generation_s=0.1,
                 compiles=12,
-                costs_s={
+                stage_s={
                     "tracing": 2.0,
                     "lowering": 3.0,
                     "kernels": 9.0,
@@ -118,10 +118,10 @@ def made_result(
                     "capture": 0.25,
                 }
                 | {"rest": 0.75},
-                stages_s={"_compile.compile_inner": 19.0, "backend <fx/graph>": 18.0},
+                torch_stage_s={"_compile.compile_inner": 19.0, "backend <fx/graph>": 18.0},
                 cache_counts={"fxgraph_cache_hit": 0, "fxgraph_cache_miss": 2, "fxgraph_cache_bypass": 0},
             ),
-            Compilation(cache="warm", process="second", prepare_s=3.0, costs_s={"tracing": 1.0, "loading": 2.0}),
+            Compilation(cache="warm", process="second", prepare_s=3.0, stage_s={"tracing": 1.0, "loading": 2.0}),
         ],
         warm_ups=[WarmUp(0.12, 0)],
         samples=samples,
@@ -282,7 +282,7 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
             "_target_": "gptbench.compare.Baseline",
             "name": "processor_z",
             "device": "Processor Z",
-            "targets": {"stories15m/bfloat16": {"seed_tokens_per_s": 100.0}},
+            "targets": {"stories15m/bfloat16": {"gptfast_tokens_per_s": 100.0}},
         },
         "outputs": outputs,
         "commit": None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from gptbench.config import FusedConfig, SamplingConfig
 from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
-from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.launch import supports_pdl
 from gptbench.model import Transformer
 from gptbench.sampling import Sampler
 from tests.models import make_model, model_config
@@ -26,7 +26,7 @@ MODELS = ("llama2_7b", "llama3_2_1b", "mixtral_16l")
 
 @triton.jit
 def slow_follow(PDL: tl.constexpr):
-    """`follow`, and then a sleep of up to 30 µs, of another length in each program."""
+    """`pdl_wait_and_trigger`, and then a sleep of up to 30 µs, of another length in each program."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -53,10 +53,10 @@ def steps(engine: Fused) -> tuple[Tensor, Tensor]:
     return engine.state.tokens[:, : PROMPT + STEPS].clone(), engine.state.logits.clone()
 
 
-def engine_over(model: Transformer, batch: int, overlap: bool) -> Fused:
+def engine_over(model: Transformer, batch: int, pdl: bool) -> Fused:
     drawn = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=0.8, top_k=50)
     target, on = "gptbench.engine.fused.Fused", device("cuda")
-    section = FusedConfig(_target_=target, name="fused", overlap=overlap, tiles=tempfile.gettempdir())
+    section = FusedConfig(_target_=target, name="fused", pdl=pdl, tile_cache=tempfile.gettempdir())
     engine = Fused(section, model, Sampler(drawn, model.config.vocab_size, on.torch), on, Shape(batch, PROMPT, LENGTH))
     engine.prepare()
     return engine
@@ -65,14 +65,14 @@ def engine_over(model: Transformer, batch: int, overlap: bool) -> Fused:
 @torch.no_grad()
 def main() -> None:
     cuda = torch.device("cuda")
-    assert can_overlap(cuda)
+    assert supports_pdl(cuda)
     for module in MODULES:
-        module.follow = slow_follow  # before any of them is compiled
+        module.pdl_wait_and_trigger = slow_follow  # before any of them is compiled
     for name, quant, batch in itertools.product(MODELS, ("none", "int8"), (1, 3)):
         config = replace(model_config(name), n_layers=2)
         model = make_model(config, quant, batch, LENGTH, torch.bfloat16, device=cuda)
-        tokens, logits = steps(engine_over(model, batch, overlap=False))
-        overlapping = engine_over(model, batch, overlap=True)
+        tokens, logits = steps(engine_over(model, batch, pdl=False))
+        overlapping = engine_over(model, batch, pdl=True)
         for _ in range(3):
             other_tokens, other_logits = steps(overlapping)
             assert torch.equal(tokens, other_tokens), (name, quant, batch)

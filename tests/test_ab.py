@@ -19,7 +19,7 @@ from gptbench.compare.interleaved import HEADLINE, drifts, headline, remarks, ro
 from gptbench.compare.ratio import Verdict
 from gptbench.compare.work import different_work
 from gptbench.execute import ab
-from gptbench.execute.ab import ENDING_ROUNDS, Ending, block, budget_that_can_suffice, cut_to_blocks, is_enough
+from gptbench.execute.ab import ENDING_ROUNDS, StoppingRule, block, budget_that_can_suffice, cut_to_blocks, is_enough
 from gptbench.present.terminal import Terminal
 from gptbench.record.sent import make_record
 from gptbench.schema.ab import AbResult, Round, Side
@@ -27,7 +27,7 @@ from gptbench.schema.files import load_record
 from gptbench.schema.machine import DeviceState
 from tests.results import made_result
 
-ENDING = Ending(half_width=0.005, budget_s=300.0, margin=0.005)
+ENDING = StoppingRule(half_width=0.005, budget_s=300.0, margin=0.005)
 SMALL = (
     *("model=stories15m", "model.n_layers=1", "model.dim=32", "model.n_heads=2", "model.n_kv_heads=2"),
     *("model.ffn_dim=32", "model.vocab_size=64", "engine=eager", "device=cpu", "device.threads=1"),
@@ -36,7 +36,7 @@ SMALL = (
 )
 
 
-def made_ab(rounds: list[Round] | None = None, ending: Ending = ENDING) -> AbResult:
+def made_ab(rounds: list[Round] | None = None, ending: StoppingRule = ENDING) -> AbResult:
     """Of two sides that differ in nothing, yet to be measured if no rounds are given."""
     run = made_result()
     side = Side(overrides=["model=stories15m"], config=run.config, dtype=run.dtype, traffic=run.traffic)
@@ -358,20 +358,20 @@ def outputs(tmp_path: Path, small_roof: None, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def measured(outputs: Path, ending: Ending, **more: Any) -> AbResult:
+def measured(outputs: Path, ending: StoppingRule, **more: Any) -> AbResult:
     overrides = [*SMALL, f"outputs={outputs}"]
     asked = ab.read(overrides, composed(overrides, None))
     return ab.measure((asked, asked), ending, ["ab"], Terminal(quiet=False), **more)
 
 
 def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
-    made: list[ab.Contender] = []
+    made: list[ab.PreparedSide] = []
 
-    def ready(sides: dict[str, ab.Contender]) -> None:
+    def ready(sides: dict[str, ab.PreparedSide]) -> None:
         made.extend(sides.values())
 
-    assert len(measured(outputs, Ending(1e-9, 1e-9, 0.0), ready_to_start=ready).rounds) == 1, "one in any case"
-    taken = measured(outputs, Ending(10.0, 300.0, 0.0), ready_to_start=ready)
+    assert len(measured(outputs, StoppingRule(1e-9, 1e-9, 0.0), on_prepared=ready).rounds) == 1, "one in any case"
+    taken = measured(outputs, StoppingRule(10.0, 300.0, 0.0), on_prepared=ready)
     built = [one.built for one in taken.rounds]
     made = made[2:]
     assert [{first, second} for first, second in zip(built[::2], built[1::2], strict=False)] == [{"AB", "BA"}] * 3
@@ -388,7 +388,7 @@ def test_both_are_made_anew_in_turns_and_draw_the_same(outputs: Path) -> None:
 
 
 def test_a_planted_slowdown_is_found_by_the_whole_of_it(outputs: Path) -> None:
-    def plant(sides: dict[str, ab.Contender]) -> None:
+    def plant(sides: dict[str, ab.PreparedSide]) -> None:
         engine = sides["B"].engine
         run = engine.run_decode
 
@@ -398,7 +398,7 @@ def test_a_planted_slowdown_is_found_by_the_whole_of_it(outputs: Path) -> None:
 
         engine.run_decode = slowed  # type: ignore[method-assign]
 
-    result = measured(outputs, Ending(10.0, 300.0, 0.005), ready_to_start=plant)
+    result = measured(outputs, StoppingRule(10.0, 300.0, 0.005), on_prepared=plant)
     assert told(result) is Verdict.slower
 
 
@@ -412,7 +412,7 @@ def test_ctrl_c_keeps_whole_blocks(outputs: Path) -> None:
             raise KeyboardInterrupt
         assert result.ended == ("interrupted" if calls == 3 else "killed")
 
-    result = measured(outputs, Ending(1e-9, 300.0, 0.0), keep=interrupt)
+    result = measured(outputs, StoppingRule(1e-9, 300.0, 0.0), keep=interrupt)
     assert result.ended == "interrupted"
     assert len(result.rounds) == 2
     assert result.seconds > 0

@@ -59,7 +59,7 @@ from tests.models import DENSE, GQA, MOE, QWEN, WINDOW, make_model, model_name, 
 from tests.pairwise import pairwise
 from tests.results import made_result
 
-TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"seed_flops_utilisation": 0.8}}
+TARGETS = {"gemv/int8": {"gb_per_s": 870.0}, "mlp_layer_norm_gelu/bfloat16": {"gptfast_flops_utilisation": 0.8}}
 
 
 @pytest.fixture(autouse=True)
@@ -162,8 +162,8 @@ def test_every_implementation_agrees_and_is_timed(name: str) -> None:
         assert timing.failed is None
         assert timing.error is not None and timing.error <= case.tolerance
         assert len(timing.seconds) == 3 and min(timing.seconds) > 0
-    assert 1 < times.sets <= kernels.MOST_SETS
-    assert times.sets >= kernels.ROUND_BYTES // case.moved_bytes or times.sets == kernels.MOST_SETS
+    assert 1 < times.sets <= kernels.MAX_SETS
+    assert times.sets >= kernels.ROUND_BYTES // case.moved_bytes or times.sets == kernels.MAX_SETS
 
 
 def gemv_by(kernel: Callable[[Tensor, Tensor, Tensor], None]) -> Case:
@@ -284,14 +284,14 @@ def test_the_read_roofs_kernel_is_a_case(monkeypatch: pytest.MonkeyPatch) -> Non
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
     triton = pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import TileConfig, TileKey
 
-    def tile(self: Tiles, use: Use) -> Tile:
-        half = [triton.next_power_of_2(size) // 2 for size in (use.rows, use.columns)]
-        return Tile(rows=half[0], block=half[1], warps=4, preload=1)
+    def tile(self: TileCache, tile_key: TileKey) -> TileConfig:
+        half = [triton.next_power_of_2(size) // 2 for size in (tile_key.rows, tile_key.columns)]
+        return TileConfig(rows=half[0], block=half[1], warps=4, preload=1)
 
-    monkeypatch.setattr(Tiles, "__getitem__", tile)
+    monkeypatch.setattr(TileCache, "__getitem__", tile)
 
 
 def model_cases(model: ModelConfig, quant: str, batch: int) -> list[Case]:
@@ -331,7 +331,7 @@ def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, ba
     of = run_config(model, quant, batch=batch)
     built = make_model(model, quant, batch, cache_length(of))
     sampler = Sampler(of.sampling, model.vocab_size, device().torch)
-    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
+    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tile_cache="")
     engine: Any = target(section)(section, built, sampler, device(), Shape.of(of))
     launches = {op.role: op for op in engine.ops}
     _, *cases = model_cases(model, quant, batch)
@@ -362,15 +362,18 @@ def test_bytes_of_a_models_kernels_worked_out_by_hand() -> None:
     """DENSE in int8 and float32: D 48, three heads of 16, F 112, V 211; position 6."""
     pytest.importorskip("triton")
     found = {case.name: case.moved_bytes for case in model_cases(DENSE, "int8", 1)}
-    x, squares = 48 // 4 * 3 * 4, 4 * 48 // 8  # 4 numbers in 3 words of fixed point; a sum for each tile of 8 rows
-    scale, gain, row = 4, 4 * 48, 4 * 48
-    assert found["embed"] == 8 + row + gain + row + x + 4
-    assert found["qkv/linear"] == 144 * (48 + scale) + x + squares + 4 * 144
+    x, sum_sq_partials = (
+        48 // 4 * 3 * 4,
+        4 * 48 // 8,
+    )  # 4 numbers in 3 words of fixed point; a sum for each tile of 8 rows
+    scale, norm_weight, row = 4, 4 * 48, 4 * 48
+    assert found["embed"] == 8 + row + norm_weight + row + x + 4
+    assert found["qkv/linear"] == 144 * (48 + scale) + x + sum_sq_partials + 4 * 144
     assert found["attention/attend"] == 2 * 7 * row + 4 * 144 + 2 * 4 * 16 + x
-    assert found["wo/add_linear"] == 48 * (48 + scale) + x + 2 * row + gain + x + squares
-    assert found["w13/swiglu"] == 224 * (48 + scale) + x + squares + 112 // 4 * 3 * 4
-    assert found["w2/add_linear"] == 48 * (112 + scale) + 112 // 4 * 3 * 4 + 2 * row + gain + x + squares
-    assert found["head/linear"] == 211 * (48 + scale) + x + squares + 4 * 211
+    assert found["wo/add_linear"] == 48 * (48 + scale) + x + 2 * row + norm_weight + x + sum_sq_partials
+    assert found["w13/swiglu"] == 224 * (48 + scale) + x + sum_sq_partials + 112 // 4 * 3 * 4
+    assert found["w2/add_linear"] == 48 * (112 + scale) + 112 // 4 * 3 * 4 + 2 * row + norm_weight + x + sum_sq_partials
+    assert found["head/linear"] == 211 * (48 + scale) + x + sum_sq_partials + 4 * 211
     assert found["maxima/chunk_maxima"] == 4 * 211 + 4 * 14
     assert found["draw"] == 4 * 14 + 4 * 211
 
@@ -385,7 +388,7 @@ def test_a_models_kernels_are_measured(
         "compiled",
         lambda code, _: torch.compile(code, backend="eager", fullgraph=True, dynamic=False),
     )
-    monkeypatch.setattr(kernels, "MOST_SETS", 2)
+    monkeypatch.setattr(kernels, "MAX_SETS", 2)
     for case in model_cases(model, quant, batch)[1:]:
         times = measure_case(case, device(), seed=1, replays=1)
         assert times.note is None
@@ -396,7 +399,7 @@ def test_a_models_kernels_are_measured(
 def test_inductor_compiles_what_it_gets_of_a_models_kernels(
     name: str, few_programs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "MOST_SETS", 2)
+    monkeypatch.setattr(kernels, "MAX_SETS", 2)
     (case,) = [case for case in model_cases(MOE, "int8", 1) if case.name.endswith(name)]
     times = measure_case(case, device(), seed=1, replays=1)
     assert [timing.failed for timing in times.timings.values()] == [None] * len(times.timings)
@@ -404,13 +407,13 @@ def test_inductor_compiles_what_it_gets_of_a_models_kernels(
 
 def test_tiles_that_were_found_are_used(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Unquantised
 
-    of, tile = config(tmp_path), Tile(rows=4, block=64, warps=1, preload=0)
-    use = Use("linear", 144, 48, Unquantised(), torch.float32, 1, 1)
-    Tiles(tmp_path / "outputs" / "tiles", device().kind).keep(use, tile)
+    of, tile = config(tmp_path), TileConfig(rows=4, block=64, warps=1, preload=0)
+    tile_key = TileKey("linear", 144, 48, Unquantised(), torch.float32, 1, 1)
+    TileCache(tmp_path / "outputs" / "tiles", device().kind).keep(tile_key, tile)
     (case,) = [case for case in kernel_cases.model_cases(of, device()) if case.name == "qkv/linear"]
     assert case.call(torch.Generator()).arguments[0].tile == tile
 
@@ -471,7 +474,7 @@ def test_metrics_are_worked_out_from_raw_times() -> None:
     mlp = kernel_metrics(result, result.kernels[-1])
     assert mlp["kernel"].flops_utilisation == pytest.approx(4e7 / 10e-6 / 1e15)
     assert mlp["inductor"].flops_utilisation == pytest.approx(4e7 / 20e-6 / 1e15), "half as fast, half the utilisation"
-    assert mlp["inductor"].seed_flops_utilisation == pytest.approx(20 * 4e7 / 1e9 / 312)
+    assert mlp["inductor"].gptfast_flops_utilisation == pytest.approx(20 * 4e7 / 1e9 / 312)
     assert kernel_metrics(replace(result, peak_flops=None), result.kernels[-1])["kernel"].flops_utilisation is None
 
 

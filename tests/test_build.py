@@ -16,11 +16,11 @@ from gptbench.build import (
     alternatives,
     build,
     cache_length,
+    check_memory,
     fill,
     memory_need,
     memory_need_of,
     on_meta,
-    require_fit,
 )
 from gptbench.config import Config, DeviceConfig, DeviceKind, Dtype, HuggingFaceConfig, ModelConfig
 from gptbench.device import Device
@@ -225,7 +225,7 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_what_would_fit() ->
         [("quant=int8", 7_250_000_000), ("model=llama2_70b", 140_000_000_000), ("model=mini", 10_000_000_000)]
     )
     with pytest.raises(DoesNotFitError) as raised:
-        require_fit(config, model, DeviceGroup((fake(10e9),)), others)
+        check_memory(config, model, DeviceGroup((fake(10e9),)), others)
     message = str(raised.value)
     assert "model=llama2_7b quant=none workload.batch_size=1 needs " in message
     assert "weights 13.48 GB" in message  # 6,738,415,616 parameters of two bytes: the whole embedding is held
@@ -244,7 +244,7 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_what_would_fit() ->
 
 def test_nothing_that_fits_is_said_too() -> None:
     with pytest.raises(DoesNotFitError, match="Nothing that gptbench knows would fit"):
-        require_fit(
+        check_memory(
             seed_run(), meta(model_config("llama2_7b")), DeviceGroup((fake(1e6),)), iter([("model=mini", 10_000_000)])
         )
 
@@ -253,10 +253,10 @@ def test_the_last_byte_decides() -> None:
     config, model = seed_run(), meta(model_config("llama2_7b"))
     need = memory_need(model, 1, 6, 208).total
     others = iter([("quant=int8", 1)])
-    require_fit(config, model, DeviceGroup((fake(need),)), others)
+    check_memory(config, model, DeviceGroup((fake(need),)), others)
     assert next(others) == ("quant=int8", 1)  # not looked at where the run fits
     with pytest.raises(DoesNotFitError):
-        require_fit(config, model, DeviceGroup((fake(need - 1),)), iter(()))
+        check_memory(config, model, DeviceGroup((fake(need - 1),)), iter(()))
 
 
 @for_each("quant", QUANTISATIONS)

@@ -16,7 +16,7 @@ from gptbench.compare.gate import gate
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.ratio import Verdict
 from gptbench.compare.recording import recorded_text
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.config import BaselineConfig
 from gptbench.execute import measuring
 from gptbench.present import tables
@@ -73,13 +73,13 @@ def test_in_the_table_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_in_the_report_in_explain_and_in_the_export() -> None:
-    found = [Found(Path("a"), loaded()), Found(Path("b"), measured())]
+    found = [SelectedRecord(Path("a"), loaded()), SelectedRecord(Path("b"), measured())]
     page = html(found, [], "title", [], "now")
     assert page.count(TOLD) == 1
     assert "3 of 3, busy machine" in page, "beside its samples, too"
     compiling = measured()
     compiling.compilations[0].load = replace(QUIET, other_s=1.5)
-    page = html([Found(Path("a"), compiling)], [], "title", [], "now")
+    page = html([SelectedRecord(Path("a"), compiling)], [], "title", [], "now")
     assert "busy machine: while it compiled, other processes used" in page
     assert "3 of 3, busy machine" not in page, "its samples are not"
     assert explain(loaded()).notes[0] == f"It was {TOLD}."
@@ -105,8 +105,8 @@ def test_records_that_look_made_are_quiet() -> None:
     assert all(sample.load is None for sample in made_result().samples)
 
 
-def runs(*results: Result) -> list[Found]:
-    return [Found(Path(f"run-{number}"), result) for number, result in enumerate(results)]
+def runs(*results: Result) -> list[SelectedRecord]:
+    return [SelectedRecord(Path(f"run-{number}"), result) for number, result in enumerate(results)]
 
 
 def at(speed: float, busy_too: bool = False) -> Result:
@@ -262,9 +262,9 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(monkeypatch: pyte
         taken = [at(0.1, busy_too=True), again]
         asked: list[list[str]] = []
 
-        def measure(overrides: list[str], tell: object, taken=taken, asked=asked) -> Found:  # type: ignore[no-untyped-def]
+        def measure(overrides: list[str], tell: object, taken=taken, asked=asked) -> SelectedRecord:  # type: ignore[no-untyped-def]
             asked.append(overrides)
-            return Found(Path(f"run-{len(asked)}"), taken[len(asked) - 1])
+            return SelectedRecord(Path(f"run-{len(asked)}"), taken[len(asked) - 1])
 
         monkeypatch.setattr(measuring, "measure", measure)
         monkeypatch.setattr(measuring, "require_device_here", lambda config: None)

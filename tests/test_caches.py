@@ -45,7 +45,7 @@ def engine_that_auto_takes() -> str:
 
 
 def test_folders_that_can_be_used() -> None:
-    assert Inductor.missing(cpu()) is None
+    assert Inductor.unavailable_reason(cpu()) is None
     assert caches.lacking_for_kernels(inductor=True) is None
     assert caches.lacking_for_kernels(inductor=False) is None
     assert engine_that_auto_takes() == "inductor"
@@ -56,14 +56,14 @@ def test_a_path_of_several_words(name: str, tmp_path: Path, monkeypatch: pytest.
     """The C++ compiler would be given the words; kernels of a GPU are compiled from lists of arguments."""
     with monkeypatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))
-        assert (Inductor.missing(cpu()) or "").startswith(
+        assert (Inductor.unavailable_reason(cpu()) or "").startswith(
             "a folder without spaces and the like in TORCHINDUCTOR_CACHE_DIR"
         )
         assert engine_that_auto_takes() == "eager"
         assert caches.lacking_for_kernels(inductor=True) is None
     (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
-    assert (Inductor.missing(cpu()) or "").startswith("a folder without spaces and the like in TMPDIR (not ")
+    assert (Inductor.unavailable_reason(cpu()) or "").startswith("a folder without spaces and the like in TMPDIR (not ")
 
 
 def test_importing_the_compiler_needs_no_folder_that_can_be_made(
@@ -79,7 +79,7 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
         return import_module(name)
 
     def missing() -> str | None:
-        return Inductor.missing(cpu())
+        return Inductor.unavailable_reason(cpu())
 
     monkeypatch.setattr(importlib, "import_module", watched)
     (tmp_path / "file").touch()
@@ -112,7 +112,7 @@ def test_a_folder_that_is_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(mmap, "mmap", refused)
-    for reason in (Inductor.missing(cpu()), caches.lacking_for_kernels(inductor=True)):
+    for reason in (Inductor.unavailable_reason(cpu()), caches.lacking_for_kernels(inductor=True)):
         assert (reason or "").startswith("a folder in TORCHINDUCTOR_CACHE_DIR from which libraries can be loaded (")
     reason = caches.lacking_for_kernels(inductor=False)
     assert (reason or "").startswith("a folder in TRITON_CACHE_DIR from which libraries can be loaded (")
@@ -129,7 +129,11 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").write_text("")
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
-    for reason in (Inductor.missing(cpu()), caches.lacking_for_kernels(False), caches.lacking_for_kernels(True)):
+    for reason in (
+        Inductor.unavailable_reason(cpu()),
+        caches.lacking_for_kernels(False),
+        caches.lacking_for_kernels(True),
+    ):
         assert "that can be written (Not a directory: " in (reason or "")
 
 

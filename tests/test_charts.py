@@ -159,12 +159,12 @@ def test_decode_speed_stands_beside_its_own_limit() -> None:
 
 def test_targets_of_the_whole_call_stand_beside_its_rate() -> None:
     results = runs_of([made_result(step_s=0.01), made_result(step_s=0.005, quant="int8")])
-    targets = (Target("seed_tokens_per_s", 60.0, "Processor Z"), Target("seed_gb_per_s", 1.0, "Processor Z"))
+    targets = (Target("gptfast_tokens_per_s", 60.0, "Processor Z"), Target("gptfast_gb_per_s", 1.0, "Processor Z"))
     figure = DRAWN["tokens_per_s"].draw([results[0], replace(results[1], targets=targets)])
     assert figure is not None
     (axes,) = figure.axes
     assert marks(axes, "target, prefill included (Processor Z)") == [(60.0, 1)]
-    assert marks(axes, "measured, prefill included") == [(results[1].summary["seed_tokens_per_s"], 1)]
+    assert marks(axes, "measured, prefill included") == [(results[1].summary["gptfast_tokens_per_s"], 1)]
 
 
 def test_targets_of_speed_are_utilisations_of_the_own_roof() -> None:
@@ -173,7 +173,7 @@ def test_targets_of_speed_are_utilisations_of_the_own_roof() -> None:
     targets = [
         Target("decode_tokens_per_s", 2 * numbers["decode_tokens_per_s"], "Processor X"),
         Target("decode_tokens_per_s", 1.5 * fast.limit_tokens_per_s, "Processor Z"),
-        Target("seed_tokens_per_s", numbers["decode_tokens_per_s"], "Processor Z"),
+        Target("gptfast_tokens_per_s", numbers["decode_tokens_per_s"], "Processor Z"),
         Target("mbu", 0.5, "Processor Z"),
     ]
     figure = DRAWN["mbu"].draw([slow, replace(fast, targets=tuple(targets))])
@@ -183,7 +183,7 @@ def test_targets_of_speed_are_utilisations_of_the_own_roof() -> None:
     assert marks(axes, f"target (Processor X){own}") == [(pytest.approx(2 * mbu), 1)]
     assert marks(axes, f"target (Processor Z){own}") == [(pytest.approx(150), 1)]
     assert marks(axes, f"target, prefill included (Processor Z){own}") == [(pytest.approx(mbu), 1)]
-    share = numbers["seed_tokens_per_s"] / numbers["decode_tokens_per_s"]
+    share = numbers["gptfast_tokens_per_s"] / numbers["decode_tokens_per_s"]
     assert marks(axes, "measured, prefill included") == [(pytest.approx(share * mbu), 1)]
     assert axes.get_xlim()[1] > 150
 
@@ -215,7 +215,7 @@ def test_latency_is_median_and_range_over_positions() -> None:
     result = made_result(step_s=0.01, compiles=(0, 0, 0))
     (axes,) = draw("latency", result).axes
     middle, least = axes.lines[:2]
-    assert list(middle.get_xdata()) == result.traffic.positions_filled
+    assert list(middle.get_xdata()) == result.traffic.kv_len
     assert list(middle.get_ydata()) == pytest.approx([1e3 * step for step in result.samples[1].step_s])
     assert list(least.get_ydata()) == pytest.approx([moved / 4000e9 * 1e3 for moved in result.traffic.needed()])
     (band,) = axes.collections
@@ -228,7 +228,7 @@ def test_latency_is_median_and_range_over_positions() -> None:
 def test_long_runs_are_thinned() -> None:
     x = np.arange(10_000.0)
     where, least = speed.thinned(x, x % 100, np.min)
-    assert len(where) == len(least) == speed.MOST_POINTS
+    assert len(where) == len(least) == speed.MAX_POINTS
     assert least.max() == 75
     few = speed.thinned(x[:5], x[:5], np.median)
     assert few[0].tolist() == few[1].tolist() == [0, 1, 2, 3, 4]
@@ -251,9 +251,7 @@ def test_distribution_says_what_it_does_not_show() -> None:
     result = made_result(compiles=(0,))
     steps = 1000
     result.samples[0].step_s = [0.001] * (steps - 2) + [0.5, 0.7]
-    result.traffic = replace(
-        result.traffic, positions_read=list(range(steps)), positions_filled=list(range(1, steps + 1))
-    )
+    result.traffic = replace(result.traffic, positions_read=list(range(steps)), kv_len=list(range(1, steps + 1)))
     figure = draw("distribution", result)
     assert figure.axes[0].get_xlim()[1] < 2
     assert "decode step, ms; 2 of 1000 are longer than is shown" in texts(figure)
@@ -423,7 +421,7 @@ def test_compile_time_is_stacked_by_stage() -> None:
         begin = 0.0
         expected = []
         for stage in STAGES:
-            expected.append((begin, compilation.costs_s.get(stage, 0.0)))
+            expected.append((begin, compilation.stage_s.get(stage, 0.0)))
             begin += expected[-1][1]
         drawn = [(x, width) for at, x, width in bars(axes) if at == row and width]
         assert drawn == [pytest.approx(each) for each in expected if each[1]]
@@ -478,7 +476,7 @@ def test_small_kernels_are_one_row() -> None:
         launch.name += f"_{number}"
     parts = cost.step_parts(step, 4000.0)
     assert [part.name for part in parts if not part.is_kernel] == ["7 others", "gaps, in which none runs"]
-    assert len(parts) == cost.MOST_KERNELS + 1
+    assert len(parts) == cost.MAX_KERNELS + 1
     assert sum(part.us for part in parts) == pytest.approx(step.step_s * 1e6)
 
 
@@ -547,14 +545,14 @@ def test_names_are_drawn_as_they_are() -> None:
 
 
 def test_of_many_runs_the_fastest_are_drawn() -> None:
-    results = many(canvas.MOST_ROWS + 1)
+    results = many(canvas.MAX_ROWS + 1)
     bars_of, lines_of = draw("tokens_per_s", *results), draw("latency", *results)
-    assert len(bars(bars_of.axes[0])) == canvas.MOST_ROWS
-    assert f"the fastest {canvas.MOST_ROWS} of {len(results)}" in texts(bars_of)
-    assert len(lines_of.axes[0].collections) == canvas.MOST_LINES
-    assert f"the fastest {canvas.MOST_LINES} of {len(results)}" in texts(lines_of)
-    kept = labels(results)[: canvas.MOST_LINES]
-    assert legend(lines_of)[: canvas.MOST_LINES] == kept
+    assert len(bars(bars_of.axes[0])) == canvas.MAX_ROWS
+    assert f"the fastest {canvas.MAX_ROWS} of {len(results)}" in texts(bars_of)
+    assert len(lines_of.axes[0].collections) == canvas.MAX_LINES
+    assert f"the fastest {canvas.MAX_LINES} of {len(results)}" in texts(lines_of)
+    kept = labels(results)[: canvas.MAX_LINES]
+    assert legend(lines_of)[: canvas.MAX_LINES] == kept
     for name in ("mbu", "distribution", "compile", "memory"):
         figure = draw(name, *results)
         assert any(text.startswith("the fastest") and text.endswith(f"of {len(results)}") for text in texts(figure))
@@ -646,7 +644,7 @@ def test_names_as_they_are_drawn_are_all_different(fields: int) -> None:
         assert numbers == {entry[1:].split()[0] for entry in explained}, chart.name
         assert len(numbers) == len(explained)
         lines = [line for text in (*drawn, *legend(figure)) for line in text.splitlines()]
-        assert max(map(len, lines)) <= canvas.LONGEST_ENTRY
+        assert max(map(len, lines)) <= canvas.MAX_ENTRY
 
 
 def texts_of_points(axes: Axes) -> list[str]:
@@ -799,9 +797,9 @@ def test_what_a_chart_leaves_out_stands_below_the_title_of_its_picture(
     told: list[str] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: told.append(self.get_suptitle()))
     monkeypatch.setattr("gptbench.charts.CHARTS", [DRAWN["mbu"]])
-    assert write_figures(many(canvas.MOST_ROWS + 1), tmp_path) == {}
+    assert write_figures(many(canvas.MAX_ROWS + 1), tmp_path) == {}
     title = "Memory bandwidth utilisation: stories15m bfloat16 inductor"
-    assert told == [f"{title}\nthe fastest {canvas.MOST_ROWS} of {canvas.MOST_ROWS + 1}"]
+    assert told == [f"{title}\nthe fastest {canvas.MAX_ROWS} of {canvas.MAX_ROWS + 1}"]
 
 
 def test_charts_have_names_and_texts() -> None:

@@ -12,7 +12,7 @@ from gptbench.commands.compare import compare_command, sentence
 from gptbench.compare.comparison import Comparison, compare
 from gptbench.compare.ratio import Ratio, Verdict
 from gptbench.compare.row import Row
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.schema import Result
 from gptbench.schema.energy import Energy, Spent
 from gptbench.schema.machine import DeviceState
@@ -23,7 +23,7 @@ from tests.results import made_result, on_cpu
 VALID = (0, 0, 0, 0, 0)
 
 
-def run(step_s: float = 0.01, noise: float = 0.002, seed: int = 0, **config: object) -> Found:
+def run(step_s: float = 0.01, noise: float = 0.002, seed: int = 0, **config: object) -> SelectedRecord:
     """A run of five samples, whose configuration has these values (`sampling_top_k=5`)."""
     result = made_result(compiles=VALID)
     random = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def run(step_s: float = 0.01, noise: float = 0.002, seed: int = 0, **config: obj
     for key, value in config.items():
         group, _, name = key.partition("_")
         result.config[group][name] = value
-    return Found(Path("result.json"), result)
+    return SelectedRecord(Path("result.json"), result)
 
 
 def rows(comparison: Comparison, pair: int = 0) -> dict[str, Row]:
@@ -55,7 +55,7 @@ def test_one_run_is_compared_with_another_by_its_samples() -> None:
     assert found["peak_memory_bytes"].of == "1 and 1 run, exact"
     assert found["compile_cold_s"].verdict is Verdict.unknown
     assert found["compile_cold_s"].of == "1 and 1 run"
-    assert not {"seed_tokens_per_s", "mbu", "perplexity", "decode_joules_per_token"} & set(found)
+    assert not {"gptfast_tokens_per_s", "mbu", "perplexity", "decode_joules_per_token"} & set(found)
 
 
 def test_the_same_is_never_faster_or_slower() -> None:
@@ -166,7 +166,7 @@ def test_throttled_samples_and_clocks_are_told() -> None:
 
 
 def test_peak_memory_is_one_value_of_a_run() -> None:
-    def with_memory(count: int) -> Found:
+    def with_memory(count: int) -> SelectedRecord:
         found = run()
         assert isinstance(found.record, Result)
         found.record.samples = [replace(sample, peak_memory_bytes=count) for sample in found.record.samples]
@@ -178,7 +178,7 @@ def test_peak_memory_is_one_value_of_a_run() -> None:
         pytest.approx(1.47),
         pytest.approx(1.47),
     )
-    a, b = (Found(found.path, on_cpu(found.record)) for found in (with_memory(100), with_memory(147)))
+    a, b = (SelectedRecord(found.path, on_cpu(found.record)) for found in (with_memory(100), with_memory(147)))
     assert rows(compare([a], [b]))["peak_memory_bytes"].verdict is Verdict.unknown, (
         "a process's peak has its history in it"
     )
@@ -191,7 +191,7 @@ def test_nothing_alike_is_an_error() -> None:
 
 
 def test_what_means_nothing_is_left_out() -> None:
-    bad = Found(Path("bad.json"), made_result(finite=False))
+    bad = SelectedRecord(Path("bad.json"), made_result(finite=False))
     comparison = compare([run(), bad], [run()])
     assert comparison.left_out == [(bad, "logits or cached values are not finite")]
     with pytest.raises(UserError, match=r"A has no measurement that counts \(bad\.json: logits"):
@@ -250,7 +250,7 @@ def test_predictions_of_another_text_are_not_compared() -> None:
 
 
 def test_energy_is_compared() -> None:
-    def with_energy(joules: float) -> Found:
+    def with_energy(joules: float) -> SelectedRecord:
         found = run()
         assert isinstance(found.record, Result)
         found.record.energy = Energy("counter", 100.0, Spent(500.0, 1.0, 100), Spent(joules, 1.0, 1000))

@@ -184,32 +184,32 @@ def test_tiles_travel_to_another_machine_of_the_kind(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import Tile, Use
     from gptbench.quant import Int8
 
     kind = Place(outputs).device.kind
     use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
-    Tiles(outputs / "tiles", kind, "the-first-card").keep(use, tile)
-    Tiles(outputs / "tiles", "another-kind").keep(use, tile)
+    TileCache(outputs / "tiles", kind, "the-first-card").keep(use, tile)
+    TileCache(outputs / "tiles", "another-kind").keep(use, tile)
     file = tmp_path / "cache.zip"
     assert save(file, outputs).files == 3
 
     place = Place(move_to(tmp_path / "two", monkeypatch))
     assert load(file, place).added["tiles"] == 1
-    there = Tiles(tmp_path / "two" / "outputs" / "tiles", kind)
+    there = TileCache(tmp_path / "two" / "outputs" / "tiles", kind)
     assert there.found == {str(use): tile}
     assert there.cards == {str(use): "the-first-card"}, "where it was searched goes with it"
     better = replace(tile, rows=8)
     there.keep(use, better)
     assert load(file, place).added == {}
-    assert Tiles(tmp_path / "two" / "outputs" / "tiles", kind)[use] == better
+    assert TileCache(tmp_path / "two" / "outputs" / "tiles", kind)[use] == better
 
     own = move_to(tmp_path / "four", monkeypatch) / "tiles"
     another = replace(use, rows=128)
-    Tiles(own, kind).keep(another, better)
+    TileCache(own, kind).keep(another, better)
     assert load(file, Place(own.parent)).added["tiles"] == 1
-    assert Tiles(own, kind).found == {str(use): tile, str(another): better}, "beside those for other uses"
+    assert TileCache(own, kind).found == {str(use): tile, str(another): better}, "beside those for other uses"
 
     other = Place(move_to(tmp_path / "three", monkeypatch))
     loaded = load(changed(file, kernels="0123abcd"), other)
@@ -222,8 +222,8 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
 ) -> None:
     """In a file as in a folder, whichever name comes first."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import Tile, Use
     from gptbench.quant import Int8
 
     monkeypatch.setattr(Device, "key", "gpu-99999999-0000-1111-2222-333344445555")
@@ -234,9 +234,9 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
         (8, "gpu-22222222-0000-1111-2222-333344445555"),
     ):
         for use in (both, cards):
-            Tiles(outputs / "tiles", name).keep(use, Tile(rows, 512, 1, 0))
-    Tiles(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(Tile(2, 512, 1, 0))}))
-    here = Tiles.of(outputs / "tiles", Place(outputs).device).found
+            TileCache(outputs / "tiles", name).keep(use, Tile(rows, 512, 1, 0))
+    TileCache(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(Tile(2, 512, 1, 0))}))
+    here = TileCache.of(outputs / "tiles", Place(outputs).device).found
     assert here == {str(both): Tile(2, 512, 1, 0), str(cards): Tile(8, 512, 1, 0)}
     save(tmp_path / "cache.zip", outputs)
     there = Place(move_to(tmp_path / "two", monkeypatch))
@@ -247,13 +247,13 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
 def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what was found meanwhile would be lost."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import Tile, Use
     from gptbench.quant import Int8
 
     use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
     place = Place(outputs)
-    Tiles(outputs / "tiles", place.device.kind).keep(use, tile)
+    TileCache(outputs / "tiles", place.device.kind).keep(use, tile)
     save(tmp_path / "cache.zip", outputs)
     place = Place(move_to(tmp_path / "two", monkeypatch))
     own, found = place.tiles(), replace(use, rows=128)
@@ -264,7 +264,7 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
             assert not loading.done()
             own.found[str(found)], own.cards[str(found)] = tile, ""
         loading.result(timeout=60)
-    assert Tiles.of(own.path.parent, place.device).found == {str(use): tile, str(found): tile}
+    assert TileCache.of(own.path.parent, place.device).found == {str(use): tile, str(found): tile}
 
 
 def test_of_another_machine_or_version_is_refused(outputs: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_every_shipped_option_composes(option: str) -> None:
     if option == "model=auto":
         new_tokens = "model.checkpoint=${gptbench.shipped:demo}"
         name = "demo"
-    if option == "workload=seed":
+    if option == "workload=gpt_fast":
         new_tokens = "model=stories15m"  # the demo model has fewer tokens
     config = composed(option, new_tokens)
     if group != "experiment":
@@ -148,7 +148,7 @@ REFUSED = {
     "workload.batch_size=0": ["workload.batch_size=0", "at least 1"],
     "workload.samples=0": ["workload.samples=0", "at least 1"],
     "workload.new_tokens=1": ["workload.new_tokens=1", "at least 2"],
-    "model=stories110m workload=seed workload.new_tokens=1019": [
+    "model=stories110m workload=gpt_fast workload.new_tokens=1019": [
         "workload.new_tokens=1019",
         "at most 1018",
         "6 tokens",

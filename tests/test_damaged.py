@@ -18,7 +18,7 @@ from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
-from gptbench.compare.select import MAX_TOLD, Found
+from gptbench.compare.select import MAX_TOLD, SelectedRecord
 from gptbench.present.console import in_line
 from gptbench.record.ledger import Ledger
 from gptbench.record.sent import make_record
@@ -117,7 +117,7 @@ def test_each_damage_is_refused_by_name_or_does_no_harm(kind: str, tmp_path: Pat
 
 def use(record: Recorded, good: Recorded, path: Path) -> None:
     """Everything that commands do with a record, but drawing."""
-    found = Found(path, record)
+    found = SelectedRecord(path, record)
     wrong = record.problem()
     labels([record, good] if not isinstance(record, SweepRecord) else [])
     written = make_record(record, path, None)
@@ -125,7 +125,7 @@ def use(record: Recorded, good: Recorded, path: Path) -> None:
     if isinstance(record, Result) and wrong is None:
         explain(record)
         with contextlib.suppress(UserError):  # they are not alike
-            for pair in compare([found], [Found(path, good)]).pairs:
+            for pair in compare([found], [SelectedRecord(path, good)]).pairs:
                 assert all(math.isfinite(row.ratio.value) for row in pair.rows)
     if isinstance(record, Result | KernelResult) and wrong is None:
         with contextlib.suppress(UserError):  # nothing that the benchmark has

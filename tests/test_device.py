@@ -180,17 +180,17 @@ def test_our_kernels_are_refused_on_gpus_of_amd(monkeypatch: pytest.MonkeyPatch)
     """torch calls them cuda, too, and one kind has compute capability 9.0."""
     pytest.importorskip("triton")
     from gptbench.engine.fused import Fused
-    from gptbench.kernels.launch import can_overlap
+    from gptbench.kernels.launch import supports_pdl
 
     device = cpu()
     assert not device.is_amd
     device.is_cuda = True
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert Fused.missing(device) is None
-    assert can_overlap(torch.device("cuda", 0))
+    assert Fused.unavailable_reason(device) is None
+    assert supports_pdl(torch.device("cuda", 0))
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert (Fused.missing(device) or "").startswith("an NVIDIA GPU: for AMD's, PTX instructions")
-    assert not can_overlap(torch.device("cuda", 0))
+    assert (Fused.unavailable_reason(device) or "").startswith("an NVIDIA GPU: for AMD's, PTX instructions")
+    assert not supports_pdl(torch.device("cuda", 0))
 
 
 SIZE = 200_000_000

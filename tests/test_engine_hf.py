@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gptbench.engine.hf as hf
 from gptbench.base.errors import ConfigError
-from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, require_possible
+from gptbench.config import Cache, Config, HuggingFaceConfig, ModelConfig, RopeScaling, validate_combination
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Engine, HuggingFace, Inductor, Shape
 from gptbench.execute.reuse import release
@@ -263,7 +263,7 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
 )
 def test_what_the_library_cannot_do_is_refused(run: Config, message: str) -> None:
     def require() -> None:
-        require_possible(run)
+        validate_combination(run)
         HuggingFace.require(run, DeviceGroup((device("cpu"),)))
 
     with pytest.raises(ConfigError, match=message):
@@ -295,9 +295,9 @@ def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ("4.57.1", False),
     ):
         monkeypatch.setattr(hf, "version", lambda name, found=found: found)
-        assert (HuggingFace.missing(device("cpu")) is None) == enough, found
+        assert (HuggingFace.unavailable_reason(device("cpu")) is None) == enough, found
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'gptbench[hf]'" in str(HuggingFace.missing(device("cpu")))
+    assert "pip install 'gptbench[hf]'" in str(HuggingFace.unavailable_reason(device("cpu")))
 
 
 def test_the_library_is_imported_only_when_it_is_used() -> None:

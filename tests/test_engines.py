@@ -28,15 +28,15 @@ from gptbench.config import (
     SamplingConfig,
     Scope,
     Tuning,
-    require_possible,
+    validate_combination,
 )
 from gptbench.config.targets import instantiate, target
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Eager, Engine, Inductor, Shape
-from gptbench.engine.tiles import Tiles
+from gptbench.engine.tile_cache import TileCache
 from gptbench.kernels.route import Routing
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile_config import TileConfig, TileKey
 from gptbench.measure.traffic import expert_bytes, weight_bytes
 from gptbench.model import Bias, RMSNorm
 from gptbench.model.transformer import MixtureOfExperts
@@ -215,12 +215,15 @@ def few_programs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
     prepare_language_once(monkeypatch)
 
-    def tile(self: Tiles, use: Use) -> Tile:
-        return Tile(
-            rows=64 if use.rows % 128 else 128, block=triton.next_power_of_2(use.columns) // 2, warps=4, preload=1
+    def tile(self: TileCache, tile_key: TileKey) -> TileConfig:
+        return TileConfig(
+            rows=64 if tile_key.rows % 128 else 128,
+            block=triton.next_power_of_2(tile_key.columns) // 2,
+            warps=4,
+            preload=1,
         )
 
-    monkeypatch.setattr(Tiles, "__getitem__", tile)
+    monkeypatch.setattr(TileCache, "__getitem__", tile)
 
 
 @pytest.mark.parametrize(("model", "quant", "batch"), FEW, ids=model_name)
@@ -275,7 +278,7 @@ def test_experts_are_counted_as_rows_choose_them(
         chosen.clear()
         for _ in range(steps):
             engine.decode()
-            chosen.extend(int((own.slots >= 0).sum()) for own in routings if isinstance(own, Routing))
+            chosen.extend(int((own.max_experts >= 0).sum()) for own in routings if isinstance(own, Routing))
         assert len(chosen) == layers * steps
         assert engine.experts_chosen(steps) == sum(chosen)
         read = min(every, rows * active)
@@ -297,7 +300,7 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
     of_experts = 0
     for op, all_slots, some in zip(engine.ops, most, fewer, strict=True):
         if op.role in ("w13", "w2"):
-            assert op.use.slots == 6
+            assert op.tile_key.max_experts == 6
             assert some.bytes_read == 2.5 * op.bytes_read().expert == all_slots.bytes_read * 2.5 / 6
             of_experts += op.bytes_read().expert
         else:
@@ -332,8 +335,8 @@ def test_experts_of_a_single_row_are_known_and_a_dense_model_has_none() -> None:
 def test_fused_agrees_with_eager_on_gpu(model: ModelConfig, quant: str, batch: int, dtype: torch.dtype) -> None:
     on = device("cuda")
     reference = make_engine(EAGER, model, quant, batch, dtype, on)
-    for overlap in (True, False):
-        engine = make_engine(replace(FUSED, overlap=overlap), model, quant, batch, dtype, on)
+    for pdl in (True, False):
+        engine = make_engine(replace(FUSED, pdl=pdl), model, quant, batch, dtype, on)
         with kept_evidence(engine, reference):
             assert_agrees(engine, reference, dtype)
         if batch == len(FILLED) and dtype is torch.float32:
@@ -532,7 +535,7 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
     assert auto.section.fresh_cache
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
     with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
-        require_possible(replace(config, engine=FUSED))
+        validate_combination(replace(config, engine=FUSED))
 
 
 @pytest.mark.gpu
@@ -540,7 +543,7 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
 def test_tuned_tiles_are_kept_and_agree_with_eager(model: ModelConfig, tmp_path: Any) -> None:
     on, dtype = device("cuda"), torch.float32
     built = make_model(model, "int8", 1, LENGTH, dtype, device=on.torch)
-    config = replace(FUSED, tune=True, tiles=str(tmp_path))
+    config = replace(FUSED, autotune=True, tile_cache=str(tmp_path))
     sampler = Sampler(GREEDY, model.vocab_size, on.torch)
     engine: Any = target(FUSED)(config, built, sampler, on, Shape(1, PROMPT, LENGTH))
     engine.tune()
@@ -558,12 +561,12 @@ def test_released_fused_engine_holds_no_weights() -> None:
     on = device("cpu")
     built = make_model(MOE, "int8", length=LENGTH)
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(1, PROMPT, LENGTH))
-    held = [weakref.ref(p) for p in built.parameters()] + [weakref.ref(cache) for cache in engine.cached()]
+    stopped_token = [weakref.ref(p) for p in built.parameters()] + [weakref.ref(cache) for cache in engine.cached()]
     engine.release()
     engine.release()
     built.to_empty(device="meta")
     gc.collect()
-    assert not any(reference() is not None and reference().device.type == "cpu" for reference in held)
+    assert not any(reference() is not None and reference().device.type == "cpu" for reference in stopped_token)
     with pytest.raises(RuntimeError, match="released"):
         engine.run_decode()
 
@@ -572,25 +575,25 @@ def test_rows_of_a_batch_take_experts_of_their_own_while_tiles_are_measured(few_
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=1), "none", 4, length=LENGTH)
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(4, PROMPT, LENGTH))
-    engine.pose()
+    engine.set_mid_generation_state()
     assert len(set(engine.state.token.flatten().tolist())) == 4
-    (use,) = {op.use for op in engine.ops if op.role == "w2"}
-    step = engine.ops_with(use, engine.tiles[use])
+    (tile_key,) = {op.tile_key for op in engine.ops if op.role == "w2"}
+    step = engine.ops_with(tile_key, engine.tile_cache[tile_key])
     engine.launch_all(step)
     (routing,) = {id(own): own for op in step for own in op.operands() if isinstance(own, Routing)}.values()
-    assert (routing.slots >= 0).sum() > MOE.n_active_experts
+    assert (routing.expert_ids >= 0).sum() > MOE.n_active_experts
 
 
 def test_tiles_are_measured_in_whole_steps() -> None:
     on = device("cpu")
     built = make_model(replace(MOE, n_layers=2), "none", 2, length=LENGTH)
     engine: Any = target(FUSED)(FUSED, built, Sampler(GREEDY, MOE.vocab_size, on.torch), on, Shape(2, PROMPT, LENGTH))
-    for use in dict.fromkeys(op.use for op in engine.ops if op.use is not None):
-        own = Tile(rows=16, block=32, warps=1, preload=0)
-        step = engine.ops_with(use, own)
-        assert [op.role for op in step] == [op.role for op in engine.ops if op.role != "draw"]
+    for tile_key in dict.fromkeys(op.tile_key for op in engine.ops if op.tile_key is not None):
+        own = TileConfig(rows=16, block=32, warps=1, preload=0)
+        step = engine.ops_with(tile_key, own)
+        assert [op.role for op in step] == [op.role for op in engine.ops if op.role != "sample"]
         for op in step:
-            if op.use is not None:
-                assert [own for own in op.operands() if isinstance(own, Tile)] == [
-                    own if op.use == use else engine.tiles[op.use]
+            if op.tile_key is not None:
+                assert [own for own in op.operands() if isinstance(own, TileConfig)] == [
+                    own if op.tile_key == tile_key else engine.tile_cache[op.tile_key]
                 ]

@@ -17,7 +17,7 @@ from gptbench.schema import Failure, Result
 from gptbench.schema.breakdown import Breakdown, Launch
 from gptbench.schema.machine import DeviceState, Probe
 
-FUSED = {"_target_": "gptbench.engine.fused.Fused", "name": "fused", "overlap": True, "tune": False}
+FUSED = {"_target_": "gptbench.engine.fused.Fused", "name": "fused", "pdl": True, "autotune": False}
 EAGER = {"_target_": "gptbench.engine.Eager", "name": "eager"}
 ROOF = 1e12
 """Bytes/s, of all that follows."""
@@ -59,7 +59,7 @@ def run(
     changes = {"engine": engine or FUSED, **groups}
     config |= {name: (config.get(name, {}) if name != "engine" else {}) | values for name, values in changes.items()}
     moved = result.traffic
-    read = [count + padding for count in moved.positions_filled]
+    read = [count + padding for count in moved.kv_len]
     here = replace(result.environment, device=result.environment.cpu) if on_cpu else result.environment
     breakdown = None
     if launches is not None:
@@ -88,7 +88,7 @@ KERNELS = [
     ("swiglu_22016x4096_experts", 3e-3, 2 * 10**9),
     ("linear_32000x4096", 0.8e-3, 5 * 10**8),
     ("maxima_kernel", 0.1e-3, 128000),
-    ("draw_kernel", 0.4e-3, None),
+    ("sample_kernel", 0.4e-3, None),
 ]
 """A fused step of 9.9 ms."""
 
@@ -219,7 +219,7 @@ def test_on_a_cpu_what_follows_the_last_product_draws() -> None:
         ("triton_red_fused_linear_mul_5", "matrices"),
         ("void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel", "sampling"),
         ("void at::native::tensor_kernel_scan_innermost_dim", "sampling"),
-        ("draw_kernel", "sampling"),
+        ("sample_kernel", "sampling"),
         ("route_kernel", "other"),
         ("Memcpy DtoD (Device -> Device)", "other"),
     ],
@@ -291,11 +291,11 @@ def test_settings_of_the_engine() -> None:
     plain = run(KERNELS, gap_s=0.1e-3, engine=INDUCTOR | {"cuda_graph": "none"})
     graph = changes(explain(plain))["engine.cuda_graph=step"]
     assert graph.at_most and graph.tokens_per_s == pytest.approx(1 / 9.9e-3)
-    told = changes(explain(run(KERNELS, engine=FUSED | {"overlap": False})))
-    assert told["engine.overlap=true"].at_most and told["engine.tune=true"].at_most
-    assert told["engine.tune=true"].tokens_per_s == pytest.approx(1 / (10e-3 - (8.8e-3 * 10 / 9.9 - 5.5e-3)))
-    tuned = changes(explain(run(KERNELS, engine=FUSED | {"tune": True})))
-    assert not {"engine.tune=true", "engine.overlap=true"} & set(tuned)
+    told = changes(explain(run(KERNELS, engine=FUSED | {"pdl": False})))
+    assert told["engine.pdl=true"].at_most and told["engine.autotune=true"].at_most
+    assert told["engine.autotune=true"].tokens_per_s == pytest.approx(1 / (10e-3 - (8.8e-3 * 10 / 9.9 - 5.5e-3)))
+    tuned = changes(explain(run(KERNELS, engine=FUSED | {"autotune": True})))
+    assert not {"engine.autotune=true", "engine.pdl=true"} & set(tuned)
 
 
 def test_drawing_that_takes_long() -> None:
@@ -331,7 +331,7 @@ def test_more_at_once_and_less_context() -> None:
 def test_no_estimate_is_beyond_the_roof() -> None:
     told = explain(run([("linear_4096x4096", 1e-3, 10**6), ("mystery", 9e-3, None)], gap_s=0.0))
     for one in told.advice:
-        if one.tokens_per_s is not None and one.change in ("engine.tune=true", "sampling=greedy"):
+        if one.tokens_per_s is not None and one.change in ("engine.autotune=true", "sampling=greedy"):
             assert one.tokens_per_s <= told.most_tokens_per_s
     gaps = explain(run([("gemm", 1e-3, None)], gap_s=9e-3, engine=EAGER))
     assert changes(gaps)["engine=fused"].tokens_per_s == pytest.approx(gaps.most_tokens_per_s)
@@ -361,7 +361,7 @@ def test_the_devices_state_and_the_hosts_time_are_told() -> None:
     result = run(KERNELS)
     late = replace(result, samples=[replace(one, call_s=one.call_s + 0.01) for one in result.samples])
     told = explain(late)
-    assert told.beyond_s == pytest.approx(0.0101)
+    assert told.host_overhead_s == pytest.approx(0.0101)
     assert any("10.1 ms of the host's time beyond prefill and steps" in note for note in told.notes)
 
 

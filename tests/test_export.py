@@ -12,7 +12,7 @@ from results import made_failure, made_result
 from gptbench.base.errors import UserError
 from gptbench.commands.compare import compare_command
 from gptbench.commands.export import export_command
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.present.export import Export
 from gptbench.present.formats import rendered
 from gptbench.schema import Recorded
@@ -34,7 +34,7 @@ def text(made: Export, to: str) -> str:
 
 
 def table(*records: Recorded) -> Export:
-    return Export.of([Found(Path(f"{index}.json"), record) for index, record in enumerate(records)])
+    return Export.of([SelectedRecord(Path(f"{index}.json"), record) for index, record in enumerate(records)])
 
 
 def test_csv_has_overrides_metrics_with_all_their_digits_and_identity() -> None:

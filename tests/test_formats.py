@@ -167,7 +167,7 @@ def test_a_run_of_several_formats_is_planned(int4: WeightFormat) -> None:
     assert HuggingFaceConfig.named("hf").unsupported_reason(of) is not None
     assert FUSED.unsupported_by_kernels(of) is None
     assert section("none", {"lm_head": "rounded"}).refuse(config, Dtype.float16) is None
-    assert "float16's 65504" in str(of.quant.refuse(config, Dtype.float16))
+    assert "float16's 65504" in str(of.quant.unsupported_reason(config, Dtype.float16))
     ordered = [fields_of({"quant": {"weights": dict(pairs)}}) for pairs in (mix.items(), reversed(mix.items()))]
     assert digest(ordered[0]) != digest(ordered[1])
     assert fields_of({"quant": {"weights": {}}}) == fields_of({"quant": {}}), "as in older records"
@@ -212,7 +212,7 @@ def test_what_is_wrong_with_a_pattern_names_field_value_and_choices(int4: Weight
 
 
 def test_a_plugins_format_is_configured_and_has_tiles_of_its_own(int4: WeightFormat) -> None:
-    from gptbench.engine.tiles import default_tile
+    from gptbench.engine.tile_cache import default_tile
     from gptbench.kernels.linear import Linear
 
     assert instantiate(section("int4")) == int4 != Int8()
@@ -220,8 +220,8 @@ def test_a_plugins_format_is_configured_and_has_tiles_of_its_own(int4: WeightFor
     assert section("int4").refuse(replace(WIDE, ffn_dim=192), Dtype.bfloat16) == (
         "a model whose ffn_dim is a multiple of 128 (it is 192)"
     )
-    use = Linear.use_of(made(WIDE, section("int4")).head.matrix, 1)
-    assert re.fullmatch(r"linear 131x128 int4-[0-9a-f]{8} batch 1", str(use)), "which change with its source"
-    assert default_tile(use).block == 1024, "what a warp loads at once"
+    tile_key = Linear.tile_key_of(made(WIDE, section("int4")).head.matrix, 1)
+    assert re.fullmatch(r"linear 131x128 int4-[0-9a-f]{8} batch 1", str(tile_key)), "which change with its source"
+    assert default_tile(tile_key).block == 1024, "what a warp loads at once"
     with pytest.raises(ConfigError, match=r"quant\._target_=os\.system: expected .*Int4"):
         QuantConfig(_target_="os.system", name="int4")

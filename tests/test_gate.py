@@ -23,8 +23,8 @@ from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate
 from gptbench.compare.ratio import Moments, of_moments
 from gptbench.compare.recording import overrides_of, recorded_text
-from gptbench.compare.select import Found
-from gptbench.compare.starts import StartSpread
+from gptbench.compare.select import SelectedRecord
+from gptbench.compare.starts import ProcessSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
 from gptbench.config.guard import install
 from gptbench.execute import measuring
@@ -51,8 +51,8 @@ def device_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "gpu_names", lambda: ["Processor X"])
 
 
-def found(*results: Result) -> list[Found]:
-    return [Found(Path(f"run-{number}.json"), result) for number, result in enumerate(results)]
+def found(*results: Result) -> list[SelectedRecord]:
+    return [SelectedRecord(Path(f"run-{number}.json"), result) for number, result in enumerate(results)]
 
 
 def with_config(result: Result, **groups: dict[str, Any]) -> Result:
@@ -477,7 +477,7 @@ def test_hostile_files_are_refused(case: str) -> None:
 
 
 def test_a_baseline_is_found_by_file_and_by_name(tmp_path: Path) -> None:
-    assert read_baseline("a100_40gb").targets["llama2_7b/int8"]["seed_tokens_per_s"] == 144
+    assert read_baseline("a100_40gb").targets["llama2_7b/int8"]["gptfast_tokens_per_s"] == 144
     with pytest.raises(UserError, match="no such file; expected a baseline's, or one of a100_40gb"):
         read_baseline("h900")
     (tmp_path / "bad.yaml").write_text("a: 1")
@@ -595,7 +595,7 @@ def test_repeats_are_measured_in_turns(
 ) -> None:
     asked = []
 
-    def stand_in(overrides: list[str], _: object) -> Found:
+    def stand_in(overrides: list[str], _: object) -> SelectedRecord:
         asked.append(overrides)
         quant = next(override for override in overrides if override.startswith("quant="))
         return found(steady(quant=quant.partition("=")[2]))[0]
@@ -620,7 +620,7 @@ def test_what_cannot_be_measured_fails_its_row(
     file = str(tmp_path / "mine.yaml")
     assert gate_command(["--record", file, save("a", steady()), save("b", steady(quant="int8"))]) == 0
 
-    def stand_in(overrides: list[str], _: object) -> Found:
+    def stand_in(overrides: list[str], _: object) -> SelectedRecord:
         if "quant=int8" in overrides:
             raise measuring.NotMeasuredError("exit code 1")
         return found(steady())[0]
@@ -642,7 +642,7 @@ def measures(monkeypatch: pytest.MonkeyPatch, *outcomes: float | Exception) -> l
     """Measures what is asked for in these outcomes, by factor of the time; gives those that are left."""
     left = list(outcomes)
 
-    def stand_in(overrides: list[str], _: object) -> Found:
+    def stand_in(overrides: list[str], _: object) -> SelectedRecord:
         if "quant=int8" in overrides:
             return found(steady(quant="int8"))[0]
         outcome = left.pop(0)
@@ -764,7 +764,7 @@ def test_three_runs_a_side_find_a_slowdown_of_five_percent() -> None:
                 BaselineMetric(value=float(np.exp(side.mean)), spread=side.variance**0.5, count=side.count)
                 for side in sides
             )
-            checks.append(check("row", METRICS["ttft_s"], before, now, SPEED.margin, StartSpread(0.006, np.inf, "")))
+            checks.append(check("row", METRICS["ttft_s"], before, now, SPEED.margin, ProcessSpread(0.006, np.inf, "")))
         return checks
 
     def share(checks: list[Check], name: str) -> float:

@@ -33,7 +33,7 @@ def cpu() -> Device:
 
 
 def fused(tiles: Path | str, **values: Any) -> FusedConfig:
-    return FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles=str(tiles), **values)
+    return FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tile_cache=str(tiles), **values)
 
 
 def kernels(outputs: Path) -> Config:
@@ -44,29 +44,29 @@ def kernels(outputs: Path) -> Config:
 def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
     """Tuning one model must not have all others measured again."""
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Int8, Unquantised
 
     config, device = replace(run_config(DENSE), engine=fused(tmp_path / "tiles")), cpu()
     both = [config, kernels(tmp_path)]
     before = [identity(each, DeviceGroup((device,))) for each in both]
-    tiles = Tiles.of(tmp_path / "tiles", device)
-    tiles.keep(Use("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), Tile(2, 512, 2, 1))
-    tiles.keep(Use("linear", 144, 48, Unquantised(), torch.float32, batch=2), Tile(4, 128, 1, 0))
+    tiles = TileCache.of(tmp_path / "tiles", device)
+    tiles.keep(TileKey("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), TileConfig(2, 512, 2, 1))
+    tiles.keep(TileKey("linear", 144, 48, Unquantised(), torch.float32, batch=2), TileConfig(4, 128, 1, 0))
     assert [identity(each, DeviceGroup((device,))) for each in both] == before
-    qkv = Use("linear", 144, 48, Unquantised(), torch.float32, batch=1)
+    qkv = TileKey("linear", 144, 48, Unquantised(), torch.float32, batch=1)
     tiles.keep(qkv, tiles[qkv])
     assert [identity(each, DeviceGroup((device,))) for each in both] == before, "the same tile as the built-in one"
-    tiles.keep(qkv, Tile(4, 128, 1, 0))
+    tiles.keep(qkv, TileConfig(4, 128, 1, 0))
     after = [identity(each, DeviceGroup((device,))) for each in both]
     assert all(a != b for a, b in zip(after, before, strict=True)), "their own"
-    tiles.keep(Use("linear", 64, 64, Int8(), torch.bfloat16, batch=1), Tile(4, 64, 1, 0))
+    tiles.keep(TileKey("linear", 64, 64, Int8(), torch.bfloat16, batch=1), TileConfig(4, 64, 1, 0))
     assert identity(config, DeviceGroup((device,))) == after[0]
     assert identity(both[1], DeviceGroup((device,))) != after[1], "a micro-benchmark's"
-    searching = replace(config, engine=fused(tmp_path / "tiles", tune=True))
+    searching = replace(config, engine=fused(tmp_path / "tiles", autotune=True))
     own = identity(searching, DeviceGroup((device,)))
-    tiles.keep(qkv, Tile(8, 128, 1, 0))
+    tiles.keep(qkv, TileConfig(8, 128, 1, 0))
     assert identity(searching, DeviceGroup((device,))) == own, "what a search will find is not known before it"
 
 
@@ -101,7 +101,7 @@ def test_only_code_that_measures_counts(tmp_path: Path, monkeypatch: pytest.Monk
     for name in (
         "generate.py",
         "measure/samples.py",
-        "kernels/draw.py",
+        "kernels/sample.py",
         "engine/fused.py",
         "config/model.py",
         "__init__.py",
@@ -114,7 +114,7 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
     config = replace(run_config(DENSE), outputs="outputs", engine=fused("outputs/tiles"))
     found = from_folder(config, tmp_path)
     assert isinstance(found.engine, FusedConfig)
-    assert Path(found.engine.tiles) == Path(found.outputs) / "tiles" == tmp_path / "outputs" / "tiles"
+    assert Path(found.engine.tile_cache) == Path(found.outputs) / "tiles" == tmp_path / "outputs" / "tiles"
     there = from_folder(replace(config, engine=fused("/elsewhere")), tmp_path)
     assert isinstance(there.engine, FusedConfig)
     assert there.engine.tiles == "/elsewhere"
@@ -217,11 +217,11 @@ def test_two_gpus_of_one_kind_are_one_place(tmp_path: Path, monkeypatch: pytest.
     )
     assert len({identity(run_config(DENSE), group) for group in groups}) == 1
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Tile, Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Unquantised
 
-    use, tile = Use("linear", 144, 48, Unquantised(), torch.bfloat16, batch=1), Tile(4, 128, 1, 0)
-    assert Tiles.of(tmp_path / "tiles", second)[use] != tile
-    Tiles.of(tmp_path / "tiles", first).keep(use, tile)
-    assert Tiles.of(tmp_path / "tiles", second)[use] == tile
+    tile_key, tile = TileKey("linear", 144, 48, Unquantised(), torch.bfloat16, batch=1), TileConfig(4, 128, 1, 0)
+    assert TileCache.of(tmp_path / "tiles", second)[tile_key] != tile
+    TileCache.of(tmp_path / "tiles", first).keep(tile_key, tile)
+    assert TileCache.of(tmp_path / "tiles", second)[tile_key] == tile

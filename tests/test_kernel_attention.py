@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from gptbench.config import ModelConfig
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.attention import Attend
-from gptbench.kernels.launch import can_overlap
+from gptbench.kernels.launch import supports_pdl
 from gptbench.kernels.matrix import Encoding
 from gptbench.kernels.op import tensors
-from gptbench.kernels.split_kv import Plan, Scratch, combined_at_once
+from gptbench.kernels.split_kv import Scratch, SplitKVPlan, combined_at_once
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error, rotation_table
@@ -82,10 +82,10 @@ class Inputs:
             tensor.fill_(POISON if tensor.dtype == torch.int32 else math.nan)
         return out
 
-    def scratch(self, plan: Plan) -> Scratch:
+    def scratch(self, plan: SplitKVPlan) -> Scratch:
         """Poisoned, where it may be."""
         scratch = Scratch.empty(plan, *self.shape, DEVICE)
-        for tensor in (scratch.values, scratch.peaks, scratch.totals):
+        for tensor in (scratch.acc_partials, scratch.m_partials, scratch.l_partials):
             tensor.fill_(math.nan)
         return scratch
 
@@ -134,10 +134,10 @@ def bits(x: Tensor) -> Tensor:
 
 def check(
     inputs: Inputs,
-    plan: Plan,
+    plan: SplitKVPlan,
     programs: int | Sequence[int] | None = None,
     fixed: bool = False,
-    overlap: bool = False,
+    pdl: bool = False,
     twice: bool = TWICE,
 ) -> None:
     """Kernel against reference. `programs` of each key-value head must have had something to do, in each row."""
@@ -148,7 +148,7 @@ def check(
     expected.op(scratch, expected_out).reference()
 
     actual, out = inputs.copy(), inputs.out(fixed)
-    actual.op(scratch, out).launch(overlap)
+    actual.op(scratch, out).launch(pdl)
     tolerance = TOLERANCES[dtype] if not fixed else max(FIXED_POINT, TOLERANCES[dtype])
     assert relative_error(out.read(), expected_out.read()) < tolerance
 
@@ -165,7 +165,7 @@ def check(
 
     assert not scratch.counters.any()
     if programs is not None:
-        written = ~scratch.peaks.isnan().all(-1)  # [B·G, splits]
+        written = ~scratch.m_partials.isnan().all(-1)  # [B·G, splits]
         of_rows = [programs] * batch if isinstance(programs, int) else programs
         groups = len(written) // batch
         assert written.sum(-1).tolist() == [count if count > 1 else 0 for count in of_rows for _ in range(groups)]
@@ -173,7 +173,7 @@ def check(
     if not twice:
         return
     again = inputs.out(fixed)
-    actual.op(scratch, again).launch(overlap)
+    actual.op(scratch, again).launch(pdl)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(tensors(again), tensors(out), strict=True))
     assert not scratch.counters.any()
 
@@ -208,7 +208,7 @@ def check_against_the_model(config: ModelConfig, dtype: torch.dtype, positions: 
     expected = attention(inputs.qkv.unsqueeze(1), cos[at], sin[at], at, cache.tensors).squeeze(1)
 
     out = inputs.out(fixed=False)
-    inputs.op(inputs.scratch(Plan(1, 16, 4)), out).reference()
+    inputs.op(inputs.scratch(SplitKVPlan(1, 16, 4)), out).reference()
     # The model rounds scores too.
     assert relative_error(out.read(), expected) < (1e-6 if dtype == torch.float32 else 3e-2)
     for row, position in enumerate(positions):
@@ -222,7 +222,7 @@ POSITIONS = {0: 1, 1: 1, 14: 1, 15: 1, 16: 2, 31: 2, 32: 3, 33: 3, 47: 3, 48: 2,
 
 def test_positions() -> None:
     for position, programs in POSITIONS.items():
-        check(make_inputs(1, 4, 2, 16, 70, position), Plan(3, 16, 4), programs, twice=True)
+        check(make_inputs(1, 4, 2, 16, 70, position), SplitKVPlan(3, 16, 4), programs, twice=True)
 
 
 RAGGED = {
@@ -236,10 +236,13 @@ RAGGED = {
 
 @pytest.mark.parametrize(("apart", "heads", "positions", "window", "programs"), RAGGED.values(), ids=RAGGED)
 def test_rows_at_positions_of_their_own(
-    apart: bool, heads: tuple[int, int], positions: tuple[int, ...], window: int, programs: list[int]
+    per_query_head: bool, heads: tuple[int, int], positions: tuple[int, ...], window: int, programs: list[int]
 ) -> None:
     """From an empty cache to a full one: each row reads what it has filled, and no more. Alone it gives the same."""
-    inputs, plan = make_inputs(4, *heads, 16, 70, positions, window, qk_norm=True), Plan(3, 16, 4, apart)
+    inputs, plan = (
+        make_inputs(4, *heads, 16, 70, positions, window, qk_norm=True),
+        SplitKVPlan(3, 16, 4, per_query_head),
+    )
     for row, position in enumerate(positions):
         hidden = max(0, position + 1 - window) if window else 0
         inputs.k_cache[row, :, :hidden] = inputs.v_cache[row, :, :hidden] = math.nan
@@ -261,35 +264,35 @@ def test_rows_at_positions_of_their_own(
     ids=str,
 )
 def test_types(dtype: torch.dtype, qk_norm: bool, fixed: bool) -> None:
-    check(make_inputs(3, 6, 2, 16, 40, 36, dtype=dtype, qk_norm=qk_norm), Plan(2, 16, 4), 2, fixed)
+    check(make_inputs(3, 6, 2, 16, 40, 36, dtype=dtype, qk_norm=qk_norm), SplitKVPlan(2, 16, 4), 2, fixed)
 
 
 @pytest.mark.parametrize("position", [7, 38], ids="position={}".format)
 @pytest.mark.parametrize("heads", [(3, 3), (6, 2), (8, 1), (20, 1)], ids="{0[0]}:{0[1]}".format)
 def test_heads(heads: tuple[int, int], position: int) -> None:
-    check(make_inputs(2, *heads, 16, 40, position), Plan(2, 16, 4), 1 + (position > 16), fixed=True)
+    check(make_inputs(2, *heads, 16, 40, position), SplitKVPlan(2, 16, 4), 1 + (position > 16), fixed=True)
 
 
 @pytest.mark.parametrize("width", [24, 48, 64, 80, 128], ids="width={}".format)
 def test_widths(width: int) -> None:
     fixed = width % 48 == 0
-    check(make_inputs(1, 4, 2, width, 50, 45, qk_norm=True), Plan(3, 16, 4), 3, fixed)
-    check(make_inputs(1, 2, 2, width, 50, 12, dtype=torch.bfloat16), Plan(3, 16, 4), 1, not fixed)
+    check(make_inputs(1, 4, 2, width, 50, 45, qk_norm=True), SplitKVPlan(3, 16, 4), 3, fixed)
+    check(make_inputs(1, 2, 2, width, 50, 12, dtype=torch.bfloat16), SplitKVPlan(3, 16, 4), 1, not fixed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, GPU_BFLOAT16], ids=str)
 @pytest.mark.parametrize(
     ("plan", "heads"),
     [
-        (Plan(1, 64, 4), (3, 3)),
-        (Plan(1, 128, 8), (6, 3)),
-        (Plan(3, 64, 8), (8, 2)),
-        (Plan(2, 32, 4), (3, 3)),
-        (Plan(2, 32, 4), (6, 3)),
+        (SplitKVPlan(1, 64, 4), (3, 3)),
+        (SplitKVPlan(1, 128, 8), (6, 3)),
+        (SplitKVPlan(3, 64, 8), (8, 2)),
+        (SplitKVPlan(2, 32, 4), (3, 3)),
+        (SplitKVPlan(2, 32, 4), (6, 3)),
     ],
     ids=str,
 )
-def test_lanes(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
+def test_lanes(plan: SplitKVPlan, heads: tuple[int, int], dtype: torch.dtype) -> None:
     """Of which some have nothing to do, or all have several blocks."""
     for position in (0, 3, 64, 150):
         check(make_inputs(1, *heads, 32, 160, position, dtype=dtype), plan, fixed=True)
@@ -305,11 +308,13 @@ GROUPS = [(2, 1), (4, 2), (6, 2), (8, 2)]
     [
         (plan, GROUPS[(index + shift) % len(GROUPS)])
         for shift in (0, 1)
-        for index, plan in enumerate((Plan(1, 16, 1), Plan(1, 64, 4), Plan(3, 16, 2), Plan(3, 32, 8)))
+        for index, plan in enumerate(
+            (SplitKVPlan(1, 16, 1), SplitKVPlan(1, 64, 4), SplitKVPlan(3, 16, 2), SplitKVPlan(3, 32, 8))
+        )
     ],
     ids=str,
 )
-def test_groups(plan: Plan, heads: tuple[int, int], dtype: torch.dtype) -> None:
+def test_groups(plan: SplitKVPlan, heads: tuple[int, int], dtype: torch.dtype) -> None:
     """Of few blocks and many, in one chunk and several; some blocks end before the cache does."""
     for position, programs in ((0, 1), (15, 1), (70, plan.splits), (157, plan.splits)):
         inputs = make_inputs(1, *heads, 32, 160, position, dtype=dtype, qk_norm=position == 157)
@@ -323,14 +328,14 @@ def test_groups_in_a_window(heads: tuple[int, int], dtype: torch.dtype) -> None:
     inputs = make_inputs(2, *heads, 16, 160, 150, window=107, dtype=dtype, qk_norm=True)
     inputs.k_cache[:, :, :44] = math.nan
     inputs.v_cache[:, :, :44] = math.nan
-    check(inputs, Plan(2, 16, 2), 2)
-    check(inputs, Plan(1, 32, 1), 1, fixed=True)
+    check(inputs, SplitKVPlan(2, 16, 2), 2)
+    check(inputs, SplitKVPlan(1, 32, 1), 1, fixed=True)
 
 
 @pytest.mark.parametrize("width", [6, 24, 80, 128], ids="width={}".format)
 def test_groups_of_widths(width: int) -> None:
-    check(make_inputs(1, 6, 2, width, 120, 110, qk_norm=True, dtype=torch.float16), Plan(2, 16, 4), 2)
-    check(make_inputs(1, 4, 1, width, 120, 119, qk_norm=True), Plan(1, 32, 4), 1)
+    check(make_inputs(1, 6, 2, width, 120, 110, qk_norm=True, dtype=torch.float16), SplitKVPlan(2, 16, 4), 2)
+    check(make_inputs(1, 4, 1, width, 120, 119, qk_norm=True), SplitKVPlan(1, 32, 4), 1)
 
 
 DOT_TYPES = [
@@ -344,9 +349,11 @@ DOT_TYPES = [
 
 
 @pytest.mark.parametrize(
-    ("plan", "kind", "qk_norm"), pairwise([Plan(1, 64, 4), Plan(3, 16, 4)], DOT_TYPES, [False, True]), ids=str
+    ("plan", "kind", "qk_norm"),
+    pairwise([SplitKVPlan(1, 64, 4), SplitKVPlan(3, 16, 4)], DOT_TYPES, [False, True]),
+    ids=str,
 )
-def test_dot_products(plan: Plan, kind: tuple[tuple[int, int], torch.dtype], qk_norm: bool) -> None:
+def test_dot_products(plan: SplitKVPlan, kind: tuple[tuple[int, int], torch.dtype], qk_norm: bool) -> None:
     """Heads that fill the rows of a dot product, or do not, or need several."""
     heads, dtype = kind
     for position, window in ((3, 0), (150, 0), (150, 100)):
@@ -361,63 +368,67 @@ UNEVEN = {31: 1, 32: 2, 63: 2, 64: 3, 95: 3, 96: 3, 111: 3, 143: 3, 144: 3, 159:
 @pytest.mark.parametrize("heads", [(2, 2), (4, 1), (8, 1)], ids="{0[0]}:{0[1]}".format)
 def test_chunks_that_are_no_whole_blocks(heads: tuple[int, int]) -> None:
     for position, programs in UNEVEN.items():
-        check(make_inputs(1, *heads, 16, 160, position), Plan(3, 32, 2), programs)
+        check(make_inputs(1, *heads, 16, 160, position), SplitKVPlan(3, 32, 2), programs)
 
 
 def test_odd_pairs_of_components() -> None:
     """An odd number of them, and no more than half a 16-byte load."""
-    check(make_inputs(2, 4, 2, 6, 40, 37), Plan(2, 16, 4), 2)
+    check(make_inputs(2, 4, 2, 6, 40, 37), SplitKVPlan(2, 16, 4), 2)
 
 
-TOGETHER_OR_APART = pytest.mark.parametrize("apart", [False, True], ids=["", "apart"])
+TOGETHER_OR_APART = pytest.mark.parametrize("per_query_head", [False, True], ids=["", "apart"])
 """With dot products or without."""
 
 
 @TOGETHER_OR_APART
-def test_window(apart: bool) -> None:
+def test_window(per_query_head: bool) -> None:
     for position, programs in ((0, 1), (15, 1), (18, 2), (19, 2), (20, 2), (37, 2), (59, 2)):
         check(
             make_inputs(2, 4, 2, 16, 60, position, window=20),
-            Plan(4, 16, 4, apart),
+            SplitKVPlan(4, 16, 4, per_query_head),
             programs,
             twice=TWICE or position > 37,
         )
 
 
 @TOGETHER_OR_APART
-def test_width_of_the_window(apart: bool) -> None:
+def test_width_of_the_window(per_query_head: bool) -> None:
     """From the own position alone to one that is as long as the cache, or longer, and hides nothing."""
     for window in (1, 16, 17, 59, 60, 61):
-        check(make_inputs(1, 2, 1, 16, 60, 59, window=window), Plan(4, 16, 4, apart), math.ceil(min(window, 60) / 16))
+        check(
+            make_inputs(1, 2, 1, 16, 60, 59, window=window),
+            SplitKVPlan(4, 16, 4, per_query_head),
+            math.ceil(min(window, 60) / 16),
+        )
 
 
 @TOGETHER_OR_APART
-@pytest.mark.parametrize("plan", [Plan(2, 16, 4), Plan(1, 16, 4), Plan(1, 32, 4)], ids=str)
-def test_what_a_window_hides_is_not_read(plan: Plan, apart: bool) -> None:
+@pytest.mark.parametrize("plan", [SplitKVPlan(2, 16, 4), SplitKVPlan(1, 16, 4), SplitKVPlan(1, 32, 4)], ids=str)
+def test_what_a_window_hides_is_not_read(plan: SplitKVPlan, per_query_head: bool) -> None:
     """By several programs, and by one of two blocks or one."""
     inputs = make_inputs(1, 4, 2, 16, 60, 45, window=20)
     inputs.k_cache[:, :, :26] = math.nan
     inputs.v_cache[:, :, :26] = math.nan
-    check(inputs, replace(plan, apart=apart), plan.splits)
+    check(inputs, replace(plan, per_query_head=per_query_head), plan.splits)
 
 
 @pytest.mark.parametrize(("heads", "programs"), [(32, 5), (4, 33)])
 def test_more_programs_than_are_combined_at_once(heads: int, programs: int) -> None:
     """Of heads of width 128 that share a key."""
     assert combined_at_once(heads, 128) == programs - 1
-    check(make_inputs(1, heads, 1, 128, 16 * programs, 16 * programs - 5), Plan(programs, 16, 4), programs)
+    check(make_inputs(1, heads, 1, 128, 16 * programs, 16 * programs - 5), SplitKVPlan(programs, 16, 4), programs)
 
 
 def test_large_scores() -> None:
     """Where exponentials would overflow if the largest were not subtracted."""
     inputs = make_inputs(1, 4, 2, 16, 70, 66)
-    check(replace(inputs, qkv=inputs.qkv * 100), Plan(3, 16, 4), 3)
+    check(replace(inputs, qkv=inputs.qkv * 100), SplitKVPlan(3, 16, 4), 3)
 
 
 def test_one_after_the_other() -> None:
     """A text of tokens, with one scratch for all."""
     inputs = make_inputs(1, 4, 2, 16, 36, 13)
-    expected, scratch = inputs.copy(), inputs.scratch(Plan(3, 16, 4))
+    expected, scratch = inputs.copy(), inputs.scratch(SplitKVPlan(3, 16, 4))
     generator = torch.Generator(DEVICE).manual_seed(1)
     for position in range(13, 36):
         inputs.position.fill_(position)
@@ -440,7 +451,7 @@ def check_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
     """Every processor gets something to do where the context is long, and chunks do not get short."""
     processors = 132
     heads = sharing * kv_heads
-    plan = Plan.choose(batch, heads, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
+    plan = SplitKVPlan.choose(batch, heads, kv_heads, 128, length, window=0, itemsize=2, processors=processors)
     chunk = max(math.ceil(math.ceil(length / plan.splits) / 16) * 16, plan.block)
     assert chunk >= min(64, length)
     assert plan.splits == 1 or length / plan.splits >= 128
@@ -452,14 +463,14 @@ def check_plan(kv_heads: int, sharing: int, batch: int, length: int) -> None:
 def test_plan_uses_what_there_is(heads: tuple[int, int]) -> None:
     """Few programs are given up so that chunks can be combined in fewer rounds."""
     for length, processors in itertools.product([1408, 3968, 8064, 32768], [78, 108, 114, 132]):
-        plan = Plan.choose(1, *heads, 128, length, window=0, itemsize=2, processors=processors)
+        plan = SplitKVPlan.choose(1, *heads, 128, length, window=0, itemsize=2, processors=processors)
         programs = (2 if heads[0] > heads[1] else 3) * processors // heads[1]
         assert plan.splits >= min(programs, length // 128) * 7 // 8, (length, processors)
 
 
 def test_plan_for_a_window() -> None:
-    assert Plan.choose(1, 32, 8, 128, 32768, 4096, 2, 132) == Plan.choose(1, 32, 8, 128, 4096, 0, 2, 132)
-    assert Plan.choose(1, 32, 8, 128, 512, 4096, 2, 132) == Plan.choose(1, 32, 8, 128, 512, 0, 2, 132)
+    assert SplitKVPlan.choose(1, 32, 8, 128, 32768, 4096, 2, 132) == SplitKVPlan.choose(1, 32, 8, 128, 4096, 0, 2, 132)
+    assert SplitKVPlan.choose(1, 32, 8, 128, 512, 4096, 2, 132) == SplitKVPlan.choose(1, 32, 8, 128, 512, 0, 2, 132)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -467,7 +478,7 @@ def test_plan_for_a_window() -> None:
 def test_heads_apart(heads: tuple[int, int], splits: int) -> None:
     """Each query head has a program, and one of those that share a key writes it."""
     inputs = make_inputs(2, *heads, 16, 70, 45, qk_norm=True)
-    check(inputs, Plan(splits, 16, 4, apart=True), splits, fixed=True, twice=True)
+    check(inputs, SplitKVPlan(splits, 16, 4, per_query_head=True), splits, fixed=True, twice=True)
 
 
 GPU_SHAPES = {
@@ -481,18 +492,18 @@ GPU_SHAPES = {
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("overlap", [False, True], ids=["", "overlap"])
+@pytest.mark.parametrize("pdl", [False, True], ids=["", "pdl"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", GPU_SHAPES.values(), ids=GPU_SHAPES.keys())
-def test_models(shape: tuple[Any, ...], dtype: torch.dtype, overlap: bool) -> None:
-    if overlap and not can_overlap(DEVICE):
+def test_models(shape: tuple[Any, ...], dtype: torch.dtype, pdl: bool) -> None:
+    if pdl and not supports_pdl(DEVICE):
         pytest.skip("needs compute capability 9.0")
     inputs = make_inputs(*shape, dtype=dtype)
     processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     batch, heads, kv_heads, width, length, _ = shape
-    plan = Plan.choose(batch, heads, kv_heads, width, length, 0, dtype.itemsize, processors)
+    plan = SplitKVPlan.choose(batch, heads, kv_heads, width, length, 0, dtype.itemsize, processors)
     for fixed in (False, True):
-        check(inputs, plan, None, fixed, overlap)
+        check(inputs, plan, None, fixed, pdl)
 
 
 @pytest.mark.gpu
@@ -500,7 +511,7 @@ def test_a_captured_launch_follows_the_positions() -> None:
     inputs = make_inputs(2, 8, 2, 64, 1000, 0, dtype=torch.bfloat16)
     inputs.k_cache.normal_()
     inputs.v_cache.normal_()
-    scratch, out = inputs.scratch(Plan(7, 32, 4)), inputs.out(fixed=False)
+    scratch, out = inputs.scratch(SplitKVPlan(7, 32, 4)), inputs.out(fixed=False)
     inputs.op(scratch, out).launch()  # compiles it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -529,7 +540,7 @@ def test_caches_pass_two_to_the_31() -> None:
         v_cache=torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE),
     )
     large.k_cache[-1:], large.v_cache[-1:] = small.k_cache, small.v_cache
-    plan, out, expected = Plan(2, 64, 4), large.out(fixed=False), small.out(fixed=False)
+    plan, out, expected = SplitKVPlan(2, 64, 4), large.out(fixed=False), small.out(fixed=False)
     large.op(large.scratch(plan), out).launch()
     small.op(small.scratch(plan), expected).reference()
     assert relative_error(out.read()[-1:], expected.read()) < TOLERANCES[torch.bfloat16]

@@ -47,7 +47,7 @@ def test_main_job_end_to_end(tmp_path: Path) -> None:
     result = Result.load(path)
     assert [(c.process, c.cache) for c in result.compilations] == [("first", "cold"), ("second", "warm")]
     assert line["compile_cold_s"] > line["compile_warm_s"] > 0
-    assert result.compilations[0].stages_s
+    assert result.compilations[0].torch_stage_s
     assert [sample.compiles for sample in result.samples] == [0, 0]
     assert all(sample.finite and len(sample.step_s) == 7 for sample in result.samples)
     assert result.samples[0].tokens != result.samples[1].tokens
@@ -55,7 +55,7 @@ def test_main_job_end_to_end(tmp_path: Path) -> None:
     assert line["decode_tokens_per_s"] > 0
     assert 0 < line["mbu"] < 1.5
     assert set(result.traffic.positions_read) == {16}, "the padded cache is read: 11 positions rounded up"
-    assert result.traffic.positions_filled == list(range(4, 11))
+    assert result.traffic.kv_len == list(range(4, 11))
     assert "tokens/s" in done.stderr
     assert "at the read roof" in done.stderr
     assert (tmp_path / "outputs" / "mlflow.db").exists()

@@ -13,7 +13,7 @@ from gptbench.compare.baseline import parse_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.gate import gate
 from gptbench.compare.recording import recorded_text
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.config import BaselineConfig
 from gptbench.present.export import Export
 from gptbench.present.report import html
@@ -48,7 +48,7 @@ def test_a_registered_metric_is_wherever_it_says(
 ) -> None:
     slow = made_result()
     slow = replace(slow, samples=[replace(sample, call_s=2 * sample.call_s) for sample in slow.samples])
-    a, b = (Found(tmp_path / name, result) for name, result in (("a", made_result()), ("b", slow)))
+    a, b = (SelectedRecord(tmp_path / name, result) for name, result in (("a", made_result()), ("b", slow)))
     value = summary(a.record)[toy.name]  # type: ignore[arg-type]
 
     row = next(row for row in compare([a] * 3, [b] * 3).pairs[0].rows if row.metric is toy)

@@ -259,7 +259,7 @@ def test_each_pair_equals_each_expert(tokens: int, quant: str) -> None:
     ffn = mixture(quant)
     x = normal(tokens, MOE.dim)
     weights, chosen = ffn.route(x)
-    assert relative_error(ffn.each_pair(x, weights, chosen), ffn.each_expert(x, weights, chosen)) < 1e-5
+    assert relative_error(ffn.gather_experts(x, weights, chosen), ffn.all_experts(x, weights, chosen)) < 1e-5
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 4, 9], ids="N={}".format)

@@ -25,17 +25,17 @@ from triton.runtime import interpreter
 from gptbench.config import FusedConfig, ModelConfig, SamplingConfig
 from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
-from gptbench.engine.tiles import Tiles
-from gptbench.kernels import add_linear, attention, draw, embed, linear, maxima, route, swiglu
+from gptbench.engine.tile_cache import TileCache
+from gptbench.kernels import add_linear, attention, embed, linear, maxima, route, sample, swiglu
 from gptbench.kernels.launch import INTERPRETED
 from gptbench.kernels.op import Op, tensors
-from gptbench.kernels.tile import Tile
+from gptbench.kernels.tile_config import TileConfig
 from gptbench.sampling import Sampler
 from tests.models import CPU, DENSE, GQA, MIXED, MOE, QWEN, WINDOW, make_model, model_name, tiny
 from tests.test_engines import device
 from tests.test_kernel_interpreter import prepare_language_once
 
-MODULES = (embed, linear, attention, add_linear, route, swiglu, maxima, draw)
+MODULES = (embed, linear, attention, add_linear, route, swiglu, maxima, sample)
 EXPERTS = replace(
     tiny("experts", vocab_size=61, dim=32, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=16, context=64),
     n_experts=20,
@@ -55,7 +55,7 @@ def engine_of(model: ModelConfig, quant: str, batch: int, layers: int, temperatu
     shape = model if model is MIXED else replace(model, n_layers=layers)
     built = make_model(shape, quant, batch, LENGTH)
     drawn = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=temperature)
-    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tiles="")
+    section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tile_cache="")
     return Fused(section, built, Sampler(drawn, model.vocab_size, CPU), device("cpu"), Shape(batch, 5, LENGTH))
 
 
@@ -191,13 +191,13 @@ class Trace:
             trace.waited.append(0)
             begin(self, *place)
 
-        def follow(pdl: bool) -> None:
+        def pdl_wait_and_trigger(pdl: bool) -> None:
             trace.waited[-1] += 1
 
         monkeypatch.setattr(interpreter, "_interpreter", Watched())
         monkeypatch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", begin_program)
         for module in MODULES:
-            monkeypatch.setattr(module, "follow", follow)
+            monkeypatch.setattr(module, "follow", pdl_wait_and_trigger)
 
     @staticmethod
     def note(where: list[np.ndarray[Any, Any]], ptrs: Any, mask: Any) -> None:
@@ -226,7 +226,9 @@ def outside(addresses: list[np.ndarray[Any, Any]], *operands: Any) -> int:
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one program after the other: it is faster with larger ones."""
     prepare_language_once(monkeypatch)
-    monkeypatch.setattr(Tiles, "__getitem__", lambda self, use: Tile(rows=32, block=32, warps=4, preload=1))
+    monkeypatch.setattr(
+        TileCache, "__getitem__", lambda self, tile_key: TileConfig(rows=32, block=32, warps=4, preload=1)
+    )
 
 
 TRACED = [

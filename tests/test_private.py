@@ -266,9 +266,9 @@ def test_a_part_that_is_missing_is_named() -> None:
 
 
 def test_an_engine_whose_parts_are_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Inductor.missing(cpu()) is None
+    assert Inductor.unavailable_reason(cpu()) is None
     monkeypatch.setattr(private_torch, "NEEDED", (("torch._inductor.cpp_builder", "renamed"),))
-    reason = Inductor.missing(cpu()) or ""
+    reason = Inductor.unavailable_reason(cpu()) or ""
     assert reason.startswith("another version of torch: torch 2.") and "cpp_builder.renamed" in reason
     section = AutoConfig(_target_="gptbench.engine.Auto", name="auto")
     assert Auto(section, run_config(DENSE), DeviceGroup((cpu(),))).section.name == "eager"

@@ -14,7 +14,7 @@ from gptbench.config import Config, DeviceKind, ModelConfig
 from gptbench.device import Device
 from gptbench.generate import Workload
 from gptbench.record.identity import measured
-from gptbench.text.prompt import HELD_OUT, SEED_TOKENS, make_tokenizer, read_text, with_prompt
+from gptbench.text.prompt import GPTFAST_TOKENS, HELD_OUT, make_tokenizer, read_text, with_prompt
 from gptbench.text.tokenizer import Tokenizer, TokenizerError
 from tests.models import DENSE, model_config, run_config
 
@@ -109,9 +109,9 @@ def test_without_any_the_other_rows_are_of_the_shipped_novel_or_random() -> None
     novel = prompted(DEMO, prompt_length=len(work.prompt), batch_size=2).workload
     assert work.prompts[1:] == novel.prompts
     random = prompted(BIG, batch_size=3).workload
-    assert random.prompts[0] == SEED_TOKENS
+    assert random.prompts[0] == GPTFAST_TOKENS
     assert len({tuple(row) for row in random.prompts}) == 3
-    assert {len(row) for row in random.prompts} == {len(SEED_TOKENS)}
+    assert {len(row) for row in random.prompts} == {len(GPTFAST_TOKENS)}
     longer = prompted(BIG, prompt_length=50, batch_size=3).workload
     assert longer.prompts[0] == prompted(BIG, prompt_length=50).workload.prompt
     assert len({tuple(row) for row in longer.prompts}) == 3
@@ -160,7 +160,7 @@ def test_identity_covers_each_row_and_not_the_way_it_was_told() -> None:
 
 def test_without_any_it_is_the_seeds() -> None:
     assert tokenizer().decode(prompted(DEMO).workload.prompt[1:]) == "Hello, my name is"
-    assert prompted(BIG).workload.prompt == SEED_TOKENS
+    assert prompted(BIG).workload.prompt == GPTFAST_TOKENS
 
 
 def test_token_ids_are_taken_as_they_are() -> None:
@@ -262,7 +262,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_llama_2s_ids_are_not_taken_for_a_tokenizer_that_is_not_read(tmp_path: Path) -> None:
     model = replace(BIG, checkpoint=str(tmp_path))
-    assert prompted(model).workload.prompt == SEED_TOKENS
+    assert prompted(model).workload.prompt == GPTFAST_TOKENS
     for name in ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
         for workload in ({}, {"prompt_text": "Hello"}):

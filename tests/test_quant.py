@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptbench.base.errors import ConfigError
 from gptbench.build import nbytes, on_meta
-from gptbench.config import Dtype, ModelConfig, require_possible
+from gptbench.config import Dtype, ModelConfig, validate_combination
 from gptbench.model import Embedding, Weight
 from gptbench.model.linear import Router
 from gptbench.model.transformer import MixtureOfExperts, RMSNorm
@@ -227,22 +227,22 @@ def test_int8_refuses_rows_that_wide_loads_do_not_divide(field: str) -> None:
     odd = dataclasses.replace(DENSE, **{field: 120})  # a multiple of 8 and of 6, as heads of even width need, not of 16
     config = run_config(odd, quant="int8")
     with pytest.raises(ConfigError) as raised:
-        require_possible(config)
+        validate_combination(config)
     assert raised.value.field == "quant"
     assert str(raised.value).startswith("quant=int8 (model=dense): expected ")
     assert f"{field} is a multiple of 16 (it is 120)" in str(raised.value)
-    require_possible(run_config(odd))
+    validate_combination(run_config(odd))
 
 
 def test_int8_refuses_float16() -> None:
     config = run_config(DENSE, quant="int8")
     half = dataclasses.replace(config.device, dtype=Dtype.float16)
     with pytest.raises(ConfigError) as raised:
-        require_possible(dataclasses.replace(config, device=half))
+        validate_combination(dataclasses.replace(config, device=half))
     assert raised.value.field == "quant"
     assert str(raised.value).startswith("quant=int8 (model=dense): expected device.dtype=bfloat16 or float32")
     assert "float16" in str(raised.value)
-    require_possible(dataclasses.replace(run_config(DENSE), device=half))
+    validate_combination(dataclasses.replace(run_config(DENSE), device=half))
 
 
 @for_each("dtype", [Dtype.auto, Dtype.float32, Dtype.bfloat16])
@@ -250,4 +250,4 @@ def test_int8_refuses_float16() -> None:
     "path", sorted(set((CONF / "model").glob("*.yaml")) - {CONF / "model" / "auto.yaml"}), ids=lambda path: path.stem
 )
 def test_int8_takes_every_model_that_is_shipped(path: Path, dtype: Dtype) -> None:
-    assert quant_section("int8").refuse(model_config(path.stem), dtype) is None
+    assert quant_section("int8").unsupported_reason(model_config(path.stem), dtype) is None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptbench.config import EngineConfig, HuggingFaceConfig, ModelConfig, Scope
-from gptbench.kernels.draw_reference import cumsum_rows, running_sum
+from gptbench.kernels.sample_reference import cumsum_rows, running_sum
 from tests.models import model_config
 from tests.test_engines import EAGER, FUSED, assert_agrees, device, inductor, make_engine
 

@@ -236,7 +236,7 @@ def test_folders_are_not_called_after_secrets(composing: None) -> None:
         [f"hydra.sweep.dir='outputs/?token={SECRET}'"],
         ["hydra.run.dir=outputs/${tracking.uri}", SECRETS[0]],
         [f"outputs='password={SECRET}'"],
-        ["engine=fused", f"engine.tiles='password={SECRET}'"],
+        ["engine=fused", f"engine.tile_cache='password={SECRET}'"],
     ):
         with pytest.raises(ConfigError, match="without a password or token in its name") as refused:
             compose("config", overrides)

@@ -20,7 +20,7 @@ from gptbench.charts import CHARTS
 from gptbench.commands.report import report_command
 from gptbench.compare import Baseline
 from gptbench.config import BaselineConfig
-from gptbench.present.report import Found, html, is_report
+from gptbench.present.report import SelectedRecord, html, is_report
 from gptbench.schema import Recorded
 from gptbench.schema.metrics import METRICS
 from gptbench.schema.summary import summary
@@ -72,7 +72,9 @@ class Reader(HTMLParser):
 
 
 def page_of(*records: Recorded, baselines: tuple[Baseline, ...] = (), title: str = "gptbench") -> str:
-    found = [Found(Path(f"outputs/{number}/{record.FILE}.json"), record) for number, record in enumerate(records)]
+    found = [
+        SelectedRecord(Path(f"outputs/{number}/{record.FILE}.json"), record) for number, record in enumerate(records)
+    ]
     return html(found, baselines, title, ["outputs"], "2026-11-22 12:00")
 
 
@@ -230,7 +232,7 @@ def test_command_lines_are_there() -> None:
 
 
 def test_a_record_that_is_selected_twice_is_shown_once() -> None:
-    found = Found(Path("outputs/failure.json"), made_failure())
+    found = SelectedRecord(Path("outputs/failure.json"), made_failure())
     page = html([found, found], [], "gptbench", ["a", "b"], "now")
     assert len(rows(Reader(page), "left-out")) == 1
 
@@ -491,7 +493,7 @@ def test_what_was_measured_in_turns_has_a_table(tmp_path: Path) -> None:
     rounds = [made_round(n, 2, lambda name, _: {"A": 1e-3, "B": 2e-3}[name]) for n in range(3)]
     record = made_ab(rounds)
     record.sides["B"].overrides = ["model=stories15m", "quant=<int8>"]
-    page = html([Found(tmp_path / "ab.json", record)], [], "t", ["x"], "now")
+    page = html([SelectedRecord(tmp_path / "ab.json", record)], [], "t", ["x"], "now")
     assert "A against B" in page
     assert "quant=&lt;int8&gt;" in page
     assert ">0.5000<" in page

@@ -114,7 +114,7 @@ def by_hand() -> Result:
         finite=True,
         tokens=[[1, 2, 3], [4, 5, 6]],
     )
-    traffic = Traffic(weights=1_000_000_000, kv_per_position=1_000_000, positions_read=[9, 19], positions_filled=[4, 5])
+    traffic = Traffic(weights=1_000_000_000, kv_per_position=1_000_000, positions_read=[9, 19], kv_len=[4, 5])
     result = made_result()
     return replace(result, samples=[sample], traffic=traffic, roof=replace(result.roof, gb_per_s=100.0))
 
@@ -134,8 +134,8 @@ def test_metrics_of_a_sample_by_hand() -> None:
             "decode_gb_per_s": 2.009 / 0.04,
             "mbu": 2.009 / 0.04 / 100,
             "moved_gb_per_s": 2.03 / 0.04,
-            "seed_tokens_per_s": 2 * 3 / 0.1,
-            "seed_gb_per_s": 1.0 * 3 / 0.1,
+            "gptfast_tokens_per_s": 2 * 3 / 0.1,
+            "gptfast_gb_per_s": 1.0 * 3 / 0.1,
             "peak_memory_bytes": 7.0,
         }
     )
@@ -155,7 +155,7 @@ def test_bytes_of_a_mixture_follow_from_the_experts_that_each_sample_read() -> N
     metrics = sample_metrics(twice, counted)
     assert metrics["mbu"] == pytest.approx(2.209 / 0.04 / 100)
     assert metrics["moved_gb_per_s"] == pytest.approx(2.828 / 0.04)
-    assert metrics["seed_gb_per_s"] == pytest.approx(1.1 * 30)
+    assert metrics["gptfast_gb_per_s"] == pytest.approx(1.1 * 30)
     told = summary(twice)
     assert told["gb_per_step"] == pytest.approx(1.2045)
     assert told["weight_gb_per_step"] == pytest.approx(1.2)
@@ -350,7 +350,7 @@ def test_compile_times_stand_under_the_state_of_the_cache() -> None:
     result = replace(made_result(), compilations=[first, second])
     assert part_metrics(result, "compilations") == {
         "compile_cold_s": 21.0,
-        "seed_compile_s": 22.0,
+        "gptfast_compile_s": 22.0,
         "compile_warm_s": 4.0,
     }
     later = Compilation(cache="cold", process="later", prepare_s=9.0, first_generation_s=2.0)
@@ -370,7 +370,10 @@ BASELINE = Baseline(
         _target_="gptbench.compare.Baseline",
         name="test",
         device="an A100",
-        targets={"llama2_7b/bfloat16": {"seed_tokens_per_s": 94.0}, "llama2_7b/int8": {"seed_tokens_per_s": 144.0}},
+        targets={
+            "llama2_7b/bfloat16": {"gptfast_tokens_per_s": 94.0},
+            "llama2_7b/int8": {"gptfast_tokens_per_s": 144.0},
+        },
     )
 )
 
@@ -391,8 +394,8 @@ def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.C
         quant={"name": "none"},
         workload=seed,
     )
-    assert BASELINE.targets(result) == {"seed_tokens_per_s": 94}
-    assert BASELINE.targets(with_config(result, quant={"name": "int8"})) == {"seed_tokens_per_s": 144}
+    assert BASELINE.targets(result) == {"gptfast_tokens_per_s": 94}
+    assert BASELINE.targets(with_config(result, quant={"name": "int8"})) == {"gptfast_tokens_per_s": 144}
     assert BASELINE.targets(replace(result, dtype="float32")) == {}
     assert BASELINE.targets(with_config(result, workload=seed | {"samples": 9, "seed": 8})) != {}
     for model in ({"name": "other"}, {"n_layers": 2}):

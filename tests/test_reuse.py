@@ -306,8 +306,8 @@ def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path, session: reu
     assert (kept := session.kept) is not None
     for what, change in DIFFERENT.items():
         other = change(of)
-        assert not (reuse.may_keep(other) and kept.serves(other)), what
-    assert session.take(with_other_weights(of)) is None
+        assert not (reuse.may_store(other) and kept.serves(other)), what
+    assert session.acquire(with_other_weights(of)) is None
     assert session.kept is None
     assert {parameter.device.type for parameter in kept.model.parameters()} == {"meta"}, "given back"
 

@@ -44,8 +44,8 @@ def test_rotation_is_multiplication_by_a_complex_number(width: int, theta: float
     y = rotate(x, cos[positions], sin[positions])
     for t, position in enumerate(positions.tolist()):
         for pair in range(width // 2):
-            turn = cmath.exp(1j * position * theta ** (-2 * pair / width))
-            z = torch.complex(x[:, t, :, pair].double(), x[:, t, :, pair + width // 2].double()) * turn
+            apply_rope = cmath.exp(1j * position * theta ** (-2 * pair / width))
+            z = torch.complex(x[:, t, :, pair].double(), x[:, t, :, pair + width // 2].double()) * apply_rope
             torch.testing.assert_close(y[:, t, :, pair].double(), z.real, rtol=0, atol=2e-6)
             torch.testing.assert_close(y[:, t, :, pair + width // 2].double(), z.imag, rtol=0, atol=2e-6)
 

@@ -14,7 +14,7 @@ from gptbench.base.errors import UserError
 from gptbench.commands.rows import rows_command
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, Experiment, experiments
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.config import shipped
 from gptbench.schema import KernelResult, Measured, Result
 from gptbench.schema.kernels import KernelTimes, Timing
@@ -62,7 +62,7 @@ def kernel_run(sizes: tuple[int, ...] = SIZES) -> KernelResult:
 
 
 def rows(*records: Measured, by: str = "inductor") -> dict[tuple[str, str, str], Experiment]:
-    found = experiments([Found(Path("r.json"), record) for record in records], SEED, by)
+    found = experiments([SelectedRecord(Path("r.json"), record) for record in records], SEED, by)
     return {(row.name, row.metric, row.dtype): row for row in found}
 
 
@@ -172,7 +172,7 @@ def test_another_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = tmp_path / "mine.yaml"
     file.write_text(
         "_target_: gptbench.compare.Baseline\nname: mine\ndevice: X\n"
-        "targets: {llama2_7b/bfloat16: {seed_tokens_per_s: 7.0}}\n"
+        "targets: {llama2_7b/bfloat16: {gptfast_tokens_per_s: 7.0}}\n"
     )
     record = of("llama2_7b", "none").save(tmp_path / "model")
     assert rows_command([str(record), "--baseline", str(file)]) == 0

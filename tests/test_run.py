@@ -211,7 +211,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device(config(tmp_path).device)
-    assert Inductor.missing(device) is None
+    assert Inductor.unavailable_reason(device) is None
     monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
     auto = Auto(AUTO, config(tmp_path), DeviceGroup((device,)))
     assert auto.section._target_ == "gptbench.engine.Eager"
@@ -219,7 +219,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
         "fused needs device.kind=cuda: its kernels need a GPU",
         "inductor needs a C++ compiler (Debian: g++)",
     ]
-    assert Eager.missing(device) is None
+    assert Eager.unavailable_reason(device) is None
     chosen = replace(config(tmp_path), engine=InductorConfig(_target_="gptbench.engine.Inductor", name="inductor"))
     with pytest.raises(ConfigError, match="engine=inductor: expected eager or auto: this one needs a C"):
         preparation.plan(chosen, DeviceGroup((device,)))
@@ -242,7 +242,7 @@ def test_a_job_that_runs_out_of_gpu_memory_is_told_and_the_next_one_runs(
         return attempt.isolated(tried, observer)
 
     if isolation is Isolation.none:
-        monkeypatch.setattr(preparation, "require_fit", lambda *_: None)  # an estimate may be wrong
+        monkeypatch.setattr(preparation, "check_memory", lambda *_: None)  # an estimate may be wrong
     failed = outcome(much, "much")
     assert (failed.status, failed.cause) == (
         "failed",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from gptbench.config import SamplingConfig
-from gptbench.kernels.draw_reference import sample
+from gptbench.kernels.sample_reference import sample
 from gptbench.sampling import Sampler
 from tests.models import CPU
 from tests.pairwise import for_each

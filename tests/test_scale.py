@@ -18,7 +18,7 @@ from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.comparison import compare
 from gptbench.compare.rows import experiments
-from gptbench.compare.select import Found, select
+from gptbench.compare.select import SelectedRecord, select
 from gptbench.present import report
 from gptbench.present.export import Export
 from gptbench.present.formats import rendered
@@ -52,10 +52,10 @@ def plain_runs(count: int, **changes: Any) -> list[dict[str, Any]]:
     return made
 
 
-def found_runs(count: int, **changes: Any) -> list[Found]:
+def found_runs(count: int, **changes: Any) -> list[SelectedRecord]:
     """The same, as if they had been selected."""
     path = Path("result.json")
-    return [Found(path.with_name(f"{n}.json"), Result.of(copy.deepcopy(raw), path)) for n, raw in
+    return [SelectedRecord(path.with_name(f"{n}.json"), Result.of(copy.deepcopy(raw), path)) for n, raw in
             enumerate(plain_runs(count, **changes))]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_1500_records_are_read_and_summarised_once(
     assert "all records are logged" in capsys.readouterr().out
 
 
-def steps(work: Callable[[list[Found]], Any], found: list[Found]) -> int:
+def steps(work: Callable[[list[SelectedRecord]], Any], found: list[SelectedRecord]) -> int:
     """How many of the interpreter's steps are within gptbench."""
     count, before = 0, sys.gettrace()
     ours = str(Path(report.__file__).parents[1])
@@ -146,11 +146,11 @@ def test_work_grows_as_the_number_of_records_does(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(report, "CHARTS", ())
     baseline = Baseline(read_baseline("a100_40gb"))
     few, many = found_runs(25), found_runs(100)
-    kinds: dict[str, Callable[[list[Found]], Any]] = {
+    kinds: dict[str, Callable[[list[SelectedRecord]], Any]] = {
         "report": lambda found: report.html(found, [baseline], "many", [], "now"),
         "rows": lambda found: experiments(found, baseline, "kernel"),
         "export": lambda found: [rendered([Export.of(found).table()], kind) for kind in ("csv", "md", "json")],
-        "compare": lambda found: compare(found, [Found(each.path, each.record) for each in found]),
+        "compare": lambda found: compare(found, [SelectedRecord(each.path, each.record) for each in found]),
     }
     for name, work in kinds.items():
         for found in (few, many):  # so that all is imported, and every summary kept

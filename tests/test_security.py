@@ -647,13 +647,13 @@ TARGET = {"_target_": "builtins.open", "file": "CANARY", "mode": "w"}
 )
 def test_hostile_tiles_are_refused(content: Any, machine: Machine) -> None:
     pytest.importorskip("triton")
-    from gptbench.engine.tiles import Tiles
+    from gptbench.engine.tile_cache import TileCache
 
-    path = Tiles(machine.folder / "tiles", "h100").path
+    path = TileCache(machine.folder / "tiles", "h100").path
     path.parent.mkdir()
     path.write_text(machine.text(json.dumps(content)))
     with pytest.raises(UserError, match="expected tiles as engine"):
-        Tiles(machine.folder / "tiles", "h100")
+        TileCache(machine.folder / "tiles", "h100")
     assert not machine.harmed()
 
 
@@ -665,12 +665,12 @@ def test_a_pickle_in_the_place_of_a_kept_file_is_not_unpickled(file: str, machin
         assert measurements(machine.folder / "roof.json") == []
     else:
         pytest.importorskip("triton")
-        from gptbench.engine.tiles import Tiles
+        from gptbench.engine.tile_cache import TileCache
 
-        path = Tiles(machine.folder, "h100").path
+        path = TileCache(machine.folder, "h100").path
         path.write_bytes(content)
         with pytest.raises(UserError):
-            Tiles(machine.folder, "h100")
+            TileCache(machine.folder, "h100")
     assert not machine.harmed()
 
 

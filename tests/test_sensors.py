@@ -65,7 +65,7 @@ def test_a_gpu_is_read_in_our_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sensor.counter
     assert sensor.energy_j() == 12.345
     assert sensor.read() == Reading(1980.0, 3201.0, 622.5, 51.0, ("power cap",)), "idle (1) is no throttling"
-    assert sensor.held_back_s() == {"power cap": 1.0, "thermal slowdown": 2.0}
+    assert sensor.throttled_s() == {"power cap": 1.0, "thermal slowdown": 2.0}
 
 
 def test_power_of_the_moment_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_gpu_that_tells_nothing_has_no_numbers(monkeypatch: pytest.MonkeyPatch
     sensor = nvml_sensor(monkeypatch)
     assert sensor.counter is None
     assert sensor.read() == Reading()
-    assert sensor.held_back_s() == {}
+    assert sensor.throttled_s() == {}
     with pytest.raises(RuntimeError):
         sensor.energy_j()
 
@@ -124,7 +124,7 @@ def cpu_system(root: Path) -> Path:
 def test_a_cpu_is_read_from_sysfs(tmp_path: Path) -> None:
     sensor = CpuSensor(cpu_system(tmp_path))
     assert sensor.read().clock_mhz == 2500.0
-    assert sensor.held_back_s() == {"thermal slowdown": 0.07}
+    assert sensor.throttled_s() == {"thermal slowdown": 0.07}
     assert sensor.counter == "powercap (package-0, package-1, package-1 dram)"
     assert sensor.energy_j() == 330.0, "packages once, memory, neither a package's parts nor the whole board"
 
@@ -140,7 +140,7 @@ def test_a_counter_that_starts_again_goes_on(tmp_path: Path) -> None:
 def test_a_cpu_that_tells_nothing_has_no_counter(tmp_path: Path) -> None:
     sensor = CpuSensor(tmp_path)
     assert sensor.counter is None
-    assert sensor.held_back_s() == {}
+    assert sensor.throttled_s() == {}
     with pytest.raises(RuntimeError):
         sensor.energy_j()
 
@@ -167,7 +167,7 @@ class Scripted(Sensor):
     def read(self) -> Reading:
         return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
 
-    def held_back_s(self) -> dict[str, float]:
+    def throttled_s(self) -> dict[str, float]:
         return {"power cap": self.held.pop(0)} if self.held else {}
 
 

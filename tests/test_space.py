@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gptbench.base.errors import UserError
-from gptbench.config import DrawnSweepConfig, SweepConfig
+from gptbench.config import SampledSweepConfig, SweepConfig
 from gptbench.sweep import Product, Random, Sobol, Space
 
 
@@ -21,7 +21,7 @@ def product(*arguments: str, paired: tuple[str, ...] = ()) -> list[str]:
 
 
 def drawn(kind: type[Random], jobs: int, *arguments: str, seed: int = 0, paired: tuple[str, ...] = ()) -> list[str]:
-    config = DrawnSweepConfig(_target_=f"gptbench.sweep.{kind.__name__}", name="drawn", jobs=jobs, seed=seed)
+    config = SampledSweepConfig(_target_=f"gptbench.sweep.{kind.__name__}", name="drawn", jobs=jobs, seed=seed)
     return [" ".join(job) for job in kind(config).draw(space(*arguments, paired=paired))]
 
 

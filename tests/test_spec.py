@@ -22,7 +22,7 @@ from gptbench.architecture.spec import (
 )
 from gptbench.base.errors import ConfigError
 from gptbench.build import memory_need, on_meta
-from gptbench.config import ModelConfig, require_possible
+from gptbench.config import ModelConfig, validate_combination
 from gptbench.engine.eager import Eager
 from gptbench.engine.fused import Fused
 from gptbench.engine.inductor import Inductor
@@ -147,7 +147,7 @@ def test_engines_refuse_layers_that_differ_where_they_cannot() -> None:
     from gptbench.engine import hf
     from tests.test_engines import FUSED
 
-    require_possible(replace(run_config(MIXED), engine=FUSED))
+    validate_combination(replace(run_config(MIXED), engine=FUSED))
     assert hf.family(MIXED, 24) is None
     assert {"attention_pattern", "ffn_pattern"} <= hf.asked(MIXED, 24)
 
@@ -195,7 +195,7 @@ def test_another_kind_of_feed_forward_network_is_a_class_and_a_place_in_the_list
         assert [type(block.ffn) for block in made.layers] == [kind, *rest]
         assert torch.isfinite(made(torch.ones(2, 3, dtype=torch.int64), torch.arange(3), 24)).all()
         with pytest.raises(ConfigError, match="the kernels have no feed-forward network of its kind"):
-            require_possible(replace(run_config(model), engine=FUSED))
+            validate_combination(replace(run_config(model), engine=FUSED))
         assert hf.family(model, 24) is None
 
 
@@ -220,6 +220,6 @@ def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatc
     made = on_meta(model, quant_section("none"), torch.float32)
     assert [type(block.attention) for block in made.layers] == [Sinks, *[transformer.Attention] * (MOE.n_layers - 1)]
     with pytest.raises(ConfigError, match="the kernels have no attention of its kind"):
-        require_possible(replace(run_config(model), engine=FUSED))
+        validate_combination(replace(run_config(model), engine=FUSED))
     assert hf.family(MOE, 24) is not None
     assert hf.family(model, 24) is None

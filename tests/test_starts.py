@@ -12,7 +12,7 @@ from gptbench.commands.compare import compare_command
 from gptbench.compare import starts
 from gptbench.compare.comparison import compare
 from gptbench.compare.ratio import Ratio, Verdict, of_single_starts
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import BUILT_IN, MIN_FREEDOM, History
 from gptbench.present.report import html
 from gptbench.record.ledger import Ledger
@@ -70,7 +70,7 @@ def test_variances_within_identities_are_pooled(tmp_path: Path) -> None:
 
 def test_too_few_or_other_runs_leave_what_is_built_in(tmp_path: Path) -> None:
     built_in = f"built in for a GPU: 0 recorded repeats of such runs here, {MIN_FREEDOM} are needed"
-    assert History().spread("ttft_s", [run()]) == starts.StartSpread(BUILT_IN["cuda"], math.inf, built_in)
+    assert History().spread("ttft_s", [run()]) == starts.ProcessSpread(BUILT_IN["cuda"], math.inf, built_in)
     recorded(tmp_path / "few", {"a": 5, "b": 1})
     few = History(tmp_path / "few").spread("ttft_s", [run()])
     assert (few.value, few.freedom) == (BUILT_IN["cuda"], math.inf)
@@ -144,7 +144,7 @@ def test_an_interval_of_estimated_starts_holds_the_truth() -> None:
 
 def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = run(identity="x"), run(0.012, identity="y")
-    sides = [[Found(Path(name), result)] for name, result in (("a.json", a), ("b.json", b))]
+    sides = [[SelectedRecord(Path(name), result)] for name, result in (("a.json", a), ("b.json", b))]
     (speed,) = (row for row in compare(*sides).pairs[0].rows if row.name == "decode_tokens_per_s")
     assert speed.verdict is Verdict.undecided and speed.starts is not None and speed.starts.value == 0.006
     recorded(tmp_path, {"a": 6, "b": 6})
@@ -164,7 +164,9 @@ def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_report_goes_by_it_too(tmp_path: Path) -> None:
     recorded(tmp_path, {"a": 6})
-    pair = [Found(Path(name), result) for name, result in (("a.json", run()), ("b.json", run(0.05, identity="y")))]
+    pair = [
+        SelectedRecord(Path(name), result) for name, result in (("a.json", run()), ("b.json", run(0.05, identity="y")))
+    ]
     for history, told in ((History(tmp_path), "6 recorded starts of 1 configuration"), (History(), "0.60% (built in")):
         page = html(pair, [], "", [], "", history)
         assert "one start each, which differ by" in page

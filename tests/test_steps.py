@@ -44,7 +44,7 @@ def drafted() -> Result:
         tokens=[[1] * 6, [2] * 8, [3] * 3],
         step_tokens=EMITTED,
     )
-    traffic = Traffic(10**9, kv_per_position=3 * 10**6, positions_read=[10] * 7, positions_filled=list(range(4, 11)))
+    traffic = Traffic(10**9, kv_per_position=3 * 10**6, positions_read=[10] * 7, kv_len=list(range(4, 11)))
     result = made_result()
     result.config["workload"]["batch_size"] = 3
     return replace(result, samples=[sample], traffic=traffic, roof=replace(result.roof, gb_per_s=100.0))
@@ -70,8 +70,8 @@ def test_every_rate_follows_from_the_tokens_that_steps_emitted() -> None:
             "decode_gb_per_s": 40.72,
             "mbu": 0.4072,
             "moved_gb_per_s": 41.32,
-            "seed_tokens_per_s": 17 / 0.2,
-            "seed_gb_per_s": 17 / 0.2 / 3,
+            "gptfast_tokens_per_s": 17 / 0.2,
+            "gptfast_gb_per_s": 17 / 0.2 / 3,
             "peak_memory_bytes": 7.0,
         }
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gptbench.__main__ import main
 from gptbench.base.streams import Plain, lasting, visible
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.present.console import PlainConsole
 from gptbench.present.report import html
 from gptbench.schema.files import load_record
@@ -111,6 +111,6 @@ def test_nothing_printed_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_nor_does_a_report_that_is_printed() -> None:
-    found = [Found(Path("result.json"), made_result(device="a \x1b]0;title\x07 device"))]
+    found = [SelectedRecord(Path("result.json"), made_result(device="a \x1b]0;title\x07 device"))]
     page = html(found, [], "title", ["outputs"], "now")
     assert "\x1b" not in page and "\\x1b]0;title\\x07" in page

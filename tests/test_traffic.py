@@ -159,8 +159,8 @@ def test_settings_that_no_weight_tells(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_in_int8(name: str) -> None:
     config = model_config(name)
-    assert quant_section("int8").refuse(config, Dtype.bfloat16) is None
-    assert "float16" in (quant_section("int8").refuse(config, Dtype.float16) or "")
+    assert quant_section("int8").unsupported_reason(config, Dtype.bfloat16) is None
+    assert "float16" in (quant_section("int8").unsupported_reason(config, Dtype.float16) or "")
     model = meta(config, "int8")
     expected = bytes_by_hand(config, "int8", 2, config.n_active_experts, 1)
     assert weight_bytes(model, 1) == expected
@@ -283,7 +283,7 @@ def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:
     assert eager.weights == weights
     assert eager.kv_per_position == kv
     assert len(eager.needed()) == len(eager.moved()) == 199
-    assert eager.positions_read == eager.positions_filled == eager.positions_attended == list(range(7, 206))
+    assert eager.positions_read == eager.kv_len == eager.positions_attended == list(range(7, 206))
     # The first step needs 6 positions and writes its own; the last one needs 204.
     assert eager.needed() == [weights + kv * (cached + 1) for cached in range(6, 205)]
     assert eager.moved() == [needed + kv for needed in eager.needed()]
@@ -292,7 +292,7 @@ def test_steps_of_the_seed_workload_on_llama_2_7b() -> None:
     assert inductor.needed() == eager.needed()
     assert inductor.moved() == [weights + kv * (208 + 1)] * 199
     assert inductor.positions_read == [208] * 199
-    assert inductor.positions_filled == eager.positions_filled
+    assert inductor.kv_len == eager.kv_len
 
     fused = traffic(cast(Engine, FakeEngine(model, 6, 1, 208, Fused)), 200)
     assert fused.moved() == fused.needed() == eager.needed()

@@ -21,7 +21,7 @@ HEAD_BYTES = 1000
 
 
 @contextlib.contextmanager
-def whole_file(folder: Path, text: str) -> Iterator[Path]:
+def atomic_file(folder: Path, text: str) -> Iterator[Path]:
     """A new file in the folder that holds the text and is on the disk; it is taken away afterwards. Linked or renamed
     to where it belongs, it is there as a whole or not at all, whenever the process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,9 @@ def whole_file(folder: Path, text: str) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Writes a file, or replaces it: all of it or nothing."""
-    with whole_file(path.parent, text) as new:
+    with atomic_file(path.parent, text) as new:
         new.replace(path)
 
 
@@ -49,7 +49,7 @@ def as_json(value: Any, **options: Any) -> str:
 
 def write_json(path: Path, value: Any, **options: Any) -> None:
     """Writes plain data, or replaces what is there."""
-    write_whole(path, as_json(value, **options))
+    atomic_write(path, as_json(value, **options))
 
 
 def redact_files(folder: Path) -> None:
@@ -132,7 +132,7 @@ def write_output(option: str, path: Path, text: str) -> None:
             with os.fdopen(os.dup(stream), "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(redacted_text(text))
         elif kind is None or stat.S_ISREG(kind):
-            write_whole(path.resolve(), text)
+            atomic_write(path.resolve(), text)
         else:
             with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(redacted_text(text))

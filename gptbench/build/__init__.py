@@ -5,10 +5,10 @@ from gptbench.build.memory import (
     MemoryNeed,
     alternatives,
     cache_bytes,
+    check_memory,
     memory_need,
     memory_need_of,
     nbytes,
-    require_fit,
 )
 from gptbench.build.meta import CACHE_MULTIPLE, cache_length, on_meta
 
@@ -19,10 +19,10 @@ __all__ = [
     "build",
     "cache_bytes",
     "cache_length",
+    "check_memory",
     "fill",
     "memory_need",
     "memory_need_of",
     "nbytes",
     "on_meta",
-    "require_fit",
 ]

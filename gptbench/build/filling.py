@@ -10,12 +10,12 @@ from gptbench.checkpoint import Checkpoint
 from gptbench.config import Config
 from gptbench.device import Device
 from gptbench.model import Bias, RMSNorm, Transformer, Weight
-from gptbench.schema.result import Loaded
+from gptbench.schema.result import CheckpointInfo
 
 
 def build(
     config: Config, model: Transformer, device: Device, progress: Callable[[str, float], None] = lambda *_: None
-) -> Loaded | None:
+) -> CheckpointInfo | None:
     """Gives a model on `meta` its memory and its weights.
 
     Args:

@@ -104,7 +104,7 @@ def alternatives(config: Config, devices: DeviceGroup) -> Iterator[tuple[str, in
     work = config.workload
 
     def made(model: ModelConfig, quant: QuantConfig) -> Transformer | None:
-        if quant.refuse(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
+        if quant.unsupported_reason(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
         try:
             return on_meta(model, quant, devices.own.dtype)
@@ -135,7 +135,7 @@ def nbytes(model: nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters())  # `parameters` gives a shared one once
 
 
-def require_fit(
+def check_memory(
     config: Config, model: Transformer, devices: DeviceGroup, alternatives: Iterator[tuple[str, int]], kept: int = 0
 ) -> None:
     """Refuses a run that needs more than a device of it has, before anything is allocated.

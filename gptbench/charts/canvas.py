@@ -44,11 +44,11 @@ LINES: tuple[tuple[str, Any], ...] = (
 WIDTH_IN = 5.4
 FONT, SMALL = 10, 9
 """Points. At this width a phone shows them as 8 or 9 pixels."""
-MOST_ROWS, MOST_LINES, MOST_PANELS = 24, len(LINES), 4
+MAX_ROWS, MAX_LINES, MAX_PANELS = 24, len(LINES), 4
 """Of a chart: bars, lines, and panels."""
-MOST_POINTS, MOST_MARKS, MOST_COLUMNS = 400, 200, 12
+MAX_POINTS, MAX_MARKS, MAX_COLUMNS = 400, 200, 12
 """Of a line; marks of one chart; columns of a map."""
-SHORT_NAME, LONGEST_NAME, LONGEST_ENTRY = 16, 58, 62
+SHORT_NAME, MAX_NAME, MAX_ENTRY = 16, 58, 62
 """Characters: of names that stand beside their bar, of those above it with the bar's value, and of a line of the
 legend."""
 ENTRY_LINES = 4
@@ -155,8 +155,8 @@ def fastest(runs: Sequence[Run], most: int) -> list[Run]:
 
 
 def thinned(x: np.ndarray, y: np.ndarray, reduce: Any = np.mean) -> tuple[np.ndarray, np.ndarray]:
-    """No more than `MOST_POINTS`: neighbours are made one."""
-    parts = np.array_split(np.arange(len(x)), min(len(x), MOST_POINTS))
+    """No more than `MAX_POINTS`: neighbours are made one."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
     return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
 
 
@@ -190,7 +190,7 @@ def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) 
     Args:
         rest_in: inches for all that is not a row.
     """
-    numbers = numbers_of(names, LONGEST_NAME - max(map(len, values)))
+    numbers = numbers_of(names, MAX_NAME - max(map(len, values)))
     drawn = [numbers.get(name, name) for name in names]
     figure = new_figure(rest_in + row_height(drawn) * len(drawn))
     axes = figure.subplots()
@@ -237,11 +237,11 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
     explained = {label for label, handle in drawn.items() if getattr(handle, "get_gid", str)() == NUMBERED}
     keys = [label for label in drawn if label not in explained]
     table = sorted(explained, key=lambda label: int(label[1:].partition(" ")[0]))
-    numbers = numbers_of(keys, LONGEST_ENTRY)
+    numbers = numbers_of(keys, MAX_ENTRY)
     entries = [in_lines(f"{numbers[key]} {key}" if key in numbers else key) for key in keys]
     entries += map(in_lines, table)
     rows = len(keys) / columns  # for which the figure has room
-    columns = 1 if max(map(len, entries)) > LONGEST_ENTRY / columns else columns
+    columns = 1 if max(map(len, entries)) > MAX_ENTRY / columns else columns
     further = sum(entry.count("\n") for entry in entries)
     figure.set_figheight(figure.get_figheight() + LINE_IN * further + ROW_IN * (len(entries) / columns - rows))
     figure.legend([drawn[key] for key in [*keys, *table]], entries, loc="outside lower left", ncols=columns, **how)
@@ -249,7 +249,7 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
 
 def in_lines(entry: str) -> str:
     """An entry of the legend in lines, whose middle is left out if there are too many."""
-    return textwrap.fill(shortened(entry, ENTRY_LINES * (LONGEST_ENTRY - 1)), LONGEST_ENTRY, break_on_hyphens=False)
+    return textwrap.fill(shortened(entry, ENTRY_LINES * (MAX_ENTRY - 1)), MAX_ENTRY, break_on_hyphens=False)
 
 
 def finish(figure: "Figure", shown: Sized, there: Sized, columns: int = 2, which: str = "fastest") -> "Figure":

@@ -16,10 +16,10 @@ from gptbench.charts.canvas import (
     INK,
     LINE_IN,
     LINES,
-    LONGEST_NAME,
-    MOST_LINES,
-    MOST_PANELS,
-    MOST_ROWS,
+    MAX_LINES,
+    MAX_NAME,
+    MAX_PANELS,
+    MAX_ROWS,
     PAPER,
     PURPLE,
     RED,
@@ -54,22 +54,22 @@ SMALLEST = 0.06
 """Share of the longest from which on a part has its value written into it."""
 HATCHES = ("", "///", "\\\\\\", "xxx", "--", "++", "||")
 """Of the parts of a bar, so that they are told apart in grey."""
-LONGEST_LABEL = 26
+MAX_LABEL = 26
 """Characters of a run's name that stands before what is told of one of its bars."""
-MOST_KERNELS = 10
+MAX_KERNELS = 10
 """Rows of a step, without that of the gaps."""
 
 
 def compile_bars(result: Result) -> list[tuple[str, Compilation]]:
     """Label and compilation of each bar: what compiled something."""
-    return [(each.label, each) for each in result.compilations if each.cache != "none" and each.costs_s]
+    return [(each.label, each) for each in result.compilations if each.cache != "none" and each.stage_s]
 
 
 def compile_stages(runs: Sequence[Run]) -> "Figure | None":
     """A bar for each compilation, stacked by stage."""
     there = [run for run in runs if compile_bars(run.result)]
-    shown = fastest(there, MOST_ROWS // 2)  # most have two bars
-    numbers = numbers_of([run.label for run in shown], LONGEST_LABEL) if len(there) > 1 else {}
+    shown = fastest(there, MAX_ROWS // 2)  # most have two bars
+    numbers = numbers_of([run.label for run in shown], MAX_LABEL) if len(there) > 1 else {}
     bars = [
         (f"{numbers.get(run.label, run.label)}: {label}" if len(there) > 1 else label, compilation)
         for run in shown
@@ -80,7 +80,7 @@ def compile_stages(runs: Sequence[Run]) -> "Figure | None":
     names = [name for name, _ in bars]
     figure, axes = bar_rows(names, [f"{short(compilation.prepare_s)} s" for _, compilation in bars], rest_in=1.3)
     longest = max(compilation.prepare_s for _, compilation in bars)
-    stages = {stage: [compilation.costs_s.get(stage, 0.0) for _, compilation in bars] for stage in STAGES}
+    stages = {stage: [compilation.stage_s.get(stage, 0.0) for _, compilation in bars] for stage in STAGES}
     draw_stacked(axes, stages, longest)
     explain(axes, numbers)
     axes.set_xlabel("seconds until prefill and decode have run, and were captured")
@@ -113,7 +113,7 @@ def memory(runs: Sequence[Run]) -> "Figure | None":
     there = [run for run in runs if valid_samples(run.result)]
     if not there:
         return None
-    shown = fastest(there, MOST_ROWS)
+    shown = fastest(there, MAX_ROWS)
     measured = [run.summary["peak_memory_bytes"] / 1e9 for run in shown]
     prepared = [run.result.prepare_peak_memory_bytes / 1e9 for run in shown]
     parts = {told: [run.result.memory_need_bytes.get(name, 0) / 1e9 for run in shown] for name, told in NEEDS.items()}
@@ -132,12 +132,12 @@ def breakdown(runs: Sequence[Run]) -> "Figure | None":
     there = [run for run in runs if run.result.breakdown is not None]
     if not there:
         return None
-    shown = fastest(there, MOST_PANELS)
+    shown = fastest(there, MAX_PANELS)
     steps = [(run, run.result.breakdown) for run in shown if run.result.breakdown is not None]
     rows = [step_parts(step, run.result.roof.gb_per_s) for run, step in steps]
     values = [[f"{short(part.us)} µs" for part in parts] for parts in rows]
     titles = [run.label for run in shown] if len(there) > 1 else []
-    room = LONGEST_NAME - max(len(value) for each in values for value in each)
+    room = MAX_NAME - max(len(value) for each in values for value in each)
     numbers = numbers_of([*titles, *(part.name for parts in rows for part in parts)], room)
     names = [[numbers.get(part.name, part.name) for part in parts] for parts in rows]
     heights = [0.75 + row_height(each) * len(each) + LINE_IN * bool(titles) for each in names]
@@ -172,7 +172,7 @@ class Part:
 def step_parts(step: Breakdown, roof_gb_per_s: float) -> list[Part]:
     """The kernels that have the greatest part, all others together, and the gaps."""
     kernels = step.by_kernel()
-    shown = kernels[: MOST_KERNELS - (len(kernels) > MOST_KERNELS)]
+    shown = kernels[: MAX_KERNELS - (len(kernels) > MAX_KERNELS)]
     parts = []
     for kernel in shown:
         name = kernel.name + (f" ×{kernel.launches}" if kernel.launches > 1 else "")
@@ -189,7 +189,7 @@ def energy(runs: Sequence[Run]) -> "Figure | None":
     there = [run for run in runs if run.result.energy is not None]
     if not there:
         return None
-    shown = fastest(there, MOST_ROWS)
+    shown = fastest(there, MAX_ROWS)
     told = [f"idle {short(run.summary['idle_w'])} W" for run in shown]
     figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.3)
     rows = np.arange(len(shown))
@@ -210,7 +210,7 @@ def device_state(runs: Sequence[Run]) -> "Figure | None":
     there = [run for run in runs if any(readings(sample) for sample in run.result.samples)]
     if not there:
         return None
-    shown = fastest(there, MOST_LINES)
+    shown = fastest(there, MAX_LINES)
     values = {name: all_readings(shown, name) for name in READINGS}
     constant = [name for name, known in values.items() if len(known) == 1]
     told = [name for name, known in values.items() if len(known) > 1]
@@ -279,7 +279,7 @@ def kernel_rates(results: Sequence[KernelResult]) -> "Figure | None":
                 points[kernel.label + device] = points.get(kernel.label + device, {}) | shares
     if not points:
         return None
-    shown = dict(list(points.items())[: 2 * MOST_ROWS])
+    shown = dict(list(points.items())[: 2 * MAX_ROWS])
     best = [f"{short(max(shares.values()))} %" for shares in shown.values()]
     figure, axes = bar_rows(list(shown), best, rest_in=1.3)
     for name, (marker, colour) in IMPLEMENTATIONS.items():

@@ -12,13 +12,13 @@ from gptbench.charts.canvas import (
     GREY,
     INK,
     LINES,
-    LONGEST_NAME,
-    MOST_COLUMNS,
-    MOST_LINES,
-    MOST_MARKS,
-    MOST_PANELS,
-    MOST_POINTS,
-    MOST_ROWS,
+    MAX_COLUMNS,
+    MAX_LINES,
+    MAX_MARKS,
+    MAX_NAME,
+    MAX_PANELS,
+    MAX_POINTS,
+    MAX_ROWS,
     MUTED,
     PAPER,
     PURPLE,
@@ -66,7 +66,7 @@ def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
     there = timed(runs)
     if not there:
         return None
-    shown = fastest(there, MOST_ROWS)
+    shown = fastest(there, MAX_ROWS)
     values = [run.tokens_per_s for run in shown]
     limits = [run.limit_tokens_per_s for run in shown]
     told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
@@ -121,7 +121,7 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
     there = timed(runs)
     if not there:
         return None
-    shown = fastest(there, MOST_ROWS)
+    shown = fastest(there, MAX_ROWS)
     values = [100 * run.summary["mbu"] for run in shown]
     spreads = [(100 * low, 100 * high) for low, high in (run.spread("mbu") for run in shown)]
     figure, axes = bar_rows([run.label for run in shown], [f"{short(value)} %" for value in values], rest_in=1.3)
@@ -136,7 +136,7 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
 
 def step_times(run: Run) -> np.ndarray:
     """Seconds of the step that filled each position, of the valid samples: samples × positions."""
-    count = len(run.result.traffic.positions_filled)
+    count = len(run.result.traffic.kv_len)
     return np.array([Steps(sample).at_positions(count) for sample in valid_samples(run.result)])
 
 
@@ -151,14 +151,14 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     there = timed(runs)
     if not there:
         return None
-    shown = fastest(there, MOST_LINES)
+    shown = fastest(there, MAX_LINES)
     medians = [float(np.median(step_times(run))) for run in shown]
     factor, unit = time_unit(min(medians))
     figure = new_figure(3.0 + 0.17 * len(shown))
     axes = figure.subplots()
     top = 0.0
     for run, (colour, style) in zip(shown, LINES, strict=False):
-        positions = np.array(run.result.traffic.positions_filled)
+        positions = np.array(run.result.traffic.kv_len)
         seconds = step_times(run) * factor
         chosen = [(one.experts_chosen, len(one.step_s)) for one in valid_samples(run.result)]
         needed = np.mean([run.result.traffic.needed(*each) for each in chosen], 0)
@@ -188,7 +188,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     there = timed(runs)
     if not there:
         return None
-    shown = fastest(there, MOST_LINES)
+    shown = fastest(there, MAX_LINES)
     medians = [float(np.median(step_times(run))) for run in shown]
     factor, unit = time_unit(min(medians))
     figure = new_figure(3.0 + 0.17 * len(shown))
@@ -198,7 +198,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
     for run, (colour, style) in zip(shown, LINES, strict=False):
         seconds = np.sort(np.concatenate(output_times(valid_samples(run.result)))) * factor
         share = np.arange(1, len(seconds) + 1) / len(seconds) * 100
-        kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MOST_POINTS)).astype(int))
+        kept = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), MAX_POINTS)).astype(int))
         p50, p99 = (run.summary[f"tpot_{name}_s"] * factor for name in ("p50", "p99"))
         label = f"{run.label}: p50 {short(p50)}, p99 {short(p99)} {unit}"
         axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
@@ -220,7 +220,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
 
 VARIED = ("sampling.temperature", "sampling.top_k", "sampling.name", "commit")
 """What may differ between the runs of a heat map: code may have been committed while they were measured."""
-MOST_MAPS = 6
+MAX_MAPS = 6
 
 
 def heat_maps(runs: Sequence[Run]) -> "Figure | None":
@@ -232,10 +232,10 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
     maps = {rest: grid for rest, group in groups.items() if (grid := heat_grid(group)) is not None}
     if not maps:
         return None
-    shown = list(maps.items())[:MOST_MAPS]
+    shown = list(maps.items())[:MAX_MAPS]
     titles = names([dict(rest) for rest, _ in shown]) if len(maps) > 1 else [""]
-    numbers = numbers_of(titles, LONGEST_NAME)
-    heights = [0.75 + 0.34 * min(len(top_ks), MOST_ROWS) for _, (_, top_ks, _) in shown]
+    numbers = numbers_of(titles, MAX_NAME)
+    heights = [0.75 + 0.34 * min(len(top_ks), MAX_ROWS) for _, (_, top_ks, _) in shown]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     lowest = min(float(np.nanmin(grid) / np.nanmax(grid)) for _, (_, _, grid) in shown)
@@ -277,7 +277,7 @@ def draw_heat_map(
     from matplotlib.colors import Normalize
 
     best = float(np.nanmax(grid))
-    kept_rows, kept_columns = highest(grid, 1, MOST_ROWS), highest(grid, 0, MOST_COLUMNS)
+    kept_rows, kept_columns = highest(grid, 1, MAX_ROWS), highest(grid, 0, MAX_COLUMNS)
     cuts = cut(kept_columns, columns), cut(kept_rows, rows)
     grid = grid[np.ix_(kept_rows, kept_columns)]
     rows, columns = [rows[row] for row in kept_rows], [columns[column] for column in kept_columns]
@@ -325,8 +325,8 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
                 break
     if not panels:
         return None
-    shown = panels[:MOST_PANELS]
-    numbers = numbers_of([title for title, _, _ in shown], LONGEST_NAME)
+    shown = panels[:MAX_PANELS]
+    numbers = numbers_of([title for title, _, _ in shown], MAX_NAME)
     count = len(numbers)
     figure = new_figure(0.2 + 3.0 * len(shown))
     for axes, (title, metric, known) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
@@ -359,7 +359,7 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> i
     """
     there = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
     best = front(there)
-    kept = sorted(range(len(runs)), key=lambda index: (there[index] not in best, -there[index][1]))[:MOST_MARKS]
+    kept = sorted(range(len(runs)), key=lambda index: (there[index] not in best, -there[index][1]))[:MAX_MARKS]
     runs, points = [runs[index] for index in sorted(kept)], [there[index] for index in sorted(kept)]
     line = [*best, (max(quality for quality, _ in points), best[-1][1])]
     axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
@@ -369,7 +369,7 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> i
         mark(axes, some, marker, s=150, color=colour, edgecolors=PAPER, zorder=3, label=told)
     numbers: dict[str, str] = {}
     for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
-        if point in best or len(points) <= MOST_ROWS:  # of many, names would be most of the chart
+        if point in best or len(points) <= MAX_ROWS:  # of many, names would be most of the chart
             number = str(before + len(numbers) + 1)
             numbers[name] = f"#{number}"
             colour = BLUE if point in best else PURPLE

@@ -1,7 +1,7 @@
 """Weights from a checkpoint: container (files) × layout (names, the architecture's) × codec (numbers)."""
 
 from gptbench.checkpoint.codec import FLOATS, Codec, Piece, codec_of, register_codec
-from gptbench.checkpoint.container import Container, Stored
+from gptbench.checkpoint.container import Container, TensorInfo
 from gptbench.checkpoint.place import assign, view
 from gptbench.checkpoint.reader import CONTAINERS, Checkpoint
 
@@ -12,7 +12,7 @@ __all__ = [
     "Codec",
     "Container",
     "Piece",
-    "Stored",
+    "TensorInfo",
     "assign",
     "codec_of",
     "register_codec",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptbench.base.errors import CheckpointError, first_line
 from gptbench.checkpoint.codec import FLOATS
-from gptbench.checkpoint.container import Container, Stored
+from gptbench.checkpoint.container import Container, TensorInfo
 
 
 class Bin(Container):
@@ -20,10 +20,10 @@ class Bin(Container):
     SINGLE = "pytorch_model.bin"
     ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, *Container.ERRORS)
 
-    def header(self, file: Path) -> Iterator[tuple[str, Stored]]:
+    def header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
         for name, tensor in load_pickle(file).items():
             kinds = [kind for kind, dtype in FLOATS.items() if dtype == tensor.dtype]
-            yield name, Stored(file, tuple(tensor.shape), kinds[0] if kinds else str(tensor.dtype))
+            yield name, TensorInfo(file, tuple(tensor.shape), kinds[0] if kinds else str(tensor.dtype))
 
     def tensors(self, file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         tensors = load_pickle(file)

@@ -13,7 +13,7 @@ from gptbench.base.errors import CheckpointError, first_line
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """A tensor as a file's header has it."""
 
     file: Path
@@ -35,7 +35,7 @@ class Container:
     def check(self, file: Path, head: bytes) -> None:
         """Raises CheckpointError for a file that is not to be opened, by its first bytes."""
 
-    def header(self, file: Path) -> Iterator[tuple[str, Stored]]:
+    def header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
         """Name and kind of every tensor in a file; their values are not read."""
         raise NotImplementedError
 

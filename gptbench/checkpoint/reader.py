@@ -20,11 +20,11 @@ from gptbench.base.errors import CheckpointError
 from gptbench.base.inputs import LFS_POINTER, open_regular, read_json, refuse_pointer
 from gptbench.checkpoint.bin_file import Bin
 from gptbench.checkpoint.codec import codec_of
-from gptbench.checkpoint.container import Container, Stored
+from gptbench.checkpoint.container import Container, TensorInfo
 from gptbench.checkpoint.safetensors_file import Safetensors
 from gptbench.config import CheckpointFormat, ModelConfig
 from gptbench.model import Transformer
-from gptbench.schema.result import Loaded
+from gptbench.schema.result import CheckpointInfo
 
 MAX_INDEX_BYTES = 64 * 2**20
 """Of an index, whose entries have about a hundred bytes for each tensor."""
@@ -57,7 +57,7 @@ class Checkpoint:
         self.names = self.architecture.outside
         self.ignored = re.compile(self.names.ignored)
         self.files, indexed = self.find_files()
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, TensorInfo] = {}
         for file in self.files:
             for name, tensor in self.read_header(file):
                 if indexed.get(name, file) != file:  # another file's is the one that counts
@@ -94,7 +94,7 @@ class Checkpoint:
                 raise CheckpointError(f"{file}: not there, although {index.name} says that it holds {name}")
         return sorted(set(indexed.values())), indexed
 
-    def read_header(self, file: Path) -> Iterator[tuple[str, Stored]]:
+    def read_header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
         """Name and kind of every tensor in a file; their values are not read."""
         with open_regular(file) as opened:
             head = opened.read(len(LFS_POINTER))
@@ -139,7 +139,7 @@ class Checkpoint:
                 files = f"{self.files[0]}" + (f" and {len(self.files) - 1} more" if self.files[1:] else "")
                 raise CheckpointError(f"{files}: tensor {name} is missing")
 
-    def load(self, model: Transformer, progress: Callable[[str, float], None]) -> Loaded:
+    def load(self, model: Transformer, progress: Callable[[str, float], None]) -> CheckpointInfo:
         """Fills a model that has its memory.
 
         Args:
@@ -174,7 +174,7 @@ class Checkpoint:
                     progress(what, told)
             done = end
             progress(what, done / total)
-        return Loaded(str(self.folder), [file.name for file in self.files], total, self.digest())
+        return CheckpointInfo(str(self.folder), [file.name for file in self.files], total, self.digest())
 
     def fill(self, model: Transformer, file: Path, name: str, target: Target, stored: dict[str, Tensor]) -> None:
         """Puts a tensor of the layout where it belongs."""
@@ -199,7 +199,7 @@ class Checkpoint:
         return next(tensor for found, tensor in self.read(self.stored[name].file, device) if found == name)
 
     def digest(self) -> str:
-        """See `Loaded.headers_sha256`."""
+        """See `CheckpointInfo.headers_sha256`."""
         tensors = sorted((name, t.file.name, t.shape, t.dtype) for name, t in self.stored.items())
         sizes = [(file.name, file.stat().st_size) for file in self.files]
         return hashlib.sha256(json.dumps([tensors, sizes]).encode()).hexdigest()

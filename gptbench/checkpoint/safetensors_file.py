@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptbench.base.errors import CheckpointError
-from gptbench.checkpoint.container import Container, Stored
+from gptbench.checkpoint.container import Container, TensorInfo
 
 MAX_HEADER_BYTES = 32 * 2**20
 """Of a file's header, whose entries have about a hundred bytes for each tensor."""
@@ -25,11 +25,11 @@ class Safetensors(Container):
         if MAX_HEADER_BYTES < header < file.stat().st_size:
             raise CheckpointError(f"{file}: its header has {header:,} bytes: at most {MAX_HEADER_BYTES:,} are read")
 
-    def header(self, file: Path) -> Iterator[tuple[str, Stored]]:
+    def header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 -- not a dict
                 tensor = opened.get_slice(name)
-                yield name, Stored(file, tuple(tensor.get_shape()), tensor.get_dtype())
+                yield name, TensorInfo(file, tuple(tensor.get_shape()), tensor.get_dtype())
 
     def tensors(self, file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt", device=str(device)) as opened:

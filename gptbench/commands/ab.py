@@ -30,7 +30,7 @@ from gptbench.present.terminal import Terminal
 from gptbench.private.hydra import main_hydra, search_path
 from gptbench.record.sync import log_recorded
 from gptbench.schema.ab import AbResult
-from gptbench.schema.identity import MEASURED
+from gptbench.schema.identity import IDENTITY_SECTIONS
 from gptbench.schema.labels import flat
 
 
@@ -43,7 +43,7 @@ def ab_command(arguments: list[str]) -> int:
     """
     options = parsers.ab().parse_intermixed_args(arguments)
     console.format = options.format
-    ending = ab.Ending(options.half_width, options.budget_s, options.margin)
+    ending = ab.StoppingRule(options.half_width, options.budget_s, options.margin)
     sides = []
     for own in (options.a, options.b):
         overrides = prepared([*options.shared, *words(own)], config_dir=options.config_dir)
@@ -87,12 +87,14 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
         GlobalHydra.instance().clear()
 
 
-def measure_and_show(sides: tuple[ab.Asked, ab.Asked], ending: ab.Ending, command: list[str]) -> int:
+def measure_and_show(
+    sides: tuple[ab.RequestedSide, ab.RequestedSide], ending: ab.StoppingRule, command: list[str]
+) -> int:
     """Measures, records, shows and logs."""
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}: {' '.join(redacted(side.overrides))}", markup=False)
     plain = [side.asked.as_dict() for side in sides]
-    resolved = [dict(flat({group: values[group] for group in (*MEASURED, "device")})) for values in plain]
+    resolved = [dict(flat({group: values[group] for group in (*IDENTITY_SECTIONS, "device")})) for values in plain]
     for key in dict.fromkeys(key for values in resolved for key in values):
         a, b = (values.get(key, "") for values in resolved)
         if a != b:

@@ -11,7 +11,7 @@ from gptbench.compare.comparison import Comparison, compare
 from gptbench.compare.ratio import Verdict, in_words
 from gptbench.compare.row import Row
 from gptbench.compare.select import select
-from gptbench.compare.starts import History, StartSpread
+from gptbench.compare.starts import History, ProcessSpread
 from gptbench.present.console import console, write_line
 from gptbench.present.formats import TEXT, Cell, Column, Table, show, write
 from gptbench.schema.metrics import HEADLINE
@@ -98,7 +98,7 @@ def show_comparison(comparison: Comparison) -> None:
     """A table for each pair; of many pairs one, with the metric that decides."""
     for key, (a, b) in comparison.differences.items():
         console.print(f"{key}: A {shortened(a)}, B {shortened(b)}", markup=False, style="dim")
-    if len(comparison.pairs) <= MOST_TABLES:
+    if len(comparison.pairs) <= MAX_TABLES:
         for pair in comparison.pairs:
             title = ", ".join(f"{key}={value}" for key, value in pair.key.items()) or "B beside A"
             show(table_of(title, [(row.heading, row) for row in pair.rows]))
@@ -123,7 +123,7 @@ def show_comparison(comparison: Comparison) -> None:
         console.warn(f"left out: {found.path}: {why}")
 
 
-def starts_told(of: Iterable[tuple[str, StartSpread | None]]) -> str:
+def starts_told(of: Iterable[tuple[str, ProcessSpread | None]]) -> str:
     """What single starts differ by, of each metric, or of all where it is the same: `decode 0.21%, TTFT 1.2% (8
     recorded starts …)`; empty where nothing was widened by it."""
     by_source: dict[str, dict[str, str]] = {}
@@ -138,13 +138,13 @@ def starts_told(of: Iterable[tuple[str, StartSpread | None]]) -> str:
     return "; ".join(told)
 
 
-MOST_TABLES = 4
+MAX_TABLES = 4
 """Of more pairs, one table with a line for each."""
-MOST_CHARACTERS = 80
+MAX_CHARACTERS = 80
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
 def table_of(title: str, rows: Sequence[tuple[str, Row]], key: Mapping[str, str] | None = None) -> Table:

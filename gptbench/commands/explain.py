@@ -93,7 +93,7 @@ def line_of(told: Explanation, path: Path) -> dict[str, Any]:
         "binding": told.binding,
         "profiled_step_s": told.profiled_s,
         "parts": {part.name: part.seconds for part in told.parts} or None,
-        "beyond_steps_s": told.beyond_s,
+        "beyond_steps_s": told.host_overhead_s,
         "advice": [
             {"change": one.change, "tokens_per_s": one.tokens_per_s, "at_most": one.at_most, "why": one.why}
             for one in told.advice

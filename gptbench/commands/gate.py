@@ -19,7 +19,7 @@ from gptbench.commands.compare import (
 from gptbench.compare.baseline import check_overrides, read_baseline
 from gptbench.compare.gate import Check, Gate, gate, is_of_single_run
 from gptbench.compare.recording import recorded_text
-from gptbench.compare.select import Found, select
+from gptbench.compare.select import SelectedRecord, select
 from gptbench.compare.starts import History
 from gptbench.config import BaselineConfig, load, plugins
 from gptbench.config.commandline import prepared
@@ -71,7 +71,7 @@ def tell(what: str) -> None:
     console.file.flush()
 
 
-def hold(options: argparse.Namespace, found: list[Found], more: list[str]) -> int:
+def hold(options: argparse.Namespace, found: list[SelectedRecord], more: list[str]) -> int:
     """Holds runs against a baseline; measures them where none are given."""
     config, history = read_baseline(options.baseline), History(options.outputs)
     if options.runs:
@@ -100,7 +100,9 @@ def outcome_of(held: Gate, strict: bool) -> str:
     return UNDECIDED if held.busy else PASSED
 
 
-def record(file: Path, found: list[Found], asked: list[list[str]], options: argparse.Namespace, command: str) -> int:
+def record(
+    file: Path, found: list[SelectedRecord], asked: list[list[str]], options: argparse.Namespace, command: str
+) -> int:
     """Writes a baseline of recorded runs, or of what is measured for it."""
     check_output("--record", file, lambda _: True)  # in another way, below
     if file.exists() and not file.is_file():
@@ -124,7 +126,7 @@ def record(file: Path, found: list[Found], asked: list[list[str]], options: argp
     return 0
 
 
-def measured(asked: list[list[str]], repeats: int) -> list[Found]:
+def measured(asked: list[list[str]], repeats: int) -> list[SelectedRecord]:
     """Runs of some overrides, in turns."""
     from gptbench.commands.ab import composed
     from gptbench.execute import measuring  # both need torch

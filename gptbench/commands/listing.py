@@ -135,7 +135,7 @@ def models(folder: Path | None) -> Table:
         assert isinstance(model, ModelConfig)
         shape = (model.layer_specs, model.dim, model.vocab_size, model.tied)
         size, active = size_of(*shape), size_of(*shape, active=True).parameters
-        fits = QuantConfig.LIMITS[INT8].refuse(widths(model)) is None
+        fits = QuantConfig.LIMITS[INT8].unsupported_reason(widths(model)) is None
         rows.append(
             [
                 option.name,

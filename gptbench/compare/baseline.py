@@ -22,7 +22,7 @@ from gptbench.base.paths import conf_folder
 from gptbench.config import MOVED_TARGETS, BaselineConfig, Section, explain, shipped
 from gptbench.config.refusal import read_section
 from gptbench.schema import Result
-from gptbench.schema.identity import MEASURED, measurement_of
+from gptbench.schema.identity import IDENTITY_SECTIONS, measurement_of
 from gptbench.schema.labels import shortened
 from gptbench.schema.metrics import metric_of
 
@@ -97,7 +97,7 @@ def belongs(values: dict[str, Any], row: dict[str, Any]) -> bool:
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The same as it is recorded now: see `gptbench.schema.record.upgrade_config`."""
     now = values | {
-        group: MOVED_TARGETS.get(str(values[group]), values[group]) for group in MEASURED if group in values
+        group: MOVED_TARGETS.get(str(values[group]), values[group]) for group in IDENTITY_SECTIONS if group in values
     }
     if not now.get("model.head_dim"):
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
@@ -129,7 +129,7 @@ def sections(section: type[Section]) -> Iterator[type[Section]]:
         yield inner
 
 
-MOST_CHARACTERS = 200
+MAX_CHARACTERS = 200
 """Of what is wrong with a file: it may be any file, and its errors hold what is in it."""
 
 
@@ -153,7 +153,7 @@ def read_baseline(which: str) -> BaselineConfig:
     except InputError:  # it names the file
         raise
     except (OSError, ValueError) as error:  # a UserError, too
-        raise UserError(f"{file}: {shortened(str(error), MOST_CHARACTERS)}") from error
+        raise UserError(f"{file}: {shortened(str(error), MAX_CHARACTERS)}") from error
 
 
 def parse_baseline(text: str) -> BaselineConfig:
@@ -187,7 +187,7 @@ NOT_MEASURED = ("tracking", "outputs", "baseline", "sweep", "isolation", "quiet"
 
 
 def section_of(override: str) -> str:
-    """`engine` of `+engine.tune=true`, and of `engine=fused`."""
+    """`engine` of `+engine.autotune=true`, and of `engine=fused`."""
     return re.split(r"[=./@]", override.lstrip("+~"), maxsplit=1)[0]
 
 

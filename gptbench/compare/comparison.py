@@ -20,12 +20,12 @@ from gptbench.compare.ratio import (
     of_pairs,
 )
 from gptbench.compare.row import Row, geometric_mean, kernel_row, quality_row, run_row
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.compare.work import different_work
 from gptbench.schema import KernelResult, Measured, Recorded, Result
 from gptbench.schema.busy import why_busy
-from gptbench.schema.identity import MEASURED, measurement_of
+from gptbench.schema.identity import IDENTITY_SECTIONS, measurement_of
 from gptbench.schema.labels import flat
 from gptbench.schema.metrics import HEADLINE, METRICS, SPEED, compared
 from gptbench.schema.place import Place
@@ -43,8 +43,8 @@ class Pair:
 
     key: dict[str, str]
     """By what both sides vary, and where these agree; empty where a side is one configuration."""
-    a: list[Found]
-    b: list[Found]
+    a: list[SelectedRecord]
+    b: list[SelectedRecord]
     rows: list[Row]
 
 
@@ -57,17 +57,17 @@ class Comparison:
     """Fields of the configuration and of the environment in which the sides differ: A's value and B's."""
     remarks: list[str]
     """What a reader must know beside the ratios: samples that were throttled, clocks that differ."""
-    left_out: list[tuple[Found, str]]
+    left_out: list[tuple[SelectedRecord, str]]
     """Records that are not compared, and why."""
     overall: Row | None = None
     """Of several pairs: decode tokens/s, each pair one value."""
-    busy: list[tuple[Found, str]] = field(default_factory=list)
+    busy: list[tuple[SelectedRecord, str]] = field(default_factory=list)
     """Runs that were measured on a busy machine, and count, in a sentence each."""
 
 
 def compare(
-    a: Iterable[Found],
-    b: Iterable[Found],
+    a: Iterable[SelectedRecord],
+    b: Iterable[SelectedRecord],
     margin: float | None = None,
     history: History = NO_HISTORY,
     even_if_busy: bool = False,
@@ -83,7 +83,7 @@ def compare(
     Raises:
         UserError: nothing of A can be compared with anything of B.
     """
-    left_out: list[tuple[Found, str]] = []
+    left_out: list[tuple[SelectedRecord, str]] = []
     sides = [counting(side, left_out) for side in (a, b)]
     for name, side in zip("AB", sides, strict=True):
         if not side:
@@ -120,7 +120,7 @@ def compare(
     return Comparison(pairs, differences(settings, sides, keys), told, left_out, overall(pairs, margin), marked)
 
 
-def quiet(side: list[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
+def quiet(side: list[SelectedRecord], left_out: list[tuple[SelectedRecord, str]]) -> list[SelectedRecord]:
     """Runs of one configuration without those from a busy machine, which go to `left_out`; all where there are no
     others."""
     told = {id(found): why_busy(found.record) for found in side}
@@ -131,14 +131,16 @@ def quiet(side: list[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
     return kept
 
 
-def judged(a: list[Found], b: list[Found], margin: float | None, history: History, even_if_busy: bool) -> list[Row]:
+def judged(
+    a: list[SelectedRecord], b: list[SelectedRecord], margin: float | None, history: History, even_if_busy: bool
+) -> list[Row]:
     """Rows of a pair, without verdicts where a side is from a busy machine."""
     found = rows(a, b, margin, history)
     kinds = set() if even_if_busy else {kind for each in (*a, *b) for kind in each.record.busy_kinds()}
     return [row.withheld(kinds) for row in found]
 
 
-def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[Found]:
+def counting(side: Iterable[SelectedRecord], left_out: list[tuple[SelectedRecord, str]]) -> list[SelectedRecord]:
     """Measurements that mean something; the others go to `left_out`."""
     kept = []
     for found in side:
@@ -152,21 +154,21 @@ def counting(side: Iterable[Found], left_out: list[tuple[Found, str]]) -> list[F
     return kept
 
 
-def fields(found: Found) -> dict[str, str]:
+def fields(found: SelectedRecord) -> dict[str, str]:
     """What a record's numbers depend on beside versions, as text."""
     record = measurement(found)
     here = {f"environment.{key}": str(value) for key, value in Place.of(record.environment).kind.items()}
     return here | {key: str(value) for key, value in measurement_of(record).items() if value is not None}
 
 
-def measurement(found: Found) -> Measured:
+def measurement(found: SelectedRecord) -> Measured:
     """Of what counts."""
     assert isinstance(found.record, Measured)
     return found.record
 
 
 def telling(
-    keys: list[str], sides: list[list[Found]], settings: list[list[dict[str, str]]]
+    keys: list[str], sides: list[list[SelectedRecord]], settings: list[list[dict[str, str]]]
 ) -> dict[str, dict[str | None, list[str]]]:
     """Of each section with a field that is varied, by what it is called: the fields that tell runs with it apart."""
     everything = [
@@ -185,7 +187,7 @@ def telling(
     return apart
 
 
-def told_apart(found: Found, apart: dict[str, dict[str | None, list[str]]]) -> dict[str, str]:
+def told_apart(found: SelectedRecord, apart: dict[str, dict[str | None, list[str]]]) -> dict[str, str]:
     """What a run is told from others by, of what `telling` has found: the name of a section, where that says it all."""
     called, own = names(found), fields(found)
     told = {}
@@ -196,12 +198,12 @@ def told_apart(found: Found, apart: dict[str, dict[str | None, list[str]]]) -> d
     return told
 
 
-def names(found: Found) -> dict[str, str]:
+def names(found: SelectedRecord) -> dict[str, str]:
     """Of each section."""
-    return {group: found.record.config[group]["name"] for group in MEASURED if group in found.record.config}
+    return {group: found.record.config[group]["name"] for group in IDENTITY_SECTIONS if group in found.record.config}
 
 
-def environment(found: Found) -> dict[str, str]:
+def environment(found: SelectedRecord) -> dict[str, str]:
     """What else it depends on."""
     record = measurement(found)
     here = vars(record.environment) | {"read_roof_gb_per_s": f"{record.roof.gb_per_s:.4g}"}
@@ -214,7 +216,7 @@ def varied(side: list[dict[str, str]]) -> set[str]:
     return {key for key in keys if len({values.get(key) for values in side}) > 1}
 
 
-def remarks(sides: list[list[Found]]) -> list[str]:
+def remarks(sides: list[list[SelectedRecord]]) -> list[str]:
     """Of a side of several versions, samples that were throttled, and clocks that were not the same."""
     told: list[str] = []
     clocks: dict[str, list[list[float]]] = {which: [] for which in CLOCKS}
@@ -269,16 +271,18 @@ def clocks_apart(a: list[float], b: list[float], which: str = "the clock") -> li
     return [f"{clocks}: part of the difference may be the clock's"]
 
 
-def grouped(side: list[Found], settings: list[dict[str, str]], keys: list[str]) -> dict[tuple[Any, ...], list[Found]]:
+def grouped(
+    side: list[SelectedRecord], settings: list[dict[str, str]], keys: list[str]
+) -> dict[tuple[Any, ...], list[SelectedRecord]]:
     """Runs by their values of the fields."""
-    groups: dict[tuple[Any, ...], list[Found]] = {}
+    groups: dict[tuple[Any, ...], list[SelectedRecord]] = {}
     for found, values in zip(side, settings, strict=True):
         groups.setdefault(tuple(values.get(key, "") for key in keys), []).append(found)
     return groups
 
 
 def differences(
-    settings: list[list[dict[str, str]]], sides: list[list[Found]], keys: list[str]
+    settings: list[list[dict[str, str]]], sides: list[list[SelectedRecord]], keys: list[str]
 ) -> dict[str, tuple[str, str]]:
     """Fields in which the sides differ, without those that they vary themselves."""
     told: dict[str, tuple[str, str]] = {}
@@ -292,7 +296,9 @@ def differences(
     return told
 
 
-def rows(a: list[Found], b: list[Found], margin: float | None, history: History = NO_HISTORY) -> list[Row]:
+def rows(
+    a: list[SelectedRecord], b: list[SelectedRecord], margin: float | None, history: History = NO_HISTORY
+) -> list[Row]:
     """Of one pair, each metric that both sides have."""
     of_kernels = [of_kind(KernelResult, map(measurement, side)) for side in (a, b)]
     if all(of_kernels):

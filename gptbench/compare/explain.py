@@ -22,7 +22,7 @@ import numpy as np
 
 from gptbench.base.numbers import giga, micro, number
 from gptbench.compare.advice import (
-    LEAST_HOST,
+    MIN_HOST,
     NEAR_THE_ROOF,
     Advice,
     another_engine,
@@ -69,7 +69,7 @@ class Explanation:
     """Which add up to `step_s`; empty without a breakdown."""
     profiled_s: float | None = None
     """The profiled step, of which the parts are shares."""
-    beyond_s: float | None = None
+    host_overhead_s: float | None = None
     """Of a whole call, what the host takes beyond prefill and steps: median."""
     notes: list[str] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
@@ -103,7 +103,7 @@ def explain(result: Result) -> Explanation:
         binding=binding(step),
         parts=[] if found is None else list(partition(step)),
         profiled_s=None if found is None else found.step_s,
-        beyond_s=beyond(result),
+        host_overhead_s=beyond(result),
         notes=list(notes(step)),
         advice=[one for each in faster for one in each],
         more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
@@ -201,7 +201,7 @@ def notes(step: Step) -> Iterator[str]:
     if mixture and any(one.experts_chosen is None for one in valid_samples(step.result)):
         yield "The experts that its batch chose were not counted: bytes and MBU are the most there can be."
     whole = float(np.median([one.call_s for one in valid_samples(step.result)]))
-    if (host := beyond(step.result)) > LEAST_HOST * whole:
+    if (host := beyond(step.result)) > MIN_HOST * whole:
         yield f"A whole call takes {micro(host)} of the host's time beyond prefill and steps, {host / whole:.1%} of it."
     if told["mbu"] > 1:
         yield "More than the read roof: measure it again, with device.measure_roof=true."

@@ -35,8 +35,8 @@ from gptbench.compare.ratio import (
     verdict,
 )
 from gptbench.compare.row import exactly, moments_of
-from gptbench.compare.select import Found
-from gptbench.compare.starts import NO_HISTORY, History, StartSpread
+from gptbench.compare.select import SelectedRecord
+from gptbench.compare.starts import NO_HISTORY, History, ProcessSpread
 from gptbench.config import BaselineConfig, BaselineMetric, BaselineRow
 from gptbench.schema import Result
 from gptbench.schema.busy import PHASES, why_busy
@@ -75,7 +75,7 @@ class Check:
     """What the interval is of: `3 runs and 1 run`."""
     possible: dict[Verdict, float] = field(default_factory=dict)
     """Of what is undecided, by up to which share it may be less, and more."""
-    starts: StartSpread | None = None
+    starts: ProcessSpread | None = None
     """What the interval is widened by, of single starts."""
 
     @property
@@ -172,7 +172,7 @@ def watts(limit: float | None) -> str:
 
 def gate(
     config: BaselineConfig,
-    found: Sequence[Found],
+    found: Sequence[SelectedRecord],
     hindered: Sequence[tuple[str, str]] = (),
     partial: bool = False,
     history: History = NO_HISTORY,
@@ -193,7 +193,7 @@ def gate(
     """
     require_rows(config)
     baseline = Baseline(config)
-    runs: dict[str, list[Found]] = {name: [] for name in config.rows}
+    runs: dict[str, list[SelectedRecord]] = {name: [] for name in config.rows}
     checks = [Check(row, None, True, why) for row, why in hindered]
     left_out = []
     of_one_prompt: set[str] = set()
@@ -217,7 +217,7 @@ def gate(
             runs[row].append(each)
     told = {check.row for check in checks}
     remarks = []
-    busy_ones: list[tuple[Found, str]] = []
+    busy_ones: list[tuple[SelectedRecord, str]] = []
     for row, of_row in runs.items():
         counting = of_row if even_if_busy else quiet(of_row, busy_ones)
         own = of_kind(Result, [each.record for each in counting])
@@ -295,7 +295,7 @@ def check(
     before: BaselineMetric,
     now: BaselineMetric,
     margin: float,
-    starts: StartSpread | None = None,
+    starts: ProcessSpread | None = None,
     exact: bool = False,
 ) -> Check:
     """One metric that both have.

@@ -63,7 +63,7 @@ def drifts(result: AbResult) -> list[Drift]:
     found = []
     for name in result.sides:
         rounds = [each for each in result.rounds if each.blocks()]
-        if len(rounds) < LEAST_ROUNDS_FOR_DRIFT:
+        if len(rounds) < MIN_ROUNDS_FOR_DRIFT:
             continue
         x = np.array([np.mean(each.at_s) for each in rounds])
         y = np.array(
@@ -74,7 +74,7 @@ def drifts(result: AbResult) -> list[Drift]:
     return found
 
 
-LEAST_ROUNDS_FOR_DRIFT = 4
+MIN_ROUNDS_FOR_DRIFT = 4
 
 
 def remarks(result: AbResult) -> list[str]:

@@ -13,7 +13,7 @@ from gptbench.compare.baseline import (
     section_of,
 )
 from gptbench.compare.gate import margins_of, moments, samples_of, watts
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.config import BaselineConfig
 from gptbench.schema import Result
 from gptbench.schema.busy import why_busy
@@ -31,7 +31,7 @@ CPU_MARGINS = {"memory": 0.1}
 
 def recorded_text(
     name: str,
-    found: Sequence[Found],
+    found: Sequence[SelectedRecord],
     command: str,
     margins: dict[str, float] | None = None,
     even_if_busy: bool = False,
@@ -86,7 +86,7 @@ def recorded_text(
     return text
 
 
-def countable(found: Sequence[Found], even_if_busy: bool = False) -> list[Result]:
+def countable(found: Sequence[SelectedRecord], even_if_busy: bool = False) -> list[Result]:
     """Runs that one baseline can be made of."""
     runs: list[Result] = []
     for each in found:

@@ -17,7 +17,7 @@ from gptbench.compare.ratio import (
     possible,
     verdict,
 )
-from gptbench.compare.starts import NO_HISTORY, History, StartSpread
+from gptbench.compare.starts import NO_HISTORY, History, ProcessSpread
 from gptbench.schema import Result
 from gptbench.schema.metrics import KERNEL_TIME, METRICS, Metric, PerToken
 from gptbench.schema.statistics import steps_jackknife, valid_samples
@@ -39,7 +39,7 @@ class Row:
     """What the interval is of: `5 and 5 samples, one start each`, `3 and 3 runs`, `2000 tokens`."""
     possible: dict[Verdict, float] = field(default_factory=dict)
     """Of what is undecided, by up to which share B may be less, and more."""
-    starts: StartSpread | None = None
+    starts: ProcessSpread | None = None
     """What the interval is widened by, of single starts."""
     kernel: str | None = None
     """Whose time it is, of `task=kernels`: `gemv/D4096/int8/inductor`."""

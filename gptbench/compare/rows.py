@@ -18,9 +18,9 @@ import numpy as np
 
 from gptbench.base.errors import UserError
 from gptbench.compare.baseline import Baseline, is_shipped
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.schema import KernelResult, Measured, Result
-from gptbench.schema.kernels import SEED_SIZES, KernelTimes, kernel_metrics
+from gptbench.schema.kernels import GPTFAST_SIZES, KernelTimes, kernel_metrics
 from gptbench.schema.metrics import METRICS
 from gptbench.schema.record import of_kind
 from gptbench.schema.summary import part_metrics
@@ -31,7 +31,7 @@ KERNEL_METRICS = {
     "gemv": ("memory_bandwidth(GB/s)", "gb_per_s"),
     "gather_gemv": ("memory_bandwidth(GB/s)", "gb_per_s"),
     "layer_norm": ("memory_bandwidth(GB/s)", "gb_per_s"),
-    "mlp_layer_norm_gelu": ("flops_utilization", "seed_flops_utilisation"),
+    "mlp_layer_norm_gelu": ("flops_utilization", "gptfast_flops_utilisation"),
 }
 """Micro-benchmark to the name of what it measures, the benchmark's and ours."""
 COLUMNS = ("name", "metric", "target", "actual", "dtype", "device", "arch", "is_model")
@@ -87,7 +87,7 @@ class Experiment:
         }
 
 
-def experiments(found: Iterable[Found], baseline: Baseline, implementation: str) -> list[Experiment]:
+def experiments(found: Iterable[SelectedRecord], baseline: Baseline, implementation: str) -> list[Experiment]:
     """The rows of every run that counts.
 
     Args:
@@ -137,7 +137,7 @@ def of_kernels(result: KernelResult, baseline: Baseline, implementation: str) ->
         values = [float(getattr(row, own)) for row in rows if row is not None]
         if len(values) < len(rows) or len(values) < 2:
             continue
-        same = [kernel.shape.get("D") for kernel in kernels] == SEED_SIZES
+        same = [kernel.shape.get("D") for kernel in kernels] == GPTFAST_SIZES
         same = same and all(kernel.shape.get("B", 1) == 1 for kernel in kernels)
         target = baseline.config.targets.get(f"{name}/{dtype}", {}).get(own) if same else None
         mean = [float(np.mean(values))]

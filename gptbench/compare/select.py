@@ -32,7 +32,7 @@ QUIET: dict[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
 @dataclass(frozen=True)
-class Found:
+class SelectedRecord:
     """A record, and where it is; what comes from MLflow is in `mlflow:/RUN_ID`, and in no file."""
 
     path: Path
@@ -45,7 +45,7 @@ def select(
     uri: str | None = None,
     kinds: tuple[type[Recorded], ...] = (Recorded,),
     unread: Callable[[str], None] = lambda _: None,
-) -> list[Found]:
+) -> list[SelectedRecord]:
     """Records that a selector means, the oldest first; of a sweep, those of its jobs.
 
     Args:
@@ -76,7 +76,7 @@ MAX_TOLD = 10
 
 def meant(
     selector: str, outputs: Path, uri: str | None, kinds: tuple[type[Recorded], ...], unread: Callable[[str], Any]
-) -> list[Found]:
+) -> list[SelectedRecord]:
     """As `select`, where there may be none."""
     path = Path(selector)
     if selector.startswith(MLFLOW):
@@ -98,32 +98,32 @@ def meant(
     return found
 
 
-def from_file(path: Path, unread: Callable[[str], Any]) -> list[Found]:
+def from_file(path: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """A record; of a sweep's, those of its jobs."""
-    return parts_of(Found(path, load_record(path)), unread)
+    return parts_of(SelectedRecord(path, load_record(path)), unread)
 
 
-def parts_of(found: Found, unread: Callable[[str], Any]) -> list[Found]:
+def parts_of(found: SelectedRecord, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """A record itself, or those that it is made of."""
     members = found.record.members(found.path.parent)
     return [found] if members is None else list(readable(members, unread))
 
 
-def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[Found]:
+def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[SelectedRecord]:
     """Those that can be read."""
     for path in paths:
         try:
-            yield Found(path, load_record(path))
+            yield SelectedRecord(path, load_record(path))
         except UserError as error:
             unread(str(error))
 
 
-def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[Found]:
+def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """Every record below it, the oldest first."""
     return sorted(below(folder, unread), key=age)
 
 
-def below(folder: Path, unread: Callable[[str], Any]) -> Iterator[Found]:
+def below(folder: Path, unread: Callable[[str], Any]) -> Iterator[SelectedRecord]:
     """Every record below a folder, each read once, but those of sweeps, whose jobs are there; a sweep that found jobs
     elsewhere has those."""
     inner = sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))
@@ -137,7 +137,7 @@ def below(folder: Path, unread: Callable[[str], Any]) -> Iterator[Found]:
     yield from readable(elsewhere.values(), unread)
 
 
-def age(found: Found) -> tuple[str, int]:
+def age(found: SelectedRecord) -> tuple[str, int]:
     """By which records are in order, the oldest first."""
     return found.record.started, found.path.stat().st_mtime_ns
 
@@ -146,7 +146,7 @@ def is_hidden(path: Path, below: Path) -> bool:
     return any(part.startswith(".") or part == "mlartifacts" for part in path.relative_to(below).parts)
 
 
-def of_identity(digits: str, outputs: Path, unread: Callable[[str], Any]) -> list[Found]:
+def of_identity(digits: str, outputs: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """Every record of the identity that begins so, a run's or a sweep's."""
     runs = {path.stem for path in (outputs / FOLDER).glob(f"{digits}*.jsonl")}
     sweeps = {path.stem for path in (outputs / SWEEPS).glob(f"{digits}*.json")}
@@ -159,7 +159,7 @@ def of_identity(digits: str, outputs: Path, unread: Callable[[str], Any]) -> lis
     return found
 
 
-def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list[Found]:
+def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """Records of the jobs of the last sweep of that identity, whether it has ended or not."""
     where = read_object(outputs / SWEEPS / f"{identity}.json").get("call")
     if not is_name(where):  # cut off, or nothing of ours
@@ -172,7 +172,7 @@ def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list
     return list(readable(record_of(call, Plan.load(call), interrupted=True).members(call), unread))
 
 
-def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[Found]:
+def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[SelectedRecord]:
     """Records of the runs that a filter of MLflow's finds, or a run id names: as they were logged."""
     if (file := file_of(uri)) is not None and not file.exists():
         return []  # or it would be made
@@ -217,7 +217,7 @@ def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
             return runs
 
 
-def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> Found | None:
+def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> SelectedRecord | None:
     """The record among a run's artifacts; None where there is none that can be read."""
     names = {f"{kind.FILE}.json" for kind in KINDS.values() if kind is not SweepRecord}
     name = next((entry.path for entry in client.list_artifacts(run.info.run_id) if entry.path in names), None)
@@ -225,4 +225,4 @@ def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> Found | None:
         return None
     with tempfile.TemporaryDirectory(prefix="gptbench-") as folder:
         found = list(readable([Path(client.download_artifacts(run.info.run_id, name, folder))], unread))
-    return Found(Path(MLFLOW, run.info.run_id, name), found[0].record) if found else None
+    return SelectedRecord(Path(MLFLOW, run.info.run_id, name), found[0].record) if found else None

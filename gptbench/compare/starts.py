@@ -39,7 +39,7 @@ ABOUT_AS_LONG = 4
 
 
 @dataclass(frozen=True)
-class StartSpread:
+class ProcessSpread:
     """Of one metric."""
 
     value: float
@@ -78,11 +78,11 @@ class History:
         """Of each identity with several, the newest first."""
         return [] if self.outputs is None else list(recorded_starts(self.outputs))
 
-    def spread(self, metric: str, results: Sequence[Result]) -> StartSpread:
+    def spread(self, metric: str, results: Sequence[Result]) -> ProcessSpread:
         """What single starts of such results differ by in a metric: the largest of their devices'."""
         return max((self.of_one(metric, result) for result in results), key=lambda found: found.value)
 
-    def of_one(self, metric: str, result: Result) -> StartSpread:
+    def of_one(self, metric: str, result: Result) -> ProcessSpread:
         """From what is recorded of its device; built in where that is too little."""
         here, step_s = Place.of(result.environment).kind, result.summary[STEP]
         logarithms = []
@@ -99,11 +99,13 @@ class History:
         if freedom < MIN_FREEDOM:
             kind = "GPU" if result.environment.on_gpu else "CPU"
             needed = f"for a {kind}: {freedom} recorded repeats of such runs here, {MIN_FREEDOM} are needed"
-            return StartSpread(BUILT_IN["cuda" if result.environment.on_gpu else "cpu"], math.inf, f"built in {needed}")
+            return ProcessSpread(
+                BUILT_IN["cuda" if result.environment.on_gpu else "cpu"], math.inf, f"built in {needed}"
+            )
         squares = sum(float(((values - values.mean()) ** 2).sum()) for values in logarithms)
         several = "s" * (len(logarithms) > 1)
         source = f"{runs} recorded starts of {len(logarithms)} configuration{several} on this device"
-        return StartSpread((squares / freedom) ** 0.5, float(freedom), source)
+        return ProcessSpread((squares / freedom) ** 0.5, float(freedom), source)
 
 
 NO_HISTORY = History()

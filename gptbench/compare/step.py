@@ -22,7 +22,10 @@ LIBRARY = r"gemm|gemv|nvjet|cutlass|cublas|splitK"
 KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (part, re.compile(pattern))
     for part, pattern in (
-        ("sampling", r"^(maxima|draw)_kernel|^triton_\w*(sort|cumsum|masked_fill|scatter|amax|amin|index_select)"),
+        (
+            "sampling",
+            r"^(maxima|draw|sample)_kernel|^triton_\w*(sort|cumsum|masked_fill|scatter|amax|amin|index_select)",
+        ),
         ("attention", r"^attend_kernel|flash|fmha|scaled_dot_product|attention|softmax|^triton_\w*(bmm|matmul)"),
         ("attention", r"^aten::(matmul|bmm)$"),
         ("matrices", r"^(add_linear|linear|swiglu)_\d+x\d+|^int8_matmul"),
@@ -36,7 +39,7 @@ KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """Part of a step to the names of its kernels: those of libraries, Inductor's, torch's operations on a CPU, and ours as
 they were before records told their parts. The first that matches counts; what none does is `other`. `matrices` are what
 reads weights. Inductor names a kernel
-after the operations that it is made of: those of `gptbench.kernels.draw_reference` are found nowhere else in a step."""
+after the operations that it is made of: those of `gptbench.kernels.sample_reference` are found nowhere else in a step."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def partition(step: Step) -> Iterator[Part]:
         f"{kernels(len(step.kernels['attention']))}; the {giga(kv)} of keys and values of this step take "
         f"{micro(kv / step.roof)} at the read roof",
     )
-    yield Part("sampling", seconds["sampling"], f"{kernels(len(step.kernels['sampling']))} that draw the token")
+    yield Part("sampling", seconds["sampling"], f"{kernels(len(step.kernels['sampling']))} that draw|sample the token")
     yield Part("other", seconds["other"], most_of(step.kernels["other"], step.factor))
     if not step.is_one_graph:
         yield Part("host", seconds["gaps"], "gaps in which nothing runs: the host launches what comes next")
@@ -185,11 +188,11 @@ def kv_bytes(step: Step) -> float:
     """Keys and values of the profiled step."""
     moved, found = step.result.traffic, step.result.breakdown
     assert found is not None
-    place = min(max(found.position + 1 - moved.positions_filled[0], 0), len(moved.positions_filled) - 1)
+    place = min(max(found.position + 1 - moved.kv_len[0], 0), len(moved.kv_len) - 1)
     return float(moved.moved()[place] - moved.weights)
 
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 """Kernels of what is `other`, by name."""
 
 
@@ -198,6 +201,6 @@ def most_of(launches: list[tuple[Launch, float]], factor: float) -> str:
     seconds: dict[str, float] = {}
     for launch, exclusive in launches:
         seconds[launch.name] = seconds.get(launch.name, 0.0) + exclusive * factor
-    first = sorted(seconds, key=lambda name: -seconds[name])[:MOST_NAMED]
+    first = sorted(seconds, key=lambda name: -seconds[name])[:MAX_NAMED]
     named = ", ".join(f"{name} {micro(seconds[name])}" for name in first)
     return kernels(len(launches)) + (f", most of it {named}" if named else "")

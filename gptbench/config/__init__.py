@@ -25,14 +25,14 @@ from gptbench.config.engine import (
 )
 from gptbench.config.explanation import explain
 from gptbench.config.group_options import options, shipped
-from gptbench.config.loading import load, require_possible
+from gptbench.config.loading import load, validate_combination
 from gptbench.config.model import CheckpointFormat, ModelConfig
 from gptbench.config.quant import FORMATS, INT8, UNQUANTISED, FormatLimits, QuantConfig
 from gptbench.config.registration import add_option, register
 from gptbench.config.sampling import SamplingConfig
 from gptbench.config.section import MOVED_TARGETS, Section
-from gptbench.config.sizes import MAX_JOBS, MIN_NEW_TOKENS, MOST_FUSED_SEQUENCES, MOST_STOP_TOKENS
-from gptbench.config.sweep import DrawnSweepConfig, SweepConfig
+from gptbench.config.sizes import MAX_FUSED_SEQUENCES, MAX_JOBS, MAX_STOP_TOKENS, MIN_NEW_TOKENS
+from gptbench.config.sweep import SampledSweepConfig, SweepConfig
 from gptbench.config.task import KernelsConfig, QualityConfig, TaskConfig
 from gptbench.config.tracking import MLflowConfig, TrackingConfig
 from gptbench.config.tree import Config, Isolation
@@ -42,10 +42,10 @@ __all__ = [
     "ENGINES",
     "FORMATS",
     "INT8",
+    "MAX_FUSED_SEQUENCES",
     "MAX_JOBS",
+    "MAX_STOP_TOKENS",
     "MIN_NEW_TOKENS",
-    "MOST_FUSED_SEQUENCES",
-    "MOST_STOP_TOKENS",
     "MOVED_TARGETS",
     "UNQUANTISED",
     "AutoConfig",
@@ -58,7 +58,6 @@ __all__ = [
     "CudaGraph",
     "DeviceConfig",
     "DeviceKind",
-    "DrawnSweepConfig",
     "Dtype",
     "EagerConfig",
     "EngineConfig",
@@ -73,6 +72,7 @@ __all__ = [
     "QualityConfig",
     "QuantConfig",
     "RopeScaling",
+    "SampledSweepConfig",
     "SamplingConfig",
     "Scope",
     "Section",
@@ -88,6 +88,6 @@ __all__ = [
     "load",
     "options",
     "register",
-    "require_possible",
     "shipped",
+    "validate_combination",
 ]

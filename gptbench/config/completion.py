@@ -11,7 +11,7 @@ from gptbench.base.errors import ConfigError, UserError
 from gptbench.base.hub import expanded, find_checkpoint
 from gptbench.config.model import ModelConfig
 
-PATHS = ("outputs", "model.tokenizer", "engine.tiles", "workload.prompt_file", "task.text_file")
+PATHS = ("outputs", "model.tokenizer", "engine.tile_cache", "workload.prompt_file", "task.text_file")
 """Fields that name a file or a folder, in which `~` is the home folder; `model.checkpoint` may be more than that."""
 
 

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import ClassVar
 
 from gptbench.config.section import Section
-from gptbench.config.sizes import MOST_THREADS_PER_CORE
+from gptbench.config.sizes import MAX_THREADS_PER_CORE
 
 
 class DeviceKind(Enum):
@@ -46,6 +46,6 @@ class DeviceConfig(Section):
 
     def check(self) -> None:
         self.at_least(0, "index")
-        most = MOST_THREADS_PER_CORE * (os.cpu_count() or 1)
+        most = MAX_THREADS_PER_CORE * (os.cpu_count() or 1)
         if self.threads is not None and not 1 <= self.threads <= most:
             raise self.error("threads", f"a number from 1 to {most}, or null for torch's choice")

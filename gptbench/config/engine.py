@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptbench.config.device import DeviceKind, Dtype
 from gptbench.config.quant import UNQUANTISED
 from gptbench.config.section import Section
-from gptbench.config.sizes import MOST_FUSED_SEQUENCES
+from gptbench.config.sizes import MAX_FUSED_SEQUENCES
 
 if TYPE_CHECKING:
     from gptbench.config.tree import Config
@@ -67,7 +67,7 @@ class EngineConfig(Section):
     """Fields that name a folder, below the one in which the command is typed."""
     OWN_KERNELS: ClassVar[bool] = False
     """Whether a decode step is a list of gptbench's own kernels, which `task=kernels` measures. Then there are the
-    fields `overlap` and `tiles`, `unsupported_by_kernels`, and `planned` of the engine's class."""
+    fields `pdl` and `tiles`, `unsupported_by_kernels`, and `planned` of the engine's class."""
 
     @classmethod
     def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
@@ -136,11 +136,11 @@ class FusedConfig(EngineConfig):
     FOLDERS: ClassVar[tuple[str, ...]] = ("tiles",)
     OWN_KERNELS: ClassVar[bool] = True
 
-    overlap: bool = True
+    pdl: bool = True
     """Whether a kernel starts while the one before it still runs, on a GPU that can (compute capability 9.0 and up)."""
-    tune: bool = False
+    autotune: bool = False
     """Search the best tiles for the shapes of this model on this device, those that are not kept yet, and keep them."""
-    tiles: str = "outputs/tiles"
+    tile_cache: str = "outputs/tiles"
     """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
     that it lacks get built-in ones."""
 
@@ -160,8 +160,8 @@ class FusedConfig(EngineConfig):
         batch = config.workload.batch_size
         if config.device.dtype is Dtype.float16:
             return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
-        if batch > MOST_FUSED_SEQUENCES:
-            return f"workload.batch_size={MOST_FUSED_SEQUENCES} at most (it is {batch})"
+        if batch > MAX_FUSED_SEQUENCES:
+            return f"workload.batch_size={MAX_FUSED_SEQUENCES} at most (it is {batch})"
         if not all(layer.attention.is_plain for layer in config.model.layer_specs):
             return "another model: the kernels have no attention of its kind"
         if not all(layer.ffn.is_plain for layer in config.model.layer_specs):

@@ -23,7 +23,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptbench.base.errors import ConfigError, InputError, UserError
 from gptbench.base.inputs import read_yaml, yaml_fault
-from gptbench.base.outputs import write_whole
+from gptbench.base.outputs import atomic_write
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import Config
 from gptbench.config.plugins import Plugins
@@ -101,7 +101,7 @@ def require_folder(config_dir: str) -> None:
 def save_config(config: DictConfig | ListConfig, filename: str, output_dir: Path) -> None:
     """Hydra's own `_save_config`, without secrets: it keeps overrides as they were typed."""
     without = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
-    write_whole(output_dir / filename, OmegaConf.to_yaml(without))
+    atomic_write(output_dir / filename, OmegaConf.to_yaml(without))
 
 
 def log_record(*args: Any, **options: Any) -> logging.LogRecord:

@@ -54,13 +54,13 @@ def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     if config.task.RUNS_ENGINE:  # what runs none leaves out what cannot be, and says why
-        require_possible(config)
+        validate_combination(config)
     return config
 
 
-def require_possible(config: Config) -> None:
+def validate_combination(config: Config) -> None:
     """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
-    if (expected := config.quant.refuse(config.model, config.device.dtype)) is not None:
+    if (expected := config.quant.unsupported_reason(config.model, config.device.dtype)) is not None:
         raise ConfigError("quant", f"{config.quant.full_name} (model={config.model.name})", expected)
     if (expected := config.engine.unsupported_reason(config)) is not None:
         raise ConfigError("engine", config.engine.name, f"another one, or {expected}")

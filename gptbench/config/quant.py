@@ -27,7 +27,7 @@ class FormatLimits:
     """Bits that a weight takes in a model of 16-bit numbers, scales included, in a matrix of 4096 columns; None where
     that is not known before the format is imported."""
 
-    def refuse(self, widths: Iterable[tuple[str, int]]) -> str | None:
+    def unsupported_reason(self, widths: Iterable[tuple[str, int]]) -> str | None:
         """What would have to be different for matrices of these columns, each with its name, or None if nothing."""
         for name, width in widths:
             if width % self.multiple:
@@ -103,7 +103,7 @@ class QuantConfig(Section):
         """Its name, and the formats of patterns: `int8 (lm_head=none)`."""
         return full_name(self.name, self.weights)
 
-    def refuse(self, model: ModelConfig, dtype: "Dtype") -> str | None:
+    def unsupported_reason(self, model: ModelConfig, dtype: "Dtype") -> str | None:
         """What would have to be different for a model to be stored in this way, or None if nothing. Where formats
         differ, each matrix is held against its own once it is known which it has: see `gptbench.model.linear`."""
         if dtype is Dtype.float16:
@@ -113,7 +113,9 @@ class QuantConfig(Section):
         if self.weights:
             return None
         attended = model.n_heads * model.head_dim
-        return self.limits.refuse([("dim", model.dim), ("ffn_dim", model.ffn_dim), ("n_heads·head_dim", attended)])
+        return self.limits.unsupported_reason(
+            [("dim", model.dim), ("ffn_dim", model.ffn_dim), ("n_heads·head_dim", attended)]
+        )
 
 
 FORMATS: dict[str, QuantConfig] = {

@@ -21,7 +21,7 @@ VARIABLES = ("HOME", "USER", "TMPDIR")
 PREFIX = "GPTBENCH_"
 """Environment variables that a configuration may hold: these, and those that begin so. Others can be secrets."""
 
-FOLDERS = ("outputs", "engine.tiles", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+FOLDERS = ("outputs", "engine.tile_cache", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 """Fields that become the names of folders."""
 
 

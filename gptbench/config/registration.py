@@ -8,7 +8,7 @@ from gptbench.base.hub import expanded
 from gptbench.base.paths import conf_folder, shipped_folder
 from gptbench.config.engine import ENGINES
 from gptbench.config.section import Section
-from gptbench.config.sweep import DrawnSweepConfig
+from gptbench.config.sweep import SampledSweepConfig
 from gptbench.config.task import KernelsConfig, QualityConfig
 from gptbench.config.tracking import MLflowConfig
 from gptbench.config.tree import Config
@@ -28,7 +28,7 @@ def register() -> None:
     store.store(group="schema/task", name="quality", node=QualityConfig)
     store.store(group="schema/task", name="kernels", node=KernelsConfig)
     store.store(group="schema/tracking", name="mlflow", node=MLflowConfig)
-    store.store(group="schema/sweep", name="drawn", node=DrawnSweepConfig)
+    store.store(group="schema/sweep", name="drawn", node=SampledSweepConfig)
 
 
 ADDED: set[tuple[str, str]] = set()

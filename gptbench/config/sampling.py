@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gptbench.config.section import Section
-from gptbench.config.sizes import MOST_STOP_TOKENS
+from gptbench.config.sizes import MAX_STOP_TOKENS
 
 
 @dataclass(kw_only=True)
@@ -31,5 +31,5 @@ class SamplingConfig(Section):
             raise self.error("top_k", "a number of at least 1, or null for the whole vocabulary")
         if self.top_p is not None and not 1e-30 <= self.top_p <= 1:  # in float32 less may be 0, and keep nothing
             raise self.error("top_p", "a number from 1e-30 to 1, or null for no limit")
-        if len(self.stop_tokens) > MOST_STOP_TOKENS:
-            raise self.error("stop_tokens", f"at most {MOST_STOP_TOKENS} token ids")
+        if len(self.stop_tokens) > MAX_STOP_TOKENS:
+            raise self.error("stop_tokens", f"at most {MAX_STOP_TOKENS} token ids")

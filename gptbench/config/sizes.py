@@ -26,11 +26,11 @@ MAX_SECONDS = 30 * 24 * 3600
 MAX_JOBS = 10_000
 """Of a sweep. All are composed and checked before the first one runs, at some ten a second."""
 
-MOST_THREADS_PER_CORE = 4
+MAX_THREADS_PER_CORE = 4
 """Far more only wait for each other, and very many crash the process."""
 
-MOST_FUSED_SEQUENCES = 8
+MAX_FUSED_SEQUENCES = 8
 """Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
 
-MOST_STOP_TOKENS = 16
+MAX_STOP_TOKENS = 16
 """So many places there are for them on the device, whether they are taken or not."""

@@ -33,7 +33,7 @@ class SweepConfig(Section):
 
 
 @dataclass(kw_only=True)
-class DrawnSweepConfig(SweepConfig):
+class SampledSweepConfig(SweepConfig):
     """Some points of the space that lists, ranges and intervals span: random ones, or those of a Sobol sequence, which
     fill it more evenly."""
 

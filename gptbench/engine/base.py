@@ -13,7 +13,7 @@ from gptbench.config.targets import instantiate
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine.runner import Runner, Shape, Tick
-from gptbench.kernels.draw_reference import draw_reference
+from gptbench.kernels.sample_reference import sample_reference
 from gptbench.model import KeyValueCache, Transformer
 from gptbench.sampling import Sampler
 
@@ -106,10 +106,12 @@ class Engine(Runner):
     def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
         if (reason := super().unsupported_reason(config, devices)) is not None:
             return reason
-        return next((lacking for device in devices.devices if (lacking := cls.missing(device)) is not None), None)
+        return next(
+            (lacking for device in devices.devices if (lacking := cls.unavailable_reason(device)) is not None), None
+        )
 
     @classmethod
-    def missing(cls, device: Device) -> str | None:
+    def unavailable_reason(cls, device: Device) -> str | None:
         """What this machine lacks to run the engine on a device, whatever the run; None if nothing."""
         return None
 
@@ -224,14 +226,14 @@ class Engine(Runner):
         raise RuntimeError("the engine was released")
 
     def advance(self, hidden: Tensor) -> None:
-        """`draw` from the residual stream [B, D] of the last fed position."""
-        self.draw(self.model.logits(hidden))
+        """`sample` from the residual stream [B, D] of the last fed position."""
+        self.sample(self.model.logits(hidden))
 
-    def draw(self, logits: Tensor) -> None:
+    def sample(self, logits: Tensor) -> None:
         """Draws the next token from the logits [B, V], float32, of the last fed position; it is the next to be fed.
         A row that has drawn a stop token draws that one again."""
         state, sampler = self.state, self.sampler
-        draw_reference(
+        sample_reference(
             logits,
             state.uniform,
             *sampler.settings,

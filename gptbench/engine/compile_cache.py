@@ -36,7 +36,7 @@ from gptbench.private.triton import group_in, is_group
 from gptbench.schema.restore import restored
 
 if TYPE_CHECKING:  # needs Triton, which is not everywhere
-    from gptbench.engine.tiles import Tiles
+    from gptbench.engine.tile_cache import TileCache
 
 FORMAT = 3
 MANIFEST, TILES = "manifest.json", "tiles.json"
@@ -116,7 +116,7 @@ class Place:
         with contextlib.suppress(ImportError):  # not on every platform
             import triton as package
 
-            from gptbench.engine.tiles import kernels_digest
+            from gptbench.engine.tile_cache import kernels_digest
 
             triton, kernels = package.__version__, kernels_digest()
             self.folders |= {"triton": triton_folder(), "tiles": outputs / "tiles"}
@@ -138,11 +138,11 @@ class Place:
             kernels=kernels,
         )
 
-    def tiles(self) -> "Tiles":
+    def tiles(self) -> "TileCache":
         """What was found for this kind of device; of a machine with Triton."""
-        from gptbench.engine.tiles import Tiles
+        from gptbench.engine.tile_cache import TileCache
 
-        return Tiles.of(self.folders["tiles"], self.device)
+        return TileCache.of(self.folders["tiles"], self.device)
 
 
 def save(file: Path, outputs: Path) -> Manifest:

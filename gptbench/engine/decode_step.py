@@ -23,16 +23,16 @@ from gptbench.kernels import route as router
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.add_linear import AddLinear
 from gptbench.kernels.attention import Attend
-from gptbench.kernels.draw import Draw
 from gptbench.kernels.embed import Embed
 from gptbench.kernels.linear import Linear
 from gptbench.kernels.maxima import Maxima
 from gptbench.kernels.norm import Norm
 from gptbench.kernels.op import Op
-from gptbench.kernels.route import Route, Routing, Votes
-from gptbench.kernels.split_kv import Plan
+from gptbench.kernels.route import Route, RouterPartials, Routing
+from gptbench.kernels.sample import SampleToken
+from gptbench.kernels.split_kv import SplitKVPlan
 from gptbench.kernels.swiglu import SwiGLU
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile_config import TileConfig, TileKey
 from gptbench.model import KeyValueCache, Memory, Transformer, Weight
 from gptbench.model.rope import RotationTable
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts, RMSNorm
@@ -62,7 +62,7 @@ class DecodeStep:
         memory: Memory,
         state: State,
         sampler: Sampler,
-        tile_for: Callable[[Use], Tile],
+        tile_for: Callable[[TileKey], TileConfig],
         processors: int,
     ) -> None:
         self.model, self.state, self.sampler, self.tile_for = model, state, sampler, tile_for
@@ -78,11 +78,11 @@ class DecodeStep:
         layers = zip(model.layers, memory.caches, memory.tables, starts[1:], strict=True)
         for block, cache, table, after in layers:
             self.attend(block.attention, cache, memory.rotations[table], norm)
-            norm, votes = self.project(block.attention, block.ffn, block.ffn_norm)
-            routing = self.route(block.spec.mixture, votes, norm)
+            norm, router_partials = self.project(block.attention, block.ffn, block.ffn_norm)
+            routing = self.route(block.spec.mixture, router_partials, norm)
             self.up(block.ffn, norm, routing)
             norm = self.down(block.ffn, routing, *after)
-        self.draw(norm)
+        self.sample(norm)
 
     def shared(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Memory that serves all layers of a shape: each reads what the kernels just before it have written."""
@@ -103,7 +103,7 @@ class DecodeStep:
             lambda: Activation.empty(rows, width, self.model.dtype, self.device, encoding),
         )
 
-    def following(self, reader: Weight) -> Activation:
+    def next_input(self, reader: Weight) -> Activation:
         """The residual stream times the gain of the norm before the matrix that reads it."""
         return self.activation("following", self.batch, reader)
 
@@ -113,23 +113,23 @@ class DecodeStep:
 
     def hidden(self, ffn: FeedForward, routing: Routing | None) -> Activation:
         """What is between the two halves of a feed-forward network, of each slot."""
-        return self.activation("hidden", self.batch if routing is None else routing.gates.numel(), ffn.w2)
+        return self.activation("hidden", self.batch if routing is None else routing.expert_weights.numel(), ffn.w2)
 
-    def for_residual(self, use: Use) -> tuple[Tile, Tensor]:
+    def for_residual(self, tile_key: TileKey) -> tuple[TileConfig, Tensor]:
         """The tile of a kernel that adds to the residual stream, and memory for the sums of squares that its programs
         leave: float32 [B, P]."""
-        tile = self.tile_for(use)
-        return tile, self.empty(-(-use.rows // tile.rows), dtype=torch.float32)
+        tile = self.tile_for(tile_key)
+        return tile, self.empty(-(-tile_key.rows // tile.rows), dtype=torch.float32)
 
-    def norm(self, squares: Tensor, module: RMSNorm) -> Norm:
-        return Norm(squares, self.config.dim, module.eps)
+    def norm(self, sum_sq_partials: Tensor, module: RMSNorm) -> Norm:
+        return Norm(sum_sq_partials, self.config.dim, module.eps)
 
     def embed(self, after: RMSNorm, reader: Weight) -> Norm:
         """The token's row becomes the residual stream."""
-        squares, table = self.empty(1, dtype=torch.float32), self.model.embedding.matrix
-        following, token = self.following(reader), self.state.token
-        self.ops.append(Embed(token, table, self.residual, after.weight, following, squares, role="embed"))
-        return self.norm(squares, after)
+        sum_sq_partials, table = self.empty(1, dtype=torch.float32), self.model.embedding.matrix
+        next_input, token = self.next_input(reader), self.state.token
+        self.ops.append(Embed(token, table, self.residual, after.weight, next_input, sum_sq_partials, role="embed"))
+        return self.norm(sum_sq_partials, after)
 
     def attend(self, core: Attention, cache: KeyValueCache, table: RotationTable, norm: Norm) -> None:
         """Queries, keys and values, and what they come to."""
@@ -142,7 +142,7 @@ class DecodeStep:
         self.linear("qkv", norm, core.wqkv, bias, qkv)
         heads = spec.heads, spec.kv_heads, spec.head_dim
         itemsize = self.model.dtype.itemsize
-        plan = Plan.choose(self.batch, *heads, cache.length, spec.window, itemsize, self.processors)
+        plan = SplitKVPlan.choose(self.batch, *heads, cache.length, spec.window, itemsize, self.processors)
         scratch = self.shared((plan, heads), lambda: split_kv.Scratch.empty(plan, self.batch, *heads, self.device))
         op = Attend(
             qkv, q_norm, k_norm, eps, table.cos, table.sin, self.state.position,
@@ -150,69 +150,82 @@ class DecodeStep:
         )  # fmt: skip
         self.ops.append(op)
 
-    def project(self, core: Attention, ffn: FeedForward, after: RMSNorm) -> tuple[Norm, Votes | None]:
+    def project(self, core: Attention, ffn: FeedForward, after: RMSNorm) -> tuple[Norm, RouterPartials | None]:
         """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
-        following, weight, gain = self.following(ffn.w13), core.wo.matrix, after.weight
-        tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following))
-        votes = None
+        next_input, weight, norm_weight = self.next_input(ffn.w13), core.wo.matrix, after.weight
+        tile, sum_sq_partials = self.for_residual(AddLinear.tile_key_of(weight, self.batch, next_input))
+        router_partials = None
         if isinstance(ffn, MixtureOfExperts):
-            shape = squares.shape[1], ffn.experts
-            votes = Votes(
+            shape = sum_sq_partials.shape[1], ffn.experts
+            router_partials = RouterPartials(
                 ffn.router.weight, self.shared(("votes", shape), lambda: self.empty(*shape, dtype=torch.float32))
             )
         self.ops.append(
             AddLinear(
-                self.attended(core), weight, None, self.residual, gain, following, squares, votes, tile, role="wo"
+                self.attended(core),
+                weight,
+                None,
+                self.residual,
+                norm_weight,
+                next_input,
+                sum_sq_partials,
+                router_partials,
+                tile,
+                role="wo",
             )
         )
-        return self.norm(squares, after), votes
+        return self.norm(sum_sq_partials, after), router_partials
 
-    def route(self, mixture: MixtureSpec | None, votes: Votes | None, norm: Norm) -> Routing | None:
+    def route(self, mixture: MixtureSpec | None, router_partials: RouterPartials | None, norm: Norm) -> Routing | None:
         """Of a mixture: which experts are taken. Each layer has memory of its own for it, as the down projection reads
         it before it waits."""
-        if mixture is None or votes is None:
+        if mixture is None or router_partials is None:
             return None
         experts, device = mixture.experts, self.device
         routing = Routing.empty(self.batch, experts, mixture.active, device, self.model.experts_counter)
         scratch = self.shared(("router", experts), lambda: router.Scratch.empty(self.batch, experts, device))
-        self.ops.append(Route(votes, norm, routing, scratch, role="route"))
+        self.ops.append(Route(router_partials, norm, routing, scratch, role="route"))
         return routing
 
     def up(self, ffn: FeedForward, norm: Norm, routing: Routing | None) -> None:
         """The first half of the feed-forward network."""
         weight, hidden = ffn.w13.matrix, self.hidden(ffn, routing)
-        tile = self.tile_for(SwiGLU.use_of(weight, self.batch, hidden, slots_of(routing)))
-        self.ops.append(SwiGLU(self.following(ffn.w13), norm, weight, routing, hidden, tile, role="w13"))
+        tile = self.tile_for(SwiGLU.tile_key_of(weight, self.batch, hidden, max_experts_of(routing)))
+        self.ops.append(SwiGLU(self.next_input(ffn.w13), norm, weight, routing, hidden, tile, role="w13"))
 
     def down(self, ffn: FeedForward, routing: Routing | None, after: RMSNorm, reader: Weight) -> Norm:
         """Its second half, added to the residual stream."""
-        following, weight, gain = self.following(reader), ffn.w2.matrix, after.weight
-        tile, squares = self.for_residual(AddLinear.use_of(weight, self.batch, following, slots_of(routing)))
+        next_input, weight, norm_weight = self.next_input(reader), ffn.w2.matrix, after.weight
+        tile, sum_sq_partials = self.for_residual(
+            AddLinear.tile_key_of(weight, self.batch, next_input, max_experts_of(routing))
+        )
         hidden = self.hidden(ffn, routing)
         self.ops.append(
-            AddLinear(hidden, weight, routing, self.residual, gain, following, squares, None, tile, role="w2")
+            AddLinear(
+                hidden, weight, routing, self.residual, norm_weight, next_input, sum_sq_partials, None, tile, role="w2"
+            )
         )
-        return self.norm(squares, after)
+        return self.norm(sum_sq_partials, after)
 
     def linear(self, role: str, norm: Norm, module: Weight, bias: Tensor | None, out: Tensor) -> None:
         """A matrix after a norm."""
         weight = module.matrix
-        tile = self.tile_for(Linear.use_of(weight, self.batch))
-        self.ops.append(Linear(self.following(module), norm, weight, bias, out, tile, role=role))
+        tile = self.tile_for(Linear.tile_key_of(weight, self.batch))
+        self.ops.append(Linear(self.next_input(module), norm, weight, bias, out, tile, role=role))
 
-    def draw(self, norm: Norm) -> None:
+    def sample(self, norm: Norm) -> None:
         """The logits, and the token that is drawn from them."""
         state = self.state
         self.linear("head", norm, self.model.head, None, state.logits)
         scratch = maxima.Scratch.empty(self.batch, self.config.vocab_size, self.device)
         self.ops.append(Maxima(state.logits, scratch, role="maxima"))
-        op = Draw(
+        op = SampleToken(
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,
-            state.token, state.tokens, state.position, scratch, role="draw",
+            state.token, state.tokens, state.position, scratch, role="sample",
         )  # fmt: skip
         self.ops.append(op)
 
 
-def slots_of(routing: Routing | None) -> int:
+def max_experts_of(routing: Routing | None) -> int:
     """Of a mixture: experts that a step reads at most."""
-    return 0 if routing is None else routing.slots.numel()
+    return 0 if routing is None else routing.expert_ids.numel()

@@ -21,10 +21,10 @@ from gptbench.engine import caches
 from gptbench.engine.base import Engine, KnownKernel
 from gptbench.engine.decode_step import DecodeStep
 from gptbench.engine.runner import Shape
-from gptbench.engine.tiles import Tiles, fastest
-from gptbench.kernels.launch import INTERPRETED, can_overlap, compile_only
+from gptbench.engine.tile_cache import TileCache, fastest
+from gptbench.kernels.launch import INTERPRETED, compile_only, supports_pdl
 from gptbench.kernels.op import Op
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile_config import TileConfig, TileKey
 from gptbench.model import KeyValueCache, Transformer, Weight
 from gptbench.quant.base import short_products_by_kernel
 from gptbench.sampling import Sampler
@@ -42,7 +42,7 @@ class Fused(Engine):
     config: FusedConfig
 
     @classmethod
-    def missing(cls, device: Device) -> str | None:
+    def unavailable_reason(cls, device: Device) -> str | None:
         if device.is_amd:
             return "an NVIDIA GPU: for AMD's, PTX instructions of its kernels (dp2a) cannot be compiled"
         return caches.lacking_for_kernels(inductor=False) if device.is_cuda else "an NVIDIA GPU"
@@ -50,7 +50,7 @@ class Fused(Engine):
     @classmethod
     def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
         assert isinstance(section, FusedConfig)
-        return replace(section, tiles=f"{config.outputs}/tiles")
+        return replace(section, tile_cache=f"{config.outputs}/tiles")
 
     @classmethod
     def code_used(cls, config: Config, device: Device) -> Any:
@@ -58,8 +58,10 @@ class Fused(Engine):
         before it."""
         assert isinstance(config.engine, FusedConfig)
         runs = INTERPRETED or (device.is_cuda and not device.is_amd)
-        refused = config.engine.unsupported_by_kernels(config) or config.quant.refuse(config.model, config.device.dtype)
-        if not runs or refused or config.engine.tune:
+        refused = config.engine.unsupported_by_kernels(config) or config.quant.unsupported_reason(
+            config.model, config.device.dtype
+        )
+        if not runs or refused or config.engine.autotune:
             return None
         return cls.planned(config.engine, config, device).tiles_used
 
@@ -71,12 +73,14 @@ class Fused(Engine):
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, FusedConfig)
         caches.check(config.engine)
-        Tiles.of(Path(config.engine.tiles), device)  # a file that cannot be read is told before anything is built
+        TileCache.of(
+            Path(config.engine.tile_cache), device
+        )  # a file that cannot be read is told before anything is built
 
     def __init__(self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape) -> None:
         super().__init__(config, model, sampler, device, shape)
-        self.overlap = config.overlap and can_overlap(device.torch)
-        self.tiles = Tiles.of(Path(config.tiles), device)
+        self.pdl = config.pdl and supports_pdl(device.torch)
+        self.tiles = TileCache.of(Path(config.tile_cache), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
         self.ops = self.decode_ops(self.tiles.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
@@ -92,7 +96,7 @@ class Fused(Engine):
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         return cls(section, model, sampler, device, Shape.of(config))
 
-    def decode_ops(self, tile_for: Callable[[Use], Tile]) -> list[Op]:
+    def decode_ops(self, tile_for: Callable[[TileKey], TileConfig]) -> list[Op]:
         """The kernels of a decode step, with memory of their own."""
         return DecodeStep(self.model, self.memory, self.state, self.sampler, tile_for, self.processors).ops
 
@@ -123,7 +127,7 @@ class Fused(Engine):
 
     @property
     def tunes(self) -> bool:
-        return self.config.tune
+        return self.config.autotune
 
     @torch.no_grad()
     def tune(self) -> None:
@@ -131,40 +135,40 @@ class Fused(Engine):
         a kernel's tile decides what room its neighbours have. What reads most comes first."""
         if not self.tunes:
             return
-        self.pose()
-        read: dict[Use, int] = {}
+        self.set_mid_generation_state()
+        read: dict[TileKey, int] = {}
         for op in self.ops:
-            if op.use is not None:
-                read[op.use] = read.get(op.use, 0) + op.bytes_read().total()
-        for use in sorted(read, key=lambda use: -read[use]):
-            if str(use) not in self.tiles.found:
+            if op.tile_key is not None:
+                read[op.tile_key] = read.get(op.tile_key, 0) + op.bytes_read().total()
+        for tile_key in sorted(read, key=lambda tile_key: -read[tile_key]):
+            if str(tile_key) not in self.tiles.found:
 
-                def compile_with(tile: Tile, use: Use = use) -> None:
-                    self.launch_all([op for op in self.ops_with(use, tile) if op.use == use])
+                def compile_with(tile: TileConfig, tile_key: TileKey = tile_key) -> None:
+                    self.launch_all([op for op in self.ops_with(tile_key, tile) if op.tile_key == tile_key])
 
-                def step_with(tile: Tile, use: Use = use) -> Callable[[], None]:
-                    return partial(self.launch_all, self.ops_with(use, tile))
+                def step_with(tile: TileConfig, tile_key: TileKey = tile_key) -> Callable[[], None]:
+                    return partial(self.launch_all, self.ops_with(tile_key, tile))
 
-                found = fastest(use, compile_with, step_with, self.device.torch)
+                found = fastest(tile_key, compile_with, step_with, self.device.torch)
                 if found is not None:
-                    self.tiles.keep(use, found)
+                    self.tiles.keep(tile_key, found)
         self.ops = self.decode_ops(self.tiles.__getitem__)
 
-    def pose(self) -> None:
+    def set_mid_generation_state(self) -> None:
         """Puts the state in the midst of a generation: each row has a token of its own, and so experts of its own."""
         vocabulary = self.model.config.vocab_size
         self.state.token.random_(vocabulary, generator=self.generator)
         self.state.position.fill_(self.length // 2)
 
-    def ops_with(self, use: Use, tile: Tile) -> list[Op]:
+    def ops_with(self, tile_key: TileKey, tile: TileConfig) -> list[Op]:
         """A step with another tile for one use, again and again at the same position: no token is drawn."""
-        step = self.decode_ops(lambda other: tile if other == use else self.tiles[other])
-        return [op for op in step if op.role != "draw"]
+        step = self.decode_ops(lambda other: tile if other == tile_key else self.tiles[other])
+        return [op for op in step if op.role != "sample"]
 
     def launch_all(self, ops: list[Op]) -> None:
         """Hands kernels to the device, one after the other."""
         for op in ops:
-            op.launch(self.overlap)
+            op.launch(self.pdl)
 
     def run_prefill(self) -> None:
         self.launch_prefill()
@@ -201,11 +205,11 @@ class Fused(Engine):
     @property
     def tiles_used(self) -> dict[str, dict[str, int]]:
         """The tile of each use, by its text."""
-        uses = dict.fromkeys(op.use for op in self.ops if op.use is not None)
-        return {str(use): asdict(self.tiles[use]) for use in uses}
+        tile_keys = dict.fromkeys(op.tile_key for op in self.ops if op.tile_key is not None)
+        return {str(tile_key): asdict(self.tiles[tile_key]) for tile_key in tile_keys}
 
     def details(self) -> dict[str, Any]:
-        return {"overlap": self.overlap, "tiles": self.tiles_used}
+        return {"pdl": self.pdl, "tiles": self.tiles_used}
 
     def release(self) -> None:
         super().release()

@@ -136,7 +136,7 @@ class HuggingFace(Engine):
     FILLS_MEMORY: ClassVar[bool] = False
 
     @classmethod
-    def missing(cls, device: Device) -> str | None:
+    def unavailable_reason(cls, device: Device) -> str | None:
         if importlib.util.find_spec("transformers") is not None:
             major, minor = version("transformers").split(".")[:2]
             if (int(major), int(minor)) >= OLDEST:
@@ -164,7 +164,7 @@ class HuggingFace(Engine):
         engine, model, length = config.engine, config.model, cache_length(config)
         assert isinstance(engine, HuggingFaceConfig)
         if engine.cache is Cache.static:
-            if (missing := Inductor.missing(device)) is not None:
+            if (missing := Inductor.unavailable_reason(device)) is not None:
                 raise ConfigError("engine.cache", "static", f"dynamic, or what static needs: {missing}")
             caches.check(engine)
         window = model.layer_specs[0].attention.window  # as that of all others
@@ -173,10 +173,10 @@ class HuggingFace(Engine):
             raise ConfigError("engine.cache", "dynamic", expected)
 
     @classmethod
-    def begin(cls, config: EngineConfig, device: Device) -> None:
+    def warm_up_compiler(cls, config: EngineConfig, device: Device) -> None:
         assert isinstance(config, HuggingFaceConfig)
         if config.cache is Cache.static:
-            Inductor.begin(config, device)
+            Inductor.warm_up_compiler(config, device)
 
     def __init__(
         self, config: HuggingFaceConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape
@@ -194,10 +194,10 @@ class HuggingFace(Engine):
         )
         self.empty = self.cache
         self.decode_forward: Any = self.hf
-        self.finish: Callable[[Tensor], None] = self.draw
+        self.finish: Callable[[Tensor], None] = self.sample
         if self.static:
             self.decode_forward = private.compiled_call(self.hf)
-            self.finish = compiled(self.draw, compile_options(cudagraphs=False, tuning=Tuning.none))
+            self.finish = compiled(self.sample, compile_options(cudagraphs=False, tuning=Tuning.none))
         # As in `generate`: on a GPU another product of matrices for the few tokens of a decode step.
         self.switches_experts = device.is_cuda and private.uses_grouped_experts(self.hf)
         if self.batch > 1 and model.experts_counter is not None:

@@ -116,7 +116,7 @@ class Inductor(Engine):
     config: InductorConfig
 
     @classmethod
-    def missing(cls, device: Device) -> str | None:
+    def unavailable_reason(cls, device: Device) -> str | None:
         caches.import_compiler()
         try:
             private.require_compiler()
@@ -147,7 +147,7 @@ class Inductor(Engine):
         return section if has_candidates() else replace(section, tuning=Tuning.descent)
 
     @classmethod
-    def begin(cls, config: EngineConfig, device: Device) -> None:
+    def warm_up_compiler(cls, config: EngineConfig, device: Device) -> None:
         if device.is_cuda:  # on a CPU it would take turns with the model
             with contextlib.suppress(UserError):  # it takes longer then
                 private.start_workers()

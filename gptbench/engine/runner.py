@@ -101,7 +101,7 @@ class Runner:
         return section
 
     @classmethod
-    def begin(cls, config: EngineConfig, device: Device) -> None:
+    def warm_up_compiler(cls, config: EngineConfig, device: Device) -> None:
         """Starts, in the background, what preparing will need and what needs no model: a compiler and its processes."""
 
     @classmethod

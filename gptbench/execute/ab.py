@@ -39,22 +39,22 @@ from gptbench.schema.sample import Sample
 from gptbench.schema.summary import log_ratios
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
-LEAST_ROUNDS = 6
+MIN_ROUNDS = 6
 """Of an interval that counts."""
-ENDING_ROUNDS = LEAST_ROUNDS + 1
+ENDING_ROUNDS = MIN_ROUNDS + 1
 """After which it may end at the earliest: the interval must be narrow enough after two rounds in a row. Whoever looks
 again and again would else see it narrow by chance too often."""
-LEAST_BLOCKS = 2
+MIN_BLOCKS = 2
 """Of a round."""
-MOST_SHIFT_BYTES = 2**29
-MOST_SHIFT_SHARE = 0.02
+MAX_SHIFT_BYTES = 2**29
+MAX_SHIFT_SHARE = 0.02
 """Memory that is taken before an engine is made, at most: bytes, and share of what is free."""
 LEFT_OUT = {"engine.fresh_cache": "false", "engine.measure_warm_start": "false"}
 """What a configuration may ask for that has no place here: compile times are a single run's."""
 
 
 @dataclass(frozen=True)
-class Ending:
+class StoppingRule:
     """When it is enough."""
 
     half_width: float
@@ -73,7 +73,7 @@ class Ending:
 
 
 @dataclass
-class Asked:
+class RequestedSide:
     """A side, as it was asked for."""
 
     overrides: list[str]
@@ -86,12 +86,12 @@ class Asked:
     def recorded(self) -> dict[str, Any]:
         return as_recorded(self.asked, self.config)
 
-    def with_engine(self, tell: Callable[[str], None]) -> "Asked":
+    def with_engine(self, tell: Callable[[str], None]) -> "RequestedSide":
         """The same with the engine that `engine=auto` stands for here, which is told."""
         return replace(self, config=with_engine(self.config, DeviceGroup.of(self.config.device), tell)[0])
 
 
-def read(overrides: list[str], composed: DictConfig) -> Asked:
+def read(overrides: list[str], composed: DictConfig) -> RequestedSide:
     """Validates a side.
 
     Raises:
@@ -102,10 +102,10 @@ def read(overrides: list[str], composed: DictConfig) -> Asked:
     task = asked.task
     if not task.is_speed_alone:
         raise ConfigError("task", task.name, "speed, without breakdown and energy: A and B are compared by speed alone")
-    return Asked(overrides, asked, with_prompt(asked, make_tokenizer(asked.model)))
+    return RequestedSide(overrides, asked, with_prompt(asked, make_tokenizer(asked.model)))
 
 
-class Contender:
+class PreparedSide:
     """A side that is ready to be sampled.
 
     Raises:
@@ -113,14 +113,14 @@ class Contender:
     """
 
     def __init__(
-        self, asked: Asked, watch: CompileWatch, leaving: ExitStack, stages: Stages, chance: random.Random
+        self, asked: RequestedSide, watch: CompileWatch, leaving: ExitStack, stages: Stages, chance: random.Random
     ) -> None:
         devices = DeviceGroup.of(asked.config.device)
         self.device = devices.own
-        most = min(MOST_SHIFT_BYTES, int(MOST_SHIFT_SHARE * self.device.free_memory()))
+        most = min(MAX_SHIFT_BYTES, int(MAX_SHIFT_SHARE * self.device.free_memory()))
         self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
         config = asked.config
-        target(config.engine).begin(config.engine, self.device)
+        target(config.engine).warm_up_compiler(config.engine, self.device)
         start = time.perf_counter()
         model = plan(config, devices)
         leaving.callback(release, model, self.device)
@@ -135,7 +135,7 @@ class Contender:
         self.compilation = prepare(self.engine, watch, empty_cache=False, process="later", sensor=self.sensor)
         warm_up(self.engine, self.workload, watch, self.sensor)
 
-    def side(self, asked: Asked) -> Side:
+    def side(self, asked: RequestedSide) -> Side:
         """What is recorded of it."""
         moved = traffic(self.engine, self.workload.new_tokens)
         return Side(overrides=asked.overrides, config=asked.recorded, dtype=self.device.dtype_name, traffic=moved)
@@ -154,19 +154,19 @@ def block(number: int) -> str:
 
 
 def measure(
-    asked: tuple[Asked, Asked],
-    ending: Ending,
+    asked: tuple[RequestedSide, RequestedSide],
+    ending: StoppingRule,
     command: list[str],
     observer: Observer,
     keep: Callable[[AbResult], None] = lambda _: None,
-    ready_to_start: Callable[[dict[str, Contender]], None] = lambda _: None,
+    on_prepared: Callable[[dict[str, PreparedSide]], None] = lambda _: None,
 ) -> AbResult:
     """Measures round after round, until the interval is narrow enough, the time is over, or Ctrl-C. The time does not
     begin before each side was made once, for whatever has to be compiled.
 
     Args:
         keep: is given what there is after each round, and once more in the end, whatever that was.
-        ready_to_start: is given both sides of a round before their first sample: `scripts/ab_trials.py` slows one down.
+        on_prepared: is given both sides of a round before their first sample: `scripts/ab_trials.py` slows one down.
 
     Raises:
         UserError: one side cannot run, both do not fit together, or are for different devices.
@@ -190,7 +190,7 @@ def measure(
             margin=ending.margin,
             budget_s=ending.budget_s,
         )
-        rounds = Rounds(result, sides, ending, bench, stages, ready_to_start)
+        rounds = Rounds(result, sides, ending, bench, stages, on_prepared)
         gc.collect()
         gc.freeze()  # what is there now stays: each sample looks for garbage first
         try:
@@ -214,7 +214,7 @@ def measure(
     return result
 
 
-def is_enough(result: AbResult, ending: Ending) -> bool:
+def is_enough(result: AbResult, ending: StoppingRule) -> bool:
     """Whether the interval is narrow enough, or another round would most likely end after the time; notes which."""
     if not result.rounds:
         return False
@@ -228,8 +228,8 @@ def is_enough(result: AbResult, ending: Ending) -> bool:
     return False
 
 
-def is_narrow(ratios: list[float], ending: Ending) -> bool:
-    return len(ratios) >= LEAST_ROUNDS and of_pairs(ratios).half_width <= ending.half_width
+def is_narrow(ratios: list[float], ending: StoppingRule) -> bool:
+    return len(ratios) >= MIN_ROUNDS and of_pairs(ratios).half_width <= ending.half_width
 
 
 def budget_that_can_suffice(result: AbResult) -> float:
@@ -247,11 +247,11 @@ class Rounds:
     """Takes rounds, each of which goes into the result."""
 
     result: AbResult
-    asked: dict[str, Asked]
-    ending: Ending
+    asked: dict[str, RequestedSide]
+    ending: StoppingRule
     bench: Bench
     stages: Stages
-    ready_to_start: Callable[[dict[str, Contender]], None]
+    on_prepared: Callable[[dict[str, PreparedSide]], None]
     chance: random.Random = field(default_factory=random.Random)
     begin: float = 0.0
     """When the first one began, by the host's clock."""
@@ -264,8 +264,8 @@ class Rounds:
         self.result.config, self.result.dtype = self.result.sides["A"].config, self.result.sides["A"].dtype
         self.begin = time.perf_counter()
 
-    def contender(self, asked: Asked, watch: CompileWatch, leaving: ExitStack) -> Contender:
-        return Contender(asked, watch, leaving, self.stages, self.chance)
+    def contender(self, asked: RequestedSide, watch: CompileWatch, leaving: ExitStack) -> PreparedSide:
+        return PreparedSide(asked, watch, leaving, self.stages, self.chance)
 
     def take(self) -> None:
         """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
@@ -277,7 +277,7 @@ class Rounds:
         start = time.perf_counter()
         one.probes += self.bench.probe("before")  # while there is memory for it: both engines may leave none
         with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
-            ready: dict[str, Contender] = {}
+            ready: dict[str, PreparedSide] = {}
             for name in one.built:
                 with self.stages.stage(f"round {number + 1}: preparing {name}"):
                     try:
@@ -286,7 +286,7 @@ class Rounds:
                         beside = f"{name} beside {one.built[0]}, which is in memory as well" if ready else name
                         raise DoesNotFitError(f"{beside}: {error}") from error
                 one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
-            self.ready_to_start(ready)
+            self.on_prepared(ready)
             with self.stages.stage(f"round {number + 1}: sampling"):
                 self.sample(one, ready, watch, start)
         one.probes += self.bench.probe("after")
@@ -294,13 +294,13 @@ class Rounds:
         self.result.roof = self.bench.roofs.read()
         self.result.seconds = time.perf_counter() - self.begin
 
-    def sample(self, one: Round, ready: dict[str, Contender], watch: CompileWatch, start: float) -> None:
+    def sample(self, one: Round, ready: dict[str, PreparedSide], watch: CompileWatch, start: float) -> None:
         """Block after block, for as long as making the engines has taken since `start`."""
         built_s = time.perf_counter() - start
         sampling_s = min(built_s, self.ending.budget_s / ENDING_ROUNDS / 2)
         self.result.rounds.append(one)
         first = self.chance.randrange(2**10)
-        while len(one.order) < LEAST_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
+        while len(one.order) < MIN_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
             for name in block(len(one.order) // BLOCK + first):
                 at = time.perf_counter() - self.begin
                 taken = ready[name].sample(len(one.samples[name]), watch)

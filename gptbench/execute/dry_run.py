@@ -68,7 +68,7 @@ class Forecast:
         names = {group: getattr(self.config, group).name for group in ("model", "quant", "engine", "workload", "task")}
         least, rate = None, None
         if self.traffic is not None:
-            least = sum(self.traffic.needed()) / len(self.traffic.positions_filled)
+            least = sum(self.traffic.needed()) / len(self.traffic.kv_len)
         if least is not None and self.roof is not None:
             rate = self.config.workload.batch_size * self.roof.gb_per_s * 1e9 / least
         return {

@@ -17,7 +17,7 @@ from gptbench.engine import Engine, Runner
 from gptbench.execute.job import now
 from gptbench.execute.observer import Observer, Stages
 from gptbench.execute.preparation import engine_over, make_engine, plan, reference_of
-from gptbench.execute.reuse import Kept, Session, release
+from gptbench.execute.reuse import Session, WarmModel, release
 from gptbench.generate import Workload
 from gptbench.measure.breakdown import break_down
 from gptbench.measure.compilation import CompileWatch, compile_cache, in_second_process, prepare
@@ -30,7 +30,7 @@ from gptbench.measure.traffic import traffic
 from gptbench.model import Transformer
 from gptbench.schema.compilation import Compilation
 from gptbench.schema.machine import Environment, Probe, Roof
-from gptbench.schema.result import Loaded, Measurement
+from gptbench.schema.result import CheckpointInfo, Measurement
 from gptbench.task import Speed
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Subject:
     devices: DeviceGroup
     model: Transformer
     """On `meta`, or the one that was kept."""
-    kept: Kept | None
+    kept: WarmModel | None
     """What an earlier job of this process has left for it."""
     task: Speed
 
@@ -127,7 +127,7 @@ class Subject:
         """The one that this process drives."""
         return self.devices.own
 
-    def make_engine(self, stages: Stages) -> tuple[Runner, Loaded | None, float]:
+    def make_engine(self, stages: Stages) -> tuple[Runner, CheckpointInfo | None, float]:
         """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
         config, device = self.config, self.device
         if self.kept is not None:
@@ -142,7 +142,7 @@ def measure(subject: Subject, session: Session, observer: Observer, stages: Stag
     """Everything that takes time."""
     config, device, kept = subject.config, subject.device, subject.kept
     if kept is None:
-        target(config.engine).begin(config.engine, device)
+        target(config.engine).warm_up_compiler(config.engine, device)
     bench = Bench.of(config, subject.devices, stages, observer.warn, beside_model=kept is not None)
     device.reset_peak_memory()
     with compile_cache(config.engine.fresh_cache, keep=kept is not None) as empty_cache:
@@ -231,7 +231,7 @@ def prepare_alone(config: Config) -> Compilation:
     """Builds and prepares, for a process of its own."""
     devices = DeviceGroup.of(config.device)
     device = devices.own
-    target(config.engine).begin(config.engine, device)
+    target(config.engine).warm_up_compiler(config.engine, device)
     with CompileWatch() as watch:
         engine, _ = make_engine(config, devices, plan(config, devices))
         workload: Workload = instantiate(config.workload, device)

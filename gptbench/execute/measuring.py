@@ -10,7 +10,7 @@ from typing import Any
 
 from gptbench.base.errors import JobError, UserError
 from gptbench.compare.gate import Gate, gate, is_of_single_run, require_device, require_rows
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.config import BaselineConfig, plugins
 from gptbench.device import cpu_name
@@ -20,7 +20,7 @@ from gptbench.schema.record import of_kind
 
 USER_ERROR = 2
 """Exit code of a gptbench that the user can put right."""
-FEWEST_RUNS = 3
+MIN_RUNS = 3
 """New runs that what is measured again has, where the baseline is of a single run: two would have one degree of freedom
 between them, and an interval that hides nearly all."""
 
@@ -64,7 +64,7 @@ def measured_gate(
     times = dict.fromkeys(busy, repeats)
     for check in held.worse:
         single = is_of_single_run(config.rows[check.row])
-        times[check.row] = max(repeats, FEWEST_RUNS - repeats) if single else repeats
+        times[check.row] = max(repeats, MIN_RUNS - repeats) if single else repeats
     again, lost = measure_rows(config, times, more, tell)
     for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
         found[row] += again[row]
@@ -78,7 +78,7 @@ def measured_gate(
 
 def measure_rows(
     config: BaselineConfig, times: dict[str, int], more: list[str], tell: Callable[[str], None]
-) -> tuple[dict[str, list[Found]], dict[str, str]]:
+) -> tuple[dict[str, list[SelectedRecord]], dict[str, str]]:
     """Measures rows of a baseline now, in turns.
 
     Args:
@@ -90,7 +90,7 @@ def measure_rows(
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
     """
-    found: dict[str, list[Found]] = {row: [] for row in times}
+    found: dict[str, list[SelectedRecord]] = {row: [] for row in times}
     hindered: dict[str, str] = {}
     for turn in range(max(times.values())):
         for row, wanted in times.items():
@@ -131,12 +131,12 @@ def gpu_names() -> list[str]:
         return []
 
 
-def every(found: dict[str, list[Found]]) -> list[Found]:
+def every(found: dict[str, list[SelectedRecord]]) -> list[SelectedRecord]:
     """Runs of all rows."""
     return [run for own in found.values() for run in own]
 
 
-def measure(overrides: list[str], tell: Callable[[str], None]) -> Found:
+def measure(overrides: list[str], tell: Callable[[str], None]) -> SelectedRecord:
     """Runs gptbench in a process of its own, and finds its record.
 
     Raises:
@@ -156,7 +156,7 @@ def measure(overrides: list[str], tell: Callable[[str], None]) -> Found:
     if "result" not in line:
         raise NotMeasuredError(f"{shlex.join(overrides)}: it told of no record")
     path = Path(line["result"])
-    return Found(path, load_record(path))
+    return SelectedRecord(path, load_record(path))
 
 
 def last_line(printed: str) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from gptbench.base.errors import DoesNotFitError
-from gptbench.build import alternatives, build, on_meta, require_fit
+from gptbench.build import alternatives, build, check_memory, on_meta
 from gptbench.checkpoint import Checkpoint
-from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig, require_possible
+from gptbench.config import AutoConfig, Config, Dtype, EagerConfig, QuantConfig, validate_combination
 from gptbench.config.targets import instantiate, target
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Runner
 from gptbench.model import Transformer
-from gptbench.schema.result import Loaded
+from gptbench.schema.result import CheckpointInfo
 
 
 def with_engine(config: Config, devices: DeviceGroup, tell: Callable[[str], None]) -> tuple[Config, list[str] | None]:
@@ -34,14 +34,14 @@ def as_recorded(asked: Config, config: Config) -> dict[str, Any]:
 
 def plan(config: Config, devices: DeviceGroup, kept: int = 0) -> Transformer:
     """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
-    require_possible(config)
+    validate_combination(config)
     engine: type[Runner] = target(config.engine)
     engine.require(config, devices)
     model = on_meta(config.model, config.quant, devices.own.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
     if engine.BUILDS_MODEL:
-        require_fit(config, model, devices, alternatives(config, devices), kept)
+        check_memory(config, model, devices, alternatives(config, devices), kept)
     return model
 
 
@@ -67,7 +67,7 @@ def reference_of(config: Config) -> tuple[Config, DeviceGroup]:
 
 def make_engine(
     config: Config, devices: DeviceGroup, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
-) -> tuple[Runner, Loaded | None]:
+) -> tuple[Runner, CheckpointInfo | None]:
     """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
     if not target(config.engine).BUILDS_MODEL:
         return engine_over(config, devices, model), None

@@ -13,18 +13,18 @@ from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.engine import Engine
 from gptbench.model import Transformer
-from gptbench.schema.result import Loaded
+from gptbench.schema.result import CheckpointInfo
 
 
 @dataclass(frozen=True)
-class Kept:
+class WarmModel:
     """A model on its device, and what making it cost the job that made it."""
 
     config: Config
     """Of the job that made it."""
     device: Device
     model: Transformer
-    loaded: Loaded | None
+    loaded: CheckpointInfo | None
     """What was read of a checkpoint."""
     load_s: float
     """Seconds to make and fill the weights."""
@@ -33,7 +33,7 @@ class Kept:
     started: str
     """When the job that made it began, ISO 8601."""
 
-    def with_more(self, compile_s: float) -> "Kept":
+    def with_more(self, compile_s: float) -> "WarmModel":
         """The same once a job that had it has spent more on compiling."""
         return replace(self, compile_s=self.compile_s + compile_s)
 
@@ -65,31 +65,31 @@ class Session:
     """
 
     def __init__(self) -> None:
-        self.kept: Kept | None = None
+        self.kept: WarmModel | None = None
         self.has_compiled = False
 
-    def take(self, config: Config) -> Kept | None:
+    def acquire(self, config: Config) -> WarmModel | None:
         """What the job before has left, if it serves this one; else it is given back."""
-        if self.kept is not None and may_keep(config) and self.kept.serves(config):
+        if self.kept is not None and may_store(config) and self.kept.serves(config):
             found, self.kept = self.kept, None
             return found
-        self.give_back()
+        self.evict()
         return None
 
-    def keep(self, new: Kept) -> None:
+    def store(self, new: WarmModel) -> None:
         """Leaves it for the next job, whose engine makes a cache of its own."""
         self.kept = new
         gc.collect()  # the engine, whose graphs hold memory
         new.device.release_memory()
 
-    def give_back(self) -> None:
+    def evict(self) -> None:
         """Lets go of what the job before has left, if anything."""
         found, self.kept = self.kept, None
         if found is not None:
             release(found.model, found.device)
 
 
-def may_keep(config: Config) -> bool:
+def may_store(config: Config) -> bool:
     """Whether a job leaves something: not where it has to begin with nothing, or to end with nothing."""
     engine: type[Engine] = target(config.engine)
     begins_anew = config.engine.fresh_cache or config.engine.measure_warm_start

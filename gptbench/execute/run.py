@@ -15,7 +15,7 @@ from gptbench.execute.job import Attempt
 from gptbench.execute.measurement import Bench, Subject, measure
 from gptbench.execute.observer import Observer
 from gptbench.execute.preparation import as_recorded, plan, plan_reference, with_engine
-from gptbench.execute.reuse import Kept, Session, may_keep, release
+from gptbench.execute.reuse import Session, WarmModel, may_store, release
 from gptbench.record.identity import identity
 from gptbench.record.ledger import Ledger
 from gptbench.schema import Measured, Result
@@ -51,7 +51,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
         if config.task.RUNS_ENGINE:
             run_model(attempt, config, choice, devices, session, observer)
         else:
-            session.give_back()
+            session.evict()
             run_standalone(attempt, config, devices, observer)
 
 
@@ -67,7 +67,7 @@ def run_model(
     device = devices.own
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
-    kept = session.take(config)
+    kept = session.acquire(config)
     model = None if kept is None else kept.model
     leaves = False
     try:
@@ -81,12 +81,12 @@ def run_model(
         with observer.stages(stage_count(config, task), config.workload.samples) as stages:
             subject = Subject(config, devices, model, kept, task)
             bench, measurement = measure(subject, session, observer, stages)
-        leaves = attempt.job.sweep is not None and may_keep(config) and not task.needs_reference
+        leaves = attempt.job.sweep is not None and may_store(config) and not task.needs_reference
     finally:
         if not leaves and model is not None:
             release(model, device)
     if leaves:
-        session.keep(to_keep(subject, bench.started, measurement))
+        session.store(to_store(subject, bench.started, measurement))
     if not devices.records:
         return
     result = Result(
@@ -114,13 +114,13 @@ def stage_count(config: Config, task: Speed) -> int:
     return 4 + config.workload.samples + after
 
 
-def to_keep(subject: Subject, started: str, measurement: Measurement) -> Kept:
+def to_store(subject: Subject, started: str, measurement: Measurement) -> WarmModel:
     """What a job leaves, which has made its own model or taken over a kept one."""
     own, kept = measurement.compilations[0], subject.kept
     spent_s = own.total_s if own.compiles or own.later_s else 0.0
     if kept is None:
         loaded, load_s = measurement.checkpoint, measurement.load_s
-        return Kept(subject.config, subject.device, subject.model, loaded, load_s, spent_s, started)
+        return WarmModel(subject.config, subject.device, subject.model, loaded, load_s, spent_s, started)
     return kept.with_more(spent_s)
 
 

@@ -15,28 +15,28 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import follow, launch, sized
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
 from gptbench.kernels.mainloop import Shape, mainloop, of_expert, preloaded, stored
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.op import Bytes, Op, nbytes
-from gptbench.kernels.route import Routing, Votes
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.route import RouterPartials, Routing
+from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
 @triton.jit(repr=sized("add_linear"))
 def add_linear_kernel(
     weight,
     x,
-    slots,
-    gates,
+    expert_ids,
+    expert_weights,
     residual,
-    gain,
-    following,
-    squares,
+    norm_weight,
+    next_input,
+    sum_sq_partials,
     router,
-    votes,
+    router_partials,
     SHAPE: tl.constexpr,
-    SLOTS: tl.constexpr,
+    MAX_EXPERTS: tl.constexpr,
     E: tl.constexpr,
     E_PADDED: tl.constexpr,
     PDL: tl.constexpr,
@@ -49,55 +49,61 @@ def add_linear_kernel(
     rows = first + offsets
     there = rows < N
     batch = tl.arange(0, PADDED)
-    gains = tl.load(gain + rows, mask=there, other=0.0).to(tl.float32)
+    norm_weights = tl.load(norm_weight + rows, mask=there, other=0.0).to(tl.float32)
     if E > 0:
-        voter = tl.arange(0, E_PADDED)
-        voters = tl.load(
-            router + voter[:, None] * N + rows[None, :], mask=(voter < E)[:, None] & there[None, :], other=0.0
+        expert_index = tl.arange(0, E_PADDED)
+        router_rows = tl.load(
+            router + expert_index[:, None] * N + rows[None, :],
+            mask=(expert_index < E)[:, None] & there[None, :],
+            other=0.0,
         )
     mask = (batch < BATCH)[:, None] & there[None, :]
     at = batch[:, None] * N + rows[None, :]
-    if SLOTS == 0:
+    if MAX_EXPERTS == 0:
         tiles = preloaded(weight.tensors, weight.functions, first, offsets, SHAPE)
         row_scale = weight.functions.row_scale(weight.tensors, rows, there)
-        follow(PDL)
+        pdl_wait_and_trigger(PDL)
         before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
         y = mainloop(tiles, weight.tensors, weight.functions, first, offsets, x, 0, SHAPE) * row_scale[None, :]
     else:
         # The router ran before the kernel before this one, which has waited for it: what it wrote is there already.
         # Not from the L1 cache, which may still hold the step's before.
-        expert = tl.maximum(tl.load(slots, cache_modifier=".cg"), 0).to(tl.int64)
+        expert = tl.maximum(tl.load(expert_ids, cache_modifier=".cg"), 0).to(tl.int64)
         own = of_expert(weight.tensors, expert, SHAPE)
         tiles = preloaded(own, weight.functions, first, offsets, SHAPE)
-        follow(PDL)
+        pdl_wait_and_trigger(PDL)
         before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        y = expert_product(tiles, own, weight.functions, 0, first, offsets, x, gates, SHAPE)
-        for slot in range(1, SLOTS):
-            expert = tl.load(slots + slot, cache_modifier=".cg").to(tl.int64)
+        y = expert_product(tiles, own, weight.functions, 0, first, offsets, x, expert_weights, SHAPE)
+        for slot in range(1, MAX_EXPERTS):
+            expert = tl.load(expert_ids + slot, cache_modifier=".cg").to(tl.int64)
             if expert >= 0:
                 other = of_expert(weight.tensors, expert, SHAPE)
-                y += expert_product((), other, weight.functions, slot, first, offsets, x, gates, SHAPE)
+                y += expert_product((), other, weight.functions, slot, first, offsets, x, expert_weights, SHAPE)
     new = (before + y).to(residual.dtype.element_ty)
     tl.store(residual + at, new, mask=mask)
     x_new = tl.where(mask, new.to(tl.float32), 0.0)
     part = batch * tl.num_programs(0) + tl.program_id(0)
-    tl.store(squares + part, tl.sum(x_new * x_new, 1), mask=batch < BATCH)
-    scaled = x_new * gains[None, :]
+    tl.store(sum_sq_partials + part, tl.sum(x_new * x_new, 1), mask=batch < BATCH)
+    scaled = x_new * norm_weights[None, :]
     if E > 0:
-        vote = tl.sum(scaled[:, None, :] * voters.to(tl.float32)[None, :, :], 2)
-        tl.store(votes + part[:, None] * E + voter[None, :], vote, mask=(batch < BATCH)[:, None] & (voter < E)[None, :])
-    store_rows(scaled, following, 0, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS)
+        partial = tl.sum(scaled[:, None, :] * router_rows.to(tl.float32)[None, :, :], 2)
+        tl.store(
+            router_partials + part[:, None] * E + expert_index[None, :],
+            partial,
+            mask=(batch < BATCH)[:, None] & (expert_index < E)[None, :],
+        )
+    store_rows(scaled, next_input, 0, tl.program_id(0) * ROWS, N, BATCH, PADDED, ROWS)
 
 
 @triton.jit
-def expert_product(tiles, tensors, functions, slot, first, offsets, x, gates, SHAPE: tl.constexpr):
+def expert_product(tiles, tensors, functions, slot, first, offsets, x, expert_weights, SHAPE: tl.constexpr):
     """`mainloop` with one expert's weight, times how much each row of the batch wants of it."""
     N: tl.constexpr = SHAPE.N
     BATCH: tl.constexpr = SHAPE.BATCH
     PADDED: tl.constexpr = SHAPE.PADDED
     batch, rows = tl.arange(0, PADDED), first + offsets
     y = mainloop(tiles, tensors, functions, first, offsets, x, slot * BATCH, SHAPE)
-    gate = tl.load(gates + slot * BATCH + batch, mask=batch < BATCH, other=0.0, cache_modifier=".cg")
+    gate = tl.load(expert_weights + slot * BATCH + batch, mask=batch < BATCH, other=0.0, cache_modifier=".cg")
     y = y * functions.row_scale(tensors, rows, rows < N)[None, :]
     return y * gate[:, None]
 
@@ -116,30 +122,32 @@ class AddLinear(Op):
     that this one follows."""
     residual: Tensor
     """[B, N], changed in place."""
-    gain: Tensor
+    norm_weight: Tensor
     """[N], of the norm that comes next."""
-    following: Activation
+    next_input: Activation
     """The new residual stream times gain, [B, N]."""
-    squares: Tensor
+    sum_sq_partials: Tensor
     """float32 [B, ⌈N / tile.rows⌉]: sums of squares of the new residual stream's parts."""
-    votes: Votes | None
+    router_partials: RouterPartials | None
     """Where a mixture comes next: for its router, of the same parts."""
-    tile: Tile
+    tile: TileConfig
     """How the work is cut up."""
 
     part = "matrices"
-    LEAST_ROWS = 4
+    MIN_ROWS = 4
     """Of a tile: with fewer, the next kernel would have more sums of squares to add up."""
 
     @classmethod
-    def use_of(cls, weight: Matrix, batch: int, following: Activation, slots: int = 0) -> Use:
+    def tile_key_of(cls, weight: Matrix, batch: int, next_input: Activation, max_experts: int = 0) -> TileKey:
         """What a tile is for."""
-        return Use.of("add_linear", weight, batch, multiple=max(following.multiple, cls.LEAST_ROWS), slots=slots)
+        return TileKey.of(
+            "add_linear", weight, batch, multiple=max(next_input.multiple, cls.MIN_ROWS), max_experts=max_experts
+        )
 
     @property
-    def slots(self) -> int:
+    def max_experts(self) -> int:
         """Of a mixture: experts that are read at most."""
-        return 0 if self.routing is None else self.routing.slots.numel()
+        return 0 if self.routing is None else self.routing.expert_ids.numel()
 
     @property
     def active(self) -> int:
@@ -148,33 +156,33 @@ class AddLinear(Op):
 
     @property
     def name(self) -> str:
-        return self.use.name
+        return self.tile_key.name
 
     @property
-    def use(self) -> Use:
-        return self.use_of(self.weight, self.residual.shape[0], self.following, self.slots)
+    def tile_key(self) -> TileKey:
+        return self.tile_key_of(self.weight, self.residual.shape[0], self.next_input, self.max_experts)
 
     def launch(self, pdl: bool = False) -> None:
         programs = triton.cdiv(self.weight.rows, self.tile.rows)
-        routing, votes = self.routing, self.votes
-        assert self.squares.shape[1] == programs and self.tile.rows % self.following.multiple == 0
-        experts = 0 if votes is None else votes.weight.shape[0]
-        assert votes is None or votes.parts.shape == (*self.squares.shape, experts)
+        routing, router_partials = self.routing, self.router_partials
+        assert self.sum_sq_partials.shape[1] == programs and self.tile.rows % self.next_input.multiple == 0
+        experts = 0 if router_partials is None else router_partials.weight.shape[0]
+        assert router_partials is None or router_partials.partial_logits.shape == (*self.sum_sq_partials.shape, experts)
         launch(
             add_linear_kernel,
             (programs,),
             stored(self.weight),
             self.x.buffers,
-            None if routing is None else routing.slots,
-            None if routing is None else routing.gates,
+            None if routing is None else routing.expert_ids,
+            None if routing is None else routing.expert_weights,
             self.residual,
-            self.gain,
-            self.following.buffers,
-            self.squares,
-            None if votes is None else votes.weight,
-            None if votes is None else votes.parts,
+            self.norm_weight,
+            self.next_input.buffers,
+            self.sum_sq_partials,
+            None if router_partials is None else router_partials.weight,
+            None if router_partials is None else router_partials.partial_logits,
             SHAPE=Shape.of(self.x, self.weight, self.tile, batch=self.residual.shape[0]),
-            SLOTS=self.slots,
+            MAX_EXPERTS=self.max_experts,
             E=experts,
             E_PADDED=triton.next_power_of_2(max(experts, 1)),
             PDL=pdl,
@@ -183,55 +191,64 @@ class AddLinear(Op):
         )
 
     def reference(self) -> None:
-        routing, votes, squares, rows = self.routing, self.votes, self.squares, self.tile.rows
+        routing, router_partials, sum_sq_partials, rows = (
+            self.routing,
+            self.router_partials,
+            self.sum_sq_partials,
+            self.tile.rows,
+        )
         if routing is None:
             y = self.x.read() @ self.weight.read().T
         else:
-            slots = routing.slots.long()
-            per_slot = self.x.read().view(self.slots, -1, self.x.width)
-            products = per_slot @ self.weight.lookup(slots.clamp(min=0)).mT * routing.gates.unsqueeze(-1)
-            y = products.where((slots >= 0)[:, None, None], 0.0).sum(0)
+            expert_ids = routing.expert_ids.long()
+            per_slot = self.x.read().view(self.max_experts, -1, self.x.width)
+            products = per_slot @ self.weight.lookup(expert_ids.clamp(min=0)).mT * routing.expert_weights.unsqueeze(-1)
+            y = products.where((expert_ids >= 0)[:, None, None], 0.0).sum(0)
         self.residual.copy_(self.residual.float() + y)
         new = self.residual.float()
-        self.following.write(new * self.gain.float())
-        missing = squares.shape[1] * rows - new.shape[1]
+        self.next_input.write(new * self.norm_weight.float())
+        missing = sum_sq_partials.shape[1] * rows - new.shape[1]
         parts = F.pad(new, (0, missing)).unflatten(-1, (-1, rows))
-        squares.copy_(parts.square().sum(-1))
-        if votes is not None:
-            of_gain, of_router = (
-                F.pad(w.float(), (0, missing)).unflatten(-1, (-1, rows)) for w in (self.gain, votes.weight)
+        sum_sq_partials.copy_(parts.square().sum(-1))
+        if router_partials is not None:
+            of_norm, of_router = (
+                F.pad(w.float(), (0, missing)).unflatten(-1, (-1, rows))
+                for w in (self.norm_weight, router_partials.weight)
             )
-            votes.parts.copy_(torch.einsum("bpr,pr,epr->bpe", parts, of_gain, of_router))
+            router_partials.partial_logits.copy_(torch.einsum("bpr,pr,epr->bpe", parts, of_norm, of_router))
 
     def reads_early(self) -> tuple[Any, ...]:
-        router = None if self.votes is None else self.votes.weight
-        slots = None if self.routing is None else self.routing.slots
-        return self.weight, self.gain, router, slots
+        router = None if self.router_partials is None else self.router_partials.weight
+        expert_ids = None if self.routing is None else self.routing.expert_ids
+        return self.weight, self.norm_weight, router, expert_ids
 
     def reads(self) -> tuple[Any, ...]:
         return *self.reads_early(), self.routing, self.x, self.residual
 
     def writes(self) -> tuple[Any, ...]:
-        written = self.residual, self.following, self.squares
-        return written if self.votes is None else (*written, self.votes.parts)
+        written = self.residual, self.next_input, self.sum_sq_partials
+        return written if self.router_partials is None else (*written, self.router_partials.partial_logits)
 
     def results(self) -> tuple[Tensor, ...]:
         """Of the parts of sums, the sums."""
-        sums = self.squares.sum(-1, keepdim=True), *(() if self.votes is None else (self.votes.parts.sum(1),))
-        return self.residual, self.following.read(), *sums
+        sums = (
+            self.sum_sq_partials.sum(-1, keepdim=True),
+            *(() if self.router_partials is None else (self.router_partials.partial_logits.sum(1),)),
+        )
+        return self.residual, self.next_input.read(), *sums
 
     def bytes_read(self) -> Bytes:
-        router = 0 if self.votes is None else self.votes.weight.nbytes
-        return self.weight.bytes_read(self.slots, more=router)
+        router = 0 if self.router_partials is None else self.router_partials.weight.nbytes
+        return self.weight.bytes_read(self.max_experts, more=router)
 
     def bytes_beside(self) -> int:
-        return nbytes(self.x, self.routing, self.gain, self.residual, *self.writes())
+        return nbytes(self.x, self.routing, self.norm_weight, self.residual, *self.writes())
 
     def shape(self) -> dict[str, int]:
         return self.weight.sizes(self.residual.shape[0], self.active)
 
     def flops(self, positions: int) -> int:
-        router = 0 if self.votes is None else self.votes.weight.numel()
+        router = 0 if self.router_partials is None else self.router_partials.weight.numel()
         return 2 * self.residual.shape[0] * (max(self.active, 1) * self.weight.rows * self.weight.columns + router)
 
     @property

@@ -6,7 +6,7 @@ program of a head ends last combines what the others have left. How many program
 launched (or captured in a CUDA graph), how many of them have a chunk follows from each row's position, on the device.
 
 The first block of keys and values (of a short context all), the position, and the rotation are loaded before the
-program waits for the kernel that it follows (`launch.follow`), which makes queries, key and value. All kernels before
+program waits for the kernel that it follows (`launch.pdl_wait_and_trigger`), which makes queries, key and value. All kernels before
 that one are done by then, as it has waited for them, and with them whatever wrote the position and the cache before the
 position. The token's own key and value are never read from the cache.
 
@@ -22,12 +22,18 @@ import triton.language as tl
 from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
-from gptbench.kernels.launch import follow, launch
-from gptbench.kernels.online_softmax import gather, gather_dots, joined, weigh, weigh_dots
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger
+from gptbench.kernels.online_softmax import (
+    accumulate_pv,
+    accumulate_pv_dot,
+    merge_splits,
+    online_softmax_step,
+    online_softmax_step_dot,
+)
 from gptbench.kernels.op import Bytes, Op, nbytes, type_name
 from gptbench.kernels.split_kv import (
-    MOST_LONE_BLOCKS,
-    SMALLEST_DOT,
+    MAX_SINGLE_CTA_BLOCKS,
+    MIN_DOT,
     Scratch,
     combined_at_once,
 )
@@ -65,9 +71,9 @@ class Cache(NamedTuple):
 class Parts(NamedTuple):
     """`Scratch`, as the kernel takes it."""
 
-    weighted: Any
-    peaks: Any
-    totals: Any
+    acc_partials: Any
+    m_partials: Any
+    l_partials: Any
     counters: Any
 
 
@@ -87,12 +93,12 @@ class Shape(NamedTuple):
     """ROWS, padded to what dot products take."""
     WINDOW: int
     """Positions that a token attends to at most; 0: all."""
-    TEMPERATURE: float
+    SM_SCALE_LOG2: float
     """What scores are multiplied with, in units of log 2."""
 
 
 class Cut(NamedTuple):
-    """`Plan`, as the kernel takes it."""
+    """`SplitKVPlan`, as the kernel takes it."""
 
     SPLITS: int
     BLOCK: int
@@ -106,7 +112,7 @@ class Cut(NamedTuple):
 
 
 @triton.jit
-def gains(weight, columns, partners, inside):
+def load_norm_weights(weight, columns, partners, inside):
     """Of a norm: the weights of some components and of their partners; anything where there is no norm."""
     if weight is None:
         return 0.0, 0.0
@@ -116,7 +122,9 @@ def gains(weight, columns, partners, inside):
 
 
 @triton.jit
-def turn(own, partner, gain, partner_gain, eps, cosine, sine, columns, K: tl.constexpr, NORM: tl.constexpr):
+def apply_rope(
+    own, partner, norm_weight, partner_norm_weight, eps, cosine, sine, columns, K: tl.constexpr, NORM: tl.constexpr
+):
     """Heads [..., PADDED], normalised with NORM, and rotated by cosine and sine: in the type of the heads, 0 beyond K.
     `partner` holds for each component the one that it is rotated with. Operands broadcast."""
     DTYPE: tl.constexpr = own.dtype
@@ -124,8 +132,8 @@ def turn(own, partner, gain, partner_gain, eps, cosine, sine, columns, K: tl.con
     if NORM:
         scale = tl.rsqrt(tl.sum(own * own, -1, keep_dims=True) / K + eps)
         # Rounded twice, as by `RMSNorm`: the product of two numbers of the model's type is exact in float32.
-        own = ((own * scale).to(DTYPE).to(tl.float32) * gain).to(DTYPE).to(tl.float32)
-        partner = ((partner * scale).to(DTYPE).to(tl.float32) * partner_gain).to(DTYPE).to(tl.float32)
+        own = ((own * scale).to(DTYPE).to(tl.float32) * norm_weight).to(DTYPE).to(tl.float32)
+        partner = ((partner * scale).to(DTYPE).to(tl.float32) * partner_norm_weight).to(DTYPE).to(tl.float32)
     return (own * cosine + tl.where(columns < K // 2, -partner, partner) * sine).to(DTYPE)
 
 
@@ -233,30 +241,30 @@ def attend_one_head(
     WORDS: tl.constexpr = S.K if tl.float32 == DTYPE else S.K // 2
     place_of = tl.arange(0, CUT.BLOCK // CUT.LANES)[:, None] * CUT.LANES + tl.arange(0, CUT.LANES)[None, :]
     takes = newest & (tl.arange(0, CUT.LANES)[None, :] == 0)
-    q = q.to(tl.float32) * S.TEMPERATURE
-    peak = tl.sum(q * new_key.to(tl.float32), 2)
-    total = tl.where(takes, 1.0, 0.0)
-    value = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
+    q = q.to(tl.float32) * S.SM_SCALE_LOG2
+    m_i = tl.sum(q * new_key.to(tl.float32), 2)
+    l_i = tl.where(takes, 1.0, 0.0)
+    acc = tl.where(takes[:, :, None], new_value.to(tl.float32), 0.0)
     if CUT.BLOCKS > 0:
         there = begin + place_of < stream.end
-        peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
-        value = gather(value, weights, fading, widened(v, DTYPE, CUT.LANES))
+        m_i, l_i, weights, alpha = online_softmax_step(q, widened(k, DTYPE, CUT.LANES), there, m_i, l_i)
+        acc = accumulate_pv(acc, weights, alpha, widened(v, DTYPE, CUT.LANES))
         BLOCKS: tl.constexpr = CUT.BLOCKS
         for number in tl.static_range(1, BLOCKS):
             start = begin + number * CUT.BLOCK
             if start < stream.end:
                 there, k = start + place_of < stream.end, more_k[number - 1]
-                peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
-                value = gather(value, weights, fading, widened(more_v[number - 1], DTYPE, CUT.LANES))
+                m_i, l_i, weights, alpha = online_softmax_step(q, widened(k, DTYPE, CUT.LANES), there, m_i, l_i)
+                acc = accumulate_pv(acc, weights, alpha, widened(more_v[number - 1], DTYPE, CUT.LANES))
     else:
         for start in range(begin, stream.end, CUT.BLOCK):
-            there, following = start + place_of < stream.end, start + CUT.BLOCK
+            there, next_start = start + place_of < stream.end, start + CUT.BLOCK
             # The next keys take the registers of these, and come while values are added up.
-            peak, total, weights, fading = weigh(q, widened(k, DTYPE, CUT.LANES), there, peak, total)
-            k = block_of(stream.k, following, stream, WORDS)
-            value = gather(value, weights, fading, widened(v, DTYPE, CUT.LANES))
-            v = block_of(stream.v, following, stream, WORDS)
-    return joined(tl.trans(peak), tl.trans(total), tl.permute(value, (1, 0, 2)), 0)
+            m_i, l_i, weights, alpha = online_softmax_step(q, widened(k, DTYPE, CUT.LANES), there, m_i, l_i)
+            k = block_of(stream.k, next_start, stream, WORDS)
+            acc = accumulate_pv(acc, weights, alpha, widened(v, DTYPE, CUT.LANES))
+            v = block_of(stream.v, next_start, stream, WORDS)
+    return merge_splits(tl.trans(m_i), tl.trans(l_i), tl.permute(acc, (1, 0, 2)), 0)
 
 
 @triton.jit
@@ -271,32 +279,32 @@ def attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S: 
     PADDED: tl.constexpr = S.PADDED
     place_of = tl.arange(0, LANES)[:, None] * (CUT.BLOCK // LANES) + tl.arange(0, CUT.BLOCK // LANES)[None, :]
     takes = newest & (tl.arange(0, LANES)[:, None] == 0)
-    peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * S.TEMPERATURE  # [1, ROWS]
+    m_i = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 2) * S.SM_SCALE_LOG2  # [1, ROWS]
     # The rows that the dot products need more than there are heads repeat these.
     REPEATS: tl.constexpr = DOT_ROWS // ROWS
     PARTS: tl.constexpr = LANES * REPEATS
     q = tl.reshape(tl.broadcast_to(q, [PARTS, ROWS, PADDED]), [LANES, DOT_ROWS, PADDED])
     new_value = tl.broadcast_to(new_value, [PARTS, ROWS, PADDED])
     new_value = tl.reshape(new_value, [LANES, DOT_ROWS, PADDED]).to(tl.float32)
-    peak = tl.reshape(tl.broadcast_to(peak, [PARTS, ROWS]), [LANES, DOT_ROWS])
-    total = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
-    value = tl.where(takes[:, :, None], new_value, 0.0)
+    m_i = tl.reshape(tl.broadcast_to(m_i, [PARTS, ROWS]), [LANES, DOT_ROWS])
+    l_i = tl.where(takes, 1.0, 0.0) + tl.zeros([LANES, DOT_ROWS], tl.float32)
+    acc = tl.where(takes[:, :, None], new_value, 0.0)
     for start in range(begin, stream.end, CUT.BLOCK):
-        there, following = start + place_of < stream.end, start + CUT.BLOCK
-        peak, total, shares, fading = weigh_dots(q, unpacked(k, DTYPE), there, peak, total, S.TEMPERATURE)
-        k = block_of(stream.k, following, stream, WORDS)
-        value = gather_dots(value, shares, fading, unpacked(v, DTYPE))
-        v = block_of(stream.v, following, stream, WORDS)
+        there, next_start = start + place_of < stream.end, start + CUT.BLOCK
+        m_i, l_i, weights, alpha = online_softmax_step_dot(q, unpacked(k, DTYPE), there, m_i, l_i, S.SM_SCALE_LOG2)
+        k = block_of(stream.k, next_start, stream, WORDS)
+        acc = accumulate_pv_dot(acc, weights, alpha, unpacked(v, DTYPE))
+        v = block_of(stream.v, next_start, stream, WORDS)
     # Repeated rows count as often in the sum of weights as in the weighted values.
-    peak, total = tl.reshape(peak, [PARTS, ROWS]), tl.reshape(total, [PARTS, ROWS])
-    return joined(peak, total, tl.reshape(value, [PARTS, ROWS, PADDED]), 0)
+    m_i, l_i = tl.reshape(m_i, [PARTS, ROWS]), tl.reshape(l_i, [PARTS, ROWS])
+    return merge_splits(m_i, l_i, tl.reshape(acc, [PARTS, ROWS, PADDED]), 0)
 
 
 @triton.jit
-def combine(
-    peak,
-    total,
-    value,
+def merge_partials(
+    m_i,
+    l_i,
+    acc,
     parts,
     out,
     group,
@@ -311,36 +319,36 @@ def combine(
     PADDED: tl.constexpr = S.PADDED
     heads_of, columns_of_row = tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
     here = (group * CUT.SPLITS + split) * ROWS + heads_of
-    tl.store(parts.peaks + here, peak)
-    tl.store(parts.totals + here, total)
-    tl.store(parts.weighted + here[:, None] * PADDED + columns_of_row, value)
+    tl.store(parts.m_partials + here, m_i)
+    tl.store(parts.l_partials + here, l_i)
+    tl.store(parts.acc_partials + here[:, None] * PADDED + columns_of_row, acc)
     tl.debug_barrier()  # all threads' stores come before the one thread's release
     done = tl.atomic_add(parts.counters + group, 1, sem="acq_rel")
     if done == filled - 1:
         # Always in the same order, whoever ended last: the same bits each time.
-        peak_all = tl.full([ROWS], float("-inf"), tl.float32)
-        total_all = tl.zeros([ROWS], tl.float32)
-        value_all = tl.zeros([ROWS, PADDED], tl.float32)
+        m_all = tl.full([ROWS], float("-inf"), tl.float32)
+        l_all = tl.zeros([ROWS], tl.float32)
+        acc_all = tl.zeros([ROWS, PADDED], tl.float32)
         for start in range(0, filled, CUT.AT_ONCE):
             chunks = start + tl.arange(0, CUT.AT_ONCE)
             valid = (chunks < filled)[:, None]
             at = (group * CUT.SPLITS + chunks)[:, None] * ROWS + heads_of[None, :]
             # Past the first-level cache, which does not see what other processors write.
-            p = tl.load(parts.peaks + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
-            t = tl.load(parts.totals + at, mask=valid, other=0.0, cache_modifier=".cg")
+            p = tl.load(parts.m_partials + at, mask=valid, other=float("-inf"), cache_modifier=".cg")
+            t = tl.load(parts.l_partials + at, mask=valid, other=0.0, cache_modifier=".cg")
             y = tl.load(
-                parts.weighted + at[:, :, None] * PADDED + columns_of_row[None, :, :],
+                parts.acc_partials + at[:, :, None] * PADDED + columns_of_row[None, :, :],
                 mask=valid[:, :, None],
                 other=0.0,
                 cache_modifier=".cg",
             )
-            higher = tl.maximum(peak_all, tl.max(p, 0))
-            part = tl.exp2(p - higher[None, :])
-            rest = tl.exp2(peak_all - higher)
-            total_all = total_all * rest + tl.sum(part * t, 0)
-            value_all = value_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
-            peak_all = higher
-        write(value_all / total_all[:, None], out, offset, S)
+            m_new = tl.maximum(m_all, tl.max(p, 0))
+            part = tl.exp2(p - m_new[None, :])
+            rest = tl.exp2(m_all - m_new)
+            l_all = l_all * rest + tl.sum(part * t, 0)
+            acc_all = acc_all * rest[:, None] + tl.sum(part[:, :, None] * y, 0)
+            m_all = m_new
+        write(acc_all / l_all[:, None], out, offset, S)
         tl.store(parts.counters + group, 0)
 
 
@@ -389,8 +397,8 @@ def attend_kernel(
     partners = tl.where(columns < K // 2, columns + K // 2, columns - K // 2)
     cosine = tl.load(rotation.cos + position * K + columns, mask=inside, other=0.0)
     sine = tl.load(rotation.sin + position * K + columns, mask=inside, other=0.0)
-    q_gain, q_partner_gain = gains(norms.q, columns, partners, inside)
-    k_gain, k_partner_gain = gains(norms.k, columns, partners, inside)
+    q_norm_weight, q_partner_norm_weight = load_norm_weights(norms.q, columns, partners, inside)
+    k_norm_weight, k_partner_norm_weight = load_norm_weights(norms.k, columns, partners, inside)
     stream = stream_of(keys, values, places, end, PADDED, CUT.VECTOR)
     k = block_of(stream.k, begin, stream, WORDS)
     v = block_of(stream.v, begin, stream, WORDS)
@@ -399,7 +407,7 @@ def attend_kernel(
     for number in tl.static_range(1, AHEAD):  # nothing is read past the end
         more_k = more_k + (block_of(stream.k, begin + number * CUT.BLOCK, stream, WORDS),)
         more_v = more_v + (block_of(stream.v, begin + number * CUT.BLOCK, stream, WORDS),)
-    follow(PDL)
+    pdl_wait_and_trigger(PDL)
 
     # The token's own queries, key and value.
     heads = qkv + batch * ((H + 2 * G) * K)
@@ -416,22 +424,24 @@ def attend_kernel(
     new_key_partner = tl.load(own_k + partners, mask=inside, other=0.0, cache_modifier=".cg")
     new_value = tl.load(own_k + G * K + columns, mask=inside, other=0.0, cache_modifier=".cg")
     NORM: tl.constexpr = norms.k is not None
-    new_key = turn(new_key, new_key_partner, k_gain, k_partner_gain, norms.eps, cosine, sine, columns, K, NORM)
+    new_key = apply_rope(
+        new_key, new_key_partner, k_norm_weight, k_partner_norm_weight, norms.eps, cosine, sine, columns, K, NORM
+    )
     # It is written by one of the programs that share it.
     writes = inside & newest & (rows == 0) & (head % (H // G) == 0)
     tl.store(keys + position * K + columns, new_key, mask=writes)
     tl.store(values + position * K + columns, new_value, mask=writes)
-    q = turn(q, q_partner, q_gain, q_partner_gain, norms.eps, cosine, sine, columns, K, NORM)
+    q = apply_rope(q, q_partner, q_norm_weight, q_partner_norm_weight, norms.eps, cosine, sine, columns, K, NORM)
 
     if CUT.VECTOR:
-        peak, total, value = attend_one_head(q, new_key, new_value, k, v, more_k, more_v, stream, begin, newest, S, CUT)
+        m_i, l_i, acc = attend_one_head(q, new_key, new_value, k, v, more_k, more_v, stream, begin, newest, S, CUT)
     else:
-        peak, total, value = attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S, CUT)
+        m_i, l_i, acc = attend_several_heads(q, new_key, new_value, k, v, stream, begin, newest, S, CUT)
     offset = batch * (H * K) + head * K
     if (CUT.SPLITS == 1) or (filled == 1):
-        write(value / total[:, None], out, offset, S)
+        write(acc / l_i[:, None], out, offset, S)
     else:
-        combine(peak, total, value, parts, out, group, split, filled, offset, S, CUT)
+        merge_partials(m_i, l_i, acc, parts, out, group, split, filled, offset, S, CUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -474,7 +484,7 @@ class Attend(Op):
         scratch, plan = self.scratch, self.scratch.plan
         sharing = plan.sharing(heads, kv_heads)
         blocks = triton.cdiv(min(length, self.window or length), plan.splits * plan.block)
-        _, _, rows, padded = scratch.values.shape
+        _, _, rows, padded = scratch.acc_partials.shape
         shape = Shape(
             H=heads,
             G=kv_heads,
@@ -482,15 +492,15 @@ class Attend(Op):
             SHARING=sharing,
             ROWS=rows,
             PADDED=padded,
-            DOT_ROWS=max(rows, SMALLEST_DOT),
+            DOT_ROWS=max(rows, MIN_DOT),
             WINDOW=self.window if self.window < length else 0,
-            TEMPERATURE=width**-0.5 * LOG2_E,
+            SM_SCALE_LOG2=width**-0.5 * LOG2_E,
         )
         cut = Cut(
             SPLITS=plan.splits,
             BLOCK=plan.block,
-            BLOCKS=blocks if blocks <= MOST_LONE_BLOCKS else 0,
-            LANES=plan.lanes(sharing, padded, self.qkv.element_size()),
+            BLOCKS=blocks if blocks <= MAX_SINGLE_CTA_BLOCKS else 0,
+            LANES=plan.vector_lanes(sharing, padded, self.qkv.element_size()),
             AT_ONCE=min(combined_at_once(sharing, width), triton.next_power_of_2(plan.splits)),
             VECTOR=sharing == 1,
         )
@@ -502,7 +512,7 @@ class Attend(Op):
             Rotation(self.cos, self.sin),
             self.position,
             Cache(self.k_cache, self.v_cache, length),
-            Parts(scratch.values, scratch.peaks, scratch.totals, scratch.counters),
+            Parts(scratch.acc_partials, scratch.m_partials, scratch.l_partials, scratch.counters),
             self.out.buffers,
             S=shape,
             CUT=cut,
@@ -519,11 +529,11 @@ class Attend(Op):
         at, rows = self.position, torch.arange(batch, device=self.position.device).unsqueeze(1)
         cos, sin = self.cos[at], self.sin[at]
         q, k, v = self.qkv.view(batch, -1, width).split([heads, kv_heads, kv_heads], dim=1)
-        self.k_cache[rows, :, at] = turn_reference(k, self.k_norm, self.eps, cos, sin).unsqueeze(1)
+        self.k_cache[rows, :, at] = apply_rope_reference(k, self.k_norm, self.eps, cos, sin).unsqueeze(1)
         self.v_cache[rows, :, at] = v.unsqueeze(1)
         positions = torch.arange(length, device=at.device)
         there = ((positions <= at) & (positions > at - (self.window or length)))[:, None, None]  # [B, 1, 1, S]
-        grouped = turn_reference(q, self.q_norm, self.eps, cos, sin).float().view(batch, kv_heads, -1, width)
+        grouped = apply_rope_reference(q, self.q_norm, self.eps, cos, sin).float().view(batch, kv_heads, -1, width)
         scores = (grouped @ self.k_cache.float().mT * width**-0.5).masked_fill(~there, -torch.inf)
         values = self.v_cache.float().masked_fill(~there.mT, 0.0)
         self.out.write((scores.softmax(-1) @ values).reshape(batch, -1))
@@ -568,8 +578,8 @@ class Attend(Op):
             cache[:, :, position:] = torch.nan
 
 
-def turn_reference(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """`turn` in plain PyTorch: x [B, heads, K], cos and sin [B, 1, K]."""
+def apply_rope_reference(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rope` in plain PyTorch: x [B, heads, K], cos and sin [B, 1, K]."""
     x32 = x.float()
     if weight is not None:
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)

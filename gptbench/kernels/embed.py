@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
-from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger
 from gptbench.kernels.mainloop import stored
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.op import Bytes, Op, nbytes
@@ -23,9 +23,9 @@ def embed_kernel(
     token,
     weight,
     residual,
-    gain,
-    following,
-    squares,
+    norm_weight,
+    next_input,
+    sum_sq_partials,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     PDL: tl.constexpr,
@@ -33,14 +33,14 @@ def embed_kernel(
     b = tl.program_id(0)
     column = tl.arange(0, D_PADDED)
     there = column < D
-    gains = tl.load(gain + column, mask=there, other=0.0).to(tl.float32)
-    follow(PDL)
+    norm_weights = tl.load(norm_weight + column, mask=there, other=0.0).to(tl.float32)
+    pdl_wait_and_trigger(PDL)
     x = weight.functions.row(weight.tensors, tl.load(token + b), column, there, D)
     x = x.to(residual.dtype.element_ty)
     tl.store(residual + b * D + column, x, mask=there)
     numbers = x.to(tl.float32)
-    tl.store(squares + b, tl.sum(numbers * numbers, 0))
-    store(numbers * gains, following, b * D, D, D_PADDED)
+    tl.store(sum_sq_partials + b, tl.sum(numbers * numbers, 0))
+    store(numbers * norm_weights, next_input, b * D, D, D_PADDED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,11 @@ class Embed(Op):
     """[V, D]."""
     residual: Tensor
     """[B, D]."""
-    gain: Tensor
+    norm_weight: Tensor
     """[D], of the first norm."""
-    following: Activation
+    next_input: Activation
     """The residual stream times gain, [B, D]."""
-    squares: Tensor
+    sum_sq_partials: Tensor
     """float32 [B, 1]: sum of squares of the residual stream."""
 
     name = "embed_kernel"
@@ -70,9 +70,9 @@ class Embed(Op):
             self.token,
             stored(self.weight),
             self.residual,
-            self.gain,
-            self.following.buffers,
-            self.squares,
+            self.norm_weight,
+            self.next_input.buffers,
+            self.sum_sq_partials,
             D=width,
             D_PADDED=max(4, triton.next_power_of_2(width)),
             PDL=pdl,
@@ -82,23 +82,23 @@ class Embed(Op):
 
     def reference(self) -> None:
         self.residual.copy_(self.weight.lookup(self.token.squeeze(1)))
-        self.following.write(self.residual.float() * self.gain.float())
-        self.squares.copy_(self.residual.float().square().sum(-1, keepdim=True))
+        self.next_input.write(self.residual.float() * self.norm_weight.float())
+        self.sum_sq_partials.copy_(self.residual.float().square().sum(-1, keepdim=True))
 
     def reads_early(self) -> tuple[Any, ...]:
-        return (self.gain,)
+        return (self.norm_weight,)
 
     def reads(self) -> tuple[Any, ...]:
-        return self.gain, self.token, self.weight
+        return self.norm_weight, self.token, self.weight
 
     def writes(self) -> tuple[Any, ...]:
-        return self.residual, self.following, self.squares
+        return self.residual, self.next_input, self.sum_sq_partials
 
     def bytes_read(self) -> Bytes:
         return Bytes(weights=self.weight.nbytes // self.weight.rows * self.token.shape[0])
 
     def bytes_beside(self) -> int:
-        return nbytes(self.token, self.gain, *self.writes())
+        return nbytes(self.token, self.norm_weight, *self.writes())
 
     def shape(self) -> dict[str, int]:
         return {"B": self.residual.shape[0], "D": self.residual.shape[1]}

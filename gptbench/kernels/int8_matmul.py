@@ -13,7 +13,7 @@ from gptbench.kernels.launch import INTERPRETED, launch
 ROWS, COLUMNS, WARPS = 64, 128, 4
 STAGES = 4
 """Of 2-byte activations; of longer ones fewer fit into shared memory."""
-SMALLEST_DOT = 16
+MIN_DOT = 16
 
 WIDEN = tl.constexpr(INTERPRETED)
 
@@ -74,7 +74,7 @@ def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
         tokens,
         N=rows,
         K=columns,
-        TOKENS=max(SMALLEST_DOT, triton.next_power_of_2(tokens)),
+        TOKENS=max(MIN_DOT, triton.next_power_of_2(tokens)),
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         STAGES=STAGES if x.element_size() <= 2 else 2,

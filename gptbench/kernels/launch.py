@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gptbench.kernels.tile import kernel_name
+from gptbench.kernels.tile_config import kernel_name
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter on the CPU: no inline assembly there, and one program after the other."""
@@ -77,16 +77,16 @@ class Builders:
         return kernel
 
 
-def can_overlap(device: torch.device) -> bool:
-    """Whether kernels on this device can be launched with `overlap=True`: NVIDIA's compute capability 9.0 and up."""
+def supports_pdl(device: torch.device) -> bool:
+    """Whether kernels on this device can be launched with `pdl=True`: NVIDIA's compute capability 9.0 and up."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
-def follow(OVERLAP: tl.constexpr):
+def pdl_wait_and_trigger(PDL: tl.constexpr):
     """Waits for the kernel before this one, then lets the next one start. To be called before anything is read that a
     kernel has written, and never inside a loop."""
-    if OVERLAP:
+    if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 

@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.launch import follow, launch, sized
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
 from gptbench.kernels.mainloop import Shape, mainloop, preloaded, stored
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.norm import Norm, norm_factor, norm_parts
 from gptbench.kernels.op import Bytes, Op, nbytes
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
 @triton.jit(repr=sized("linear"))
@@ -21,7 +21,7 @@ def linear_kernel(
     weight,
     bias,
     x,
-    squares,
+    sum_sq_partials,
     eps,
     out,
     SHAPE: tl.constexpr,
@@ -38,8 +38,8 @@ def linear_kernel(
     row_scale = weight.functions.row_scale(weight.tensors, rows, rows < N)
     if bias is not None:
         row_bias = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
-    follow(PDL)
-    parts = norm_parts(squares, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
+    pdl_wait_and_trigger(PDL)
+    parts = norm_parts(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
     y = mainloop(tiles, weight.tensors, weight.functions, first, offsets, x, 0, SHAPE)
     y = y * norm_factor(parts, eps, NORM.K)[:, None]
     y = y * row_scale[None, :]
@@ -64,23 +64,23 @@ class Linear(Op):
     """[N], if any."""
     out: Tensor
     """[B, N], of any float type."""
-    tile: Tile
+    tile: TileConfig
     """How the work is cut up."""
 
     part = "matrices"
 
     @classmethod
-    def use_of(cls, weight: Matrix, batch: int) -> Use:
+    def tile_key_of(cls, weight: Matrix, batch: int) -> TileKey:
         """What a tile is for."""
-        return Use.of("linear", weight, batch)
+        return TileKey.of("linear", weight, batch)
 
     @property
     def name(self) -> str:
-        return self.use.name
+        return self.tile_key.name
 
     @property
-    def use(self) -> Use:
-        return self.use_of(self.weight, self.x.batch)
+    def tile_key(self) -> TileKey:
+        return self.tile_key_of(self.weight, self.x.batch)
 
     def launch(self, pdl: bool = False) -> None:
         launch(
@@ -89,7 +89,7 @@ class Linear(Op):
             stored(self.weight),
             self.bias,
             self.x.buffers,
-            self.norm.squares,
+            self.norm.sum_sq_partials,
             self.norm.eps,
             self.out,
             SHAPE=Shape.of(self.x, self.weight, self.tile),

@@ -2,7 +2,7 @@
 
 A program multiplies ROWS rows of the weight with x, walking along them in steps of a tile's width, and every thread
 loads 16 bytes at once. The first PRELOAD steps' weights are loaded before the program waits for the kernel before it
-(`launch.follow`): so the stream from memory does not stop where one kernel follows another. Programs are small, and
+(`launch.pdl_wait_and_trigger`): so the stream from memory does not stop where one kernel follows another. Programs are small, and
 many of them fit on a processor: while one of them adds up, the others load.
 
 How weights are loaded and multiplied is their format's: its `Functions` come with the pointers, as a `Stored`. Columns
@@ -18,9 +18,9 @@ import triton.language as tl
 
 from gptbench.kernels.activation import Activation
 from gptbench.kernels.matrix import Matrix, Stored
-from gptbench.kernels.tile import Tile
+from gptbench.kernels.tile_config import TileConfig
 
-MOST_UNROLLED = tl.constexpr(32)
+MAX_UNROLLED = tl.constexpr(32)
 """Steps with code of their own: the compiler then loads as far ahead as registers reach. With several rows in the batch
 that would be more code than it is worth."""
 LOADED_BYTES = 16
@@ -49,7 +49,7 @@ class Shape(NamedTuple):
     """Elements of one expert in each tensor; empty of a single matrix."""
 
     @classmethod
-    def of(cls, x: Activation, weight: Matrix, tile: Tile, batch: int | None = None) -> "Shape":
+    def of(cls, x: Activation, weight: Matrix, tile: TileConfig, batch: int | None = None) -> "Shape":
         """For x [B, K] times a weight; of several experts' x, `batch` is that of one."""
         batch = x.batch if batch is None else batch
         per_word, words = weight.format.weights_per_word, weight.words
@@ -125,7 +125,7 @@ def mainloop(tiles, tensors, functions, first, offsets, x, row, SHAPE: tl.conste
     for _ in tl.static_range(BATCH):
         totals = totals + (tl.zeros([ROWS, WIDTH // LOADED], tl.float32),)
     STEPS: tl.constexpr = (COLUMNS + WIDTH - 1) // WIDTH
-    UNROLLED: tl.constexpr = STEPS if BATCH == 1 and STEPS <= MOST_UNROLLED else PRELOAD
+    UNROLLED: tl.constexpr = STEPS if BATCH == 1 and STEPS <= MAX_UNROLLED else PRELOAD
     for step in tl.static_range(UNROLLED):
         if step < PRELOAD:
             tile = tiles[step]

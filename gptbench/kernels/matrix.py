@@ -86,11 +86,11 @@ class Matrix:
         """The tensors, with the types that kernels load."""
         return self.format.words(self.tensors)
 
-    def bytes_read(self, slots: int = 0, more: int = 0) -> Bytes:
+    def bytes_read(self, max_experts: int = 0, more: int = 0) -> Bytes:
         """What a product with it reads of memory: all of it, or that of so many experts; and `more`."""
-        if not slots:
+        if not max_experts:
             return Bytes(weights=self.nbytes + more)
-        return Bytes(weights=more, expert=self.nbytes // self.experts, experts=slots)
+        return Bytes(weights=more, expert=self.nbytes // self.experts, experts=max_experts)
 
     def read(self) -> Tensor:
         """The numbers that are meant: float32, of the matrix's shape. For references."""

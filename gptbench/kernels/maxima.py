@@ -1,4 +1,4 @@
-"""The largest logit of each chunk of neighbouring ids: with it a token is drawn (see `gptbench.kernels.draw`)."""
+"""The largest logit of each chunk of neighbouring ids: with it a token is drawn (see `gptbench.kernels.sample`)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger
 from gptbench.kernels.op import Bytes, Op, type_name
 
 CHUNK = 16
@@ -18,11 +18,11 @@ WARPS = 4
 
 @dataclass(frozen=True)
 class Scratch:
-    """What `Draw` needs beside its arguments."""
+    """What `SampleToken` needs beside its arguments."""
 
     maxima: Tensor
     """float32 [B, ceil(V / C)]: the largest of logits i · C to (i + 1) · C - 1, of those that there are. To be written
-    before each `Draw`, by `Maxima` or by whoever makes the logits."""
+    before each `SampleToken`, by `Maxima` or by whoever makes the logits."""
     chunks: Tensor
     """int32, of the same shape: chunks that are looked at again, in order."""
     chunk: int
@@ -41,7 +41,7 @@ class Scratch:
 @triton.jit
 def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program for each BLOCK chunks of a row."""
-    follow(PDL)
+    pdl_wait_and_trigger(PDL)
     row = tl.program_id(1)
     number = tl.cdiv(V, C)
     chunk = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -52,7 +52,7 @@ def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, PDL: 
 
 @dataclass(frozen=True, eq=False)
 class Maxima(Op):
-    """Writes the largest logit of each chunk to the scratch memory of `Draw`."""
+    """Writes the largest logit of each chunk to the scratch memory of `SampleToken`."""
 
     logits: Tensor
     """float32 [B, V], contiguous."""

@@ -12,55 +12,55 @@ WIDEN = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def weigh_dots(q, k, there, peak, total, TEMPERATURE: tl.constexpr):
+def online_softmax_step_dot(q, k, there, m_i, l_i, SM_SCALE_LOG2: tl.constexpr):
     """The first half of a step, of each lane by itself: goes on with keys [LANES, X, PADDED], where `there`.
 
     there is [LANES, X], q [LANES, DOT_ROWS, PADDED], peak and total are [LANES, DOT_ROWS]. Gives peak, total, weights
     [LANES, DOT_ROWS, X] of the values, and [LANES, DOT_ROWS] of the sum of those before.
     """
-    scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * TEMPERATURE
+    scores = multiply(q, tl.permute(k, (0, 2, 1)), None) * SM_SCALE_LOG2
     scores = tl.where(there[:, None, :], scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 2))
-    weights, fading = tl.exp2(scores - higher[:, :, None]), tl.exp2(peak - higher)
-    return higher, total * fading + tl.sum(weights, 2), weights, fading
+    m_new = tl.maximum(m_i, tl.max(scores, 2))
+    weights, alpha = tl.exp2(scores - m_new[:, :, None]), tl.exp2(m_i - m_new)
+    return m_new, l_i * alpha + tl.sum(weights, 2), weights, alpha
 
 
 @triton.jit
-def gather_dots(value, weights, fading, v):
+def accumulate_pv_dot(acc, weights, alpha, v):
     """The second half: value [LANES, DOT_ROWS, PADDED] with v [LANES, X, PADDED]."""
-    return multiply(weights.to(v.dtype), v, value * fading[:, :, None])
+    return multiply(weights.to(v.dtype), v, acc * alpha[:, :, None])
 
 
 @triton.jit
-def weigh(q, k, there, peak, total):
-    """`weigh_dots` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32, is
+def online_softmax_step(q, k, there, m_i, l_i):
+    """`online_softmax_step_dot` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32, is
     [1, LANES, PADDED], peak and total are [1, LANES]. Gives peak, total, weights [X, LANES], and [1, LANES] of the sum
     of those before."""
     scores = tl.where(there, tl.sum(q * k, 2), float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 0, keep_dims=True))
-    weights, fading = tl.exp2(scores - higher), tl.exp2(peak - higher)
-    return higher, total * fading + tl.sum(weights, 0, keep_dims=True), weights, fading
+    m_new = tl.maximum(m_i, tl.max(scores, 0, keep_dims=True))
+    weights, alpha = tl.exp2(scores - m_new), tl.exp2(m_i - m_new)
+    return m_new, l_i * alpha + tl.sum(weights, 0, keep_dims=True), weights, alpha
 
 
 @triton.jit
-def gather(value, weights, fading, v):
-    """`gather_dots` without them: value [1, LANES, PADDED] with v [X, LANES, PADDED]."""
-    return value * fading[:, :, None] + tl.sum(weights[:, :, None] * v, 0, keep_dims=True)
+def accumulate_pv(acc, weights, alpha, v):
+    """`accumulate_pv_dot` without them: value [1, LANES, PADDED] with v [X, LANES, PADDED]."""
+    return acc * alpha[:, :, None] + tl.sum(weights[:, :, None] * v, 0, keep_dims=True)
 
 
 @triton.jit
-def both(peak, total, other_peak, other_total):
+def combine(m_i, l_i, other_m, other_l):
     """Largest score and sum of weights of two parts together."""
-    higher = tl.maximum(peak, other_peak)
-    return higher, total * tl.exp2(peak - higher) + other_total * tl.exp2(other_peak - higher)
+    m_new = tl.maximum(m_i, other_m)
+    return m_new, l_i * tl.exp2(m_i - m_new) + other_l * tl.exp2(other_m - m_new)
 
 
 @triton.jit
-def joined(peak, total, value, AXIS: tl.constexpr):
+def merge_splits(m_i, l_i, acc, AXIS: tl.constexpr):
     """What the parts along an axis come to together."""
-    highest, total = tl.reduce((peak, total), AXIS, both)
-    weights = tl.exp2(peak - tl.expand_dims(highest, AXIS))
-    return highest, total, tl.sum(weights[:, :, None] * value, AXIS)
+    m_max, l_i = tl.reduce((m_i, l_i), AXIS, combine)
+    weights = tl.exp2(m_i - tl.expand_dims(m_max, AXIS))
+    return m_max, l_i, tl.sum(weights[:, :, None] * acc, AXIS)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
-from gptbench.kernels.tile import Use
+from gptbench.kernels.tile_config import TileKey
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Op(ABC):
         """What a profiler shows."""
 
     @property
-    def use(self) -> Use | None:
+    def tile_key(self) -> TileKey | None:
         """What its tile is chosen for; None if it has no tile."""
         return None
 

@@ -1,6 +1,6 @@
 """The router of a mixture: which experts the tokens of a step go through, and with what weights.
 
-The programs that write the residual stream have multiplied their parts of it with the router's matrix (`Votes`, see
+The programs that write the residual stream have multiplied their parts of it with the router's matrix (`RouterPartials`, see
 `add_linear`). So what is left is to add up: a small program, which finds room beside others, waits, and is done soon.
 Where there are many experts, each program adds up for some of them, and the last to finish chooses. What it writes is
 laid out by expert and not by token: so that each expert that anybody chose is read once.
@@ -14,22 +14,22 @@ import triton
 import triton.language as tl
 from torch import Generator, Tensor
 
-from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger
 from gptbench.kernels.norm import Norm, norm_factor, norm_parts
 from gptbench.kernels.op import Op, nbytes, type_name
 
 EXPERTS_PER_PROGRAM = 8
-VOTES_PER_WARP = 1024
+PARTIALS_PER_WARP = 1024
 """32 for each thread."""
 
 
 @dataclass(frozen=True)
-class Votes:
+class RouterPartials:
     """What the programs that write the residual stream tell the router."""
 
     weight: Tensor
     """[E, D], of the router, never quantised."""
-    parts: Tensor
+    partial_logits: Tensor
     """float32 [B, P, E]: products of the weight with parts of the residual stream times the norm's gain, the norm's
     divisor left out."""
 
@@ -38,9 +38,9 @@ class Votes:
 class Routing:
     """What the router decides for a step of B tokens."""
 
-    slots: Tensor
+    expert_ids: Tensor
     """int32 [S]: experts that some token goes through, in ascending order, then -1. S = min(B·A, E)."""
-    gates: Tensor
+    expert_weights: Tensor
     """float32 [S, B]: how much of that expert each token takes; 0 if it did not choose it."""
     counter: Tensor
     """int64 [1]: each launch adds the number of experts that some token goes through. Layers may share one."""
@@ -53,16 +53,16 @@ class Routing:
     ) -> "Routing":
         count = min(batch * active, experts)
         return cls(
-            slots=torch.full((count,), -1, dtype=torch.int32, device=device),
-            gates=torch.zeros(count, batch, dtype=torch.float32, device=device),
+            expert_ids=torch.full((count,), -1, dtype=torch.int32, device=device),
+            expert_weights=torch.zeros(count, batch, dtype=torch.float32, device=device),
             counter=torch.zeros(1, dtype=torch.int64, device=device) if counter is None else counter,
             active=active,
         )
 
     def fill(self, generator: Generator) -> None:
         """Every slot gets an expert, and every token takes something of each."""
-        self.slots.copy_(torch.arange(len(self.slots), device=self.slots.device))
-        self.gates.uniform_(0.5 / len(self.slots), 1.5 / len(self.slots), generator=generator)
+        self.expert_ids.copy_(torch.arange(len(self.expert_ids), device=self.expert_ids.device))
+        self.expert_weights.uniform_(0.5 / len(self.expert_ids), 1.5 / len(self.expert_ids), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Scratch:
 class Decided(NamedTuple):
     """`Routing`, as the kernel takes it."""
 
-    slots: Any
-    gates: Any
+    expert_ids: Any
+    expert_weights: Any
     counter: Any
 
 
@@ -98,14 +98,14 @@ class Choice(NamedTuple):
     """E, padded to a power of two."""
     ACTIVE: int
     """Experts for each token."""
-    SLOTS: int
+    MAX_EXPERTS: int
     BATCH: int
 
 
 @triton.jit
 def route_kernel(
-    votes,
-    squares,
+    router_partials,
+    sum_sq_partials,
     eps,
     decided,
     logits,
@@ -122,13 +122,13 @@ def route_kernel(
     experts = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
     part = tl.arange(0, PARTS_PADDED)
     there = (part < PARTS)[:, None] & (experts < E)[None, :]
-    follow(PDL)
+    pdl_wait_and_trigger(PDL)
     sums = ()
     for b in tl.static_range(BATCH):
-        votes_of_row = votes + (b * PARTS + part)[:, None] * E + experts[None, :]
-        vote = tl.load(votes_of_row, mask=there, other=0.0)
-        factor = tl.sum(norm_factor(norm_parts(squares + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, NORM.K), 0)
-        sums = sums + (tl.sum(vote, 0) * factor,)
+        partials_of_row = router_partials + (b * PARTS + part)[:, None] * E + experts[None, :]
+        partial = tl.load(partials_of_row, mask=there, other=0.0)
+        factor = tl.sum(norm_factor(norm_parts(sum_sq_partials + b * PARTS, PARTS, PARTS_PADDED, 1, 1), eps, NORM.K), 0)
+        sums = sums + (tl.sum(partial, 0) * factor,)
     if PER_PROGRAM == CHOICE.E_PADDED:
         decide(sums, decided, CHOICE)
     else:
@@ -151,7 +151,7 @@ def decide(logits, decided, CHOICE: tl.constexpr):
     E: tl.constexpr = CHOICE.E
     E_PADDED: tl.constexpr = CHOICE.E_PADDED
     ACTIVE: tl.constexpr = CHOICE.ACTIVE
-    SLOTS: tl.constexpr = CHOICE.SLOTS
+    MAX_EXPERTS: tl.constexpr = CHOICE.MAX_EXPERTS
     BATCH: tl.constexpr = CHOICE.BATCH
     everyone = tl.arange(0, E_PADDED)
     used = tl.zeros([E_PADDED], tl.int32)
@@ -162,13 +162,13 @@ def decide(logits, decided, CHOICE: tl.constexpr):
         weights = weights + (weight,)
         poisons = poisons + (poison,)
     slot = tl.cumsum(used, 0) - 1
-    every_slot = tl.arange(0, triton.next_power_of_2(SLOTS))
+    every_slot = tl.arange(0, triton.next_power_of_2(MAX_EXPERTS))
     count = tl.sum(used, 0)
     tl.atomic_add(decided.counter, count.to(tl.int64), sem="relaxed")
-    tl.store(decided.slots + every_slot, -1, mask=(every_slot < SLOTS) & (every_slot >= count))
-    tl.store(decided.slots + slot, everyone, mask=used > 0)
+    tl.store(decided.expert_ids + every_slot, -1, mask=(every_slot < MAX_EXPERTS) & (every_slot >= count))
+    tl.store(decided.expert_ids + slot, everyone, mask=used > 0)
     for b in tl.static_range(BATCH):
-        tl.store(decided.gates + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
+        tl.store(decided.expert_weights + slot * BATCH + b, weights[b] + poisons[b], mask=used > 0)
 
 
 @triton.jit
@@ -194,7 +194,7 @@ def choose(logits, everyone, E: tl.constexpr, ACTIVE: tl.constexpr):
 class Route(Op):
     """Softmax over all experts, the `active` largest for each token, renormalised."""
 
-    votes: Votes
+    router_partials: RouterPartials
     """Of as many parts of the residual stream as the norm has squares of."""
     norm: Norm
     routing: Routing
@@ -205,61 +205,61 @@ class Route(Op):
     name = "route_kernel"
 
     def launch(self, pdl: bool = False) -> None:
-        batch, parts, experts = self.votes.parts.shape
-        assert self.norm.squares.shape == (batch, parts)
+        batch, parts, experts = self.router_partials.partial_logits.shape
+        assert self.norm.sum_sq_partials.shape == (batch, parts)
         per_program = min(EXPERTS_PER_PROGRAM, triton.next_power_of_2(experts))
-        padded, slots, norm = triton.next_power_of_2(experts), self.routing.slots.numel(), self.norm.shape
-        choice = Choice(E=experts, E_PADDED=padded, ACTIVE=self.routing.active, SLOTS=slots, BATCH=batch)
+        padded, max_experts, norm = triton.next_power_of_2(experts), self.routing.expert_ids.numel(), self.norm.shape
+        choice = Choice(E=experts, E_PADDED=padded, ACTIVE=self.routing.active, MAX_EXPERTS=max_experts, BATCH=batch)
         launch(
             route_kernel,
             (triton.cdiv(experts, per_program),),
-            self.votes.parts,
-            self.norm.squares,
+            self.router_partials.partial_logits,
+            self.norm.sum_sq_partials,
             self.norm.eps,
-            Decided(self.routing.slots, self.routing.gates, self.routing.counter),
+            Decided(self.routing.expert_ids, self.routing.expert_weights, self.routing.counter),
             self.scratch.logits,
             self.scratch.finished,
             CHOICE=choice,
             NORM=norm,
             PER_PROGRAM=per_program,
             PDL=pdl,
-            num_warps=min(max(norm.SUMS_PADDED * per_program // VOTES_PER_WARP, 1), 16),
+            num_warps=min(max(norm.SUMS_PADDED * per_program // PARTIALS_PER_WARP, 1), 16),
             launch_pdl=pdl,
         )
 
     def reference(self) -> None:
-        probabilities = (self.votes.parts.sum(1) * self.norm.factor()).softmax(-1)
+        probabilities = (self.router_partials.partial_logits.sum(1) * self.norm.factor()).softmax(-1)
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         weights, chosen = ordered[:, : self.routing.active], order[:, : self.routing.active]
         weights = weights / weights.sum(-1, keepdim=True)
         gates = torch.zeros_like(probabilities).scatter(-1, chosen, weights)  # [B, E]
         used = torch.zeros_like(probabilities).scatter(-1, chosen, 1.0).amax(0) > 0
-        slots = self.routing.slots
-        experts = (~used).sort(stable=True).indices[: len(slots)]  # those that are used first, in order
-        slots.copy_(torch.where(used[experts], experts, -1))
-        self.routing.gates.copy_(torch.where(used[experts, None], gates.T[experts], 0.0))
+        expert_ids = self.routing.expert_ids
+        experts = (~used).sort(stable=True).indices[: len(expert_ids)]  # those that are used first, in order
+        expert_ids.copy_(torch.where(used[experts], experts, -1))
+        self.routing.expert_weights.copy_(torch.where(used[experts, None], gates.T[experts], 0.0))
         self.routing.counter.add_(used.sum())
 
     def reads(self) -> tuple[Any, ...]:
-        return self.votes.parts, self.norm, self.routing.counter, self.scratch.finished
+        return self.router_partials.partial_logits, self.norm, self.routing.counter, self.scratch.finished
 
     def writes(self) -> tuple[Any, ...]:
         return self.routing, self.scratch
 
     def results(self) -> tuple[Tensor, ...]:
-        slots, gates = self.routing.slots, self.routing.gates
-        return slots, torch.where(slots.unsqueeze(-1) >= 0, gates, 0.0), self.routing.counter
+        expert_ids, expert_weights = self.routing.expert_ids, self.routing.expert_weights
+        return expert_ids, torch.where(expert_ids.unsqueeze(-1) >= 0, expert_weights, 0.0), self.routing.counter
 
     def bytes_beside(self) -> int:
-        return nbytes(self.votes.parts, self.norm, self.routing)
+        return nbytes(self.router_partials.partial_logits, self.norm, self.routing)
 
     def shape(self) -> dict[str, int]:
-        batch, _, experts = self.votes.parts.shape
+        batch, _, experts = self.router_partials.partial_logits.shape
         return {"B": batch, "E": experts, "A": self.routing.active, "D": self.norm.width}
 
     def flops(self, positions: int) -> int:
-        return self.votes.parts.numel()
+        return self.router_partials.partial_logits.numel()
 
     @property
     def dtype(self) -> str:
-        return type_name(self.votes.parts.dtype)
+        return type_name(self.router_partials.partial_logits.dtype)

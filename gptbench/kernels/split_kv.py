@@ -9,16 +9,16 @@ import torch
 import triton
 from torch import Tensor
 
-SMALLEST_DOT = 16
+MIN_DOT = 16
 """Fewest rows, and fewest numbers in a row, that `tl.dot` multiplies."""
 TILE_BYTES = 16384
 """Of keys, and of values, that a program loads at once: small enough for several programs to share a processor."""
-LONE_TILE_BYTES = 2 * TILE_BYTES
+SINGLE_CTA_TILE_BYTES = 2 * TILE_BYTES
 """Of keys, and of values, that a program loads at once which reads a whole context. Two such blocks take most of a
 processor's registers, but most processors have no such program, and are left to those of the next kernel."""
-LONE_BYTES_PER_WARP = 4096
+SINGLE_CTA_BYTES_PER_WARP = 4096
 """Of keys: 32 registers of each thread."""
-MOST_LONE_BLOCKS = 2
+MAX_SINGLE_CTA_BLOCKS = 2
 """Blocks that a program reads alone rather than that several do and combine. Each of so few has code of its own: a loop
 that reads ahead does something for the next block even where there is none."""
 COMBINED = 16384
@@ -27,12 +27,12 @@ PER_PROCESSOR = 3
 """Programs with a chunk, in a long context."""
 DOTS_PER_PROCESSOR = 2
 """Programs with a chunk and dot products: as many as its registers have room for."""
-SHORTEST_CHUNK = 128
+MIN_CHUNK = 128
 """Positions. To share shorter ones would take longer, as they have to be combined, than to read on."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitKVPlan:
     """How the work is divided."""
 
     splits: int
@@ -41,11 +41,11 @@ class Plan:
     """Positions that a program loads at once, while it computes with those before; a power of two, at least 16."""
     warps: int
     """Of each program."""
-    apart: bool = False
+    per_query_head: bool = False
     """Whether each query head has a program of its own, though others read the same keys. In a short context they find
     them in the cache on the chip."""
 
-    def lanes(self, sharing: int, padded: int, itemsize: int) -> int:
+    def vector_lanes(self, sharing: int, padded: int, itemsize: int) -> int:
         """Parts of a program that add up by themselves, so that they need not wait for one another: as many as rows
         that the threads load at once, 16 bytes each; with dot products, where heads share keys, its warps.
 
@@ -56,12 +56,12 @@ class Plan:
         """
         if sharing == 1:
             return max(min(self.warps * 32 * 16 // (padded * itemsize), self.block), 1)
-        return max(min(self.warps, self.block // SMALLEST_DOT), 1)
+        return max(min(self.warps, self.block // MIN_DOT), 1)
 
     @classmethod
     def choose(
         cls, batch: int, heads: int, kv_heads: int, width: int, length: int, window: int, itemsize: int, processors: int
-    ) -> "Plan":
+    ) -> "SplitKVPlan":
         """For `heads` query heads and caches [batch, kv_heads, length, width] of so many bytes an element, on a device
         of so many processors.
 
@@ -70,28 +70,28 @@ class Plan:
         """
         visible = min(length, window) if window else length
         row = triton.next_power_of_2(width) * itemsize
-        whole = max(triton.next_power_of_2(visible), SMALLEST_DOT)
-        if whole * row <= LONE_TILE_BYTES * MOST_LONE_BLOCKS:
-            block = min(whole, max(LONE_TILE_BYTES // row, SMALLEST_DOT))
-            return cls(1, block, warps=max(block * row // LONE_BYTES_PER_WARP, 1), apart=True)
+        whole = max(triton.next_power_of_2(visible), MIN_DOT)
+        if whole * row <= SINGLE_CTA_TILE_BYTES * MAX_SINGLE_CTA_BLOCKS:
+            block = min(whole, max(SINGLE_CTA_TILE_BYTES // row, MIN_DOT))
+            return cls(1, block, warps=max(block * row // SINGLE_CTA_BYTES_PER_WARP, 1), per_query_head=True)
         dots = heads > kv_heads
         programs = (DOTS_PER_PROCESSOR if dots else PER_PROCESSOR) * processors // (batch * kv_heads)
-        splits = max(min(programs, visible // SHORTEST_CHUNK), 1)
+        splits = max(min(programs, visible // MIN_CHUNK), 1)
         rest = splits % combined_at_once(heads // kv_heads, width)
         if rest <= splits // 8:  # a few more would take another round to combine
             splits -= rest
-        block = min(max(TILE_BYTES // row, SMALLEST_DOT), 128)
+        block = min(max(TILE_BYTES // row, MIN_DOT), 128)
         # Without tensor cores the dot products of float32 need more registers.
         return cls(splits, block, warps=8 if dots and itemsize == 4 else 4)
 
     def sharing(self, heads: int, kv_heads: int) -> int:
         """Query heads for each program."""
-        return 1 if self.apart else heads // kv_heads
+        return 1 if self.per_query_head else heads // kv_heads
 
 
 def padded_width(width: int) -> int:
     """Of a head, in memory on the chip."""
-    return max(triton.next_power_of_2(width), SMALLEST_DOT)
+    return max(triton.next_power_of_2(width), MIN_DOT)
 
 
 def combined_at_once(sharing: int, width: int) -> int:
@@ -103,27 +103,29 @@ def combined_at_once(sharing: int, width: int) -> int:
 class Scratch:
     """What programs leave for the one that combines. One will do for all layers: they run one after the other."""
 
-    plan: Plan
-    values: Tensor
+    plan: SplitKVPlan
+    acc_partials: Tensor
     """float32 [B·H/Q, splits, Q, K], Q query heads for each program; the last two padded to powers of two, K to at
     least 16: weighted values."""
-    peaks: Tensor
+    m_partials: Tensor
     """float32 [B·H/Q, splits, Q], padded: largest scores, in units of log 2."""
-    totals: Tensor
+    l_partials: Tensor
     """float32 [B·H/Q, splits, Q], padded: sums of weights."""
     counters: Tensor
     """int32 [B·H/Q]: programs that are done. Zero between launches."""
 
     @classmethod
-    def empty(cls, plan: Plan, batch: int, heads: int, kv_heads: int, width: int, device: torch.device) -> "Scratch":
+    def empty(
+        cls, plan: SplitKVPlan, batch: int, heads: int, kv_heads: int, width: int, device: torch.device
+    ) -> "Scratch":
         sharing = plan.sharing(heads, kv_heads)
         groups, rows = batch * heads // sharing, triton.next_power_of_2(sharing)
         chunks = groups, plan.splits, rows
         padded = padded_width(width)
         return cls(
             plan=plan,
-            values=torch.empty(*chunks, padded, dtype=torch.float32, device=device),
-            peaks=torch.empty(chunks, dtype=torch.float32, device=device),
-            totals=torch.empty(chunks, dtype=torch.float32, device=device),
+            acc_partials=torch.empty(*chunks, padded, dtype=torch.float32, device=device),
+            m_partials=torch.empty(chunks, dtype=torch.float32, device=device),
+            l_partials=torch.empty(chunks, dtype=torch.float32, device=device),
             counters=torch.zeros(groups, dtype=torch.int32, device=device),
         )

@@ -11,22 +11,22 @@ import triton
 import triton.language as tl
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import follow, launch, sized
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
 from gptbench.kernels.mainloop import Shape, mainloop, of_expert, preloaded, stored
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.norm import Norm, norm_factor, norm_parts
 from gptbench.kernels.op import Bytes, Op, nbytes
 from gptbench.kernels.route import Routing
-from gptbench.kernels.tile import Tile, Use
+from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
 @triton.jit(repr=sized("swiglu"))
 def swiglu_kernel(
     weight,
     x,
-    squares,
+    sum_sq_partials,
     eps,
-    slots,
+    expert_ids,
     out,
     SHAPE: tl.constexpr,
     NORM: tl.constexpr,
@@ -44,17 +44,17 @@ def swiglu_kernel(
     rows = first + offsets
     slot = tl.program_id(1)
     tensors = weight.tensors
-    if slots is not None:
-        follow(PDL)
-        expert = tl.load(slots + slot, cache_modifier=".cg").to(tl.int64)
+    if expert_ids is not None:
+        pdl_wait_and_trigger(PDL)
+        expert = tl.load(expert_ids + slot, cache_modifier=".cg").to(tl.int64)
         if expert < 0:
             return
         tensors = of_expert(tensors, expert, SHAPE)
     tiles = preloaded(tensors, weight.functions, first, offsets, SHAPE)
     row_scale = weight.functions.row_scale(tensors, rows, rows < N)
-    if slots is None:
-        follow(PDL)
-    parts = norm_parts(squares, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
+    if expert_ids is None:
+        pdl_wait_and_trigger(PDL)
+    parts = norm_parts(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
     y = mainloop(tiles, tensors, weight.functions, first, offsets, x, 0, SHAPE)
     y = y * norm_factor(parts, eps, NORM.K)[:, None]
     y = y * row_scale[None, :]
@@ -78,20 +78,20 @@ class SwiGLU(Op):
     out: Activation
     """[B, F]; of a mixture [S·B, F], for each slot of the routing a row of the batch after the other. All of it is
     written, but for slots without an expert."""
-    tile: Tile
+    tile: TileConfig
     """How the work is cut up; half of its rows are the gate's."""
 
     part = "matrices"
 
     @classmethod
-    def use_of(cls, weight: Matrix, batch: int, out: Activation, slots: int = 0) -> Use:
+    def tile_key_of(cls, weight: Matrix, batch: int, out: Activation, max_experts: int = 0) -> TileKey:
         """What a tile is for: two rows of the weight become one number of what is written."""
-        return Use.of("swiglu", weight, batch, multiple=2 * out.multiple, slots=slots)
+        return TileKey.of("swiglu", weight, batch, multiple=2 * out.multiple, max_experts=max_experts)
 
     @property
-    def slots(self) -> int:
+    def max_experts(self) -> int:
         """Of a mixture: experts that are read at most."""
-        return 0 if self.routing is None else self.routing.slots.numel()
+        return 0 if self.routing is None else self.routing.expert_ids.numel()
 
     @property
     def active(self) -> int:
@@ -100,22 +100,22 @@ class SwiGLU(Op):
 
     @property
     def name(self) -> str:
-        return self.use.name
+        return self.tile_key.name
 
     @property
-    def use(self) -> Use:
-        return self.use_of(self.weight, self.x.batch, self.out, self.slots)
+    def tile_key(self) -> TileKey:
+        return self.tile_key_of(self.weight, self.x.batch, self.out, self.max_experts)
 
     def launch(self, pdl: bool = False) -> None:
-        assert self.tile.rows % self.use.multiple == 0
+        assert self.tile.rows % self.tile_key.multiple == 0
         launch(
             swiglu_kernel,
-            (triton.cdiv(self.weight.rows, self.tile.rows), max(self.slots, 1)),
+            (triton.cdiv(self.weight.rows, self.tile.rows), max(self.max_experts, 1)),
             stored(self.weight),
             self.x.buffers,
-            self.norm.squares,
+            self.norm.sum_sq_partials,
             self.norm.eps,
-            None if self.routing is None else self.routing.slots,
+            None if self.routing is None else self.routing.expert_ids,
             self.out.buffers,
             SHAPE=Shape.of(self.x, self.weight, self.tile),
             NORM=self.norm.shape,
@@ -126,7 +126,7 @@ class SwiGLU(Op):
 
     def reference(self) -> None:
         routing = self.routing
-        weight = self.weight.read() if routing is None else self.weight.lookup(routing.slots.long().clamp(min=0))
+        weight = self.weight.read() if routing is None else self.weight.lookup(routing.expert_ids.long().clamp(min=0))
         gate, value = (self.x.read() * self.norm.factor() @ weight.mT).chunk(2, dim=-1)
         self.out.write((F.silu(gate) * value).flatten(0, -2))
 
@@ -140,10 +140,10 @@ class SwiGLU(Op):
         return (self.out,)
 
     def bytes_read(self) -> Bytes:
-        return self.weight.bytes_read(self.slots)
+        return self.weight.bytes_read(self.max_experts)
 
     def bytes_beside(self) -> int:
-        return nbytes(self.x, self.norm, None if self.routing is None else self.routing.slots, self.out)
+        return nbytes(self.x, self.norm, None if self.routing is None else self.routing.expert_ids, self.out)
 
     def shape(self) -> dict[str, int]:
         return self.weight.sizes(self.x.batch, self.active)

@@ -106,8 +106,8 @@ def prepare(
         process=process,
         prepare_s=elapsed,
         compiles=watch.count - compiled,
-        costs_s=costs(elapsed, spent, covered(watch.compiling[by_triton:]), engine.capture_s),
-        stages_s=spent,
+        stage_s=costs(elapsed, spent, covered(watch.compiling[by_triton:]), engine.capture_s),
+        torch_stage_s=spent,
         cache_counts=counts | dict(zip(("triton_hit", "triton_miss"), kernels, strict=True)),
         load=load,
     )

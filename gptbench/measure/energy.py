@@ -20,7 +20,7 @@ SECONDS = 4.0
 """At least, of each phase: on Hopper forty times what lies between two changes of NVML's counter, 0.1 s."""
 PATIENCE_S = 2.0
 """That the counter has to move."""
-LEAST_SHARE = 0.1
+MIN_SHARE = 0.1
 """Of a generation's energy, that its decode steps must have, to be told from its prefill."""
 SETTLE_S = 0.5
 """After the last work, before the device counts as idle."""
@@ -68,7 +68,7 @@ def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: 
     of_prefill = Spent(joules, elapsed, times * rows * engine.prompt_length)
     share = cycles / times
     of_decode = Spent(whole_joules - share * joules, whole_s - share * elapsed, cycles * rows * steps)
-    if of_decode.joules < LEAST_SHARE * whole_joules or of_decode.seconds <= 0:
+    if of_decode.joules < MIN_SHARE * whole_joules or of_decode.seconds <= 0:
         raise RuntimeError(f"{steps} decode steps use too little beside a prefill to be told from it")
     return Energy(sensor.counter, idle_w, of_prefill, of_decode, load)
 

@@ -14,7 +14,7 @@ from gptbench.measure.load import observed
 from gptbench.measure.sensors import NO_SENSOR, Sensor, watched
 from gptbench.schema.sample import Sample, WarmUp
 
-MOST_WARM_UPS = 10
+MAX_WARM_UPS = 10
 
 
 class StillCompilingError(RuntimeError):
@@ -80,12 +80,12 @@ def warm_up(engine: Runner, workload: Workload, watch: CompileWatch, sensor: Sen
     """Generates until a whole generation compiles nothing.
 
     Raises:
-        StillCompilingError: after `MOST_WARM_UPS` generations.
+        StillCompilingError: after `MAX_WARM_UPS` generations.
     """
     calls: list[WarmUp] = []
     while not calls or calls[-1].compiles:
-        if len(calls) == MOST_WARM_UPS:
-            raise StillCompilingError(f"{MOST_WARM_UPS} generations each compiled something; the last: {calls[-1]}")
+        if len(calls) == MAX_WARM_UPS:
+            raise StillCompilingError(f"{MAX_WARM_UPS} generations each compiled something; the last: {calls[-1]}")
         sample = take_sample(engine, workload, workload.config.seed, watch, sensor)
         calls.append(WarmUp(sample.call_s, sample.compiles))
     return calls

@@ -78,7 +78,7 @@ class Sensor:
         """Joules used since some moment. Raises OSError or RuntimeError where `counter` is None, or cannot be read."""
         raise RuntimeError("there is no counter")
 
-    def held_back_s(self) -> dict[str, float]:
+    def throttled_s(self) -> dict[str, float]:
         """Seconds so far, by reason, that the device was held back; empty where it does not count."""
         return {}
 
@@ -155,7 +155,7 @@ class NvmlSensor(Sensor):
             raise RuntimeError("this GPU has no counter of its energy")
         return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1e3
 
-    def held_back_s(self) -> dict[str, float]:
+    def throttled_s(self) -> dict[str, float]:
         policies = {
             "power cap": self.nvml.NVML_PERF_POLICY_POWER,
             "thermal slowdown": self.nvml.NVML_PERF_POLICY_THERMAL,
@@ -228,7 +228,7 @@ class CpuSensor(Sensor):
             total += now + self.wrapped.get(zone, 0.0)
         return total / 1e6
 
-    def held_back_s(self) -> dict[str, float]:
+    def throttled_s(self) -> dict[str, float]:
         times = [number for path in self.throttle_times if (number := whole_number(path)) is not None]
         return {"thermal slowdown": max(times) / 1e3} if times else {}
 
@@ -300,7 +300,7 @@ def watched(sensor: Sensor) -> Iterator[DeviceState]:
         while not over.wait(INTERVAL_S):
             look()
 
-    held_back = sensor.held_back_s()
+    held_back = sensor.throttled_s()
     look()
     over = threading.Event()
     thread = threading.Thread(target=poll, name="gptbench.sensors", daemon=True) if sensor.polls else None
@@ -313,7 +313,7 @@ def watched(sensor: Sensor) -> Iterator[DeviceState]:
         if thread is not None:
             thread.join()
         look()
-        after = sensor.held_back_s()
+        after = sensor.throttled_s()
         grown = {name: seconds - held_back.get(name, seconds) for name, seconds in after.items()}
         reasons.update(name for name, seconds in grown.items() if seconds > 0)
         state.throttled = sorted(reasons)

@@ -71,7 +71,7 @@ def traffic(engine: Runner, new_tokens: int) -> Traffic:
         weights=weight_bytes(engine.model, engine.batch),
         kv_per_position=sum(cache.position_bytes for cache in caches),
         positions_read=most(engine.positions_read),
-        positions_filled=[position + 1 for position in positions],
+        kv_len=[position + 1 for position in positions],
         positions_attended=most(attended),
         positions_moved=most(engine.positions_moved),
         expert_bytes=expert_bytes(engine.model),

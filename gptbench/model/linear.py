@@ -165,7 +165,10 @@ def store_as(model: nn.Module, quant: QuantConfig) -> None:
         chosen |= dict.fromkeys(matched, section)
     formats: dict[WeightFormat, WeightFormat] = {}  # one of each: compiled code that layers share goes by identity
     for name, section in chosen.items():
-        if quant.weights and (expected := section.limits.refuse([(name, weights[name].float_shape[-1])])) is not None:
+        if (
+            quant.weights
+            and (expected := section.limits.unsupported_reason([(name, weights[name].float_shape[-1])])) is not None
+        ):
             raise ConfigError("quant", quant.full_name, expected)
         own: WeightFormat = instantiate(section)
         weights[name].store_as(formats.setdefault(own, own))

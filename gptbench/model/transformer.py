@@ -244,18 +244,18 @@ class MixtureOfExperts(FeedForward):
         if self.counter is not None and x.shape[0] > 1 and x.shape[1] == 1:  # a decode step; one token chooses A
             self.counter.add_(count_distinct(chosen, self.experts))
         if flat.shape[0] * self.active < self.experts:
-            y = self.each_pair(flat, weights, chosen)
+            y = self.gather_experts(flat, weights, chosen)
         else:
-            y = self.each_expert(flat, weights, chosen)
+            y = self.all_experts(flat, weights, chosen)
         return y.view_as(x)
 
-    def each_pair(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def gather_experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Reads one expert for each of the P = N·A pairs: fewest bytes for a token or two."""
         gate, value = self.w13(x.repeat_interleave(self.active, dim=0), chosen.flatten()).chunk(2, dim=-1)
         y = self.w2(F.silu(gate) * value, chosen.flatten()).view(*weights.shape, -1)
         return (y.float() * weights.unsqueeze(-1)).sum(1).to(x.dtype)
 
-    def each_expert(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def all_experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Reads every expert once and feeds it every token, with weight 0 where it was not chosen: no dynamic shape."""
         y = torch.zeros_like(x, dtype=torch.float32)
         for expert in range(self.experts):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.present.formats import Column, Table
 from gptbench.schema.busy import busy
 from gptbench.schema.metrics import in_order, metric_of
@@ -32,7 +32,7 @@ class Row:
     """Values of `ORIGIN`."""
 
 
-def row(found: Found) -> Row:
+def row(found: SelectedRecord) -> Row:
     """The row of one record."""
     record = found.record
     origin = {name: value or "" for name, value in record.origin().items()}
@@ -65,7 +65,7 @@ class Export:
     """Columns of metrics, in order."""
 
     @classmethod
-    def of(cls, found: Sequence[Found], metrics: Sequence[str] = ()) -> "Export":
+    def of(cls, found: Sequence[SelectedRecord], metrics: Sequence[str] = ()) -> "Export":
         """The table of some records.
 
         Args:

@@ -17,7 +17,7 @@ from gptbench.compare.explain import binds
 from gptbench.compare.interleaved import remarks
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.row import run_row
-from gptbench.compare.select import Found
+from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.compare.step import Step
 from gptbench.present.svg import inline
@@ -70,7 +70,7 @@ class Origin:
 
 
 def html(
-    found: Sequence[Found],
+    found: Sequence[SelectedRecord],
     baselines: Sequence[Baseline],
     title: str,
     selectors: Sequence[str],

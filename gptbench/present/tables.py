@@ -24,16 +24,16 @@ from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import steps_interval, valid_samples
 from gptbench.schema.summary import sample_metrics, summary
 
-MOST_ROWS = 15
+MAX_ROWS = 15
 """Kernels in the table of a step; what there is beyond is one row."""
 
-MOST_CHARACTERS = 60
+MAX_CHARACTERS = 60
 """Of a kernel's name there."""
 
 FOOTNOTES = ("tpot_p99_s", "mbu")
 """Metrics that are explained below the table of a run."""
 
-SHORTEST_STAGE_S = 0.05
+MIN_STAGE_S = 0.05
 """Of preparing, to be told."""
 
 
@@ -167,8 +167,8 @@ def show_busy(result: Measured) -> None:
 
 def show_stages(compilation: Compilation) -> None:
     """What preparing was spent on."""
-    costs = compilation.costs_s.items()
-    told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= SHORTEST_STAGE_S)
+    costs = compilation.stage_s.items()
+    told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= MIN_STAGE_S)
     text = f"compile time ({compilation.label}) {number(compilation.prepare_s)} s"
     console.print(f"{text}: {told}" if told else text, markup=False)
 
@@ -192,7 +192,7 @@ def breakdown_table(result: Result) -> Table:
     def row(name: str, launches: int, total_s: float, exclusive_s: float, gb_per_s: float | None) -> list[Any]:
         share = None if gb_per_s is None else gb_per_s / result.roof.gb_per_s
         return [
-            Cell(name if len(name) <= MOST_CHARACTERS else f"{name[: MOST_CHARACTERS - 1]}…", name),
+            Cell(name if len(name) <= MAX_CHARACTERS else f"{name[: MAX_CHARACTERS - 1]}…", name),
             launches or None,
             scaled(total_s / launches if launches else None, 1e6),
             scaled(exclusive_s, 1e6),
@@ -202,7 +202,7 @@ def breakdown_table(result: Result) -> Table:
         ]
 
     kernels = step.by_kernel()
-    shown = kernels[: MOST_ROWS - (len(kernels) > MOST_ROWS)]
+    shown = kernels[: MAX_ROWS - (len(kernels) > MAX_ROWS)]
     others = kernels[len(shown) :]
     rows = [row(one.name, one.launches, one.total_s, one.exclusive_s, one.gb_per_s) for one in shown]
     if others:

@@ -67,7 +67,7 @@ class Terminal:
 
     def limit(self, traffic: Traffic, roof: Roof | None, config: Config) -> None:
         """Says what the memory allows at best: of a mixture, where all rows of a batch choose the same experts."""
-        batch, steps = config.workload.batch_size, len(traffic.positions_filled)
+        batch, steps = config.workload.batch_size, len(traffic.kv_len)
         least, most = (sum(traffic.needed(experts)) / steps for experts in (None, max_experts(config) * steps))
         needs, what = f"{least / 1e9:.3f} GB", "that takes"
         if most > least:

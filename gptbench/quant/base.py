@@ -16,7 +16,7 @@ from torch import Tensor
 from gptbench.config import FORMATS, FormatLimits, QuantConfig, add_option
 from gptbench.config.targets import target_of
 from gptbench.kernels.matrix import Encoding, Functions, Matrix
-from gptbench.kernels.tile import Use
+from gptbench.kernels.tile_config import TileKey
 from gptbench.private.torch import in_memory
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -134,7 +134,7 @@ class WeightFormat:
         """Of one weight, in a model of type `dtype`; what is stored beside it left out."""
         raise NotImplementedError
 
-    def cut(self, use: Use) -> tuple[int, int, int, int]:
+    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
         """What is fastest for a use, as far as is known: warps, 16-byte loads of each thread in a row of a step, rows,
         and steps that are loaded early."""
         return 4, 1, 8, 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptbench.kernels.matrix import Encoding, Functions, Matrix
-from gptbench.kernels.tile import Use
+from gptbench.kernels.tile_config import TileKey
 from gptbench.quant.base import TRITON, WeightFormat
 
 UNIFORM_STD = 73
@@ -72,13 +72,13 @@ class Int8(WeightFormat):
     def bits(self, dtype: torch.dtype) -> int:
         return 8
 
-    def cut(self, use: Use) -> tuple[int, int, int, int]:
-        long = use.columns > 8192
-        if use.kernel == "add_linear":
-            return (4, 1, 16 if use.slots else 8, 1) if long else (4, 1, 8, 2)
-        if use.kernel == "swiglu":
-            return 4 if use.slots else 2, 1, 8, 1
-        if use.rows * use.columns <= SMALL:
+    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
+        long = tile_key.columns > 8192
+        if tile_key.kernel == "add_linear":
+            return (4, 1, 16 if tile_key.max_experts else 8, 1) if long else (4, 1, 8, 2)
+        if tile_key.kernel == "swiglu":
+            return 4 if tile_key.max_experts else 2, 1, 8, 1
+        if tile_key.rows * tile_key.columns <= SMALL:
             return 2, 1, 4, 1
         return (4, 1, 8, 1) if long else (2, 2, 8, 1)
 
@@ -92,10 +92,10 @@ if TRITON:
 
     @triton.jit
     def multiply(tile, x, at, there):
-        low = tl.load(x.low + at, mask=there, other=0)
-        high = tl.load(x.high + at, mask=there, other=0)
+        pair_lo = tl.load(x.pair_lo + at, mask=there, other=0)
+        pair_hi = tl.load(x.pair_hi + at, mask=there, other=0)
         scale = tl.load(x.scale + at, mask=there, other=0.0)
-        return dot4(tile, low[None, :], high[None, :]).to(tl.float32) * scale[None, :]
+        return dot4(tile, pair_lo[None, :], pair_hi[None, :]).to(tl.float32) * scale[None, :]
 
     @triton.jit
     def row_scale(tensors, rows, there):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptbench.kernels.matrix import Functions, Matrix
-from gptbench.kernels.tile import BYTES_PER_WARP, Use
+from gptbench.kernels.tile_config import BYTES_PER_WARP, TileKey
 from gptbench.quant.base import TRITON, WeightFormat
 
 
@@ -36,15 +36,15 @@ class Unquantised(WeightFormat):
     def bits(self, dtype: torch.dtype) -> int:
         return 8 * dtype.itemsize
 
-    def cut(self, use: Use) -> tuple[int, int, int, int]:
-        long = use.columns > 8192
-        if use.kernel == "add_linear":
+    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
+        long = tile_key.columns > 8192
+        if tile_key.kernel == "add_linear":
             # Of two tiles of the same size the one whose last step is fuller.
-            step = 8 * BYTES_PER_WARP // use.dtype.itemsize
-            narrow = -(-use.columns // step) % 2 == 1
+            step = 8 * BYTES_PER_WARP // tile_key.dtype.itemsize
+            narrow = -(-tile_key.columns // step) % 2 == 1
             return (8, 1, 8, 2) if long and narrow else (8 if long else 4, 2, 4, 2)
-        if use.kernel == "swiglu":
-            return 4 if use.columns >= 4096 else 2, 2, 2, 1
+        if tile_key.kernel == "swiglu":
+            return 4 if tile_key.columns >= 4096 else 2, 2, 2, 1
         return 2, 2, 2, 1
 
 

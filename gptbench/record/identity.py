@@ -26,7 +26,7 @@ MEASURING = (
 """Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
 RECORDING = ("schema", "charts", "record", "compare", "present", "sweep", "commands", "__main__")
 """All others: what is done with a number once it is there, statistics included, changes no identity."""
-MOST_HASHED = 64 * 2**20
+MAX_HASHED = 64 * 2**20
 """Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
 LIBRARIES = ("torch", "triton")
 
@@ -86,7 +86,7 @@ def files_in(place: Path) -> list[Path]:
 
 def file_hash(file: Path) -> list[Any]:
     status = file.stat()
-    if status.st_size > MOST_HASHED:
+    if status.st_size > MAX_HASHED:
         return [file.name, status.st_size, status.st_mtime_ns]
     return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()[:DIGITS]]
 

@@ -19,7 +19,7 @@ from gptbench.schema.labels import flat, short_keys
 from gptbench.schema.record import Recorded, of_kind
 from gptbench.schema.result import Result
 
-MOST_CHARACTERS = 6000
+MAX_CHARACTERS = 6000
 """Of a param; MLflow takes more of a tag, but not much."""
 
 
@@ -67,10 +67,10 @@ def make_record(result: Recorded, result_path: Path, name: str | None) -> Record
         end_ms=round((start + own.seconds) * 1000),
         status=own.status,
         params=[
-            (clean(redacted(key)), redacted(value)[:MOST_CHARACTERS]) for key, value in flat(without_places(own.params))
+            (clean(redacted(key)), redacted(value)[:MAX_CHARACTERS]) for key, value in flat(without_places(own.params))
         ],
         metrics=own.metrics,
-        tags={key: redacted(value)[:MOST_CHARACTERS] for key, value in tags.items() if value is not None},
+        tags={key: redacted(value)[:MAX_CHARACTERS] for key, value in tags.items() if value is not None},
         sweep=own.sweep,
         varied=own.varied,
         is_sweep=own.is_sweep,

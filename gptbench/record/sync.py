@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from gptbench.base.errors import TrackingError, UserError
 from gptbench.base.inputs import read_object
-from gptbench.base.outputs import write_json, write_whole
+from gptbench.base.outputs import atomic_write, write_json
 from gptbench.base.redaction import HIDDEN, redacted, redacted_message
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.config.targets import instantiate
@@ -67,7 +67,7 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
         logged = tracker.log(result, path)
     except TrackingError as error:
         with contextlib.suppress(OSError):  # such as a full disk
-            write_whole(trace, redacted_message("".join(traceback.format_exception(error))))
+            atomic_write(trace, redacted_message("".join(traceback.format_exception(error))))
         raise
     trace.unlink(missing_ok=True)
     if logged is not None:

@@ -32,9 +32,9 @@ class Compilation:
     """Seconds of the first whole generation after preparing."""
     compiles: int = 0
     """Graphs and kernels compiled, and graphs recorded by torch, while preparing."""
-    costs_s: dict[str, float] = field(default_factory=dict)
+    stage_s: dict[str, float] = field(default_factory=dict)
     """`prepare_s` by what it was spent on: see `STAGES`."""
-    stages_s: dict[str, float] = field(default_factory=dict)
+    torch_stage_s: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, under torch's own names. Stages hold each other, so they do not add up."""
     cache_counts: dict[str, int] = field(default_factory=dict)
     """Compile-cache hits, misses and bypasses of graphs, as torch counts them, and of Triton's kernels."""

@@ -11,9 +11,9 @@ from gptbench.schema.metrics import View, shown_in
 from gptbench.schema.publication import FAILED, FINISHED, Publication, write_table
 from gptbench.schema.record import Measured
 
-SEED_PEAK_TFLOPS = 312
+GPTFAST_PEAK_TFLOPS = 312
 """The seed's, whatever device it runs on."""
-SEED_SIZES = [1024, 4096, 8192, 16384]
+GPTFAST_SIZES = [1024, 4096, 8192, 16384]
 """Its micro-benchmarks' D."""
 
 
@@ -110,7 +110,7 @@ class KernelResult(Measured):
 class KernelMetrics:
     """One implementation that was timed.
 
-    seed_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them by
+    gptfast_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them by
     it: the longer it takes, the higher. It is there to stand beside the seed's target.
     """
 
@@ -125,7 +125,7 @@ class KernelMetrics:
     share_of_roof: float
     flops_utilisation: float | None
     """Operations over the time, over the device's peak; of bfloat16 where that is known."""
-    seed_flops_utilisation: float
+    gptfast_flops_utilisation: float
 
 
 def kernel_metrics(result: KernelResult, kernel: KernelTimes) -> dict[str, KernelMetrics]:
@@ -143,7 +143,7 @@ def kernel_metrics(result: KernelResult, kernel: KernelTimes) -> dict[str, Kerne
                 gb_per_s=rate,
                 share_of_roof=rate / result.roof.gb_per_s,
                 flops_utilisation=kernel.flops / seconds / result.peak_flops if known and result.peak_flops else None,
-                seed_flops_utilisation=seconds * 1e6 * kernel.flops / 1e9 / SEED_PEAK_TFLOPS,
+                gptfast_flops_utilisation=seconds * 1e6 * kernel.flops / 1e9 / GPTFAST_PEAK_TFLOPS,
             )
     return found
 
@@ -174,7 +174,7 @@ def seed_targets(result: KernelResult) -> dict[str, dict[str, float]]:
     found = {}
     for family, targets in baseline_targets(result).items():
         shapes = [kernel.shape for kernel in result.kernels if f"{kernel.name}/{kernel.dtype}" == family]
-        if [shape.get("D") for shape in shapes] == SEED_SIZES and all(shape.get("B", 1) == 1 for shape in shapes):
+        if [shape.get("D") for shape in shapes] == GPTFAST_SIZES and all(shape.get("B", 1) == 1 for shape in shapes):
             found[family] = targets
     return found
 

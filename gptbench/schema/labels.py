@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gptbench.config.quant import weights_text
-from gptbench.schema.identity import ALONGSIDE, WEIGHTS, fields_of
+from gptbench.schema.identity import NON_IDENTITY_FIELDS, WEIGHTS, fields_of
 
 if TYPE_CHECKING:
     from gptbench.schema.record import Recorded
@@ -21,7 +21,7 @@ PROMPT_DIGITS = 8
 """Of the hash by which a prompt is told from another of the same length."""
 PLAIN = (*NAMED, "dtype", "batch", "device", "commit")
 """The others are told as `key=value`."""
-MOST_CHARACTERS = 24
+MAX_CHARACTERS = 24
 """Of one value."""
 
 
@@ -81,7 +81,7 @@ def traits(record: "Recorded") -> dict[str, str]:
     if found["weights"] != record.number_type:
         found["dtype"] = record.number_type
     found["batch"] = f"b{config['workload']['batch_size']}"
-    fields = fields_of(config, ALONGSIDE) | {"device.threads": config["device"].get("threads")}
+    fields = fields_of(config, NON_IDENTITY_FIELDS) | {"device.threads": config["device"].get("threads")}
     for key, value in fields.items():
         section, _, name = key.rpartition(".")
         # What a task measures beside the speed does not change it.
@@ -113,7 +113,7 @@ def value_text(key: str, value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
     """Both ends of a text that is too long: names of kernels, for one, begin alike."""
     if len(text) <= most:
         return text

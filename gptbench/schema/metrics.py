@@ -202,7 +202,7 @@ HEADLINE = "decode_tokens_per_s"
 """By which runs are ranked, what `gptbench ab` measures until it knows, and charts and sentences are about."""
 STEP = "tpot_p50_s"
 """A run's step: the median one."""
-CALL_RATE = "seed_tokens_per_s"
+CALL_RATE = "gptfast_tokens_per_s"
 """gpt_fast's tokens/s, which take in the prefill."""
 KERNEL_TIME = "seconds"
 """Of one implementation of a kernel, by `task=kernels`."""
@@ -277,7 +277,7 @@ def of_samples() -> Iterator[Metric]:
         of_sample=statistics.call_rate, views=at(RUN), gpt_fast="token_per_sec",
     )  # fmt: skip
     yield Metric(
-        "seed_gb_per_s", "gpt_fast bandwidth", "GB/s", 1, "As PyTorch's gpt_fast benchmark counts: bytes of the "
+        "gptfast_gb_per_s", "gpt_fast bandwidth", "GB/s", 1, "As PyTorch's gpt_fast benchmark counts: bytes of the "
         "weights times the tokens/s of one row of the whole call, prefill included.", HIGHER,
         of_sample=statistics.call_bandwidth, views=at(RUN), gpt_fast="memory_bandwidth(GB/s)",
     )  # fmt: skip
@@ -304,7 +304,7 @@ def of_preparing() -> Iterator[Metric]:
             views=at(run=8, report=4, markdown=4),
         )  # fmt: skip
     yield Metric(
-        "seed_compile_s", "gpt_fast compile time", "s", 1, "As PyTorch's gpt_fast benchmark counts: compile time with "
+        "gptfast_compile_s", "gpt_fast compile time", "s", 1, "As PyTorch's gpt_fast benchmark counts: compile time with "
         "an empty cache, and the first generation.",
         LOWER, of=statistics.call_compile_time, part="compilations", views=at(RUN), gpt_fast="compilation_time(s)",
     )  # fmt: skip

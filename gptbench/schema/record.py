@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from gptbench.base.errors import InputError, UserError
 from gptbench.base.inputs import read_json
-from gptbench.base.outputs import as_json, whole_file
+from gptbench.base.outputs import as_json, atomic_file
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import MOVED_TARGETS, Dtype
 from gptbench.config.quant import full_name
@@ -78,7 +78,7 @@ class Recorded:
         """Writes `FILE.json` to the folder, all of it or none; never over another one: a second one becomes
         `FILE-2.json`."""
         number = 1
-        with whole_file(folder, as_json(self.plain())) as new:
+        with atomic_file(folder, as_json(self.plain())) as new:
             while True:
                 path = folder / (f"{self.FILE}.json" if number == 1 else f"{self.FILE}-{number}.json")
                 try:

@@ -26,14 +26,14 @@ from gptbench.schema.statistics import valid_samples
 from gptbench.schema.steps import Steps
 from gptbench.schema.summary import part_metrics, sample_metrics, summary
 
-GPT_FAST = ("seed", "inductor_seed", "gpt_fast")
+GPT_FAST = ("seed", "gpt_fast", "gpt_fast")
 """Names of the workload and the engine of PyTorch's gpt_fast benchmark, those of earlier versions included."""
 SEPARATOR = "\n\n----\n\n"
 """Between the texts of two answers."""
 
 
 @dataclass(frozen=True)
-class Loaded:
+class CheckpointInfo:
     """What was read, for the record."""
 
     folder: str
@@ -58,7 +58,7 @@ class Measurement:
     """First the one before the samples, then, if measured, that of a second process."""
     warm_ups: list[WarmUp]
     samples: list[Sample]
-    checkpoint: Loaded | None = None
+    checkpoint: CheckpointInfo | None = None
     """What the weights were read from; None where they are seeded."""
     quality: Predictions | None = None
     """What came of predicting a text, if the task was to."""
@@ -118,7 +118,7 @@ class Result(Measurement, Measured):
         super().check()
         moved, steps = self.traffic, len(self.traffic.positions_read)
         require(steps > 0, "traffic.positions_read", "a number for each step")
-        require(len(moved.positions_filled) == steps, "traffic.positions_filled", f"{steps} numbers, one for each step")
+        require(len(moved.kv_len) == steps, "traffic.kv_len", f"{steps} numbers, one for each step")
         for name in ("positions_attended", "positions_moved", "kv_needed", "kv_moved"):
             require(len(getattr(moved, name)) in (0, steps), f"traffic.{name}", f"{steps} numbers, or none")
         for index, sample in enumerate(self.samples):
@@ -225,7 +225,7 @@ class Result(Measurement, Measured):
                     yield f"sample/{name}", value, step
         named = {each.metric: each for each in reversed(self.compilations) if each.metric is not None}
         for whose, compilation in named.items():  # of two that met the same, the first
-            for stage, seconds in compilation.costs_s.items():
+            for stage, seconds in compilation.stage_s.items():
                 yield f"compile_stage/{whose}/{stage}", seconds, 0
 
     def write_files(self, folder: Path) -> None:
@@ -254,11 +254,11 @@ class Result(Measurement, Measured):
 
 def upgrade_compilation(entry: Any) -> None:
     """Sums up, in place, what a version recorded that did not."""
-    if isinstance(entry, dict) and "costs_s" not in entry:
+    if isinstance(entry, dict) and "stage_s" not in entry:
         with contextlib.suppress(TypeError, AttributeError):  # they are not what they should be, which is told
-            stages: Any = entry.get("stages_s")
+            stages: Any = entry.get("torch_stage_s")
             prepare_s: Any = entry.get("prepare_s")
-            entry["costs_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
+            entry["stage_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
 
 
 def brief(known: dict[str, float]) -> list[Metric]:

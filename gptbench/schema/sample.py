@@ -108,7 +108,7 @@ class Traffic:
     positions_read: list[int]
     """Cached positions that a step reads, padding included: of the step that is fed the first new token, the second,
     and so on. So are the lists below."""
-    positions_filled: list[int]
+    kv_len: list[int]
     """Cached positions that then hold a token, the step's own included."""
     positions_attended: list[int] = field(default_factory=list)
     """Of those the ones that the step's token attends to, its own included: fewer where a window slides. Empty in a
@@ -131,7 +131,7 @@ class Traffic:
     @property
     def attended(self) -> list[int]:
         """`positions_attended`, or for an older record what comes nearest."""
-        return self.positions_attended or list(map(min, self.positions_filled, self.positions_read))
+        return self.positions_attended or list(map(min, self.kv_len, self.positions_read))
 
     def needed(self, experts: int | None = None, steps: int | None = None) -> list[int]:
         """Bytes that each step cannot do without: weights, keys and values of the positions that its token attends to,

@@ -19,7 +19,7 @@ ENDED_TAG = "gptbench.sweep_ended"
 """Of a publication: when, by which the newer of two records of one sweep is known."""
 GAP = "&ensp;"
 """Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
-MOST_CHARACTERS = 5500
+MAX_CHARACTERS = 5500
 """Of the table as text; what MLflow takes in a tag is not much more."""
 
 
@@ -109,7 +109,7 @@ class SweepRecord(Recorded):
         for number, line in enumerate(lines):
             gap = GAP if number != 1 else ""  # not of the rule below the head
             row = f"\n| {f'{gap} | '.join(line)} |"
-            if len(text) + len(row) > MOST_CHARACTERS:
+            if len(text) + len(row) > MAX_CHARACTERS:
                 return f"{text}\n\n{len(lines) - number} more in jobs.csv"
             text += row
         return text

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 
 from gptbench.base.errors import ConfigError, UserError
-from gptbench.config import MAX_JOBS, DrawnSweepConfig, SweepConfig
+from gptbench.config import MAX_JOBS, SampledSweepConfig, SweepConfig
 from gptbench.config.field_types import text_fields
 from gptbench.config.grammar import plain_text, quoted_in_shell
 from gptbench.private import hydra as private
@@ -27,7 +27,7 @@ from gptbench.private import hydra as private
 Overrides = tuple[str, ...]
 """Of one job, or of one value of a dimension: `sampling.top_k=5`."""
 
-MOST_TRIES = 1000
+MAX_TRIES = 1000
 """Draws in a row that give nothing new, after which a space counts as used up."""
 
 
@@ -241,7 +241,7 @@ class Product:
 class Random:
     """Points that are drawn independently, each job once."""
 
-    def __init__(self, config: DrawnSweepConfig) -> None:
+    def __init__(self, config: SampledSweepConfig) -> None:
         self.config = config
 
     def points(self, dimensions: int) -> Iterator[list[float]]:
@@ -262,7 +262,7 @@ class Random:
             tries = 0 if len(jobs) > before else tries + 1
             if len(jobs) == self.config.jobs:
                 break
-            if tries == MOST_TRIES:
+            if tries == MAX_TRIES:
                 print(f"sweep.jobs={self.config.jobs}: there are {len(jobs)} in the space", file=sys.stderr)
                 break
         return list(jobs)

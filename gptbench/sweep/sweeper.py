@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 NAME = "hydra_plugins.gptbench.Sweeper"
 """By which a configuration names the sweeper."""
 GO_ON = "to go on: the same command with sweep.resume=true"
-MOST_STALLED = 2
+MAX_STALLED = 2
 """Launches in a row after which no job had ended. After one, those of the first may still run."""
 LOOK_S = 1.0
 """Seconds between two looks at the jobs of another process."""
@@ -251,7 +251,7 @@ class Sweep:
         first of its processes that dies, the others run on, and the second copy of each waits for the first."""
         waiting = list(range(len(self.jobs)))
         stalled = 0
-        while waiting and not self.interrupted and stalled < MOST_STALLED:
+        while waiting and not self.interrupted and stalled < MAX_STALLED:
             launcher = self.launcher()
             self.progress.begin(len(self.jobs) - len(waiting))
             jobs = [self.overrides(number) for number in waiting]

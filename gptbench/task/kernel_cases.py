@@ -155,7 +155,7 @@ def no_model_cases(config: Config, device: Device) -> str | None:
     """Why `model_cases` has none of the model's kernels, or None where it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
-    needed = kernels_section(config).unsupported_by_kernels(config) or config.quant.refuse(
+    needed = kernels_section(config).unsupported_by_kernels(config) or config.quant.unsupported_reason(
         config.model, config.device.dtype
     )
     return None if needed is None else f"they need {needed}"
@@ -187,14 +187,14 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
         )
 
     return Case(
-        name=f"{op.role}/{op.use.kernel}" if op.use is not None else OP_NAMES.get(op.role, op.role),
+        name=f"{op.role}/{op.tile_key.kernel}" if op.tile_key is not None else OP_NAMES.get(op.role, op.role),
         shape=op.shape() | ({"S": read} if read else {}),
         dtype=op.dtype,
         moved_bytes=moved,
         flops=op.flops(read),
         call=call,
         reference=lambda own: own.reference(),
-        kernel=lambda own: partial(own.launch, engine.overlap),
+        kernel=lambda own: partial(own.launch, engine.pdl),
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * nbytes(*example.reads()),
         unread_bytes=max(nbytes(*example.operands()) - moved, 0),
@@ -261,14 +261,14 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
     """The tile of each of the cases' kernels that has one, by its use; empty where our kernels do not run."""
     if not kernels_run(device) or not isinstance(config.task, KernelsConfig):
         return {}
-    from gptbench.engine.tiles import Tiles
-    from gptbench.kernels.tile import Use
+    from gptbench.engine.tile_cache import TileCache
+    from gptbench.kernels.tile_config import TileKey
 
-    tiles = Tiles.of(Path(kernels_section(config).tiles), device)
+    tiles = TileCache.of(Path(kernels_section(config).tiles), device)
     of_sizes = itertools.product(config.task.sizes, (Unquantised(), Int8()))
-    uses = [Use("linear", size, size, weight_format, torch.bfloat16, 1) for size, weight_format in of_sizes]
+    tile_keys = [TileKey("linear", size, size, weight_format, torch.bfloat16, 1) for size, weight_format in of_sizes]
     of_model = {} if no_model_cases(config, device) is not None else planned(config, device).tiles_used
-    return {str(use): asdict(tiles[use]) for use in uses} | of_model
+    return {str(tile_key): asdict(tiles[tile_key]) for tile_key in tile_keys} | of_model
 
 
 def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], None]] | None:
@@ -276,15 +276,15 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     by 1. None where our kernels do not run."""
     if not kernels_run(device):
         return None
-    from gptbench.engine.tiles import Tiles
+    from gptbench.engine.tile_cache import TileCache
     from gptbench.kernels.activation import Activation
-    from gptbench.kernels.launch import can_overlap
+    from gptbench.kernels.launch import supports_pdl
     from gptbench.kernels.linear import Linear
     from gptbench.kernels.matrix import Matrix
     from gptbench.kernels.norm import Norm
 
     section = kernels_section(config)
-    tiles, overlap = Tiles.of(Path(section.tiles), device), section.overlap and can_overlap(device.torch)
+    tiles, pdl = TileCache.of(Path(section.tile_cache), device), section.pdl and supports_pdl(device.torch)
 
     def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
         own: WeightFormat = Int8() if weight.dtype == torch.int8 else Unquantised()
@@ -293,8 +293,8 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
         row = Activation.empty(1, matrix.columns, x.dtype, x.device, own.encoding)
         row.write(x.unsqueeze(0))
         norm = Norm(torch.full((1, 1), float(matrix.columns), device=x.device), matrix.columns, eps=0.0)
-        tile = tiles[Linear.use_of(matrix, 1)]
-        return partial(Linear(row, norm, matrix, None, out.unsqueeze(0), tile).launch, overlap)
+        tile = tiles[Linear.tile_key_of(matrix, 1)]
+        return partial(Linear(row, norm, matrix, None, out.unsqueeze(0), tile).launch, pdl)
 
     return kernel
 

@@ -28,7 +28,7 @@ from gptbench.task.standalone import Standalone
 
 ROUND_BYTES = 2**28
 """Moved in a round: four times what an H200's second-level cache holds."""
-MOST_SETS = 256
+MAX_SETS = 256
 """Calls of a round. Of what moves less than a megabyte, caches do hold the arguments, as they do in a decode step."""
 WARM_UPS = 3
 """Rounds before those that are timed, on a GPU."""
@@ -114,7 +114,7 @@ def measure_case(case: Case, device: Device, seed: int, replays: int) -> KernelT
     try:
         generator = torch.Generator(device.torch).manual_seed(seed)
         free = int(SHARE_OF_FREE * device.free_memory()) - case.workspace_bytes
-        sets = min(MOST_SETS, -(-ROUND_BYTES // case.moved_bytes), free // case.set_bytes)
+        sets = min(MAX_SETS, -(-ROUND_BYTES // case.moved_bytes), free // case.set_bytes)
         if sets < 1:
             found.note = f"needs {gb(case.set_bytes + case.workspace_bytes)}, and there are {gb(device.free_memory())}"
             return found

@@ -11,8 +11,8 @@ from gptbench.config import MIN_NEW_TOKENS, Config, ModelConfig
 from gptbench.config.refusal import may_be_a_process
 from gptbench.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, unread_tokenizer
 
-SEED_TEXT = "Hello, my name is"
-SEED_TOKENS = [1, 15043, 29892, 590, 1024, 338]
+GPTFAST_TEXT = "Hello, my name is"
+GPTFAST_TOKENS = [1, 15043, 29892, 590, 1024, 338]
 """The same as Llama 2's tokenizer has it, for models that have none."""
 MAX_TEXT_BYTES = 16 * 2**20
 """Of a file with a text; more than any context holds."""
@@ -77,7 +77,7 @@ def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
             if (value := getattr(work, name)) is not None:
                 expected = f"null for a model without a tokenizer: {what} has none, and model.tokenizer can name one"
                 raise ConfigError(f"workload.{name}", value, expected)
-        if work.prompt_length is None and max(SEED_TOKENS) >= config.model.vocab_size:
+        if work.prompt_length is None and max(GPTFAST_TOKENS) >= config.model.vocab_size:
             raise ConfigError(
                 "model.tokenizer",
                 "null",
@@ -85,8 +85,8 @@ def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
                 "vocabulary have no place for the default prompt's; or workload.prompt_length=6 (random ids), or ids "
                 "in workload.prompt",
             )
-        length = work.prompt_length or len(SEED_TOKENS)
-        first = [] if work.prompt_length else SEED_TOKENS
+        length = work.prompt_length or len(GPTFAST_TOKENS)
+        first = [] if work.prompt_length else GPTFAST_TOKENS
         tokens = first + random_tokens(config.model.vocab_size, rows * length - len(first), work.seed)
         return [tokens[start : start + length] for start in range(0, rows * length, length)]
     given = "prompt_file" if work.prompt_file is not None else "prompt_text" if work.prompt_text is not None else None
@@ -97,7 +97,7 @@ def row_prompts(config: Config, tokenizer: Tokenizer | None) -> list[list[int]]:
     elif work.prompt_length is not None:
         text = read_text(HELD_OUT, "workload.prompt_length")
     else:
-        text = SEED_TEXT
+        text = GPTFAST_TEXT
     context = config.model.context
     tokens = first_tokens(tokenizer, text, rows * work.prompt_length if work.prompt_length else context)
     if given is not None and work.prompt_length is None and len(tokens) > context - MIN_NEW_TOKENS:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptbench.config import FormatLimits
 from gptbench.kernels.matrix import Encoding, Functions
-from gptbench.kernels.tile import Use
+from gptbench.kernels.tile_config import TileKey
 from gptbench.quant import WeightFormat, register_format
 
 GROUP = 128
@@ -53,7 +53,7 @@ class Int4(WeightFormat):
     def bits(self, dtype: torch.dtype) -> int:
         return 4
 
-    def cut(self, use: Use) -> tuple[int, int, int, int]:
+    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
         return 2, 1, 8, 1
 
 
@@ -79,8 +79,8 @@ else:
     @triton.jit
     def four(words, x, at, there):
         """Words of four int8 times blocks of four numbers."""
-        low = tl.load(x.low + at, mask=there, other=0)
-        high = tl.load(x.high + at, mask=there, other=0)
+        low = tl.load(x.pair_lo + at, mask=there, other=0)
+        high = tl.load(x.pair_hi + at, mask=there, other=0)
         scale = tl.load(x.scale + at, mask=there, other=0.0)
         return dot4(words, low[None, :], high[None, :]).to(tl.float32) * scale[None, :]
 

@@ -1,4 +1,4 @@
-"""How the linear kernels are cut up, and what a way to do so is for. Which is the best: `gptbench.engine.tiles`."""
+"""How the linear kernels are cut up, and what a way to do so is for. Which is the best: `gptbench.engine.tile_cache`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ BYTES_PER_WARP = 512
 
 
 @dataclass(frozen=True)
-class Tile:
+class TileConfig:
     """How a linear kernel is cut up. BLOCK is best a multiple of what `warps` load at once: 512 bytes each."""
 
     rows: int
@@ -27,7 +27,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Use:
+class TileKey:
     """What a tile is for. Its text is the key in the file."""
 
     kernel: str
@@ -40,21 +40,21 @@ class Use:
     batch: int
     multiple: int = 1
     """What the tile's rows must be a multiple of."""
-    slots: int = 0
+    max_experts: int = 0
     """Of a mixture: experts that are read."""
 
     @classmethod
-    def of(cls, kernel: str, weight: "Matrix", batch: int, multiple: int = 1, slots: int = 0) -> "Use":
+    def of(cls, kernel: str, weight: "Matrix", batch: int, multiple: int = 1, max_experts: int = 0) -> "TileKey":
         """For a kernel over a weight."""
-        return cls(kernel, weight.rows, weight.columns, weight.format, weight.dtype, batch, multiple, slots)
+        return cls(kernel, weight.rows, weight.columns, weight.format, weight.dtype, batch, multiple, max_experts)
 
     @property
     def name(self) -> str:
         """What a profiler shows for the kernel."""
-        return kernel_name(self.kernel, self.rows, self.columns, mixture=self.slots > 0)
+        return kernel_name(self.kernel, self.rows, self.columns, mixture=self.max_experts > 0)
 
     def __str__(self) -> str:
-        experts = f" experts {self.slots}" if self.slots else ""
+        experts = f" experts {self.max_experts}" if self.max_experts else ""
         return f"{self.kernel} {self.rows}x{self.columns} {self.format.label(self.dtype)} batch {self.batch}{experts}"
 
 

@@ -1,4 +1,4 @@
-"""The reference of `gptbench.kernels.draw`; engines of torch operations draw with it. Alone, as it needs no Triton."""
+"""The reference of `gptbench.kernels.sample`; engines of torch operations draw with it. Alone, as it needs no Triton."""
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, 
     possible = probability > 0
     reached = possible & (cumulative > uniform * cumulative[:, -1:])
     last = torch.where(possible, rank, 0).amax(-1)
-    drawn = torch.where(reached, rank, logits.shape[-1]).amin(-1).minimum(last)
-    return torch.where(greedy, token[:, 0], drawn)
+    sampled = torch.where(reached, rank, logits.shape[-1]).amin(-1).minimum(last)
+    return torch.where(greedy, token[:, 0], sampled)
 
 
-def draw_reference(
+def sample_reference(
     logits: Tensor,
     uniform: Tensor,
     temperature: Tensor,
@@ -70,11 +70,11 @@ def draw_reference(
     tokens: Tensor,
     position: Tensor,
 ) -> None:
-    """What `gptbench.kernels.draw.Draw` does: of the engines that are made of torch's operations, too."""
+    """What `gptbench.kernels.sample.SampleToken` does: of the engines that are made of torch's operations, too."""
     number = uniform.gather(1, position + 1)
-    drawn = sample(logits, number, temperature, top_k, top_p).unsqueeze(-1)
-    drawn = torch.where(stopped >= 0, stopped, drawn)
-    stopped.copy_(torch.where((drawn == stops).any(-1, keepdim=True), drawn, stopped))
+    sampled = sample(logits, number, temperature, top_k, top_p).unsqueeze(-1)
+    sampled = torch.where(stopped >= 0, stopped, sampled)
+    stopped.copy_(torch.where((sampled == stops).any(-1, keepdim=True), sampled, stopped))
     position.add_(1)
-    tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), position] = drawn
-    token.copy_(drawn)
+    tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), position] = sampled
+    token.copy_(sampled)

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Generator, Tensor
 
-from gptbench.kernels.draw_reference import draw_reference
-from gptbench.kernels.launch import follow, launch
+from gptbench.kernels.launch import launch, pdl_wait_and_trigger
 from gptbench.kernels.maxima import Maxima, Scratch
 from gptbench.kernels.op import Op, type_name
+from gptbench.kernels.sample_reference import sample_reference
 
 BLOCK = 4096
 WARPS = 16
@@ -24,11 +24,11 @@ SPREAD = 2.0
 
 EMPTY = tl.constexpr(-(2**31))
 """Key of no logit: under those of all numbers and infinities."""
-LARGEST = tl.constexpr(3.4028234e38)
+MAX_FLOAT = tl.constexpr(3.4028234e38)
 
 
 class Settings(NamedTuple):
-    """Of the sampling: see `Draw`."""
+    """Of the sampling: see `SampleToken`."""
 
     temperature: Any
     top_k: Any
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a token is drawn with, and where it goes: see `Draw`."""
+    """What a token is drawn with, and where it goes: see `SampleToken`."""
 
     uniform: Any
     stopped: Any
@@ -161,25 +161,25 @@ def mass_over(key, weight, listed, threshold, kept, softmax, C: tl.constexpr, BL
 
 
 @triton.jit
-def largest(logits, peaks, top_key, index, number, V, C: tl.constexpr):
+def argmax(logits, chunk_maxima, top_key, index, number, V, C: tl.constexpr):
     """The first of the largest logits: the first of the chunks with the largest maximum holds it."""
-    chunk = tl.min(tl.where(peaks == top_key, index, number - 1), 0)
+    chunk = tl.min(tl.where(chunk_maxima == top_key, index, number - 1), 0)
     ids = chunk * C + tl.arange(0, C)
     x = tl.load(logits + ids, mask=ids < V, other=0.0)
     return tl.min(tl.where((ids < V) & (key_of(x) == top_key), ids, V), 0)
 
 
 @triton.jit
-def bound_for_top_k(peaks, top_key, index, number, k, C: tl.constexpr, BLOCK: tl.constexpr):
+def bound_for_top_k(chunk_maxima, top_key, index, number, k, C: tl.constexpr, BLOCK: tl.constexpr):
     """A bound that few chunks' maxima lie over, but at least k, so that at least k logits do."""
-    bound = tl.min(tl.where(index < number, peaks, top_key), 0) - 1
+    bound = tl.min(tl.where(index < number, chunk_maxima, top_key), 0) - 1
     high = top_key
     over = number
     enough = tl.maximum(k + k // 8, BLOCK // C)  # the first block costs the same, full or not
     rounds = 0
     while (rounds < 32) & (bound < high - 1) & (over > enough):
         middle = between(bound, high)
-        found = tl.sum((peaks > middle).to(tl.int32))
+        found = tl.sum((chunk_maxima > middle).to(tl.int32))
         if found >= k:
             bound = middle
             over = found
@@ -201,15 +201,15 @@ def mass_of_all(logits, V, softmax, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def bound_for_top_p(peaks, top_key, softmax, p, mass):
+def bound_for_top_p(chunk_maxima, top_key, softmax, p, mass):
     """A bound such that the maxima over it alone have more than the mass asked for, by more than rounding."""
     bound = EMPTY
-    peak_weight = weight_of(peaks, softmax)
+    maxima_weight = weight_of(chunk_maxima, softmax)
     high = top_key
     for _ in range(20):
         if bound < high - 1:
             middle = between(bound, high)
-            if tl.sum(tl.where(peaks > middle, peak_weight, 0.0)) >= 1.0001 * p * mass:
+            if tl.sum(tl.where(chunk_maxima > middle, maxima_weight, 0.0)) >= 1.0001 * p * mass:
                 bound = middle
             else:
                 high = middle
@@ -265,34 +265,34 @@ def keep_top_p(key, token, weight, listed, kept, softmax, top_key, goal, C: tl.c
 
 
 @triton.jit
-def pick(key, token, weight, listed, kept, softmax, chance, C: tl.constexpr, BLOCK: tl.constexpr):
-    """The token where the running sum of the weights passes `chance` of them all. They are in order of their ids."""
+def pick(key, token, weight, listed, kept, softmax, u, C: tl.constexpr, BLOCK: tl.constexpr):
+    """The token where the running sum of the weights passes `u` of them all. They are in order of their ids."""
     mass = mass_over(key, weight, listed, EMPTY, kept, softmax, C, BLOCK)
-    drawn = listed.V
-    goal = chance * mass
+    sampled = listed.V
+    goal = u * mass
     running = 0.0
     latest = 0  # of all with a weight, for where rounding leaves the sum at the goal
     start = 0
-    while (start < listed.count) & (drawn == listed.V):
+    while (start < listed.count) & (sampled == listed.V):
         if start > 0:
             key, token = load_block(listed, start, C, BLOCK)
             weight = tl.where(is_kept(key, token, kept), weight_of(key, softmax), 0.0)
         reaches = (weight > 0) & (running + tl.cumsum(weight, 0) > goal)
-        drawn = tl.min(tl.where(reaches, token, listed.V), 0)
+        sampled = tl.min(tl.where(reaches, token, listed.V), 0)
         latest = tl.maximum(latest, tl.max(tl.where(weight > 0, token, 0), 0))
         running += tl.sum(weight)
         start += BLOCK
-    if drawn == listed.V:
-        drawn = latest
-    return drawn
+    if sampled == listed.V:
+        sampled = latest
+    return sampled
 
 
 @triton.jit
-def store_token(state, drawn, held, stop, before, row, V):
+def store_token(state, sampled, stopped_token, stop, before, row, V):
     """Makes a row's token the next to be fed, and moves its position on."""
     # Logits that are no numbers may leave none.
-    token = tl.minimum(drawn, V - 1).to(tl.int64)
-    token = tl.where(held >= 0, held, token)
+    token = tl.minimum(sampled, V - 1).to(tl.int64)
+    token = tl.where(stopped_token >= 0, stopped_token, token)
     if tl.max((stop == token).to(tl.int32), 0) > 0:
         tl.store(state.stopped + row, token)
     tl.store(state.token + row, token)
@@ -302,7 +302,7 @@ def store_token(state, drawn, held, stop, before, row, V):
 
 
 @triton.jit
-def draw_kernel(
+def sample_kernel(
     logits,
     settings,
     state,
@@ -316,40 +316,40 @@ def draw_kernel(
     PDL: tl.constexpr,
 ):
     """One program a row. CHUNKS: a power of two, and at least the number of chunks."""
-    follow(PDL)
+    pdl_wait_and_trigger(PDL)
     row = tl.program_id(0)
     number = tl.cdiv(V, C)
     logits += row * V
     chunks += row * number
     # All at once, as each has to be waited for.
     before = tl.load(state.position + row)
-    heat = tl.load(settings.temperature)
+    temperature = tl.load(settings.temperature)
     k = tl.minimum(tl.load(settings.top_k), V).to(tl.int32)
     p = tl.load(settings.top_p)
-    held = tl.load(state.stopped + row)
+    stopped_token = tl.load(state.stopped + row)
     stop = tl.load(settings.stops + tl.arange(0, STOPS))
     index = tl.arange(0, CHUNKS)
-    peaks = tl.load(maxima + row * number + index, mask=index < number, other=0.0)
-    chance = tl.load(state.uniform + row * state.length + before + 1)
-    peaks = tl.where(index < number, key_of(peaks), EMPTY)
-    top_key = tl.max(peaks, 0)
-    drawn = V
-    if heat == 0:
-        drawn = largest(logits, peaks, top_key, index, number, V, C)
+    chunk_maxima = tl.load(maxima + row * number + index, mask=index < number, other=0.0)
+    u = tl.load(state.uniform + row * state.length + before + 1)
+    chunk_maxima = tl.where(index < number, key_of(chunk_maxima), EMPTY)
+    top_key = tl.max(chunk_maxima, 0)
+    sampled = V
+    if temperature == 0:
+        sampled = argmax(logits, chunk_maxima, top_key, index, number, V, C)
     else:
-        softmax = Softmax(number_of(top_key), tl.minimum(1.0 / heat, LARGEST))
+        softmax = Softmax(number_of(top_key), tl.minimum(1.0 / temperature, MAX_FLOAT))
         mass = 0.0
         # Chunks that may hold a kept token: those whose maximum lies over `bound`.
         bound = EMPTY
         if k < V:
             if k < number:
-                bound = bound_for_top_k(peaks, top_key, index, number, k, C, BLOCK)
+                bound = bound_for_top_k(chunk_maxima, top_key, index, number, k, C, BLOCK)
         elif p < 1:
             mass = mass_of_all(logits, V, softmax, BLOCK)
-            bound = bound_for_top_p(peaks, top_key, softmax, p, mass)
-        looked_at = peaks > bound
-        tl.store(chunks + tl.cumsum(looked_at.to(tl.int32), 0) - 1, index, mask=looked_at)
-        listed = Listed(logits, chunks, tl.sum(looked_at.to(tl.int32)) * C, V)
+            bound = bound_for_top_p(chunk_maxima, top_key, softmax, p, mass)
+        is_listed = chunk_maxima > bound
+        tl.store(chunks + tl.cumsum(is_listed.to(tl.int32), 0) - 1, index, mask=is_listed)
+        listed = Listed(logits, chunks, tl.sum(is_listed.to(tl.int32)) * C, V)
         tl.debug_barrier()
         key, token = load_block(listed, 0, C, BLOCK)
 
@@ -365,12 +365,12 @@ def draw_kernel(
                 key, token, weight, listed, Kept(floor, last), softmax, top_key, p * mass, C, BLOCK
             )
             weight = tl.where(is_kept(key, token, Kept(floor, last)), weight, 0.0)
-        drawn = pick(key, token, weight, listed, Kept(floor, last), softmax, chance, C, BLOCK)
-    store_token(state, drawn, held, stop, before, row, V)
+        sampled = pick(key, token, weight, listed, Kept(floor, last), softmax, u, C, BLOCK)
+    store_token(state, sampled, stopped_token, stop, before, row, V)
 
 
 @dataclass(frozen=True, eq=False)
-class Draw(Op):
+class SampleToken(Op):
     """Draws a token for each row as `sample` does, stores it, and moves the row's position on by one.
 
     A row that has drawn a stop token draws nothing but that from then on. All tensors are contiguous.
@@ -399,13 +399,13 @@ class Draw(Op):
     scratch: Scratch
     """With the chunks' maxima in it."""
 
-    name = "draw_kernel"
+    name = "sample_kernel"
     part = "sampling"
 
     def launch(self, pdl: bool = False) -> None:
         batch, vocab_size = self.logits.shape
         launch(
-            draw_kernel,
+            sample_kernel,
             (batch,),
             self.logits,
             Settings(self.temperature, self.top_k, self.top_p, self.stops),
@@ -425,7 +425,7 @@ class Draw(Op):
     def reference(self) -> None:
         settings = self.temperature, self.top_k, self.top_p, self.stops
         state = self.stopped, self.token, self.tokens, self.position
-        draw_reference(self.logits, self.uniform, *settings, *state)
+        sample_reference(self.logits, self.uniform, *settings, *state)
 
     def reads(self) -> tuple[Any, ...]:
         settings = self.temperature, self.top_k, self.top_p, self.stops
@@ -442,8 +442,8 @@ class Draw(Op):
         """The chunks' maxima, and of the logits as many chunks as tokens are kept."""
         batch, vocab_size = self.logits.shape
         kept = 1 if self.temperature == 0 else int(self.top_k)
-        looked_at = min(kept, self.scratch.maxima.shape[1]) * self.scratch.chunk
-        return self.scratch.maxima.nbytes + batch * min(looked_at, vocab_size) * self.logits.itemsize
+        is_listed = min(kept, self.scratch.maxima.shape[1]) * self.scratch.chunk
+        return self.scratch.maxima.nbytes + batch * min(is_listed, vocab_size) * self.logits.itemsize
 
     def shape(self) -> dict[str, int]:
         return {"B": self.logits.shape[0], "V": self.logits.shape[1]}
@@ -455,7 +455,7 @@ class Draw(Op):
     def dtype(self) -> str:
         return type_name(self.logits.dtype)
 
-    def example(self, position: int, launches: int) -> "Draw":
+    def example(self, position: int, launches: int) -> "SampleToken":
         """Every launch moves on by one position."""
         room = self.tokens.shape[0], position + launches + 2
         return replace(self, uniform=self.uniform.new_empty(room), tokens=self.tokens.new_zeros(room))

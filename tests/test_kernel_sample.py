@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptbench.kernels import draw as module
-from gptbench.kernels.draw import Draw
-from gptbench.kernels.draw_reference import draw_reference
-from gptbench.kernels.launch import can_overlap
+from gptbench.kernels import sample as module
+from gptbench.kernels.launch import supports_pdl
 from gptbench.kernels.maxima import CHUNK, Maxima, Scratch
+from gptbench.kernels.sample import SampleToken
+from gptbench.kernels.sample_reference import sample_reference
 from tests.pairwise import for_each
 from tests.test_kernel_interpreter import prepare_language_once
 from tests.test_sampling import BELOW_ONE, analytic
@@ -125,7 +125,7 @@ def launch(
     pdl: bool = False,
 ) -> None:
     Maxima(logits, scratch).launch(pdl)
-    Draw(logits, numbers, *chosen, stops, **vars(step), scratch=scratch).launch(pdl)
+    SampleToken(logits, numbers, *chosen, stops, **vars(step), scratch=scratch).launch(pdl)
 
 
 def kernel_tokens(logits: Tensor, uniform: Tensor, chunk: int = CHUNK, **chosen: float) -> list[int]:
@@ -145,7 +145,7 @@ def twin_tokens(logits: Tensor, uniform: Tensor, **chosen: float) -> list[int]:
     batch, vocab = logits.shape
     step = Step.poisoned(batch)
     numbers = at_its_place(uniform, step)
-    draw_reference(logits.to(DEVICE), numbers, *settings(vocab, **chosen), stop_ids(), *vars(step).values())
+    sample_reference(logits.to(DEVICE), numbers, *settings(vocab, **chosen), stop_ids(), *vars(step).values())
     assert step.tokens[:, 4:5].tolist() == step.token.tolist()
     assert step.position.tolist() == [[4]] * batch
     return step.token.flatten().tolist()
@@ -255,20 +255,20 @@ def test_of_equal_logits_top_k_keeps_all_and_top_p_the_lower_ids(
 @pytest.mark.parametrize("seed", range(4 if DEVICE.type == "cuda" else 2))
 def test_random_logits_and_settings_with_ties(seed: int) -> None:
     """The middle of a share draws its token: of the rarest ones, which lie at the border, the first and the last."""
-    chance = random.Random(seed)
+    u = random.Random(seed)
     for _ in range(9):
-        vocab = chance.choice([17, 97, 300])
-        logits = normal_logits(1, vocab, chance.choice([1.0, 2.0, 4.0]), seed=chance.randrange(2**31)).round()
-        if chance.random() < 0.3:
-            logits[:, chance.sample(range(vocab), vocab // 2)] = -torch.inf
-        chosen = {"temperature": chance.choice([0.3, 0.7, 1.0, 20.0]), "top_k": chance.choice([1, 2, 5, 11, vocab - 1])}
-        if chance.random() < 0.5:
-            chosen["top_p"] = chance.choice([1e-6, 0.31, 0.55, 0.9])
+        vocab = u.choice([17, 97, 300])
+        logits = normal_logits(1, vocab, u.choice([1.0, 2.0, 4.0]), seed=u.randrange(2**31)).round()
+        if u.random() < 0.3:
+            logits[:, u.sample(range(vocab), vocab // 2)] = -torch.inf
+        chosen = {"temperature": u.choice([0.3, 0.7, 1.0, 20.0]), "top_k": u.choice([1, 2, 5, 11, vocab - 1])}
+        if u.random() < 0.5:
+            chosen["top_p"] = u.choice([1e-6, 0.31, 0.55, 0.9])
         kept = kept_by_hand(logits[0], chosen)
         middles = {token: end - kept[token] / 2 for token, end in zip(kept, accumulate(kept.values()), strict=True)}
         seen = [token for token in kept if kept[token] > 2 * ROUNDING]
         rarest = [token for token in seen if kept[token] == min(map(kept.__getitem__, seen))]
-        expected = [rarest[0], rarest[-1], chance.choice(seen)]
+        expected = [rarest[0], rarest[-1], u.choice(seen)]
         uniform = torch.tensor([0.0, BELOW_ONE, *map(middles.__getitem__, expected)]).unsqueeze(1)
         rows = logits.expand(len(uniform), -1)
         first, last, *drawn = kernel_tokens(rows, uniform, **chosen)
@@ -329,12 +329,12 @@ def test_several_steps_with_stop_tokens(batch: int) -> None:
         logits, uniform = normal_logits(batch, vocab, seed=index), random_uniform(batch, seed=index)
         placed = between_poison(logits)
         launch(placed, at_its_place(uniform, made), chosen, stops, made, scratch)
-        draw_reference(logits.to(DEVICE), at_its_place(uniform, expected), *chosen, stops, *vars(expected).values())
+        sample_reference(logits.to(DEVICE), at_its_place(uniform, expected), *chosen, stops, *vars(expected).values())
         assert all(torch.equal(a, b) for a, b in zip(astuple(made), astuple(expected), strict=True)), index
         drawn.append(made.token.flatten().tolist())
         if index == 1:  # from now on the last row stops; with what it is about to draw
-            following = normal_logits(batch, vocab, seed=2), random_uniform(batch, seed=2)
-            unstopped = twin_tokens(*following, temperature=0.9, top_k=4)
+            next_input = normal_logits(batch, vocab, seed=2), random_uniform(batch, seed=2)
+            unstopped = twin_tokens(*next_input, temperature=0.9, top_k=4)
             stops.copy_(stop_ids(5, unstopped[-1], 210))
     assert [row[-1] for row in drawn[2:]] == [unstopped[-1]] * 6
     assert made.stopped[-1].tolist() == [unstopped[-1]]
@@ -376,9 +376,9 @@ def test_large_vocabularies_and_many_settings(vocab: int, spread: float) -> None
         uniform = torch.rand(4, 1, generator=generator)
         uniform[3] = [0.0, BELOW_ONE, 0.25][index % 3]
         step, scratch = Step.poisoned(4), poisoned_scratch(4, vocab)
-        placed, overlap = between_poison(logits), can_overlap(DEVICE)
+        placed, pdl = between_poison(logits), supports_pdl(DEVICE)
         values = settings(vocab, **chosen)
-        launch(placed, at_its_place(uniform, step), values, stop_ids(), step, scratch, overlap)
+        launch(placed, at_its_place(uniform, step), values, stop_ids(), step, scratch, pdl)
         tokens = step.token.flatten().tolist()
         twin = twin_tokens(logits, uniform, **chosen)
         if temperature == 0:

@@ -26,61 +26,63 @@ from gptbench.base.inputs import read_bytes
 from gptbench.base.outputs import write_json
 from gptbench.device import Device
 from gptbench.kernels.launch import compilers
-from gptbench.kernels.tile import BYTES_PER_WARP, Tile, Use
+from gptbench.kernels.tile_config import BYTES_PER_WARP, TileConfig, TileKey
 
 REPEATS = 5
 """Timed replays of each candidate, of which the fastest counts."""
-MOST_PRELOADED = 96
+MAX_PRELOADED = 96
 """Registers of each thread for weights that are loaded before the program waits."""
-MOST_TOTALS = 32
+MAX_ACCUMULATORS = 32
 """Rows of the tile times rows of the batch."""
-EXPECTED = "expected tiles as engine.tune=true writes them, or no file"
+EXPECTED = "expected tiles as engine.autotune=true writes them, or no file"
 MAX_BYTES = 2**24
 """Of a file of tiles; a tile takes about 150."""
 UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 """How the name of a card ends, but not that of a kind."""
 
 
-def default_tile(use: Use) -> Tile:
+def default_tile(tile_key: TileKey) -> TileConfig:
     """The built-in one; of few rows where the batch has many, each of which takes registers for them."""
-    warps, width, high, preload = use.format.cut(use)
-    high = min(high, max(2, MOST_TOTALS // triton.next_power_of_2(use.batch)))
-    return fitted(Tile(max(high, use.multiple), warps * width * warp_columns(use), warps, preload), use)
+    warps, width, high, preload = tile_key.format.cut(tile_key)
+    high = min(high, max(2, MAX_ACCUMULATORS // triton.next_power_of_2(tile_key.batch)))
+    return fitted(
+        TileConfig(max(high, tile_key.multiple), warps * width * warp_columns(tile_key), warps, preload), tile_key
+    )
 
 
-def warp_columns(use: Use) -> int:
+def warp_columns(tile_key: TileKey) -> int:
     """Columns that a warp loads at once."""
-    return 8 * BYTES_PER_WARP // use.format.bits(use.dtype)
+    return 8 * BYTES_PER_WARP // tile_key.format.bits(tile_key.dtype)
 
 
-def fitted(tile: Tile, use: Use) -> Tile:
+def fitted(tile: TileConfig, tile_key: TileKey) -> TileConfig:
     """The tile, no wider than the rows."""
     block, warps = tile.block, tile.warps
-    while block // 2 >= use.columns and block > warp_columns(use):
+    while block // 2 >= tile_key.columns and block > warp_columns(tile_key):
         block //= 2
-    while warps > 1 and warps * warp_columns(use) > block:
+    while warps > 1 and warps * warp_columns(tile_key) > block:
         warps //= 2
-    return Tile(tile.rows, block, warps, min(tile.preload, -(-use.columns // block)))
+    return TileConfig(tile.rows, block, warps, min(tile.preload, -(-tile_key.columns // block)))
 
 
-def candidates(use: Use) -> Iterator[Tile]:
+def candidates(tile_key: TileKey) -> Iterator[TileConfig]:
     """Tiles worth trying, the built-in one first."""
-    seen = {default_tile(use)}
+    seen = {default_tile(tile_key)}
     yield from seen
-    for rows in use.format.tile_rows:
+    for rows in tile_key.format.tile_rows:
         for warps in (2, 4, 8):
             for width in (1, 2):
-                block = warps * width * warp_columns(use)
-                steps = -(-use.columns // block)
+                block = warps * width * warp_columns(tile_key)
+                steps = -(-tile_key.columns // block)
                 for preload in sorted({1, 2, steps}):
-                    tile = fitted(Tile(max(rows, use.multiple), block, warps, preload), use)
+                    tile = fitted(TileConfig(max(rows, tile_key.multiple), block, warps, preload), tile_key)
                     registers = tile.rows * 4 * width * tile.preload
-                    if registers <= MOST_PRELOADED and tile not in seen:
+                    if registers <= MAX_PRELOADED and tile not in seen:
                         seen.add(tile)
                         yield tile
 
 
-class Tiles:
+class TileCache:
     """Tiles by use, of one kind of device and one state of the kernels.
 
     Args:
@@ -99,12 +101,12 @@ class Tiles:
     def __init__(self, folder: Path, kind: str, card: str = "") -> None:
         self.path = folder / f"{kind}-{kernels_digest()}.json"
         self.card = card
-        self.found: dict[str, Tile] = {}
+        self.found: dict[str, TileConfig] = {}
         self.cards: dict[str, str] = {}
         self.read()
 
     @classmethod
-    def of(cls, folder: Path, device: Device) -> "Tiles":
+    def of(cls, folder: Path, device: Device) -> "TileCache":
         """Those of a device's kind."""
         return cls(folder, device.kind, device.key)
 
@@ -126,19 +128,19 @@ class Tiles:
     def add(self, path: Path, kept: dict[str, dict[str, Any]]) -> None:
         """Takes over tiles as a file holds them. Raises UserError if one is none."""
         try:
-            for use, given in kept.items():
+            for tile_key, given in kept.items():
                 card = given.get("card", "")
-                tile = checked(Tile(**{name: value for name, value in given.items() if name != "card"}))
+                tile = checked(TileConfig(**{name: value for name, value in given.items() if name != "card"}))
                 if not isinstance(card, str):
                     raise ValueError(f"card={card!r} is no name")
-                self.found[use], self.cards[use] = tile, card
+                self.found[tile_key], self.cards[tile_key] = tile, card
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: {EXPECTED}: {error}") from error
 
-    def keep(self, use: Use, tile: Tile) -> None:
+    def keep(self, tile_key: TileKey, tile: TileConfig) -> None:
         """Adds a tile to the file, beside what other processes have added meanwhile."""
         with self.locked():
-            self.found[str(use)], self.cards[str(use)] = tile, self.card
+            self.found[str(tile_key)], self.cards[str(tile_key)] = tile, self.card
 
     def merge(self, path: Path, content: bytes) -> int:
         """Adds tiles from elsewhere for uses that have none here; returns how many.
@@ -173,19 +175,19 @@ class Tiles:
     def as_json(self) -> dict[str, dict[str, Any]]:
         """As the file holds them."""
         return {
-            use: asdict(tile) | ({"card": card} if (card := self.cards[use]) else {})
-            for use, tile in self.found.items()
+            tile_key: asdict(tile) | ({"card": card} if (card := self.cards[tile_key]) else {})
+            for tile_key, tile in self.found.items()
         }
 
-    def __getitem__(self, use: Use) -> Tile:
+    def __getitem__(self, tile_key: TileKey) -> TileConfig:
         """What was found for a use, or else the built-in tile.
 
         Raises:
             UserError: the tile that the file has does not suit the use.
         """
-        tile = self.found.get(str(use)) or default_tile(use)
-        if tile.rows % use.multiple:
-            raise UserError(f"{self.path}: {use}: rows={tile.rows}: expected a multiple of {use.multiple}")
+        tile = self.found.get(str(tile_key)) or default_tile(tile_key)
+        if tile.rows % tile_key.multiple:
+            raise UserError(f"{self.path}: {tile_key}: rows={tile.rows}: expected a multiple of {tile_key.multiple}")
         return tile
 
 
@@ -213,7 +215,7 @@ def kernels_digest() -> str:
     return digest.hexdigest()[:8]
 
 
-def checked(tile: Tile) -> Tile:
+def checked(tile: TileConfig) -> TileConfig:
     """The tile. Raises ValueError if no kernel could be cut up like that."""
     for name, most in (("rows", 128), ("block", 16384), ("warps", 16)):
         value = getattr(tile, name)
@@ -225,11 +227,11 @@ def checked(tile: Tile) -> Tile:
 
 
 def fastest(
-    use: Use,
-    compile_with: Callable[[Tile], None],
-    step_with: Callable[[Tile], Callable[[], None]],
+    tile_key: TileKey,
+    compile_with: Callable[[TileConfig], None],
+    step_with: Callable[[TileConfig], Callable[[], None]],
     device: torch.device,
-) -> Tile | None:
+) -> TileConfig | None:
     """Measures every candidate on a GPU; None if no step could be launched.
 
     Args:
@@ -238,10 +240,10 @@ def fastest(
             Triton must not be asked for the same kernel by two of them.
         step_with: given a tile, what to time: kernels over so many weights that no cache holds them.
     """
-    tiles = list(candidates(use))
+    tiles = list(candidates(tile_key))
     with compilers(device) as threads:
         list(threads.map(lambda tile: fits(partial(compile_with, tile)), tiles))
-    times: dict[Tile, float] = {}
+    times: dict[TileConfig, float] = {}
     for tile in (*tiles, *reversed(tiles)):  # twice: the first to be timed was seen to be slower, whatever it was
         if fits(step := step_with(tile)):
             times[tile] = min(times.get(tile, math.inf), seconds(step))
