@@ -228,13 +228,13 @@ def test_positions() -> None:
 RAGGED = {
     # apart, heads, positions of a cache of 70, window: programs of each row, of three in blocks of 16
     "grouped": (False, (4, 2), (0, 69, 33, 15), 0, [1, 3, 3, 1]),
-    "apart": (True, (4, 2), (69, 1, 0, 20), 0, [3, 1, 1, 2]),
+    "per_query_head": (True, (4, 2), (69, 1, 0, 20), 0, [3, 1, 1, 2]),
     "window": (False, (4, 2), (0, 69, 19, 30), 20, [1, 2, 2, 2]),
     "window apart": (True, (2, 2), (68, 14, 69, 0), 40, [3, 1, 3, 1]),
 }
 
 
-@pytest.mark.parametrize(("apart", "heads", "positions", "window", "programs"), RAGGED.values(), ids=RAGGED)
+@pytest.mark.parametrize(("per_query_head", "heads", "positions", "window", "programs"), RAGGED.values(), ids=RAGGED)
 def test_rows_at_positions_of_their_own(
     per_query_head: bool, heads: tuple[int, int], positions: tuple[int, ...], window: int, programs: list[int]
 ) -> None:
@@ -376,7 +376,7 @@ def test_odd_pairs_of_components() -> None:
     check(make_inputs(2, 4, 2, 6, 40, 37), SplitKVPlan(2, 16, 4), 2)
 
 
-TOGETHER_OR_APART = pytest.mark.parametrize("per_query_head", [False, True], ids=["", "apart"])
+TOGETHER_OR_APART = pytest.mark.parametrize("per_query_head", [False, True], ids=["", "per_query_head"])
 """With dot products or without."""
 
 

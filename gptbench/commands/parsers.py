@@ -146,8 +146,8 @@ def ab() -> argparse.ArgumentParser:
         description="Measures two configurations in turns, in one process: A B B A B A A B and so on. Each round makes "
         "both engines anew and gives one ratio; it ends when the 95% interval around their mean is narrow enough, or "
         "the time is over.",
-        epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=gpt_fast. Both engines "
-        "are in memory at once. Compile times are not compared: torch's usual cache is used.",
+        epilog="Example: gptbench ab 'engine=fused' 'engine=inductor' model=llama3_2_1b workload=gpt_fast. Both "
+        "engines are in memory at once. Compile times are not compared: torch's usual cache is used.",
     )
     parser.add_argument("a", metavar="A", help="overrides of A, in one argument: 'quant=none engine=fused'")
     parser.add_argument("b", metavar="B", help="overrides of B")

@@ -21,6 +21,7 @@ from gptbench.base.inputs import read_yaml, yaml_fault
 from gptbench.base.paths import conf_folder
 from gptbench.config import MOVED_TARGETS, BaselineConfig, Section, explain, shipped
 from gptbench.config.refusal import read_section
+from gptbench.config.renamed import current_fields
 from gptbench.schema import Result
 from gptbench.schema.identity import IDENTITY_SECTIONS, measurement_of
 from gptbench.schema.labels import shortened
@@ -50,9 +51,9 @@ class Baseline:
     def published(self, result: Result) -> dict[str, float]:
         """Those of the model and its weights."""
         model = result.config["model"]["name"]
-        if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "seed", COUNTS)):
+        if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "gpt_fast", COUNTS)):
             return {}
-        if result.prompts or result.prompt != shipped("workload", "seed")["prompt"]:
+        if result.prompts or result.prompt != shipped("workload", "gpt_fast")["prompt"]:
             return {}
         return self.config.targets.get(f"{model}/{result.weights}", {})
 
@@ -96,6 +97,7 @@ def belongs(values: dict[str, Any], row: dict[str, Any]) -> bool:
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The same as it is recorded now: see `gptbench.schema.record.upgrade_config`."""
+    values = current_fields(values)
     now = values | {
         group: MOVED_TARGETS.get(str(values[group]), values[group]) for group in IDENTITY_SECTIONS if group in values
     }

@@ -39,7 +39,8 @@ KERNELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """Part of a step to the names of its kernels: those of libraries, Inductor's, torch's operations on a CPU, and ours as
 they were before records told their parts. The first that matches counts; what none does is `other`. `matrices` are what
 reads weights. Inductor names a kernel
-after the operations that it is made of: those of `gptbench.kernels.sample_reference` are found nowhere else in a step."""
+after the operations that it is made of: those of `gptbench.kernels.sample_reference` are found nowhere else in a
+step."""
 
 
 @dataclass(frozen=True)

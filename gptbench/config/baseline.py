@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from gptbench.base.errors import ConfigError
+from gptbench.config.renamed import current_metrics
 from gptbench.config.section import Section
 
 
@@ -80,6 +81,9 @@ class BaselineConfig(Section):
     """What was recorded, by name."""
 
     def check(self) -> None:
+        self.targets = {name: current_metrics(metrics) for name, metrics in self.targets.items()}
+        for row in self.rows.values():
+            row.metrics = current_metrics(row.metrics)
         for kind, margin in self.margins.items():
             if not 0 <= margin < math.inf:  # nor NaN
                 raise ConfigError(f"baseline.margins.{kind}", margin, "a share of at least 0, such as 0.01")

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,7 @@ from gptbench.base.streams import FORMATS
 from gptbench.config.field_types import field_types, text_fields
 from gptbench.config.grammar import FUNCTION, as_text, plain_text, quoted, separated, unquoted
 from gptbench.config.plugins import OPTION
+from gptbench.config.renamed import current_override
 from gptbench.private import hydra as private
 
 COMMANDS = {
@@ -148,7 +150,10 @@ def prepared(overrides: Sequence[str], sweep: bool = False, config_dir: str | No
         CommandLineError: one is no override, and no checkpoint.
     """
     taken = []
-    for override in overrides:
+    for given in overrides:
+        override = current_override(given)
+        if override != given:
+            print(f"gptbench: {given}: is called {override} now; the next version knows only that", file=sys.stderr)
         key, equals, value = override.partition("=")
         if key.startswith("~") and not is_checkpoint(override):
             taken.append(override)

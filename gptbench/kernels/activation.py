@@ -3,7 +3,8 @@
 Weights of few bits go with blocks: four neighbours share a scale, the largest of them becomes 32767. That keeps 15 bits
 and the sign of each (bfloat16 keeps 8), and lets one integer instruction (`dp2a`: two 16-bit numbers times two 8-bit
 ones, added to a 32-bit sum) do what takes two conversions and two multiply-adds in floating point. The integers are
-laid out for 16-byte loads beside 16 bytes of weights: `pair_lo` holds elements 4i and 4i + 1, `pair_hi` 4i + 2 and 4i + 3.
+laid out for 16-byte loads beside 16 bytes of weights: `pair_lo` holds elements 4i and 4i + 1, `pair_hi` 4i + 2 and 4i
++ 3.
 """
 
 from dataclasses import dataclass

@@ -6,9 +6,9 @@ program of a head ends last combines what the others have left. How many program
 launched (or captured in a CUDA graph), how many of them have a chunk follows from each row's position, on the device.
 
 The first block of keys and values (of a short context all), the position, and the rotation are loaded before the
-program waits for the kernel that it follows (`launch.pdl_wait_and_trigger`), which makes queries, key and value. All kernels before
-that one are done by then, as it has waited for them, and with them whatever wrote the position and the cache before the
-position. The token's own key and value are never read from the cache.
+program waits for the kernel that it follows (`launch.pdl_wait_and_trigger`), which makes queries, key and value. All
+kernels before that one are done by then, as it has waited for them, and with them whatever wrote the position and the
+cache before the position. The token's own key and value are never read from the cache.
 
 Shapes: B batch, H heads, G key-value heads, K head width, S cached positions.
 """

@@ -2,8 +2,8 @@
 
 A program multiplies ROWS rows of the weight with x, walking along them in steps of a tile's width, and every thread
 loads 16 bytes at once. The first PRELOAD steps' weights are loaded before the program waits for the kernel before it
-(`launch.pdl_wait_and_trigger`): so the stream from memory does not stop where one kernel follows another. Programs are small, and
-many of them fit on a processor: while one of them adds up, the others load.
+(`launch.pdl_wait_and_trigger`): so the stream from memory does not stop where one kernel follows another. Programs are
+small, and many of them fit on a processor: while one of them adds up, the others load.
 
 How weights are loaded and multiplied is their format's: its `Functions` come with the pointers, as a `Stored`. Columns
 are counted in words, what a format loads with one number: four int8, or one bfloat16.

@@ -52,7 +52,8 @@ class Norm:
 def norm_parts(
     sum_sq_partials, SUMS: tl.constexpr, SUMS_PADDED: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr
 ):
-    """`Norm.sum_sq_partials`: float32 [PADDED, SUMS_PADDED]. To be loaded early, and added up late: others need not wait."""
+    """`Norm.sum_sq_partials`: float32 [PADDED, SUMS_PADDED]. To be loaded early, and added up late: others need not
+    wait."""
     batch, part = tl.arange(0, PADDED), tl.arange(0, SUMS_PADDED)
     there = (batch < BATCH)[:, None] & (part < SUMS)[None, :]
     return tl.load(sum_sq_partials + batch[:, None] * SUMS + part[None, :], mask=there, other=0.0)

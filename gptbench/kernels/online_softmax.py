@@ -33,9 +33,9 @@ def accumulate_pv_dot(acc, weights, alpha, v):
 
 @triton.jit
 def online_softmax_step(q, k, there, m_i, l_i):
-    """`online_softmax_step_dot` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q, float32, is
-    [1, LANES, PADDED], peak and total are [1, LANES]. Gives peak, total, weights [X, LANES], and [1, LANES] of the sum
-    of those before."""
+    """`online_softmax_step_dot` without dot products, of one head, for k [X, LANES, PADDED] and `there` [X, LANES]: q,
+    float32, is [1, LANES, PADDED], peak and total are [1, LANES]. Gives peak, total, weights [X, LANES], and [1,
+    LANES] of the sum of those before."""
     scores = tl.where(there, tl.sum(q * k, 2), float("-inf"))
     m_new = tl.maximum(m_i, tl.max(scores, 0, keep_dims=True))
     weights, alpha = tl.exp2(scores - m_new), tl.exp2(m_i - m_new)

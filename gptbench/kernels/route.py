@@ -1,9 +1,9 @@
 """The router of a mixture: which experts the tokens of a step go through, and with what weights.
 
-The programs that write the residual stream have multiplied their parts of it with the router's matrix (`RouterPartials`, see
-`add_linear`). So what is left is to add up: a small program, which finds room beside others, waits, and is done soon.
-Where there are many experts, each program adds up for some of them, and the last to finish chooses. What it writes is
-laid out by expert and not by token: so that each expert that anybody chose is read once.
+The programs that write the residual stream have multiplied their parts of it with the router's matrix
+(`RouterPartials`, see `add_linear`). So what is left is to add up: a small program, which finds room beside others,
+waits, and is done soon. Where there are many experts, each program adds up for some of them, and the last to finish
+chooses. What it writes is laid out by expert and not by token: so that each expert that anybody chose is read once.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""The reference of `gptbench.kernels.sample`; engines of torch operations draw with it. Alone, as it needs no Triton."""
+"""The reference of `gptbench.kernels.sample`; engines of torch operations draw with it. Alone, as it needs no
+Triton."""
 
 import torch
 from torch import Tensor

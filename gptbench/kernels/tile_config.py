@@ -1,4 +1,5 @@
-"""How the linear kernels are cut up, and what a way to do so is for. Which is the best: `gptbench.engine.tile_cache`."""
+"""How the linear kernels are cut up, and what a way to do so is for. Which is the best:
+`gptbench.engine.tile_cache`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

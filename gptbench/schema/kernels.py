@@ -110,8 +110,8 @@ class KernelResult(Measured):
 class KernelMetrics:
     """One implementation that was timed.
 
-    gptfast_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them by
-    it: the longer it takes, the higher. It is there to stand beside the seed's target.
+    gptfast_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them
+    by it: the longer it takes, the higher. It is there to stand beside the seed's target.
     """
 
     label: str

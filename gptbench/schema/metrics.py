@@ -304,8 +304,8 @@ def of_preparing() -> Iterator[Metric]:
             views=at(run=8, report=4, markdown=4),
         )  # fmt: skip
     yield Metric(
-        "gptfast_compile_s", "gpt_fast compile time", "s", 1, "As PyTorch's gpt_fast benchmark counts: compile time with "
-        "an empty cache, and the first generation.",
+        "gptfast_compile_s", "gpt_fast compile time", "s", 1, "As PyTorch's gpt_fast benchmark counts: compile time "
+        "with an empty cache, and the first generation.",
         LOWER, of=statistics.call_compile_time, part="compilations", views=at(RUN), gpt_fast="compilation_time(s)",
     )  # fmt: skip
 

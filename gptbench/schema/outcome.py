@@ -1,6 +1,6 @@
 """What came of one job of a sweep, as `outcome.json` in its folder tells."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Self
@@ -9,6 +9,7 @@ from gptbench.base.errors import InputError
 from gptbench.base.inputs import read_json
 from gptbench.base.outputs import write_json
 from gptbench.base.redaction import redacted_message
+from gptbench.config.renamed import current_metrics
 from gptbench.schema.restore import require, restored
 
 BEGUN = "job.json"
@@ -68,7 +69,7 @@ class Outcome:
         try:
             outcome = restored(cls, read_json(folder / cls.FILE))
             outcome.check("")
-            return outcome
+            return replace(outcome, metrics=current_metrics(outcome.metrics))
         except InputError:
             return None
 

@@ -26,6 +26,7 @@ from gptbench.base.outputs import as_json, atomic_file
 from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import MOVED_TARGETS, Dtype
 from gptbench.config.quant import full_name
+from gptbench.config.renamed import rename_in_config
 from gptbench.schema.busy import busy, by_kind, slow_probes
 from gptbench.schema.labels import short_commit
 from gptbench.schema.machine import Environment, Load, Probe, Roof
@@ -297,6 +298,7 @@ def upgrade_config(config: Any) -> None:
     if isinstance(model := config.get("model"), dict) and not model.get("head_dim"):
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             model["head_dim"] = model["dim"] // model["n_heads"]
+    rename_in_config(config)
     for section in config.values():
         if isinstance(section, dict) and isinstance(target := section.get("_target_"), str):
             section["_target_"] = MOVED_TARGETS.get(target, target)

@@ -254,9 +254,9 @@ class Result(Measurement, Measured):
 
 def upgrade_compilation(entry: Any) -> None:
     """Sums up, in place, what a version recorded that did not."""
-    if isinstance(entry, dict) and "stage_s" not in entry:
+    if isinstance(entry, dict) and not {"stage_s", "costs_s"} & entry.keys():
         with contextlib.suppress(TypeError, AttributeError):  # they are not what they should be, which is told
-            stages: Any = entry.get("torch_stage_s")
+            stages: Any = entry.get("torch_stage_s", entry.get("stages_s"))
             prepare_s: Any = entry.get("prepare_s")
             entry["stage_s"] = costs(prepare_s, stages, triton_s=0.0, capture_s=0.0) if stages else {}
 
