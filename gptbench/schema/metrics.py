@@ -212,9 +212,9 @@ HIGHER, LOWER = Direction.higher, Direction.lower
 LAST = 9
 """Place in a view where none is given."""
 PERCENTILES = {
-    50: (1, "tpot_p50_ms", "half of the decode steps took no longer"),
-    90: (LAST, None, "9 of 10 decode steps took no longer"),
-    99: (2, "tpot_p99_ms", "99 of 100 decode steps took no longer, and 1 of 100 did"),
+    50: (1, "tpot_p50_ms", "half of the decode steps took no longer than this"),
+    90: (LAST, None, "9 of 10 decode steps took no longer than this"),
+    99: (2, "tpot_p99_ms", "99 of 100 decode steps took no longer than this, and 1 of 100 did"),
 }
 """Of decode steps: place in the table of a run, name in MLflow's `brief/` metrics, and meaning."""
 STATES = {
@@ -242,8 +242,8 @@ def of_samples() -> Iterator[Metric]:
         name, label, share = f"tpot_p{percent}", f"TPOT p{percent}", percent / 100
         places = at(SWEEP, INTERLEAVED, run=first, report=3, markdown=2) if brief else at(INTERLEAVED, run=first)
         yield Metric(
-            f"{name}_s", label, "ms", 1e3, f"Time per output token after the first: {what}, of the steps of all "
-            "samples together.", LOWER, SPEED, share=share, brief=brief,
+            f"{name}_s", label, "ms", 1e3, f"Time per output token after the first: {what} (of the steps of "
+            "all samples together).", LOWER, SPEED, share=share, brief=brief,
             of_sample=partial(statistics.output_quantile, share=share), views=places,
         )  # fmt: skip
         for end, (side, words) in enumerate((("low", "at least"), ("high", "at most"))):
