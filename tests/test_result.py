@@ -331,7 +331,7 @@ def test_the_table_begins_with_what_matters_and_has_gpt_fasts_figures_only_where
     own = {one.label for one in METRICS.values() if one.gpt_fast is not None}
     for group, name, asked in (
         ("workload", "default", False),
-        ("workload", "seed", True),
+        ("workload", "gpt_fast", True),
         ("engine", "gpt_fast", True),
     ):
         show_result(with_config(result, **{group: {"name": name}}), BASELINE)
@@ -387,7 +387,7 @@ def with_config(result: Result, **groups: dict) -> Result:
 
 
 def test_baseline_holds_for_its_model_weights_and_workload_only(capsys: pytest.CaptureFixture[str]) -> None:
-    seed = dict(shipped("workload", "seed"))
+    seed = dict(shipped("workload", "gpt_fast"))
     result = with_config(
         replace(made_result(), dtype="bfloat16", prompt=seed["prompt"]),
         model=shipped("model", "llama2_7b"),

@@ -26,8 +26,8 @@ from gptbench.schema.statistics import valid_samples
 from gptbench.schema.steps import Steps
 from gptbench.schema.summary import part_metrics, sample_metrics, summary
 
-GPT_FAST = ("seed", "gpt_fast", "gpt_fast")
-"""Names of the workload and the engine of PyTorch's gpt_fast benchmark, those of earlier versions included."""
+GPT_FAST = "gpt_fast"
+"""Name of the workload, and of the engine, of PyTorch's gpt_fast benchmark."""
 SEPARATOR = "\n\n----\n\n"
 """Between the texts of two answers."""
 
@@ -146,7 +146,7 @@ class Result(Measurement, Measured):
     @property
     def is_gpt_fast(self) -> bool:
         """Whether it has the workload or the engine of PyTorch's gpt_fast benchmark."""
-        return not {self.config[group]["name"] for group in ("workload", "engine")}.isdisjoint(GPT_FAST)
+        return GPT_FAST in (self.config["workload"]["name"], self.config["engine"]["name"])
 
     def problem(self) -> str | None:
         task = self.config.get("task", {})
