@@ -9,6 +9,7 @@ import torch
 
 from gptbench.base.errors import UserError
 from gptbench.build import nbytes, on_meta
+from gptbench.commands.ab import composed
 from gptbench.commands.listing import GROUPS, TABLES, list_command
 from gptbench.commands.parsers import LISTS
 from gptbench.config import ModelConfig, QuantConfig
@@ -63,6 +64,12 @@ def test_experiments_are_their_overrides_and_metrics_their_meanings(capsys: pyte
     assert list(rows) == list(METRICS)
     assert (rows["mbu"]["label"], rows["mbu"]["unit"], rows["mbu"]["better"]) == ("MBU", "%", "higher")
     assert rows["mbu"]["meaning"] == METRICS["mbu"].meaning
+
+
+def test_every_experiment_can_be_composed_and_is_what_its_overrides_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, row in listed(capsys, "experiments").items():
+        whole, same = composed([f"experiment={name}"], None), composed(row["overrides"], None)
+        assert whole == same, name
 
 
 def test_every_list_has_a_table_and_people_read_it_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

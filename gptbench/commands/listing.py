@@ -101,7 +101,11 @@ def overview(folder: Path | None) -> Table:
         names = [option.name for option in options_of(group, folder)]
         rows.append([what, len(names), Cell(shortened(", ".join(names)), names)])
     rows.append(["metrics", len(METRICS), Cell(shortened(", ".join(METRICS)), list(METRICS))])
-    columns = [Column("list", "gptbench list …"), Column("count", "", True), Column("names", "what there is")]
+    columns = [
+        Column("list", "gptbench list …"),
+        Column("count", "", True),
+        Column("names", "what there is", wraps=True),
+    ]
     return Table("list", columns, rows)
 
 
@@ -123,7 +127,7 @@ def models(folder: Path | None) -> Table:
         Column("context", "context", True),
         Column("bf16_bytes", "bf16 (GB)", True),
         Column("int8_bytes", "int8 (GB)", True),
-        Column("note", "note"),
+        Column("note", "note", wraps=True),
     ]
     rows: list[list[Any]] = []
     for option in options_of("model", folder):
@@ -173,8 +177,8 @@ def engines(folder: Path | None) -> Table:
     columns = [
         Column("engine", "engine"),
         Column("runs_here", "runs here"),
-        Column("needs", "what it needs"),
-        Column("description", "what it is"),
+        Column("needs", "what it needs", wraps=True),
+        Column("description", "what it is", wraps=True),
     ]
     rows: list[list[Any]] = []
     for option in found:
@@ -208,7 +212,7 @@ def quants(folder: Path | None) -> Table:
         Column("multiple", "columns are a multiple of", True),
         Column("float16", "float16"),
         Column("fused", "engine=fused"),
-        Column("note", "note"),
+        Column("note", "note", wraps=True),
     ]
     rows: list[list[Any]] = []
     for option in options_of("quant", folder):
@@ -234,7 +238,7 @@ def experiments(folder: Path | None) -> Table:
         ]
         chosen += [f"{key}={value}" for key, value in flat(option.values)]
         rows.append([option.name, Cell(" ".join(chosen), chosen)])
-    columns = [Column("experiment", "experiment"), Column("overrides", "the same as")]
+    columns = [Column("experiment", "experiment"), Column("overrides", "the same as", wraps=True)]
     return Table("experiments", columns, rows, "experiment=NAME")
 
 
@@ -245,7 +249,7 @@ def metrics(_: Path | None) -> Table:
         Column("label", "shown as"),
         Column("unit", "unit"),
         Column("better", "better"),
-        Column("meaning", "meaning"),
+        Column("meaning", "meaning", wraps=True),
     ]
     rows = [
         [
@@ -271,7 +275,10 @@ def options_table(what: str, group: str) -> Callable[[Path | None], Table]:
             told = ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
             rows.append([option.name, Cell(shortened(told), values), option.note or None])
         return Table(
-            what, [Column(group, group), Column("values", "values"), Column("note", "note")], rows, f"{group}=NAME"
+            what,
+            [Column(group, group), Column("values", "values", wraps=True), Column("note", "note", wraps=True)],
+            rows,
+            f"{group}=NAME",
         )
 
     return table

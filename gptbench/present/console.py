@@ -53,9 +53,14 @@ class PlainConsole(Console):
 console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
-def print_whole(table: Table) -> None:
-    """A table with all its columns, wider than the terminal if need be: a number that was cut is worse."""
-    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+def print_whole(table: Table, fits: bool = False) -> None:
+    """A table with all its columns, wider than the terminal if need be: a number that was cut is worse.
+
+    Args:
+        fits: whether columns that may have several lines are made as narrow as the terminal needs.
+    """
+    wide = console.measure(table, options=console.options.update(max_width=1000))
+    table.width = max(wide.minimum, min(wide.maximum, console.width)) if fits else wide.maximum
     console.print(table)
 
 

@@ -52,13 +52,15 @@ class Column:
     """Whether it is aligned at the right, as numbers are."""
     metric: Metric | None = None
     """The metric whose recorded values it has, which are shown in its unit; None for any others."""
+    wraps: bool = False
+    """Whether a terminal that is too narrow for the table shows it in several lines."""
     under: str = ""
     """Key of an object within a row's JSON that holds the values which a row has; empty for the row itself."""
 
     @classmethod
     def of(cls, metric: Metric, under: str = "") -> "Column":
         """The column of a metric's recorded values."""
-        return cls(metric.name, metric.heading, True, metric, under)
+        return cls(metric.name, metric.heading, True, metric, under=under)
 
     def text(self, value: Any) -> str:
         """What people read of a value."""
@@ -156,12 +158,12 @@ def show(table: Table) -> None:
     made = rich.Table(title=escape(table.title) or None, title_justify="left")
     for place in table.seen:
         column = table.columns[place]
-        made.add_column(escape(column.head), justify="right" if column.right else "left", no_wrap=True)
+        made.add_column(escape(column.head), justify="right" if column.right else "left", no_wrap=not column.wraps)
     for number_, row in enumerate(table.rows):
         if table.totals and number_ == len(table.rows) - table.totals:
             made.add_section()
         made.add_row(*(styled(table.columns[place], row[place]) for place in table.seen))
-    print_whole(made)
+    print_whole(made, fits=console.is_terminal and any(column.wraps for column in table.columns))
     for note in table.notes:
         console.print(note, markup=False, style="dim")
 
