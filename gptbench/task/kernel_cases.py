@@ -121,7 +121,7 @@ def kernels_section(config: Config) -> Any:
     if config.engine.OWN_KERNELS:
         return config.engine
     name, section = next((name, each) for name, each in ENGINES.items() if each.OWN_KERNELS)
-    return section.named(name, tiles=str(Path(config.outputs) / "tiles"))
+    return section.named(name, tile_cache=str(Path(config.outputs) / "tiles"))
 
 
 def planned(config: Config, device: Device) -> "Fused":
