@@ -26,7 +26,7 @@ SEED = Baseline(read_baseline("a100_40gb"))
 def of(model: str, quant: str) -> Result:
     """A run of a model that the benchmark has, under the seed's workload."""
     result = made_result(quant=quant)
-    workload = dict(shipped("workload", "seed"))
+    workload = dict(shipped("workload", "gpt_fast"))
     config = result.config | {"model": result.config["model"] | shipped("model", model), "workload": workload}
     first = replace(result.compilations[0], first_generation_s=2.0)
     return replace(result, config=config, prompt=workload["prompt"], compilations=[first, *result.compilations[1:]])
