@@ -106,6 +106,11 @@ class Table:
         return [self.columns[place].head for place in self.seen]
 
     @property
+    def numbers(self) -> list[int]:
+        """Places among the headings whose columns are aligned at the right."""
+        return [number for number, place in enumerate(self.seen) if self.columns[place].right]
+
+    @property
     def lines(self) -> list[list[str]]:
         """Rows for people."""
         return [[self.columns[place].text(row[place]) for place in self.seen] for row in self.rows]
@@ -178,9 +183,8 @@ def markdown(tables: Sequence[Table]) -> str:
     """Tables of GitHub's Markdown, each with its title above and its notes below."""
     parts = []
     for table in tables:
-        right = [place for place, column in enumerate(table.seen) if table.columns[column].right]
         text = f"**{cell(table.title)}**\n\n" if table.title else ""
-        text += markdown_table([table.head, *table.lines], right)
+        text += markdown_table([table.head, *table.lines], table.numbers)
         parts.append(text + "".join(f"\n{' '.join(note.split())}\n" for note in table.notes))
     return "\n".join(parts)
 

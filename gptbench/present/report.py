@@ -1,8 +1,8 @@
 """The report: any set of records as one HTML page that needs no network, no script and no other file."""
 
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from gptbench.compare.row import run_row
 from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import NO_HISTORY, History
 from gptbench.compare.step import Step
+from gptbench.present.formats import Column, Table
 from gptbench.present.svg import inline
 from gptbench.schema import Failure, KernelResult, Measured, Recorded, Result
 from gptbench.schema.ab import AbResult
@@ -38,14 +39,6 @@ OWN = {LIMIT: "Decode tokens/s if each step moved the bytes that it needs at the
 """Meanings of headings that are no metrics'."""
 GENERATOR = '<meta name="generator" content="gptbench report">'
 """By it a file is known as one of ours."""
-
-
-@dataclass(frozen=True)
-class Table:
-    head: list[str]
-    rows: list[list[str]]
-    numbers: set[int] = field(default_factory=set)
-    """Columns that are aligned at the right."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +120,14 @@ def html(
 
 def meanings_in(tables: Iterable[Table]) -> dict[str, str]:
     """What the metrics of some tables mean, by the headings under which these show them."""
-    shown = {text for table in tables for text in (*table.head, *(cell for row in table.rows for cell in row))}
+    shown = {text for table in tables for text in (*table.head, *(cell for row in table.lines for cell in row))}
     known = OWN | {one.heading: one.meaning for one in METRICS.values()}
     return {heading: meaning for heading, meaning in known.items() if heading in shown}
+
+
+def of_text(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> Table:
+    """A table of text; columns in `numbers` are aligned at the right."""
+    return Table("", [Column(head=name, right=place in numbers) for place, name in enumerate(head)], rows)
 
 
 def only(kind: type[R], named: list[tuple[str, Recorded]]) -> list[tuple[str, R]]:
@@ -189,7 +187,7 @@ def shared_names(runs: list[Run]) -> dict[str, str]:
 def summary_table(runs: list[Run]) -> Table:
     columns = [one for one in shown_in(View.report) if any(one.name in run.summary for run in runs)]
     if not runs:
-        return Table([], [])
+        return of_text([], [])
     shared = shared_names(runs)
     names = [name for name in names_of(runs[0]) if name not in shared]
     others = [one for one in columns if one.name != HEADLINE]
@@ -203,7 +201,7 @@ def summary_table(runs: list[Run]) -> Table:
         row += [spread, number(run.limit_tokens_per_s)]
         row += [one.text(run.summary.get(one.name)) for one in others]
         rows.append([*row, samples_of(run)])
-    return Table(head, rows, {1, *range(2 + len(names), len(head) - 1)})
+    return of_text(head, rows, {1, *range(2 + len(names), len(head) - 1)})
 
 
 def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
@@ -224,7 +222,7 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
             told = "no verdict: busy machine" if is_busy(fastest) or is_busy(other) else row.told
             of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
             rows.append([other.label, told, f"{row.ratio.value:.4f}", ends, fastest.label, of])
-    return Table(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
+    return of_text(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
 
 
 def is_busy(run: Run) -> bool:
@@ -245,7 +243,7 @@ def left_out(named: list[tuple[str, Recorded]]) -> Table:
     for name, record in named:
         if (told := record.not_shown()) is not None:
             rows.append([name, *told, " ".join(record.swept)])
-    return Table(["run", "what", "why", "overrides"], rows)
+    return of_text(["run", "what", "why", "overrides"], rows)
 
 
 def pictures(runs: list[Run], kernels: list[KernelResult]) -> list[Picture]:
@@ -273,7 +271,7 @@ def kernel_table(results: list[KernelResult]) -> Table:
             for name, row in kernel_metrics(result, kernel).items():
                 numbers = [one.text(getattr(row, one.name)) for one in shown]
                 rows.append([kernel.label, name, *numbers, result.environment.device])
-    return Table(head, rows, set(range(2, 2 + len(shown))))
+    return of_text(head, rows, set(range(2, 2 + len(shown))))
 
 
 def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
@@ -288,7 +286,7 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
             numbers = [metric.text(row.a), metric.text(row.b), f"{row.ratio.value:.4f}", ends]
             rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.told, row.of])
-    return Table(head, rows, {4, 5, 6, 7})
+    return of_text(head, rows, {4, 5, 6, 7})
 
 
 def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:
@@ -299,7 +297,7 @@ def environments(named: list[tuple[str, Measured]]) -> tuple[Table, Table]:
     same = [[key, each[0]] for key, each in values.items() if len(set(each)) == 1]
     differing = {key: each for key, each in values.items() if len(set(each)) > 1}
     rows = [[name, *cells] for (name, _), *cells in zip(named, *differing.values(), strict=True)]
-    return Table(["what", "value"], same), Table(["run", *differing], rows if differing else [])
+    return of_text(["what", "value"], same), of_text(["run", *differing], rows if differing else [])
 
 
 def place(record: Measured) -> dict[str, str]:
