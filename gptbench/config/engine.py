@@ -67,7 +67,7 @@ class EngineConfig(Section):
     """Fields that name a folder, below the one in which the command is typed."""
     OWN_KERNELS: ClassVar[bool] = False
     """Whether a decode step is a list of gptbench's own kernels, which `task=kernels` measures. Then there are the
-    fields `pdl` and `tiles`, `unsupported_by_kernels`, and `planned` of the engine's class."""
+    fields `pdl` and `tile_cache`, `unsupported_by_kernels`, and `planned` of the engine's class."""
 
     @classmethod
     def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
@@ -133,7 +133,7 @@ class FusedConfig(EngineConfig):
     """The decode step as a chain of our own kernels."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.fused.Fused",)
-    FOLDERS: ClassVar[tuple[str, ...]] = ("tiles",)
+    FOLDERS: ClassVar[tuple[str, ...]] = ("tile_cache",)
     OWN_KERNELS: ClassVar[bool] = True
 
     pdl: bool = True
