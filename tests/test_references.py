@@ -7,14 +7,13 @@ ROOT = Path(__file__).parent.parent
 TAGS = {".busy", ".result", ".command", ".sweep", ".sweep_ended"}
 """What runs in MLflow are tagged with: no modules."""
 NAMED = re.compile(r"`gptbench((?:\.\w+)+)`")
+PLACES = (ROOT, ROOT / "gptbench", ROOT / "docs")
 PATHS = re.compile(r"[`(]([a-z_]+/[a-z\d_/.-]+\.(?:py|yaml|md))[`)]")
 
 
 def missing(text: str) -> list[str]:
     """Modules, names in modules, and files that a text names in backticks (files: in links, too) and that are not."""
-    wrong = [
-        path for path in PATHS.findall(text) if not any((base / path).exists() for base in (ROOT, ROOT / "gptbench"))
-    ]
+    wrong = [path for path in PATHS.findall(text) if not any((base / path).exists() for base in PLACES)]
     for dotted in set(NAMED.findall(text)) - TAGS:
         place, names = ROOT / "gptbench", dotted[1:].split(".")
         while names and ((place / names[0]).is_dir() or (place / f"{names[0]}.py").exists()):
@@ -31,6 +30,7 @@ def test_what_is_named_is_there() -> None:
     files += [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        *(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "log"),  # whose names are of their day
         *(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)),
     ]
     texts = {path: path.read_text() for path in files if path.is_file()}
