@@ -246,8 +246,8 @@ def test_a_task_has_its_section_its_code_and_its_record(warm: Warm, tmp_path: Pa
     assert "task.repeats=0: expected a number of at least 1" in refused.err
 
 
-def test_the_metric_that_the_readme_shows_is_one(warm: Warm, tmp_path: Path) -> None:
-    shown = (ROOT / "README.md").read_text().partition("## Plugins")[2].partition("```python\n")[2].partition("```")[0]
+def test_the_metric_that_the_documentation_shows_is_one(warm: Warm, tmp_path: Path) -> None:
+    shown = (ROOT / "docs" / "extending.md").read_text().partition("worst_step.py <<'PY'\n")[2].partition("\nPY\n")[0]
     (tmp_path / "worst_step.py").write_text(shown)
     code, call = warm.run(tmp_path, "--plugin", "worst_step.py", *RUN, "engine=eager")
     assert code == 0, call.err
