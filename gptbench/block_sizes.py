@@ -2,7 +2,7 @@
 
 Inductor itself has two ways: one guess for each kernel, or coordinate descent, which compiles and times neighbours of
 the best sizes so far, one after the other, of every kernel of the graph; on an H100 this was 20 to 31 s of a cold start
-of 33 to 44 s, two thirds of it for kernels that take next to no time (see LOG.md). Here, every product that reads a
+of 33 to 44 s, two thirds of it for kernels that take next to no time (see docs/log). Here, every product that reads a
 large matrix gets the same candidates, which are compiled by Inductor's workers, side by side with all other kernels,
 and timed by Inductor's own autotuner. It keeps the result on disk, so that a warm start times nothing.
 

@@ -99,7 +99,7 @@ def told(result: AbResult) -> Verdict:
 
 @pytest.mark.parametrize("instance", [0.0, 0.002, 0.005])
 def test_the_same_is_within_noise_and_two_percent_are_found(instance: float) -> None:
-    """At the spread that engines of the same configuration have on a GPU: LOG.md has the real trials."""
+    """At the spread that engines of the same configuration have on a GPU: docs/log has the real trials."""
     random = np.random.default_rng(4)
     same = [told(trial(random, 0.0, instance, 0.003, drifts=-0.05)) for _ in range(40)]
     assert same.count(Verdict.noise) >= 38

@@ -422,7 +422,7 @@ def attempts(folder: Path) -> int:
 
 
 def figures(kills: int, seed: int, folder: Path) -> dict[str, Any]:
-    """For LOG.md: python -c "from tests.test_sweep import *; print(figures(30, 1, Path(...)))" """
+    """For docs/log: python -c "from tests.test_sweep import *; print(figures(30, 1, Path(...)))" """
     server = Warm()
     try:
         hit = kill_and_resume(server, folder, kills, seed)

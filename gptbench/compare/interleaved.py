@@ -1,7 +1,7 @@
 """What an interleaved measurement of A and B tells.
 
-Two engines of the very same configuration differ, too: by where in memory their weights came to lie, up to a percent
-or two for a small model (LOG.md). So each round makes both anew, and gives one ratio; the interval is of rounds. Within
+Two engines of the very same configuration differ, too: by where in memory their weights came to lie, up to a percent or
+two for a small model (docs/log). So each round makes both anew, and gives one ratio; the interval is of rounds. Within
 a round samples come in blocks, ABBA or BAAB, so that what changes steadily changes both sides alike.
 """
 

@@ -27,7 +27,7 @@ from gptbench.schema.statistics import valid_samples
 
 BUILT_IN = {"cuda": 0.006, "cpu": 0.11}
 """Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
-H100, and of one on a part of a shared CPU (LOG.md)."""
+H100, and of one on a part of a shared CPU (docs/log)."""
 MIN_FREEDOM = 5
 """Recorded runs beside the first of each identity, from which on they say what starts differ by."""
 MAX_IDENTITIES = 500

@@ -60,7 +60,7 @@ def trust_vector_instructions() -> None:
     """Has Inductor take what the processor says of its vector instructions for granted, if the C++ compiler knows them.
 
     Else it would build and load a small library for each set of them, of which it needs one: 8 of the 18 s that the
-    demo model's cold compile took on two cores (see LOG.md).
+    demo model's cold compile took on two cores (see docs/log).
     """
     try:
         settings, known, here = private.vector_instructions()

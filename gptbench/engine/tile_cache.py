@@ -1,7 +1,7 @@
 """How the linear kernels are cut up: built-in tiles, and better ones, searched once for a kind of device and kept in a
 file.
 
-The built-in ones are what was fastest on Hopper GPUs (see LOG.md).
+The built-in ones are what was fastest on Hopper GPUs (see docs/log).
 """
 
 import contextlib

@@ -282,7 +282,7 @@ def sensor_of(devices: DeviceGroup) -> Sensor:
 @contextlib.contextmanager
 def watched(sensor: Sensor) -> Iterator[DeviceState]:
     """Fills in the state of a device while something runs: read before it, after it, and, if the sensor allows, every
-    `INTERVAL_S` meanwhile, by a thread of its own (what that costs: LOG.md). What throttled before does not count."""
+    `INTERVAL_S` meanwhile, by a thread of its own (what that costs: docs/log). What throttled before does not count."""
     state = DeviceState()
     reasons: set[str] = set()
     start = time.perf_counter()

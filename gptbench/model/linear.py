@@ -2,7 +2,7 @@
 
 Two forms of the same product: a library's matrix product, and, in compiled code with a single row, a reduction that
 the compiler generates itself. The second reads the weight once at full width whatever its type: on two cores of an
-AMD EPYC it reached 31 GB/s where the library's product reached 12 (see LOG.md), and on a GPU it is what the seed gets
+AMD EPYC it reached 31 GB/s where the library's product reached 12 (see docs/log), and on a GPU it is what the seed gets
 from `coordinate_descent_tuning`.
 """
 

@@ -144,7 +144,7 @@ def scaled(product: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """product times scale, if any, multiplied in float32.
 
     In the activations' type TorchInductor would take it for a pattern that it hands to `_weight_int8pack_mm`, whose
-    CUDA kernel took a hundred times as long as reading the weight does (see LOG.md).
+    CUDA kernel took a hundred times as long as reading the weight does (see docs/log).
     """
     return product if scale is None else (product.float() * scale.float()).to(dtype)
 
@@ -153,7 +153,7 @@ def reduction(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., D] times weight [..., N, D] in float32: [..., N]. Only for compiled code.
 
     x is made to exist in memory first. Left to itself, the compiler would work out what x comes from, a norm or a
-    SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see LOG.md).
+    SiLU, again for every one of the N outputs, which took longer than the weight's way from memory (see docs/log).
     """
     return (weight.float() * in_memory(x).float().unsqueeze(-2)).sum(-1)
 

@@ -28,7 +28,7 @@ MAX_WAITING = 0.05
 product wait for the slowest of them, so that one that waits holds up all."""
 MAX_SPREAD = {"cuda": 0.01, "cpu": 0.10}
 """Standard deviation of the logarithm of the samples' decode rates within one start, by where it ran: on a quiet GPU it
-is about 0.04% (LOG.md), on a quiet CPU up to 4%."""
+is about 0.04% (docs/log), on a quiet CPU up to 4%."""
 MAX_ROUNDINGS = 2
 """Times the resolution of the counters of CPU time that a core's time in one sample may be off, by chance; that of
 several cores and samples by the root of their number as much. Counters are rounded down at both ends, independently,

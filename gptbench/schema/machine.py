@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 POWER_SETTLES_S = 0.15
-"""From the beginning of a load until every reading of NVML's power is of the load (an H100: LOG.md)."""
+"""From the beginning of a load until every reading of NVML's power is of the load (an H100: docs/log)."""
 
 RESOLUTION_S = 0.01
 """In which Linux counts each core's used and stolen time."""
