@@ -26,7 +26,7 @@ from gptbench.config import (
 )
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
-from gptbench.engine import Auto, Eager, Inductor
+from gptbench.engine import Auto, Eager, Engine, Inductor
 from gptbench.execute import attempt, measurement, preparation
 from gptbench.execute import run as run_module
 from gptbench.execute.job import Attempt
@@ -112,7 +112,22 @@ def test_a_job_that_fails_lets_its_memory_go(tmp_path: Path, monkeypatch: pytest
         run(config(tmp_path), tmp_path)
     (model,) = models
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+def test_so_does_one_whose_engine_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Engine] = []
+
+    def failing_prepare(engine: Engine, *_: Any, **__: Any) -> None:
+        engines.append(engine)
+        assert {tensor.device.type for tensor in engine.memory.tensors} == {"cpu"}
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(measurement, "prepare", failing_prepare)
+    with pytest.raises(RuntimeError, match="out of something"):
+        run(config(tmp_path), tmp_path)
+    (engine,) = engines
+    for tensors in (engine.memory.tensors, [*engine.model.parameters()]):
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 @pytest.mark.parametrize("death", ["raises", "is killed"])
