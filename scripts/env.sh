@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment that every script runs in:  source env.sh base  or  source env.sh test
+# The environment that every script runs in:  source env.sh base, docs or test, each of which holds the one before it
 # Goes to the repository's root; makes .venv from constraints.txt where it is missing, unfinished or out of date; puts it
 # first on PATH. A .venv that this script did not finish is replaced.
 set -euo pipefail
@@ -63,7 +63,8 @@ make_venv() {
     pip_install pip setuptools hatchling editables || return 1
     pip_install --no-build-isolation --editable ".$extras" || return 1
     fingerprint >.venv/unfinished
-    [[ $1 == base ]] || cp .venv/unfinished ".venv/made-$1"
+    [[ $1 != test ]] || cp .venv/unfinished .venv/made-test
+    [[ $1 == base ]] || cp .venv/unfinished .venv/made-docs
     mv .venv/unfinished .venv/made-base
 }
 
@@ -77,8 +78,8 @@ make_venv_alone() {
 
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 case ${1-base} in
-    base | test) ;;
-    *) echo "gptbench: env.sh: $1 is neither base nor test" >&2; exit 2 ;;
+    base | docs | test) ;;
+    *) echo "gptbench: env.sh: $1 is neither base, docs nor test" >&2; exit 2 ;;
 esac
 is_current "${1-base}" || make_venv_alone "${1-base}" 9<.
 export PATH="$PWD/.venv/bin:$PATH"

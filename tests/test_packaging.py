@@ -131,7 +131,7 @@ def test_constraints_pin_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["scripts/bench", "scripts/bench_kernels", "scripts/env.sh", "scripts/test", ".ci/run"]
+    "name", ["scripts/bench", "scripts/bench_kernels", "scripts/docs", "scripts/env.sh", "scripts/test", ".ci/run"]
 )
 def test_script_can_be_run(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
