@@ -117,7 +117,7 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
     assert Path(found.engine.tile_cache) == Path(found.outputs) / "tiles" == tmp_path / "outputs" / "tiles"
     there = from_folder(replace(config, engine=fused("/elsewhere")), tmp_path)
     assert isinstance(there.engine, FusedConfig)
-    assert there.engine.tiles == "/elsewhere"
+    assert there.engine.tile_cache == "/elsewhere"
 
 
 def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ IDENTITY_SECTIONS = ("model", "quant", "sampling", "engine", "workload", "task")
 """Sections that a number depends on. Of the device counts what it turned out to be; where a result is written, and what
 it is compared with, does not."""
 PATH_FIELDS: dict[str, tuple[str, ...]] = {
-    "engine": ("tiles",),
+    "engine": ("tile_cache",),
     "model": ("checkpoint", "tokenizer"),
     "task": ("text_file",),
 }

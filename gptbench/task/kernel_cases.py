@@ -264,7 +264,7 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
     from gptbench.engine.tile_cache import TileCache
     from gptbench.kernels.tile_config import TileKey
 
-    tiles = TileCache.of(Path(kernels_section(config).tiles), device)
+    tiles = TileCache.of(Path(kernels_section(config).tile_cache), device)
     of_sizes = itertools.product(config.task.sizes, (Unquantised(), Int8()))
     tile_keys = [TileKey("linear", size, size, weight_format, torch.bfloat16, 1) for size, weight_format in of_sizes]
     of_model = {} if no_model_cases(config, device) is not None else planned(config, device).tiles_used
