@@ -190,7 +190,7 @@ REFUSED = {
     "tracking.experiment=''": ["tracking.experiment=", "a name"],
     "sweep.timeout_s=5": ["sweep.timeout_s=5.0", "isolation=process"],
     "sweep.timeout_s=0 isolation=process": ["sweep.timeout_s=0.0", "over 0"],
-    "sweep.paired=[sampling.top_k]": ["sweep.paired=['sampling.top_k']", "two overrides or more"],
+    "sweep.paired=[sampling.top_k]": ["sweep.paired=['sampling.top_k']", "two or more swept overrides"],
     "sweep=random sweep.jobs=0": ["sweep.jobs=0", "at least 1"],
     "sweep=sobol sweep.seed=-1": ["sweep.seed=-1", "0 to"],
     "sweep.jobs=3": ["sweep.jobs", "paired, resume, timeout_s"],

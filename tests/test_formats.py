@@ -202,7 +202,7 @@ def test_what_is_wrong_with_a_pattern_names_field_value_and_choices(int4: Weight
         ({"a": "int3"}, "quant.weights.a=int3: expected one of none, int8, int4"),
         ({"a": {"steps": 1}}, "expected one of none, int8, int4"),
         ({"a": None}, "expected one of none, int8, int4"),
-        ({"a": {"name": "rounded", "step": 1}}, "quant.weights.a.step=1: expected no such setting; those of rounded"),
+        ({"a": {"name": "rounded", "step": 1}}, "quant.weights.a.step=1: expected a setting of rounded"),
         ({"a": {"name": "rounded", "steps": "x"}}, "Value 'x' of type 'str' could not be converted to Integer"),
         ("a", "quant.weights=a: expected patterns and formats"),
     ]:

@@ -203,7 +203,7 @@ def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
             {"prompts": [[1], [1, 2]], "batch_size": 2},
             "workload.prompts=prompts of 1, 2 tokens: expected one length",
         ),
-        (DEMO, {"prompts": [[]]}, "workload.prompts=prompts of 0 tokens: expected one length, of a token at least"),
+        (DEMO, {"prompts": [[]]}, "workload.prompts=prompts of 0 tokens: expected prompts of the same length"),
         (DEMO, {"prompts": [[1], [10**6]], "batch_size": 2}, "workload.prompts=1000000: expected token ids"),
         (DEMO, {"prompts": [[1]], "prompt": [2]}, "workload.prompts=[[1]]: expected null beside workload.prompt"),
         (
@@ -214,7 +214,7 @@ def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
         (
             DEMO,
             {"prompts": [[1], [2]], "batch_size": 2, "same_prompt": True},
-            "workload.same_prompt=True: expected false beside workload.prompts that differ",
+            "workload.same_prompt=True: expected false if workload.prompts differ",
         ),
         (
             DEMO,

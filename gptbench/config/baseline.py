@@ -1,4 +1,4 @@
-"""The `baseline` group: recorded numbers that others are held against."""
+"""The `baseline` group: recorded results that later runs are compared with."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,72 +13,77 @@ from gptbench.config.section import Section
 
 @dataclass(kw_only=True)
 class BaselineMetric:
-    """One metric of a row of a baseline."""
+    """The recorded values of one metric in a row of a baseline."""
 
     value: float = MISSING
-    """Geometric mean, in the metric's unit; of quality, the first run's own number."""
+    """Geometric mean of the recorded values, in the metric's unit; for a quality metric, the value of the first run."""
     spread: float = 0.0
-    """Standard deviation of the logarithms; 0 also where there is one value."""
+    """Standard deviation of the logarithms of the recorded values (no unit); 0 also if there is only one value."""
     count: int = 1
-    """How many values there were."""
+    """Number of recorded values."""
     of: str = "runs"
-    """What they were: runs, samples (of one run) or tokens (of a text)."""
+    """What `count` counts: runs, samples (of one run) or tokens (of a text)."""
 
 
 @dataclass(kw_only=True)
 class BaselineRow:
-    """One configuration that a baseline has numbers of."""
+    """One configuration that the baseline recorded, with its metrics."""
 
     overrides: list[str] = field(default_factory=list)
-    """Command line that measures it."""
+    """Overrides of the command line that measures this configuration."""
     config: dict[str, Any] = field(default_factory=dict)
-    """What was measured, by dotted field: a run with the same is the row's (see `gptbench.compare.baseline`)."""
+    """Dotted field names mapped to the values that were measured; a run with the same values belongs to this row (see
+    `gptbench.compare.baseline`)."""
     metrics: dict[str, BaselineMetric] = field(default_factory=dict)
-    """Metric name to what was measured."""
+    """Metric names mapped to the recorded values."""
     throttled: str | None = None
-    """How many of its samples were held back by power or heat, in words; null where none was."""
+    """A sentence saying how many samples were power- or thermal-throttled; null if none was."""
     busy: str | None = None
-    """Why the machine was busy with something else when it was measured, in words; null where it was not."""
+    """A sentence saying why the machine counted as busy with other work while this row was recorded; null if it did
+    not."""
     busy_kinds: list[str] = field(default_factory=list)
-    """Kinds of metrics that this changes: speed, compile, energy; empty is all of them."""
+    """Kinds of metric that the other work affects: speed, compile, energy; an empty list means all of them."""
 
 
 @dataclass(kw_only=True)
 class BaselineConfig(Section):
-    """Recorded targets, shown beside what is measured. Never compared as if from the same device.
+    """Recorded results that are shown beside those of a run, and that `gptbench gate` compares new runs with.
 
-    `gptbench gate --record` writes one with rows; one of published figures has targets alone.
+    `gptbench gate --record` writes a baseline with rows. A baseline of published figures has only targets, which are
+    shown as a reference from another device and never tested against.
     """
 
     GROUP: ClassVar[str] = "baseline"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.compare.Baseline",)
 
     device: str = MISSING
-    """Device that the targets were recorded on."""
+    """Name of the device on which the baseline was recorded."""
     targets: dict[str, dict[str, float]] = field(default_factory=dict)
-    """`model/weights` (``llama2_7b/int8``) to metric name to target, in the metric's unit."""
+    """Published figures: `model/weights` (such as `llama2_7b/int8`) mapped to metric names and their values, each in
+    the metric's unit."""
     power_limit_w: float | None = None
-    """Of that device, in watts; null where it has none, or it is not known."""
+    """Power limit, in watts, of the device on which the baseline was recorded; null if it has none or it is unknown."""
     cores: int | None = None
-    """Of a CPU, those that the runs could use; null for a GPU."""
+    """Number of CPU cores that the recorded runs could use; null if they ran on a GPU."""
     driver: str | None = None
-    """Of a GPU."""
+    """Driver version of the GPU on which the baseline was recorded; null if it was recorded on a CPU."""
     commit: str | None = None
-    """Of gptbench."""
+    """Commit of gptbench with which the baseline was recorded."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of libraries."""
+    """Names of the libraries that the recorded runs used, mapped to their versions."""
     recorded: str | None = None
-    """Day of the last run."""
+    """Date of the last recorded run, as YYYY-MM-DD."""
     schema_version: int = 1
-    """Which definitions its numbers are of: 1, percentiles of decode steps are the median of the samples' own; 2, they
-    are of the steps of all samples together. Percentiles of version 1 are held against nothing."""
+    """Version of the metric definitions that the baseline uses. In version 1 a percentile of decode step times is the
+    median of the percentiles of single samples; in version 2 it is taken over the steps of all samples together.
+    Percentiles of version 1 are not compared with new runs."""
     read_roof_gb_per_s: float | None = None
-    """Of that device, in GB/s."""
+    """Measured peak read bandwidth, in GB/s, of the device on which the baseline was recorded."""
     margins: dict[str, float] = field(default_factory=dict)
-    """Kind of metric (speed, compile, memory, quality, energy) to the share by which it may be worse, where that is not
-    gptbench's own."""
+    """Kinds of metric (speed, compile, memory, quality, energy) mapped to the fraction by which they may get worse
+    before the gate fails, such as 0.02; kinds that are missing keep gptbench's defaults."""
     rows: dict[str, BaselineRow] = field(default_factory=dict)
-    """What was recorded, by name."""
+    """Names of rows mapped to the configuration and the metrics that were recorded for each."""
 
     def check(self) -> None:
         self.targets = {name: current_metrics(metrics) for name, metrics in self.targets.items()}
@@ -90,11 +95,11 @@ class BaselineConfig(Section):
         if self.schema_version not in (1, 2):
             raise ConfigError("baseline.schema_version", self.schema_version, "1 or 2")
         for name, row in self.rows.items():
-            for metric, found in row.metrics.items():
+            for metric, recorded in row.metrics.items():
                 place = f"baseline.rows.{name}.metrics.{metric}"
-                if not 0 < found.value < math.inf:
-                    raise ConfigError(f"{place}.value", found.value, "a number over 0")
-                if not 0 <= found.spread < math.inf:
-                    raise ConfigError(f"{place}.spread", found.spread, "a number of at least 0")
-                if found.count < 1:
-                    raise ConfigError(f"{place}.count", found.count, "a number of at least 1")
+                if not 0 < recorded.value < math.inf:
+                    raise ConfigError(f"{place}.value", recorded.value, "a number over 0")
+                if not 0 <= recorded.spread < math.inf:
+                    raise ConfigError(f"{place}.spread", recorded.spread, "a number of at least 0")
+                if recorded.count < 1:
+                    raise ConfigError(f"{place}.count", recorded.count, "a number of at least 1")

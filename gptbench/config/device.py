@@ -1,4 +1,4 @@
-"""The `device` group: where it runs."""
+"""The `device` group: the processor a run uses, and the type it computes in."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gptbench.config.sizes import MAX_THREADS_PER_CORE
 
 
 class DeviceKind(Enum):
-    """`auto` takes the GPU where there is one."""
+    """The kind of processor a run uses; `auto` is the GPU if there is one, and otherwise the CPU."""
 
     auto = "auto"
     cpu = "cpu"
@@ -18,7 +18,7 @@ class DeviceKind(Enum):
 
 
 class Dtype(Enum):
-    """Type of activations, KV cache and unquantised weights; `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    """Type of activations, KV cache and unquantised weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
 
     auto = "auto"
     float32 = "float32"
@@ -28,21 +28,22 @@ class Dtype(Enum):
 
 @dataclass(kw_only=True)
 class DeviceConfig(Section):
-    """Where it runs."""
+    """The processor on which the model runs, and the type in which it computes."""
 
     GROUP: ClassVar[str] = "device"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.device.Device",)
 
     kind: DeviceKind = DeviceKind.auto
-    """auto, cpu or cuda."""
+    """Kind of processor: cpu, cuda (a GPU), or auto, which is the GPU if there is one and otherwise the CPU."""
     index: int = 0
-    """Which GPU, counted from 0."""
+    """Number of the GPU, counted from 0; has no effect on a CPU."""
     dtype: Dtype = Dtype.auto
-    """Type of activations, KV cache and unquantised weights."""
+    """Type of activations, KV cache and unquantised weights; auto is bfloat16 on a GPU and float32 on a CPU."""
     threads: int | None = None
-    """CPU threads for one operation, or null for one a core."""
+    """Number of CPU threads that one operation uses; null is one per core."""
     measure_roof: bool = False
-    """Measure the read roof once more, although outputs/roofs holds one; the highest rate seen counts."""
+    """Whether the read roof (the peak read bandwidth, in GB/s) is measured again even if outputs/roofs already holds
+    one; the highest bandwidth ever measured counts."""
 
     def check(self) -> None:
         self.at_least(0, "index")

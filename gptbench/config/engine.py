@@ -1,4 +1,4 @@
-"""The `engine` group: what prefills and decodes."""
+"""The `engine` group: the implementation that runs the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 class Scope(Enum):
-    """What one compiled graph holds: the whole model, or one block that all layers share."""
+    """What is compiled as one graph: the whole model, or one transformer block that all layers share."""
 
     model = "model"
     block = "block"
 
 
 class CudaGraph(Enum):
-    """`step`: one graph of our own for the whole step; `trees`: torch's cudagraph trees; `none`: kernel launches."""
+    """How a decode step is launched: `step` is one CUDA graph that gptbench captures for the whole step, `trees` is
+    torch's cudagraph trees, and `none` launches kernel by kernel."""
 
     step = "step"
     trees = "trees"
@@ -31,11 +32,11 @@ class CudaGraph(Enum):
 
 
 class Tuning(Enum):
-    """How Inductor finds the block sizes of its kernels on a GPU.
+    """How TorchInductor chooses the block sizes of its kernels on a GPU.
 
-    candidates: the same few are timed for each product that reads a large matrix (see `gptbench.block_sizes`).
-    descent: its own coordinate descent, of every kernel; by far the most of the compile time.
-    none: its guesses are taken, of which it times two where it has two.
+    candidates: times the same few sizes for every product that reads a large matrix (see `gptbench.block_sizes`).
+    descent: TorchInductor's coordinate descent over every kernel, which takes most of the compile time.
+    none: uses TorchInductor's first guess; if it has two, it times both.
     """
 
     candidates = "candidates"
@@ -44,7 +45,7 @@ class Tuning(Enum):
 
 
 class Cache(Enum):
-    """The transformers library's own: `static` has a fixed size and is compiled, `dynamic` grows and is not."""
+    """KV cache of the transformers library: `static` has a fixed size and is compiled, `dynamic` grows and is not."""
 
     static = "static"
     dynamic = "dynamic"
@@ -52,46 +53,52 @@ class Cache(Enum):
 
 @dataclass(kw_only=True)
 class EngineConfig(Section):
-    """What turns the model into something that prefills and decodes."""
+    """The implementation that runs prefill and decode steps: how the model is compiled, and which kernels it uses."""
 
     GROUP: ClassVar[str] = "engine"
 
     fresh_cache: bool = False
-    """Start from an empty compile cache, so that compile time is cold; else torch's usual cache is used."""
+    """Whether the run starts with an empty compile cache, so that its compile time is a cold one; otherwise torch's
+    usual cache is used."""
     measure_warm_start: bool = False
-    """After the samples, start a second process on the same cache and measure its compile time, warm."""
+    """Whether a second process on the same compile cache is started after the samples, to measure the warm compile time
+    (in seconds)."""
 
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
-    """What runs the model beside torch and Triton: numbers depend on its version."""
+    """Libraries beside torch and Triton whose version affects the results."""
     FOLDERS: ClassVar[tuple[str, ...]] = ()
-    """Fields that name a folder, below the one in which the command is typed."""
+    """Names of fields that hold a folder; a relative one is below the folder in which the command is typed."""
     OWN_KERNELS: ClassVar[bool] = False
-    """Whether a decode step is a list of gptbench's own kernels, which `task=kernels` measures. Then there are the
-    fields `pdl` and `tile_cache`, `unsupported_by_kernels`, and `planned` of the engine's class."""
+    """Whether a decode step is a list of gptbench's kernels, which `task=kernels` can measure. Such a section also has
+    the fields `pdl` and `tile_cache` and the method `unsupported_by_kernels`, and the engine's class has `planned`."""
 
     @classmethod
     def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
-        """Whether a whole step is one CUDA graph on a GPU, as such a section says that was recorded."""
+        """Whether a whole decode step is one CUDA graph on a GPU, according to a recorded section of this class."""
         return False
 
     def unsupported_reason(self, config: "Config") -> str | None:
-        """What would have to be different for the engine to do a run, or None if nothing: as far as the configuration
-        alone tells, before torch is imported. `gptbench.engine.Runner.unsupported_reason` knows the rest."""
+        """Return what would have to change for the engine to support a run, or None if it does.
+
+        Only the configuration is considered, before torch is imported; `gptbench.engine.Runner.unsupported_reason`
+        checks the rest.
+        """
         return None
 
     def mask_elements(self, config: "Config") -> int:
-        """Numbers in the attention masks that the engine's prefill makes beside what the model's own code makes."""
+        """Number of elements in the attention masks that the engine's prefill makes and the model's code does not."""
         return 0
 
 
 @dataclass(kw_only=True)
 class AutoConfig(EngineConfig):
-    """The fastest engine that runs here; the run says which, and why (see `gptbench.engine.auto`)."""
+    """Uses the fastest engine that supports the run on this machine, and reports which one and why (see
+    `gptbench.engine.auto`)."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Auto",)
 
     order: list[str] = field(default_factory=lambda: ["fused", "inductor", "eager"])
-    """Engines, the fastest first: the first that can do the run is taken, with the settings that it ships with."""
+    """Names of engines, fastest first; the first one that supports the run is used, with its default settings."""
 
     def check(self) -> None:
         known = [name for name in ENGINES if name != "auto"]
@@ -101,27 +108,31 @@ class AutoConfig(EngineConfig):
 
 @dataclass(kw_only=True)
 class EagerConfig(EngineConfig):
-    """The reference: the model's own code, one operation after the other."""
+    """Runs the model's PyTorch code operation by operation; the reference for the other engines."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Eager",)
 
 
 @dataclass(kw_only=True)
 class InductorConfig(EngineConfig):
-    """Prefill and decode step compiled by TorchInductor."""
+    """Compiles prefill and decode step with TorchInductor."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.Inductor",)
 
     scope: Scope = Scope.block
-    """What is compiled as one graph: model or block."""
+    """What is compiled as one graph: model (the whole model) or block (one transformer block that all layers share)."""
     cuda_graph: CudaGraph = CudaGraph.step
-    """How a step is launched on a GPU: step, trees or none. Without meaning on a CPU."""
+    """How a decode step is launched on a GPU: step (one CUDA graph for the whole step), trees (torch's cudagraph trees)
+    or none (kernel by kernel); has no effect on a CPU."""
     graph_prefill: bool = True
-    """Whether prefill, too, is launched as a CUDA graph."""
+    """Whether prefill is launched as a CUDA graph, too."""
     tuning: Tuning = Tuning.candidates
-    """How block sizes are found on a GPU: candidates, descent or none."""
+    """How the kernels' block sizes are chosen on a GPU: candidates (a few sizes are timed for every product that reads
+    a large matrix), descent (TorchInductor's coordinate descent over every kernel, which compiles longest) or none
+    (TorchInductor's guess)."""
     tune_prefill: bool = False
-    """Whether those of the prefill's kernels are looked for, too; its matrix products are a library's."""
+    """Whether block sizes are tuned for the prefill's kernels, too; its matrix products come from a library (cuBLAS)
+    and are not affected."""
 
     @classmethod
     def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
@@ -130,19 +141,21 @@ class InductorConfig(EngineConfig):
 
 @dataclass(kw_only=True)
 class FusedConfig(EngineConfig):
-    """The decode step as a chain of our own kernels."""
+    """Runs the decode step as a chain of gptbench's fused Triton kernels, on a GPU."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.fused.Fused",)
     FOLDERS: ClassVar[tuple[str, ...]] = ("tile_cache",)
     OWN_KERNELS: ClassVar[bool] = True
 
     pdl: bool = True
-    """Whether a kernel starts while the one before it still runs, on a GPU that can (compute capability 9.0 and up)."""
+    """Whether kernels use PDL (programmatic dependent launch): a kernel starts while the one before it is still
+    running. It has no effect on a GPU below compute capability 9.0."""
     autotune: bool = False
-    """Search the best tiles for the shapes of this model on this device, those that are not kept yet, and keep them."""
+    """Whether tile configurations that the tile cache lacks are autotuned before the run, for the shapes of this model
+    on this device, and stored there."""
     tile_cache: str = "outputs/tiles"
-    """Folder with the tiles that were found, a file for each device and each state of the kernels. Shapes
-    that it lacks get built-in ones."""
+    """Folder of the autotuned tile configurations, with one file per device and version of the kernels. Shapes that it
+    lacks use built-in tile configurations."""
 
     @classmethod
     def launches_one_graph(cls, recorded: Mapping[str, Any]) -> bool:
@@ -156,10 +169,13 @@ class FusedConfig(EngineConfig):
         return self.unsupported_by_kernels(config)
 
     def unsupported_by_kernels(self, config: "Config") -> str | None:
-        """The same of the kernels alone, which also run elsewhere in Triton's interpreter."""
+        """Return what the kernels alone require to change, or None; they also run without a GPU, in Triton's
+        interpreter."""
         batch = config.workload.batch_size
         if config.device.dtype is Dtype.float16:
-            return "device.dtype=bfloat16 or float32: a residual stream times a norm's gain may pass float16's 65504"
+            return (
+                "device.dtype=bfloat16 or float32: the residual stream times a norm's weight may exceed float16's 65504"
+            )
         if batch > MAX_FUSED_SEQUENCES:
             return f"workload.batch_size={MAX_FUSED_SEQUENCES} at most (it is {batch})"
         if not all(layer.attention.is_plain for layer in config.model.layer_specs):
@@ -174,21 +190,22 @@ class FusedConfig(EngineConfig):
 
 @dataclass(kw_only=True)
 class HuggingFaceConfig(EngineConfig):
-    """The transformers library's model over the same weights, as a peer."""
+    """Runs the transformers library's implementation of the model on the same weights, for comparison."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.engine.HuggingFace",)
     LIBRARIES: ClassVar[tuple[str, ...]] = ("transformers",)
 
     cache: Cache = Cache.static
-    """static, compiled as the library's own `generate` compiles it, or dynamic, one operation after the other."""
+    """KV cache that transformers uses: static (fixed size, compiled as its `generate` compiles it) or dynamic (grows,
+    runs operation by operation)."""
 
     def unsupported_reason(self, config: "Config") -> str | None:
         if any(section._target_ != UNQUANTISED for section in config.quant.formats):
-            return f"quant=none: the library takes the weights as they are (it is {config.quant.full_name})"
+            return f"quant=none: transformers uses unquantised weights (it is {config.quant.full_name})"
         return None
 
     def mask_elements(self, config: "Config") -> int:
-        """With a sliding window the library masks each token of the prompt against each cached position."""
+        """With a sliding window, transformers masks every prompt token against every cached position."""
         prompt, batch = len(config.workload.prompt), config.workload.batch_size
         length = prompt + config.workload.new_tokens
         if not any(layer.attention.hides(length) for layer in config.model.layer_specs):
@@ -203,9 +220,9 @@ ENGINES: dict[str, type[EngineConfig]] = {
     "fused": FusedConfig,
     "hf": HuggingFaceConfig,
 }
-"""The section of each engine, by the name that selects it."""
+"""Names that select an engine, mapped to the class of its section."""
 
 
 def engine_of(target: str) -> type[EngineConfig]:
-    """The class of an engine's section, by its `_target_`; of a plugin's that is not there, what all are."""
+    """Return the class of an engine's section by its `_target_`; `EngineConfig` for a plugin that is not loaded."""
     return next((section for section in ENGINES.values() if target in section.TARGETS), EngineConfig)

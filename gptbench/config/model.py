@@ -1,4 +1,4 @@
-"""The `model` group: the shape of a model, and where its weights come from."""
+"""The `model` group: the shape of the model, and where its weights come from."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -24,14 +24,15 @@ from gptbench.config.sizes import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_VOCA
 
 
 class WeightSource(Enum):
-    """`auto` takes the checkpoint where one is named, and else random weights; `random` never reads one."""
+    """Where the weights come from: `auto` reads the checkpoint if one is named and otherwise makes random weights;
+    `random` never reads a checkpoint's weights."""
 
     auto = "auto"
     random = "random"
 
 
 class CheckpointFormat(Enum):
-    """Of the files that hold the weights. `bin` is PyTorch's pickle, of which nothing but tensors is accepted."""
+    """Format of the checkpoint's weight files. `bin` is PyTorch's pickle, from which only tensors are accepted."""
 
     safetensors = "safetensors"
     bin = "bin"
@@ -39,72 +40,76 @@ class CheckpointFormat(Enum):
 
 @dataclass(kw_only=True)
 class ModelConfig(Section):
-    """Shape of a decoder-only transformer. Capitals as in the whole code: see `gptbench.model.transformer`."""
+    """Shape of a decoder-only transformer, and where its weights and its tokenizer come from. Capital letters are the
+    names of dimensions used throughout the code (see `gptbench.model.transformer`)."""
 
     GROUP: ClassVar[str] = "model"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.model.Transformer",)
 
     vocab_size: int = MISSING
-    """V, tokens."""
+    """Number of tokens in the vocabulary (V)."""
     dim: int = MISSING
-    """D, width of the residual stream."""
+    """Width of the residual stream (D)."""
     n_layers: int = MISSING
-    """Number of blocks."""
+    """Number of layers (transformer blocks)."""
     n_heads: int = MISSING
-    """H, query heads."""
+    """Number of query heads (H)."""
     n_kv_heads: int = MISSING
-    """G, key and value heads; divides n_heads."""
+    """Number of key and value heads (G); it divides n_heads."""
     ffn_dim: int = MISSING
-    """F, inner width of the feed-forward network (of one expert, in a mixture)."""
+    """Inner width of the feed-forward network (F); in a mixture of experts, that of one expert."""
     context: int = MISSING
-    """Longest sequence the model was made for, in tokens."""
+    """Longest sequence that the model supports, in tokens."""
     rope_theta: float = 10000.0
-    """Base of the rotary wavelengths."""
+    """Base of the RoPE frequencies (theta)."""
     rope_scaling: RopeScaling | None = None
-    """Llama 3's stretching of the wavelengths, or null."""
+    """Scaling of the RoPE frequencies for long contexts, as in Llama 3, or null for none."""
     norm_eps: float = 1e-5
-    """Added to the mean square in RMSNorm."""
+    """Epsilon that RMSNorm adds to the mean square."""
     tied: bool = False
-    """Whether the output head is the embedding."""
+    """Whether the output head shares the embedding's weights."""
     n_experts: int = 0
-    """E, experts of a mixture; 0 is a dense model."""
+    """Number of experts in a layer of a mixture of experts (E); 0 is a dense model."""
     n_active_experts: int = 0
-    """A, experts that each token goes through."""
+    """Number of experts that each token is routed to (A)."""
     head_dim: int = 0
-    """K, width of one head; 0 is dim / n_heads, and is replaced by it."""
+    """Width of one attention head (K); 0 is replaced by dim / n_heads."""
     qkv_bias: bool = False
-    """Whether something is added to queries, keys and values, as in Qwen 2."""
+    """Whether the projections of queries, keys and values have a bias, as in Qwen 2."""
     qk_norm: bool = False
-    """Whether each head's query and key are normalised before they are turned, as in Qwen 3."""
+    """Whether each head's query and key are normalised with RMSNorm before RoPE is applied, as in Qwen 3."""
     sliding_window: int = 0
-    """Positions that a token attends to, its own included, as in Mistral 7B v0.1; 0 is all before it."""
+    """Number of positions that a token attends to, in tokens and including itself, as in Mistral 7B v0.1; 0 is all
+    positions up to its own."""
     attention_pattern: list[AttentionKind] | None = None
-    """Which layers have the sliding window: full or window for each of the first layers, and again for those after
-    them; null is all, where there is a window."""
+    """Kind of attention of each layer, full or window (the sliding window), as a pattern that repeats over the layers;
+    null gives every layer the sliding window if there is one."""
     ffn_pattern: list[FeedForwardKind] | None = None
-    """Which layers have the experts: dense or experts for each of the first layers, and again for those after them;
-    null is all, where there are experts."""
+    """Kind of feed-forward network of each layer, dense or experts, as a pattern that repeats over the layers; null
+    gives every layer the experts if there are any."""
     architecture: str | None = None
-    """Name of the architecture that says what each layer is, as config.json has it; null is what the fields above
-    say."""
+    """Name of the architecture that defines the layers, as in the checkpoint's config.json; null builds them from the
+    other fields of this section."""
     checkpoint: str | None = None
-    """Folder of a Hugging Face checkpoint. What the YAML leaves open is taken from its config.json, and what the YAML
-    says must agree with that."""
+    """Folder of a Hugging Face checkpoint, or the name of a model in the Hugging Face cache; null for none. Fields that
+    the YAML file leaves open are taken from the checkpoint's config.json, and those that it sets must agree with
+    that."""
     checkpoint_format: CheckpointFormat = CheckpointFormat.safetensors
-    """safetensors, or bin, which must be asked for."""
+    """Format of the checkpoint's weight files: safetensors, or bin (PyTorch's pickle, from which only tensors are
+    accepted), which is read only if it is set here."""
     weights: WeightSource = WeightSource.auto
-    """auto or random."""
+    """Source of the weights: auto (the checkpoint if one is named, otherwise random weights) or random."""
     tokenizer: str | None = None
-    """Folder or file of the tokenizer, or null for the checkpoint's, if it has one."""
+    """Folder or file of the tokenizer; null uses the checkpoint's tokenizer, if it has one."""
 
     @property
     def reads_checkpoint(self) -> bool:
-        """Whether the weights are a checkpoint's."""
+        """Whether the weights are read from a checkpoint."""
         return self.checkpoint is not None and self.weights is WeightSource.auto
 
     @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:
-        """What each layer is, in order; those that are alike are equal."""
+        """Return the specification of each layer, in order; layers of the same kind share one object."""
         if self.architecture is not None and (layers := ARCHITECTURES[self.architecture].layers) is not None:
             return layers(self)
         rotary = Rotary(self.head_dim, self.rope_theta, self.rope_scaling)
@@ -123,9 +128,9 @@ class ModelConfig(Section):
             itertools.cycle(self.attention_pattern or [AttentionKind.window]),
             itertools.cycle(self.ffn_pattern or [FeedForwardKind.experts if self.n_experts else FeedForwardKind.dense]),
         )
-        made: dict[tuple[AttentionKind, FeedForwardKind], LayerSpec] = {}
+        specs: dict[tuple[AttentionKind, FeedForwardKind], LayerSpec] = {}
         return tuple(
-            made.setdefault(kind, LayerSpec(self.dim, attentions[kind[0]], ffns[kind[1]], self.norm_eps))
+            specs.setdefault(kind, LayerSpec(self.dim, attentions[kind[0]], ffns[kind[1]], self.norm_eps))
             for kind in itertools.islice(kinds, self.n_layers)
         )
 
@@ -164,7 +169,7 @@ class ModelConfig(Section):
             if pattern is not None and not 1 <= len(pattern) <= self.n_layers:
                 raise self.error(name, f"null, or 1 to n_layers={self.n_layers} of {choices}")
             if pattern is not None and (kind in pattern) != bool(getattr(self, needs)):
-                raise self.error(name, f"{kind.name} in it where {needs} is over 0, and there alone")
+                raise self.error(name, f"a pattern that has {kind.name} in it exactly if {needs} is over 0")
         if (scaling := self.rope_scaling) is not None:
             for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
                 if not getattr(scaling, name) > 0:

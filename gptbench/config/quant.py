@@ -1,4 +1,4 @@
-"""The `quant` group: how the weights are stored."""
+"""The `quant` group: the format in which the weights are stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,20 +15,24 @@ from gptbench.config.section import Section
 
 @dataclass(frozen=True)
 class FormatLimits:
-    """What a format of weights asks of a run: known before torch, and with it the format itself, is imported."""
+    """What a weight format requires of a run; known before torch, and with it the format, is imported."""
 
     multiple: int = 1
-    """The number of columns of each matrix must be a multiple of it."""
+    """Number of which every matrix's column count must be a multiple."""
     float16: str | None = None
-    """Why activations cannot be float16, or None if they can."""
+    """Reason why activations cannot be float16, or None if they can."""
     fused: bool = True
-    """Whether it has the device functions that engine=fused needs."""
+    """Whether the format has the device functions that engine=fused needs."""
     bits: float | None = None
-    """Bits that a weight takes in a model of 16-bit numbers, scales included, in a matrix of 4096 columns; None where
-    that is not known before the format is imported."""
+    """Number of bits per weight, scales included, in a matrix of 4096 columns of a model with 16-bit activations; None
+    if it is unknown before the format is imported."""
 
     def unsupported_reason(self, widths: Iterable[tuple[str, int]]) -> str | None:
-        """What would have to be different for matrices of these columns, each with its name, or None if nothing."""
+        """Return what would have to change for matrices to be stored in this format, or None if nothing.
+
+        Args:
+            widths: name and number of columns of each matrix.
+        """
         for name, width in widths:
             if width % self.multiple:
                 return f"a model whose {name} is a multiple of {self.multiple} (it is {width})"
@@ -39,14 +43,17 @@ UNQUANTISED, INT8 = "gptbench.quant.Unquantised", "gptbench.quant.Int8"
 
 
 def any_keys() -> Any:
-    """No entries, to which a command line may add some: elsewhere OmegaConf refuses keys that no schema has."""
+    """Return an empty mapping to which a command line may add any key; OmegaConf otherwise refuses keys that no schema
+    has."""
     return DictConfig({}, flags={"struct": False})
 
 
 @dataclass(kw_only=True)
 class QuantConfig(Section):
-    """How the weights are stored. `_target_` is a `gptbench.quant.WeightFormat`; the fields of a subclass are settings
-    of its formats."""
+    """Format in which the weights are stored, for the whole model or for single matrices.
+
+    `_target_` names a `gptbench.quant.WeightFormat`; the fields that a subclass adds are settings of its formats.
+    """
 
     GROUP: ClassVar[str] = "quant"
     TARGETS: ClassVar[tuple[str, ...]] = (UNQUANTISED, INT8)
@@ -57,17 +64,18 @@ class QuantConfig(Section):
             multiple=16, bits=8 + 16 / 4096, float16="sums of unscaled products may pass float16's 65504"
         ),
     }
-    """What each of the targets asks."""
+    """Targets mapped to the limits of their formats."""
 
     weights: dict[str, Any] = field(default_factory=any_keys)
-    """Formats of single matrices that have another than the section's own: a pattern of their names, such as `lm_head`,
-    `embedding`, `layers.*.feed_forward.*` or `layers.0.attention.wqkv`, to a format's name, or to `{name: NAME,
-    SETTING: VALUE}`. `*` stands for any characters. Of several patterns that match a matrix the last counts. Without a
-    pattern, an embedding that is not the head's matrix, too, has the model's type; routers always have."""
+    """Formats of matrices that differ from the rest of the model: a pattern of matrix names (such as `lm_head`,
+    `embedding`, `layers.*.feed_forward.*` or `layers.0.attention.wqkv`, in which `*` stands for any characters) mapped
+    to a format's name or to `{name: NAME, SETTING: VALUE}`. If several patterns match a matrix, the last one counts. An
+    embedding that is not tied to the head keeps the model's type unless a pattern matches it; routers always keep
+    it."""
 
     @classmethod
     def add(cls, target: str, limits: FormatLimits) -> None:
-        """Lists a format of a plugin's, whose section this class is."""
+        """Adds a plugin's format, whose section is of this class."""
         cls.TARGETS = tuple(dict.fromkeys((*(cls.TARGETS if cls is QuantConfig else ()), target)))
         cls.LIMITS[target] = limits
 
@@ -84,28 +92,30 @@ class QuantConfig(Section):
 
     @property
     def by_pattern(self) -> dict[str, "QuantConfig"]:
-        """The section of each pattern's format, in order."""
+        """Return the section of each pattern's format, in order."""
         return {pattern: section_of(f"quant.weights.{pattern}", given) for pattern, given in self.weights.items()}
 
     @property
     def formats(self) -> list["QuantConfig"]:
-        """The sections of all formats that a model may have: its own, and those of patterns."""
+        """Return the sections of all formats that the model may use: this one, and those of the patterns."""
         return [self, *self.by_pattern.values()]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can be set of the format itself, and its values."""
+        """Return the format's settings (the fields that a subclass adds) and their values."""
         shared = {entry.name for entry in fields(QuantConfig)}
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in shared}
 
     @property
     def full_name(self) -> str:
-        """Its name, and the formats of patterns: `int8 (lm_head=none)`."""
+        """Return the name with the formats of the patterns: `int8 (lm_head=none)`."""
         return full_name(self.name, self.weights)
 
     def unsupported_reason(self, model: ModelConfig, dtype: "Dtype") -> str | None:
-        """What would have to be different for a model to be stored in this way, or None if nothing. Where formats
-        differ, each matrix is held against its own once it is known which it has: see `gptbench.model.linear`."""
+        """Return what would have to change for a model to be stored in this way, or None if nothing.
+
+        With patterns, each matrix is checked against its format later, when it is known (see `gptbench.model.linear`).
+        """
         if dtype is Dtype.float16:
             for section in self.formats:
                 if section.limits.float16 is not None:
@@ -122,11 +132,18 @@ FORMATS: dict[str, QuantConfig] = {
     "none": QuantConfig(_target_=UNQUANTISED, name="none"),
     "int8": QuantConfig(_target_=INT8, name="int8"),
 }
-"""The section of each format, by the name that selects it, with the settings that it has unless they are given."""
+"""Names that select a format, mapped to its section with default settings."""
 
 
 def section_of(place: str, given: Any) -> QuantConfig:
-    """The section for a format's name, or for its name with settings. Raises ConfigError."""
+    """Return the section for a format's name, or for its name with settings.
+
+    Args:
+        place: dotted field, for an error.
+
+    Raises:
+        ConfigError: there is no such format or setting, or a setting has a value that it cannot have.
+    """
     name, settings = parts_of(given)
     if not isinstance(name, str) or name not in FORMATS:
         raise ConfigError(place, given, f"one of {', '.join(FORMATS)}, or {{name: NAME, SETTING: VALUE}}")
@@ -134,38 +151,39 @@ def section_of(place: str, given: Any) -> QuantConfig:
     for key, value in settings.items():
         if key not in section.settings:
             known = ", ".join(section.settings) or "none"
-            raise ConfigError(f"{place}.{key}", value, f"no such setting; those of {name} are: {known}")
+            raise ConfigError(f"{place}.{key}", value, f"a setting of {name} (its settings are: {known})")
     try:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), settings))
     except OmegaConfBaseException as error:
-        raise ConfigError(place, given, f"other values ({str(error).splitlines()[0]})") from error
+        raise ConfigError(place, given, f"settings with valid values ({str(error).splitlines()[0]})") from error
     assert isinstance(made, QuantConfig)
     return made
 
 
 def parts_of(given: Any) -> tuple[Any, dict[str, Any]]:
-    """Name and settings of what stands behind a pattern."""
+    """Return the name and the settings of the format that a pattern is mapped to."""
     if not isinstance(given, Mapping):
         return given, {}
     return given.get("name"), {str(key): value for key, value in given.items() if key != "name"}
 
 
 def weights_text(weights: Mapping[str, Any]) -> str:
-    """`quant.weights` in one line, in its order, on which the model depends: `lm_head=none, *.w2=int4 group=64`."""
-    told = []
+    """Return `quant.weights` in one line: `lm_head=none, *.w2=int4 group=64`. The order is kept, as the model depends
+    on it."""
+    texts = []
     for pattern, given in weights.items():
         name, settings = parts_of(given)
-        told.append(" ".join([f"{pattern}={name}", *(f"{key}={settings[key]}" for key in sorted(settings))]))
-    return ", ".join(told)
+        texts.append(" ".join([f"{pattern}={name}", *(f"{key}={settings[key]}" for key in sorted(settings))]))
+    return ", ".join(texts)
 
 
 def full_name(name: str, weights: Mapping[str, Any]) -> str:
-    """Of a way to store weights, and of the patterns that have another."""
+    """Return the name of a format with the patterns that have another one: `int8 (lm_head=none)`."""
     return f"{name} ({weights_text(weights)})" if weights else name
 
 
 def recorded_limits(section: Mapping[str, Any]) -> list[FormatLimits | None]:
-    """Of the formats of a section as it was recorded; None for one of a plugin that is not there."""
+    """Return the limits of the formats in a recorded section; None for a format of a plugin that is not loaded."""
     named = (FORMATS.get(str(parts_of(given)[0])) for given in (section.get("weights") or {}).values())
-    own = QuantConfig.LIMITS.get(str(section.get("_target_")))
-    return [own, *(None if each is None else each.limits for each in named)]
+    default = QuantConfig.LIMITS.get(str(section.get("_target_")))
+    return [default, *(None if format_section is None else format_section.limits for format_section in named)]

@@ -1,4 +1,4 @@
-"""The `sampling` group: how the next token is drawn."""
+"""The `sampling` group: how the next token is sampled."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,20 +9,23 @@ from gptbench.config.sizes import MAX_STOP_TOKENS
 
 @dataclass(kw_only=True)
 class SamplingConfig(Section):
-    """How the next token is drawn: temperature first, then top_k, then top_p of what top_k left."""
+    """How the next token is sampled from the logits: temperature is applied first, then top_k, then top_p to the tokens
+    that top_k left."""
 
     GROUP: ClassVar[str] = "sampling"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sampling.Sampler",)
 
     temperature: float = 1.0
-    """The logits are divided by it; 0 takes the most likely token."""
+    """Sampling temperature, by which the logits are divided; 0 always takes the most likely token (greedy)."""
     top_k: int | None = None
-    """Only the k most likely tokens, and all whose logit equals that of the last of them; or null for all."""
+    """Number of most likely tokens to sample from, together with all tokens whose logit ties with the last of them;
+    null is the whole vocabulary."""
     top_p: float | None = None
-    """Only the smallest set of most likely tokens whose probability reaches p, or null for all."""
+    """Probability p of nucleus sampling: the next token is sampled from the smallest set of most likely tokens whose
+    total probability reaches p; null is no limit."""
     stop_tokens: list[int] = field(default_factory=list)
-    """Token ids that end an answer, at most 16. A row that has drawn one draws it again at every later step, so that
-    there are as many steps as without; the answer is what comes before, and the stop token."""
+    """Token ids that end a sequence, at most 16. A sequence that has sampled a stop token repeats it at every later
+    step, so that the number of steps stays the same; the answer ends with the first stop token."""
 
     def check(self) -> None:
         if not 0 <= self.temperature <= 1e30:

@@ -1,4 +1,4 @@
-"""The `sweep` group: which jobs a sweep has."""
+"""The `sweep` group: which jobs a sweep runs."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,38 +11,40 @@ from gptbench.config.sizes import MAX_JOBS, MAX_SECONDS
 
 @dataclass(kw_only=True)
 class SweepConfig(Section):
-    """Which jobs a sweep has (`-m`), and what becomes of those that are recorded or fail. This one takes the full
-    product of all lists."""
+    """Which jobs a sweep (`-m`) runs, and how it treats jobs that are already recorded or take too long. The option
+    `product` runs the full product of all lists."""
 
     GROUP: ClassVar[str] = "sweep"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sweep.Product",)
 
     paired: list[str] = field(default_factory=list)
-    """Overrides whose lists go together, first with first and so on: sampling.top_k, sampling.temperature."""
+    """Names of swept overrides whose lists advance together (first value with first value, and so on) instead of
+    forming a product, such as [sampling.top_k,sampling.temperature]."""
     resume: bool = False
-    """Do not run again what is recorded with the same configuration, code and device; and go on with the last sweep
-    over the same jobs."""
+    """Whether to skip jobs that are already recorded with the same configuration, code and device, and to continue the
+    last sweep over the same jobs."""
     timeout_s: float | None = None
-    """Seconds after which a job is ended and counts as failed, or null for no limit. Needs isolation=process."""
+    """Time limit of a job, in seconds, after which it is stopped and counts as failed; null is no limit. It needs
+    isolation=process."""
 
     def check(self) -> None:
         if self.timeout_s is not None and not 0 < self.timeout_s <= MAX_SECONDS:
             raise self.error("timeout_s", f"a number of seconds over 0, up to {MAX_SECONDS}, or null for no limit")
         if len(self.paired) == 1 or len(set(self.paired)) < len(self.paired):
-            raise self.error("paired", "two overrides or more that are swept, each once")
+            raise self.error("paired", "two or more swept overrides, each listed once")
 
 
 @dataclass(kw_only=True)
 class SampledSweepConfig(SweepConfig):
-    """Some points of the space that lists, ranges and intervals span: random ones, or those of a Sobol sequence, which
-    fill it more evenly."""
+    """Runs a sample of the space that lists, ranges and intervals span: random points, or those of a Sobol sequence,
+    which cover it more evenly."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.sweep.Random", "gptbench.sweep.Sobol")
 
     jobs: int = MISSING
-    """How many points are drawn; no two are the same."""
+    """Number of jobs (points of the space) to run; no two are the same."""
     seed: int = 0
-    """Of the drawing."""
+    """Seed of the random number generator that chooses the points."""
 
     def check(self) -> None:
         super().check()

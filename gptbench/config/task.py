@@ -9,36 +9,39 @@ from gptbench.config.sizes import MAX_SAMPLES, MAX_TOKENS, MAX_WIDTH
 
 @dataclass(kw_only=True)
 class TaskConfig(Section):
-    """What is measured: speed, and nothing beside it."""
+    """What a run measures. The option `speed` measures time to first token, decode throughput and compile time."""
 
     GROUP: ClassVar[str] = "task"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.task.Speed",)
     RUNS_ENGINE: ClassVar[bool] = True
-    """Whether an engine is made, and so has to be one that can do the run."""
+    """Whether the task runs an engine, which then has to support the run."""
 
     breakdown: bool = False
-    """Profile a few decode steps after the samples, and tell where the time of one goes, kernel by kernel."""
+    """Whether a few decode steps are profiled after the samples, to report kernel by kernel where a step's time
+    goes."""
     energy: bool = False
-    """Measure joules per token of prefill and decode after the samples, where the device counts them; takes seconds."""
+    """Whether the energy of prefill and decode (in joules per token) is measured after the samples, on devices that
+    measure energy; takes a few seconds more."""
 
     @property
     def is_speed_alone(self) -> bool:
-        """Whether no more is asked of an engine than to generate."""
+        """Whether the task asks nothing of an engine but to generate."""
         return type(self) is TaskConfig and not self.breakdown and not self.energy
 
 
 @dataclass(kw_only=True)
 class QualityConfig(TaskConfig):
-    """Beside speed, how well the engine predicts a text, and how far it is from the reference."""
+    """Measures speed, and how well the engine predicts a text and how far its predictions are from the reference's."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.task.Quality",)
 
     text_file: str | None = None
-    """Held-out text, in UTF-8; null is the one that the demo model never saw."""
+    """File with a held-out text in UTF-8; null is the text held out from the demo model's training."""
     tokens: int = 2048
-    """Tokens of the text that are predicted, rounded down to whole generations of the workload's length."""
+    """Number of tokens of the text to predict, rounded down to a multiple of workload.new_tokens."""
     reference: bool = True
-    """Whether to compare with the unquantised model in bfloat16 under the eager engine."""
+    """Whether the predictions are compared with those of the reference: the unquantised model in bfloat16 under the
+    eager engine."""
 
     def check(self) -> None:
         self.within(1, MAX_TOKENS, "tokens")
@@ -46,27 +49,30 @@ class QualityConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class KernelsConfig(TaskConfig):
-    """Single kernels instead of generations: each at every shape of the model, and the seed's micro-benchmarks.
+    """Measures single kernels instead of generations: each kernel at every shape of the model, and gpt_fast's
+    micro-benchmarks of matrix-vector products.
 
-    No weights are made. Of the workload, the batch size counts, and for the model's kernels prompt and new tokens.
+    No weights are loaded. Of the workload, only the batch size counts, and for the model's kernels the lengths of the
+    prompt and of the generation.
     """
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.task.Kernels",)
     RUNS_ENGINE: ClassVar[bool] = False
 
     only: str | None = None
-    """Measure only what has this in its name, from the beginning of a part on: `gemv`, `D4096/int8`; null is all."""
+    """Text that selects cases by name, matched from the beginning of any part of it, such as `gemv` or `D4096/int8`;
+    null selects all."""
     sizes: list[int] = field(default_factory=lambda: [1024, 4096, 8192, 16384])
-    """D of the micro-benchmarks."""
+    """Widths D of the [D, D] matrices of the micro-benchmarks."""
     replays: int = 20
-    """Timed repetitions of a round over all sets of inputs; the median counts."""
+    """Number of timed repetitions of a round over all sets of inputs; the median is reported."""
 
     def check(self) -> None:
         for name in ("breakdown", "energy"):
             if getattr(self, name):
-                raise self.error(name, "false with task=kernels, which decodes nothing")
+                raise self.error(name, "false with task=kernels, which does not decode")
         if not self.sizes or min(self.sizes) < 1:
-            raise self.error("sizes", "some numbers of at least 1")
+            raise self.error("sizes", "one or more numbers of at least 1")
         if len(set(self.sizes)) < len(self.sizes):
             raise self.error("sizes", "each number once")
         if max(self.sizes) > MAX_WIDTH:

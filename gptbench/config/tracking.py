@@ -12,7 +12,7 @@ from gptbench.config.sizes import MAX_SECONDS
 
 @dataclass(kw_only=True)
 class TrackingConfig(Section):
-    """Where results are logged, beside result.json."""
+    """Where results are logged in addition to result.json. With the option `none` they are logged nowhere else."""
 
     GROUP: ClassVar[str] = "tracking"
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.record.NoTracker",)
@@ -20,22 +20,22 @@ class TrackingConfig(Section):
 
 @dataclass(kw_only=True)
 class MLflowConfig(TrackingConfig):
-    """MLflow: an embedded SQLite store, or any tracking server."""
+    """Logs results to MLflow: to a local SQLite store, or to any tracking server."""
 
     TARGETS: ClassVar[tuple[str, ...]] = ("gptbench.record.MLflowTracker",)
 
     uri: str | None = None
-    """Tracking server or store; null is sqlite in the outputs folder."""
+    """Address of the tracking server or store; null is a SQLite file in the outputs folder."""
     experiment: str = "gptbench"
-    """MLflow experiment that the run belongs to."""
+    """Name of the MLflow experiment that the run belongs to."""
     run_name: str | None = None
-    """Name of the run, or null for one made of model, quantisation and engine."""
+    """Name of the run in MLflow; null is a name made of model, quantisation and engine."""
     timeout_s: float = 10.0
-    """Seconds a request to a tracking server may take."""
+    """Time limit of a request to a tracking server, in seconds."""
     retries: int = 2
-    """How often a failed request is tried again."""
+    """Number of times that a failed request is retried."""
     figures: bool = True
-    """Whether the report\'s charts of a run, or of the jobs of a sweep together, are drawn and logged with it."""
+    """Whether the report's charts of a run, or of all jobs of a sweep, are drawn and logged with it."""
 
     def check(self) -> None:
         remember(self.uri)

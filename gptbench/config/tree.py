@@ -1,4 +1,4 @@
-"""The whole configuration of a run, and what its groups have to agree on."""
+"""The whole configuration of a run, and the checks that involve several groups."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -23,25 +23,25 @@ from gptbench.config.workload import WorkloadConfig
 
 
 class Isolation(Enum):
-    """Where a job runs: `none` is in the process that asked for it, `process` in one of its own, so that whatever kills
-    or poisons that does not reach the next job."""
+    """Where a job runs: `none` runs it in the current process, `process` in a new process, so that a crash or a
+    corrupted CUDA context does not affect the next job."""
 
     none = "none"
     process = "process"
 
 
 def plain(value: Any) -> Any:
-    """The same with the name of each member of an Enum in its place."""
+    """Return the value with every member of an Enum replaced by its name."""
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [plain(each) for each in value]
+        return [plain(entry) for entry in value]
     return value.name if isinstance(value, Enum) else value
 
 
 @dataclass(kw_only=True)
 class Config:
-    """One run."""
+    """The configuration of one run."""
 
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
@@ -54,34 +54,32 @@ class Config:
     baseline: BaselineConfig = MISSING
     sweep: SweepConfig = MISSING
     isolation: Isolation = Isolation.none
-    """none or process: whether each job runs in a process of its own."""
+    """Where each job runs: none (in the current process) or process (in a new process for each job)."""
     outputs: str = "outputs"
-    """Folder for results, the MLflow store and measured roofs."""
+    """Folder for results, the local MLflow store and measured roofs."""
     quiet: bool = False
-    """Tell people nothing but what went wrong, as `--quiet` does; the line for programs stays."""
+    """Whether only errors and the final JSON line are printed, as with `--quiet`."""
     commit: str | None = None
-    """Commit of the code, where it is no checkout or the checkout does not tell; null asks git."""
+    """Commit of gptbench to record if the code is not in a git checkout; null asks git."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data: dicts, lists, and the names of what is one of several."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        """Return the configuration as plain data: dicts and lists, with the names of Enum members."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
     def __post_init__(self) -> None:
         if not self.outputs:
             raise ConfigError("outputs", self.outputs, "a folder")
         if self.sweep.timeout_s is not None and self.isolation is not Isolation.process:
-            raise ConfigError("sweep.timeout_s", self.sweep.timeout_s, "null, or isolation=process beside it")
+            raise ConfigError("sweep.timeout_s", self.sweep.timeout_s, "null, unless isolation=process is set, too")
         rows = self.workload.prompts or [self.workload.prompt]
         prompt = max(1, len(rows[0]), self.workload.prompt_length or 0)
         if prompt + MIN_NEW_TOKENS > self.model.context:
             most = max(0, self.model.context - MIN_NEW_TOKENS)
-            room = f"at most {most}: the context of {self.model.name} is {self.model.context}"
+            limit = f"at most {most}: the context of {self.model.name} is {self.model.context}"
             if self.workload.prompt_length:
-                raise ConfigError("workload.prompt_length", self.workload.prompt_length, room)
-            raise ConfigError(
-                "workload.prompt", f"{prompt} tokens", f"{room}; of a text, workload.prompt_length cuts it"
-            )
+                raise ConfigError("workload.prompt_length", self.workload.prompt_length, limit)
+            raise ConfigError("workload.prompt", f"{prompt} tokens", f"{limit}; workload.prompt_length shortens a text")
         if prompt + self.workload.new_tokens > self.model.context:
             raise ConfigError(
                 "workload.new_tokens",
