@@ -166,7 +166,7 @@ def test_a_run_of_several_formats_is_planned(int4: WeightFormat) -> None:
     assert expert_bytes(model) == (first + second) // (2 * config.n_experts)
     assert HuggingFaceConfig.named("hf").unsupported_reason(of) is not None
     assert FUSED.unsupported_by_kernels(of) is None
-    assert section("none", {"lm_head": "rounded"}).refuse(config, Dtype.float16) is None
+    assert section("none", {"lm_head": "rounded"}).unsupported_reason(config, Dtype.float16) is None
     assert "float16's 65504" in str(of.quant.unsupported_reason(config, Dtype.float16))
     ordered = [fields_of({"quant": {"weights": dict(pairs)}}) for pairs in (mix.items(), reversed(mix.items()))]
     assert digest(ordered[0]) != digest(ordered[1])
@@ -216,8 +216,8 @@ def test_a_plugins_format_is_configured_and_has_tiles_of_its_own(int4: WeightFor
     from gptbench.kernels.linear import Linear
 
     assert instantiate(section("int4")) == int4 != Int8()
-    assert section("int4").refuse(WIDE, Dtype.bfloat16) is None
-    assert section("int4").refuse(replace(WIDE, ffn_dim=192), Dtype.bfloat16) == (
+    assert section("int4").unsupported_reason(WIDE, Dtype.bfloat16) is None
+    assert section("int4").unsupported_reason(replace(WIDE, ffn_dim=192), Dtype.bfloat16) == (
         "a model whose ffn_dim is a multiple of 128 (it is 192)"
     )
     tile_key = Linear.tile_key_of(made(WIDE, section("int4")).head.matrix, 1)

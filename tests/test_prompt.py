@@ -201,7 +201,7 @@ def test_a_tokenizer_can_be_named_for_a_model_that_has_none() -> None:
         (
             DEMO,
             {"prompts": [[1], [1, 2]], "batch_size": 2},
-            "workload.prompts=prompts of 1, 2 tokens: expected one length",
+            "workload.prompts=prompts of 1, 2 tokens: expected prompts of the same length",
         ),
         (DEMO, {"prompts": [[]]}, "workload.prompts=prompts of 0 tokens: expected prompts of the same length"),
         (DEMO, {"prompts": [[1], [10**6]], "batch_size": 2}, "workload.prompts=1000000: expected token ids"),
