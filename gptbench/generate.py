@@ -1,4 +1,4 @@
-"""Generate: one prefill and the decode steps after it, with a tick of a clock after each."""
+"""One timed generation: a prefill and the decode steps after it, each followed by a clock tick."""
 
 import itertools
 import time
@@ -12,13 +12,13 @@ from gptbench.engine import Runner
 
 
 class Clock:
-    """Takes the time at numbered ticks, without waiting for the device: one before the prefill, one after it, and one
-    after each decode step.
+    """Records the time at numbered ticks without synchronising with the device: one tick before the prefill, one after
+    it, and one after each decode step.
 
     Attributes:
-        ticks: how many there can be.
-        emitted: by tick, int64 [B]: how many tokens each row got since the tick before, where that is not one each.
-            Where any are, those of the last tick are.
+        ticks: maximum number of ticks.
+        emitted: int64 [B] by tick: how many tokens each row got since the previous tick, where that is not one per row.
+            If any tick is there, so is the last one.
     """
 
     def __init__(self, ticks: int) -> None:
@@ -26,33 +26,35 @@ class Clock:
         self.emitted: dict[int, Tensor] = {}
 
     def tick(self, index: int, emitted: Tensor | None = None) -> None:
-        """Notes the time.
+        """Record the time of a tick.
 
         Args:
-            emitted: of a step that does not emit one token for each row, how many it does, as above: the device may
+            index: number of the tick.
+            emitted: int64 [B], tokens that the step emits for each row, if that is not one per row. The device may
                 write it later, but only once.
         """
         raise NotImplementedError
 
     def intervals(self) -> list[float]:
-        """Seconds between one tick and the next; to be read once the device is done."""
+        """Return the seconds between consecutive ticks. Call it once the device has finished."""
         raise NotImplementedError
 
     @property
     def last(self) -> int:
-        """Number of the last tick of the last generation."""
+        """Index of the last tick of the most recent generation."""
         return max(self.emitted, default=self.ticks - 1)
 
     def step_tokens(self, rows: int) -> list[list[int]]:
-        """Tokens that each decode step emitted for each row; empty where each emitted one for each. As `intervals`."""
+        """Return the tokens that each decode step emitted for each row; empty if it was always one per row. Call it
+        once the device has finished."""
         if not self.emitted:
             return []
-        one = torch.ones(rows, dtype=torch.int64)
-        return [self.emitted.get(index, one).tolist() for index in range(2, self.last + 1)]
+        one_per_row = torch.ones(rows, dtype=torch.int64)
+        return [self.emitted.get(index, one_per_row).tolist() for index in range(2, self.last + 1)]
 
 
 class CudaClock(Clock):
-    """CUDA events, made beforehand: the time at which the device gets to them."""
+    """Preallocated CUDA events, which give the time at which the device reaches each tick."""
 
     def __init__(self, ticks: int) -> None:
         super().__init__(ticks)
@@ -68,7 +70,7 @@ class CudaClock(Clock):
 
 
 class HostClock(Clock):
-    """The host's clock: right on a CPU, where a call returns when its work is done."""
+    """The host's clock, which is accurate on a CPU because a call returns when its work is done."""
 
     def __init__(self, ticks: int) -> None:
         super().__init__(ticks)
@@ -84,12 +86,13 @@ class HostClock(Clock):
 
 
 class Workload:
-    """What every sample runs.
+    """The prompt and the clock of a generation, which every sample repeats.
 
     Attributes:
+        config: workload section of the configuration.
         prompt: int64 [B, T] on the device.
         new_tokens: tokens generated for each row.
-        clock: with as many ticks as there can be.
+        clock: clock with room for a tick per generated token and one before the prefill.
     """
 
     def __init__(self, config: WorkloadConfig, device: Device) -> None:
@@ -102,6 +105,6 @@ class Workload:
 
 
 def generate(engine: Runner, workload: Workload) -> None:
-    """The timed region."""
+    """Run the timed region: one generation of the engine, with the workload's clock."""
     workload.clock.emitted.clear()
     engine.generate(workload.prompt, workload.new_tokens, workload.clock.tick)

@@ -1,4 +1,4 @@
-"""Drawing the next token. Every setting is a tensor on the device: a change compiles nothing and waits for nothing."""
+"""Sampling settings as tensors on the device, so that changing them neither recompiles nor synchronises."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,15 @@ class Sampler:
     """The settings of `gptbench.kernels.sample_reference.sample`, and the stop tokens, as tensors on the device.
 
     Args:
-        config: what to set.
-        vocab_size: V; what top_k=null stands for.
+        config: sampling section of the configuration.
+        vocab_size: V, which top_k=null stands for.
         device: where the tensors live.
 
     Attributes:
-        stops: int64 [16]: ids of the stop tokens, and -1 in the places that are left.
+        temperature: float32 [].
+        top_k: int64 [].
+        top_p: float32 [].
+        stops: int64 [16], ids of the stop tokens, padded with -1.
     """
 
     def __init__(self, config: SamplingConfig, vocab_size: int, device: torch.device) -> None:
@@ -27,15 +30,15 @@ class Sampler:
         self.set(config)
 
     def set(self, config: SamplingConfig) -> None:
-        """Changes the settings in place, so that compiled code and captured graphs take them up."""
+        """Change the settings in place, so that compiled code and captured graphs use them."""
         self.temperature.fill_(config.temperature)
         self.top_k.fill_(self.vocab_size if config.top_k is None else config.top_k)
         self.top_p.fill_(1.0 if config.top_p is None else config.top_p)
         self.stops.fill_(-1)
-        for place, token in enumerate(config.stop_tokens):
-            self.stops[place].fill_(token)
+        for index, token in enumerate(config.stop_tokens):
+            self.stops[index].fill_(token)
 
     @property
     def settings(self) -> tuple[Tensor, Tensor, Tensor]:
-        """temperature, top_k, top_p, as `sample` takes them."""
+        """Temperature, top_k and top_p, in the order that `sample` takes them."""
         return self.temperature, self.top_k, self.top_p

@@ -13,7 +13,7 @@ from hydra import compose
 from omegaconf import DictConfig
 from transformers import LlamaConfig, MinistralConfig, PreTrainedConfig
 
-from gptbench.architecture import FULL, HONOURED, SLIDING, UNSUPPORTED, WITHOUT_EFFECT, read_shape
+from gptbench.architecture import FULL, IGNORED_KEYS, READ_KEYS, SLIDING, SUPPORTED_VALUES, read_shape
 from gptbench.base.errors import UserError
 from gptbench.config import Config, RopeScaling, load
 from tests.hf import CASES, LLAMA_3, MODELS, rewrite, rope
@@ -84,7 +84,7 @@ def test_shapes_of_every_architecture(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [*MODELS, MinistralConfig], ids=lambda config: config.model_type)
 def test_every_key_is_honoured_without_effect_or_refused_where_it_counts(config: type[PreTrainedConfig]) -> None:
-    known = Counter([*HONOURED, *WITHOUT_EFFECT, *UNSUPPORTED])
+    known = Counter([*READ_KEYS, *IGNORED_KEYS, *SUPPORTED_VALUES])
     fields = {field.name for field in dataclasses.fields(config)}
     assert not {key: known[key] for key in fields if known[key] != 1}
 
@@ -166,7 +166,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         for kinds in ([FULL], [FULL] * 3, [FULL, "chunked_attention"], FULL, 2, [[FULL], [FULL]], [])
     ],
     *[
-        (case, {"layer_types": [FULL, SLIDING], **others}, "expected the same for every layer (sliding_window=5 holds")
+        (
+            case,
+            {"layer_types": [FULL, SLIDING], **others},
+            "the same for every layer (sliding_window=5 applies",
+        )
         for case, others in (
             ("mistral-window", {}),
             ("qwen2", {"use_sliding_window": True, "sliding_window": 5}),
@@ -174,20 +178,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         )
     ],
     *[
-        (case, {"layer_types": [SLIDING, SLIDING]}, f"expected {FULL} alone")
+        (case, {"layer_types": [SLIDING, SLIDING]}, f"expected only {FULL}")
         for case in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3moe")
     ],
-    ("mixtral-window", {"layer_types": [FULL, FULL]}, f"expected {SLIDING} alone"),
+    ("mixtral-window", {"layer_types": [FULL, FULL]}, f"expected only {SLIDING}"),
     *[
         (
             case,
             {"layer_types": ..., "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-            "max_window_layers=1: expected the same for every layer (sliding_window=8 holds for 1 of 2)",
+            "max_window_layers=1: expected the same for every layer (sliding_window=8 applies to 1 of 2)",
         )
         for case in ("qwen2", "qwen3")
     ],
     ("qwen2", {"use_sliding_window": "yes"}, 'use_sliding_window="yes": expected true or false'),
-    ("mixtral", {"num_experts": 7}, "num_experts=7: expected 5, as num_local_experts has it"),
+    ("mixtral", {"num_experts": 7}, "num_experts=7: expected 5, the value of num_local_experts"),
     ("llama", {"rope_parameters": {FULL: {"rope_theta": 500.0}}}, f"rope_parameters.{FULL}="),
     ("llama", rope(rope_type="linear", factor=2.0, rope_theta=0.01), "rope_theta=0.01: expected a number of at"),
     *[

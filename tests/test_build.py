@@ -151,7 +151,7 @@ def test_building_takes_no_more_than_was_foretold(config: ModelConfig, quant: st
         model.to_empty(device=CPU)
         fill(model, 1)
         memory = model.allocate(1, 24, CPU)
-    tables = sum(buffer.nbytes for table in memory.rotations for buffer in table.buffers())
+    tables = sum(buffer.nbytes for table in memory.rope_tables for buffer in table.buffers())
     assert counter.now >= need.weights + need.kv_cache
     assert counter.peak <= need.total + tables
     if (config, quant) != (WIDE_MOE, "int8"):  # which needs more when it runs: a cast of every expert

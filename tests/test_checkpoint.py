@@ -323,7 +323,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: (folder / "model.safetensors").unlink(),
         ["neither model.safetensors nor model.safetensors.index.json"],
     ),
-    "no-config": (lambda folder: (folder / "config.json").unlink(), ["config.json", "not there"]),
+    "no-config": (lambda folder: (folder / "config.json").unlink(), ["config.json", "no such file"]),
     "bad-json": (edited(lambda data: data[:-3], "config.json"), ["config.json", "not JSON"]),
     "not-utf8": (edited(lambda data: b"\xff\xfe" + data, "config.json"), ["config.json", "not text in UTF-8"]),
     "json-list": (edited(lambda data: b"[" + data + b"]", "config.json"), ["config.json", "expected a JSON object"]),
@@ -404,7 +404,7 @@ def test_a_missing_shard_is_told(shards: Path) -> None:
     first_shard(shards).unlink()
     told = refusal(shards)
     assert told.startswith(f"{first_shard(shards).parent / 'model-00001-of'}")
-    assert "not there, although model.safetensors.index.json says that it holds" in told
+    assert "no such file, although model.safetensors.index.json says that it holds" in told
 
 
 def test_a_truncated_shard_is_told(shards: Path) -> None:
@@ -622,7 +622,7 @@ REPLACEMENTS: dict[Callable[[Path], None], str] = {
     fifo: "not a regular file",
     Path.mkdir: "a folder",
     device: "not a regular file",
-    dangling: "not there",
+    dangling: "no such file",
     pointer: "git lfs pull",
     sparse: "",
     long_header: "",
@@ -649,7 +649,7 @@ def test_a_file_that_is_none_or_without_end_is_refused_at_once(shards: Path, tmp
             replace(file)
             told = refusal(file.parent, checkpoint_format=kind)
             assert told.startswith(f"{file}: "), told
-            assert part in told or (part == "not there" and "No such file" in told), told
+            assert part in told or (part == "no such file" and "No such file" in told), told
             file.rmdir() if file.is_dir() else file.unlink()
         if aside.exists():
             aside.rename(file)

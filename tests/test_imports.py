@@ -116,7 +116,7 @@ def test_imports_go_forward() -> None:
         ("model", "from gptbench import __version__", []),
         ("model", "from ..engine.base import Engine", ["gptbench.engine.base"]),
         ("model", "from .. import engine", ["gptbench.engine"]),
-        ("model", "from .rope import rotate\nfrom gptbench.config import ModelConfig", []),
+        ("model", "from .rope import apply_rope\nfrom gptbench.config import ModelConfig", []),
         ("kernels", "import triton.language as tl\nfrom torch import Tensor", []),
         ("kernels", "from gptbench.kernels.read_reduce import kernel", []),
         ("kernels", "import numpy\nfrom gptbench.base.errors import UserError", ["numpy", "gptbench.base.errors"]),

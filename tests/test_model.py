@@ -279,8 +279,8 @@ def test_a_mixture_reads_as_few_experts_as_it_says(tokens: int, monkeypatch: pyt
     monkeypatch.setattr(weight_class, "forward", noted_forward)
     monkeypatch.setattr(weight_class, "dense", noted_dense)
     ffn(normal(1, tokens, MOE.dim))
-    assert len(read) == 2 * ffn.spec.most_chosen(tokens)  # w13 and w2
-    assert ffn.spec.most_chosen(tokens) == {1: 2, 3: 6, 4: 8, 9: 8}[tokens]
+    assert len(read) == 2 * ffn.spec.max_distinct(tokens)  # w13 and w2
+    assert ffn.spec.max_distinct(tokens) == {1: 2, 3: 6, 4: 8, 9: 8}[tokens]
 
 
 @for_each("active", [1, 2, 3, 8])
@@ -418,7 +418,7 @@ def test_allocate_gives_zeroed_caches() -> None:
             assert tensor.shape == (3, GQA.n_kv_heads, 17, GQA.head_dim)
             assert tensor.device == CPU
             assert not tensor.any()
-    (table,) = model.memory.rotations
+    (table,) = model.memory.rope_tables
     assert table.cos.shape == table.sin.shape == (17, GQA.head_dim)
 
 

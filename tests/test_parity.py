@@ -25,7 +25,7 @@ TOLERANCE = 2e-5
 pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
 
-WITHOUT_EFFECT: dict[str, Any] = {
+IGNORED_KEYS: dict[str, Any] = {
     "attention_dropout": 0.5,
     "chunk_size_feed_forward": 1,
     "dtype": "bfloat16",
@@ -134,7 +134,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 STRETCHED = LLAMA_3["rope_parameters"]
 CONFIG_FILES: list[tuple[str, dict[str, Any]]] = [
     # case, what config.json has instead. The library reads it as it is, and so do we, or we refuse it.
-    *[("llama", {key: value}) for key, value in WITHOUT_EFFECT.items()],
+    *[("llama", {key: value}) for key, value in IGNORED_KEYS.items()],
     *[
         (case, change)
         for case in ("llama", "mistral-window", "mixtral-window", "qwen2", "qwen3moe")
@@ -183,7 +183,7 @@ def test_every_key_of_config_json_is_honoured_or_refused(tmp_path: Path) -> None
     """Without a cache: the library's own drops what its attention sees, where a model has no window by itself."""
     prompt = prompts(1, 12)
     wrong, ran = [], 0
-    assert set(WITHOUT_EFFECT) == architecture.WITHOUT_EFFECT
+    assert set(IGNORED_KEYS) == architecture.IGNORED_KEYS
     for case in dict.fromkeys(case for case, _ in CONFIG_FILES):
         folder = tmp_path / case
         library_model(case).save_pretrained(folder)

@@ -8,7 +8,7 @@ import torch
 
 from gptbench.architecture.spec import Rotary
 from gptbench.config import ModelConfig, RopeScaling
-from gptbench.model.rope import inverse_frequencies, rotate
+from gptbench.model.rope import apply_rope, inverse_frequencies
 from tests.models import CPU, frequency, model_config, model_name, rotation_table, tiny
 
 LLAMA_3 = [model_config("llama3_1_8b"), model_config("llama3_2_1b")]
@@ -41,11 +41,11 @@ def test_rotation_is_multiplication_by_a_complex_number(width: int, theta: float
     positions = torch.tensor([0, 1, 2, 7, 36])
     cos, sin = rotation_table(config, 37, CPU)
     x = torch.randn(2, 5, 3, width, generator=torch.Generator().manual_seed(1))
-    y = rotate(x, cos[positions], sin[positions])
+    y = apply_rope(x, cos[positions], sin[positions])
     for t, position in enumerate(positions.tolist()):
         for pair in range(width // 2):
-            apply_rope = cmath.exp(1j * position * theta ** (-2 * pair / width))
-            z = torch.complex(x[:, t, :, pair].double(), x[:, t, :, pair + width // 2].double()) * apply_rope
+            turn = cmath.exp(1j * position * theta ** (-2 * pair / width))
+            z = torch.complex(x[:, t, :, pair].double(), x[:, t, :, pair + width // 2].double()) * turn
             torch.testing.assert_close(y[:, t, :, pair].double(), z.real, rtol=0, atol=2e-6)
             torch.testing.assert_close(y[:, t, :, pair + width // 2].double(), z.imag, rtol=0, atol=2e-6)
 
@@ -55,7 +55,7 @@ def test_rotation_is_half_against_half() -> None:
     cos, sin = rotation_table(one_head(6), 2, CPU)
     unit = torch.zeros(1, 1, 1, 6)
     unit[..., 1] = 1
-    turned = rotate(unit, cos[1:2], sin[1:2]).flatten()
+    turned = apply_rope(unit, cos[1:2], sin[1:2]).flatten()
     assert turned.nonzero().flatten().tolist() == [1, 4]
     assert turned[1] == pytest.approx(math.cos(10000 ** (-2 / 6)))
     assert turned[4] == pytest.approx(math.sin(10000 ** (-2 / 6)))
@@ -69,19 +69,19 @@ def test_only_the_distance_matters(config: ModelConfig) -> None:
 
     def score(query: int, key: int) -> float:
         here, there = slice(query, query + 1), slice(key, key + 1)
-        return (rotate(q, cos[here], sin[here]) * rotate(k, cos[there], sin[there])).sum().item()
+        return (apply_rope(q, cos[here], sin[here]) * apply_rope(k, cos[there], sin[there])).sum().item()
 
     assert score(9, 4) == pytest.approx(score(59, 54), abs=1e-4)
     assert abs(score(9, 4) - score(59, 4)) > 0.1
-    torch.testing.assert_close(rotate(q, cos[:1], sin[:1]), q, rtol=0, atol=1e-6)
+    torch.testing.assert_close(apply_rope(q, cos[:1], sin[:1]), q, rtol=0, atol=1e-6)
 
 
 def test_sixteen_bit_activations_are_turned_in_float32() -> None:
     cos, sin = rotation_table(one_head(16), 9, CPU)
     x = torch.randn(2, 9, 3, 16, generator=torch.Generator().manual_seed(3)).bfloat16()
-    y = rotate(x, cos, sin)
+    y = apply_rope(x, cos, sin)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, rotate(x.float(), cos, sin).bfloat16())
+    assert torch.equal(y, apply_rope(x.float(), cos, sin).bfloat16())
 
 
 @pytest.mark.parametrize("config", LLAMA_3, ids=model_name)

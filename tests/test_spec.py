@@ -28,7 +28,7 @@ from gptbench.engine.fused import Fused
 from gptbench.engine.inductor import Inductor
 from gptbench.measure.traffic import traffic
 from gptbench.model import KeyValueCache, Memory
-from gptbench.model.transformer import refuse_unsupported
+from gptbench.model.transformer import validate_layer
 from tests.models import DENSE, MIXED, MOE, QWEN, WINDOW, make_model, quant_section, run_config
 from tests.test_build import tensor_bytes
 from tests.test_traffic import FakeEngine
@@ -125,9 +125,9 @@ def changed(spec: Any, path: str, value: Any) -> Any:
 def test_what_the_model_does_not_compute_is_refused_by_name() -> None:
     (spec,) = set(MOE.layer_specs)
     assert isinstance(spec.ffn, MixtureSpec)
-    refuse_unsupported(spec)
+    validate_layer(spec)
     for path, value, message in (
-        ("attention.sinks", True, "layer.attention.sinks=True: expected False: gptbench has no other"),
+        ("attention.sinks", True, "layer.attention.sinks=True: expected False: gptbench supports no other"),
         ("attention.output_bias", True, "layer.attention.output_bias=True"),
         ("attention.rotary.kind", RotaryKind.interleaved, "layer.attention.rotary.kind=interleaved: expected half"),
         ("attention.rotary.width", 8, "layer.attention.rotary.width=8: expected head_dim=16"),
@@ -140,7 +140,7 @@ def test_what_the_model_does_not_compute_is_refused_by_name() -> None:
         ("norms", NormPlaces.both, "layer.norms=both: expected before"),
     ):
         with pytest.raises(ConfigError, match=message):
-            refuse_unsupported(changed(spec, path, value))
+            validate_layer(changed(spec, path, value))
 
 
 def test_engines_refuse_layers_that_differ_where_they_cannot() -> None:
@@ -193,7 +193,8 @@ def test_another_kind_of_feed_forward_network_is_a_class_and_a_place_in_the_list
             made = make_model(model, batch=2)
         rest = [transformer.MixtureOfExperts] * (MOE.n_layers - 1)
         assert [type(block.ffn) for block in made.layers] == [kind, *rest]
-        assert torch.isfinite(made(torch.ones(2, 3, dtype=torch.int64), torch.arange(3), 24)).all()
+        tokens, positions = torch.ones(2, 3, dtype=torch.int64), torch.arange(3).expand(2, 3)
+        assert torch.isfinite(made(tokens, positions, made.memory, 24)).all()
         with pytest.raises(ConfigError, match="the kernels have no feed-forward network of its kind"):
             validate_combination(replace(run_config(model), engine=FUSED))
         assert hf.family(model, 24) is None

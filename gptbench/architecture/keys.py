@@ -1,11 +1,11 @@
-"""The keys of a config.json: which are read, which change nothing, and which are refused.
+"""Keys of a config.json: those that are read, those without effect, and those of which few values are supported.
 
-As in https://huggingface.co/docs/transformers (main_classes/configuration, and each model's own page).
+Source: https://huggingface.co/docs/transformers (main_classes/configuration, and the page of each model).
 """
 
 from typing import Any
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -20,9 +20,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (0, None),
     "per_layer_config": ({}, None),
 }
-"""Keys that change the arithmetic, and the values under which it is the Transformer's own. Not every file has each."""
+"""Keys that change the arithmetic, with the values that the Transformer supports. A file need not have them all."""
 
-HONOURED = frozenset(
+READ_KEYS = frozenset(
     {
         "architectures",
         "model_type",
@@ -53,9 +53,9 @@ HONOURED = frozenset(
         "eos_token_id",
     }
 )
-"""Keys that are read; those of tokens with the tokenizer."""
+"""Keys that are read. The tokenizer reads those of special tokens."""
 
-WITHOUT_EFFECT = frozenset(
+IGNORED_KEYS = frozenset(
     {
         "attention_dropout",
         "chunk_size_feed_forward",
@@ -76,5 +76,5 @@ WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-"""Keys that change no logit: of training, of what else is returned, of the library. A key that is in neither of the
-three is none of these models': no code of theirs reads it."""
+"""Keys that change no logits: those for training, for additional outputs and for transformers. A key in none of the
+three tables belongs to none of these models: their code does not read it."""

@@ -7,6 +7,6 @@ LLAMA = register_architecture(
         "LlamaForCausalLM",
         "llama",
         defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
-        library="Llama",
+        hf_class_prefix="Llama",
     )
 )

@@ -13,7 +13,7 @@ MISTRAL = register_architecture(
             "rms_norm_eps": 1e-6,
             "sliding_window": 4096,
         },
-        library="Mistral",
-        library_fields=frozenset({"head_dim", "sliding_window"}),
+        hf_class_prefix="Mistral",
+        hf_fields=frozenset({"head_dim", "sliding_window"}),
     )
 )

@@ -23,7 +23,7 @@ MIXTRAL = register_architecture(
                 "block_sparse_moe.experts.{}.w2.weight",
             ),
         ),
-        library="Mixtral",
-        library_fields=frozenset({"head_dim", "sliding_window", "n_experts"}),
+        hf_class_prefix="Mixtral",
+        hf_fields=frozenset({"head_dim", "sliding_window", "n_experts"}),
     )
 )

@@ -10,7 +10,7 @@ QWEN3 = register_architecture(
         qk_norm=True,
         window=Window.by_layer_if_used,
         defaults=QWEN | {"num_key_value_heads": 32, "head_dim": 128},
-        library="Qwen3",
-        library_fields=frozenset({"head_dim", "qk_norm"}),
+        hf_class_prefix="Qwen3",
+        hf_fields=frozenset({"head_dim", "qk_norm"}),
     )
 )

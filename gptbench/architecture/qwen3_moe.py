@@ -21,7 +21,7 @@ QWEN3_MOE = register_architecture(
                 "mlp.experts.{}.down_proj.weight",
             ),
         ),
-        library="Qwen3Moe",
-        library_fields=frozenset({"head_dim", "qk_norm", "n_experts"}),
+        hf_class_prefix="Qwen3Moe",
+        hf_fields=frozenset({"head_dim", "qk_norm", "n_experts"}),
     )
 )

@@ -1,6 +1,6 @@
-"""What a checkpoint's `config.json` says of a model, in the words of `gptbench.config.ModelConfig`.
+"""Translates a checkpoint's `config.json` to fields of `gptbench.config.ModelConfig`.
 
-What the one Transformer cannot do is refused here, by name.
+A setting that the Transformer does not support is an error that names it.
 """
 
 import json
@@ -9,36 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from gptbench.architecture.config_json import ConfigFile
-from gptbench.architecture.keys import UNSUPPORTED
+from gptbench.architecture.keys import SUPPORTED_VALUES
 from gptbench.architecture.rope import LINEAR, rope
 from gptbench.architecture.row import Architecture
 from gptbench.architecture.stored import quantisation
 from gptbench.architecture.window import sliding_window
 
 MAX_NAME = 100
-"""Characters of a model's name, and of any other section's: it is part of names of files and runs."""
+"""Maximum length, in characters, of the name of a model or of any other section: it is part of file and run names."""
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Of the checkpoint in a folder. Raises CheckpointError."""
+    """Return the architecture of the checkpoint in a folder. Raises CheckpointError as `ConfigFile` does."""
     return ConfigFile(folder).architecture()
 
 
 def read_shape(folder: Path) -> dict[str, Any]:
-    """Fields of `ModelConfig`, by name, for the checkpoint in a folder; `name` is the folder's.
+    """Return the fields of `ModelConfig`, by name, for the checkpoint in a folder; `name` comes from the folder.
 
     Raises:
-        CheckpointError: there is no readable config.json, it lacks something, or the model is of a kind that gptbench
-            does not have.
+        CheckpointError: config.json cannot be read, lacks a key, or describes a model that gptbench does not support.
     """
     file = ConfigFile(folder)
     architecture = file.architecture()
     file.values = values = dict(architecture.defaults) | file.values
-    for key, allowed in UNSUPPORTED.items():
+    for key, allowed in SUPPORTED_VALUES.items():
         if key in values and values[key] not in allowed:
-            raise file.error(key, values[key], f"{json.dumps(allowed[0])}: gptbench has no other")
+            raise file.error(key, values[key], f"{json.dumps(allowed[0])}: gptbench supports no other")
     quantisation(file)
-    layers = file.integer("num_hidden_layers", most=10_000)
+    layers = file.integer("num_hidden_layers", maximum=10_000)
     tied = values.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise file.error("tie_word_embeddings", tied, "true or false")
@@ -70,16 +69,15 @@ def read_shape(folder: Path) -> dict[str, Any]:
 
 
 def stretched_context(shape: dict[str, Any]) -> int:
-    """The longest sequence for which `read_shape`'s model has been stretched linearly, if its context is the one before
-    that; else its context."""
+    """Return the context in tokens of a model of `read_shape`, multiplied by its linear RoPE scaling factor if any."""
     scaling = shape["rope_scaling"]
     linear = scaling is not None and scaling["original_context"] == LINEAR
     return int(shape["context"] * scaling["factor"]) if linear else shape["context"]
 
 
 def model_name(folder: Path) -> str:
-    """A folder's own name, or, in the library's download cache (models--ORGANISATION--NAME/snapshots/COMMIT), the
-    model's."""
+    """Return the name of a folder, or the model's name for a folder in the Hugging Face cache
+    (models--ORGANISATION--NAME/snapshots/COMMIT)."""
     if folder.parent.name == "snapshots":
         folder = folder.parent.parent
     return re.sub(r"[^\w.-]+", "_", folder.name.rpartition("--")[2]).lstrip(".")[:MAX_NAME] or "checkpoint"

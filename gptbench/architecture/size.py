@@ -1,4 +1,4 @@
-"""How many numbers a model's weights are, from its layers alone: without torch, and without making it."""
+"""Counts the parameters of a model from the specs of its layers, without torch and without making the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,66 +8,68 @@ from gptbench.architecture.spec import LayerSpec, MixtureSpec, NormKind, NormPla
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of the weights of a model, or of a part of it."""
+    """Number of parameters of a model or of a part of it."""
 
     matrices: int = 0
-    """Those of matrices that a format stores: all but an embedding that is not the head, too, and routers."""
+    """Parameters in matrices that can be quantised: all matrices but routers and an untied embedding."""
     rows: int = 0
-    """Rows of these matrices, each of which has a scale in int8."""
+    """Rows of these matrices. Each row has one scale in int8."""
     others: int = 0
-    """Those that always have the model's type."""
+    """Parameters that are never quantised."""
 
     @property
     def parameters(self) -> int:
+        """Number of all parameters."""
         return self.matrices + self.others
 
     @property
     def bf16_bytes(self) -> int:
-        """Bytes in bfloat16."""
+        """Size in bytes when all parameters are bfloat16."""
         return 2 * self.parameters
 
     @property
     def int8_bytes(self) -> int:
-        """Bytes with the matrices in int8 and a scale in bfloat16 for each row, and all else in bfloat16."""
+        """Size in bytes when the matrices are int8 with a bfloat16 scale per row, and all else is bfloat16."""
         return self.matrices + 2 * (self.rows + self.others)
 
     def __add__(self, other: "Size") -> "Size":
         return Size(self.matrices + other.matrices, self.rows + other.rows, self.others + other.others)
 
     def times(self, count: int) -> "Size":
+        """Return the size of `count` copies."""
         return Size(count * self.matrices, count * self.rows, count * self.others)
 
 
 def matrix(rows: int, columns: int, bias: bool = False) -> Size:
-    """A matrix, and what is added to what it gives."""
+    """Return the size of a matrix [rows, columns] and its bias, if any."""
     return Size(rows * columns, rows, rows if bias else 0)
 
 
 def size_of(layers: Iterable[LayerSpec], dim: int, vocabulary: int, tied: bool, active: bool = False) -> Size:
-    """The weights of a model.
+    """Return the size of a model.
 
     Args:
-        layers: what each layer is.
+        layers: spec of each layer.
         dim: D, width of the residual stream.
         vocabulary: V, rows of the embedding and of the head.
         tied: whether the head is the embedding.
-        active: whether of a mixture's experts only those count that each token goes through.
+        active: whether to count only the experts that each token goes through, instead of all.
     """
-    whole = matrix(vocabulary, dim) + Size(others=dim + (0 if tied else vocabulary * dim))
+    total = matrix(vocabulary, dim) + Size(others=dim + (0 if tied else vocabulary * dim))
     for layer in layers:
-        whole += size_of_layer(layer, active)
-    return whole
+        total += size_of_layer(layer, active)
+    return total
 
 
 def size_of_layer(layer: LayerSpec, active: bool) -> Size:
-    """The weights of one layer."""
+    """Return the size of one layer."""
     spec, ffn, dim = layer.attention, layer.ffn, layer.dim
     norm = dim * (2 if layer.norm is NormKind.layer else 1)
-    found = matrix(spec.rows, dim, spec.qkv_bias) + matrix(dim, spec.heads * spec.head_dim, spec.output_bias)
-    found += Size(others=norm * (4 if layer.norms is NormPlaces.both else 2))
-    found += Size(others=(2 * spec.head_dim if spec.qk_norm else 0) + (spec.heads if spec.sinks else 0))
+    size = matrix(spec.rows, dim, spec.qkv_bias) + matrix(dim, spec.heads * spec.head_dim, spec.output_bias)
+    size += Size(others=norm * (4 if layer.norms is NormPlaces.both else 2))
+    size += Size(others=(2 * spec.head_dim if spec.qk_norm else 0) + (spec.heads if spec.sinks else 0))
     network = matrix(2 * ffn.width, dim, ffn.bias) + matrix(dim, ffn.width, ffn.bias)
     if not isinstance(ffn, MixtureSpec):
-        return found + network
+        return size + network
     router = Size(others=ffn.experts * (dim + (1 if ffn.router_bias else 0)))
-    return found + router + network.times((ffn.active if active else ffn.experts) + ffn.shared)
+    return size + router + network.times((ffn.active if active else ffn.experts) + ffn.shared)

@@ -1,7 +1,7 @@
-"""What one layer of a model is, without torch: the model, its memory, its traffic and the engines are built from it.
+"""Specification of a layer, without torch. The model, its memory, its traffic and the engines are built from it.
 
-What is declared here may be more than the Transformer can compute; it refuses by name what it cannot
-(`gptbench.model.transformer.refuse_unsupported`).
+It can describe more than the Transformer supports: `gptbench.model.transformer.validate_layer` raises an error that
+names the field.
 """
 
 from dataclasses import dataclass
@@ -11,31 +11,32 @@ from omegaconf import MISSING
 
 
 class AttentionKind(Enum):
-    """Which positions a layer attends to: all before it, or those of its sliding window."""
+    """Which positions a token attends to: all up to its own, or those of its sliding window."""
 
     full = "full"
     window = "window"
 
 
 class FeedForwardKind(Enum):
-    """Whether a layer has one feed-forward network, or experts of which each token goes through some."""
+    """Whether a layer has one feed-forward network or a mixture of experts."""
 
     dense = "dense"
     experts = "experts"
 
 
 class RotaryKind(Enum):
-    """Which components of a head are turned together, if any."""
+    """Which components of a head RoPE rotates as a pair, if any."""
 
     none = "none"
+    """No RoPE."""
     half = "half"
-    """Component i and i + K/2, as Hugging Face checkpoints have it."""
+    """Components i and i + K/2 (NeoX-style rotate-half), as in Hugging Face checkpoints."""
     interleaved = "interleaved"
-    """Component 2i and 2i + 1, as in the paper."""
+    """Components 2i and 2i + 1, as in the RoFormer paper."""
 
 
 class Activation(Enum):
-    """What the gate of a feed-forward network goes through."""
+    """Activation function of the gate of a feed-forward network."""
 
     silu = "silu"
     gelu = "gelu"
@@ -43,25 +44,25 @@ class Activation(Enum):
 
 
 class RouterKind(Enum):
-    """How experts are chosen, and weighted."""
+    """How experts are chosen and weighted."""
 
     renormalised = "renormalised"
-    """Those of the highest softmax, by their softmax over the chosen ones."""
+    """Experts of highest softmax, weighted by their softmax over the chosen ones."""
     softmax = "softmax"
-    """Those of the highest softmax, by their softmax over all."""
+    """Experts of highest softmax, weighted by their softmax over all experts."""
     sigmoid = "sigmoid"
-    """Those of the highest sigmoid."""
+    """Experts of highest sigmoid, weighted by it."""
 
 
 class NormKind(Enum):
-    """What a norm computes."""
+    """Whether a norm is RMSNorm or LayerNorm."""
 
     rms = "rms"
     layer = "layer"
 
 
 class NormPlaces(Enum):
-    """Where a layer's norms stand: before attention and feed-forward network, after each of them, or both."""
+    """Whether a layer's norms come before attention and feed-forward network, after each of them, or both."""
 
     before = "before"
     after = "after"
@@ -70,30 +71,30 @@ class NormPlaces(Enum):
 
 @dataclass(kw_only=True, unsafe_hash=True)
 class RopeScaling:
-    """Llama 3's stretching of the rotary wavelengths (see `gptbench.model.rope`)."""
+    """Llama 3's scaling of the RoPE wavelengths (see `gptbench.model.rope`)."""
 
     factor: float = MISSING
-    """How far the long wavelengths are stretched."""
+    """Factor by which long wavelengths are stretched."""
     low_freq_factor: float = 1.0
-    """Wavelengths over original_context / low_freq_factor are stretched in full."""
+    """Wavelengths above original_context / low_freq_factor are stretched in full."""
     high_freq_factor: float = 4.0
-    """Wavelengths under original_context / high_freq_factor stay as they are."""
+    """Wavelengths below original_context / high_freq_factor are left unchanged."""
     original_context: int = 8192
-    """Context the model was first trained with, in tokens."""
+    """Context length before scaling, in tokens."""
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary position embedding of queries and keys."""
+    """Rotary position embedding (RoPE) of queries and keys."""
 
     width: int
-    """Components of a head that are turned; fewer than the head has where the rest stays as it is."""
+    """Number of components of a head that are rotated; the remaining ones, if any, are left unchanged."""
     base: float
     """Base of the wavelengths."""
     scaling: RopeScaling | None = None
-    """Llama 3's stretching of the wavelengths, or None."""
+    """Llama 3's scaling of the wavelengths, or None."""
     kind: RotaryKind = RotaryKind.half
-    """Which components are turned together."""
+    """Which components are rotated as a pair."""
 
 
 @dataclass(frozen=True)
@@ -101,40 +102,40 @@ class AttentionSpec:
     """Grouped-query attention of one layer."""
 
     heads: int
-    """H, query heads."""
+    """H, number of query heads."""
     kv_heads: int
-    """G, key and value heads."""
+    """G, number of key-value heads."""
     head_dim: int
     """K, width of one head."""
     rotary: Rotary
-    """How queries and keys are turned by their positions."""
+    """Rotary position embedding of queries and keys."""
     window: int = 0
-    """Positions that a token attends to, its own included; 0 is all before it."""
+    """Number of positions that a token attends to, including its own; 0 means all up to its own."""
     sinks: bool = False
-    """Whether each head has a logit of its own beside those of the positions, which takes a share of the softmax."""
+    """Whether each head has an attention sink: a learnt logit that takes part in the softmax."""
     qkv_bias: bool = False
-    """Whether something is added to queries, keys and values."""
+    """Whether queries, keys and values have a bias."""
     output_bias: bool = False
-    """Whether something is added to what the output projection gives."""
+    """Whether the output projection has a bias."""
     qk_norm: bool = False
-    """Whether each head's query and key are normalised before they are turned."""
+    """Whether each head's query and key are normalised before RoPE."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is what every engine has; of another kind only the model's own code is sure to be."""
+        """Whether every engine supports it. Other kinds may run with the model's PyTorch code only."""
         return not self.sinks and not self.output_bias and self.rotary.kind is RotaryKind.half
 
     @property
     def rows(self) -> int:
-        """(H + 2G)·K, rows of the matrix that gives queries, keys and values."""
+        """(H + 2G)·K, rows of the fused query, key and value projection."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def hides(self, length: int) -> bool:
-        """Whether the window hides anything of a sequence of `length` positions."""
+    def window_applies(self, length: int) -> bool:
+        """Whether the sliding window masks any position of a sequence of `length` positions."""
         return 0 < self.window < length
 
     def attended(self, position: int) -> int:
-        """Positions that the token at `position` attends to, its own included."""
+        """Return the number of positions that the token at `position` attends to, including its own."""
         return min(position + 1, self.window or position + 1)
 
 
@@ -143,40 +144,40 @@ class DenseSpec:
     """One gated feed-forward network."""
 
     width: int
-    """F, inner width."""
+    """F, inner width of the network, or of one expert."""
     activation: Activation = Activation.silu
-    """What the gate goes through."""
+    """Activation function of the gate."""
     bias: bool = False
-    """Whether something is added to what its matrices give."""
+    """Whether its matrices have biases."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is what every engine has; of another kind only the model's own code is sure to be."""
+        """Whether every engine supports it. Other kinds may run with the model's PyTorch code only."""
         return type(self) is DenseSpec and self.activation is Activation.silu and not self.bias
 
 
 @dataclass(frozen=True)
 class MixtureSpec(DenseSpec):
-    """Experts, of which each token goes through some; `width` is that of one."""
+    """A mixture of experts. `width` is the inner width of one expert."""
 
     experts: int = 1
-    """E, experts that there are."""
+    """E, number of routed experts."""
     active: int = 1
-    """A, experts that each token goes through."""
+    """A, number of experts that the router chooses for each token."""
     router: RouterKind = RouterKind.renormalised
-    """How experts are chosen, and weighted."""
+    """How experts are chosen and weighted."""
     router_bias: bool = False
-    """Whether something is added to what the router gives."""
+    """Whether the router has a bias."""
     shared: int = 0
-    """Experts beside them that every token goes through."""
+    """Number of additional experts that every token goes through."""
 
     @property
     def is_plain(self) -> bool:
         plain = type(self) is MixtureSpec and self.activation is Activation.silu and not (self.bias or self.router_bias)
         return plain and self.router is RouterKind.renormalised and not self.shared
 
-    def most_chosen(self, tokens: int) -> int:
-        """How many experts `tokens` tokens can choose together."""
+    def max_distinct(self, tokens: int) -> int:
+        """Return the maximum number of distinct experts that `tokens` tokens can choose."""
         return min(self.experts, tokens * self.active)
 
 
@@ -187,17 +188,17 @@ class LayerSpec:
     dim: int
     """D, width of the residual stream."""
     attention: AttentionSpec
-    """What mixes positions."""
+    """Attention of the layer."""
     ffn: DenseSpec
-    """What follows it; a `MixtureSpec` where it has experts."""
+    """Feed-forward network of the layer; a `MixtureSpec` if it has experts."""
     norm_eps: float
-    """What is added to the mean square, or the variance, in every norm."""
+    """Epsilon added to the mean square, or the variance, in every norm."""
     norm: NormKind = NormKind.rms
-    """What the norms compute."""
+    """Kind of the norms."""
     norms: NormPlaces = NormPlaces.before
-    """Where the norms stand."""
+    """Placement of the norms."""
 
     @property
     def mixture(self) -> MixtureSpec | None:
-        """The feed-forward network, if it has experts."""
+        """Spec of the feed-forward network if it has experts, else None."""
         return self.ffn if isinstance(self.ffn, MixtureSpec) else None

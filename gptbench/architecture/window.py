@@ -1,4 +1,4 @@
-"""What a config.json says of sliding windows."""
+"""Reads the sliding window from a config.json."""
 
 from gptbench.architecture.config_json import ConfigFile
 from gptbench.architecture.row import Window
@@ -7,11 +7,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def sliding_window(file: ConfigFile, window: Window, layers: int) -> int:
-    """Positions that a token attends to in every layer; 0 is all before it.
+    """Return the number of positions that a token attends to in every layer; 0 means all up to its own.
 
     Raises:
-        CheckpointError: layers differ, `layer_types` and `sliding_window` disagree, or the library's own model takes
-            one of them in its cache and not in its attention.
+        CheckpointError: layers differ, `layer_types` and `sliding_window` disagree, or transformers' model applies one
+            of them to its cache and not to its attention.
     """
     values = file.values
     size = file.integer("sliding_window", default=0)
@@ -25,7 +25,7 @@ def sliding_window(file: ConfigFile, window: Window, layers: int) -> int:
     if window is Window.none:
         context = file.integer("max_position_embeddings")
         if 0 < size < context:
-            expected = f"null, or at least max_position_embeddings={context}: its model_type has no window"
+            expected = f"null, or at least max_position_embeddings={context}: its model_type has no sliding window"
             raise file.error("sliding_window", size, expected)
         size = 0
     kinds = values.get("layer_types")
@@ -34,14 +34,15 @@ def sliding_window(file: ConfigFile, window: Window, layers: int) -> int:
         sliding = max(0, layers - first) if size else 0
     else:
         if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (FULL, SLIDING) for kind in kinds):
-            raise file.error("layer_types", kinds, f"a list of num_hidden_layers={layers} times {FULL} or {SLIDING}")
+            expected = f"a list of num_hidden_layers={layers} entries, each {FULL} or {SLIDING}"
+            raise file.error("layer_types", kinds, expected)
         sliding = kinds.count(SLIDING)
         if sliding and not size:
-            raise file.error("layer_types", kinds, f"{FULL} alone, as sliding_window is null, unused or without effect")
+            raise file.error("layer_types", kinds, f"only {FULL}, as sliding_window is null, unused or without effect")
         if size and not sliding and window in (Window.all_layers, Window.all_if_used):
-            raise file.error("layer_types", kinds, f"{SLIDING} alone, as sliding_window={size} holds everywhere")
+            raise file.error("layer_types", kinds, f"only {SLIDING}, as sliding_window={size} applies to every layer")
     if 0 < sliding < layers:
         key = "layer_types" if kinds is not None else "max_window_layers"
-        expected = f"the same for every layer (sliding_window={size} holds for {sliding} of {layers})"
-        raise file.error(key, values[key], f"{expected}: gptbench has one window for all layers")
+        expected = f"the same for every layer (sliding_window={size} applies to {sliding} of {layers})"
+        raise file.error(key, values[key], f"{expected}: gptbench supports only one window for all layers")
     return size if sliding else 0

@@ -70,7 +70,7 @@ def block_bytes(block: Block, batch: int, prompt: int, itemsize: int) -> int:
 def window_bytes(spec: AttentionSpec, batch: int, prompt: int, itemsize: int) -> int:
     """Bytes that a layer's prefill takes where the sliding window hides something of the prompt: the mask, as booleans
     and as what is added to the scores, and keys and values repeated for each head (`attend_in_window`)."""
-    if not spec.hides(prompt):
+    if not spec.window_applies(prompt):
         return 0
     queries = min(prompt, WINDOW_QUERIES)
     keys = min(prompt, queries + spec.window - 1)

@@ -54,7 +54,7 @@ class Checkpoint:
         self.folder, self.format = Path(config.checkpoint), config.checkpoint_format
         self.container, self.codec = CONTAINERS[self.format], codec_of(self.folder)
         self.architecture = read_architecture(self.folder)
-        self.names = self.architecture.outside
+        self.names = self.architecture.outer_names
         self.ignored = re.compile(self.names.ignored)
         self.files, indexed = self.find_files()
         self.stored: dict[str, TensorInfo] = {}
@@ -91,7 +91,7 @@ class Checkpoint:
             if file.parent != self.folder or file.name in ("", ".", ".."):
                 raise CheckpointError(f"{index}: tensor {name}: {file} is not in the checkpoint's folder")
             if not os.path.lexists(file):  # nor is one whose name is too long for the file system
-                raise CheckpointError(f"{file}: not there, although {index.name} says that it holds {name}")
+                raise CheckpointError(f"{file}: no such file, although {index.name} says that it holds {name}")
         return sorted(set(indexed.values())), indexed
 
     def read_header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:

@@ -208,7 +208,7 @@ class HuggingFaceConfig(EngineConfig):
         """With a sliding window, transformers masks every prompt token against every cached position."""
         prompt, batch = len(config.workload.prompt), config.workload.batch_size
         length = prompt + config.workload.new_tokens
-        if not any(layer.attention.hides(length) for layer in config.model.layer_specs):
+        if not any(layer.attention.window_applies(length) for layer in config.model.layer_specs):
             return 0
         return batch * prompt * length
 

@@ -197,7 +197,7 @@ class Engine(Runner):
     def experts_read(self, chosen: int, steps: int) -> int:
         """Experts whose matrices these steps read: the model's own code reads one for each pair of row and choice, or
         all of them."""
-        return steps * sum(mixture.most_chosen(self.batch) for mixture in self.model.mixtures)
+        return steps * sum(mixture.max_distinct(self.batch) for mixture in self.model.mixtures)
 
     def kernels(self, positions: Sequence[int], experts: float | None = None) -> list[KnownKernel]:
         """What is known of the kernels of a step whose rows are at `positions`, in the order of their launches.

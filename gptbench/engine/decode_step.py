@@ -75,9 +75,9 @@ class DecodeStep:
         starts = [(block.attention_norm, block.attention.wqkv) for block in model.layers]
         starts.append((model.norm, model.head))
         norm = self.embed(*starts[0])
-        layers = zip(model.layers, memory.caches, memory.tables, starts[1:], strict=True)
+        layers = zip(model.layers, memory.caches, memory.rope_table_index, starts[1:], strict=True)
         for block, cache, table, after in layers:
-            self.attend(block.attention, cache, memory.rotations[table], norm)
+            self.attend(block.attention, cache, memory.rope_tables[table], norm)
             norm, router_partials = self.project(block.attention, block.ffn, block.ffn_norm)
             routing = self.route(block.spec.mixture, router_partials, norm)
             self.up(block.ffn, norm, routing)

@@ -39,8 +39,8 @@ GROUPED_ALIGNMENT = 16
 
 
 def slides(config: ModelConfig, length: int) -> bool:
-    """Whether the window hides anything of a cache of `length` positions; else it is left out, and costs nothing."""
-    return any(layer.attention.hides(length) for layer in config.layer_specs)
+    """Whether the window masks any position of a cache of `length` positions; otherwise it is left out, at no cost."""
+    return any(layer.attention.window_applies(length) for layer in config.layer_specs)
 
 
 def asked(config: ModelConfig, length: int) -> set[str]:
@@ -62,8 +62,10 @@ def asked(config: ModelConfig, length: int) -> set[str]:
 
 def family(config: ModelConfig, length: int) -> str | None:
     """The simplest of the library's models that can be the model; None if none can."""
-    rows = sorted(ARCHITECTURES.values(), key=lambda row: len(row.library_fields))
-    return next((row.library for row in rows if row.library and asked(config, length) <= row.library_fields), None)
+    rows = sorted(ARCHITECTURES.values(), key=lambda row: len(row.hf_fields))
+    return next(
+        (row.hf_class_prefix for row in rows if row.hf_class_prefix and asked(config, length) <= row.hf_fields), None
+    )
 
 
 def library_config(config: ModelConfig, length: int) -> Any:
@@ -107,7 +109,7 @@ def weights(model: Transformer) -> dict[str, Tensor]:
     router, which is called in all its mixtures as in Qwen's.
     """
     row, specs = ARCHITECTURES["Qwen3MoeForCausalLM"], [block.spec for block in model.layers]
-    found = layout(row.layer, row.outside, specs, model.config.vocab_size, model.config.tied).items()
+    found = layout(row.layer, row.outer_names, specs, model.config.vocab_size, model.config.tied).items()
     views = {name: view(model, target) for name, target in found if target.parts[0].expert is None}
     for number, block in enumerate(model.layers):
         if isinstance(block.ffn, MixtureOfExperts):

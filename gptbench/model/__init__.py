@@ -1,4 +1,4 @@
-"""Build: the Transformer, on `meta` first, and its weights."""
+"""The Transformer, its weights and its KV cache. `gptbench.build` makes it on `meta` first and allocates it later."""
 
 from gptbench.model.cache import KeyValueCache, Memory
 from gptbench.model.linear import Bias, Embedding, ExpertLinear, Linear, Weight

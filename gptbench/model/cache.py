@@ -1,4 +1,4 @@
-"""What layers keep from one step to the next."""
+"""The KV cache of a layer, and all the memory that an engine keeps for its sequences between steps."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from gptbench.model.rope import RotationTable
 
 
 class KeyValueCache(nn.Module):
-    """Keys and values of one layer, [B, G, S, K] each, zeroed: masked positions are multiplied by 0, and 0 times
-    garbage may be NaN.
+    """Keys and values of one layer, each [B, G, S, K].
 
-    A step of a row at some position reads the keys and values of the positions before it that its token attends to,
-    and writes its own. That stays known when the memory is given back.
+    Both start as zeros: masked positions are multiplied by 0, and 0 times uninitialised memory may be NaN. A decode
+    step reads the cached positions that its token attends to and writes one position. The byte counts below stay
+    valid after the memory has been freed.
 
     Attributes:
-        keys, values: buffers that no state dict holds; changed in place alone.
+        keys, values: buffers outside the state dict, only ever modified in place.
         row_bytes: bytes of one position of one row.
     """
 
@@ -36,11 +36,11 @@ class KeyValueCache(nn.Module):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that it holds."""
+        """Keys and values."""
         return self.keys, self.values
 
-    def first(self, read: int) -> tuple[Tensor, ...]:
-        """The first `read` positions of its tensors: views, where these are not all."""
+    def prefix(self, read: int) -> tuple[Tensor, ...]:
+        """Return the first `read` positions of keys and values, as views unless that is all of them."""
         return self.tensors if read == self.keys.shape[2] else tuple(tensor[:, :, :read] for tensor in self.tensors)
 
     @property
@@ -54,27 +54,28 @@ class KeyValueCache(nn.Module):
         return self.length * self.position_bytes
 
     def read_bytes(self, *positions: int) -> int:
-        """Bytes that a step has to read, whose rows are at these positions."""
+        """Return the bytes that a decode step must read when its rows are at these positions."""
         return self.row_bytes * sum(self.spec.attended(position) - 1 for position in positions)
 
     def written_bytes(self, *positions: int) -> int:
-        """Bytes that a step has to write, whose rows are at these positions."""
+        """Return the bytes that a decode step must write when its rows are at these positions."""
         return self.row_bytes * len(positions)
 
 
 class Memory:
-    """What an engine keeps of the sequences that it decodes. It is the engine's own, where several share the weights.
+    """The KV caches and RoPE tables of one engine. Engines that share weights still have a `Memory` each.
 
     Args:
-        layers: the attention of each layer.
-        batch: B, sequences.
-        length: S, positions of each.
-        dtype: of keys and values.
+        layers: attention of each layer.
+        batch: B, number of sequences.
+        length: S, positions per sequence.
+        dtype: type of keys and values.
+        device: where everything is allocated.
 
     Attributes:
-        caches: of each layer, in order.
-        rotations: a table for each kind of rotary embedding.
-        tables: the place of each layer's table among them.
+        caches: KV cache of each layer, in order.
+        rope_tables: one table of cosines and sines per distinct rotary embedding.
+        rope_table_index: for each layer, the index of its table in `rope_tables`.
     """
 
     def __init__(
@@ -87,15 +88,15 @@ class Memory:
     ) -> None:
         rotaries = list(dict.fromkeys(spec.rotary for spec in layers))
         self.caches = [KeyValueCache(spec, batch, length, dtype, device) for spec in layers]
-        self.rotations = [RotationTable(rotary, length, device) for rotary in rotaries]
-        self.tables = [rotaries.index(spec.rotary) for spec in layers]
+        self.rope_tables = [RotationTable(rotary, length, device) for rotary in rotaries]
+        self.rope_table_index = [rotaries.index(spec.rotary) for spec in layers]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that the caches hold."""
+        """Keys and values of all layers."""
         return [tensor for cache in self.caches for tensor in cache.tensors]
 
     def free(self) -> None:
-        """Gives all of it back."""
-        for module in (*self.caches, *self.rotations):
+        """Free the memory of all caches and tables."""
+        for module in (*self.caches, *self.rope_tables):
             module.to("meta")

@@ -1,7 +1,7 @@
-"""Rotary position embedding, half against half, as Hugging Face checkpoints have it.
+"""Rotary position embedding (RoPE) in the NeoX-style rotate-half layout that Hugging Face checkpoints use.
 
-Su et al., "RoFormer", 2021, arXiv:2104.09864. Llama 3's stretching: https://github.com/meta-llama/llama-models, as
-described in the Llama 3.1 model card: long wavelengths are stretched, short ones are kept, those between are blended.
+Su et al., "RoFormer", 2021, arXiv:2104.09864. Llama 3's scaling follows https://github.com/meta-llama/llama-models and
+the Llama 3.1 model card: long wavelengths are stretched, short ones are kept, and those in between are interpolated.
 """
 
 import math
@@ -13,7 +13,7 @@ from gptbench.architecture.spec import Rotary
 
 
 def inverse_frequencies(rotary: Rotary) -> Tensor:
-    """Radians that each of the K/2 pairs turns from one position to the next: float64 [K/2]."""
+    """Return the angle in radians by which each of the K/2 pairs rotates per position: float64 [K/2]."""
     pairs = torch.arange(0, rotary.width, 2, dtype=torch.float64, device="cpu")
     frequency = rotary.base ** -(pairs / rotary.width)
     scaling = rotary.scaling
@@ -21,15 +21,15 @@ def inverse_frequencies(rotary: Rotary) -> Tensor:
         return frequency
     wavelength = 2 * math.pi / frequency
     # 0 where the wavelength is stretched in full, 1 where it is kept.
-    kept = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+    unscaled = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
         scaling.high_freq_factor - scaling.low_freq_factor
     )
-    kept = kept.clamp(0, 1)
-    return frequency * (kept + (1 - kept) / scaling.factor)
+    unscaled = unscaled.clamp(0, 1)
+    return frequency * (unscaled + (1 - unscaled) / scaling.factor)
 
 
 class RotationTable(nn.Module):
-    """Cosine and sine for positions 0 to length-1: two float32 [length, K]; the second half repeats the first."""
+    """Cosines and sines for positions 0 to length-1, each float32 [length, K]; the second half repeats the first."""
 
     cos: Tensor
     sin: Tensor
@@ -42,13 +42,13 @@ class RotationTable(nn.Module):
         self.register_buffer("sin", angle.sin().float().to(device), persistent=False)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions [...]: two float32 [..., K]."""
+        """Return the cosines and sines of positions [...], each float32 [..., K]."""
         return self.cos[positions], self.sin[positions]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, T, heads, K] turned by the angles of its positions: cos, sin [B, T, K]. Computed in float32."""
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, T, heads, K] by the angles of its positions, cos and sin [B, T, K]. Computed in float32."""
     half = x.shape[-1] // 2
     x32 = x.float()
-    turned = torch.cat((-x32[..., half:], x32[..., :half]), dim=-1)
-    return (x32 * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+    rotated_half = torch.cat((-x32[..., half:], x32[..., :half]), dim=-1)
+    return (x32 * cos.unsqueeze(-2) + rotated_half * sin.unsqueeze(-2)).to(x.dtype)

@@ -144,7 +144,7 @@ def container() -> str | None:
 def max_experts(config: Config) -> int:
     """That a decode step can choose, in all layers together; 0 of a dense model."""
     mixtures = [layer.mixture for layer in config.model.layer_specs if layer.mixture is not None]
-    return sum(mixture.most_chosen(config.workload.batch_size) for mixture in mixtures)
+    return sum(mixture.max_distinct(config.workload.batch_size) for mixture in mixtures)
 
 
 PLAIN_EVERY_S = 5.0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptbench.architecture import Architecture, LlamaLayer, Outside, Target, register_architecture
+from gptbench.architecture import Architecture, LlamaLayer, OuterNames, Target, register_architecture
 from gptbench.architecture.spec import LayerSpec
 from gptbench.checkpoint import Codec, Piece, register_codec
 from gptbench.schema.metrics import SPEED, Direction, Metric, View, at, register
@@ -25,7 +25,9 @@ def transposed(target: Target) -> Target:
 
 
 register_architecture(
-    Architecture("MineForCausalLM", "mine", layer=Layer(), outside=Outside("in.weight", "out.weight", "norm", "h.{}."))
+    Architecture(
+        "MineForCausalLM", "mine", layer=Layer(), outer_names=OuterNames("in.weight", "out.weight", "norm", "h.{}.")
+    )
 )
 
 
