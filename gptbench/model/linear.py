@@ -2,8 +2,8 @@
 
 The product has two forms: the library's GEMM, and, in compiled code with a single row, a reduction for which the
 compiler generates the kernel. The reduction streams the weight once at full bandwidth whatever its type: on two cores
-of an AMD EPYC it reached 31 GB/s where the library's GEMM reached 12 (see docs/log), and on a GPU it is what gpt_fast gets
-from `coordinate_descent_tuning`.
+of an AMD EPYC it reached 31 GB/s where the library's GEMM reached 12 (see docs/log), and on a GPU it is what gpt_fast
+gets from `coordinate_descent_tuning`.
 """
 
 import re
