@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from scripts import configuration_page
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "log" not in path.relative_to(DOCS).parts)
@@ -29,3 +31,8 @@ def test_the_readme_stays_short() -> None:
 def test_every_page_is_in_the_navigation_once() -> None:
     named = sorted(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert named == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+def test_the_page_of_the_configuration_is_current() -> None:
+    written = configuration_page.PAGE.read_text() == configuration_page.page()
+    assert written, "the fields' docstrings have changed: run  python scripts/configuration_page.py"
