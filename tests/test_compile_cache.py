@@ -185,31 +185,31 @@ def test_tiles_travel_to_another_machine_of_the_kind(
 ) -> None:
     pytest.importorskip("triton")
     from gptbench.engine.tile_cache import TileCache
-    from gptbench.kernels.tile_config import Tile, Use
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Int8
 
     kind = Place(outputs).device.kind
-    use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
-    TileCache(outputs / "tiles", kind, "the-first-card").keep(use, tile)
-    TileCache(outputs / "tiles", "another-kind").keep(use, tile)
+    tile_key, tile = TileKey("linear", 64, 64, Int8(), torch.bfloat16, 1), TileConfig(4, 512, 1, 0)
+    TileCache(outputs / "tiles", kind, "the-first-card").keep(tile_key, tile)
+    TileCache(outputs / "tiles", "another-kind").keep(tile_key, tile)
     file = tmp_path / "cache.zip"
     assert save(file, outputs).files == 3
 
     place = Place(move_to(tmp_path / "two", monkeypatch))
     assert load(file, place).added["tiles"] == 1
     there = TileCache(tmp_path / "two" / "outputs" / "tiles", kind)
-    assert there.found == {str(use): tile}
-    assert there.cards == {str(use): "the-first-card"}, "where it was searched goes with it"
+    assert there.found == {str(tile_key): tile}
+    assert there.cards == {str(tile_key): "the-first-card"}, "where it was searched goes with it"
     better = replace(tile, rows=8)
-    there.keep(use, better)
+    there.keep(tile_key, better)
     assert load(file, place).added == {}
-    assert TileCache(tmp_path / "two" / "outputs" / "tiles", kind)[use] == better
+    assert TileCache(tmp_path / "two" / "outputs" / "tiles", kind)[tile_key] == better
 
     own = move_to(tmp_path / "four", monkeypatch) / "tiles"
-    another = replace(use, rows=128)
+    another = replace(tile_key, rows=128)
     TileCache(own, kind).keep(another, better)
     assert load(file, Place(own.parent)).added["tiles"] == 1
-    assert TileCache(own, kind).found == {str(use): tile, str(another): better}, "beside those for other uses"
+    assert TileCache(own, kind).found == {str(tile_key): tile, str(another): better}, "beside those for other uses"
 
     other = Place(move_to(tmp_path / "three", monkeypatch))
     loaded = load(changed(file, kernels="0123abcd"), other)
@@ -223,21 +223,21 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
     """In a file as in a folder, whichever name comes first."""
     pytest.importorskip("triton")
     from gptbench.engine.tile_cache import TileCache
-    from gptbench.kernels.tile_config import Tile, Use
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Int8
 
     monkeypatch.setattr(Device, "key", "gpu-99999999-0000-1111-2222-333344445555")
     monkeypatch.setattr(Device, "kind", "gpu-sm90")
-    both, cards = (Use("linear", rows, 64, Int8(), torch.bfloat16, 1) for rows in (64, 128))
+    both, cards = (TileKey("linear", rows, 64, Int8(), torch.bfloat16, 1) for rows in (64, 128))
     for rows, name in (
         (4, "gpu-11111111-0000-1111-2222-333344445555"),
         (8, "gpu-22222222-0000-1111-2222-333344445555"),
     ):
-        for use in (both, cards):
-            TileCache(outputs / "tiles", name).keep(use, Tile(rows, 512, 1, 0))
-    TileCache(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(Tile(2, 512, 1, 0))}))
+        for tile_key in (both, cards):
+            TileCache(outputs / "tiles", name).keep(tile_key, TileConfig(rows, 512, 1, 0))
+    TileCache(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(TileConfig(2, 512, 1, 0))}))
     here = TileCache.of(outputs / "tiles", Place(outputs).device).found
-    assert here == {str(both): Tile(2, 512, 1, 0), str(cards): Tile(8, 512, 1, 0)}
+    assert here == {str(both): TileConfig(2, 512, 1, 0), str(cards): TileConfig(8, 512, 1, 0)}
     save(tmp_path / "cache.zip", outputs)
     there = Place(move_to(tmp_path / "two", monkeypatch))
     load(tmp_path / "cache.zip", there)
@@ -248,15 +248,15 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
     """Else what was found meanwhile would be lost."""
     pytest.importorskip("triton")
     from gptbench.engine.tile_cache import TileCache
-    from gptbench.kernels.tile_config import Tile, Use
+    from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Int8
 
-    use, tile = Use("linear", 64, 64, Int8(), torch.bfloat16, 1), Tile(4, 512, 1, 0)
+    tile_key, tile = TileKey("linear", 64, 64, Int8(), torch.bfloat16, 1), TileConfig(4, 512, 1, 0)
     place = Place(outputs)
-    TileCache(outputs / "tiles", place.device.kind).keep(use, tile)
+    TileCache(outputs / "tiles", place.device.kind).keep(tile_key, tile)
     save(tmp_path / "cache.zip", outputs)
     place = Place(move_to(tmp_path / "two", monkeypatch))
-    own, found = place.tiles(), replace(use, rows=128)
+    own, found = place.tiles(), replace(tile_key, rows=128)
     with ThreadPoolExecutor(1) as other:
         with own.locked():
             loading = other.submit(load, tmp_path / "cache.zip", place)
@@ -264,7 +264,7 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
             assert not loading.done()
             own.found[str(found)], own.cards[str(found)] = tile, ""
         loading.result(timeout=60)
-    assert TileCache.of(own.path.parent, place.device).found == {str(use): tile, str(found): tile}
+    assert TileCache.of(own.path.parent, place.device).found == {str(tile_key): tile, str(found): tile}
 
 
 def test_of_another_machine_or_version_is_refused(outputs: Path, tmp_path: Path) -> None:

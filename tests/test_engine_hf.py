@@ -279,7 +279,7 @@ def test_what_it_can_do_is_not_refused() -> None:
 
 
 def test_a_missing_compiler_leaves_the_dynamic_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Inductor, "missing", lambda _: "a C++ compiler")
+    monkeypatch.setattr(Inductor, "unavailable_reason", lambda _: "a C++ compiler")
     HuggingFace.require(run_of(DENSE, cache="dynamic"), DeviceGroup((device("cpu"),)))
     with pytest.raises(ConfigError, match=r"engine\.cache=static: expected dynamic, or .* a C\+\+ compiler"):
         HuggingFace.require(run_of(DENSE, cache="static"), DeviceGroup((device("cpu"),)))

@@ -523,7 +523,7 @@ class OnGPU:
 def test_auto_takes_fused_on_a_gpu_where_it_can(
     batch: int, dtype: torch.dtype, takes: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: None))
+    monkeypatch.setattr(Inductor, "unavailable_reason", classmethod(lambda cls, device: None))
     section = AutoConfig(_target_="gptbench.engine.Auto", name="auto", fresh_cache=True)
     config = run_config(DENSE, batch=batch)
     config = replace(

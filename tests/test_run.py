@@ -227,7 +227,7 @@ def test_without_a_compiler_auto_takes_eager_and_inductor_is_refused(
 ) -> None:
     device = Device(config(tmp_path).device)
     assert Inductor.unavailable_reason(device) is None
-    monkeypatch.setattr(Inductor, "missing", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
+    monkeypatch.setattr(Inductor, "unavailable_reason", classmethod(lambda cls, device: "a C++ compiler (Debian: g++)"))
     auto = Auto(AUTO, config(tmp_path), DeviceGroup((device,)))
     assert auto.section._target_ == "gptbench.engine.Eager"
     assert auto.reasons == [
