@@ -234,7 +234,7 @@ def test_ratios_are_of_rates_and_times() -> None:
     assert found["tpot_p99_s"].ratio.value == pytest.approx(2.0)
     assert found["tpot_p99_s"].verdict is Verdict.slower
     assert found["ttft_s"].verdict is Verdict.noise
-    assert found[HEADLINE].of == "3 rounds"
+    assert found[HEADLINE].basis == "3 rounds"
 
 
 def test_the_mean_of_a_side_is_that_of_rounds() -> None:
@@ -294,14 +294,14 @@ def test_other_work_is_told() -> None:
     result = made_ab([made_round(0, 2, lambda *_: 1e-3)])
     config = result.sides["B"].config | {"workload": result.sides["B"].config["workload"] | {"batch_size": 4}}
     result.sides["B"] = replace(result.sides["B"], config=config)
-    assert remarks(result) == ["A and B do not do the same work: they differ by workload.batch_size"]
+    assert remarks(result) == ["A and B do not do the same work: they differ in workload.batch_size"]
 
 
 def test_work_that_no_field_tells_apart_is_the_same() -> None:
     one = {"batch_size": 1, "new_tokens": 4, "prompt": [1, 2], "seed": 0}
     assert different_work([one, one | {"seed": 1}, one | {"prompt_file": None}]) is None
     assert different_work([one, one, one | {"prompt": [1], "new_tokens": 5}]) == (
-        "A and B do not do the same work: they differ by workload.new_tokens, workload.prompt"
+        "A and B do not do the same work: they differ in workload.new_tokens, workload.prompt"
     )
 
 

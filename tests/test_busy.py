@@ -144,7 +144,7 @@ def test_compare_takes_the_runs_of_a_quiet_machine_where_there_are_any() -> None
     side = runs(at(0.5), at(0.1, busy_too=True), at(0.501))
     told = compare(runs(at(1)), side)
     (row,) = (row for row in told.pairs[0].rows if row.name == "decode_tokens_per_s")
-    assert (row.ratio.value, row.of) == (pytest.approx(0.5, rel=0.01), "1 and 2 runs")
+    assert (row.ratio.value, row.basis) == (pytest.approx(0.5, rel=0.01), "1 and 2 runs")
     assert row.verdict is not Verdict.busy
     assert told.left_out == [(side[1], TOLD)]
     assert told.busy == []
@@ -199,7 +199,7 @@ def test_gate_neither_passes_nor_fails_on_a_busy_machine() -> None:
         assert held.failed == []
         checks = {check.metric: check for check in held.checks}
         assert checks["decode_tokens_per_s"].verdict is Verdict.busy
-        assert checks["decode_tokens_per_s"].told == f"no verdict: now, {TOLD}"
+        assert checks["decode_tokens_per_s"].reason == f"no verdict: now, {TOLD}"
         for other in ("peak_memory_bytes", "compile_cold_s"):
             assert checks[other].verdict is not Verdict.busy
         assert (outcome_of(held, strict=False), outcome_of(held, strict=True)) == ("undecided", "failed")
@@ -236,7 +236,7 @@ def test_no_baseline_is_made_of_a_busy_machine(tmp_path: Path, capsys: pytest.Ca
     assert (row.busy, row.busy_kinds) == (TOLD, ["speed"])
     held = gate(config, runs(at(1)))
     assert outcome_of(held, strict=False) == "undecided"
-    assert f"no verdict: baseline, {TOLD}" in {check.told for check in held.checks}
+    assert f"no verdict: baseline, {TOLD}" in {check.reason for check in held.checks}
     assert outcome_of(gate(config, runs(at(1)), even_if_busy=True), strict=False) == "passed"
     (row,) = baseline_of(at(1)).rows.values()
     assert row.busy is None

@@ -48,13 +48,13 @@ def test_one_run_is_compared_with_another_by_its_samples() -> None:
     assert speed.b == pytest.approx(50, rel=0.01)
     assert speed.ratio.value == pytest.approx(0.5, rel=0.01)
     assert speed.verdict is Verdict.slower
-    assert speed.of == "5 and 5 samples, one start each"
+    assert speed.basis == "5 and 5 samples, one process each"
     assert found["tpot_p50_s"].verdict is Verdict.slower
     assert found["tpot_p50_s"].ratio.value == pytest.approx(2, rel=0.01)
     assert found["peak_memory_bytes"].verdict is Verdict.noise
-    assert found["peak_memory_bytes"].of == "1 and 1 run, exact"
+    assert found["peak_memory_bytes"].basis == "1 and 1 run, exact"
     assert found["compile_cold_s"].verdict is Verdict.unknown
-    assert found["compile_cold_s"].of == "1 and 1 run"
+    assert found["compile_cold_s"].basis == "1 and 1 run"
     assert not {"gptfast_tokens_per_s", "mbu", "perplexity", "decode_joules_per_token"} & set(found)
 
 
@@ -63,7 +63,7 @@ def test_the_same_is_never_faster_or_slower() -> None:
     for row in compare([one], [one]).pairs[0].rows:
         assert row.ratio.value == 1.0
         assert row.verdict in (Verdict.noise, Verdict.unknown, Verdict.undecided)
-        if row.of.endswith("one start each") and row.name != "ttft_s":
+        if row.basis.endswith("one process each") and row.name != "ttft_s":
             assert row.verdict is Verdict.undecided, "two starts may differ by 1.7%"
             assert row.possible == {
                 Verdict(row.metric.words[0]): pytest.approx(0.0165, rel=0.05),
@@ -98,17 +98,17 @@ def test_a_side_of_several_commits_and_different_work_are_told() -> None:
     other.record.environment = replace(other.record.environment, commit="b" * 40)
     alike = replace(other, record=replace(other.record, config=run().record.config))
     assert any(
-        "A has runs of several versions of commit: " in told for told in compare([run(), alike], [run()]).remarks
+        "A has runs with different versions of commit: " in told for told in compare([run(), alike], [run()]).remarks
     )
     (remark,) = (told for told in compare([run()], [other]).remarks if "same work" in told)
-    assert remark == "A and B do not do the same work: they differ by workload.new_tokens"
+    assert remark == "A and B do not do the same work: they differ in workload.new_tokens"
 
 
 def test_several_runs_count_once_each() -> None:
     a = [run(0.01 * level, noise=1e-6) for level in (1.0, 1.05, 1.1)]
     b = [run(0.0103 * level, noise=1e-6) for level in (1.0, 1.05, 1.1)]
     row = rows(compare(a, b))["decode_tokens_per_s"]
-    assert row.of == "3 and 3 runs"
+    assert row.basis == "3 and 3 runs"
     assert row.verdict is Verdict.undecided, "runs differ by more, though their samples do not"
     assert set(row.possible) == {Verdict.slower, Verdict.faster}
     assert row.ratio.low is not None
@@ -130,7 +130,7 @@ def test_jobs_of_sweeps_are_compared_with_their_like() -> None:
     ]
     assert comparison.overall is not None
     assert comparison.overall.ratio.value == pytest.approx(0.5, rel=0.01)
-    assert comparison.overall.of == "2 pairs"
+    assert comparison.overall.basis == "2 pairs"
 
 
 def test_one_side_may_vary_what_the_other_has_once() -> None:
@@ -161,7 +161,7 @@ def test_throttled_samples_and_clocks_are_told() -> None:
     assert compare([a], [a]).remarks == []
     assert compare([a], [b]).remarks == [
         "B: 5 of 5 samples were throttled: thermal slowdown",
-        "the clock was 1980 MHz for A and 1500 MHz for B: part of the difference may be the clock's",
+        "the clock averaged 1980 MHz for A and 1500 MHz for B, which may explain part of the difference",
     ]
 
 
@@ -186,7 +186,7 @@ def test_peak_memory_is_one_value_of_a_run() -> None:
 
 def test_nothing_alike_is_an_error() -> None:
     a = [run(sampling_top_k=k) for k in (1, 2)]
-    with pytest.raises(UserError, match=r"no run of A has its like in B: they differ by sampling\.top_k"):
+    with pytest.raises(UserError, match=r"no run of A has a counterpart in B: they differ in sampling\.top_k"):
         compare(a, [run(sampling_top_k=7)])
 
 
@@ -194,7 +194,7 @@ def test_what_means_nothing_is_left_out() -> None:
     bad = SelectedRecord(Path("bad.json"), made_result(finite=False))
     comparison = compare([run(), bad], [run()])
     assert comparison.left_out == [(bad, "logits or cached values are not finite")]
-    with pytest.raises(UserError, match=r"A has no measurement that counts \(bad\.json: logits"):
+    with pytest.raises(UserError, match=r"A has no valid measurement \(bad\.json: logits"):
         compare([bad], [run()])
 
 
@@ -235,7 +235,7 @@ def test_quality_is_compared_token_by_token() -> None:
     assert same["perplexity"].ratio.half_width < 0.001, "pairs leave out how hard each token is"
     assert worse["perplexity"].ratio.value == pytest.approx(np.exp(0.05), rel=0.001)
     assert worse["perplexity"].verdict is Verdict.worse
-    assert worse["perplexity"].of == "2000 tokens"
+    assert worse["perplexity"].basis == "2000 tokens"
     assert worse["kl_divergence"].verdict is Verdict.worse
     assert worse["kl_divergence"].ratio.value == pytest.approx(10, rel=0.2)
     assert worse["top1_agreement"].verdict is Verdict.noise
@@ -307,5 +307,5 @@ def test_many_pairs_are_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_sentences(ratio: Ratio, verdict: Verdict, text: str) -> None:
-    row = Row.judged(METRICS[HEADLINE], 1.0, 1.0, ratio, "")
+    row = Row.from_ratio(METRICS[HEADLINE], 1.0, 1.0, ratio, "")
     assert (row.verdict, sentence(row)) == (verdict, text)

@@ -110,7 +110,7 @@ def test_the_parts_of_a_fused_step_add_up_to_the_samples_median(factor: float) -
     )
     assert told.profiled_s == pytest.approx(10e-3 * factor)
     assert f"scaled by {1 / factor:.3f}" in told.notes[0]
-    whats = {part.name: part.told for part in told.parts}
+    whats = {part.name: part.description for part in told.parts}
     assert whats["bytes"].startswith("5.5 GB of weights that their kernels read")
     assert "100 µs of it are gaps" in whats["boundaries"]
     assert "7 MB of keys and values of this step take 7 µs" in whats["attention"], (
@@ -178,7 +178,7 @@ def test_faster_than_the_roof_leaves_no_boundaries() -> None:
 def test_kernels_that_nobody_knows_are_told_as_others() -> None:
     told = explain(run([("mystery", 6e-3, None), ("riddle", 4e-3, None)]))
     assert parts(told)["other"] == pytest.approx(10e-3)
-    assert told.parts[4].told == "2 kernels, most of it mystery 6000 µs, riddle 4000 µs"
+    assert told.parts[4].description == "2 kernels, most of it mystery 6000 µs, riddle 4000 µs"
     assert any("No kernel is known to read weights" in note for note in told.notes)
 
 

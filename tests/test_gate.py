@@ -21,7 +21,7 @@ from gptbench.commands.gate import gate_command
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import parse_baseline, read_baseline
 from gptbench.compare.gate import Check, Gate, check, gate
-from gptbench.compare.ratio import Moments, of_moments
+from gptbench.compare.ratio import Moments, ratio_of_groups
 from gptbench.compare.recording import overrides_of, recorded_text
 from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import ProcessSpread
@@ -89,11 +89,11 @@ def test_a_row_of_one_prompt_says_why_no_run_is_its_own() -> None:
     apart = replace(steady(), prompts=[PROMPT, PROMPT[::-1]])
     held = gate(baseline_of(steady()), found(apart))
     (check,), ((_, why),) = held.failed, held.left_out
-    assert "one prompt for all rows of the batch, and now each has its own: record it again" in check.told
-    assert why == check.told.replace("it", "stories15m-bfloat16-inductor-b1", 1)
+    assert "one prompt for all rows of the batch, and now each has its own: record it again" in check.reason
+    assert why == check.reason.replace("it", "stories15m-bfloat16-inductor-b1", 1)
     other = replace(apart, prompts=[[2], [3]], prompt=[2])
     (check,) = gate(baseline_of(steady()), found(other)).failed
-    assert check.told == "it was not measured"
+    assert check.reason == "it was not measured"
     assert not gate(baseline_of(apart), found(apart)).failed
 
 
@@ -115,7 +115,7 @@ def test_the_same_passes() -> None:
 def test_only_what_is_slower_beyond_the_margin_fails(factor: float, lost: list[str]) -> None:
     held = gate(baseline_of(steady()), found(steady(factor)))
     assert failed(held) == lost
-    assert all("slower" in check.told and "95% interval" in check.told for check in held.failed)
+    assert all("slower" in check.reason and "95% interval" in check.reason for check in held.failed)
 
 
 def test_what_lies_within_the_noise_of_the_runs_passes() -> None:
@@ -134,10 +134,10 @@ def test_compile_time_and_memory_of_one_value_each_fail_by_the_margin() -> None:
         held = gate(config, found(now))
         assert failed(held) == lost
     cold = next(check for check in held.checks if check.metric == "compile_cold_s")
-    assert cold.told == "one value each, so by the margin of 10% alone" and cold.of == "1 run and 1 run"
+    assert cold.reason == "one value each, so by the margin of 10% alone" and cold.basis == "1 run and 1 run"
     heavy = [replace(sample, peak_memory_bytes=sample.peak_memory_bytes * 102 // 100) for sample in before.samples]
     held = gate(config, found(replace(before, samples=heavy)))
-    assert failed(held) == ["peak_memory_bytes"] and "more: 2.0" in held.failed[0].told
+    assert failed(held) == ["peak_memory_bytes"] and "more: 2.0" in held.failed[0].reason
 
 
 def test_margins_of_the_file_count() -> None:
@@ -193,7 +193,7 @@ def test_what_the_baseline_has_and_the_run_has_not_fails() -> None:
     before = steady()
     config = baseline_of(before)
     held = gate(config, found(replace(before, compilations=before.compilations[:1])))
-    assert failed(held) == ["compile_warm_s"] and "the run has not" in held.failed[0].told
+    assert failed(held) == ["compile_warm_s"] and "the run has not" in held.failed[0].reason
     shared = baseline_of(with_config(before, engine={"fresh_cache": False}))
     now = replace(with_config(before, engine={"fresh_cache": False}), compilations=before.compilations[1:])
     assert not gate(shared, found(now)).failed, "what a usual cache holds is nobody's doing"
@@ -212,13 +212,13 @@ def test_rows_without_a_run_fail_unless_only_part_is_asked_for() -> None:
 
 def test_a_run_that_means_nothing_fails_its_row() -> None:
     held = gate(baseline_of(steady()), found(steady(finite=False)))
-    assert [check.told for check in held.failed] == ["run-0.json: logits or cached values are not finite"]
+    assert [check.reason for check in held.failed] == ["run-0.json: logits or cached values are not finite"]
 
 
 def test_a_row_that_could_not_be_measured_fails_and_the_others_are_held() -> None:
     config = baseline_of(steady(), steady(quant="int8"))
     held = gate(config, found(steady()), [("stories15m-int8-inductor-b1", "exit code 1")])
-    assert [check.told for check in held.failed] == ["exit code 1"]
+    assert [check.reason for check in held.failed] == ["exit code 1"]
     assert len(held.checks) > 5
 
 
@@ -295,7 +295,7 @@ def test_percentiles_by_the_old_definition_are_held_against_nothing(
     assert old.schema_version == 1
     held = gate(old, found(steady(2.0)))
     assert failed(held) == ["decode_tokens_per_s"], "and not the percentiles, which are of something else"
-    left_out = [check.metric for check in held.checks if "record the baseline again" in check.told]
+    left_out = [check.metric for check in held.checks if "record the baseline again" in check.reason]
     assert left_out == ["tpot_p50_s", "tpot_p90_s", "tpot_p99_s"]
     assert not [target for target in Baseline(old).targets(steady()) if target.startswith("tpot")]
     (tmp_path / "old.yaml").write_text(text.replace("schema_version: 2\n", ""))
@@ -719,7 +719,7 @@ def test_throttling_is_told_beside_what_fails() -> None:
     config = baseline_of(steady())
     held = gate(config, found(throttled(steady(1.2))))
     assert held.failed
-    assert all(check.told.endswith("; 2 of 4 samples were throttled: heat, power cap") for check in held.failed)
+    assert all(check.reason.endswith("; 2 of 4 samples were throttled: heat, power cap") for check in held.failed)
     assert not gate(config, found(throttled(steady()))).failed
 
 
@@ -730,14 +730,14 @@ def test_samples_of_a_run_beside_runs_count_as_one() -> None:
     ):
         held = gate(baseline_of(*map(steady, before)), found(*map(steady, now)))
         speed = next(check for check in held.checks if check.metric == "tpot_p50_s")
-        assert speed.of == of and speed.ratio is not None and speed.ratio.high is not None
-        expected = of_moments(Moments.of(before), Moments.of(now))
+        assert speed.basis == of and speed.ratio is not None and speed.ratio.high is not None
+        expected = ratio_of_groups(Moments.of(before), Moments.of(now))
         assert speed.ratio.high / speed.ratio.value == pytest.approx(expected.high / expected.value, rel=1e-3)  # type: ignore[operator]
     one_sample = steady()
     one_sample = replace(one_sample, samples=one_sample.samples[:1])
     held = gate(baseline_of(steady()), found(one_sample))
     speed = next(check for check in held.checks if check.metric == "tpot_p50_s")
-    assert speed.of == "4 samples and 1 sample"
+    assert speed.basis == "4 samples and 1 sample"
 
 
 def test_peak_memory_is_one_value_of_a_run() -> None:

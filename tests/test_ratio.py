@@ -9,10 +9,10 @@ from gptbench.compare.ratio import (
     Ratio,
     Verdict,
     in_words,
-    of_moments,
-    of_paired_means,
-    of_pairs,
-    possible,
+    possible_changes,
+    ratio_of_groups,
+    ratio_of_paired_means,
+    ratio_of_pairs,
     verdict,
 )
 from gptbench.schema.metrics import HEADLINE, METRICS, compared
@@ -23,7 +23,7 @@ TRIALS = 2000
 def test_groups_are_compared_as_scipy_does() -> None:
     random = np.random.default_rng(0)
     a, b = np.exp(random.normal(3, 0.1, 7)), np.exp(random.normal(3.2, 0.4, 12))
-    ratio = of_moments(Moments.of(list(a)), Moments.of(list(b)))
+    ratio = ratio_of_groups(Moments.of(list(a)), Moments.of(list(b)))
     ends = stats.ttest_ind(np.log(b), np.log(a), equal_var=False).confidence_interval(0.95)
     assert ratio.value == pytest.approx(stats.gmean(b) / stats.gmean(a))
     assert (ratio.low, ratio.high) == (pytest.approx(np.exp(ends.low)), pytest.approx(np.exp(ends.high)))
@@ -32,7 +32,7 @@ def test_groups_are_compared_as_scipy_does() -> None:
 def test_pairs_are_compared_as_scipy_does() -> None:
     random = np.random.default_rng(1)
     a, b = random.normal(3, 0.5, 9), random.normal(3.1, 0.5, 9)
-    ratio = of_pairs(list(b - a))
+    ratio = ratio_of_pairs(list(b - a))
     ends = stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (ratio.low, ratio.high) == (pytest.approx(np.exp(ends.low)), pytest.approx(np.exp(ends.high)))
 
@@ -44,7 +44,7 @@ def test_an_interval_holds_the_truth_in_95_of_100_cases(count_a: int, count_b: i
     for _ in range(TRIALS):
         a = np.exp(random.normal(0, 0.02, count_a))
         b = np.exp(random.normal(np.log(1.3), 0.02, count_b))
-        ratio = of_moments(Moments.of(list(a)), Moments.of(list(b)))
+        ratio = ratio_of_groups(Moments.of(list(a)), Moments.of(list(b)))
         assert ratio.low is not None
         assert ratio.high is not None
         held += ratio.low <= 1.3 <= ratio.high
@@ -58,7 +58,7 @@ def test_paired_means_hold_the_truth_too() -> None:
     for _ in range(TRIALS):
         base = random.exponential(1.0, 400)
         b = 1.1 * base * np.exp(random.normal(-0.005, 0.1, 400))
-        ratio = of_paired_means(list(base), list(b))
+        ratio = ratio_of_paired_means(list(base), list(b))
         assert ratio is not None
         assert ratio.low is not None
         assert ratio.high is not None
@@ -67,19 +67,19 @@ def test_paired_means_hold_the_truth_too() -> None:
 
 
 def test_means_that_are_not_positive_have_no_ratio() -> None:
-    assert of_paired_means([0.0, 0.0], [1.0, 2.0]) is None
+    assert ratio_of_paired_means([0.0, 0.0], [1.0, 2.0]) is None
 
 
 def test_one_value_each_says_nothing_of_noise() -> None:
-    ratio = of_moments(Moments.of([2.0]), Moments.of([3.0]))
+    ratio = ratio_of_groups(Moments.of([2.0]), Moments.of([3.0]))
     assert ratio == Ratio(pytest.approx(1.5), None, None)
     assert ratio.half_width == float("inf")
     assert verdict(ratio, METRICS[HEADLINE]) is Verdict.unknown
-    assert of_pairs([0.5]).low is None
+    assert ratio_of_pairs([0.5]).low is None
 
 
 def test_the_same_values_are_the_same() -> None:
-    ratio = of_moments(Moments.of([3.0, 3.0]), Moments.of([3.0, 3.0, 3.0]))
+    ratio = ratio_of_groups(Moments.of([3.0, 3.0]), Moments.of([3.0, 3.0, 3.0]))
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
     assert verdict(ratio, METRICS["peak_memory_bytes"]) is Verdict.noise
 
@@ -113,15 +113,15 @@ def test_a_verdict_needs_the_whole_interval_beyond_the_margin(metric: str, on_le
 def test_what_is_undecided_says_what_is_possible() -> None:
     wide = Ratio(0.78, 0.61, 1.001)
     assert verdict(wide, METRICS[HEADLINE]) is Verdict.undecided
-    assert possible(wide, METRICS[HEADLINE]) == {Verdict.slower: pytest.approx(0.39)}
-    assert in_words(possible(wide, METRICS[HEADLINE])) == "39% slower"
-    assert in_words(possible(Ratio(1.0, 0.9, 2.5), METRICS["ttft_s"])) == "10% faster or 150% slower"
+    assert possible_changes(wide, METRICS[HEADLINE]) == {Verdict.slower: pytest.approx(0.39)}
+    assert in_words(possible_changes(wide, METRICS[HEADLINE])) == "39% slower"
+    assert in_words(possible_changes(Ratio(1.0, 0.9, 2.5), METRICS["ttft_s"])) == "10% faster or 150% slower"
     for clear in (Ratio(1.0, 0.999, 1.001), Ratio(1.1, 1.05, 1.15), Ratio(1.3, None, None)):
-        assert possible(clear, METRICS[HEADLINE]) == {}
+        assert possible_changes(clear, METRICS[HEADLINE]) == {}
     for metric in compared():
         for low, high in ((0.5, 1.5), (0.98, 1.2), (0.9, 1.001)):
             told = verdict(Ratio(1.0, low, high), metric)
-            assert (told is Verdict.undecided) == bool(possible(Ratio(1.0, low, high), metric)), (
+            assert (told is Verdict.undecided) == bool(possible_changes(Ratio(1.0, low, high), metric)), (
                 metric.name,
                 low,
                 high,

@@ -11,9 +11,9 @@ import pytest
 from gptbench.commands.compare import compare_command
 from gptbench.compare import starts
 from gptbench.compare.comparison import compare
-from gptbench.compare.ratio import Ratio, Verdict, of_single_starts
+from gptbench.compare.ratio import Ratio, Verdict, widened_by_process_spread
 from gptbench.compare.select import SelectedRecord
-from gptbench.compare.starts import BUILT_IN, MIN_FREEDOM, History
+from gptbench.compare.starts import DEFAULT_SPREAD, MIN_FREEDOM, History
 from gptbench.present.report import html
 from gptbench.record.ledger import Ledger
 from gptbench.schema import Result
@@ -64,16 +64,16 @@ def test_variances_within_identities_are_pooled(tmp_path: Path) -> None:
     found = History(tmp_path).spread("decode_tokens_per_s", [run()])
     squares = sum(np.var(levels[name], ddof=0) * len(levels[name]) for name in "ab")
     assert found.value == pytest.approx((squares / 5) ** 0.5, rel=1e-6)
-    assert (found.freedom, found.source) == (5.0, "7 recorded starts of 2 configurations on this device")
+    assert (found.freedom, found.source) == (5.0, "7 recorded runs of 2 configurations on this device")
     assert History(tmp_path).spread("ttft_s", [run()]).value > 3 * found.value, "each metric has its own"
 
 
 def test_too_few_or_other_runs_leave_what_is_built_in(tmp_path: Path) -> None:
-    built_in = f"built in for a GPU: 0 recorded repeats of such runs here, {MIN_FREEDOM} are needed"
-    assert History().spread("ttft_s", [run()]) == starts.ProcessSpread(BUILT_IN["cuda"], math.inf, built_in)
+    built_in = f"built in for a GPU: 0 recorded repeats of such runs here, {MIN_FREEDOM} needed"
+    assert History().spread("ttft_s", [run()]) == starts.ProcessSpread(DEFAULT_SPREAD["cuda"], math.inf, built_in)
     recorded(tmp_path / "few", {"a": 5, "b": 1})
     few = History(tmp_path / "few").spread("ttft_s", [run()])
-    assert (few.value, few.freedom) == (BUILT_IN["cuda"], math.inf)
+    assert (few.value, few.freedom) == (DEFAULT_SPREAD["cuda"], math.inf)
     assert few.source.startswith("built in for a GPU: 4 recorded repeats")
     recorded(tmp_path / "long", {"a": 8}, step_s=0.1)
     assert History(tmp_path / "long").spread("ttft_s", [run()]).freedom == math.inf, "a larger model's steps"
@@ -81,8 +81,8 @@ def test_too_few_or_other_runs_leave_what_is_built_in(tmp_path: Path) -> None:
     history = History(tmp_path / "enough")
     assert history.spread("ttft_s", [run()]).freedom == 7
     cpu = on_cpu(run())
-    assert history.spread("ttft_s", [cpu]).value == BUILT_IN["cpu"], "another device"
-    assert history.spread("ttft_s", [run(), cpu]).value == BUILT_IN["cpu"], "the larger of two"
+    assert history.spread("ttft_s", [cpu]).value == DEFAULT_SPREAD["cpu"], "another device"
+    assert history.spread("ttft_s", [run(), cpu]).value == DEFAULT_SPREAD["cpu"], "the larger of two"
     weaker = run()
     weaker.environment = replace(weaker.environment, power_limit_w=500.0)
     assert history.spread("ttft_s", [weaker]).freedom == math.inf
@@ -105,7 +105,7 @@ def test_runs_that_tell_nothing_of_starts_are_left_out(tmp_path: Path) -> None:
     with (tmp_path / "jobs" / "a.jsonl").open("a") as file:
         file.write('{"folder": "nowhere"}\nnot json\n')
     found = History(tmp_path).spread("decode_tokens_per_s", [run()])
-    assert found.source == "6 recorded starts of 1 configuration on this device"
+    assert found.source == "6 recorded runs of 1 configuration on this device"
     assert found.value < 0.01
 
 
@@ -125,7 +125,7 @@ def test_the_newest_are_read_and_no_more_than_so_many(tmp_path: Path, monkeypatc
 
 def test_an_estimate_has_a_wider_reach_than_what_is_known() -> None:
     ratio = Ratio(1.0, 1.0, 1.0)
-    known, estimated = of_single_starts(ratio, 0.01), of_single_starts(ratio, 0.01, 5)
+    known, estimated = widened_by_process_spread(ratio, 0.01), widened_by_process_spread(ratio, 0.01, 5)
     assert known.half_width == pytest.approx(math.exp(1.96 * 2**0.5 * 0.01) - 1, rel=1e-3)
     assert estimated.half_width == pytest.approx(math.exp(2.571 * 2**0.5 * 0.01) - 1, rel=1e-3)
 
@@ -137,7 +137,7 @@ def test_an_interval_of_estimated_starts_holds_the_truth() -> None:
     for _ in range(2000):
         spread = float((0.01**2 * random.chisquare(6) / 6) ** 0.5)
         middle = float(np.exp(random.normal(0, 0.01 * 2**0.5)))
-        ratio = of_single_starts(Ratio(middle, middle, middle), spread, 6)
+        ratio = widened_by_process_spread(Ratio(middle, middle, middle), spread, 6)
         held += ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high
     assert 0.93 <= held / 2000 <= 0.97
 
@@ -146,7 +146,9 @@ def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.Capt
     a, b = run(identity="x"), run(0.012, identity="y")
     sides = [[SelectedRecord(Path(name), result)] for name, result in (("a.json", a), ("b.json", b))]
     (speed,) = (row for row in compare(*sides).pairs[0].rows if row.name == "decode_tokens_per_s")
-    assert speed.verdict is Verdict.undecided and speed.starts is not None and speed.starts.value == 0.006
+    assert (
+        speed.verdict is Verdict.undecided and speed.process_spread is not None and speed.process_spread.value == 0.006
+    )
     recorded(tmp_path, {"a": 6, "b": 6})
     (speed,) = (
         row for row in compare(*sides, history=History(tmp_path)).pairs[0].rows if row.name == "decode_tokens_per_s"
@@ -155,7 +157,7 @@ def test_a_comparison_goes_by_it_and_says_so(tmp_path: Path, capsys: pytest.Capt
     paths = [str(keep(tmp_path, result, name)) for name, result in (("one", a), ("two", run(0.05, identity="y")))]
     assert compare_command([*paths, "--outputs", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "12 recorded starts of 2 configurations on this device" in " ".join(printed.err.split())
+    assert "12 recorded runs of 2 configurations on this device" in " ".join(printed.err.split())
     told = json.loads(printed.out)["pairs"][0]["metrics"]["decode_tokens_per_s"]
     assert told["verdict"] == "slower" and told["starts"].endswith("2 configurations on this device)")
     assert compare_command([*paths, "--outputs", str(tmp_path / "none")]) == 0
@@ -167,7 +169,7 @@ def test_the_report_goes_by_it_too(tmp_path: Path) -> None:
     pair = [
         SelectedRecord(Path(name), result) for name, result in (("a.json", run()), ("b.json", run(0.05, identity="y")))
     ]
-    for history, told in ((History(tmp_path), "6 recorded starts of 1 configuration"), (History(), "0.60% (built in")):
+    for history, told in ((History(tmp_path), "6 recorded runs of 1 configuration"), (History(), "0.60% (built in")):
         page = html(pair, [], "", [], "", history)
-        assert "one start each, which differ by" in page
+        assert "one process each, which differ by" in page
         assert told in page

@@ -116,7 +116,7 @@ def measure_and_show(
         row = headline(result)
         known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
         known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
-        told = f"{row.of if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
+        told = f"{row.basis if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
         console.print(told, markup=False, style="dim")
 
     try:
@@ -133,7 +133,7 @@ def measure_and_show(
         console.warn(remark)
     if (row := headline(result)) is not None:
         ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
-        told = f"{sentence(row)}; {row.of}, {result.seconds:.0f} s, {ended}"
+        told = f"{sentence(row)}; {row.basis}, {result.seconds:.0f} s, {ended}"
         console.print(told, markup=False, style="bold")
     if few := too_few(result):
         console.warn(few)

@@ -89,8 +89,8 @@ def row_line(row: Row) -> dict[str, Any]:
         "high": row.ratio.high,
         "verdict": row.verdict.value,
         "possible": {word.value: share for word, share in row.possible.items()},
-        "of": row.of,
-        "starts": None if row.starts is None else str(row.starts),
+        "of": row.basis,
+        "starts": None if row.process_spread is None else str(row.process_spread),
     }
 
 
@@ -110,11 +110,11 @@ def show_comparison(comparison: Comparison) -> None:
             if row.name == HEADLINE
         ]
         show(table_of("decode tokens/s, B beside A", rows))
-    if told := starts_told((row.label, row.starts) for pair in comparison.pairs for row in pair.rows):
+    if told := starts_told((row.label, row.process_spread) for pair in comparison.pairs for row in pair.rows):
         told = f"one start each: intervals are widened by what starts differ by: {told}; several runs a side tell more"
         console.print(told, markup=False, style="dim")
     if (row := comparison.overall) is not None:
-        console.print(f"all {row.of}: {sentence(row)}", markup=False, style="bold")
+        console.print(f"all {row.basis}: {sentence(row)}", markup=False, style="bold")
     for remark in comparison.remarks:
         console.warn(remark)
     for line in busy_lines(comparison):
@@ -178,9 +178,9 @@ def table_of(title: str, rows: Sequence[tuple[str, Row]], key: Mapping[str, str]
             interval(row),
             row.ratio.low,
             row.ratio.high,
-            Cell(row.told, row.verdict.value, COLOUR.get(row.verdict)),
-            row.of,
-            None if row.starts is None else str(row.starts),
+            Cell(row.verdict_text, row.verdict.value, COLOUR.get(row.verdict)),
+            row.basis,
+            None if row.process_spread is None else str(row.process_spread),
         ]
         for name, row in rows
     ]
@@ -200,7 +200,7 @@ def tables_of(comparison: Comparison) -> list[Table]:
     ]
     notes = [f"{key}: A {shortened(a)}, B {shortened(b)}" for key, (a, b) in comparison.differences.items()]
     if comparison.overall is not None:
-        notes.insert(0, f"all {comparison.overall.of}: {sentence(comparison.overall)}")
+        notes.insert(0, f"all {comparison.overall.basis}: {sentence(comparison.overall)}")
     notes += [*comparison.remarks, *busy_lines(comparison)]
     notes += [*(f"left out: {found.path}: {why}" for found, why in comparison.left_out)]
     return [*tables[:-1], replace(tables[-1], notes=notes)]

@@ -52,7 +52,7 @@ def parts_table(told: Explanation) -> Table:
         Column("share_of_step", "% of the step", True),
         Column("what", "what"),
     ]
-    parts = [(part.name, part.seconds, part.told) for part in told.parts]
+    parts = [(part.name, part.seconds, part.description) for part in told.parts]
     parts.append(("step", told.step_s, f"at the read roof {micro(told.least_s)}"))
     rows = [[name, scaled(seconds, 1e6), scaled(seconds / told.step_s, 100), what] for name, seconds, what in parts]
     return Table("parts", columns, rows, "where a decode step's time goes", [told.limit, told.binding], totals=1)

@@ -165,8 +165,8 @@ def check_line(check: Check) -> dict[str, Any]:
         "high": None if ratio is None else ratio.high,
         "verdict": None if check.verdict is None else check.verdict.value,
         "possible": {word.value: share for word, share in check.possible.items()},
-        "starts": None if check.starts is None else str(check.starts),
-        "reason": check.told,
+        "starts": None if check.process_spread is None else str(check.process_spread),
+        "reason": check.reason,
     }
 
 
@@ -182,12 +182,12 @@ def show_gate(config: BaselineConfig, held: Gate, outcome: str) -> None:
     show(replace(gate_table(config, held), notes=()))
     for remark in held.remarks:
         console.warn(remark)
-    if told := starts_told((metric_of(check.metric or "").label, check.starts) for check in held.checks):
+    if told := starts_told((metric_of(check.metric or "").label, check.process_spread) for check in held.checks):
         console.print(f"one start each: intervals are widened by what starts differ by: {told}", style="dim")
     for check in held.checks:
-        if check.told and (check.failed or check.undecided or check.verdict is None):
+        if check.reason and (check.failed or check.undecided or check.verdict is None):
             where = check.row if check.metric is None else f"{check.row}, {metric_of(check.metric).label}"
-            console.warn(f"{where}: {check.told}", "red" if check.failed else "yellow")
+            console.warn(f"{where}: {check.reason}", "red" if check.failed else "yellow")
     told = f"{len(held.failed)} failed" if held.failed else "nothing is worse beyond noise"
     if held.undecided:
         told += f"; {counted(len(held.undecided), 'metric')} undecided"
@@ -239,6 +239,6 @@ def cells(check: Check) -> list[Any]:
         *ends,
         Cell(outcome, outcome, colour),
         check.failed,
-        check.of,
-        check.told,
+        check.basis,
+        check.reason,
     ]

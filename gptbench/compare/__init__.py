@@ -1,4 +1,4 @@
-"""Compare: recorded results beside targets."""
+"""Comparing recorded results with each other, and with the targets of baselines."""
 
 from gptbench.compare.baseline import Baseline
 

@@ -103,7 +103,7 @@ def another_engine(step: Step) -> Iterator[Advice]:
         reasons.append(f"works out norms and the like where weights are read ({micro(between)} of others and gaps)")
     if (sampling := step.share("sampling")) > MIN_SAMPLING:
         reasons.append(f"draws without sorting (drawing is {sampling:.1%} of the step)")
-    if step.told["mbu"] >= NEAR_THE_ROOF and not reasons:
+    if step.summary["mbu"] >= NEAR_THE_ROOF and not reasons:
         return
     reasons.append("starts a kernel before the one before it has ended, where the GPU can")
     faster = step.without(gains) if gains else None
@@ -124,7 +124,7 @@ def settings(step: Step) -> Iterator[Advice]:
     if step.engine.get("pdl") is False:
         yield Advice("engine.pdl=true", told, boundaries, at_most=boundaries is not None)
     tuned = step.engine.get("autotune") or step.result.tune_s is not None
-    if not tuned and step.told["mbu"] < NEAR_THE_ROOF and boundaries is not None:
+    if not tuned and step.summary["mbu"] < NEAR_THE_ROOF and boundaries is not None:
         yield Advice("engine.autotune=true", f"a search for tiles: {told}", boundaries, at_most=True)
     if (share := step.share("sampling")) > MIN_SAMPLING and step.result.config["sampling"]["temperature"] > 0:
         bound = step.without(step.seconds["sampling"])

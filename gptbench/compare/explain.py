@@ -82,7 +82,7 @@ def explain(result: Result) -> Explanation:
     """Of a run that counts."""
     step = Step(result)
     names = {group: result.config[group]["name"] for group in ("model", "engine")}
-    told = step.told
+    told = step.summary
     most = step.step_tokens / step.least_s
     found = step.result.breakdown
     now = told[HEADLINE]
@@ -113,13 +113,13 @@ def explain(result: Result) -> Explanation:
 def binding(step: Step) -> str:
     """How far a run is from the limit of its device's memory, and what binds it, as far as its record shows that."""
     most = step.step_tokens / step.least_s
-    rates = f"{number(step.told[HEADLINE])} of at most {number(most)} tokens/s"
-    return f"{step.told['mbu']:.1%} of the memory limit ({rates}): {'; '.join(binds(step))}"
+    rates = f"{number(step.summary[HEADLINE])} of at most {number(most)} tokens/s"
+    return f"{step.summary['mbu']:.1%} of the memory limit ({rates}): {'; '.join(binds(step))}"
 
 
 def binds(step: Step) -> Iterator[str]:
     """What makes a step as long as it is. Without a breakdown that is said of memory bandwidth alone."""
-    mbu, told_more = step.told["mbu"], "task.breakdown=true shows what takes the time"
+    mbu, told_more = step.summary["mbu"], "task.breakdown=true shows what takes the time"
     if step.result.busy_kinds().get("speed"):
         yield "the machine was busy with something else, so what binds this run on a quiet one is not known"
     elif mbu > 1:
@@ -171,7 +171,7 @@ def notes(step: Step) -> Iterator[str]:
         yield f"It was {told_busy}."
     if (told_idle := idle_neighbours(step.result)) is not None:
         yield f"{told_idle}."
-    found, told = step.result.breakdown, step.told
+    found, told = step.result.breakdown, step.summary
     if found is None:
         weights, kv = micro(step.weights / step.roof), micro(step.kv / step.roof)
         yield f"At the roof, {weights} are the weights' and {kv} keys and values'; a breakdown would tell the rest."

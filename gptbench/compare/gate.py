@@ -22,19 +22,19 @@ from gptbench.compare.baseline import (
     Baseline,
     is_outdated,
 )
-from gptbench.compare.comparison import quiet
+from gptbench.compare.comparison import without_busy_runs
 from gptbench.compare.ratio import (
     Moments,
     Ratio,
     Verdict,
     in_words,
-    of_moments,
-    of_single_starts,
-    outside,
-    possible,
+    possible_changes,
+    ratio_of_groups,
+    shares_beyond_noise,
     verdict,
+    widened_by_process_spread,
 )
-from gptbench.compare.row import exactly, moments_of
+from gptbench.compare.row import exact_ratio, metric_moments
 from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import NO_HISTORY, History, ProcessSpread
 from gptbench.config import BaselineConfig, BaselineMetric, BaselineRow
@@ -144,15 +144,15 @@ def require_rows(config: BaselineConfig) -> None:
 
 def require_device(config: BaselineConfig, here: Environment) -> None:
     """Raises UserError where a number is of another device than the baseline's, power limit, or part of a CPU."""
-    there, now = own_place(config), Place.of(here).kind
+    there, now = baseline_place(config), Place.of(here).kind
     if now["device"] != there["device"]:
         raise UserError(
             f"baseline {config.name} is of {config.device}, and this is {here.device}: never compared across devices"
         )
     if now["power_limit_w"] != there["power_limit_w"]:
         raise UserError(
-            f"baseline {config.name} is of {config.device} at {watts(config.power_limit_w)}, and this is at "
-            f"{watts(here.power_limit_w)}: never compared across power limits"
+            f"baseline {config.name} is of {config.device} at {power_limit_text(config.power_limit_w)}, and this is at "
+            f"{power_limit_text(here.power_limit_w)}: never compared across power limits"
         )
     if now.get("cores", config.cores) != config.cores:
         raise UserError(
@@ -161,19 +161,19 @@ def require_device(config: BaselineConfig, here: Environment) -> None:
         )
 
 
-def own_place(config: BaselineConfig) -> dict[str, Any]:
+def baseline_place(config: BaselineConfig) -> dict[str, Any]:
     """As `Place.kind` has it, of a CPU with its cores."""
     return {"device": config.device, "power_limit_w": whole_watts(config.power_limit_w)}
 
 
-def watts(limit: float | None) -> str:
+def power_limit_text(limit: float | None) -> str:
     return "no known power limit" if limit is None else f"{limit:g} W"
 
 
 def gate(
     config: BaselineConfig,
     found: Sequence[SelectedRecord],
-    hindered: Sequence[tuple[str, str]] = (),
+    failed_rows: Sequence[tuple[str, str]] = (),
     partial: bool = False,
     history: History = NO_HISTORY,
     even_if_busy: bool = False,
@@ -194,7 +194,7 @@ def gate(
     require_rows(config)
     baseline = Baseline(config)
     runs: dict[str, list[SelectedRecord]] = {name: [] for name in config.rows}
-    checks = [Check(row, None, True, why) for row, why in hindered]
+    checks = [Check(row, None, True, why) for row, why in failed_rows]
     left_out = []
     of_one_prompt: set[str] = set()
     results = []
@@ -219,7 +219,7 @@ def gate(
     remarks = []
     busy_ones: list[tuple[SelectedRecord, str]] = []
     for row, of_row in runs.items():
-        counting = of_row if even_if_busy else quiet(of_row, busy_ones)
+        counting = of_row if even_if_busy else without_busy_runs(of_row, busy_ones)
         own = of_kind(Result, [each.record for each in counting])
         if own:
             now = "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None))
@@ -261,7 +261,7 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: Hi
         if is_outdated(config, name):
             checks.append(Check(row, name, False, OUTDATED, before.value))
             continue
-        now = moments(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
+        now = baseline_metric_of(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
             starts = history.spread(name, runs) if before.of == now.of == "samples" else None
             exact = metric.is_counted and runs[0].environment.on_gpu
@@ -270,7 +270,7 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: Hi
                 outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
             checks.append(outcome)
             continue
-        must = is_due(metric, runs[0])
+        must = is_required(metric, runs[0])
         told = "the baseline has it, and the run has not"
         if not must:
             told += ": it depends on what the compile cache held"
@@ -283,7 +283,7 @@ def samples_of(runs: list[Result]) -> list[Sample]:
     return [sample for result in runs for sample in valid_samples(result)]
 
 
-def is_due(metric: Metric, result: Result) -> bool:
+def is_required(metric: Metric, result: Result) -> bool:
     """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
     cache of its own, a run may meet a cold one or a warm one."""
     return metric.asked_by is None or bool(result.config["engine"].get(metric.asked_by))
@@ -304,21 +304,21 @@ def check(
         starts: what they differ by, where both are samples of a single one.
         exact: whether starts of the same thing do not differ in it.
     """
-    before, now = alike(before, now)
-    ratio = of_moments(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
+    before, now = both_as_runs(before, now)
+    ratio = ratio_of_groups(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
     if exact:
-        ratio = exactly(ratio)
+        ratio = exact_ratio(ratio)
     elif starts is not None:
-        ratio = of_single_starts(ratio, starts.value, starts.freedom)
-    outcome, may_be = verdict(ratio, metric, margin), possible(ratio, metric, margin)
+        ratio = widened_by_process_spread(ratio, starts.value, starts.freedom)
+    outcome, may_be = verdict(ratio, metric, margin), possible_changes(ratio, metric, margin)
     told = ""
     if outcome is Verdict.unknown:
         told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
-        if side := exactly(ratio).beyond(margin):
+        if side := exact_ratio(ratio).beyond(margin):
             outcome = Verdict(metric.words[side > 0])
     elif outcome is Verdict.undecided and before.of == "tokens":
         # Of the same tokens: between them they differ by far more than two runs do. So the mean itself tells.
-        may_be = outside(exactly(ratio), metric, margin)
+        may_be = shares_beyond_noise(exact_ratio(ratio), metric, margin)
         outcome = Verdict.undecided if may_be else Verdict.noise
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
@@ -334,7 +334,7 @@ def check(
     )
 
 
-def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
+def both_as_runs(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
     """Both, where one is of samples and the other of runs: a run's samples vary by less than runs do, so all of them
     count as one run."""
     if {before.of, now.of} != {"samples", "runs"}:
@@ -345,7 +345,7 @@ def alike(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, 
     return first, second
 
 
-def moments(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric | None:
+def baseline_metric_of(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric | None:
     """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0.
 
     Args:
@@ -354,16 +354,16 @@ def moments(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric 
     # Means over tokens change with every order of summing: their spread between tokens counts. Perplexity's would hide
     # any loss: it stays one value.
     if metric.per_token is not None and not metric.per_token.is_logarithm:
-        return of_tokens(runs[0], metric, metric.per_token)  # the same in every run
+        return token_metric_of(runs[0], metric, metric.per_token)  # the same in every run
     by_run = by_run or not metric.varies_in_run
-    found = moments_of(runs, metric, by_run)
+    found = metric_moments(runs, metric, by_run)
     if found is None or found.count < len(runs) or not math.isfinite(found.mean):
         return None
     of = "runs" if by_run else "samples"
     return BaselineMetric(value=float(np.exp(found.mean)), spread=found.variance**0.5, count=found.count, of=of)
 
 
-def of_tokens(result: Result, metric: Metric, per_token: PerToken) -> BaselineMetric | None:
+def token_metric_of(result: Result, metric: Metric, per_token: PerToken) -> BaselineMetric | None:
     """Of a mean over tokens; the spread is relative to it, which to first order is that of the logarithms."""
     value = result.summary.get(metric.name)
     if result.quality is None or value is None or not value > 0:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptbench.base.errors import counted
-from gptbench.compare.comparison import CLOCKS, CLOCKS_APART, clocks_apart
-from gptbench.compare.ratio import of_pairs
+from gptbench.compare.comparison import CLOCKS, MIN_CLOCK_DIFFERENCE, clock_remark
+from gptbench.compare.ratio import ratio_of_pairs
 from gptbench.compare.row import Row
 from gptbench.compare.work import different_work
 from gptbench.schema.ab import AbResult
@@ -41,8 +41,8 @@ def row_of(result: AbResult, metric: Metric) -> Row | None:
     if not middles:
         return None
     a, b = (float(np.exp(np.mean(side))) for side in zip(*middles, strict=True))
-    ratio = of_pairs([other - own for own, other in middles])
-    return Row.judged(metric, a, b, ratio, f"{len(middles)} round{'s' * (len(middles) > 1)}", result.margin)
+    ratio = ratio_of_pairs([other - own for own, other in middles])
+    return Row.from_ratio(metric, a, b, ratio, f"{len(middles)} round{'s' * (len(middles) > 1)}", result.margin)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def clock_remarks(result: AbResult) -> list[str]:
         a, b = ([clock for sample in result.samples(side) if (clock := mean_clock(sample, name))] for side in "AB")
         if not a or not b:
             continue
-        told += clocks_apart(a, b, which)
+        told += clock_remark(a, b, which)
         both = a + b
-        if max(both) / min(both) - 1 > 2 * CLOCKS_APART:
+        if max(both) / min(both) - 1 > 2 * MIN_CLOCK_DIFFERENCE:
             told.append(f"{which} went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
     return told
 

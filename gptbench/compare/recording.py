@@ -12,7 +12,7 @@ from gptbench.compare.baseline import (
     parse_baseline,
     section_of,
 )
-from gptbench.compare.gate import margins_of, moments, samples_of, watts
+from gptbench.compare.gate import baseline_metric_of, margins_of, power_limit_text, samples_of
 from gptbench.compare.select import SelectedRecord
 from gptbench.config import BaselineConfig
 from gptbench.schema import Result
@@ -101,7 +101,7 @@ def countable(found: Sequence[SelectedRecord], even_if_busy: bool = False) -> li
         if here.device != first.device:
             raise UserError(f"{each.path}: expected runs of one device, and it is of {here.device}, not {first.device}")
         if here.power_limit_w != first.power_limit_w:
-            limits = f"{watts(here.power_limit_w)}, not {watts(first.power_limit_w)}"
+            limits = f"{power_limit_text(here.power_limit_w)}, not {power_limit_text(first.power_limit_w)}"
             raise UserError(f"{each.path}: expected runs at one power limit, and it is at {limits}")
         if here.kind != first.kind:
             raise UserError(f"{each.path}: expected runs of {first.cores} cores, and it is of {here.cores}")
@@ -120,7 +120,7 @@ def metrics_of(runs: list[Result]) -> dict[str, dict[str, Any]]:
     """By metric, of those that all runs of a row have."""
     kept = {}
     for metric in compared():
-        if (found := moments(runs, metric, by_run=len(runs) > 1)) is not None:
+        if (found := baseline_metric_of(runs, metric, by_run=len(runs) > 1)) is not None:
             numbers = {"value": rounded(found.value), "spread": rounded(found.spread)}
             kept[metric.name] = numbers | {"count": found.count, "of": found.of}
     return kept

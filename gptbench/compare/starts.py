@@ -1,9 +1,10 @@
-"""What starts of the very same thing differ by: of this device's own recorded runs, where there are enough of them.
+"""Process-to-process variance: by how much processes that measure the very same thing differ, estimated from recorded
+runs on the same device where there are enough of them.
 
-A single run's samples do not show it: where its weights came to lie, what else the machine did that day. Runs of one
-identity measure the same by the same code on the same kind of device, so what they differ by is that. The variances
-within identities are pooled, of runs whose steps take about as long as those that are compared: a start's chances
-matter more to a small model.
+The samples within one process do not show it: it comes from where in memory the weights were placed, and from what else
+the machine did that day. Runs of one identity measure the same thing with the same code on the same kind of device, so
+they differ by nothing else. Variances within identities are pooled over runs whose steps take about as long as those
+being compared, because the placement of memory matters more to a small model.
 """
 
 import functools
@@ -25,72 +26,75 @@ from gptbench.schema.place import Place
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import valid_samples
 
-BUILT_IN = {"cuda": 0.006, "cpu": 0.11}
-"""Standard deviation of the logarithm of a run's times from start to start, by where it ran: of a small model on an
-H100, and of one on a part of a shared CPU (docs/log)."""
+DEFAULT_SPREAD = {"cuda": 0.006, "cpu": 0.11}
+"""Standard deviation of the logarithm of a run's times between processes, by device: of a small model on an H100, and
+on a part of a shared CPU (docs/log)."""
 MIN_FREEDOM = 5
-"""Recorded runs beside the first of each identity, from which on they say what starts differ by."""
+"""Degrees of freedom needed for an estimate from recorded runs: runs beyond the first of each identity."""
 MAX_IDENTITIES = 500
+"""Number of identities looked at by one command, the newest first."""
 MAX_PER_IDENTITY = 12
+"""Number of records read of each identity, the newest first."""
 MAX_RECORDS = 48
-"""Looked at for one command, the newest first."""
-ABOUT_AS_LONG = 4
-"""Factor within which steps of runs take about as long."""
+"""Number of records read by one command."""
+MAX_STEP_RATIO = 4
+"""Factor between the steps of two runs within which these take about as long."""
 
 
 @dataclass(frozen=True)
 class ProcessSpread:
-    """Of one metric."""
+    """Process-to-process variance of one metric."""
 
     value: float
-    """Standard deviation of the logarithm from start to start."""
+    """Standard deviation of the metric's logarithm between processes."""
     freedom: float
-    """Degrees of freedom of the estimate; infinite of what is known."""
+    """Degrees of freedom of the estimate; infinite for a built-in value."""
     source: str
-    """`8 recorded starts of 3 configurations on this device`, or `built in: …`."""
+    """Origin of the estimate: `8 recorded runs of 3 configurations on this device`, or `built in for a GPU: …`."""
 
     def __str__(self) -> str:
         return f"{self.value:.2%} ({self.source})"
 
 
 @dataclass(frozen=True)
-class Start:
-    """One recorded run."""
+class RecordedProcess:
+    """A recorded run that was measured in a process which built its own model."""
 
     place: dict[str, Any]
-    """Where, as `Place.kind` has it."""
+    """Device that it ran on, as in `Place.kind`."""
     metrics: dict[str, float]
-    """Its summary."""
+    """Summary of the run."""
 
 
 class History:
-    """Starts of the same thing in an outputs folder, which is read when they are first asked for.
+    """Repeated runs in an outputs folder, read on first use.
 
     Args:
-        outputs: the folder; None is one without any.
+        outputs: the outputs folder; None for no history.
     """
 
     def __init__(self, outputs: Path | None = None) -> None:
         self.outputs = outputs
 
     @functools.cached_property
-    def groups(self) -> list[list[Start]]:
-        """Of each identity with several, the newest first."""
-        return [] if self.outputs is None else list(recorded_starts(self.outputs))
+    def groups(self) -> list[list[RecordedProcess]]:
+        """Runs of each identity that has several, the newest identity first."""
+        return [] if self.outputs is None else list(recorded_processes(self.outputs))
 
     def spread(self, metric: str, results: Sequence[Result]) -> ProcessSpread:
-        """What single starts of such results differ by in a metric: the largest of their devices'."""
-        return max((self.of_one(metric, result) for result in results), key=lambda found: found.value)
+        """Return the process-to-process variance of a metric: the largest of those of the results' devices."""
+        return max((self.spread_for(metric, result) for result in results), key=lambda spread: spread.value)
 
-    def of_one(self, metric: str, result: Result) -> ProcessSpread:
-        """From what is recorded of its device; built in where that is too little."""
+    def spread_for(self, metric: str, result: Result) -> ProcessSpread:
+        """Return the process-to-process variance of a metric on a result's device; the built-in value where too few
+        runs are recorded."""
         here, step_s = Place.of(result.environment).kind, result.summary[STEP]
         logarithms = []
         for group in self.groups:
             values = [
-                start.metrics[metric]
-                for start in group
-                if start.place == here and 1 / ABOUT_AS_LONG < start.metrics[STEP] / step_s < ABOUT_AS_LONG
+                run.metrics[metric]
+                for run in group
+                if run.place == here and 1 / MAX_STEP_RATIO < run.metrics[STEP] / step_s < MAX_STEP_RATIO
             ]
             if len(values) > 1:
                 logarithms.append(np.log(values))
@@ -98,60 +102,58 @@ class History:
         freedom = runs - len(logarithms)
         if freedom < MIN_FREEDOM:
             kind = "GPU" if result.environment.on_gpu else "CPU"
-            needed = f"for a {kind}: {freedom} recorded repeats of such runs here, {MIN_FREEDOM} are needed"
-            return ProcessSpread(
-                BUILT_IN["cuda" if result.environment.on_gpu else "cpu"], math.inf, f"built in {needed}"
-            )
+            source = f"built in for a {kind}: {freedom} recorded repeats of such runs here, {MIN_FREEDOM} needed"
+            return ProcessSpread(DEFAULT_SPREAD["cuda" if result.environment.on_gpu else "cpu"], math.inf, source)
         squares = sum(float(((values - values.mean()) ** 2).sum()) for values in logarithms)
         several = "s" * (len(logarithms) > 1)
-        source = f"{runs} recorded starts of {len(logarithms)} configuration{several} on this device"
+        source = f"{runs} recorded runs of {len(logarithms)} configuration{several} on this device"
         return ProcessSpread((squares / freedom) ** 0.5, float(freedom), source)
 
 
 NO_HISTORY = History()
 
 
-def recorded_starts(outputs: Path) -> Iterator[list[Start]]:
-    """Starts of each identity that has several, of so many records as may be read."""
+def recorded_processes(outputs: Path) -> Iterator[list[RecordedProcess]]:
+    """Yield the runs of each identity that has several, within the limits on the records that are read."""
     left = MAX_RECORDS
-    for identity in newest(outputs / FOLDER):
+    for identity in newest_identities(outputs / FOLDER):
         folders = Ledger(outputs).attempts(identity)
         if len(folders) < 2:
             continue
         paths = [path for folder in reversed(folders) for path in records_in(folder, Result)]
         paths = paths[: min(MAX_PER_IDENTITY, left)]
         left -= len(paths)
-        starts = list(starts_in(paths, identity))
-        if len(starts) > 1:
-            yield starts
+        processes = list(processes_in(paths, identity))
+        if len(processes) > 1:
+            yield processes
         if left < 2:
             return
 
 
-def newest(folder: Path) -> list[str]:
-    """Identities that were tried last."""
-    found = []
+def newest_identities(folder: Path) -> list[str]:
+    """Return the identities that were run last, the newest first."""
+    times = []
     for path in folder.glob("*.jsonl"):
         try:
-            found.append((path.stat().st_mtime_ns, path.stem))
+            times.append((path.stat().st_mtime_ns, path.stem))
         except OSError:  # gone, or a link that leads nowhere
             continue
-    return [identity for _, identity in sorted(found, reverse=True)[:MAX_IDENTITIES]]
+    return [identity for _, identity in sorted(times, reverse=True)[:MAX_IDENTITIES]]
 
 
-def starts_in(paths: Iterable[Path], identity: str) -> Iterator[Start]:
-    """Of the files that hold a run of that identity which tells what starts differ by."""
+def processes_in(paths: Iterable[Path], identity: str) -> Iterator[RecordedProcess]:
+    """Yield the representative runs of an identity among some files."""
     for path in paths:
         try:
             record = Result.load(path)
         except UserError:  # no record, or a damaged one
             continue
-        if record.identity == identity and is_plain(record):
-            yield Start(Place.of(record.environment).kind, record.summary)
+        if record.identity == identity and is_representative(record):
+            yield RecordedProcess(Place.of(record.environment).kind, record.summary)
 
 
-def is_plain(result: Result) -> bool:
-    """Whether a run counts, was not held back, nor on a busy machine, and made its weights itself: one that took them
-    over is no start."""
-    held_back = throttling(valid_samples(result)) is not None or bool(busy(result))
-    return result.problem() is None and result.reused is None and not held_back
+def is_representative(result: Result) -> bool:
+    """Return whether a run is valid, neither throttled nor measured on a busy machine, and built its own model: a run
+    that took over the model of an earlier one is not an independent process."""
+    slowed_down = throttling(valid_samples(result)) is not None or bool(busy(result))
+    return result.problem() is None and result.reused is None and not slowed_down

@@ -70,7 +70,7 @@ class Step:
 
     def __init__(self, result: Result) -> None:
         self.result, moved = result, result.traffic
-        self.told = result.summary
+        self.summary = result.summary
         steps = [Steps(sample) for sample in valid_samples(result)]
         self.step_s = float(np.quantile(np.concatenate([each.seconds for each in steps]), 0.5))
         self.roof = result.roof.gb_per_s * 1e9
@@ -122,7 +122,7 @@ class Step:
     def without(self, seconds: float, fewer_bytes: float = 0.0) -> float:
         """Tokens/s if a step took so much less, or what its bytes take at the roof, so many fewer."""
         least_s = self.least_s - fewer_bytes / self.roof
-        return self.step_tokens / max(self.step_tokens / self.told[HEADLINE] - seconds, least_s)
+        return self.step_tokens / max(self.step_tokens / self.summary[HEADLINE] - seconds, least_s)
 
     def share(self, part: str) -> float:
         """Of the step; 0 where it is not known."""

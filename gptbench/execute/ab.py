@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from gptbench.base.errors import ConfigError, DoesNotFitError, UserError
 from gptbench.base.outputs import check_folder
-from gptbench.compare.ratio import of_pairs
+from gptbench.compare.ratio import ratio_of_pairs
 from gptbench.config import Config, load
 from gptbench.config.targets import instantiate, target
 from gptbench.device.group import DeviceGroup
@@ -229,7 +229,7 @@ def is_enough(result: AbResult, ending: StoppingRule) -> bool:
 
 
 def is_narrow(ratios: list[float], ending: StoppingRule) -> bool:
-    return len(ratios) >= MIN_ROUNDS and of_pairs(ratios).half_width <= ending.half_width
+    return len(ratios) >= MIN_ROUNDS and ratio_of_pairs(ratios).half_width <= ending.half_width
 
 
 def budget_that_can_suffice(result: AbResult) -> float:

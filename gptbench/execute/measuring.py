@@ -72,7 +72,7 @@ def measured_gate(
     left = {(check.row, check.metric) for check in pooled.worse}
     for check in held.worse:
         if (check.row, check.metric) not in left:
-            tell(f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.told}")
+            tell(f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.reason}")
     return pooled
 
 

@@ -219,8 +219,8 @@ def verdict_table(runs: list[Run], history: History = NO_HISTORY) -> Table:
             if row is None:
                 continue
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
-            told = "no verdict: busy machine" if is_busy(fastest) or is_busy(other) else row.told
-            of = row.of if row.starts is None else f"{row.of}, which differ by {row.starts}"
+            told = "no verdict: busy machine" if is_busy(fastest) or is_busy(other) else row.verdict_text
+            of = row.basis if row.process_spread is None else f"{row.basis}, which differ by {row.process_spread}"
             rows.append([other.label, told, f"{row.ratio.value:.4f}", ends, fastest.label, of])
     return of_text(["run", "verdict", "ratio", "95% interval", "beside the fastest", "of"], rows, {2, 3})
 
@@ -285,7 +285,7 @@ def pair_table(pairs: list[tuple[str, AbResult]]) -> Table:
             metric = row.metric
             ends = "" if row.ratio.low is None else f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
             numbers = [metric.text(row.a), metric.text(row.b), f"{row.ratio.value:.4f}", ends]
-            rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.told, row.of])
+            rows.append([f"{name} {' '.join(shared)}", *sides, metric.heading, *numbers, row.verdict_text, row.basis])
     return of_text(head, rows, {4, 5, 6, 7})
 
 
