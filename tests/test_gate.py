@@ -89,7 +89,7 @@ def test_a_row_of_one_prompt_says_why_no_run_is_its_own() -> None:
     apart = replace(steady(), prompts=[PROMPT, PROMPT[::-1]])
     held = gate(baseline_of(steady()), found(apart))
     (check,), ((_, why),) = held.failed, held.left_out
-    assert "one prompt for all rows of the batch, and now each has its own: record it again" in check.reason
+    assert "one prompt for all rows of the batch, and now each row has its own: record it again" in check.reason
     assert why == check.reason.replace("it", "stories15m-bfloat16-inductor-b1", 1)
     other = replace(apart, prompts=[[2], [3]], prompt=[2])
     (check,) = gate(baseline_of(steady()), found(other)).failed
@@ -134,7 +134,7 @@ def test_compile_time_and_memory_of_one_value_each_fail_by_the_margin() -> None:
         held = gate(config, found(now))
         assert failed(held) == lost
     cold = next(check for check in held.checks if check.metric == "compile_cold_s")
-    assert cold.reason == "one value each, so by the margin of 10% alone" and cold.basis == "1 run and 1 run"
+    assert cold.reason == "one value each, judged by the margin of 10% alone" and cold.basis == "1 run and 1 run"
     heavy = [replace(sample, peak_memory_bytes=sample.peak_memory_bytes * 102 // 100) for sample in before.samples]
     held = gate(config, found(replace(before, samples=heavy)))
     assert failed(held) == ["peak_memory_bytes"] and "more: 2.0" in held.failed[0].reason
@@ -193,7 +193,7 @@ def test_what_the_baseline_has_and_the_run_has_not_fails() -> None:
     before = steady()
     config = baseline_of(before)
     held = gate(config, found(replace(before, compilations=before.compilations[:1])))
-    assert failed(held) == ["compile_warm_s"] and "the run has not" in held.failed[0].reason
+    assert failed(held) == ["compile_warm_s"] and "the run does not" in held.failed[0].reason
     shared = baseline_of(with_config(before, engine={"fresh_cache": False}))
     now = replace(with_config(before, engine={"fresh_cache": False}), compilations=before.compilations[1:])
     assert not gate(shared, found(now)).failed, "what a usual cache holds is nobody's doing"
@@ -207,7 +207,7 @@ def test_rows_without_a_run_fail_unless_only_part_is_asked_for() -> None:
     assert not gate(config, found(steady()), partial=True).failed
     other = with_config(steady(), model={"n_layers": 5})
     held = gate(config, found(steady(), steady(quant="int8"), other))
-    assert not held.failed and [why for _, why in held.left_out] == ["the baseline has no row of what it measured"]
+    assert not held.failed and [why for _, why in held.left_out] == ["the baseline has no row for what it measured"]
 
 
 def test_a_run_that_means_nothing_fails_its_row() -> None:
@@ -224,7 +224,7 @@ def test_a_row_that_could_not_be_measured_fails_and_the_others_are_held() -> Non
 
 def test_another_device_or_power_limit_is_refused() -> None:
     config = baseline_of(steady())
-    with pytest.raises(UserError, match="is of Processor X, and this is Processor Z"):
+    with pytest.raises(UserError, match="recorded on Processor X, and this is Processor Z"):
         gate(config, found(steady(device="Processor Z")))
     weaker = steady()
     weaker.environment = replace(weaker.environment, power_limit_w=500.0)
@@ -239,9 +239,9 @@ def test_other_cores_of_a_cpu_are_another_device() -> None:
     config = baseline_of(on_cpu(steady()))
     assert config.cores == 2 and baseline_of(steady()).cores is None
     assert not gate(config, found(on_cpu(steady()))).failed
-    with pytest.raises(UserError, match="of 2 cores of Processor Y, and this is of 64: never compared across devices"):
+    with pytest.raises(UserError, match="on 2 cores of Processor Y, and this is 64: numbers are never compared"):
         gate(config, found(on_cpu(steady(), cores=64, threads=64)))
-    with pytest.raises(UserError, match="expected runs of 2 cores, and it is of 64"):
+    with pytest.raises(UserError, match="expected runs on 2 cores, but it ran on 64"):
         baseline_of(on_cpu(steady()), on_cpu(steady(), cores=64))
 
 
@@ -400,15 +400,15 @@ def test_targets_of_a_row_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_runs_that_are_not_of_one_place_make_no_baseline() -> None:
     for other, told in (
-        (steady(device="Processor Z"), "expected runs of one device, and it is of Processor Z, not Processor X"),
-        (steady(commit="7654321"), "expected runs of one version of commit, and it has 7654321, not 1234567"),
-        (steady(finite=False), "it does not count: logits"),
+        (steady(device="Processor Z"), "expected runs on one device, but it ran on Processor Z, not Processor X"),
+        (steady(commit="7654321"), "expected runs with one version of commit, but it has 7654321, not 1234567"),
+        (steady(finite=False), "not a valid measurement: logits"),
     ):
         with pytest.raises(UserError, match=told):
             baseline_of(steady(), other)
     weaker = steady()
     weaker.environment = replace(weaker.environment, power_limit_w=500.0)
-    with pytest.raises(UserError, match="it is at 500 W, not 700 W"):
+    with pytest.raises(UserError, match="it ran at 500 W, not 700 W"):
         baseline_of(steady(), weaker)
 
 

@@ -127,7 +127,7 @@ def test_of_a_cpu_the_architecture_is_told() -> None:
 
 
 def test_what_does_not_count_or_measured_something_else_is_refused() -> None:
-    with pytest.raises(UserError, match=r"r\.json: it does not count: logits"):
+    with pytest.raises(UserError, match=r"r\.json: not a valid measurement: logits"):
         rows(made_result(finite=False))
     with pytest.raises(UserError, match=r"expected a run of a model, or gemv, .* by library"):
         rows(kernel_run(), by="library")
@@ -163,7 +163,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows_command([str(empty), str(model), str(kernels)]) == 0
     told = capsys.readouterr()
     assert told.out == printed
-    assert "".join(told.err.split()) == "".join(f"left out: {empty}: it does not count: it has no samples".split())
+    assert "".join(told.err.split()) == "".join(
+        f"left out: {empty}: not a valid measurement: it has no samples".split()
+    )
     with pytest.raises(UserError, match="none of these records counts"):
         rows_command([str(empty)])
 

@@ -32,7 +32,7 @@ def explain_command(arguments: list[str]) -> int:
         raise UserError(f"{options.run}: expected a run of a model")
     path, result = runs[-1]
     if (wrong := result.problem()) is not None:
-        raise UserError(f"{path}: it does not count: {wrong}")
+        raise UserError(f"{path}: not a valid measurement: {wrong}")
     if len(runs) > 1:
         console.print(f"{path}, the latest of {len(runs)} runs", markup=False, style="dim")
     told = explain(result)

@@ -29,7 +29,7 @@ def rows_command(arguments: list[str]) -> int:
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
     for each in found:
         if (wrong := each.record.problem()) is not None:
-            tell_unread(f"{each.path}: it does not count: {wrong}")
+            tell_unread(f"{each.path}: not a valid measurement: {wrong}")
     if found and not (found := [each for each in found if each.record.problem() is None]):
         raise UserError("none of these records counts")
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)

@@ -1,17 +1,19 @@
-"""Where the time of a run's decode step goes, against what the read roof allows, and what would help.
+"""Explanation of where the time of a run's decode step goes, how far it is from the read roof, and what would help.
 
-Everything follows from one record. With `task.breakdown=true` it holds a profiled step, whose kernels are told apart by
-their names and scaled to the samples' median step, as tracing costs time. The parts add up to that step:
+Everything is derived from one record. With `task.breakdown=true` it holds a profiled step. Its kernels are assigned to
+parts by name, and their times are scaled to the samples' median step, because tracing costs time. The parts add up to
+that step:
 
-    bytes       what the weights take at the read roof
-    boundaries  what the kernels that read them take beyond that, and the gaps within a CUDA graph: starts and ends
-    attention   its kernels, the keys and values that they read included
-    sampling    the drawing of the token
-    other       norms, rotary embedding, routing and whatever is not known by its name
+    bytes       reading the weights at the read roof
+    boundaries  what the kernels that read weights take beyond that: kernel ramp-up/drain, arithmetic, and launch gaps
+                within a CUDA graph
+    attention   attention kernels, including the keys and values that they read
+    sampling    sampling of the token
+    other       norms, rotary embedding, routing, and kernels that are not recognised by name
     host        gaps in which nothing runs, where the host launches each kernel
 
-Advice is given where the record says that it applies, with an estimate in which all that it does not change takes as
-long as now. Where only a bound is known, it is called so. No estimate is beyond the roof.
+Advice is given where the record shows that it applies. Its estimates assume that everything else takes as long as now;
+an upper bound is marked as one. No estimate exceeds the read roof.
 """
 
 import shlex
@@ -39,171 +41,181 @@ from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import valid_samples
 
 MIN_MOVED = 0.01
-"""Share of a step's bytes from which on it is said that more are moved."""
+"""Share of a step's bytes from which on it is mentioned that the engine moves more."""
 HALF = 0.5
-"""Share of a step from which on a part is called most of it."""
+"""Share of a step from which on a part is called most of the step."""
 SHORT_STEP_S = 200e-6
-"""Of a step that is called too short for bandwidth to bind it: launches of kernels and waiting for the host take so
-much by themselves."""
+"""Seconds below which a step is called too short to be bound by memory bandwidth: launches of kernels and waiting for
+the host alone take about as long."""
 STEADY_CLOCK = 0.05
-"""Difference between the highest and the lowest clock of the samples, from which on it is told."""
+"""Relative difference between the highest and the lowest clock from which on a note is made."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one run."""
+    """Explanation of one run's decode step."""
 
     title: str
+    """Model, weights, engine, batch and device of the run."""
     step_s: float
-    """Median decode step of the samples."""
+    """Median decode step of the samples, in seconds."""
     least_s: float
-    """What its bytes take at the read roof."""
+    """Seconds that the step's bytes take at the read roof."""
     mbu: float
+    """Memory bandwidth utilisation: share of the read roof that is reached."""
     tokens_per_s: float
+    """Decode tokens/s of the run."""
     most_tokens_per_s: float
+    """Decode tokens/s if each step took no longer than its bytes at the read roof."""
     limit: str
-    """The same in a sentence."""
+    """The numbers above in a sentence."""
     binding: str
-    """See `binding`."""
+    """How far the run is from that limit, and what binds it: see `binding`."""
     parts: list[Part] = field(default_factory=list)
-    """Which add up to `step_s`; empty without a breakdown."""
+    """Parts that add up to `step_s`; empty without a breakdown."""
     profiled_s: float | None = None
-    """The profiled step, of which the parts are shares."""
+    """Seconds of the profiled step, from which the parts are scaled; None without a breakdown."""
     host_overhead_s: float | None = None
-    """Of a whole call, what the host takes beyond prefill and steps: median."""
+    """Median seconds that a whole call takes beyond prefill and decode steps."""
     notes: list[str] = field(default_factory=list)
+    """What a reader must know to interpret the numbers."""
     advice: list[Advice] = field(default_factory=list)
-    """What is estimated to gain most comes first, what is not estimated after it, and other work last."""
+    """Changes that would help: those with the largest estimated gain first, then those without an estimate, and last
+    those that change the work."""
     more: str | None = None
-    """Command that would tell more, where there is no breakdown."""
+    """Command that would measure a breakdown; None if there is one."""
 
 
 def explain(result: Result) -> Explanation:
-    """Of a run that counts."""
+    """Return the explanation of a valid run."""
     step = Step(result)
     names = {group: result.config[group]["name"] for group in ("model", "engine")}
-    told = step.summary
+    mbu, now = step.summary["mbu"], step.summary[HEADLINE]
     most = step.step_tokens / step.least_s
-    found = step.result.breakdown
-    now = told[HEADLINE]
+    profiled = step.result.breakdown
     sources = ((*fewer_bytes(step), *another_engine(step), *settings(step)), other_work(step))
-    faster = [in_order(source, now) for source in sources]
+    advice = [item for source in sources for item in in_order(source, now)]
     command = [part for part in result.command if not part.startswith("task.breakdown=")]
     return Explanation(
         title=f"{names['model']}, {result.weights}, engine {names['engine']}, batch {step.batch}, "
         f"on {result.environment.device}",
         step_s=step.step_s,
         least_s=step.least_s,
-        mbu=told["mbu"],
-        tokens_per_s=told[HEADLINE],
+        mbu=mbu,
+        tokens_per_s=now,
         most_tokens_per_s=most,
-        limit=f"A decode step takes {micro(step.step_s)} and needs {giga(step.weights + step.kv)}{more_moved(step)}; "
-        f"at the read roof of {result.roof.gb_per_s:.4g} GB/s that takes {micro(step.least_s)}: MBU {told['mbu']:.1%}, "
-        f"{told[HEADLINE]:.4g} tokens/s of at most {most:.4g}.",
+        limit=f"A decode step takes {micro(step.step_s)} and needs {giga(step.weights + step.kv)}{more_moved(step)}, "
+        f"which take {micro(step.least_s)} at the read roof of {result.roof.gb_per_s:.4g} GB/s: MBU {mbu:.1%}, "
+        f"{now:.4g} of at most {most:.4g} tokens/s.",
         binding=binding(step),
-        parts=[] if found is None else list(partition(step)),
-        profiled_s=None if found is None else found.step_s,
-        host_overhead_s=beyond(result),
+        parts=[] if profiled is None else list(partition(step)),
+        profiled_s=None if profiled is None else profiled.step_s,
+        host_overhead_s=host_overhead(result),
         notes=list(notes(step)),
-        advice=[one for each in faster for one in each],
-        more=shlex.join([*command, "task.breakdown=true"]) if found is None else None,
+        advice=advice,
+        more=shlex.join([*command, "task.breakdown=true"]) if profiled is None else None,
     )
 
 
 def binding(step: Step) -> str:
-    """How far a run is from the limit of its device's memory, and what binds it, as far as its record shows that."""
+    """Return in words how far a run is from the limit of its device's memory bandwidth, and what binds it as far as its
+    record shows."""
     most = step.step_tokens / step.least_s
     rates = f"{number(step.summary[HEADLINE])} of at most {number(most)} tokens/s"
     return f"{step.summary['mbu']:.1%} of the memory limit ({rates}): {'; '.join(binds(step))}"
 
 
 def binds(step: Step) -> Iterator[str]:
-    """What makes a step as long as it is. Without a breakdown that is said of memory bandwidth alone."""
-    mbu, told_more = step.summary["mbu"], "task.breakdown=true shows what takes the time"
+    """Yield what makes a step as long as it is. Without a breakdown, only memory bandwidth can be judged."""
+    mbu, show_more = step.summary["mbu"], "task.breakdown=true shows what takes the time"
     if step.result.busy_kinds().get("speed"):
-        yield "the machine was busy with something else, so what binds this run on a quiet one is not known"
+        yield "the machine was busy with something else, so it is not known what binds this run on a quiet one"
     elif mbu > 1:
-        yield "faster than the read roof, so that has to be measured again (device.measure_roof=true)"
+        yield "faster than the read roof, which has to be measured again (device.measure_roof=true)"
     elif mbu >= NEAR_THE_ROOF:
-        yield "memory bandwidth binds, and hardly anything but fewer bytes per step can help"
+        yield "bound by memory bandwidth: hardly anything but fewer bytes per step can help"
     elif step.seconds:
         first, second = sorted(partition(step), key=lambda part: -part.seconds)[:2]
         what = "most" if first.seconds > HALF * step.step_s else "the largest part"
-        shares = [f"{NAMED[part.name]} ({part.seconds / step.step_s:.0%})" for part in (first, second)]
+        shares = [f"{PART_NAMES[part.name]} ({part.seconds / step.step_s:.0%})" for part in (first, second)]
         yield f"{what} of a step is {shares[0]}, then {shares[1]}"
     elif mbu >= HALF:
-        yield f"most of a step is memory bandwidth ({mbu:.0%}); of the rest, {told_more}"
+        yield f"most of a step is memory bandwidth ({mbu:.0%}); for the rest, {show_more}"
     else:
-        why = "the step is too short for memory bandwidth to bind" if step.step_s < SHORT_STEP_S else ""
-        yield f"{why or 'memory bandwidth does not bind'} ({micro(step.least_s)} of a step of {micro(step.step_s)})"
-        yield told_more
+        is_short = step.step_s < SHORT_STEP_S
+        what = "the step is too short to be bound by memory bandwidth" if is_short else "not bound by memory bandwidth"
+        yield f"{what} ({micro(step.least_s)} of a step of {micro(step.step_s)})"
+        yield show_more
     if throttling(valid_samples(step.result)) is not None:
-        yield "power or heat lowered the clocks"
+        yield "power or thermal throttling lowered the clocks"
 
 
-NAMED = {
+PART_NAMES = {
     "bytes": "memory bandwidth",
-    "boundaries": "what kernels over weights take beyond reading them: ramp-up, drain, launch gaps, arithmetic",
+    "boundaries": "kernel ramp-up/drain, launch gaps and arithmetic of the kernels that read weights",
     "attention": "attention",
     "sampling": "sampling",
     "other": "other kernels, such as norms",
     "host": "host overhead: gaps in which nothing runs",
 }
-"""Parts of a step, see the module, in words."""
+"""Parts of a step (see the module's docstring) in words."""
 
 
 def more_moved(step: Step) -> str:
-    """What the engine moves beyond that, in words; nothing where it is next to nothing."""
+    """Return in words what the engine moves beyond the bytes that a step needs; empty if that is negligible."""
     needed = step.weights + step.kv
     if step.moved <= needed * (1 + MIN_MOVED):
         return ""
-    return f" (its engine moves {giga(step.moved)}: padding, copies, or experts that nobody chose)"
+    return f" (its engine moves {giga(step.moved)}: padding, copies, or experts that were not chosen)"
 
 
-def beyond(result: Result) -> float:
-    """Of a call, by the host's clock, what is neither prefill nor a step: the calls themselves, and waiting."""
-    return float(np.median([one.call_s - one.ttft_s - sum(one.step_s) for one in valid_samples(result)]))
+def host_overhead(result: Result) -> float:
+    """Return the median seconds of a call, by the host's clock, that are neither prefill nor decode steps: launching
+    and waiting."""
+    return float(np.median([sample.call_s - sample.ttft_s - sum(sample.step_s) for sample in valid_samples(result)]))
 
 
 def notes(step: Step) -> Iterator[str]:
-    """What must be known to read the rest."""
-    if (told_busy := why_busy(step.result)) is not None:
-        yield f"It was {told_busy}."
-    if (told_idle := idle_neighbours(step.result)) is not None:
-        yield f"{told_idle}."
-    found, told = step.result.breakdown, step.summary
-    if found is None:
+    """Yield what a reader must know to interpret the numbers."""
+    if (busy := why_busy(step.result)) is not None:
+        yield f"The run was {busy}."
+    if (idle := idle_neighbours(step.result)) is not None:
+        yield f"{idle}."
+    profiled, mbu = step.result.breakdown, step.summary["mbu"]
+    if profiled is None:
         weights, kv = micro(step.weights / step.roof), micro(step.kv / step.roof)
-        yield f"At the roof, {weights} are the weights' and {kv} keys and values'; a breakdown would tell the rest."
+        yield (
+            f"At the read roof, the weights take {weights}, and keys and values {kv}; a breakdown would show the rest."
+        )
     else:
         yield (
-            f"The step at position {found.position} took {micro(found.step_s)} while it was profiled; its parts are "
-            f"scaled by {step.factor:.3f} to the samples' median."
+            f"The step at position {profiled.position} took {micro(profiled.step_s)} while profiled; its parts are "
+            f"scaled by {step.factor:.3f} to the samples' median step."
         )
         if step.kernels["matrices"] and step.matrix_bytes / step.roof > step.seconds["matrices"]:
             yield (
-                "The kernels that read weights were faster than the read roof: caches held some of it, or names tell "
-                "too few of them; so there are no boundaries to be told."
+                "The kernels that read weights were faster than the read roof: a cache held part of the weights, or "
+                "some of the kernels were not recognised by name. So no time is attributed to boundaries."
             )
         if not step.kernels["matrices"]:
-            yield "No kernel is known to read weights, so what reads them is among the others."
+            yield "No kernel was recognised as one that reads weights, so those that do are among the others."
         if any(launch.name.startswith("compiled graph ") for launch, _ in step.kernels["matrices"]):
             yield (
-                "A compiled graph is one operation on a CPU: attention and all else in it count among the boundaries."
+                "On a CPU, a compiled graph is one operation: attention and everything else in it count as boundaries."
             )
-    if (held_back := throttling(valid_samples(step.result))) is not None:
-        yield f"{held_back}. Cooler, or with more power, it may be faster."
-    states = [one.state for one in valid_samples(step.result) if one.state is not None]
+    if (throttled := throttling(valid_samples(step.result))) is not None:
+        yield f"{throttled}. It may be faster when cooler, or with a higher power limit."
+    states = [sample.state for sample in valid_samples(step.result) if sample.state is not None]
     clocks = [clock for state in states for clock in state.during("clock_mhz")]
     if clocks and max(clocks) > min(clocks) * (1 + STEADY_CLOCK):
-        yield f"The clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz between the samples' readings."
+        yield f"The clock varied from {min(clocks):.0f} to {max(clocks):.0f} MHz between readings."
     mixture = step.batch > 1 and bool(step.result.config["model"].get("n_experts"))
-    if mixture and any(one.experts_chosen is None for one in valid_samples(step.result)):
-        yield "The experts that its batch chose were not counted: bytes and MBU are the most there can be."
-    whole = float(np.median([one.call_s for one in valid_samples(step.result)]))
-    if (host := beyond(step.result)) > MIN_HOST * whole:
-        yield f"A whole call takes {micro(host)} of the host's time beyond prefill and steps, {host / whole:.1%} of it."
-    if told["mbu"] > 1:
-        yield "More than the read roof: measure it again, with device.measure_roof=true."
-    elif told["mbu"] >= NEAR_THE_ROOF:
-        yield f"At an MBU of {told['mbu']:.1%} hardly anything but fewer bytes can help."
+    if mixture and any(sample.experts_chosen is None for sample in valid_samples(step.result)):
+        yield "The experts chosen by the batch were not counted, so bytes and MBU are upper bounds."
+    call_s = float(np.median([sample.call_s for sample in valid_samples(step.result)]))
+    if (host := host_overhead(step.result)) > MIN_HOST * call_s:
+        yield f"A call takes {micro(host)} of host time beyond prefill and steps, {host / call_s:.1%} of the call."
+    if mbu > 1:
+        yield "The run is faster than the read roof: measure the roof again with device.measure_roof=true."
+    elif mbu >= NEAR_THE_ROOF:
+        yield f"At an MBU of {mbu:.1%}, hardly anything but fewer bytes can help."

@@ -1,12 +1,12 @@
-"""Recorded runs against a baseline: whether anything is worse beyond noise.
+"""Regression gate: whether recorded runs are worse than a baseline beyond noise.
 
-Several runs of one configuration count as one value each; where both sides are single runs, their samples do, in an
-interval widened by what starts of the same thing differ by. A metric fails where the whole 95% interval of new over
-baseline lies beyond the margin of its kind, on the worse side. Where both sides have one value there is no interval: it
-fails where it is worse by more than the margin.
+Each of several runs of one configuration counts as one value. If both sides are a single run, their samples are
+compared, and the interval is widened by process-to-process variance. A metric fails if the whole 95% confidence
+interval of new / baseline lies beyond the margin of its kind on the worse side. If both sides are a single value, there
+is no interval, and the metric fails if it is worse by more than the margin.
 
-What does not fail need not be as good: few runs have a wide interval. A metric that may be worse by more than the
-margin is told as undecided.
+A metric that passes need not be as good as the baseline: few runs give a wide interval. A metric that may be worse by
+more than the margin is undecided.
 """
 
 import math
@@ -48,85 +48,93 @@ from gptbench.schema.sample import Sample, throttling
 from gptbench.schema.statistics import valid_samples
 
 OUTDATED = "not compared: recorded as the median of the samples' own percentiles; record the baseline again"
-"""Of a metric that a baseline has by another definition than gptbench's."""
+"""Reason for not comparing a metric that the baseline has by an earlier definition."""
 ONE_PROMPT = (
-    "recorded with one prompt for all rows of the batch, and now each has its own: record it again, or with "
-    "workload.same_prompt=true for the same work"
+    "recorded with one prompt for all rows of the batch, and now each row has its own: record it again, or measure "
+    "with workload.same_prompt=true to do the same work"
 )
-"""Of a row that a run would belong to, were it for that."""
+"""Reason for not comparing a row that a run would belong to but for its prompts."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One metric of a row of the baseline, or what hindered the row."""
+    """Comparison of one metric of a baseline's row, or the reason why the row could not be compared."""
 
     row: str
+    """Name of the row."""
     metric: str | None
-    """None where nothing of the row was compared."""
+    """Name of the metric; None if nothing of the row was compared."""
     failed: bool
-    told: str
-    """In a sentence; empty where there is nothing to say."""
+    """Whether the gate fails because of it."""
+    reason: str
+    """Explanation of the outcome in a sentence; empty if there is nothing to explain."""
     baseline: float | None = None
+    """The baseline's value, in the metric's unit."""
     now: float | None = None
+    """The runs' value, in the metric's unit."""
     ratio: Ratio | None = None
-    """New over baseline."""
+    """New / baseline with its interval; None if not compared."""
     verdict: Verdict | None = None
-    of: str = ""
-    """What the interval is of: `3 runs and 1 run`."""
+    """What can be said of the runs; None if not compared."""
+    basis: str = ""
+    """Values that the interval is computed from: `3 runs and 1 run`."""
     possible: dict[Verdict, float] = field(default_factory=dict)
-    """Of what is undecided, by up to which share it may be less, and more."""
-    starts: ProcessSpread | None = None
-    """What the interval is widened by, of single starts."""
+    """Changes that an undecided ratio leaves possible, each with the largest share it may amount to."""
+    process_spread: ProcessSpread | None = None
+    """Process-to-process variance by which the interval is widened, where each side is a single run; else None."""
 
     @property
     def undecided(self) -> bool:
-        """Whether it may be worse, although nothing shows that it is; or there is no verdict."""
+        """Whether the metric may be worse without being shown to be, or has no verdict as the machine was busy."""
         return self.verdict is Verdict.busy or any(word.is_worse for word in self.possible)
 
     def withheld(self, kinds: Collection[str], why: str) -> "Check":
-        """The same from a busy machine: without a verdict, if it is of these kinds of metrics."""
+        """Return the check without a verdict if its metric is of a kind that the busy machine may have affected."""
         kind = None if self.metric is None else metric_of(self.metric).kind
         if self.ratio is None or kind is None or kind.name not in kinds:
             return self
-        return replace(self, failed=False, told=f"no verdict: {why}", verdict=Verdict.busy, possible={})
+        return replace(self, failed=False, reason=f"no verdict: {why}", verdict=Verdict.busy, possible={})
 
 
 @dataclass(frozen=True)
 class Gate:
-    """All rows of a baseline."""
+    """Outcome of holding runs against all rows of a baseline."""
 
     checks: list[Check]
+    """Comparison of each metric of each row."""
     differences: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Versions that differ: the baseline's and those now."""
+    """Versions that differ, by name: the baseline's and those of the runs."""
     left_out: list[tuple[Path, str]] = field(default_factory=list)
-    """Records that are of no row, and why."""
+    """Records that belong to no row, each with the reason."""
     remarks: list[str] = field(default_factory=list)
-    """What a reader must know beside the checks: samples that were throttled."""
+    """Caveats to the checks, such as throttled samples or a busy machine."""
 
     @property
     def failed(self) -> list[Check]:
+        """Checks that make the gate fail."""
         return [check for check in self.checks if check.failed]
 
     @property
     def worse(self) -> list[Check]:
-        """Those of the failed that were compared."""
+        """Failed checks whose metric was compared, and is worse."""
         return [check for check in self.failed if check.ratio is not None]
 
     @property
     def undecided(self) -> list[Check]:
+        """Checks whose metric may be worse, or has no verdict."""
         return [check for check in self.checks if check.undecided]
 
     @property
     def busy(self) -> list[str]:
-        """Rows without a verdict, as the machine was busy."""
+        """Names of the rows that have no verdict because the machine was busy."""
         return list(dict.fromkeys(check.row for check in self.checks if check.verdict is Verdict.busy))
 
 
 def margins_of(config: BaselineConfig) -> dict[str, float]:
-    """By name of the kind.
+    """Return the margin of each kind of metric, as a share: the baseline's, or by default the kind's.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: the baseline has a margin for an unknown kind.
     """
     known = {name: kind.margin for name, kind in KINDS.items()}
     for name, margin in config.margins.items():
@@ -136,122 +144,125 @@ def margins_of(config: BaselineConfig) -> dict[str, float]:
 
 
 def require_rows(config: BaselineConfig) -> None:
-    """Raises UserError for a baseline that nothing can be held against."""
+    """Raise UserError if a baseline has no rows."""
     margins_of(config)
     if not config.rows:
-        raise UserError(f"baseline {config.name}: it has no rows; gptbench gate --record FILE RUN makes one that has")
+        raise UserError(
+            f"baseline {config.name}: it has no rows to compare with; gptbench gate --record FILE RUN records one"
+        )
 
 
 def require_device(config: BaselineConfig, here: Environment) -> None:
-    """Raises UserError where a number is of another device than the baseline's, power limit, or part of a CPU."""
+    """Raise UserError if the device, its power limit, or the number of a CPU's cores is not the baseline's."""
     there, now = baseline_place(config), Place.of(here).kind
     if now["device"] != there["device"]:
         raise UserError(
-            f"baseline {config.name} is of {config.device}, and this is {here.device}: never compared across devices"
+            f"baseline {config.name} was recorded on {config.device}, and this is {here.device}: numbers are never "
+            "compared across devices"
         )
     if now["power_limit_w"] != there["power_limit_w"]:
         raise UserError(
-            f"baseline {config.name} is of {config.device} at {power_limit_text(config.power_limit_w)}, and this is at "
-            f"{power_limit_text(here.power_limit_w)}: never compared across power limits"
+            f"baseline {config.name} was recorded on {config.device} at {power_limit_text(config.power_limit_w)}, and "
+            f"this is at {power_limit_text(here.power_limit_w)}: numbers are never compared across power limits"
         )
     if now.get("cores", config.cores) != config.cores:
         raise UserError(
-            f"baseline {config.name} is of {config.cores} cores of {config.device}, and this is of {here.cores}: never "
-            "compared across devices"
+            f"baseline {config.name} was recorded on {config.cores} cores of {config.device}, and this is "
+            "{here.cores}: numbers are never compared across devices"
         )
 
 
 def baseline_place(config: BaselineConfig) -> dict[str, Any]:
-    """As `Place.kind` has it, of a CPU with its cores."""
+    """Return the device and power limit of a baseline, as in `Place.kind`."""
     return {"device": config.device, "power_limit_w": whole_watts(config.power_limit_w)}
 
 
 def power_limit_text(limit: float | None) -> str:
+    """Return a power limit, in watts, in words."""
     return "no known power limit" if limit is None else f"{limit:g} W"
 
 
 def gate(
     config: BaselineConfig,
-    found: Sequence[SelectedRecord],
+    selected: Sequence[SelectedRecord],
     failed_rows: Sequence[tuple[str, str]] = (),
     partial: bool = False,
     history: History = NO_HISTORY,
     even_if_busy: bool = False,
 ) -> Gate:
-    """Holds runs against a baseline. Of a row's runs those from a busy machine are left out; where there are no others,
-    or the baseline's own were such, there is no verdict on what that changes.
+    """Hold runs against a baseline. Runs from a busy machine are left out if their row has others. If it has none, or
+    the baseline itself was recorded on a busy machine, the metrics that the load may have affected get no verdict.
 
     Args:
-        found: recorded runs.
-        hindered: rows that could not be measured, and why.
-        partial: whether rows without a run are left out; else they fail.
-        history: recorded runs that say what single starts differ by.
-        even_if_busy: whether runs from a busy machine count as any others.
+        selected: recorded runs.
+        failed_rows: rows that could not be measured, each with the reason; they fail.
+        partial: whether rows without a run are skipped; else they fail.
+        history: recorded runs from which process-to-process variance is estimated.
+        even_if_busy: whether runs from a busy machine count like any others.
 
     Raises:
-        UserError: the baseline has no rows, or a run is of another device.
+        UserError: the baseline has no rows, or a run was measured on another device.
     """
     require_rows(config)
     baseline = Baseline(config)
     runs: dict[str, list[SelectedRecord]] = {name: [] for name in config.rows}
     checks = [Check(row, None, True, why) for row, why in failed_rows]
     left_out = []
-    of_one_prompt: set[str] = set()
+    one_prompt_rows: set[str] = set()
     results = []
-    for each in found:
-        result = each.record
+    for entry in selected:
+        result = entry.record
         if not isinstance(result, Result):
-            left_out.append((each.path, "no single run of a model"))
+            left_out.append((entry.path, "not a single run of a model"))
             continue
         require_device(config, result.environment)
         results.append(result)
         if (row := baseline.row_of(result)) is None:
-            reason = "the baseline has no row of what it measured"
+            reason = "the baseline has no row for what it measured"
             if result.prompts and (row := baseline.row_of(replace(result, prompts=[]))) is not None:
-                of_one_prompt.add(row)
+                one_prompt_rows.add(row)
                 reason = f"{row} was {ONE_PROMPT}"
-            left_out.append((each.path, reason))
+            left_out.append((entry.path, reason))
         elif (wrong := result.problem()) is not None:
-            checks.append(Check(row, None, True, f"{each.path}: {wrong}"))
+            checks.append(Check(row, None, True, f"{entry.path}: {wrong}"))
         else:
-            runs[row].append(each)
-    told = {check.row for check in checks}
+            runs[row].append(entry)
+    failed_already = {check.row for check in checks}
     remarks = []
-    busy_ones: list[tuple[SelectedRecord, str]] = []
-    for row, of_row in runs.items():
-        counting = of_row if even_if_busy else without_busy_runs(of_row, busy_ones)
-        own = of_kind(Result, [each.record for each in counting])
-        if own:
-            now = "; ".join(dict.fromkeys(why for result in own if (why := why_busy(result)) is not None))
-            marked = {"baseline": config.rows[row].busy, "now": now}
-            told_busy = [f"{which}, {why}" for which, why in marked.items() if why]
-            remarks += [f"{row}: {why}" for why in told_busy]
-            found_here = row_checks(config, row, own, history)
-            if told_busy and not even_if_busy:
-                kinds = {kind for result in own for kind in result.busy_kinds()}
+    busy_runs: list[tuple[SelectedRecord, str]] = []
+    for row, row_runs in runs.items():
+        counted = row_runs if even_if_busy else without_busy_runs(row_runs, busy_runs)
+        row_results = of_kind(Result, [entry.record for entry in counted])
+        if row_results:
+            busy_now = "; ".join(dict.fromkeys(why for result in row_results if (why := why_busy(result)) is not None))
+            busy = {"baseline": config.rows[row].busy, "now": busy_now}
+            busy_reasons = [f"{side}, {why}" for side, why in busy.items() if why]
+            remarks += [f"{row}: {why}" for why in busy_reasons]
+            of_row = row_checks(config, row, row_results, history)
+            if busy_reasons and not even_if_busy:
+                kinds = {kind for result in row_results for kind in result.busy_kinds()}
                 if config.rows[row].busy is not None:
                     kinds |= set(config.rows[row].busy_kinds or PHASES)
-                found_here = [check.withheld(kinds, "; ".join(told_busy)) for check in found_here]
-            checks += found_here
-            for which, held_back in (("baseline", config.rows[row].throttled), ("now", throttling(samples_of(own)))):
-                if held_back is not None:
-                    remarks.append(f"{row}: {which}, {held_back}")
-        elif row not in told:
-            reason = f"it was {ONE_PROMPT}" if row in of_one_prompt else "it was not measured"
+                of_row = [check.withheld(kinds, "; ".join(busy_reasons)) for check in of_row]
+            checks += of_row
+            throttled = {"baseline": config.rows[row].throttled, "now": throttling(samples_of(row_results))}
+            remarks += [f"{row}: {side}, {what}" for side, what in throttled.items() if what is not None]
+        elif row not in failed_already:
+            reason = f"it was {ONE_PROMPT}" if row in one_prompt_rows else "it was not measured"
             checks.append(Check(row, None, not partial, reason))
-    left_out += [(each.path, why) for each, why in busy_ones]
+    left_out += [(entry.path, why) for entry, why in busy_runs]
     return Gate(checks, differences(config, results), left_out, remarks)
 
 
 def is_of_single_run(row: BaselineRow) -> bool:
-    """Whether its numbers are of the samples of one."""
+    """Return whether a row holds the samples of a single run."""
     return any(metric.of == "samples" for metric in row.metrics.values())
 
 
 def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: History = NO_HISTORY) -> list[Check]:
-    """Of a row with runs, every metric that the baseline has."""
+    """Return the check of every metric that a row has, for a row with runs."""
     margins = margins_of(config)
-    held_back = throttling(samples_of(runs)) or ""
+    throttled = throttling(samples_of(runs)) or ""
     checks = []
     for name, before in config.rows[row].metrics.items():
         metric = metric_of(name)
@@ -263,29 +274,29 @@ def row_checks(config: BaselineConfig, row: str, runs: list[Result], history: Hi
             continue
         now = baseline_metric_of(runs, metric, by_run=len(runs) > 1 or before.of == "runs")
         if now is not None:
-            starts = history.spread(name, runs) if before.of == now.of == "samples" else None
+            spread = history.spread(name, runs) if before.of == now.of == "samples" else None
             exact = metric.is_counted and runs[0].environment.on_gpu
-            outcome = check(row, metric, before, now, margins[metric.kind.name], starts, exact)
-            if outcome.failed and held_back:
-                outcome = replace(outcome, told=f"{outcome.told}; {held_back}")
+            outcome = check(row, metric, before, now, margins[metric.kind.name], spread, exact)
+            if outcome.failed and throttled:
+                outcome = replace(outcome, reason=f"{outcome.reason}; {throttled}")
             checks.append(outcome)
             continue
-        must = is_required(metric, runs[0])
-        told = "the baseline has it, and the run has not"
-        if not must:
-            told += ": it depends on what the compile cache held"
-        checks.append(Check(row, name, must, told, before.value))
+        required = is_required(metric, runs[0])
+        reason = "the baseline has it, but the run does not"
+        if not required:
+            reason += ": it depends on what the compile cache held"
+        checks.append(Check(row, name, required, reason, before.value))
     return checks
 
 
 def samples_of(runs: list[Result]) -> list[Sample]:
-    """The valid ones."""
+    """Return the valid samples of some runs."""
     return [sample for result in runs for sample in valid_samples(result)]
 
 
 def is_required(metric: Metric, result: Result) -> bool:
-    """Whether a run must have what the baseline has. What it measured is the same, so all but compile times: without a
-    cache of its own, a run may meet a cold one or a warm one."""
+    """Return whether a run must have a metric that the baseline has. It measured the same, so it must have all but
+    compile times: a run without a private compile cache may find a shared one cold or warm."""
     return metric.asked_by is None or bool(result.config["engine"].get(metric.asked_by))
 
 
@@ -295,48 +306,60 @@ def check(
     before: BaselineMetric,
     now: BaselineMetric,
     margin: float,
-    starts: ProcessSpread | None = None,
+    process_spread: ProcessSpread | None = None,
     exact: bool = False,
 ) -> Check:
-    """One metric that both have.
+    """Return the comparison of a metric that both the baseline and the runs have.
 
     Args:
-        starts: what they differ by, where both are samples of a single one.
-        exact: whether starts of the same thing do not differ in it.
+        margin: smallest relative difference that counts.
+        process_spread: process-to-process variance, where both sides are the samples of a single run.
+        exact: whether processes that measure the same thing do not differ in it.
     """
     before, now = both_as_runs(before, now)
     ratio = ratio_of_groups(*(Moments(float(np.log(one.value)), one.spread**2, one.count) for one in (before, now)))
     if exact:
         ratio = exact_ratio(ratio)
-    elif starts is not None:
-        ratio = widened_by_process_spread(ratio, starts.value, starts.freedom)
-    outcome, may_be = verdict(ratio, metric, margin), possible_changes(ratio, metric, margin)
-    told = ""
+    elif process_spread is not None:
+        ratio = widened_by_process_spread(ratio, process_spread.value, process_spread.freedom)
+    outcome, possible = verdict(ratio, metric, margin), possible_changes(ratio, metric, margin)
+    reason = ""
     if outcome is Verdict.unknown:
-        told = f"one value each, so by the margin of {100 * margin:.3g}% alone"
+        reason = f"one value each, judged by the margin of {100 * margin:.3g}% alone"
         if side := exact_ratio(ratio).beyond(margin):
             outcome = Verdict(metric.words[side > 0])
     elif outcome is Verdict.undecided and before.of == "tokens":
-        # Of the same tokens: between them they differ by far more than two runs do. So the mean itself tells.
-        may_be = shares_beyond_noise(exact_ratio(ratio), metric, margin)
-        outcome = Verdict.undecided if may_be else Verdict.noise
+        # Both means are over the same tokens, which differ from each other by far more than two runs do. So an interval
+        # over tokens is too wide, and the ratio of the means decides.
+        possible = shares_beyond_noise(exact_ratio(ratio), metric, margin)
+        outcome = Verdict.undecided if possible else Verdict.noise
     if outcome.is_worse:
         much = f"{abs(ratio.value - 1):.2%} {'more' if ratio.value > 1 else 'less'} than the baseline"
         if ratio.low is not None and ratio.high is not None:
             low, high = sorted((abs(ratio.low - 1), abs(ratio.high - 1)))
-            told = f"95% interval {low:.2%} to {high:.2%}, margin {100 * margin:.3g}%"
-        told = f"{outcome.value}: {much} ({told})"
-    elif may_be:
-        told = f"undecided: up to {in_words(may_be)} is possible"
-    counted = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
+            reason = f"95% interval {low:.2%} to {high:.2%}, margin {100 * margin:.3g}%"
+        reason = f"{outcome.value}: {much} ({reason})"
+    elif possible:
+        reason = f"undecided: up to {in_words(possible)} is possible"
+    basis = " and ".join(f"{one.count} {one.of if one.count > 1 else one.of[:-1]}" for one in (before, now))
     return Check(
-        row, metric.name, outcome.is_worse, told, before.value, now.value, ratio, outcome, counted, may_be, starts
+        row,
+        metric.name,
+        outcome.is_worse,
+        reason,
+        before.value,
+        now.value,
+        ratio,
+        outcome,
+        basis,
+        possible,
+        process_spread,
     )
 
 
 def both_as_runs(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineMetric, BaselineMetric]:
-    """Both, where one is of samples and the other of runs: a run's samples vary by less than runs do, so all of them
-    count as one run."""
+    """Return both; if one is of samples and the other of runs, the samples count as one run, because they vary by less
+    than runs do."""
     if {before.of, now.of} != {"samples", "runs"}:
         return before, now
     first, second = (
@@ -346,25 +369,26 @@ def both_as_runs(before: BaselineMetric, now: BaselineMetric) -> tuple[BaselineM
 
 
 def baseline_metric_of(runs: list[Result], metric: Metric, by_run: bool) -> BaselineMetric | None:
-    """What is kept of a metric of runs of one configuration; None where not all of them have it, or it is 0.
+    """Return a metric of runs of one configuration as a baseline keeps it; None if a run does not have it, or it is 0.
 
     Args:
-        by_run: whether each run is one value, where its samples could be several.
+        by_run: whether each run counts as one value, even where its samples could be several.
     """
-    # Means over tokens change with every order of summing: their spread between tokens counts. Perplexity's would hide
-    # any loss: it stays one value.
+    # Means over tokens change with the order of summation, so the spread between tokens is kept for them. Perplexity's
+    # would hide any loss: it is kept as one value.
     if metric.per_token is not None and not metric.per_token.is_logarithm:
         return token_metric_of(runs[0], metric, metric.per_token)  # the same in every run
     by_run = by_run or not metric.varies_in_run
-    found = metric_moments(runs, metric, by_run)
-    if found is None or found.count < len(runs) or not math.isfinite(found.mean):
+    moments = metric_moments(runs, metric, by_run)
+    if moments is None or moments.count < len(runs) or not math.isfinite(moments.mean):
         return None
     of = "runs" if by_run else "samples"
-    return BaselineMetric(value=float(np.exp(found.mean)), spread=found.variance**0.5, count=found.count, of=of)
+    return BaselineMetric(value=float(np.exp(moments.mean)), spread=moments.variance**0.5, count=moments.count, of=of)
 
 
 def token_metric_of(result: Result, metric: Metric, per_token: PerToken) -> BaselineMetric | None:
-    """Of a mean over tokens; the spread is relative to it, which to first order is that of the logarithms."""
+    """Return a mean over tokens as a baseline keeps it. Its spread is relative to the mean, which to first order is the
+    spread of the logarithms."""
     value = result.summary.get(metric.name)
     if result.quality is None or value is None or not value > 0:
         return None
@@ -374,11 +398,11 @@ def token_metric_of(result: Result, metric: Metric, per_token: PerToken) -> Base
 
 
 def differences(config: BaselineConfig, results: list[Result]) -> dict[str, tuple[str, str]]:
-    """Driver, commit and versions that are not the baseline's."""
+    """Return the driver, commit and library versions that are not the baseline's, with the values of both."""
     before = {"driver": config.driver, "commit": config.commit} | dict(config.versions)
-    told = {}
+    differing = {}
     for name, value in before.items():
         now = sorted({str(Place.of(result.environment).versions.get(name)) for result in results})
         if now and now != [str(value)]:
-            told[name] = str(value), " / ".join(now)
-    return told
+            differing[name] = str(value), " / ".join(now)
+    return differing

@@ -100,7 +100,7 @@ def experiments(found: Iterable[SelectedRecord], baseline: Baseline, implementat
     for each in found:
         record = each.record
         if (wrong := record.problem()) is not None:
-            raise UserError(f"{each.path}: it does not count: {wrong}")
+            raise UserError(f"{each.path}: not a valid measurement: {wrong}")
         own = [row for run in of_kind(Result, [record]) for row in of_model(run, baseline)]
         own += [row for run in of_kind(KernelResult, [record]) for row in of_kernels(run, baseline, implementation)]
         if not own:
