@@ -82,7 +82,7 @@ def test_in_the_report_in_explain_and_in_the_export() -> None:
     page = html([SelectedRecord(Path("a"), compiling)], [], "title", [], "now")
     assert "busy machine: while it compiled, other processes used" in page
     assert "3 of 3, busy machine" not in page, "its samples are not"
-    assert explain(loaded()).notes[0] == f"It was {TOLD}."
+    assert explain(loaded()).notes[0] == f"The run was {TOLD}."
     assert not any("busy" in note for note in explain(measured()).notes)
     lines = rendered([Export.of(found).table()], "csv").splitlines()
     assert [REASON in line for line in lines] == [False, True, False]

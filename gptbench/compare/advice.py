@@ -89,7 +89,7 @@ def saving(step: Step, change: str, fewer: float, what: str, caveat: str = "") -
         caveat: what else to know, appended to the reason.
     """
     seconds = fewer / step.roof
-    why = f"reads {giga(fewer)} less of {what}: {micro(seconds)} at the read roof, all else unchanged{caveat}"
+    why = f"saves reading {giga(fewer)} of {what}: {micro(seconds)} at the read roof, all else unchanged{caveat}"
     return Advice(change, why, step.without(seconds, fewer))
 
 

@@ -168,7 +168,7 @@ def require_device(config: BaselineConfig, here: Environment) -> None:
     if now.get("cores", config.cores) != config.cores:
         raise UserError(
             f"baseline {config.name} was recorded on {config.cores} cores of {config.device}, and this is "
-            "{here.cores}: numbers are never compared across devices"
+            f"{here.cores}: numbers are never compared across devices"
         )
 
 
