@@ -16,7 +16,7 @@ from gptbench.kernels.attention import Attend
 from gptbench.kernels.launch import supports_pdl
 from gptbench.kernels.matrix import Encoding
 from gptbench.kernels.op import tensors
-from gptbench.kernels.split_kv import Scratch, SplitKVPlan, combined_at_once
+from gptbench.kernels.split_kv import SplitKVPlan, SplitKVScratch, chunks_per_merge
 from gptbench.model import KeyValueCache
 from gptbench.model.transformer import Attention
 from tests.models import DENSE, GQA, QWEN, WINDOW, model_name, relative_error, rotation_table
@@ -59,7 +59,7 @@ class Inputs:
     v_cache: Tensor
     window: int
 
-    def op(self, scratch: Scratch, out: Activation) -> Attend:
+    def op(self, scratch: SplitKVScratch, out: Activation) -> Attend:
         return Attend(**vars(self), scratch=scratch, out=out)
 
     @property
@@ -82,9 +82,9 @@ class Inputs:
             tensor.fill_(POISON if tensor.dtype == torch.int32 else math.nan)
         return out
 
-    def scratch(self, plan: SplitKVPlan) -> Scratch:
+    def scratch(self, plan: SplitKVPlan) -> SplitKVScratch:
         """Poisoned, where it may be."""
-        scratch = Scratch.empty(plan, *self.shape, DEVICE)
+        scratch = SplitKVScratch.empty(plan, *self.shape, DEVICE)
         for tensor in (scratch.acc_partials, scratch.m_partials, scratch.l_partials):
             tensor.fill_(math.nan)
         return scratch
@@ -415,7 +415,7 @@ def test_what_a_window_hides_is_not_read(plan: SplitKVPlan, per_query_head: bool
 @pytest.mark.parametrize(("heads", "programs"), [(32, 5), (4, 33)])
 def test_more_programs_than_are_combined_at_once(heads: int, programs: int) -> None:
     """Of heads of width 128 that share a key."""
-    assert combined_at_once(heads, 128) == programs - 1
+    assert chunks_per_merge(heads, 128) == programs - 1
     check(make_inputs(1, heads, 1, 128, 16 * programs, 16 * programs - 5), SplitKVPlan(programs, 16, 4), programs)
 
 

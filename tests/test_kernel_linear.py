@@ -17,7 +17,7 @@ from gptbench.kernels.linear import Linear
 from gptbench.kernels.matrix import Encoding, Matrix
 from gptbench.kernels.norm import Norm
 from gptbench.kernels.op import Op, tensors
-from gptbench.kernels.route import Route, RouterPartials, Routing, Scratch
+from gptbench.kernels.route import Route, RouterPartials, RouteScratch, Routing
 from gptbench.kernels.swiglu import SwiGLU
 from gptbench.kernels.tile_config import TileConfig
 from gptbench.quant import Int8, Unquantised, WeightFormat
@@ -221,7 +221,7 @@ def test_route(reference: bool, experts: int, active: int, batch: int, parts: in
     x, width = normal(batch, 96, seed=1), 96
     norm = Norm(squares_of(x, parts), width, EPS)
     router_partials = RouterPartials(torch.empty(experts, width), normal(batch, parts, experts, seed=2) * parts**-0.5)
-    routing, scratch = Routing.empty(batch, experts, active, DEVICE), Scratch.empty(batch, experts, DEVICE)
+    routing, scratch = Routing.empty(batch, experts, active, DEVICE), RouteScratch.empty(batch, experts, DEVICE)
     for launch in (1, 2):  # the second time, what the first left behind must not matter
         routing.expert_ids.fill_(77)
         routing.expert_weights.fill_(NAN)
@@ -245,7 +245,7 @@ def test_route(reference: bool, experts: int, active: int, batch: int, parts: in
 @BOTH
 def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
     router_partials = RouterPartials(torch.empty(experts, 16), torch.full((1, 4, experts), 0.25, device=DEVICE))
-    routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
+    routing, scratch = Routing.empty(1, experts, 2, DEVICE), RouteScratch.empty(1, experts, DEVICE)
     run(Route(router_partials, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), routing, scratch), reference)
     assert routing.expert_ids.tolist() == [0, 1]
     assert routing.expert_weights.tolist() == [[0.5], [0.5]]
@@ -257,7 +257,7 @@ def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
 def test_a_vote_that_is_no_number_is_not_lost(reference: bool, value: float, experts: int) -> None:
     router_partials = RouterPartials(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
     router_partials.partial_logits[0, 2, 5] = value
-    routing, scratch = Routing.empty(1, experts, 2, DEVICE), Scratch.empty(1, experts, DEVICE)
+    routing, scratch = Routing.empty(1, experts, 2, DEVICE), RouteScratch.empty(1, experts, DEVICE)
     run(Route(router_partials, Norm(torch.ones(1, 4, device=DEVICE), 16, EPS), routing, scratch), reference)
     assert not torch.isfinite(routing.expert_weights).all()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptbench.kernels import sample as module
 from gptbench.kernels.launch import supports_pdl
-from gptbench.kernels.maxima import CHUNK, Maxima, Scratch
+from gptbench.kernels.maxima import CHUNK, Maxima, MaximaScratch
 from gptbench.kernels.sample import SampleToken
 from gptbench.kernels.sample_reference import sample_reference
 from tests.pairwise import for_each
@@ -92,8 +92,8 @@ def between_poison(logits: Tensor) -> Tensor:
     return inner.copy_(logits)
 
 
-def poisoned_scratch(batch: int, vocab: int, chunk: int = CHUNK) -> Scratch:
-    scratch = Scratch.empty(batch, vocab, DEVICE, chunk)
+def poisoned_scratch(batch: int, vocab: int, chunk: int = CHUNK) -> MaximaScratch:
+    scratch = MaximaScratch.empty(batch, vocab, DEVICE, chunk)
     scratch.maxima.fill_(torch.nan)
     scratch.chunks.fill_(2**31 - 1)
     return scratch
@@ -121,7 +121,7 @@ def launch(
     chosen: list[Tensor],
     stops: Tensor,
     step: Step,
-    scratch: Scratch,
+    scratch: MaximaScratch,
     pdl: bool = False,
 ) -> None:
     Maxima(logits, scratch).launch(pdl)

@@ -11,7 +11,7 @@ from gptbench.config import ModelConfig
 from gptbench.config.targets import instantiate
 from gptbench.engine import Shape
 from gptbench.engine.fused import Fused
-from gptbench.kernels.launch import Builders, compile_only, launch
+from gptbench.kernels.launch import CompileExecutor, compile_only, launch
 from gptbench.measure.compilation import CompileWatch
 from gptbench.sampling import Sampler
 from tests.models import DENSE, MOE, make_model
@@ -68,12 +68,12 @@ class Compiled:
 def test_what_launches_a_kernel_is_built_with_it() -> None:
     finished: list[Compiled] = []
     with ThreadPoolExecutor(2) as threads:
-        with triton.AsyncCompileMode(Builders(threads)) as mode:
+        with triton.AsyncCompileMode(CompileExecutor(threads)) as mode:
             for number in range(6):  # three kernels, asked for twice
                 mode.submit(number % 3, lambda: Compiled(fails=False), finished.append)
         assert len(finished) == 3
         assert all(kernel.built for kernel in finished)
-        future = Builders(threads).submit(lambda: Compiled(fails=True))
+        future = CompileExecutor(threads).submit(lambda: Compiled(fails=True))
         with pytest.raises(triton.runtime.errors.OutOfResources, match="300000"):
             future.result()
 

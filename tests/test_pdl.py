@@ -123,7 +123,7 @@ class Copy(Op):
     def writes(self) -> tuple[Any, ...]:
         return (self.to,)
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return 0
 
     def shape(self) -> dict[str, int]:

@@ -143,7 +143,9 @@ class DecodeStep:
         heads = spec.heads, spec.kv_heads, spec.head_dim
         itemsize = self.model.dtype.itemsize
         plan = SplitKVPlan.choose(self.batch, *heads, cache.length, spec.window, itemsize, self.processors)
-        scratch = self.shared((plan, heads), lambda: split_kv.Scratch.empty(plan, self.batch, *heads, self.device))
+        scratch = self.shared(
+            (plan, heads), lambda: split_kv.SplitKVScratch.empty(plan, self.batch, *heads, self.device)
+        )
         op = Attend(
             qkv, q_norm, k_norm, eps, table.cos, table.sin, self.state.position,
             cache.keys, cache.values, spec.window, scratch, self.attended(core), role="attention",
@@ -183,7 +185,7 @@ class DecodeStep:
             return None
         experts, device = mixture.experts, self.device
         routing = Routing.empty(self.batch, experts, mixture.active, device, self.model.experts_counter)
-        scratch = self.shared(("router", experts), lambda: router.Scratch.empty(self.batch, experts, device))
+        scratch = self.shared(("router", experts), lambda: router.RouteScratch.empty(self.batch, experts, device))
         self.ops.append(Route(router_partials, norm, routing, scratch, role="route"))
         return routing
 
@@ -217,7 +219,7 @@ class DecodeStep:
         """The logits, and the token that is drawn from them."""
         state = self.state
         self.linear("head", norm, self.model.head, None, state.logits)
-        scratch = maxima.Scratch.empty(self.batch, self.config.vocab_size, self.device)
+        scratch = maxima.MaximaScratch.empty(self.batch, self.config.vocab_size, self.device)
         self.ops.append(Maxima(state.logits, scratch, role="maxima"))
         op = SampleToken(
             state.logits, state.uniform, *self.sampler.settings, self.sampler.stops, state.stopped,

@@ -1,1 +1,1 @@
-"""Our own Triton kernels: one file each, and in it a reference in plain PyTorch."""
+"""gptbench's Triton kernels: one file each, with a reference in plain PyTorch."""

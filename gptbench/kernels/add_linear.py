@@ -1,8 +1,8 @@
-"""Matrix times vector, added to the residual stream: the ends of the attention and of the feed-forward network.
+"""Matrix-vector product added to the residual stream: the end of the attention and of the feed-forward network.
 
-The program that has a new part of the residual stream also multiplies it with the gain of the norm that comes next, and
-adds up its squares: what the next kernel needs of the norm. Where a mixture comes next, it multiplies it with the
-router's matrix, too (see `route`).
+The epilogue does what the next kernel needs of the next RMSNorm: the CTA that holds a new part of the residual stream
+multiplies it with the next norm's weight and reduces its sum of squares. Where a mixture comes next, it also multiplies
+the part with the router's matrix (see `route`).
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
-from gptbench.kernels.mainloop import Shape, mainloop, of_expert, preloaded, stored
+from gptbench.kernels.launch import launch, name_with_shape, pdl_wait_and_trigger
+from gptbench.kernels.mainloop import GemvShape, expert_slice, mainloop, preload_tiles, weight_argument
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.op import Bytes, Op, nbytes
 from gptbench.kernels.route import RouterPartials, Routing
 from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
-@triton.jit(repr=sized("add_linear"))
+@triton.jit(repr=name_with_shape("add_linear"))
 def add_linear_kernel(
     weight,
     x,
@@ -47,39 +47,41 @@ def add_linear_kernel(
     PADDED: tl.constexpr = SHAPE.PADDED
     first, offsets = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     rows = first + offsets
-    there = rows < N
+    row_mask = rows < N
     batch = tl.arange(0, PADDED)
-    norm_weights = tl.load(norm_weight + rows, mask=there, other=0.0).to(tl.float32)
+    norm_weights = tl.load(norm_weight + rows, mask=row_mask, other=0.0).to(tl.float32)
     if E > 0:
         expert_index = tl.arange(0, E_PADDED)
         router_rows = tl.load(
             router + expert_index[:, None] * N + rows[None, :],
-            mask=(expert_index < E)[:, None] & there[None, :],
+            mask=(expert_index < E)[:, None] & row_mask[None, :],
             other=0.0,
         )
-    mask = (batch < BATCH)[:, None] & there[None, :]
+    mask = (batch < BATCH)[:, None] & row_mask[None, :]
     at = batch[:, None] * N + rows[None, :]
     if MAX_EXPERTS == 0:
-        tiles = preloaded(weight.tensors, weight.functions, first, offsets, SHAPE)
-        row_scale = weight.functions.row_scale(weight.tensors, rows, there)
+        tiles = preload_tiles(weight.tensors, weight.functions, first, offsets, SHAPE)
+        row_scale = weight.functions.row_scale(weight.tensors, rows, row_mask)
         pdl_wait_and_trigger(PDL)
-        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        old = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
         y = mainloop(tiles, weight.tensors, weight.functions, first, offsets, x, 0, SHAPE) * row_scale[None, :]
     else:
-        # The router ran before the kernel before this one, which has waited for it: what it wrote is there already.
-        # Not from the L1 cache, which may still hold the step's before.
+        # Safe before the wait: the router is two kernels back, and the kernel in between has waited for it. The load
+        # bypasses L1 (.cg), which may still hold the previous step's ids.
         expert = tl.maximum(tl.load(expert_ids, cache_modifier=".cg"), 0).to(tl.int64)
-        own = of_expert(weight.tensors, expert, SHAPE)
-        tiles = preloaded(own, weight.functions, first, offsets, SHAPE)
+        expert_tensors = expert_slice(weight.tensors, expert, SHAPE)
+        tiles = preload_tiles(expert_tensors, weight.functions, first, offsets, SHAPE)
         pdl_wait_and_trigger(PDL)
-        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        y = expert_product(tiles, own, weight.functions, 0, first, offsets, x, expert_weights, SHAPE)
+        old = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        y = expert_product(tiles, expert_tensors, weight.functions, 0, first, offsets, x, expert_weights, SHAPE)
         for slot in range(1, MAX_EXPERTS):
             expert = tl.load(expert_ids + slot, cache_modifier=".cg").to(tl.int64)
             if expert >= 0:
-                other = of_expert(weight.tensors, expert, SHAPE)
-                y += expert_product((), other, weight.functions, slot, first, offsets, x, expert_weights, SHAPE)
-    new = (before + y).to(residual.dtype.element_ty)
+                expert_tensors = expert_slice(weight.tensors, expert, SHAPE)
+                y += expert_product(
+                    (), expert_tensors, weight.functions, slot, first, offsets, x, expert_weights, SHAPE
+                )
+    new = (old + y).to(residual.dtype.element_ty)
     tl.store(residual + at, new, mask=mask)
     x_new = tl.where(mask, new.to(tl.float32), 0.0)
     part = batch * tl.num_programs(0) + tl.program_id(0)
@@ -97,61 +99,61 @@ def add_linear_kernel(
 
 @triton.jit
 def expert_product(tiles, tensors, functions, slot, first, offsets, x, expert_weights, SHAPE: tl.constexpr):
-    """`mainloop` with one expert's weight, times how much each row of the batch wants of it."""
+    """Return the product with one expert's weight, times that expert's weight in each row of the batch."""
     N: tl.constexpr = SHAPE.N
     BATCH: tl.constexpr = SHAPE.BATCH
     PADDED: tl.constexpr = SHAPE.PADDED
     batch, rows = tl.arange(0, PADDED), first + offsets
     y = mainloop(tiles, tensors, functions, first, offsets, x, slot * BATCH, SHAPE)
-    gate = tl.load(expert_weights + slot * BATCH + batch, mask=batch < BATCH, other=0.0, cache_modifier=".cg")
+    expert_weight = tl.load(expert_weights + slot * BATCH + batch, mask=batch < BATCH, other=0.0, cache_modifier=".cg")
     y = y * functions.row_scale(tensors, rows, rows < N)[None, :]
-    return y * gate[:, None]
+    return y * expert_weight[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class AddLinear(Op):
-    """Adds x times weight to the residual stream, and makes what the norm after it needs."""
+    """Adds x times weight to the residual stream, and computes what the norm after it needs."""
 
     x: Activation
-    """[B, K], as the weight's format wants it; of a mixture [S·B, K], a row of the batch after the other for each slot
-    of the routing."""
+    """Input [B, K] in the encoding of the weight's format; for a mixture [S·B, K], B rows for each slot of the
+    routing."""
     weight: Matrix
-    """[N, K], or [E, N, K]."""
+    """Weight [N, K], or [E, N, K] for a mixture."""
     routing: Routing | None
-    """Of a mixture: which experts' products are added, and their weights. It must have been written before the kernel
-    that this one follows."""
+    """Routing of a mixture: which experts' products are added, and with what weights. It must have been written before
+    the kernel just before this one."""
     residual: Tensor
-    """[B, N], changed in place."""
+    """Residual stream [B, N], updated in place."""
     norm_weight: Tensor
-    """[N], of the norm that comes next."""
+    """Weight of the next norm, [N]."""
     next_input: Activation
-    """The new residual stream times gain, [B, N]."""
+    """New residual stream times the next norm's weight, [B, N]."""
     sum_sq_partials: Tensor
-    """float32 [B, ⌈N / tile.rows⌉]: sums of squares of the new residual stream's parts."""
+    """Partial sums of squares of the new residual stream, one per CTA, float32 [B, ⌈N / tile.rows⌉]."""
     router_partials: RouterPartials | None
-    """Where a mixture comes next: for its router, of the same parts."""
+    """Partial router logits, one set per CTA; None where no mixture comes next."""
     tile: TileConfig
-    """How the work is cut up."""
+    """Tile of the kernel."""
 
     part = "matrices"
     MIN_ROWS = 4
-    """Of a tile: with fewer, the next kernel would have more sums of squares to add up."""
+    """Minimum rows of a tile: with fewer, the next kernel would have to reduce more partial sums of squares."""
 
     @classmethod
     def tile_key_of(cls, weight: Matrix, batch: int, next_input: Activation, max_experts: int = 0) -> TileKey:
-        """What a tile is for."""
+        """Return the key of the kernel's tile."""
         return TileKey.of(
             "add_linear", weight, batch, multiple=max(next_input.multiple, cls.MIN_ROWS), max_experts=max_experts
         )
 
     @property
     def max_experts(self) -> int:
-        """Of a mixture: experts that are read at most."""
+        """Maximum number of distinct experts that a step reads; 0 without a mixture."""
         return 0 if self.routing is None else self.routing.expert_ids.numel()
 
     @property
     def active(self) -> int:
-        """Of a mixture: experts for each token."""
+        """Experts per token; 0 without a mixture."""
         return 0 if self.routing is None else self.routing.active
 
     @property
@@ -171,7 +173,7 @@ class AddLinear(Op):
         launch(
             add_linear_kernel,
             (programs,),
-            stored(self.weight),
+            weight_argument(self.weight),
             self.x.buffers,
             None if routing is None else routing.expert_ids,
             None if routing is None else routing.expert_weights,
@@ -181,7 +183,7 @@ class AddLinear(Op):
             self.sum_sq_partials,
             None if router_partials is None else router_partials.weight,
             None if router_partials is None else router_partials.partial_logits,
-            SHAPE=Shape.of(self.x, self.weight, self.tile, batch=self.residual.shape[0]),
+            SHAPE=GemvShape.of(self.x, self.weight, self.tile, batch=self.residual.shape[0]),
             MAX_EXPERTS=self.max_experts,
             E=experts,
             E_PADDED=triton.next_power_of_2(max(experts, 1)),
@@ -207,15 +209,15 @@ class AddLinear(Op):
         self.residual.copy_(self.residual.float() + y)
         new = self.residual.float()
         self.next_input.write(new * self.norm_weight.float())
-        missing = sum_sq_partials.shape[1] * rows - new.shape[1]
-        parts = F.pad(new, (0, missing)).unflatten(-1, (-1, rows))
+        padding = sum_sq_partials.shape[1] * rows - new.shape[1]
+        parts = F.pad(new, (0, padding)).unflatten(-1, (-1, rows))
         sum_sq_partials.copy_(parts.square().sum(-1))
         if router_partials is not None:
-            of_norm, of_router = (
-                F.pad(w.float(), (0, missing)).unflatten(-1, (-1, rows))
+            norm_weights, router_weights = (
+                F.pad(w.float(), (0, padding)).unflatten(-1, (-1, rows))
                 for w in (self.norm_weight, router_partials.weight)
             )
-            router_partials.partial_logits.copy_(torch.einsum("bpr,pr,epr->bpe", parts, of_norm, of_router))
+            router_partials.partial_logits.copy_(torch.einsum("bpr,pr,epr->bpe", parts, norm_weights, router_weights))
 
     def reads_early(self) -> tuple[Any, ...]:
         router = None if self.router_partials is None else self.router_partials.weight
@@ -230,7 +232,7 @@ class AddLinear(Op):
         return written if self.router_partials is None else (*written, self.router_partials.partial_logits)
 
     def results(self) -> tuple[Tensor, ...]:
-        """Of the parts of sums, the sums."""
+        """Return the results, with partial sums reduced."""
         sums = (
             self.sum_sq_partials.sum(-1, keepdim=True),
             *(() if self.router_partials is None else (self.router_partials.partial_logits.sum(1),)),
@@ -239,9 +241,9 @@ class AddLinear(Op):
 
     def bytes_read(self) -> Bytes:
         router = 0 if self.router_partials is None else self.router_partials.weight.nbytes
-        return self.weight.bytes_read(self.max_experts, more=router)
+        return self.weight.bytes_read(self.max_experts, extra=router)
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return nbytes(self.x, self.routing, self.norm_weight, self.residual, *self.writes())
 
     def shape(self) -> dict[str, int]:

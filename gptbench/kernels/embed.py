@@ -1,4 +1,4 @@
-"""The start of a decode step: each token's row of the embedding becomes the residual stream."""
+"""Start of a decode step: looks up each token's row of the embedding, which becomes the residual stream."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,13 +9,13 @@ from torch import Generator, Tensor
 
 from gptbench.kernels.activation import Activation, store
 from gptbench.kernels.launch import launch, pdl_wait_and_trigger
-from gptbench.kernels.mainloop import stored
+from gptbench.kernels.mainloop import weight_argument
 from gptbench.kernels.matrix import Matrix
 from gptbench.kernels.op import Bytes, Op, nbytes
 
 WARPS = 8
-EXAMPLES = 64
-"""Rows of a table that tokens are looked up in at random."""
+EXAMPLE_ROWS = 64
+"""Rows of the table of `Embed.example`."""
 
 
 @triton.jit
@@ -32,33 +32,33 @@ def embed_kernel(
 ):
     b = tl.program_id(0)
     column = tl.arange(0, D_PADDED)
-    there = column < D
-    norm_weights = tl.load(norm_weight + column, mask=there, other=0.0).to(tl.float32)
+    mask = column < D
+    norm_weights = tl.load(norm_weight + column, mask=mask, other=0.0).to(tl.float32)
     pdl_wait_and_trigger(PDL)
-    x = weight.functions.row(weight.tensors, tl.load(token + b), column, there, D)
+    x = weight.functions.row(weight.tensors, tl.load(token + b), column, mask, D)
     x = x.to(residual.dtype.element_ty)
-    tl.store(residual + b * D + column, x, mask=there)
-    numbers = x.to(tl.float32)
-    tl.store(sum_sq_partials + b, tl.sum(numbers * numbers, 0))
-    store(numbers * norm_weights, next_input, b * D, D, D_PADDED)
+    tl.store(residual + b * D + column, x, mask=mask)
+    x32 = x.to(tl.float32)
+    tl.store(sum_sq_partials + b, tl.sum(x32 * x32, 0))
+    store(x32 * norm_weights, next_input, b * D, D, D_PADDED)
 
 
 @dataclass(frozen=True, eq=False)
 class Embed(Op):
-    """Looks up one row for each token."""
+    """Looks up one row of the embedding for each token."""
 
     token: Tensor
-    """int64 [B, 1]."""
+    """Tokens, int64 [B, 1]."""
     weight: Matrix
-    """[V, D]."""
+    """Embedding table [V, D]."""
     residual: Tensor
-    """[B, D]."""
+    """Residual stream [B, D]."""
     norm_weight: Tensor
-    """[D], of the first norm."""
+    """Weight of the first norm, [D]."""
     next_input: Activation
-    """The residual stream times gain, [B, D]."""
+    """Residual stream times the first norm's weight, [B, D]."""
     sum_sq_partials: Tensor
-    """float32 [B, 1]: sum of squares of the residual stream."""
+    """Sum of squares of the residual stream, float32 [B, 1]."""
 
     name = "embed_kernel"
 
@@ -68,7 +68,7 @@ class Embed(Op):
             embed_kernel,
             (self.token.shape[0],),
             self.token,
-            stored(self.weight),
+            weight_argument(self.weight),
             self.residual,
             self.norm_weight,
             self.next_input.buffers,
@@ -97,7 +97,7 @@ class Embed(Op):
     def bytes_read(self) -> Bytes:
         return Bytes(weights=self.weight.nbytes // self.weight.rows * self.token.shape[0])
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return nbytes(self.token, self.norm_weight, *self.writes())
 
     def shape(self) -> dict[str, int]:
@@ -111,8 +111,8 @@ class Embed(Op):
         return self.weight.label
 
     def example(self, position: int, launches: int) -> "Embed":
-        """Of the table a few rows are there: more make no difference to the kernel."""
-        return replace(self, weight=self.weight.first(EXAMPLES))
+        """Return an equivalent op with a table of a few rows: more make no difference to the kernel."""
+        return replace(self, weight=self.weight.first(EXAMPLE_ROWS))
 
     def fill(self, generator: Generator, position: int) -> None:
         super().fill(generator, position)

@@ -1,7 +1,7 @@
-"""A few tokens times an int8 weight: the prefill of a short prompt.
+"""Matrix product of a few tokens with an int8 weight: the prefill of a short prompt.
 
-The weight is read once, as it is, and converted in registers. A library needs a converted copy of it in memory, which
-takes two to three times as long to write and to read again; only with many tokens does that not matter.
+The weight is read once, in int8, and converted in registers. A library needs a converted copy in memory, which costs
+two to three times as much traffic to write and to read back; only with many tokens does that not matter.
 """
 
 import triton
@@ -12,10 +12,10 @@ from gptbench.kernels.launch import INTERPRETED, launch
 
 ROWS, COLUMNS, WARPS = 64, 128, 4
 STAGES = 4
-"""Of 2-byte activations; of longer ones fewer fit into shared memory."""
+"""Pipeline stages for 2-byte activations; wider ones leave shared memory for fewer."""
 MIN_DOT = 16
 
-WIDEN = tl.constexpr(INTERPRETED)
+DOT_IN_FLOAT32 = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -34,18 +34,18 @@ def int8_matmul_kernel(
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tokens = tl.arange(0, TOKENS)
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
+    acc = tl.zeros([ROWS, TOKENS], tl.float32)
     pointers = weight + rows[:, None].to(tl.int64) * K
     for start in tl.range(0, K, COLUMNS, num_stages=STAGES):
         columns = start + tl.arange(0, COLUMNS)
         w = tl.load(pointers + columns[None, :], mask=(rows < N)[:, None] & (columns < K)[None, :], other=0)
-        at = tokens[None, :] * K + columns[:, None]
-        x_tile = tl.load(x + at, mask=(tokens < T)[None, :] & (columns < K)[:, None], other=0.0)
+        offsets = tokens[None, :] * K + columns[:, None]
+        x_tile = tl.load(x + offsets, mask=(tokens < T)[None, :] & (columns < K)[:, None], other=0.0)
         w = w.to(x_tile.dtype)
-        if WIDEN:  # the interpreter takes bfloat16 for integers
+        if DOT_IN_FLOAT32:  # the interpreter treats bfloat16 as integers
             w, x_tile = w.to(tl.float32), x_tile.to(tl.float32)
-        total = tl.dot(w, x_tile, total, input_precision="ieee")
-    y = total * tl.load(scale + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
+        acc = tl.dot(w, x_tile, acc, input_precision="ieee")
+    y = acc * tl.load(scale + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
     tl.store(
         out + tokens[None, :] * N + rows[:, None],
         y.to(out.dtype.element_ty),
@@ -54,10 +54,10 @@ def int8_matmul_kernel(
 
 
 def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """Writes to out the product of x and the weight, times scale.
+    """Write to out the product of x and the weight, times scale.
 
     Args:
-        x: [T, K], contiguous, of a float type. All T are in registers at once: few.
+        x: [T, K], contiguous, of a float type. All T tokens are held in registers, so T must be small.
         weight: int8 [N, K], contiguous.
         scale: [N].
         out: [T, N], contiguous. All of it is written.
@@ -83,5 +83,5 @@ def int8_matmul(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
 
 
 def int8_matmul_reference(x: Tensor, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    """`int8_matmul` in plain PyTorch."""
+    """Plain PyTorch version of `int8_matmul`."""
     out.copy_(x.float() @ weight.float().T * scale.float())

@@ -1,9 +1,10 @@
-"""How kernels follow one another, and where they run.
+"""Launching and compiling kernels, and programmatic dependent launch (PDL).
 
-Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a
-kernel starts while the one before it still runs, loads what nobody writes (weights), and waits only then. Every kernel
-waits before it lets the next one start: so, when it has waited, not only the kernel before it but all before that are
-done. It can start only where registers and shared memory are left for it: kernels ask for as little as they can.
+With PDL (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization") a kernel starts while the one
+before it still runs, prefetches what nobody writes (weights), and only then waits for it. Every kernel waits before it
+triggers the next: once a kernel has waited, therefore, not only its predecessor but all kernels before it have
+finished. A kernel can start early only where registers and shared memory are free, so kernels ask for as little as they
+can.
 """
 
 from collections.abc import Callable
@@ -18,81 +19,84 @@ import triton.language as tl
 from gptbench.kernels.tile_config import kernel_name
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether kernels run in Triton's interpreter on the CPU: no inline assembly there, and one program after the other."""
+"""Whether kernels run in Triton's interpreter on the CPU, which has no inline assembly and runs one CTA after the
+other."""
 
 
-COMPILERS = 16
-"""Kernels that are compiled at the same time; most of a compilation needs no lock of Python's."""
-only_compiling: ContextVar[bool] = ContextVar("only_compiling", default=False)
+MAX_COMPILE_THREADS = 16
+"""Threads that compile kernels concurrently; most of a compilation does not hold the GIL."""
+compile_only_mode: ContextVar[bool] = ContextVar("only_compiling", default=False)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Launches a kernel on a grid of programs; within `compile_only`, has it compiled instead."""
-    if only_compiling.get():
+    """Launch a kernel on a grid of CTAs; within `compile_only`, compile it instead."""
+    if compile_only_mode.get():
         kernel.warmup(*arguments, grid=grid, **options)
     else:
         kernel[grid](*arguments, **options)
 
 
 def compilers(device: torch.device) -> ThreadPoolExecutor:
-    """Threads that compile for a GPU: each has a current device of its own."""
-    return ThreadPoolExecutor(COMPILERS, initializer=torch.cuda.set_device, initargs=(device,))
+    """Return a pool of threads that compile for a GPU; the current device is set in each."""
+    return ThreadPoolExecutor(MAX_COMPILE_THREADS, initializer=torch.cuda.set_device, initargs=(device,))
 
 
 def compile_only(step: Callable[[], None], device: torch.device) -> None:
-    """Calls `step`, and has the kernels that it would launch compiled for a GPU, side by side. They are not launched:
-    what they would write is not there.
+    """Call `step` and compile, concurrently, the kernels that it would launch. None is launched, so nothing is written.
 
     Raises:
-        triton.OutOfResources: a kernel needs more registers or shared memory than there are.
+        triton.OutOfResources: a kernel needs more registers or shared memory than the device has.
     """
 
-    def compiled() -> None:
-        only_compiling.set(True)
+    def compile_step() -> None:
+        compile_only_mode.set(True)
         threads = compilers(device)
         try:
-            with triton.AsyncCompileMode(Builders(threads)):
+            with triton.AsyncCompileMode(CompileExecutor(threads)):
                 step()
         finally:
             threads.shutdown(cancel_futures=True)
 
-    copy_context().run(compiled)  # what is set in it, by Triton too, is forgotten after it, whatever happens
+    copy_context().run(compile_step)  # discards context variables, Triton's too, however it ends
 
 
-class Builders:
-    """Where Triton's asynchronous mode compiles a kernel: in threads, together with what launches it, which Triton
-    builds with a C compiler, and else not before the first launch."""
+class CompileExecutor:
+    """Executor for Triton's asynchronous compile mode.
+
+    It compiles a kernel together with its launcher, which Triton builds with a C compiler, and otherwise only at the
+    first launch.
+    """
 
     def __init__(self, threads: Executor) -> None:
         self.threads = threads
 
     def submit(self, compile_kernel: Callable[[], Any]) -> Future[Any]:
-        return self.threads.submit(self.built, compile_kernel)
+        return self.threads.submit(self.build, compile_kernel)
 
     @staticmethod
-    def built(compile_kernel: Callable[[], Any]) -> Any:
-        """The kernel, ready to be launched."""
+    def build(compile_kernel: Callable[[], Any]) -> Any:
+        """Compile a kernel and its launcher."""
         kernel = compile_kernel()
-        assert callable(kernel.run)  # builds what it gives
+        assert callable(kernel.run)  # the property builds the launcher
         return kernel
 
 
 def supports_pdl(device: torch.device) -> bool:
-    """Whether kernels on this device can be launched with `pdl=True`: NVIDIA's compute capability 9.0 and up."""
+    """Return whether a device supports PDL (`pdl=True`): NVIDIA GPUs of compute capability 9.0 and later."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
 def pdl_wait_and_trigger(PDL: tl.constexpr):
-    """Waits for the kernel before this one, then lets the next one start. To be called before anything is read that a
-    kernel has written, and never inside a loop."""
+    """Wait for the kernel before this one, then let the next one start. To be called before anything is read that a
+    kernel writes, and never inside a loop."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 
-def sized(name: str) -> Callable[[Any], str]:
-    """For `triton.jit(repr=...)`: the name that a profiler shows for a kernel over a weight of a given shape."""
+def name_with_shape(name: str) -> Callable[[Any], str]:
+    """Return the `repr` for `triton.jit` that adds the weight's shape to the name that a profiler shows."""
 
     def name_of(specialization: Any) -> str:
         shape = specialization.constants["SHAPE"]

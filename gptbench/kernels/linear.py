@@ -1,4 +1,4 @@
-"""One decode step's `linear`: the norm of x times a matrix, plus bias."""
+"""Linear layer of a decode step: RMSNorm of x times a matrix, plus bias."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
-from gptbench.kernels.mainloop import Shape, mainloop, preloaded, stored
+from gptbench.kernels.launch import launch, name_with_shape, pdl_wait_and_trigger
+from gptbench.kernels.mainloop import GemvShape, mainloop, preload_tiles, weight_argument
 from gptbench.kernels.matrix import Matrix
-from gptbench.kernels.norm import Norm, norm_factor, norm_parts
+from gptbench.kernels.norm import Norm, compute_rstd, load_sum_sq
 from gptbench.kernels.op import Bytes, Op, nbytes
 from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
-@triton.jit(repr=sized("linear"))
+@triton.jit(repr=name_with_shape("linear"))
 def linear_kernel(
     weight,
     bias,
@@ -34,44 +34,44 @@ def linear_kernel(
     PADDED: tl.constexpr = SHAPE.PADDED
     first, offsets = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     rows = first + offsets
-    tiles = preloaded(weight.tensors, weight.functions, first, offsets, SHAPE)
+    tiles = preload_tiles(weight.tensors, weight.functions, first, offsets, SHAPE)
     row_scale = weight.functions.row_scale(weight.tensors, rows, rows < N)
     if bias is not None:
         row_bias = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
     pdl_wait_and_trigger(PDL)
-    parts = norm_parts(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
+    sum_sq = load_sum_sq(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
     y = mainloop(tiles, weight.tensors, weight.functions, first, offsets, x, 0, SHAPE)
-    y = y * norm_factor(parts, eps, NORM.K)[:, None]
+    y = y * compute_rstd(sum_sq, eps, NORM.K)[:, None]
     y = y * row_scale[None, :]
     if bias is not None:
         y = y + row_bias[None, :]
     batch = tl.arange(0, PADDED)
-    there = (batch < BATCH)[:, None] & (rows < N)[None, :]
-    tl.store(out + batch[:, None] * N + rows[None, :], y.to(out.dtype.element_ty), mask=there)
+    mask = (batch < BATCH)[:, None] & (rows < N)[None, :]
+    tl.store(out + batch[:, None] * N + rows[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(Op):
-    """The norm of x times weight, plus bias."""
+    """Computes RMSNorm(x) times weight, plus bias."""
 
     x: Activation
-    """[B, K], the norm's gain already in it, as the weight's format wants it."""
+    """Residual stream times the norm's weight, [B, K], in the encoding of the weight's format."""
     norm: Norm
-    """Its divisor."""
+    """Norm of x, of which only the reciprocal RMS remains to be applied."""
     weight: Matrix
-    """[N, K]."""
+    """Weight [N, K]."""
     bias: Tensor | None
-    """[N], if any."""
+    """Bias [N], or None."""
     out: Tensor
-    """[B, N], of any float type."""
+    """Output [B, N], of any float type."""
     tile: TileConfig
-    """How the work is cut up."""
+    """Tile of the kernel."""
 
     part = "matrices"
 
     @classmethod
     def tile_key_of(cls, weight: Matrix, batch: int) -> TileKey:
-        """What a tile is for."""
+        """Return the key of the kernel's tile."""
         return TileKey.of("linear", weight, batch)
 
     @property
@@ -86,13 +86,13 @@ class Linear(Op):
         launch(
             linear_kernel,
             (triton.cdiv(self.weight.rows, self.tile.rows),),
-            stored(self.weight),
+            weight_argument(self.weight),
             self.bias,
             self.x.buffers,
             self.norm.sum_sq_partials,
             self.norm.eps,
             self.out,
-            SHAPE=Shape.of(self.x, self.weight, self.tile),
+            SHAPE=GemvShape.of(self.x, self.weight, self.tile),
             NORM=self.norm.shape,
             PDL=pdl,
             num_warps=self.tile.warps,
@@ -100,7 +100,7 @@ class Linear(Op):
         )
 
     def reference(self) -> None:
-        y = self.x.read() @ self.weight.read().T * self.norm.factor()
+        y = self.x.read() @ self.weight.read().T * self.norm.rstd()
         self.out.copy_(y if self.bias is None else y + self.bias.float())
 
     def reads_early(self) -> tuple[Any, ...]:
@@ -115,7 +115,7 @@ class Linear(Op):
     def bytes_read(self) -> Bytes:
         return self.weight.bytes_read()
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return nbytes(self.x, self.norm, self.bias, self.out)
 
     def shape(self) -> dict[str, int]:

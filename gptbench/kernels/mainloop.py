@@ -1,12 +1,12 @@
-"""Matrix times vector at the memory's speed: the main loop that the kernels around a weight share.
+"""The K loop of the matrix-vector products (GEMV), shared by all kernels that multiply a weight.
 
-A program multiplies ROWS rows of the weight with x, walking along them in steps of a tile's width, and every thread
-loads 16 bytes at once. The first PRELOAD steps' weights are loaded before the program waits for the kernel before it
-(`launch.pdl_wait_and_trigger`): so the stream from memory does not stop where one kernel follows another. Programs are
-small, and many of them fit on a processor: while one of them adds up, the others load.
+Each CTA multiplies ROWS rows of the weight with x, in steps of a tile's width along K, and every thread loads 16 bytes
+at once. The weights of the first PRELOAD steps are prefetched before the PDL wait (`launch.pdl_wait_and_trigger`), so
+that the stream from memory does not stop at kernel boundaries. CTAs are small, and many of them are resident on an SM:
+while one of them reduces, others load.
 
-How weights are loaded and multiplied is their format's: its `Functions` come with the pointers, as a `Stored`. Columns
-are counted in words, what a format loads with one number: four int8, or one bfloat16.
+How weights are loaded and multiplied is up to their format, whose device `Functions` come with the pointers in a
+`WeightArgument`. Columns are counted in words, the unit of a format's loads: four int8, or one bfloat16.
 
 Shapes: B batch, K columns, N rows of the weight, E experts.
 """
@@ -17,40 +17,41 @@ import triton
 import triton.language as tl
 
 from gptbench.kernels.activation import Activation
-from gptbench.kernels.matrix import Matrix, Stored
+from gptbench.kernels.matrix import Matrix, WeightArgument
 from gptbench.kernels.tile_config import TileConfig
 
 MAX_UNROLLED = tl.constexpr(32)
-"""Steps with code of their own: the compiler then loads as far ahead as registers reach. With several rows in the batch
-that would be more code than it is worth."""
+"""Maximum number of K-loop steps that are fully unrolled: the compiler then hoists loads as far as registers allow.
+Used for batch 1 alone, as larger batches would make too much code."""
 LOADED_BYTES = 16
-"""That a thread loads at once."""
+"""Bytes that a thread loads at once."""
 
 
-class Shape(NamedTuple):
+class GemvShape(NamedTuple):
     """Compile-time shape of a product with a weight [N, K]."""
 
     N: int
     K: int
     COLUMNS: int
-    """Words of a row."""
+    """Words in a row of the weight."""
     WIDTH: int
-    """Words of a step."""
+    """Words of a row per step."""
     LOADED: int
     """Words that a thread loads at once."""
     ROWS: int
-    """Rows of a program."""
+    """Rows of the weight per CTA."""
     PRELOAD: int
-    """Steps whose weights are loaded before the program waits."""
+    """Steps whose weights are prefetched before the PDL wait."""
     BATCH: int
     PADDED: int
-    """The power of two from the batch on."""
+    """BATCH, rounded up to a power of two."""
     STRIDES: tuple[int, ...]
-    """Elements of one expert in each tensor; empty of a single matrix."""
+    """Elements of one expert in each stored tensor; empty for a single matrix."""
 
     @classmethod
-    def of(cls, x: Activation, weight: Matrix, tile: TileConfig, batch: int | None = None) -> "Shape":
-        """For x [B, K] times a weight; of several experts' x, `batch` is that of one."""
+    def of(cls, x: Activation, weight: Matrix, tile: TileConfig, batch: int | None = None) -> "GemvShape":
+        """Return the shape for x [B, K] times a weight. Where x holds a row per expert slot, `batch` is the batch of
+        one slot."""
         batch = x.batch if batch is None else batch
         per_word, words = weight.format.weights_per_word, weight.words
         assert weight.columns == x.width and all(tensor.is_contiguous() for tensor in words)
@@ -70,17 +71,18 @@ class Shape(NamedTuple):
         )
 
 
-def stored(weight: Matrix) -> Stored:
-    """A weight as the kernels' argument."""
-    return Stored(weight.words, weight.format.functions())
+def weight_argument(weight: Matrix) -> WeightArgument:
+    """Return a weight as a kernel argument."""
+    return WeightArgument(weight.words, weight.format.functions())
 
 
 @triton.jit
 def load_words(tensors, first, offsets, step, SHAPE: tl.constexpr):
-    """Weights of a step, [ROWS, WIDTH]: those of the first tensor, rows first + offsets [ROWS], 0 where there is none.
+    """Load the weights of one step from the first tensor: rows first + offsets, [ROWS, WIDTH], 0 where masked
+    off.
 
-    Offsets that are known when it is compiled become part of the instructions, and take no registers. A token
-    takes each weight once: what is read again, activations and short contexts, is to stay in the caches instead.
+    Offsets known at compile time are encoded in the instructions and take no registers. Weights are read once per
+    token, so they are evicted first: L2 is to keep what is read again, activations and short contexts.
     """
     N: tl.constexpr = SHAPE.N
     COLUMNS: tl.constexpr = SHAPE.COLUMNS
@@ -92,13 +94,13 @@ def load_words(tensors, first, offsets, step, SHAPE: tl.constexpr):
         if COLUMNS % WIDTH == 0:
             return tl.load(pointers, eviction_policy="evict_first")
         return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0, eviction_policy="evict_first")
-    there = (first + offsets < N)[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(pointers, mask=there, other=0, eviction_policy="evict_first")
+    mask = (first + offsets < N)[:, None] & (columns < COLUMNS)[None, :]
+    return tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
-def preloaded(tensors, functions, first, offsets, SHAPE: tl.constexpr):
-    """The weights of the first PRELOAD steps."""
+def preload_tiles(tensors, functions, first, offsets, SHAPE: tl.constexpr):
+    """Prefetch the weights of the first PRELOAD steps."""
     PRELOAD: tl.constexpr = SHAPE.PRELOAD
     tiles = ()
     for step in tl.static_range(PRELOAD):
@@ -108,11 +110,17 @@ def preloaded(tensors, functions, first, offsets, SHAPE: tl.constexpr):
 
 @triton.jit
 def mainloop(tiles, tensors, functions, first, offsets, x, row, SHAPE: tl.constexpr):
-    """Products of rows first + offsets [ROWS] with rows `row` to row + BATCH - 1 of x: float32 [PADDED, ROWS], 0 in the
-    padding; the format's `row_scale` is left out.
+    """Return the products of weight rows first + offsets [ROWS] with rows `row` to row + BATCH - 1 of x.
 
-    tiles: of the first steps, as many as are `preloaded`; tensors, functions: as in `Stored`; x: `Buffers`. What a
-    thread loads at once is added up in its own registers; what the threads have, once all columns are done.
+    Each thread accumulates in its own registers what it loaded; threads are reduced once, after the K loop.
+
+    Args:
+        tiles: prefetched tiles of the first steps, from `preload_tiles`.
+        tensors, functions: as in `WeightArgument`.
+        x: `Buffers`.
+
+    Returns:
+        float32 [PADDED, ROWS], 0 in the padding, before the format's `row_scale`.
     """
     COLUMNS: tl.constexpr = SHAPE.COLUMNS
     WIDTH: tl.constexpr = SHAPE.WIDTH
@@ -121,9 +129,9 @@ def mainloop(tiles, tensors, functions, first, offsets, x, row, SHAPE: tl.conste
     PADDED: tl.constexpr = SHAPE.PADDED
     LOADED: tl.constexpr = SHAPE.LOADED
     PRELOAD: tl.constexpr = len(tiles)
-    totals = ()
+    acc = ()
     for _ in tl.static_range(BATCH):
-        totals = totals + (tl.zeros([ROWS, WIDTH // LOADED], tl.float32),)
+        acc = acc + (tl.zeros([ROWS, WIDTH // LOADED], tl.float32),)
     STEPS: tl.constexpr = (COLUMNS + WIDTH - 1) // WIDTH
     UNROLLED: tl.constexpr = STEPS if BATCH == 1 and STEPS <= MAX_UNROLLED else PRELOAD
     for step in tl.static_range(UNROLLED):
@@ -131,45 +139,45 @@ def mainloop(tiles, tensors, functions, first, offsets, x, row, SHAPE: tl.conste
             tile = tiles[step]
         else:
             tile = functions.load(tensors, first, offsets, step, SHAPE)
-        totals = add_step(totals, tile, functions, step, x, row, SHAPE)
+        acc = accumulate_step(acc, tile, functions, step, x, row, SHAPE)
     for step in range(UNROLLED, STEPS):
         tile = functions.load(tensors, first, offsets, step, SHAPE)
-        totals = add_step(totals, tile, functions, step, x, row, SHAPE)
+        acc = accumulate_step(acc, tile, functions, step, x, row, SHAPE)
     batch = tl.arange(0, PADDED)
     y = tl.zeros([PADDED, ROWS], tl.float32)
     for b in tl.static_range(BATCH):
-        y = tl.where((batch == b)[:, None], tl.sum(totals[b], 1)[None, :], y)
+        y = tl.where((batch == b)[:, None], tl.sum(acc[b], 1)[None, :], y)
     return y
 
 
 @triton.jit
-def add_step(totals, tile, functions, step, x, row, SHAPE: tl.constexpr):
-    """Adds a step's products to the totals, one [ROWS, WIDTH / LOADED] for each row of the batch."""
+def accumulate_step(acc, tile, functions, step, x, row, SHAPE: tl.constexpr):
+    """Add the products of one step to the accumulators, one [ROWS, WIDTH / LOADED] for each row of the batch."""
     COLUMNS: tl.constexpr = SHAPE.COLUMNS
     WIDTH: tl.constexpr = SHAPE.WIDTH
     ROWS: tl.constexpr = SHAPE.ROWS
     BATCH: tl.constexpr = SHAPE.BATCH
     LOADED: tl.constexpr = SHAPE.LOADED
     columns = step * WIDTH + tl.arange(0, WIDTH)
-    there = columns < COLUMNS
-    added = ()
+    mask = columns < COLUMNS
+    new_acc = ()
     for b in tl.static_range(BATCH):
-        parts = functions.multiply(tile, x, (row + b) * COLUMNS + columns, there)
-        added = added + (totals[b] + tl.sum(tl.reshape(parts, [ROWS, WIDTH // LOADED, LOADED]), 2),)
-    return added
+        products = functions.multiply(tile, x, (row + b) * COLUMNS + columns, mask)
+        new_acc = new_acc + (acc[b] + tl.sum(tl.reshape(products, [ROWS, WIDTH // LOADED, LOADED]), 2),)
+    return new_acc
 
 
 @triton.jit
-def of_expert(tensors, expert, SHAPE: tl.constexpr):
-    """Pointers to what is stored of one expert, int64, of several."""
+def expert_slice(tensors, expert, SHAPE: tl.constexpr):
+    """Return pointers to one expert's stored tensors; `expert` is int64."""
     STRIDES: tl.constexpr = SHAPE.STRIDES
-    own = ()
+    sliced = ()
     for i in tl.static_range(len(STRIDES)):
-        own = own + (tensors[i] + expert * STRIDES[i],)
-    return own
+        sliced = sliced + (tensors[i] + expert * STRIDES[i],)
+    return sliced
 
 
 @triton.jit
-def unit_scale(tensors, rows, there):
-    """For `Functions.row_scale`: of a format that has no scale for whole rows."""
+def unit_scale(tensors, rows, mask):
+    """`Functions.row_scale` of formats without a scale per row."""
     return tl.full(rows.shape, 1.0, tl.float32)

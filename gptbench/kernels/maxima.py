@@ -1,4 +1,4 @@
-"""The largest logit of each chunk of neighbouring ids: with it a token is drawn (see `gptbench.kernels.sample`)."""
+"""Maximum logit of each chunk of neighbouring token ids, the index with which `gptbench.kernels.sample` samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +17,19 @@ WARPS = 4
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """What `SampleToken` needs beside its arguments."""
+class MaximaScratch:
+    """Scratch memory of `SampleToken`."""
 
     maxima: Tensor
-    """float32 [B, ceil(V / C)]: the largest of logits i · C to (i + 1) · C - 1, of those that there are. To be written
-    before each `SampleToken`, by `Maxima` or by whoever makes the logits."""
+    """Maximum of logits i · C to (i + 1) · C - 1, as far as they exist, float32 [B, ceil(V / C)]. To be written before
+    each `SampleToken`, by `Maxima` or by whichever kernel writes the logits."""
     chunks: Tensor
-    """int32, of the same shape: chunks that are looked at again, in order."""
+    """Chunks that may hold a kept token, in order, int32 of the same shape."""
     chunk: int
-    """C, logits in a chunk: a power of two."""
+    """Logits per chunk C, a power of two."""
 
     @classmethod
-    def empty(cls, batch: int, vocab_size: int, device: torch.device, chunk: int = CHUNK) -> "Scratch":
+    def empty(cls, batch: int, vocab_size: int, device: torch.device, chunk: int = CHUNK) -> "MaximaScratch":
         shape = batch, -(-vocab_size // chunk)
         return cls(
             maxima=torch.empty(shape, dtype=torch.float32, device=device),
@@ -40,23 +40,23 @@ class Scratch:
 
 @triton.jit
 def maxima_kernel(logits, maxima, V, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One program for each BLOCK chunks of a row."""
+    """Write the maxima of BLOCK chunks of a row per CTA."""
     pdl_wait_and_trigger(PDL)
     row = tl.program_id(1)
-    number = tl.cdiv(V, C)
+    n_chunks = tl.cdiv(V, C)
     chunk = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = chunk[:, None] * C + tl.arange(0, C)[None, :]
     x = tl.load(logits + row * V + token, mask=token < V, other=-float("inf"))
-    tl.store(maxima + row * number + chunk, tl.max(x, 1), mask=chunk < number)
+    tl.store(maxima + row * n_chunks + chunk, tl.max(x, 1), mask=chunk < n_chunks)
 
 
 @dataclass(frozen=True, eq=False)
 class Maxima(Op):
-    """Writes the largest logit of each chunk to the scratch memory of `SampleToken`."""
+    """Writes the maximum logit of each chunk to the scratch memory of `SampleToken`."""
 
     logits: Tensor
-    """float32 [B, V], contiguous."""
-    scratch: Scratch
+    """Logits, float32 [B, V], contiguous."""
+    scratch: MaximaScratch
 
     name = "maxima_kernel"
     part = "sampling"
@@ -77,8 +77,8 @@ class Maxima(Op):
         )
 
     def reference(self) -> None:
-        missing = self.scratch.maxima.shape[1] * self.scratch.chunk - self.logits.shape[1]
-        padded = torch.nn.functional.pad(self.logits, (0, missing), value=-torch.inf)
+        padding = self.scratch.maxima.shape[1] * self.scratch.chunk - self.logits.shape[1]
+        padded = torch.nn.functional.pad(self.logits, (0, padding), value=-torch.inf)
         self.scratch.maxima.copy_(padded.unflatten(-1, (-1, self.scratch.chunk)).amax(-1))
 
     def reads(self) -> tuple[Any, ...]:
@@ -90,7 +90,7 @@ class Maxima(Op):
     def bytes_read(self) -> Bytes:
         return Bytes(weights=self.logits.nbytes)
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return self.scratch.maxima.nbytes
 
     def shape(self) -> dict[str, int]:

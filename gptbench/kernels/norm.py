@@ -1,5 +1,7 @@
-"""The RMS norm before a matrix, which needs no pass of its own: its gain is already in what the matrix is multiplied
-with, its divisor is applied to the product.
+"""RMSNorm fused into the matrix-vector product that follows it.
+
+The norm's weight is applied by whichever kernel writes the residual stream; the reciprocal RMS (rstd) is a scalar per
+row, applied to the product in the epilogue.
 
 Shapes: B batch, K columns, P partial sums.
 """
@@ -18,19 +20,19 @@ class NormShape(NamedTuple):
 
     K: int
     SUMS: int
-    """P."""
+    """Number of partial sums P."""
     SUMS_PADDED: int
-    """The power of two from P on."""
+    """P, rounded up to a power of two."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """The divisor of an RMS norm over x [B, K]: the root of the mean square plus eps."""
+    """RMSNorm over x [B, K], given partial sums of squares: rstd = 1 / sqrt(mean square + eps)."""
 
     sum_sq_partials: Tensor
-    """float32 [B, P]: sums of squares of parts of x."""
+    """Sums of squares of parts of x, float32 [B, P]."""
     width: int
-    """K."""
+    """Width K of x."""
     eps: float
 
     @property
@@ -38,28 +40,28 @@ class Norm:
         sums = self.sum_sq_partials.shape[1]
         return NormShape(self.width, sums, triton.next_power_of_2(sums))
 
-    def factor(self) -> Tensor:
-        """What to multiply with: float32 [B, 1]."""
+    def rstd(self) -> Tensor:
+        """Return the reciprocal RMS of each row, float32 [B, 1]."""
         return torch.rsqrt(self.sum_sq_partials.sum(-1, keepdim=True) / self.width + self.eps)
 
     def fill(self, generator: Generator) -> None:
-        """Of numbers of order one."""
+        """Fill with sums of squares of numbers of order one."""
         mean = self.width / self.sum_sq_partials.shape[1]
         self.sum_sq_partials.uniform_(0.5 * mean, 1.5 * mean, generator=generator)
 
 
 @triton.jit
-def norm_parts(
+def load_sum_sq(
     sum_sq_partials, SUMS: tl.constexpr, SUMS_PADDED: tl.constexpr, BATCH: tl.constexpr, PADDED: tl.constexpr
 ):
-    """`Norm.sum_sq_partials`: float32 [PADDED, SUMS_PADDED]. To be loaded early, and added up late: others need not
-    wait."""
+    """Load `Norm.sum_sq_partials`, float32 [PADDED, SUMS_PADDED]. To be loaded before the K loop and reduced after it,
+    so that nothing waits for the loads."""
     batch, part = tl.arange(0, PADDED), tl.arange(0, SUMS_PADDED)
-    there = (batch < BATCH)[:, None] & (part < SUMS)[None, :]
-    return tl.load(sum_sq_partials + batch[:, None] * SUMS + part[None, :], mask=there, other=0.0)
+    mask = (batch < BATCH)[:, None] & (part < SUMS)[None, :]
+    return tl.load(sum_sq_partials + batch[:, None] * SUMS + part[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def norm_factor(parts, eps, K: tl.constexpr):
-    """`Norm.factor` of `norm_parts`: float32 [PADDED]."""
-    return tl.math.rsqrt(tl.sum(parts, 1) / K + eps)
+def compute_rstd(sum_sq, eps, K: tl.constexpr):
+    """Return the reciprocal RMS of each row, float32 [PADDED], from `load_sum_sq`."""
+    return tl.math.rsqrt(tl.sum(sum_sq, 1) / K + eps)

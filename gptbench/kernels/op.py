@@ -1,9 +1,9 @@
-"""What a kernel of the decode step is: one frozen dataclass with its tensors and settings, which launches it.
+"""`Op`: one kernel launch of the decode step, a frozen dataclass of its tensors and settings.
 
-A subclass stands in the file of its kernel. Everything else that must be known of a kernel follows from it: the decode
-step is a list of them, a breakdown takes names and bytes from it, `task=kernels` and the tests compare `launch` with
-`reference`, and the rule of programmatic dependent launch (see `gptbench.kernels.launch`), that nothing read early is
-written by the kernel just before, is checked from `reads_early` and `writes`.
+Each kernel's file defines a subclass, and everything else about the kernel follows from it: the decode step is a list
+of ops; a breakdown takes names and bytes from them; `task=kernels` and the tests compare `launch` with `reference`; and
+the rule of programmatic dependent launch (see `gptbench.kernels.launch`), that nothing read early is written by the
+kernel just before, is checked from `reads_early` and `writes`.
 
 An operand is a tensor, a dataclass of operands (`Activation`, `Routing`), or None.
 """
@@ -21,23 +21,27 @@ from gptbench.kernels.tile_config import TileKey
 
 @dataclass(frozen=True)
 class Bytes:
-    """What one launch reads from memory, by what it depends on. What is next to nothing, or comes from the caches on
-    the chip, as activations do, is left out."""
+    """Bytes that one launch reads from memory, by what they depend on. Small reads, and those that hit caches, such as
+    activations, are left out."""
 
     weights: int = 0
-    """Bytes of the weights (or logits) that it reads in every step."""
+    """Bytes of weights (or logits) that every step reads."""
     expert: int = 0
     """Bytes of the weights of one expert."""
     experts: int = 0
-    """Experts of a mixture that a step can read at most."""
+    """Maximum number of distinct experts that a step reads."""
     position: int = 0
-    """Bytes that it reads for each cached position of one row."""
+    """Bytes read for each cached position of one row."""
     window: int = 0
-    """Cached positions of a row that it reads at most; 0: all."""
+    """Maximum cached positions of a row that are read; 0 for all."""
 
     def total(self, cached: Sequence[int] = (), experts: float | None = None) -> int:
-        """Bytes of a step whose rows have so many positions in the cache, one number for each row, and of a mixture so
-        many experts (None: the most)."""
+        """Return the bytes of one step.
+
+        Args:
+            cached: cached positions of each row.
+            experts: distinct experts read, for a mixture; None for the maximum.
+        """
         read = self.experts if experts is None else experts
         positions = sum(min(count, self.window or count) for count in cached)
         return self.weights + int(self.expert * read) + self.position * positions
@@ -45,113 +49,114 @@ class Bytes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Op(ABC):
-    """A kernel with all that it works on."""
+    """Kernel launch with all of its operands."""
 
     role: str = ""
-    """What it does for the model, such as `qkv`."""
+    """Role in the model, such as `qkv`."""
     part: ClassVar[str] = "other"
-    """Which part of a step `gptbench explain` counts it to: matrices, attention, sampling or other."""
+    """Part of a step under which `gptbench explain` counts it: matrices, attention, sampling or other."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What a profiler shows."""
+        """Name that a profiler shows."""
 
     @property
     def tile_key(self) -> TileKey | None:
-        """What its tile is chosen for; None if it has no tile."""
+        """Key of the kernel's tile; None if it has no tile."""
         return None
 
     def operands(self) -> tuple[Any, ...]:
-        """Everything that it works on, settings among it."""
-        return tuple(getattr(self, entry.name) for entry in fields(self))
+        """Return all operands, settings among them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     @abstractmethod
     def launch(self, pdl: bool = False) -> None:
-        """Launches the kernel; with `pdl` while the kernel before it may still run."""
+        """Launch the kernel; with `pdl`, while the kernel before it may still run."""
 
     @abstractmethod
     def reference(self) -> None:
-        """Writes what `launch` writes, with plain PyTorch, and without waiting for the device."""
+        """Write what `launch` writes, with plain PyTorch, and without synchronising with the device."""
 
     def reads_early(self) -> tuple[Any, ...]:
-        """Operands that it may read before it waits for the kernel before it, which must not write them."""
+        """Return operands that may be read before the PDL wait; the kernel just before must not write them."""
         return ()
 
     @abstractmethod
     def reads(self) -> tuple[Any, ...]:
-        """Operands that it reads, those of `reads_early` among them, and those that it writes in part."""
+        """Return operands that are read, including those of `reads_early`, and those that are written in part."""
 
     @abstractmethod
     def writes(self) -> tuple[Any, ...]:
-        """Operands that it writes: as a whole, unless it also reads them."""
+        """Return operands that are written: entirely, unless `reads` has them too."""
 
     def results(self) -> tuple[Tensor, ...]:
-        """What of that is compared with what the reference has written: numbers, whatever they are encoded in."""
+        """Return the results to compare with the reference's, decoded to plain numbers."""
         return tuple(operand if isinstance(operand, Tensor) else operand.read() for operand in self.writes())
 
     def bytes_read(self) -> Bytes:
-        """What it reads from memory."""
+        """Return the bytes that are read from memory."""
         return Bytes()
 
     @abstractmethod
-    def bytes_beside(self) -> int:
-        """Bytes that it reads and writes beside those of `bytes_read`: in a decode step mostly caches hold them."""
+    def other_bytes(self) -> int:
+        """Return the bytes read and written beyond `bytes_read`; in a decode step most of them hit caches."""
 
     @abstractmethod
     def shape(self) -> dict[str, int]:
-        """Sizes by letter, as `task=kernels` lists them."""
+        """Return sizes by letter, as `task=kernels` lists them."""
 
     @abstractmethod
     def flops(self, positions: int) -> int:
-        """Operations, a multiply-add counting as two, where a token attends to so many positions."""
+        """Return the operations, a multiply-add counting as two, where a token attends to so many positions."""
 
     @property
     @abstractmethod
     def dtype(self) -> str:
-        """What it reads most of: the name of a type, or of a weight's format."""
+        """Name of the data type, or weight format, that makes up most of the reads."""
 
     def example(self, position: int, launches: int) -> Self:
-        """Like this one, as small as it may be, and so that it can be launched so often from a position on."""
+        """Return an equivalent op with as little memory as possible, which can be launched `launches` times from
+        `position` on."""
         return self
 
     def fill(self, generator: Generator, position: int) -> None:
-        """Fills what it reads with random numbers, for tokens at a position: integers other than int8, which mean
-        something, stay as they are."""
+        """Fill what is read with random numbers, for tokens at `position`. Integers other than int8 have meaning and
+        are kept."""
         for operand in self.reads():
             fill(operand, generator)
 
 
 def tensors(*operands: Any) -> Iterator[Tensor]:
-    """All tensors in operands."""
+    """Yield all tensors in operands."""
     for operand in operands:
         if isinstance(operand, Tensor):
             yield operand
         elif isinstance(operand, tuple):
             yield from tensors(*operand)
         elif is_dataclass(operand) and not isinstance(operand, type):
-            yield from tensors(*(getattr(operand, entry.name) for entry in fields(operand)))
+            yield from tensors(*(getattr(operand, field.name) for field in fields(operand)))
 
 
 def nbytes(*operands: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors(*operands))
 
 
-def own_memory(operand: Any, device: torch.device) -> Any:
-    """A copy with tensors of its own on a device: zeros for those without memory."""
+def clone_operands(operand: Any, device: torch.device) -> Any:
+    """Return a copy of an operand with newly allocated tensors; meta tensors become zeros on `device`."""
     if isinstance(operand, Tensor):
         return torch.zeros(operand.shape, dtype=operand.dtype, device=device) if operand.is_meta else operand.clone()
     if isinstance(operand, tuple):
-        return tuple(own_memory(inner, device) for inner in operand)
+        return tuple(clone_operands(item, device) for item in operand)
     if is_dataclass(operand) and not isinstance(operand, type):
         return replace(
-            operand, **{entry.name: own_memory(getattr(operand, entry.name), device) for entry in fields(operand)}
+            operand, **{field.name: clone_operands(getattr(operand, field.name), device) for field in fields(operand)}
         )
     return operand
 
 
 def fill(operand: Any, generator: Generator) -> None:
-    """Random numbers: as an operand does itself, or else normal ones, and int8 of all values but -128."""
+    """Fill an operand with random numbers: by its own `fill`, or else normal ones, and for int8 all values but -128."""
     if hasattr(operand, "fill") and not isinstance(operand, Tensor):
         operand.fill(generator)
     elif isinstance(operand, Tensor):
@@ -165,5 +170,5 @@ def fill(operand: Any, generator: Generator) -> None:
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """As labels have it."""
+    """Return the name of a data type without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
-"""The first half of the feed-forward network: norm, gate and value matrices, and SiLU(gate) · value.
+"""First half of the feed-forward network: RMSNorm, gate and value matrices, and SiLU(gate) · value.
 
-Shazeer, 2020, arXiv:2002.05202. Every program takes the same rows of the gate's and of the value's matrix in turn.
+Shazeer, 2020, arXiv:2002.05202. Rows of the gate's and of the value's matrix are interleaved within a CTA's tile.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 
 from gptbench.kernels.activation import Activation, store_rows
-from gptbench.kernels.launch import launch, pdl_wait_and_trigger, sized
-from gptbench.kernels.mainloop import Shape, mainloop, of_expert, preloaded, stored
+from gptbench.kernels.launch import launch, name_with_shape, pdl_wait_and_trigger
+from gptbench.kernels.mainloop import GemvShape, expert_slice, mainloop, preload_tiles, weight_argument
 from gptbench.kernels.matrix import Matrix
-from gptbench.kernels.norm import Norm, norm_factor, norm_parts
+from gptbench.kernels.norm import Norm, compute_rstd, load_sum_sq
 from gptbench.kernels.op import Bytes, Op, nbytes
 from gptbench.kernels.route import Routing
 from gptbench.kernels.tile_config import TileConfig, TileKey
 
 
-@triton.jit(repr=sized("swiglu"))
+@triton.jit(repr=name_with_shape("swiglu"))
 def swiglu_kernel(
     weight,
     x,
@@ -36,11 +36,11 @@ def swiglu_kernel(
     ROWS: tl.constexpr = SHAPE.ROWS
     BATCH: tl.constexpr = SHAPE.BATCH
     PADDED: tl.constexpr = SHAPE.PADDED
-    WIDE: tl.constexpr = N // 2
+    HALF: tl.constexpr = N // 2
     index = tl.arange(0, ROWS)
-    first, offsets = tl.program_id(0) * (ROWS // 2), index // 2 + (index % 2) * WIDE
-    if N % ROWS != 0:  # past the end, a row that is not there: it reads as 0
-        offsets = tl.where(first + index // 2 < WIDE, offsets, N)
+    first, offsets = tl.program_id(0) * (ROWS // 2), index // 2 + (index % 2) * HALF
+    if N % ROWS != 0:  # rows past the end are mapped to N, which is masked off
+        offsets = tl.where(first + index // 2 < HALF, offsets, N)
     rows = first + offsets
     slot = tl.program_id(1)
     tensors = weight.tensors
@@ -49,53 +49,53 @@ def swiglu_kernel(
         expert = tl.load(expert_ids + slot, cache_modifier=".cg").to(tl.int64)
         if expert < 0:
             return
-        tensors = of_expert(tensors, expert, SHAPE)
-    tiles = preloaded(tensors, weight.functions, first, offsets, SHAPE)
+        tensors = expert_slice(tensors, expert, SHAPE)
+    tiles = preload_tiles(tensors, weight.functions, first, offsets, SHAPE)
     row_scale = weight.functions.row_scale(tensors, rows, rows < N)
     if expert_ids is None:
         pdl_wait_and_trigger(PDL)
-    parts = norm_parts(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
+    sum_sq = load_sum_sq(sum_sq_partials, NORM.SUMS, NORM.SUMS_PADDED, BATCH, PADDED)
     y = mainloop(tiles, tensors, weight.functions, first, offsets, x, 0, SHAPE)
-    y = y * norm_factor(parts, eps, NORM.K)[:, None]
+    y = y * compute_rstd(sum_sq, eps, NORM.K)[:, None]
     y = y * row_scale[None, :]
     gate, value = tl.split(tl.reshape(y, [PADDED, ROWS // 2, 2]))
     hidden = gate / (1.0 + tl.exp(-gate)) * value
-    store_rows(hidden, out, slot * BATCH, tl.program_id(0) * (ROWS // 2), WIDE, BATCH, PADDED, ROWS // 2)
+    store_rows(hidden, out, slot * BATCH, tl.program_id(0) * (ROWS // 2), HALF, BATCH, PADDED, ROWS // 2)
 
 
 @dataclass(frozen=True, eq=False)
 class SwiGLU(Op):
-    """SiLU(gate) · value of the norm of x."""
+    """Computes SiLU(gate) · value of RMSNorm(x)."""
 
     x: Activation
-    """[B, K], the norm's gain already in it, as the weight's format wants it."""
+    """Residual stream times the norm's weight, [B, K], in the encoding of the weight's format."""
     norm: Norm
-    """Its divisor."""
+    """Norm of x, of which only the reciprocal RMS remains to be applied."""
     weight: Matrix
-    """[2F, K], the gate's rows first, or [E, 2F, K]."""
+    """Weight [2F, K], gate rows first, or [E, 2F, K] for a mixture."""
     routing: Routing | None
-    """Of a mixture: which experts are read."""
+    """Routing of a mixture: which experts are computed. None without a mixture."""
     out: Activation
-    """[B, F]; of a mixture [S·B, F], for each slot of the routing a row of the batch after the other. All of it is
-    written, but for slots without an expert."""
+    """Output [B, F]; for a mixture [S·B, F], B rows for each slot of the routing. Everything is written but slots
+    without an expert."""
     tile: TileConfig
-    """How the work is cut up; half of its rows are the gate's."""
+    """Tile of the kernel; half of its rows are the gate's."""
 
     part = "matrices"
 
     @classmethod
     def tile_key_of(cls, weight: Matrix, batch: int, out: Activation, max_experts: int = 0) -> TileKey:
-        """What a tile is for: two rows of the weight become one number of what is written."""
+        """Return the key of the kernel's tile; two rows of the weight make one output element."""
         return TileKey.of("swiglu", weight, batch, multiple=2 * out.multiple, max_experts=max_experts)
 
     @property
     def max_experts(self) -> int:
-        """Of a mixture: experts that are read at most."""
+        """Maximum number of distinct experts that a step reads; 0 without a mixture."""
         return 0 if self.routing is None else self.routing.expert_ids.numel()
 
     @property
     def active(self) -> int:
-        """Of a mixture: experts for each token."""
+        """Experts per token; 0 without a mixture."""
         return 0 if self.routing is None else self.routing.active
 
     @property
@@ -111,13 +111,13 @@ class SwiGLU(Op):
         launch(
             swiglu_kernel,
             (triton.cdiv(self.weight.rows, self.tile.rows), max(self.max_experts, 1)),
-            stored(self.weight),
+            weight_argument(self.weight),
             self.x.buffers,
             self.norm.sum_sq_partials,
             self.norm.eps,
             None if self.routing is None else self.routing.expert_ids,
             self.out.buffers,
-            SHAPE=Shape.of(self.x, self.weight, self.tile),
+            SHAPE=GemvShape.of(self.x, self.weight, self.tile),
             NORM=self.norm.shape,
             PDL=pdl,
             num_warps=self.tile.warps,
@@ -127,7 +127,7 @@ class SwiGLU(Op):
     def reference(self) -> None:
         routing = self.routing
         weight = self.weight.read() if routing is None else self.weight.lookup(routing.expert_ids.long().clamp(min=0))
-        gate, value = (self.x.read() * self.norm.factor() @ weight.mT).chunk(2, dim=-1)
+        gate, value = (self.x.read() * self.norm.rstd() @ weight.mT).chunk(2, dim=-1)
         self.out.write((F.silu(gate) * value).flatten(0, -2))
 
     def reads_early(self) -> tuple[Any, ...]:
@@ -142,7 +142,7 @@ class SwiGLU(Op):
     def bytes_read(self) -> Bytes:
         return self.weight.bytes_read(self.max_experts)
 
-    def bytes_beside(self) -> int:
+    def other_bytes(self) -> int:
         return nbytes(self.x, self.norm, None if self.routing is None else self.routing.expert_ids, self.out)
 
     def shape(self) -> dict[str, int]:

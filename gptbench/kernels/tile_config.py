@@ -1,5 +1,5 @@
-"""How the linear kernels are cut up, and what a way to do so is for. Which is the best:
-`gptbench.engine.tile_cache`."""
+"""Tiles of the linear kernels, and the keys by which they are looked up. `gptbench.engine.tile_cache` holds the best
+ones."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,47 +11,48 @@ if TYPE_CHECKING:
 
 
 BYTES_PER_WARP = 512
-"""What a warp loads of a row at once: 16 bytes for each thread."""
+"""Bytes of a row that a warp loads at once: 16 for each thread."""
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """How a linear kernel is cut up. BLOCK is best a multiple of what `warps` load at once: 512 bytes each."""
+    """Tile of a linear kernel. `block` is best a multiple of what `warps` load at once, 512 bytes each."""
 
     rows: int
-    """Rows of the weight for each program: a power of two; a multiple of 4 where an `Activation` is written."""
+    """Rows of the weight per CTA: a power of two; a multiple of 4 where an `Activation` is written."""
     block: int
-    """Columns of a step: a power of two."""
+    """Columns per step of the K loop, a power of two."""
     warps: int
     preload: int
-    """Steps whose weights are loaded before the program waits."""
+    """Steps whose weights are prefetched before the PDL wait."""
 
 
 @dataclass(frozen=True)
 class TileKey:
-    """What a tile is for. Its text is the key in the file."""
+    """Key of a tile: the kernel and the shapes that it was tuned for. Its string is the key in the tile cache's
+    file."""
 
     kernel: str
     rows: int
     columns: int
     format: Any
-    """How the weight is stored: a `gptbench.quant.WeightFormat`."""
+    """Format of the weight, a `gptbench.quant.WeightFormat`."""
     dtype: torch.dtype
-    """The model's type."""
+    """Data type of the model."""
     batch: int
     multiple: int = 1
-    """What the tile's rows must be a multiple of."""
+    """Number of which the tile's rows must be a multiple."""
     max_experts: int = 0
-    """Of a mixture: experts that are read."""
+    """Maximum number of distinct experts that are read; 0 without a mixture."""
 
     @classmethod
     def of(cls, kernel: str, weight: "Matrix", batch: int, multiple: int = 1, max_experts: int = 0) -> "TileKey":
-        """For a kernel over a weight."""
+        """Return the key for a kernel over a weight."""
         return cls(kernel, weight.rows, weight.columns, weight.format, weight.dtype, batch, multiple, max_experts)
 
     @property
     def name(self) -> str:
-        """What a profiler shows for the kernel."""
+        """Name that a profiler shows for the kernel."""
         return kernel_name(self.kernel, self.rows, self.columns, mixture=self.max_experts > 0)
 
     def __str__(self) -> str:
@@ -60,5 +61,5 @@ class TileKey:
 
 
 def kernel_name(kernel: str, rows: int, columns: int, mixture: bool) -> str:
-    """What a profiler shows for a kernel over a weight [rows, columns], or over several: experts."""
+    """Return the name that a profiler shows for a kernel over a weight [rows, columns], or over a mixture's experts."""
     return f"{kernel}_{rows}x{columns}" + "_experts" * mixture

@@ -167,15 +167,15 @@ OP_NAMES = {"attention": "attention/attend", "maxima": "maxima/chunk_maxima"}
 
 def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     """A kernel of the decode step, on copies of what it works on there, each launched so often at most."""
-    from gptbench.kernels.op import nbytes, own_memory, tensors
+    from gptbench.kernels.op import clone_operands, nbytes, tensors
 
     example = op.example(position, launches)
     known = op.bytes_read()
     read = min(position + 1, known.window or position + 1) if known.position else 0
-    moved = known.total([read] * engine.batch) + op.bytes_beside()
+    moved = known.total([read] * engine.batch) + op.other_bytes()
 
     def call(generator: Generator) -> Call:
-        own = own_memory(example, generator.device)
+        own = clone_operands(example, generator.device)
         own.fill(generator, position)
         kept = {id(tensor) for tensor in tensors(own.reads())}
         written = tuple(tensors(own.writes()))
