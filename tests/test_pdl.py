@@ -153,7 +153,7 @@ def test_a_kernel_less_between_two_that_need_it_is_found() -> None:
     """The router's choice is read early by the down projection, the position by the attention."""
     ops = engine_of(MOE, "int8", 3, 1).ops
     assert violations([op for op in ops if op.role != "w13"]) == [("route", "w2")]
-    assert violations([op for op in ops if op.role not in ("embed", "qkv")]) == [("draw", "attention")]
+    assert violations([op for op in ops if op.role not in ("embed", "qkv")]) == [("sample", "attention")]
 
 
 class Trace:
