@@ -341,7 +341,7 @@ def test_every_launch_of_the_engine_is_a_case(model: ModelConfig, quant: str, ba
         (own,) = case.call(torch.Generator().manual_seed(1)).arguments
         assert type(own) is type(op)
         assert own.name == op.name
-        if op.role not in ("embed", "draw"):  # there the table has fewer rows, or there is room for more tokens
+        if op.role not in ("embed", "sample"):  # there the table has fewer rows, or there is room for more tokens
             assert all(map(same_shape, own.operands(), op.operands())), case.label
         assert own.bytes_read() == op.bytes_read()
         assert case.moved_bytes >= op.bytes_read().total([6] * batch)
@@ -375,7 +375,7 @@ def test_bytes_of_a_models_kernels_worked_out_by_hand() -> None:
     assert found["w2/add_linear"] == 48 * (112 + scale) + 112 // 4 * 3 * 4 + 2 * row + norm_weight + x + sum_sq_partials
     assert found["head/linear"] == 211 * (48 + scale) + x + sum_sq_partials + 4 * 211
     assert found["maxima/chunk_maxima"] == 4 * 211 + 4 * 14
-    assert found["draw"] == 4 * 14 + 4 * 211
+    assert found["sample"] == 4 * 14 + 4 * 211
 
 
 @pytest.mark.parametrize(("model", "quant", "batch"), [(MOE, "int8", 1), (QWEN, "none", 3)], ids=model_name)

@@ -197,7 +197,7 @@ class Trace:
         monkeypatch.setattr(interpreter, "_interpreter", Watched())
         monkeypatch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", begin_program)
         for module in MODULES:
-            monkeypatch.setattr(module, "follow", pdl_wait_and_trigger)
+            monkeypatch.setattr(module, "pdl_wait_and_trigger", pdl_wait_and_trigger)
 
     @staticmethod
     def note(where: list[np.ndarray[Any, Any]], ptrs: Any, mask: Any) -> None:
