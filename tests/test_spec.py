@@ -67,9 +67,13 @@ def test_patterns_are_repeated_over_the_layers() -> None:
             {"attention_pattern": []},
             r"model.attention_pattern=\[\]: expected null, or 1 to n_layers=3 of full",
         ),
-        (DENSE, {"attention_pattern": [AttentionKind.full, AttentionKind.window]}, "window in it where sliding_window"),
-        (WINDOW, {"attention_pattern": [AttentionKind.full]}, "window in it where sliding_window is over 0"),
-        (DENSE, {"ffn_pattern": [FeedForwardKind.experts]}, "experts in it where n_experts is over 0"),
+        (
+            DENSE,
+            {"attention_pattern": [AttentionKind.full, AttentionKind.window]},
+            "attention_pattern=\\[full, window\\]: expected a pattern that has window in it",
+        ),
+        (WINDOW, {"attention_pattern": [AttentionKind.full]}, "window in it exactly if sliding_window is over 0"),
+        (DENSE, {"ffn_pattern": [FeedForwardKind.experts]}, "experts in it exactly if n_experts is over 0"),
         (MOE, {"ffn_pattern": [FeedForwardKind.experts] * 3}, "1 to n_layers=2 of dense, experts"),
     ],
 )

@@ -3,6 +3,7 @@
 import errno
 import traceback
 from collections.abc import Iterable
+from enum import Enum
 
 from gptbench.base.redaction import redacted
 
@@ -48,6 +49,15 @@ class NotBegunError(Exception):
         self.error = error
 
 
+def as_written(value: object) -> str:
+    """A value as it is written in a configuration: choices by their names, `full` instead of `AttentionKind.full`."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, list) and any(isinstance(entry, Enum) for entry in value):
+        return f"[{', '.join(map(as_written, value))}]"
+    return str(value)
+
+
 class ConfigError(UserError):
     """A configuration field that holds a value it cannot have.
 
@@ -60,7 +70,7 @@ class ConfigError(UserError):
     def __init__(self, field: str, value: object, expected: str | Iterable[object]) -> None:
         if not isinstance(expected, str):
             expected = "one of " + ", ".join(str(choice) for choice in expected)
-        super().__init__(f"{redacted(f'{field}={value}')}: expected {expected}")
+        super().__init__(f"{redacted(f'{field}={as_written(value)}')}: expected {expected}")
         self.field, self.value, self.expected = field, value, expected
 
 

@@ -50,8 +50,8 @@ def rename_in_config(config: Any) -> None:
                 section.setdefault(names[old], section.pop(old))
     for group, options in OPTIONS.items():
         section = config.get(group)
-        if isinstance(section, dict) and section.get("name") in options:
-            section["name"] = options[section["name"]]
+        if isinstance(section, dict) and isinstance(name := section.get("name"), str):
+            section["name"] = options.get(name, name)
 
 
 def current_fields(values: Mapping[str, T]) -> dict[str, T]:
