@@ -12,7 +12,7 @@ import pytest
 from hydra import compose
 
 import gptbench.__main__ as main
-from gptbench.architecture import of_checkpoint
+from gptbench.architecture import checkpoint_hint
 from gptbench.base.errors import CheckpointError, ConfigError, UserError
 from gptbench.base.paths import shipped_folder
 from gptbench.base.redaction import redacted_message
@@ -310,12 +310,18 @@ def test_a_file_of_a_checkpoint_is_not_its_folder(tmp_path: Path, monkeypatch: p
     for name in ("config.json", "model.safetensors"):
         Path("ck", name).write_text("{}")
         for given in (f"ck/{name}", f"./ck/{name}"):
-            assert "give the folder: ck" in str(of_checkpoint(given))
+            assert "give the folder: ck" in str(checkpoint_hint(given))
         with pytest.raises(CommandLineError, match="give the folder: ck"):
             prepared([f"ck/{name}"])
     with pytest.raises(CommandLineError, match=r"empty: a folder with no config\.json in it"):
         prepared(["empty"])
-    assert of_checkpoint("ck") is of_checkpoint("nope") is of_checkpoint("a\0b") is of_checkpoint("x" * 5000) is None
+    assert (
+        checkpoint_hint("ck")
+        is checkpoint_hint("nope")
+        is checkpoint_hint("a\0b")
+        is checkpoint_hint("x" * 5000)
+        is None
+    )
 
 
 def test_help_and_version_need_no_torch(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_without_a_counter_there_is_none(clockwork: Clockwork) -> None:
 def test_a_counter_that_stands_still_is_an_error(clockwork: Clockwork, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = clockwork
     monkeypatch.setattr(Clockwork, "energy_j", lambda self: self.pass_time(ASKING_S) or 5.0)
-    with pytest.raises(RuntimeError, match="did not move"):
+    with pytest.raises(RuntimeError, match="did not change"):
         measure_energy(engine, WORKLOAD, clockwork, seconds=1.0)
 
 

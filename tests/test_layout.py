@@ -168,7 +168,7 @@ def test_a_codec_of_ones_own_is_one_class(tmp_path: Path) -> None:
     other = loaded(save(tmp_path / "rounded", expected))[0]
     for (name, tensor), (_, meant) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(tensor, meant), name
-    with pytest.raises(UserError, match="Halves reads quant_method=halves, too"):
+    with pytest.raises(UserError, match=r"quant_method=halves is already registered by .*Halves"):
         register_codec("halves")(type("Thirds", (Halves,), {}))
     others = save(tmp_path / "others", tensors, quantization_config={"quant_method": "gptq"})
     with pytest.raises(CheckpointError, match="quant_method one of halves: gptbench supports no other"):

@@ -107,7 +107,7 @@ def test_sweep_runs_every_job_and_logs_each_under_one_parent(tmp_path: Path, war
     [
         (["quant=int9"], "quant=int9: no such option"),
         (["sampling.top_k=0"], "sampling.top_k=0: expected a number of at least 1"),
-        (["model=llama2_70b", "device=cpu"], "What would fit"),
+        (["model=llama2_70b", "device=cpu"], "These would fit"),
         (["quant=int8", "device.dtype=float16", "device=cpu"], "quant=int8 (model=demo): expected device.dtype"),
         (["log", "absent.json"], "absent.json: not a result of gptbench"),
         (["top_k"], "top_k"),

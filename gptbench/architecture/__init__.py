@@ -5,7 +5,7 @@ A row says how a checkpoint's `config.json` becomes fields of `ModelConfig` or l
 """
 
 from gptbench.architecture import llama, mistral, mixtral, qwen2, qwen3, qwen3_moe  # noqa: F401 -- each adds its row
-from gptbench.architecture.config_json import CONFIG_FILE, ConfigFile, of_checkpoint
+from gptbench.architecture.config_json import CONFIG_FILE, ConfigFile, checkpoint_hint
 from gptbench.architecture.keys import IGNORED_KEYS, READ_KEYS, SUPPORTED_VALUES
 from gptbench.architecture.layout import LlamaLayer, OuterNames, Part, Target, layout
 from gptbench.architecture.row import ARCHITECTURES, Architecture, Window, register_architecture
@@ -28,9 +28,9 @@ __all__ = [
     "Part",
     "Target",
     "Window",
+    "checkpoint_hint",
     "layout",
     "model_name",
-    "of_checkpoint",
     "read_architecture",
     "read_shape",
     "register_architecture",

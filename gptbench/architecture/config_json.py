@@ -91,7 +91,7 @@ class ConfigFile:
         return kinds[kind]
 
 
-def of_checkpoint(argument: str) -> str | None:
+def checkpoint_hint(argument: str) -> str | None:
     """Return a hint for an argument that is a file of a checkpoint or a folder without config.json, or None."""
     if not argument or "\0" in argument:
         return None

@@ -1,4 +1,4 @@
-"""Build: made on `meta`, checked against the memory there is, allocated, filled."""
+"""Builds a model: made on `meta`, checked against free memory, allocated, and filled with weights."""
 
 from gptbench.build.filling import build, fill
 from gptbench.build.memory import (

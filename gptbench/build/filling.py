@@ -1,4 +1,4 @@
-"""A model gets its memory, and its weights: a checkpoint's, or seeded ones."""
+"""Allocates a model and fills it with weights, from a checkpoint or seeded."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,30 +16,28 @@ from gptbench.schema.result import CheckpointInfo
 def build(
     config: Config, model: Transformer, device: Device, progress: Callable[[str, float], None] = lambda *_: None
 ) -> CheckpointInfo | None:
-    """Gives a model on `meta` its memory and its weights.
+    """Allocate a model that is on `meta`, and fill it with weights.
 
     Args:
-        progress: told what is being read, and the share of it that is done.
+        progress: called with a description of what is being read and the fraction of it that has been read.
 
     Returns:
-        What was read of a checkpoint, or None where the weights are seeded.
+        Information about the checkpoint, or None if the weights are seeded.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is not finite.
+        CheckpointError: the checkpoint cannot be read, or its weights are not finite.
     """
     model.to_empty(device=device.torch)
-    loaded = None
     if config.model.reads_checkpoint:
-        loaded = Checkpoint(config.model).load(model, progress)
-    else:
-        fill(model, config.workload.seed)
-    return loaded
+        return Checkpoint(config.model).load(model, progress)
+    fill(model, config.workload.seed)
+    return None
 
 
 def fill(model: Transformer, seed: int) -> None:
-    """Seeded random weights, scaled so that activations stay of order one (see `Weight.std`).
+    """Fill a model with seeded random weights, scaled so that activations stay of order one (see `Weight.std`).
 
-    Each matrix has a generator of its own, seeded with its name, so that it does not depend on what else is filled,
+    Each matrix has a generator that is seeded with its name, so that its values depend neither on the other matrices
     nor on the quantisation. CPU and GPU generators differ.
     """
     device = model.norm.weight.device
@@ -51,12 +49,12 @@ def fill(model: Transformer, seed: int) -> None:
         elif isinstance(module, Weight):
             for index in module.matrices():
                 weight = normal(module.float_shape[-2:], module.std, f"{seed} {name} {index}", device)
-                weight = weight.to(model.dtype)  # frees the float32 one where the types differ
+                weight = weight.to(model.dtype)  # frees the float32 tensor if the types differ
                 module.assign(weight, *index)
 
 
 def normal(shape: tuple[int, ...], std: float, name: str, device: torch.device) -> Tensor:
-    """float32 of standard deviation `std`, from a generator that is seeded with `name`."""
+    """Return normal float32 numbers with standard deviation `std`, from a generator seeded with `name`."""
     digest = hashlib.sha256(name.encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).mul_(std)

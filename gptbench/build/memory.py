@@ -1,4 +1,4 @@
-"""What a run needs of its device's memory, foretold from a model without memory, and what would fit instead."""
+"""Predicts the device memory that a run needs, from a model on `meta`, and finds alternatives that would fit."""
 
 import math
 from collections import Counter
@@ -19,17 +19,19 @@ from gptbench.model.transformer import WINDOW_QUERIES, Block
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a run needs on its device."""
+    """Device memory that a run needs, in bytes."""
 
     weights: int
-    """Every weight, each storage once."""
+    """Bytes of all weights, with shared storage counted once."""
     kv_cache: int
-    """Keys and values of all layers, batch rows and cached positions."""
+    """Bytes of the keys and values of all layers, rows and cached positions."""
     workspace: int
-    """The larger of two: what filling the largest matrix takes, or activations and copies of weights while running."""
+    """Bytes of temporary tensors: the larger of what filling the largest matrix takes, and of activations and copies
+    of weights while running."""
 
     @property
     def total(self) -> int:
+        """Sum of all parts, in bytes."""
         return self.weights + self.kv_cache + self.workspace
 
     def __str__(self) -> str:
@@ -38,10 +40,11 @@ class MemoryNeed:
 
 
 def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> MemoryNeed:
-    """What a model (on any device) needs for `batch` sequences of `length` positions, `prompt` of them prefilled."""
+    """Return the memory that a model (on any device) needs for `batch` sequences of `length` positions, of which
+    `prompt` are prefilled."""
     config, itemsize = model.config, model.dtype.itemsize
     weights = [module for module in model.modules() if isinstance(module, Weight)]
-    # As cast, as float32, and what packing takes.
+    # The cast matrix, its float32 original, and the temporaries of packing.
     filling = max(math.prod(w.float_shape[-2:]) * (itemsize + 4 + w.format.packing_bytes) for w in weights)
     tokens = batch * prompt
     running = max(block_bytes(block, batch, prompt, itemsize) for block in model.layers)
@@ -50,15 +53,15 @@ def memory_need(model: Transformer, batch: int, prompt: int, length: int) -> Mem
 
 
 def cache_bytes(model: Transformer, batch: int, length: int) -> int:
-    """What all layers keep of `batch` sequences of `length` positions."""
+    """Return the bytes of the KV caches of all layers for `batch` sequences of `length` positions."""
     counts = Counter(block.spec.attention for block in model.layers)
     caches = {spec: KeyValueCache(spec, batch, length, model.dtype, "meta") for spec in counts}
     return sum(count * caches[spec].nbytes for spec, count in counts.items())
 
 
 def block_bytes(block: Block, batch: int, prompt: int, itemsize: int) -> int:
-    """Bytes that a block takes while it runs, beside the residual stream: copies of its weights, and what it computes
-    between its matrices."""
+    """Return the bytes that a block takes while it runs, besides the residual stream: copies of its weights and its
+    activations."""
     spec, tokens = block.spec, batch * prompt
     active = spec.mixture.active if spec.mixture is not None else 1
     weights = [module for module in block.modules() if isinstance(module, Weight)]
@@ -68,8 +71,8 @@ def block_bytes(block: Block, batch: int, prompt: int, itemsize: int) -> int:
 
 
 def window_bytes(spec: AttentionSpec, batch: int, prompt: int, itemsize: int) -> int:
-    """Bytes that a layer's prefill takes where the sliding window hides something of the prompt: the mask, as booleans
-    and as what is added to the scores, and keys and values repeated for each head (`attend_in_window`)."""
+    """Return the bytes that a layer's prefill takes when the sliding window masks part of the prompt: the mask, as
+    booleans and as an additive mask, and keys and values repeated for each head (`attend_in_window`)."""
     if not spec.window_applies(prompt):
         return 0
     queries = min(prompt, WINDOW_QUERIES)
@@ -79,7 +82,7 @@ def window_bytes(spec: AttentionSpec, batch: int, prompt: int, itemsize: int) ->
 
 
 def copied_bytes(weight: Weight, tokens: int, mixture: MixtureSpec | None, itemsize: int) -> int:
-    """Bytes of the copies that an engine may make of a block's weight: gathered experts, and what is multiplied."""
+    """Return the bytes of the copies that an engine may make of a block's weight: gathered experts and casts."""
     matrix = math.prod(weight.float_shape[-2:])
     cast = weight.format.copied_bytes(itemsize)
     if mixture is None or len(weight.float_shape) == 2:
@@ -91,24 +94,25 @@ def copied_bytes(weight: Weight, tokens: int, mixture: MixtureSpec | None, items
 
 
 def memory_need_of(config: Config, model: Transformer) -> MemoryNeed:
-    """`memory_need` for the workload and the engine of a configuration."""
+    """Return the memory need for the workload and the engine of a configuration."""
     work = config.workload
     need = memory_need(model, work.batch_size, len(work.prompt), cache_length(config))
-    # As booleans, and as what is added to the scores.
+    # Masks as booleans, and as additive masks.
     masks = config.engine.mask_elements(config) * (1 + model.dtype.itemsize)
     return replace(need, workspace=need.workspace + masks)
 
 
 def alternatives(config: Config, devices: DeviceGroup) -> Iterator[tuple[str, int]]:
-    """What a user could ask for instead, and the bytes that it needs: other weights, fewer sequences, other models."""
+    """Iterate over overrides that a user could try instead, with the bytes that they need: other formats, smaller
+    batches, other models."""
     work = config.workload
 
-    def made(model: ModelConfig, quant: QuantConfig) -> Transformer | None:
+    def on_meta_or_none(model: ModelConfig, quant: QuantConfig) -> Transformer | None:
         if quant.unsupported_reason(model, config.device.dtype) or len(work.prompt) + work.new_tokens > model.context:
             return None
         try:
-            return on_meta(model, quant, devices.own.dtype)
-        except ConfigError:  # its matrices have other names, or widths
+            return on_meta(model, quant, devices.local.dtype)
+        except ConfigError:  # quant.weights does not fit the names or widths of its matrices
             return None
 
     def need(meta: Transformer, batch: int) -> int:
@@ -116,7 +120,7 @@ def alternatives(config: Config, devices: DeviceGroup) -> Iterator[tuple[str, in
 
     for shipped in options("quant", QuantConfig):
         quant, batch = replace(shipped, weights=config.quant.weights), work.batch_size
-        meta = made(config.model, quant)
+        meta = on_meta_or_none(config.model, quant)
         while batch and meta is not None:
             yield f"quant={quant.name} workload.batch_size={batch}", need(meta, batch)
             batch //= 2
@@ -126,38 +130,38 @@ def alternatives(config: Config, devices: DeviceGroup) -> Iterator[tuple[str, in
             or (config.sampling.top_k or 0) > model.vocab_size
         ):
             continue
-        if model.name != config.model.name and (meta := made(model, config.quant)) is not None:
+        if model.name != config.model.name and (meta := on_meta_or_none(model, config.quant)) is not None:
             yield f"model={model.name}", need(meta, work.batch_size)
 
 
 def nbytes(model: nn.Module) -> int:
-    """Bytes of the parameters, each storage once."""
-    return sum(p.nbytes for p in model.parameters())  # `parameters` gives a shared one once
+    """Return the bytes of the parameters, with shared storage counted once."""
+    return sum(p.nbytes for p in model.parameters())  # `parameters` yields a shared parameter once
 
 
 def check_memory(
     config: Config, model: Transformer, devices: DeviceGroup, alternatives: Iterator[tuple[str, int]], kept: int = 0
 ) -> None:
-    """Refuses a run that needs more than a device of it has, before anything is allocated.
+    """Check that a run fits into the free memory of each device, before anything is allocated.
 
     Args:
-        alternatives: what else the user could ask for, and the bytes that it needs.
-        kept: bytes in use that the run has from the job before it, or gives back.
+        alternatives: overrides that the user could try instead, with the bytes that they need.
+        kept: bytes in use that the run takes over from the previous job, or frees.
 
     Raises:
-        DoesNotFitError: with the numbers, and with the alternatives that fit.
+        DoesNotFitError: the run does not fit; the message has the numbers and the alternatives that fit.
     """
     need = memory_need_of(config, model)
-    device = min(devices.devices, key=lambda each: each.free_memory())
+    device = min(devices.devices, key=lambda candidate: candidate.free_memory())
     free = device.free_memory() + kept
     if need.total <= free:
         return
     fitting: dict[str, str] = {}
     for what, total in alternatives:
-        if total <= free:  # of several batch sizes the first, which is the largest
+        if total <= free:  # keeps the first of several batch sizes, which is the largest
             fitting.setdefault(what.partition(" workload.")[0], f"  {what}: {gb(total)}")
     raise DoesNotFitError(
         f"model={config.model.name} quant={config.quant.full_name} workload.batch_size={config.workload.batch_size} "
-        f"needs {need}, and {device.torch} ({device.name}) has {gb(free)} free.\n"
-        + ("What would fit:\n" + "\n".join(fitting.values()) if fitting else "Nothing that gptbench knows would fit.")
+        f"needs {need}, but {device.torch} ({device.name}) has only {gb(free)} free.\n"
+        + ("These would fit:\n" + "\n".join(fitting.values()) if fitting else "No configuration in conf/ would fit.")
     )

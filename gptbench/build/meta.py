@@ -1,4 +1,4 @@
-"""The model of a run before it has memory, and how long its caches will be."""
+"""Makes the model of a run on `meta`, and computes the length of its KV cache."""
 
 import torch
 
@@ -8,17 +8,17 @@ from gptbench.model import Transformer
 from gptbench.model.linear import store_as
 
 CACHE_MULTIPLE = 8
-"""The KV cache holds a multiple of so many positions, as in the seed."""
+"""The length of the KV cache is a multiple of this number of positions, as in gpt_fast."""
 
 
 def cache_length(config: Config) -> int:
-    """S, cached positions that the run needs: prompt and new tokens, rounded up."""
+    """Return S, the number of cached positions that a run needs: prompt and new tokens, rounded up."""
     length = len(config.workload.prompt) + config.workload.new_tokens
     return -(-length // CACHE_MULTIPLE) * CACHE_MULTIPLE
 
 
 def on_meta(config: ModelConfig, quant: QuantConfig, dtype: torch.dtype) -> Transformer:
-    """The quantised model without any memory. Raises ConfigError as `store_as` does."""
+    """Return the quantised model on `meta`. Raises ConfigError as `store_as` does."""
     with torch.device("meta"):
         model: Transformer = instantiate(config, dtype)
         store_as(model, quant)

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint: container (files) × layout (names, the architecture's) × codec (numbers)."""
+"""Loads checkpoints: container (file format) × layout (tensor names, by architecture) × codec (numbers)."""
 
 from gptbench.checkpoint.codec import FLOATS, Codec, Piece, codec_of, register_codec
 from gptbench.checkpoint.container import Container, TensorInfo

@@ -1,4 +1,4 @@
-"""PyTorch's pickles, of which nothing but tensors is accepted."""
+"""PyTorch pickles (`.bin`), restricted to tensors."""
 
 import pickle
 import zipfile
@@ -15,7 +15,7 @@ from gptbench.checkpoint.container import Container, TensorInfo
 
 
 class Bin(Container):
-    """A pickle of a dict of tensors."""
+    """A pickled dict of tensors."""
 
     SINGLE = "pytorch_model.bin"
     ERRORS = (pickle.UnpicklingError, zipfile.BadZipFile, *Container.ERRORS)
@@ -32,20 +32,20 @@ class Bin(Container):
 
 
 def load_pickle(file: Path) -> dict[str, Tensor]:
-    """A `.bin` file: a dict of tensors, and nothing else. Its pages are read when they are needed.
+    """Return the dict of tensors in a `.bin` file, memory-mapped where the file is a zip archive.
 
     Raises:
-        CheckpointError: it is damaged, holds anything but tensors, or would run code.
+        CheckpointError: the file is damaged, holds anything but a dict of tensors, or would run code.
     """
     try:
         loaded: Any = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
     except Exception as error:  # torch raises whatever its readers do
         raise CheckpointError(f"{file}: cannot be read as tensors alone: {first_line(error)}") from error
     if not isinstance(loaded, dict) or not all(isinstance(name, str) and dense(t) for name, t in loaded.items()):
-        raise CheckpointError(f"{file}: holds something else than tensors by name")
+        raise CheckpointError(f"{file}: expected a dict of tensors by name, and nothing else")
     return loaded
 
 
 def dense(value: Any) -> bool:
-    """Whether it is a tensor with a number in memory for each element."""
+    """Whether a value is a dense tensor whose elements are in memory."""
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta

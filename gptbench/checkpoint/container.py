@@ -1,4 +1,4 @@
-"""A kind of file that tensors are stored in: name, shape and type of each, and their numbers."""
+"""Containers: file formats that store tensors by name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,38 +14,38 @@ from gptbench.base.errors import CheckpointError, first_line
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as a file's header has it."""
+    """File, shape and type of a stored tensor, from the header of the file."""
 
     file: Path
-    """The file that holds it."""
+    """File that holds the tensor."""
     shape: tuple[int, ...]
-    """As it is stored."""
+    """Shape of the tensor in the file."""
     dtype: str
-    """As safetensors calls it."""
+    """Type of the tensor, by its name in safetensors."""
 
 
 class Container:
-    """One kind of file. A second one is a file with a class, and a row in `gptbench.checkpoint.reader.CONTAINERS`."""
+    """A file format. To add one, subclass it in a new file and add it to `gptbench.checkpoint.reader.CONTAINERS`."""
 
     SINGLE: ClassVar[str]
-    """The file of a checkpoint that has one; that of one with several is called so with `.index.json` behind."""
+    """File name of an unsharded checkpoint; with `.index.json` appended, the name of the index of a sharded one."""
     ERRORS: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError)
-    """What its readers raise of a bad file."""
+    """Exceptions that the library raises for a bad file."""
 
     def check(self, file: Path, head: bytes) -> None:
-        """Raises CheckpointError for a file that is not to be opened, by its first bytes."""
+        """Raise CheckpointError if the first bytes show that a file must not be opened."""
 
     def header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
-        """Name and kind of every tensor in a file; their values are not read."""
+        """Iterate over name and metadata of every tensor in a file, without reading values."""
         raise NotImplementedError
 
     def tensors(self, file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of a file, one at a time; on a CPU its pages are the file's own."""
+        """Iterate over name and value of every tensor in a file; on a CPU they are memory-mapped."""
         raise NotImplementedError
 
     @contextmanager
     def reading(self, file: Path) -> Iterator[None]:
-        """Turns what a reader says of a bad file into an error that names the file."""
+        """Convert exceptions that the library raises for a bad file to a CheckpointError that names the file."""
         try:
             yield
         except self.ERRORS as error:

@@ -1,4 +1,4 @@
-"""Where the tensors of a layout lie in a model."""
+"""Copies tensors of a layout to their places in the model."""
 
 from torch import Tensor
 
@@ -7,13 +7,14 @@ from gptbench.model import Bias, RMSNorm, Transformer, Weight
 
 
 def module_of(model: Transformer, part: Part) -> Weight | RMSNorm | Bias:
+    """Return the module that a part belongs to."""
     module = model.get_submodule(part.module)
     assert isinstance(module, Weight | RMSNorm | Bias), part.module
     return module
 
 
 def assign(model: Transformer, target: Target, tensor: Tensor) -> None:
-    """Takes over a float tensor of the target's shape, in the formats of the modules that it belongs to."""
+    """Copy a float tensor of the target's shape into the model, quantising it to the formats of the modules."""
     if target.transposed:
         tensor = tensor.transpose(-1, -2)
     for part in target.parts:
@@ -25,12 +26,13 @@ def assign(model: Transformer, target: Target, tensor: Tensor) -> None:
             for expert, matrix in enumerate(tensor):
                 module.assign(matrix[part.rows], expert, row=part.row)
         else:
-            of = () if part.expert is None else (part.expert,)
-            module.assign(tensor[part.rows], *of, row=part.row)
+            index = () if part.expert is None else (part.expert,)
+            module.assign(tensor[part.rows], *index, row=part.row)
 
 
 def view(model: Transformer, target: Target) -> Tensor:
-    """The part of the model's own tensor that a tensor of the layout is, which must go to one place as it is."""
+    """Return the view of the model's tensor that holds a tensor of the layout, which must have a single part that is
+    neither strided nor transposed."""
     (part,) = target.parts
     assert not target.transposed and part.rows == slice(0, None, 1)
     weight = module_of(model, part).weight

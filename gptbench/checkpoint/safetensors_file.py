@@ -1,4 +1,4 @@
-"""Format of the files: https://huggingface.co/docs/safetensors"""
+"""The safetensors file format: https://huggingface.co/docs/safetensors"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ from gptbench.base.errors import CheckpointError
 from gptbench.checkpoint.container import Container, TensorInfo
 
 MAX_HEADER_BYTES = 32 * 2**20
-"""Of a file's header, whose entries have about a hundred bytes for each tensor."""
+"""Size limit of a file's header, whose entries take about a hundred bytes per tensor."""
 
 
 class Safetensors(Container):
-    """A header in JSON, and the tensors behind it."""
+    """A JSON header followed by the tensors."""
 
     SINGLE = "model.safetensors"
     ERRORS = (SafetensorError, *Container.ERRORS)
@@ -23,7 +23,7 @@ class Safetensors(Container):
     def check(self, file: Path, head: bytes) -> None:
         header = int.from_bytes(head[:8], "little")
         if MAX_HEADER_BYTES < header < file.stat().st_size:
-            raise CheckpointError(f"{file}: its header has {header:,} bytes: at most {MAX_HEADER_BYTES:,} are read")
+            raise CheckpointError(f"{file}: header of {header:,} bytes: expected at most {MAX_HEADER_BYTES:,}")
 
     def header(self, file: Path) -> Iterator[tuple[str, TensorInfo]]:
         with safe_open(file, framework="pt") as opened:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gptbench.architecture import CONFIG_FILE, of_checkpoint
+from gptbench.architecture import CONFIG_FILE, checkpoint_hint
 from gptbench.base.errors import UserError
 from gptbench.base.hub import expanded, is_hub_name
 from gptbench.base.paths import conf_folder
@@ -216,7 +216,7 @@ def no_override(argument: str, config_dir: str | None) -> str:
     if "=" in argument:
         return f"{argument}: expected FIELD=VALUE, and {word!r} is no field's name"
     leaves = [f"{name}=…" for name in field_types() if name.rpartition(".")[2] == word]
-    if (said := of_checkpoint(argument)) is not None:
+    if (said := checkpoint_hint(argument)) is not None:
         return f"{argument}: {said}"
     if word in ("help", "usage", "?"):
         return f"{argument}: no command; gptbench --help says what there is, and gptbench COMMAND --help what it takes"

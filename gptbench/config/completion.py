@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from gptbench.architecture import CONFIG_FILE, of_checkpoint, read_shape, stretched_context
+from gptbench.architecture import CONFIG_FILE, checkpoint_hint, read_shape, stretched_context
 from gptbench.base.errors import ConfigError, UserError
 from gptbench.base.hub import expanded, find_checkpoint
 from gptbench.config.model import ModelConfig
@@ -42,7 +42,7 @@ def complete_model(model: DictConfig, given: Container[str] = ()) -> None:
         return
     if not model.checkpoint:
         raise ConfigError("model.checkpoint", "", "the folder of a checkpoint, or null")
-    if Path(model.checkpoint).is_file() and (said := of_checkpoint(model.checkpoint)) is not None:
+    if Path(model.checkpoint).is_file() and (said := checkpoint_hint(model.checkpoint)) is not None:
         raise UserError(f"model.checkpoint={model.checkpoint}: {said}")
     file = Path(model.checkpoint) / CONFIG_FILE
     defaults = {entry.name: entry.default for entry in fields(ModelConfig)} if missing else {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from gptbench.architecture import of_checkpoint
+from gptbench.architecture import checkpoint_hint
 from gptbench.base.errors import UserError
 from gptbench.base.paths import conf_folder
 from gptbench.base.redaction import redacted
@@ -35,7 +35,7 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
         key, name = group[1], group[2]
         options = sorted(cause.options or ())
         near = did_you_mean(name, options)
-        if key == "model" and (said := of_checkpoint(name)) is not None:
+        if key == "model" and (said := checkpoint_hint(name)) is not None:
             return f"{key}={name}: {said}"
         listed = f"; the options are {', '.join(options)}" if options else ""
         return f"{key}={name}: no such option{listed}{near}"

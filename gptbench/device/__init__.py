@@ -1,4 +1,4 @@
-"""The device that a run uses, and what differs between a GPU and a CPU."""
+"""The device of a run: a common interface to a GPU and to the CPU."""
 
 import contextlib
 import ctypes
@@ -17,14 +17,15 @@ class Device:
     """One GPU, or the CPU.
 
     Attributes:
-        torch: the torch device.
+        is_cuda: whether it is a GPU.
+        torch: torch device.
         dtype: type of activations, KV cache and unquantised weights.
-        name: the vendor's name of the processor.
-        cores: CPU cores that this process may use.
-        threads: CPU threads for one torch operation.
+        name: vendor's name of the processor.
+        cores: number of CPU cores that this process may use.
+        threads: number of CPU threads per torch operation.
 
     Raises:
-        ConfigError: the device that the configuration names is not there.
+        ConfigError: the device in the configuration does not exist.
     """
 
     def __init__(self, config: DeviceConfig) -> None:
@@ -55,67 +56,68 @@ class Device:
 
     @property
     def is_amd(self) -> bool:
-        """Whether it is a GPU that torch drives through ROCm, under the names that CUDA's have."""
+        """Whether it is an AMD GPU, which torch also calls `cuda`."""
         return self.is_cuda and torch.version.hip is not None
 
     def use(self) -> None:
-        """Sets the process's number of CPU threads to this device's, where another one was made since."""
+        """Set the process's number of CPU threads to this device's, which another device may have changed."""
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
     @property
     def dtype_name(self) -> str:
-        """As it is written in the configuration."""
+        """Name of the type as in the configuration, such as bfloat16."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def key(self) -> str:
-        """Name for files about this one device: GPUs of one kind differ, and a CPU by its number of threads."""
+        """File name for results of this very device: a GPU by its UUID, a CPU by its number of threads."""
         return file_name(f"{self.name} {self.uuid if self.is_cuda else f'{torch.get_num_threads()} threads'}")
 
     @property
     def kind(self) -> str:
-        """Name for files about every device of this kind: of GPUs those of one name, compute capability and number of
-        streaming multiprocessors; of CPUs as `key`."""
+        """File name for results of all devices of this kind: GPUs of the same name, compute capability and number of
+        streaming multiprocessors. For a CPU it is `key`."""
         if not self.is_cuda:
             return self.key
-        found = torch.cuda.get_device_properties(self.torch)
-        return file_name(f"{self.name} sm{found.major}{found.minor} {found.multi_processor_count} processors")
+        properties = torch.cuda.get_device_properties(self.torch)
+        capability = f"sm{properties.major}{properties.minor}"
+        return file_name(f"{self.name} {capability} {properties.multi_processor_count} processors")
 
     @property
     def uuid(self) -> str | None:
-        """Of a GPU."""
+        """UUID of a GPU; None on a CPU."""
         return str(torch.cuda.get_device_properties(self.torch).uuid) if self.is_cuda else None
 
     def free_memory(self) -> int:
-        """Bytes that can still be allocated."""
+        """Return the number of bytes that can still be allocated."""
         if self.is_cuda:
             return torch.cuda.mem_get_info(self.torch)[0]
         return limits.free_memory()
 
     def synchronize(self) -> None:
-        """Waits until all work given to the device is done."""
+        """Wait until the device has finished all its work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch)
 
     def release_memory(self) -> None:
-        """Gives back what torch's allocator keeps, so that another process can have it."""
+        """Return the memory that torch's allocator caches to the system, so that other processes can use it."""
         if self.is_cuda:
             torch.cuda.empty_cache()
         elif platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)
 
     def reset_peak_memory(self) -> None:
-        """Starts the peak again from what is in use now."""
+        """Reset the peak to the memory that is in use now."""
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.torch)
         elif CLEAR_REFS.exists():
-            with contextlib.suppress(OSError):  # some containers refuse it: then the peak is the process's
+            with contextlib.suppress(OSError):  # some containers forbid it: the peak is then that of the whole process
                 CLEAR_REFS.write_text("5")  # resets VmHWM: proc(5)
 
     def peak_memory(self) -> int:
-        """Bytes: the allocator's peak on a GPU, the process's resident peak on a CPU (of the process where the
-        kernel cannot reset it)."""
+        """Return the peak memory in bytes: the allocator's on a GPU, the resident set of the process on a CPU, there
+        since the last reset, or since the process began where the kernel cannot reset it."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.torch)
         status = Path("/proc/self/status")
@@ -127,18 +129,19 @@ class Device:
 
 
 DEFAULT_THREADS = torch.get_num_threads()
-"""As torch chose them when this process began."""
+"""Number of threads that torch chose when this process began."""
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
+"""File of proc(5) that resets the peak of the resident set."""
 
 
 def file_name(name: str) -> str:
-    """The same in lower case, with a dash for whatever is neither letter nor digit."""
+    """Return a name in lower case, with a dash for each character that is neither a letter nor a digit."""
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
 def cpu_name() -> str:
-    """The processor's name, as the kernel tells it."""
+    """Return the name of the CPU as the kernel reports it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The devices of a run. Today it has one; what would be different for several is asked here."""
+"""The devices of a run. There is only one today; code that would differ for several asks the group."""
 
 from dataclasses import dataclass
 
@@ -9,29 +9,29 @@ from gptbench.device import Device
 
 @dataclass(frozen=True)
 class DeviceGroup:
-    """Devices that one model is spread over, each driven by a process of its own."""
+    """Devices that share one model, each driven by a separate process."""
 
     devices: tuple[Device, ...]
-    """By rank."""
+    """Devices, by rank."""
     rank: int = 0
-    """Of this process."""
+    """Rank of this process."""
 
     @classmethod
     def of(cls, config: DeviceConfig) -> "DeviceGroup":
-        """The group that a configuration asks for. Raises ConfigError where a device is not there."""
+        """Return the group for a configuration. Raises ConfigError if a device does not exist."""
         return cls((instantiate(config),))
 
     @property
     def size(self) -> int:
-        """How many devices there are."""
+        """Number of devices."""
         return len(self.devices)
 
     @property
-    def own(self) -> Device:
-        """The one that this process drives."""
+    def local(self) -> Device:
+        """Device that this process drives."""
         return self.devices[self.rank]
 
     @property
-    def records(self) -> bool:
-        """Whether this process is the one that shows and records what all have measured."""
+    def is_main(self) -> bool:
+        """Whether this process shows and records the measurements of all processes."""
         return self.rank == 0

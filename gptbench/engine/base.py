@@ -98,7 +98,7 @@ class Engine(Runner):
 
     @classmethod
     def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Engine":
-        device = devices.own
+        device = devices.local
         sampler = instantiate(config.sampling, config.model.vocab_size, device.torch)
         return cls(config.engine, model, sampler, device, Shape.of(config))
 

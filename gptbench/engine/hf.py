@@ -153,7 +153,7 @@ class HuggingFace(Engine):
         if family(model, length) is None:
             fields = " and ".join(f"model.{name}={getattr(model, name)}" for name in sorted(asked(model, length)))
             return f"another model: the library has no model with {fields}"
-        device = devices.own
+        device = devices.local
         multiple = GROUPED_ALIGNMENT // device.dtype.itemsize
         for name in ("dim", "ffn_dim"):
             if model.layer_specs[0].mixture is not None and (width := getattr(model, name)) % multiple:

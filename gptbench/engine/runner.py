@@ -60,7 +60,7 @@ class Runner:
     """Whether it runs over gptbench's own model, with its weights on the device."""
 
     def __init__(self, config: Config, model: Transformer, devices: DeviceGroup) -> None:
-        self.model, self.device = model, devices.own
+        self.model, self.device = model, devices.local
         shape = Shape.of(config)
         self.batch, self.prompt_length, self.length = shape.batch, shape.prompt, shape.length
         self.sampling = config.sampling

@@ -116,7 +116,7 @@ class PreparedSide:
         self, asked: RequestedSide, watch: CompileWatch, leaving: ExitStack, stages: Stages, chance: random.Random
     ) -> None:
         devices = DeviceGroup.of(asked.config.device)
-        self.device = devices.own
+        self.device = devices.local
         most = min(MAX_SHIFT_BYTES, int(MAX_SHIFT_SHARE * self.device.free_memory()))
         self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
         config = asked.config
@@ -174,7 +174,7 @@ def measure(
     """
     first = asked[0].config
     devices = DeviceGroup.of(first.device)
-    device = devices.own
+    device = devices.local
     if len({instantiate(each.config.device).torch for each in asked}) > 1:
         raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
     sides = {name: each.with_engine(observer.remark) for name, each in zip("AB", asked, strict=True)}

@@ -100,7 +100,7 @@ def forecast(config: Config) -> Forecast:
     from gptbench.text.prompt import make_tokenizer
 
     devices = DeviceGroup.of(config.device)
-    device = devices.own
+    device = devices.local
     remarks: list[str] = []
     if not config.task.RUNS_ENGINE:
         task = instantiate(config.task, config, device)

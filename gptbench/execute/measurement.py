@@ -79,7 +79,7 @@ class Bench:
             surroundings = environment(devices, config.commit)
             roofs = Roofs(devices, surroundings, Path(config.outputs) / "roofs")
             roofs.read(again=config.device.measure_roof and not beside_model)
-            devices.own.release_memory()
+            devices.local.release_memory()
         return cls(started, surroundings, roofs, warn)
 
     def attempt(self, what: str, measure: Callable[..., T], *args: object) -> T | None:
@@ -125,7 +125,7 @@ class Subject:
     @property
     def device(self) -> Device:
         """The one that this process drives."""
-        return self.devices.own
+        return self.devices.local
 
     def make_engine(self, stages: Stages) -> tuple[Runner, CheckpointInfo | None, float]:
         """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
@@ -200,7 +200,7 @@ def measure_engine(
             release(subject.model, device)  # so that there is room
             of, on = reference_of(config)
             reference_model = plan(of, on)
-            leaving.callback(release, reference_model, on.own)
+            leaving.callback(release, reference_model, on.local)
             made, _ = make_engine(of, on, reference_model, stages.reading)
             assert isinstance(made, Engine)
             return made
@@ -230,7 +230,7 @@ def tuned(engine: Runner, stages: Stages) -> float | None:
 def prepare_alone(config: Config) -> Compilation:
     """Builds and prepares, for a process of its own."""
     devices = DeviceGroup.of(config.device)
-    device = devices.own
+    device = devices.local
     target(config.engine).warm_up_compiler(config.engine, device)
     with CompileWatch() as watch:
         engine, _ = make_engine(config, devices, plan(config, devices))

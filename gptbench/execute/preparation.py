@@ -37,7 +37,7 @@ def plan(config: Config, devices: DeviceGroup, kept: int = 0) -> Transformer:
     validate_combination(config)
     engine: type[Runner] = target(config.engine)
     engine.require(config, devices)
-    model = on_meta(config.model, config.quant, devices.own.dtype)
+    model = on_meta(config.model, config.quant, devices.local.dtype)
     if config.model.reads_checkpoint:
         Checkpoint(config.model).check(model)
     if engine.BUILDS_MODEL:
@@ -72,7 +72,7 @@ def make_engine(
     if not target(config.engine).BUILDS_MODEL:
         return engine_over(config, devices, model), None
     with torch.no_grad():
-        loaded = build(config, model, devices.own, progress)
+        loaded = build(config, model, devices.local, progress)
     return engine_over(config, devices, model), loaded
 
 

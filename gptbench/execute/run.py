@@ -64,7 +64,7 @@ def run_model(
     observer: Observer,
 ) -> None:
     """What `run` does, for a task that measures a model."""
-    device = devices.own
+    device = devices.local
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
     kept = session.acquire(config)
@@ -87,7 +87,7 @@ def run_model(
             release(model, device)
     if leaves:
         session.store(to_store(subject, bench.started, measurement))
-    if not devices.records:
+    if not devices.is_main:
         return
     result = Result(
         **attempt.header(),
@@ -141,7 +141,7 @@ def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
 
 def run_standalone(attempt: Attempt, config: Config, devices: DeviceGroup, observer: Observer) -> None:
     """What `run` does, for a task without a model and an engine."""
-    device = devices.own
+    device = devices.local
     task: Standalone = instantiate(config.task, config, device)
     if task.remark is not None:
         observer.remark(task.remark)

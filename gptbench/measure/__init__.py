@@ -1,1 +1,1 @@
-"""Measure: samples, compile time, bytes, the read roof, the machine."""
+"""Measurements: samples, compile time, memory traffic, the read roof, energy, and the state of the machine."""

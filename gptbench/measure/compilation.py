@@ -1,4 +1,4 @@
-"""Compile time: how long, of what stages, from what state of the caches, and a count that proves when it is over."""
+"""Measures compile time by stage, the state of the compile caches, and whether anything still compiles."""
 
 import contextlib
 import math
@@ -22,14 +22,16 @@ from gptbench.schema.compilation import Compilation, costs
 
 
 class CompileWatch:
-    """Counts, from its making on, every graph that torch compiles, every CUDA graph that its trees record, and every
-    kernel that Triton compiles in this process.
+    """Counts every graph that torch compiles, every CUDA graph that its CUDA graph trees record, and every kernel that
+    Triton compiles in this process, from construction until `close`.
 
     Raises:
-        UserError: this version of torch or of Triton cannot be asked to say so. Then samples that compile would count.
+        UserError: this version of torch or Triton offers no such callbacks, so compiling samples would go unnoticed.
 
     Attributes:
-        compiling: when Triton compiled a kernel or loaded one, by the host's clock: beginnings and ends in seconds.
+        count: number of compilations so far.
+        compiling: start and end, in seconds of the host's clock, of each kernel that Triton compiled or loaded.
+        triton_hits, triton_misses: number of kernels found and not found in Triton's cache.
     """
 
     def __init__(self) -> None:
@@ -40,20 +42,22 @@ class CompileWatch:
         caches.import_compiler()
         self.torch = private.compile_callbacks()
         self.triton = compile_switches()
-        self.torch.register_start_callback(self.torch_compiles)
+        self.torch.register_start_callback(self.on_torch_compile)
         if self.triton is not None:
-            self.listener, self.triton.listener = self.triton.listener, self.triton_compiles
+            self.listener, self.triton.listener = self.triton.listener, self.on_triton_compile
 
     def close(self) -> None:
-        """Stops counting."""
-        self.torch.remove_start_callback(self.torch_compiles)
+        """Stop counting."""
+        self.torch.remove_start_callback(self.on_torch_compile)
         if self.triton is not None:
             self.triton.listener = self.listener
 
-    def torch_compiles(self, _: Any) -> None:
+    def on_torch_compile(self, _: Any) -> None:
+        """Count a graph; torch calls this."""
         self.count += 1
 
-    def triton_compiles(self, **event: Any) -> None:
+    def on_triton_compile(self, **event: Any) -> None:
+        """Count a kernel; Triton calls this, and then the listener that was there before."""
         now = time.perf_counter()
         with self.lock:  # several threads may compile
             self.count += 1
@@ -80,15 +84,16 @@ def prepare(
     taken_over: bool = False,
     sensor: Sensor = NO_SENSOR,
 ) -> Compilation:
-    """Prepares an engine, timed.
+    """Prepare an engine and return how long that took and what it compiled.
 
     Args:
-        empty_cache: whether the compile cache's folder was empty.
-        process: see `Compilation`.
-        taken_over: whether an earlier job has left compiled code.
+        empty_cache: whether the folder of the compile cache was empty.
+        process: see `Compilation.process`.
+        taken_over: whether an earlier job left compiled code.
+        sensor: sensor of the device.
     """
-    before, stages = private.cache_counts(), private.compile_seconds()
-    compiled, found, built = watch.count, watch.triton_hits, watch.triton_misses
+    counts_before, seconds_before = private.cache_counts(), private.compile_seconds()
+    compiled, hits_before, misses_before = watch.count, watch.triton_hits, watch.triton_misses
     by_triton = len(watch.compiling)
     engine.device.synchronize()
     with observed(sensor, family=True) as load:
@@ -96,10 +101,10 @@ def prepare(
         engine.prepare()
         engine.device.synchronize()
         elapsed = time.perf_counter() - start
-    counts = {name: count - before[name] for name, count in private.cache_counts().items()}
-    kernels = watch.triton_hits - found, watch.triton_misses - built
+    counts = {name: count - counts_before[name] for name, count in private.cache_counts().items()}
+    kernels = watch.triton_hits - hits_before, watch.triton_misses - misses_before
     hits, misses, bypasses = counts.values()
-    spent = {name: seconds - stages.get(name, 0.0) for name, seconds in private.compile_seconds().items()}
+    spent = {name: seconds - seconds_before.get(name, 0.0) for name, seconds in private.compile_seconds().items()}
     state = cache_state(empty_cache, watch.count > compiled, hits, misses, bypasses, *kernels)
     return Compilation(
         cache="mixed" if taken_over and state != "none" else state,
@@ -114,7 +119,7 @@ def prepare(
 
 
 def covered(intervals: list[tuple[float, float]]) -> float:
-    """Length of what lies in at least one interval: several threads may compile at once."""
+    """Return the length of the union of intervals, which overlap if several threads compile at once."""
     total, until = 0.0, -math.inf
     for start, end in sorted(intervals):
         total += max(end - max(start, until), 0.0)
@@ -125,8 +130,11 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 def cache_state(
     empty: bool, compiled: bool, hits: int, misses: int, bypasses: int, kernel_hits: int = 0, kernel_misses: int = 0
 ) -> str:
-    """Label for the compile cache that was met: see `Compilation.cache`. Graphs tell, as their kernels are compiled
-    with them; where there are none, Triton's kernels, whose cache has a folder of its own."""
+    """Return the label of `Compilation.cache` for the state that the compile cache was in.
+
+    It goes by graphs, whose kernels are compiled with them, or without any by Triton's kernels, whose cache is in
+    another folder.
+    """
     if not compiled:
         return "none"
     if not hits + misses + bypasses and kernel_hits + kernel_misses:
@@ -138,34 +146,36 @@ def cache_state(
 
 @contextlib.contextmanager
 def compile_cache(fresh: bool, keep: bool = False) -> Iterator[bool]:
-    """Nothing compiled so far in this process is used again, but where `keep`; where `fresh`, nothing on disk either.
+    """Set up the compile cache for one job; yields whether its folder is empty.
 
-    Yields whether the cache's folder is empty.
+    Args:
+        fresh: whether to use a new, empty folder.
+        keep: whether to keep what this process has compiled so far.
     """
     if not keep:
         torch.compiler.reset()
     with private.fresh_cache() if fresh else contextlib.nullcontext():
         try:
             empty = not any(private.cache_folder().iterdir())
-        except OSError:  # it can be neither made nor read
+        except OSError:  # the folder cannot be created or read
             empty = True
         yield empty
 
 
-def begin_apart(_: Plugins) -> None:
-    """In the new process, which has imported the plugins where it unpickled them. A terminal's Ctrl-C goes to both;
-    only the parent knows whether it is to end now."""
+def start_second_process(_: Plugins) -> None:
+    """Initialise the new process. Unpickling the argument has imported the plugins. A terminal's Ctrl-C reaches both
+    processes, but only the parent can decide whether to stop, so the child ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_second_process(function: Callable[..., Compilation], *args: Any) -> Compilation:
-    """Calls `function` in a new process that finds the same caches on disk and nothing in memory.
+    """Call `function` in a new process, which has the same caches on disk and nothing in memory.
 
     Raises:
-        Exception: what the function raises, or BrokenProcessPool if the process is killed.
+        Exception: whatever the function raises, or BrokenProcessPool if the process is killed.
     """
     spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawning, initializer=begin_apart, initargs=(Plugins(),)) as pool:
+    with ProcessPoolExecutor(1, spawning, initializer=start_second_process, initargs=(Plugins(),)) as pool:
         try:
             return pool.submit(function, *args).result()
         except KeyboardInterrupt:

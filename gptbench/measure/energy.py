@@ -1,10 +1,9 @@
-"""Energy: joules of prefill and decode, from the device's own counter.
+"""Measures the energy of prefill and decode, in joules, with the energy counter of the device.
 
-The counter moves in steps that are longer than a prefill. So each phase begins and ends at such a step, for which the
-device waits idle, and its work is repeated for seconds, after the samples and apart from them: first nothing is done,
-for the power that the device takes anyhow with the model in its memory; then prefills; then whole generations, from
-which as many prefills are subtracted, which leaves their decode steps. What is used while idle is told, and subtracted,
-too.
+The counter is updated less often than a prefill takes. So each phase starts and ends at an update, for which the device
+waits idle, and repeats its work for seconds, separately from the samples. The phases are: idle, for the power that the
+device draws with the model in memory; prefills; and whole generations, from which as many prefills are subtracted to
+leave the decode steps. The energy of the idle device is reported as well.
 """
 
 import time
@@ -17,20 +16,20 @@ from gptbench.measure.sensors import Sensor
 from gptbench.schema.energy import Energy, Spent
 
 SECONDS = 4.0
-"""At least, of each phase: on Hopper forty times what lies between two changes of NVML's counter, 0.1 s."""
+"""Minimum duration of each phase: on Hopper, 40 times the update interval of NVML's counter, 0.1 s."""
 PATIENCE_S = 2.0
-"""That the counter has to move."""
+"""Time within which the counter must change, in seconds."""
 MIN_SHARE = 0.1
-"""Of a generation's energy, that its decode steps must have, to be told from its prefill."""
+"""Minimum share of a generation's energy that its decode steps must have to be separable from its prefill."""
 SETTLE_S = 0.5
-"""After the last work, before the device counts as idle."""
+"""Time after the last work before the device counts as idle, in seconds."""
 
 
 def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: float = SECONDS) -> Energy | None:
-    """Runs the phases, each for so many seconds at least; None where the device has no counter.
+    """Run the phases, each for at least `seconds`, and return the energy; None if the device has no counter.
 
     Raises:
-        RuntimeError: the counter did not move, or decode is lost in what a prefill uses.
+        RuntimeError: the counter did not change, or decode uses too little energy to be separable from the prefill.
     """
     if sensor.counter is None:
         return None
@@ -46,14 +45,14 @@ def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: 
             engine.decode()
 
     def repeated(work: Callable[[], None]) -> tuple[float, float, int]:
-        """Joules, seconds and repetitions."""
-        start, before = at_a_step(sensor)
+        """Repeat the work, and return joules, seconds and the number of repetitions."""
+        start, before = next_update(sensor)
         times = 0
         while time.perf_counter() - start < seconds or not times:
             work()
             device.synchronize()
             times += 1
-        end, after = at_a_step(sensor)
+        end, after = next_update(sensor)
         return after - before, end - start, times
 
     engine.seed(workload.config.seed)
@@ -69,19 +68,19 @@ def measure_energy(engine: Engine, workload: Workload, sensor: Sensor, seconds: 
     share = cycles / times
     of_decode = Spent(whole_joules - share * joules, whole_s - share * elapsed, cycles * rows * steps)
     if of_decode.joules < MIN_SHARE * whole_joules or of_decode.seconds <= 0:
-        raise RuntimeError(f"{steps} decode steps use too little beside a prefill to be told from it")
+        raise RuntimeError(f"{steps} decode steps use too little energy to be separated from that of the prefill")
     return Energy(sensor.counter, idle_w, of_prefill, of_decode, load)
 
 
-def at_a_step(sensor: Sensor) -> tuple[float, float]:
-    """When the counter moves next, and where it stands then.
+def next_update(sensor: Sensor) -> tuple[float, float]:
+    """Wait for the next update of the counter, and return its time in seconds and its value in joules.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: the counter did not change within `PATIENCE_S`.
     """
     before = sensor.energy_j()
     start = time.perf_counter()
     while (joules := sensor.energy_j()) == before:
         if time.perf_counter() - start > PATIENCE_S:
-            raise RuntimeError(f"{sensor.counter} did not move in {PATIENCE_S:g} s")
+            raise RuntimeError(f"{sensor.counter} did not change within {PATIENCE_S:g} s")
     return time.perf_counter(), joules

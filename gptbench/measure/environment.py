@@ -1,4 +1,4 @@
-"""What a number depends on beside the configuration: code, processor, driver, power limit, libraries."""
+"""Records the environment of a measurement: code, processor, driver, power limit, libraries and variables."""
 
 import contextlib
 import functools
@@ -37,16 +37,16 @@ VARIABLES = re.compile(
     r"(TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|ATEN|TRITON|CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|HIP|ROCR|OMP|GOMP|KMP|MKL|DNNL|"
     r"ONEDNN|OPENBLAS|MALLOC)_\w+|NVIDIA_TF32_OVERRIDE|GLIBC_TUNABLES|LD_PRELOAD|CC|CXX|CFLAGS|CXXFLAGS"
 )
-"""Environment variables that a number may depend on."""
-PLACES = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BASED_CUDA_CHECK$|COMPILE_THREADS$")
-"""Those that say where something lies, what is printed, how many compile, or that gptbench sets itself."""
+"""Names of environment variables that a measurement may depend on."""
+IRRELEVANT = re.compile(r"_(DIR|PATH|HOME|FILE|LOG\w*)$|^TORCH_LOGS|^PYTORCH_NVML_BASED_CUDA_CHECK$|COMPILE_THREADS$")
+"""Names of variables that affect no measurement: paths, logging, number of compile jobs, and what gptbench sets."""
 ADDED = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
-"""Those that scikit-learn, joblib, threadpoolctl and torch's compiler set when they are imported, as a process that a
-later one inherits from may have done. They only let OpenMP be loaded twice and forked."""
+"""Variables that scikit-learn, joblib, threadpoolctl and torch's compiler set when they are imported, and that child
+processes inherit. They only allow OpenMP to be loaded twice and to fork."""
 
 
 def place(device: Device, libraries: tuple[str, ...] = ()) -> Place:
-    """Of a device that is here, without the commit; with versions of these libraries, too."""
+    """Return the `Place` of a device of this machine, without the commit, and with the versions of `libraries` too."""
     driver, power_limit = gpu_state(device)
     return Place(
         device=device.name,
@@ -62,14 +62,14 @@ def place(device: Device, libraries: tuple[str, ...] = ()) -> Place:
 
 
 def versions(libraries: tuple[str, ...] = ()) -> dict[str, str]:
-    """Of gptbench, and of each of `LIBRARIES` and of these that is installed."""
-    found = {name: version(name) for name in (*LIBRARIES, *libraries)}
-    return {"gptbench": __version__} | {name: known for name, known in found.items() if known is not None}
+    """Return the versions of gptbench and of the installed ones among `LIBRARIES` and `libraries`."""
+    installed = {name: version(name) for name in (*LIBRARIES, *libraries)}
+    return {"gptbench": __version__} | {name: number for name, number in installed.items() if number is not None}
 
 
 def environment(devices: DeviceGroup, commit: str | None) -> Environment:
-    """Looks everything up; the commit only where it is not given."""
-    device = devices.own
+    """Return the environment of this process; `commit` None means to look the commit up."""
+    device = devices.local
     driver, power_limit = gpu_state(device)
     return Environment(
         commit=commit or git_commit(),
@@ -93,15 +93,18 @@ def environment(devices: DeviceGroup, commit: str | None) -> Environment:
 
 
 def variables() -> dict[str, str]:
-    """Environment variables that were set when this process began, by name; see `Environment.variables`."""
-    found = {name: value for name, value in STARTED_WITH.items() if VARIABLES.fullmatch(name)}
-    found = {name: value for name, value in found.items() if not PLACES.search(name) and name not in ADDED}
-    return dict(redacted(dict(sorted(found.items()))))
+    """Return the relevant environment variables that this process started with, for `Environment.variables`."""
+    relevant = {
+        name: value
+        for name, value in STARTED_WITH.items()
+        if VARIABLES.fullmatch(name) and not IRRELEVANT.search(name) and name not in ADDED
+    }
+    return dict(redacted(dict(sorted(relevant.items()))))
 
 
 @functools.cache
 def compiler() -> str | None:
-    """Of C++: the first line of what it says of itself; None where there is none."""
+    """Return the first line that the C++ compiler prints for --version; None if there is no compiler."""
     for command in (os.environ.get("CXX"), "g++", "clang++"):
         with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
             if command:
@@ -111,7 +114,7 @@ def compiler() -> str | None:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this file is in, if git and a checkout are there."""
+    """Return the commit of the checkout that this file is in; None without git or a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -123,29 +126,30 @@ def git_commit() -> str | None:
 
 
 def gpu_settings(device: Device) -> dict[str, Any]:
-    """Fields of `Environment` that say how the GPU is set; without those that NVML does not tell."""
+    """Return the fields of `Environment` for the settings of the GPU, except those that NVML does not report."""
     if not device.is_cuda:
         return {}
     import pynvml
 
-    asked: dict[str, Callable[[Any], Any]] = {
+    queries: dict[str, Callable[[Any], Any]] = {
         "ecc": lambda handle: bool(pynvml.nvmlDeviceGetEccMode(handle)[0]),
         "mig": lambda handle: bool(pynvml.nvmlDeviceGetMigMode(handle)[0]),
         "application_clock_mhz": lambda handle: pynvml.nvmlDeviceGetApplicationsClock(handle, pynvml.NVML_CLOCK_SM),
         "max_clock_mhz": lambda handle: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
     }
-    found = {}
+    settings = {}
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{device.uuid}")
-        for name, ask in asked.items():
-            with contextlib.suppress(pynvml.NVMLError, AttributeError):  # an older library
-                found[name] = ask(handle)
-    return found
+        for name, query in queries.items():
+            with contextlib.suppress(pynvml.NVMLError, AttributeError):  # AttributeError: an older version of pynvml
+                settings[name] = query(handle)
+    return settings
 
 
 def gpu_state(device: Device) -> tuple[str | None, float | None]:
-    """Driver version and enforced power limit (watts), from NVML; None on a CPU and where NVML does not tell."""
+    """Return the driver version and the enforced power limit in watts, from NVML; each is None on a CPU or if NVML
+    fails."""
     if not device.is_cuda:
         return None, None
     import pynvml

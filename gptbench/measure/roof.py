@@ -69,7 +69,7 @@ class Roofs:
     """
 
     def __init__(self, devices: DeviceGroup, environment: Environment, folder: Path) -> None:
-        device = devices.own
+        device = devices.local
         self.device, self.environment, self.folder = device, environment, folder
         name = file_name(device.name)
         if device.is_cuda:

@@ -266,7 +266,7 @@ def whole_number(path: Path) -> int | None:
 
 def sensor_of(devices: DeviceGroup) -> Sensor:
     """The sensor of the device that this process drives; one that tells nothing where NVML cannot be asked."""
-    device = devices.own
+    device = devices.local
     if not device.is_cuda:
         return CpuSensor()
     import pynvml

@@ -112,7 +112,7 @@ def identity(config: Config, devices: DeviceGroup) -> str:
         devices: what `config.device` turned out to be.
     """
     libraries = (*LIBRARIES, *config.engine.LIBRARIES)
-    device = devices.own
+    device = devices.local
     where = [place(each, libraries).of_job(libraries) for each in devices.devices]
     made = {"dtype": device.dtype_name, "code": code_used(config, device)}
     return digest([code_version(), sources(), measured(config), where, made])
