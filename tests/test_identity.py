@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,18 @@ import torch
 import gptbench
 from gptbench.base import limits
 from gptbench.compare.gate import require_device
-from gptbench.config import BaselineConfig, Config, DeviceConfig, DeviceKind, FusedConfig, KernelsConfig
+from gptbench.config import (
+    BaselineConfig,
+    Config,
+    DeviceConfig,
+    DeviceKind,
+    EngineConfig,
+    FusedConfig,
+    KernelsConfig,
+    ModelConfig,
+    TaskConfig,
+    WorkloadConfig,
+)
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.execute.job import from_folder
@@ -24,6 +35,7 @@ from gptbench.measure.environment import VARIABLES, environment, place
 from gptbench.measure.roof import Roofs
 from gptbench.record import identity as module
 from gptbench.record.identity import code_version, identity
+from gptbench.schema.identity import NON_IDENTITY_FIELDS, PATH_FIELDS
 from gptbench.schema.place import Place
 from tests.models import DENSE, run_config
 
@@ -120,6 +132,21 @@ def test_tiles_lie_where_outputs_do(tmp_path: Path) -> None:
     assert there.engine.tile_cache == "/elsewhere"
 
 
+def test_fields_that_identity_names_exist() -> None:
+    known = {
+        group: {entry.name for kind in (base, *base.__subclasses__()) for entry in fields(kind)}
+        for group, base in (
+            ("engine", EngineConfig),
+            ("model", ModelConfig),
+            ("task", TaskConfig),
+            ("workload", WorkloadConfig),
+        )
+    }
+    for table in (PATH_FIELDS, NON_IDENTITY_FIELDS):
+        for group, names in table.items():
+            assert set(names) <= known[group], group
+
+
 def test_variables_that_choose_other_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config, device = run_config(DENSE), cpu()
     before = identity(config, DeviceGroup((device,)))
@@ -172,9 +199,9 @@ def test_what_of_a_place_must_agree_for_what() -> None:
         "threads": (False, False, False), "host": (False, False, False), "driver": (False, False, True),
     }  # fmt: skip
     other = {"device": "b", "power_limit_w": 3.0, "cores": 63, "threads": 62, "driver": "1", "commit": "c", "host": "h"}
-    for on_gpu, fields in ((False, of_cpu), (True, of_gpu)):
+    for on_gpu, expectations in ((False, of_cpu), (True, of_gpu)):
         one = replace(place(cpu()), on_gpu=on_gpu, libraries={"torch": "2", "numpy": "2"}, variables={})
-        for name, expected in fields.items():
+        for name, expected in expectations.items():
             assert differs(one, replace(one, **{name: other[name]})) == expected, (on_gpu, name)
         assert differs(one, replace(one, libraries={"torch": "3", "numpy": "2"})) == (False, True, True)
         assert differs(one, replace(one, libraries={"torch": "2", "numpy": "3"})) == (False, False, False)
