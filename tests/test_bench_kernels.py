@@ -42,7 +42,7 @@ from gptbench.present.terminal import Terminal
 from gptbench.sampling import Sampler
 from gptbench.schema import KernelResult
 from gptbench.schema.files import load_record
-from gptbench.schema.kernels import KernelTimes, Timing, kernel_metrics, means, seed_targets
+from gptbench.schema.kernels import KernelTimes, Timing, kernel_metrics, means, gptfast_targets
 from gptbench.task import kernel_cases, kernels
 from gptbench.task.kernel_cases import (
     Call,
@@ -483,8 +483,8 @@ def test_targets_are_of_means_over_the_seeds_sizes() -> None:
     found = means(made())
     assert found["gemv/int8/inductor/gb_per_s"] == pytest.approx(sum(rates) / 4)
     assert not [name for name in found if name.startswith("gemv/int8/library")], "not timed at every size"
-    assert seed_targets(made()) == {"gemv/int8": {"gb_per_s": 870.0}}
-    assert seed_targets(made((1024, 4096))) == {}
+    assert gptfast_targets(made()) == {"gemv/int8": {"gb_per_s": 870.0}}
+    assert gptfast_targets(made((1024, 4096))) == {}
 
 
 def test_names_are_such_as_mlflow_takes() -> None:

@@ -18,7 +18,7 @@ from gptbench.present.formats import Cell, Column, Table, scaled, show
 from gptbench.schema import KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.compilation import Compilation
-from gptbench.schema.kernels import kernel_metrics, means, seed_targets
+from gptbench.schema.kernels import kernel_metrics, means, gptfast_targets
 from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import steps_interval, valid_samples
@@ -239,7 +239,7 @@ def kernels_table(result: KernelResult, baseline: Baseline) -> Table:
                 ratio = rows[other].seconds / first.seconds if known else None
                 cells.append(Cell("" if ratio is None else f"×{number(ratio)}", ratio))
         table.append([*cells, *[None] * (len(columns) - len(cells))])
-    targets = seed_targets(result)
+    targets = gptfast_targets(result)
     for name, value in means(result).items():
         family, implementation, metric_name = name.rsplit("/", 2)
         kernel_name, dtype = family.split("/")

@@ -60,7 +60,7 @@ class Compilation:
         return self.prepare_s + self.later_s
 
     @property
-    def seed_s(self) -> float | None:
+    def gptfast_s(self) -> float | None:
         """What the seed calls compilation time: preparing and the first generation."""
         return None if self.first_generation_s is None else self.prepare_s + self.first_generation_s
 

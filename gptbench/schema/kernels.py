@@ -169,7 +169,7 @@ def means(result: KernelResult) -> dict[str, float]:
     return found
 
 
-def seed_targets(result: KernelResult) -> dict[str, dict[str, float]]:
+def gptfast_targets(result: KernelResult) -> dict[str, dict[str, float]]:
     """`gemv/int8` to metric to the baseline's target of its mean, of what was measured at the seed's very shapes."""
     found = {}
     for family, targets in baseline_targets(result).items():
