@@ -270,7 +270,7 @@ def test_samples_are_kept_when_the_profiler_fails(
         raise RuntimeError("out of something")
 
     monkeypatch.setattr(measurement, "break_down", broken)
-    with pytest.raises(BadResultError, match="no step was broken down"):
+    with pytest.raises(BadResultError, match="the breakdown of a step could not be measured"):
         run(config(tmp_path), tmp_path)
     result = Result.load(tmp_path / "result.json")
     assert len(result.samples) == 1

@@ -75,7 +75,7 @@ def test_a_further_kind_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert line_of(record, path, None)["result"] == str(path)
     row = Export.of([found]).table().records()[0]
     assert (row["status"], row["metrics"]) == ("recorded", {"requests_per_s": 2.0})
-    assert "no record of one run" in html([found], [], "title", [], "now")
+    assert "not a record of one run" in html([found], [], "title", [], "now")
     sent = make_record(record, path, None)
     assert (sent.name, sent.metrics) == ("serve stories15m-auto-inductor-b1", [("requests_per_s", 2.0, 0)])
     assert (sent.tags["model"], sent.tags["identity"]) == ("stories15m", "ab" * 8)
@@ -98,7 +98,7 @@ def test_files_that_do_not_say_their_kind_are_known_by_a_field() -> None:
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = made_kernels().save(tmp_path)
-    with pytest.raises(UserError, match=r"kind: expected result, and it is kernels"):
+    with pytest.raises(UserError, match=r"kind=kernels: expected result"):
         KINDS["result"].load(path)
     path.write_text(json.dumps(made_result().plain() | {"kind": ["result"]}))
     with pytest.raises(UserError, match=r"kind=\['result'\]: expected one of result, kernels"):

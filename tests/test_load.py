@@ -236,8 +236,11 @@ def test_a_record_of_a_version_that_did_not_look_is_not_judged() -> None:
         ({"quota_s": 0.1}, "its CPU quota stopped it 0.1 s a second"),
         ({"gpu_processes": 1, "gpu_active": 1}, "1 other process computed on the GPU"),
         ({"gpu_processes": 3, "gpu_active": 2}, "2 other processes computed on the GPU"),
-        ({"gpu_processes": 1, "gpu_other_bytes": 5 * 10**9}, "5 GB of the GPU's memory are used by others"),
-        ({"gpu_other_bytes": 4 * 10**9}, "4 GB of the GPU's memory are used by others, who cannot be seen from here"),
+        ({"gpu_processes": 1, "gpu_other_bytes": 5 * 10**9}, "5 GB of the GPU's memory are in use by other processes"),
+        (
+            {"gpu_other_bytes": 4 * 10**9},
+            "4 GB of the GPU's memory are in use by other processes, which are not visible from here",
+        ),
     ],
 )
 def test_each_reason(more: dict[str, float], reason: str) -> None:

@@ -88,7 +88,9 @@ def test_a_name_is_registered_once() -> None:
     before = list(METRICS.values())
     with pytest.raises(UserError, match="metric=mbu: expected a new name: a metric of that name is registered already"):
         register(replace(TOY, name="mbu"))
-    with pytest.raises(UserError, match="metric=toy_j: expected a direction, because a metric of kind energy is compared"):
+    with pytest.raises(
+        UserError, match="metric=toy_j: expected a direction, because a metric of kind energy is compared"
+    ):
         replace(TOY, direction=Direction.neither)
     assert list(METRICS.values()) == before
 

@@ -498,4 +498,4 @@ def test_what_was_measured_in_turns_has_a_table(tmp_path: Path) -> None:
     assert "quant=&lt;int8&gt;" in page
     assert ">0.5000<" in page
     assert "slower" in page
-    assert "no record of one run" not in page
+    assert "not a record of one run" not in page

@@ -85,7 +85,7 @@ def test_missing_file_and_other_schema_are_refused(tmp_path: Path) -> None:
     path = made_result().save(tmp_path)
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw | {"schema_version": 99}))
-    with pytest.raises(UserError, match="schema_version=99, and this gptbench reads 1"):
+    with pytest.raises(UserError, match="schema_version=99: this gptbench reads 1"):
         Result.load(path)
 
 
@@ -308,7 +308,7 @@ def test_records_of_version_1_are_read_and_get_todays_statistics(tmp_path: Path)
         if known:
             assert summary(Result.load(path)) == summary(result)
         else:
-            with pytest.raises(UserError, match="schema_version=3, and this gptbench reads 1 and 2"):
+            with pytest.raises(UserError, match="schema_version=3: this gptbench reads 1 and 2"):
                 Result.load(path)
 
 

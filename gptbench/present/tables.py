@@ -18,7 +18,7 @@ from gptbench.present.formats import Cell, Column, Table, scaled, show
 from gptbench.schema import KernelResult, Measured, Recorded, Result, SweepRecord
 from gptbench.schema.busy import idle_neighbours, why_busy
 from gptbench.schema.compilation import Compilation
-from gptbench.schema.kernels import kernel_metrics, means, gptfast_targets
+from gptbench.schema.kernels import gptfast_targets, kernel_metrics, means
 from gptbench.schema.metrics import METRICS, STEP, Metric, View, shown_in
 from gptbench.schema.sample import throttling
 from gptbench.schema.statistics import steps_interval, valid_samples

@@ -112,7 +112,7 @@ class Terminal:
         show_sweep(record)
 
     def recorded(self, record: Recorded, path: Path, logged: str | None) -> None:
-        console.print(f"{record.TOLD_AS}: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
+        console.print(f"{record.PATH_KEY}: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
 
     def concluded(self, record: Recorded, path: Path, config: Config, outputs: Path, logged: str | None) -> None:
         """Commands to type, and the line for programs, or in its place the tables in the format that was asked for."""
@@ -237,4 +237,4 @@ def show_next(record: Recorded, path: Path, tracking: TrackingConfig, outputs: P
 
 def line_of(record: Recorded, path: Path, logged: str | None) -> dict[str, Any]:
     """What a program is told of a record."""
-    return record.line() | {record.TOLD_AS: str(path), "tracking": logged}
+    return record.line() | {record.PATH_KEY: str(path), "tracking": logged}

@@ -1,4 +1,4 @@
-"""Schema: what is recorded, as dataclasses, and what they say. Nothing here needs torch."""
+"""Dataclasses of everything that is recorded, and statistics computed from them. Nothing here imports torch."""
 
 from gptbench.schema.failure import Failure
 from gptbench.schema.kernels import KernelResult

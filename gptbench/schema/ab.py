@@ -1,4 +1,4 @@
-"""The record of an interleaved measurement of two configurations, as `ab.json` holds it."""
+"""The record of an interleaved measurement of two configurations, as stored in `ab.json`."""
 
 import math
 import statistics
@@ -20,51 +20,53 @@ from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.summary import interleaved_metrics, log_middles, log_ratios
 
 BLOCK = 4
-"""Samples of a block, two of each side."""
+"""Number of samples in a block, two of each side."""
 
 
 @dataclass
 class Round:
-    """What was measured with one pair of engines."""
+    """Measurements of one pair of engines."""
 
     built: str
-    """AB or BA: whose engine was made first."""
+    """Order in which the engines were made: AB or BA."""
     order: str = ""
-    """Whose sample came when, such as ABBABAAB."""
+    """Order of the samples by side, such as ABBABAAB."""
     at_s: list[float] = field(default_factory=list)
-    """When each sample began, in seconds since the first round did."""
+    """Start of each sample in seconds since the first round began."""
     samples: dict[str, list[Sample]] = field(default_factory=lambda: {"A": [], "B": []})
-    """Of A and of B, in the order in which they were taken."""
+    """Samples of A and of B, in the order in which they were taken."""
     load_s: dict[str, float] = field(default_factory=dict)
-    """Seconds to make and fill the weights, of each side."""
+    """Seconds to allocate and fill the weights of each side."""
     compilations: dict[str, Compilation] = field(default_factory=dict)
-    """From torch's usual compile cache, whatever was in it."""
+    """Compilation of each side, from torch's usual compile cache in whatever state that was."""
     seconds: float = 0.0
-    """That it took, with making the engines."""
+    """Seconds of the round, including making the engines."""
     probes: list[Probe] = field(default_factory=list)
-    """Short measurements of the read roof before and after its samples; empty where there was no memory for it."""
+    """Short measurements of the read bandwidth before and after the samples; empty if there was no memory for one."""
 
     def blocks(self) -> list[tuple[list[Sample], list[Sample]]]:
-        """A's and B's samples of each whole block during which nothing was compiled."""
-        found = []
+        """Return A's and B's samples of each whole block during which nothing was compiled."""
+        whole = []
         for number in range(len(self.order) // BLOCK):
-            own = slice(number * BLOCK // 2, (number + 1) * BLOCK // 2)
-            pair = self.samples["A"][own], self.samples["B"][own]
+            block = slice(number * BLOCK // 2, (number + 1) * BLOCK // 2)
+            pair = self.samples["A"][block], self.samples["B"][block]
             if not any(sample.compiles for samples in pair for sample in samples):
-                found.append(pair)
-        return found
+                whole.append(pair)
+        return whole
 
 
 @dataclass
 class Side:
-    """A or B."""
+    """Configuration of A or B."""
 
     overrides: list[str]
-    """What it was asked for by, those that both sides share included."""
+    """Overrides of the side, including those that both sides share."""
     config: dict[str, Any]
-    """Resolved."""
+    """Resolved configuration."""
     dtype: str
+    """Dtype of activations, KV cache and unquantised weights."""
     traffic: Traffic
+    """Bytes that the decode steps move."""
 
     def __post_init__(self) -> None:
         self.overrides, self.config = redacted(self.overrides), redacted(self.config)
@@ -72,42 +74,44 @@ class Side:
 
 @dataclass(kw_only=True)
 class AbResult(Measured):
-    """Both sides. `config` and `dtype` of the record are A's."""
+    """Record of an interleaved measurement. Its `config` and `dtype` are those of A."""
 
     FILE: ClassVar[str] = "ab"
 
     sides: dict[str, Side]
-    """A and B."""
+    """Configurations of A and B."""
     half_width: float
-    """Of the interval around the ratio of decode tokens/s, at which it was to end."""
+    """Half width of the interval around the ratio of decode tokens/s at which the measurement was to end."""
     margin: float
-    """Ratios nearer to 1 are no verdict: a share."""
+    """Smallest relative difference that gets a verdict (0.01 is 1%)."""
     budget_s: float
-    """Seconds after which it was to end anyway."""
+    """Seconds after which the measurement was to end in any case."""
     rounds: list[Round] = field(default_factory=list)
+    """Rounds in the order in which they were measured."""
     seconds: float = 0.0
-    """That all rounds took, with making the engines."""
+    """Seconds of all rounds, including making the engines."""
     ended: str = "killed"
-    """narrow: the interval was narrow enough; budget: the time was over; interrupted: Ctrl-C; failed; killed: its
-    process ended before any of these."""
+    """How it ended. narrow: the interval was narrow enough; budget: the time was used up; interrupted: Ctrl-C; failed:
+    an error; killed: the process ended before any of these."""
     reason: str | None = None
-    """Why it failed."""
+    """Reason of a failure; None without one."""
 
     @classmethod
     def upgrade(cls, raw: dict[str, Any]) -> None:
-        """Of a version whose compile times could be shared: none of these was."""
-        for each in of_list(raw.get("rounds")):
-            compilations = each.get("compilations") if isinstance(each, dict) else None
-            for entry in compilations.values() if isinstance(compilations, dict) else ():
-                if isinstance(entry, dict):
-                    entry.pop("shared", None)
+        """Remove a field of versions whose compile times could be shared: those in an interleaved measurement never
+        were."""
+        for entry in of_list(raw.get("rounds")):
+            compilations = entry.get("compilations") if isinstance(entry, dict) else None
+            for compilation in compilations.values() if isinstance(compilations, dict) else ():
+                if isinstance(compilation, dict):
+                    compilation.pop("shared", None)
 
     def samples(self, side: str) -> list[Sample]:
-        """A's or B's, of all rounds."""
-        return [sample for each in self.rounds for sample in each.samples[side]]
+        """Return the samples of A or B over all rounds."""
+        return [sample for taken in self.rounds for sample in taken.samples[side]]
 
     def update(self, path: Path) -> None:
-        """Writes what there is by now over what `save` wrote."""
+        """Overwrite the file that `save` wrote with the current content."""
         write_json(path, self.plain())
 
     def check(self) -> None:
@@ -115,32 +119,33 @@ class AbResult(Measured):
         require(set(self.sides) == {"A", "B"}, "sides", "A and B")
         for name, side in self.sides.items():
             check_config(side.config, f"sides.{name}.config")
-        for number, each in enumerate(self.rounds):
+        for number, taken in enumerate(self.rounds):
             place = f"rounds[{number}]"
-            require(set(each.samples) == {"A", "B"}, f"{place}.samples", "A and B")
-            for name, samples in each.samples.items():
-                require(each.order.count(name) == len(samples), f"{place}.samples.{name}", f"as many as {place}.order")
+            require(set(taken.samples) == {"A", "B"}, f"{place}.samples", "A and B")
+            for name, samples in taken.samples.items():
+                require(taken.order.count(name) == len(samples), f"{place}.samples.{name}", f"as many as {place}.order")
                 for index, sample in enumerate(samples):
                     sample.check(f"{place}.samples.{name}[{index}]")
 
     def problem(self) -> str | None:
         if not self.is_finite:
             return "logits or cached values are not finite"
-        whole = any(each.blocks() for each in self.rounds)
+        whole = any(taken.blocks() for taken in self.rounds)
         return None if whole else "no whole block was measured without compiling"
 
     @property
     def is_finite(self) -> bool:
-        """Whether all logits and cached values are."""
+        """Whether all logits and cached values are finite."""
         return all(sample.finite for name in self.sides for sample in self.samples(name))
 
     def busy_rounds(self) -> dict[int, list[str]]:
-        """Reasons to think that the machine was busy, by number of the round, from 1; of those alone that were."""
-        found = {
-            number: busy_round(each.samples.values(), each.probes, self.roof, self.environment)
-            for number, each in enumerate(self.rounds, 1)
+        """Return the reasons to think that the machine was busy, by number of the round, from 1. Rounds without a
+        reason are left out."""
+        judged = {
+            number: busy_round(taken.samples.values(), taken.probes, self.roof, self.environment)
+            for number, taken in enumerate(self.rounds, 1)
         }
-        return {number: reasons for number, reasons in found.items() if reasons}
+        return {number: reasons for number, reasons in judged.items() if reasons}
 
     def busy_kinds(self) -> dict[str, list[str]]:
         rounds = self.busy_rounds().items()
@@ -159,7 +164,7 @@ class AbResult(Measured):
         )
 
     def published_metrics(self) -> Iterator[tuple[str, float, int]]:
-        """The mean ratio, what both sides come to, and the samples of both."""
+        """Yield the mean ratio, the medians of both sides, and the metrics of all samples."""
         sampled = [
             (f"sample_{name}/{metric}", value, step)  # MLflow shows sections by name: after `brief`
             for name in self.sides
@@ -171,11 +176,11 @@ class AbResult(Measured):
         for name, value, _ in sampled:
             side, metric = name.removeprefix("sample_").split("/")
             values.setdefault(f"brief/{side}_{metric}", []).append(value)
-        middles = {name: statistics.median(each) for name, each in values.items()}
-        for one in shown_in(View.interleaved):
-            if one.share is not None:  # as `gptbench ab` shows them
-                sides = zip(self.sides, zip(*log_middles(self, one.name), strict=True), strict=False)
-                middles |= {f"brief/{name}_{one.name}": math.exp(statistics.fmean(each)) for name, each in sides}
+        middles = {name: statistics.median(values_of_side) for name, values_of_side in values.items()}
+        for shown in shown_in(View.interleaved):
+            if shown.share is not None:  # as `gptbench ab` shows them
+                sides = zip(self.sides, zip(*log_middles(self, shown.name), strict=True), strict=False)
+                middles |= {f"brief/{name}_{shown.name}": math.exp(statistics.fmean(logs)) for name, logs in sides}
         if known := log_ratios(self):
             yield f"brief/B_over_A_{HEADLINE}", math.exp(statistics.fmean(known)), 0
         yield from ((name, value, 0) for name, value in middles.items())

@@ -1,4 +1,4 @@
-"""One decode step as it is recorded: every kernel, and the gaps in which none runs."""
+"""One decode step as it is recorded: all kernels, and the gaps in which none runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,19 +11,21 @@ from gptbench.base.outputs import write_json
 
 @dataclass
 class Launch:
-    """One kernel (on a CPU: operation) of a step."""
+    """One kernel of a step (on a CPU, one operation)."""
 
     name: str
+    """Name of the kernel."""
     start_s: float
-    """Seconds from the beginning of the step."""
+    """Start in seconds since the beginning of the step."""
     duration_s: float
-    """Seconds from its start to its end. Where kernels overlap, waiting for the one before is in it."""
+    """Seconds from its start to its end; if kernels overlap, this includes waiting for the previous one."""
     grid: list[int] | None = None
-    """Programs in each direction, of a kernel."""
+    """Number of programs in each dimension; None for an operation on a CPU."""
     bytes_read: int | None = None
-    """Bytes that it reads from memory, where the engine knows."""
+    """Bytes that it reads from memory; None if the engine does not know."""
     part: str | None = None
-    """Part of the step that it belongs to, where the engine knows: matrices, attention, sampling or other."""
+    """Part of the step that it belongs to (matrices, attention, sampling or other); None if the engine does not
+    know."""
 
     @property
     def end_s(self) -> float:
@@ -32,36 +34,39 @@ class Launch:
 
 @dataclass(frozen=True)
 class KernelShare:
-    """All launches of one kernel in a step."""
+    """Totals over all launches of one kernel in a step."""
 
     name: str
     launches: int
+    """Number of launches."""
     total_s: float
     """Seconds of all launches, each from start to end."""
     exclusive_s: float
-    """Seconds by which they make the step longer: see `Breakdown.exclusive_s`."""
+    """Seconds by which the launches lengthen the step: see `Breakdown.exclusive_s`."""
     bytes_read: int | None
-    """By all launches, where known."""
+    """Bytes read by all launches; None if unknown."""
 
     @property
     def gb_per_s(self) -> float | None:
-        """Over `exclusive_s`: one that has loaded something while the one before it still ran may pass the roof."""
+        """Read bandwidth over `exclusive_s` in GB/s. It may exceed the roof if a kernel loads data while the previous
+        one still runs."""
         return rate(self.bytes_read, self.exclusive_s)
 
 
 @dataclass
 class Breakdown:
-    """One decode step."""
+    """Profile of one decode step."""
 
     position: int
-    """Of the token that it was fed."""
+    """Position of the token that the step was fed."""
     step_s: float
-    """Seconds to the start of the next step."""
+    """Seconds until the start of the next step."""
     launches: list[Launch]
-    """In the order of their start."""
+    """Launches in the order of their start."""
 
     def exclusive_s(self) -> list[float]:
-        """Seconds of each launch in which it ran and none that started before it: with the gaps, they are the step."""
+        """Return, for each launch, the seconds in which it ran and no earlier launch did. Together with the gaps they
+        add up to the step."""
         latest, seconds = 0.0, []
         for launch in self.launches:
             seconds.append(max(0.0, launch.end_s - max(latest, launch.start_s)))
@@ -70,34 +75,34 @@ class Breakdown:
 
     @property
     def gaps_s(self) -> float:
-        """Seconds in which nothing ran."""
+        """Seconds in which no kernel ran."""
         return self.step_s - sum(self.exclusive_s())
 
     @property
     def gb_per_s(self) -> float | None:
-        """What is known to be read, over the whole step; None where nothing is known."""
+        """Known bytes read over the time of the step in GB/s; None if no bytes are known."""
         known = [launch.bytes_read for launch in self.launches if launch.bytes_read is not None]
         return rate(sum(known), self.step_s) if known else None
 
     def by_kernel(self) -> list[KernelShare]:
-        """What has the greatest part in the step comes first."""
-        found: dict[str, list[tuple[Launch, float]]] = {}
+        """Return the totals of each kernel, sorted by exclusive time, longest first."""
+        by_name: dict[str, list[tuple[Launch, float]]] = {}
         for launch, exclusive in zip(self.launches, self.exclusive_s(), strict=True):
-            found.setdefault(launch.name, []).append((launch, exclusive))
+            by_name.setdefault(launch.name, []).append((launch, exclusive))
         shares = [
             KernelShare(
                 name,
-                len(each),
-                sum(launch.duration_s for launch, _ in each),
-                sum(exclusive for _, exclusive in each),
-                total_or_none(launch.bytes_read for launch, _ in each),
+                len(launches),
+                sum(launch.duration_s for launch, _ in launches),
+                sum(exclusive for _, exclusive in launches),
+                total_or_none(launch.bytes_read for launch, _ in launches),
             )
-            for name, each in found.items()
+            for name, launches in by_name.items()
         ]
         return sorted(shares, key=attrgetter("exclusive_s"), reverse=True)
 
     def tracks(self) -> list[int]:
-        """A number for each launch, the lowest that no launch has which still runs."""
+        """Return a track number for each launch: the lowest that no running launch occupies."""
         ends: list[float] = []
         numbers = []
         for launch in self.launches:
@@ -108,18 +113,18 @@ class Breakdown:
 
 
 def rate(bytes_read: int | None, seconds: float) -> float | None:
-    """GB/s, or None where the bytes are not known, or there is no time of its own."""
+    """Return GB/s; None if the bytes are unknown or the time is 0."""
     return None if bytes_read is None or not seconds else bytes_read / seconds / 1e9
 
 
 def total_or_none(values: Iterable[int | None]) -> int | None:
-    """The sum, or None where one of them is not known."""
+    """Return the sum; None if one of the values is None."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)
 
 
 def chrome_trace(breakdown: Breakdown, roof_gb_per_s: float) -> dict[str, Any]:
-    """The step in Chrome's trace format, which Perfetto reads. Kernels that overlap are on tracks of their own."""
+    """Return the step in Chrome's trace format, which Perfetto reads. Kernels that overlap are on separate tracks."""
     numbers = breakdown.tracks()
     tracks = ["step", "kernels", *(f"kernels that overlap others ({n})" for n in range(1, max(numbers) + 1))]
     events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "gptbench"}}]
@@ -152,5 +157,5 @@ def chrome_trace(breakdown: Breakdown, roof_gb_per_s: float) -> dict[str, Any]:
 
 
 def write_trace(breakdown: Breakdown, roof_gb_per_s: float, path: Path) -> None:
-    """The step for Perfetto."""
+    """Write the step as a trace for Perfetto."""
     write_json(path, chrome_trace(breakdown, roof_gb_per_s), indent=None)

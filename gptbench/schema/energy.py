@@ -7,32 +7,34 @@ from gptbench.schema.machine import Load
 
 @dataclass(frozen=True)
 class Spent:
-    """One phase, repeated."""
+    """Energy of the repetitions of one phase."""
 
     joules: float
-    """By the counter, what is used while idle included."""
+    """Energy in joules by the counter, idle power included."""
     seconds: float
+    """Seconds of all repetitions."""
     tokens: int
-    """Of a prefill, the prompt's; of decode, the new ones; of all rows and repetitions."""
+    """Number of tokens over all rows and repetitions: those of the prompt for prefill, new ones for decode."""
 
     @property
     def watts(self) -> float:
+        """Mean power in watts, idle power included."""
         return self.joules / self.seconds
 
     def joules_per_token(self, idle_w: float) -> float:
-        """Without what the device would have used in the same time while idle."""
+        """Return the joules per token above the idle power."""
         return (self.joules - idle_w * self.seconds) / self.tokens
 
 
 @dataclass(frozen=True)
 class Energy:
-    """What a run uses."""
+    """Energy that a run uses."""
 
     counter: str
-    """Whose it is."""
+    """Name of the counter that was read."""
     idle_w: float
-    """Watts while nothing runs, with the model in memory."""
+    """Idle power in watts, with the model in memory."""
     prefill: Spent
     decode: Spent
     load: Load | None = None
-    """What else the machine did meanwhile; None in a record of a version that did not look."""
+    """Load on the machine while energy was measured; None in records of versions that did not read it."""

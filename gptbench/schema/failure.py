@@ -1,4 +1,4 @@
-"""The record of a job that came to no measurement, as `failure.json` holds it."""
+"""The record of a job without a measurement, as stored in `failure.json`."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -11,36 +11,36 @@ from gptbench.schema.record import Recorded
 
 
 class Cause(Enum):
-    """Why a job failed."""
+    """Causes of a job's failure."""
 
     refused = "refused"
-    """It asks for what this machine cannot do: a user's mistake."""
+    """The job asks for what this machine cannot do: a mistake of the user's."""
     raised = "raised"
-    """An error that is none of the user's."""
+    """An error that is not the user's mistake."""
     memory = "out of memory"
     bad_result = "bad result"
-    """It was measured and recorded, but its numbers mean nothing."""
+    """The job was measured and recorded, but its numbers are invalid."""
     timed_out = "timed out"
     killed = "killed"
-    """By a signal, or its process ended without a word."""
+    """The process was killed by a signal, or ended without a message."""
 
 
 @dataclass(kw_only=True)
 class Failure(Recorded):
-    """One job that failed."""
+    """Record of one failed job."""
 
     FILE: ClassVar[str] = "failure"
 
     cause: str
-    """A value of `Cause`."""
+    """Cause of the failure, a value of `Cause`."""
     reason: str
-    """In a line or a few."""
+    """Description of the failure in one line or a few."""
     traceback: str | None = None
-    """Of an error that is none of the user's."""
+    """Traceback of an error that is not the user's mistake."""
     seconds: float
-    """From its start to its end."""
+    """Seconds from the start of the job to its end."""
     commit: str | None = None
-    """Of the code, as far as it is told without a run."""
+    """Commit of gptbench; None if it is unknown without a run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

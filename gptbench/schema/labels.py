@@ -87,7 +87,7 @@ def traits(record: "Recorded") -> dict[str, str]:
         # What a task measures beside the speed does not change it.
         if section not in ("", "task") and key not in LEFT_OUT and name != "_target_":
             found[key] = value_text(name, value)
-    return found | record.own_traits()
+    return found | record.extra_traits()
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,61 +1,64 @@
-"""The machine that something was measured on: its environment, its sensors, what else it did, and its read roof."""
+"""The machine of a measurement: its environment, its sensors, its load, and its read roof."""
 
 from dataclasses import dataclass, field
 
 POWER_SETTLES_S = 0.15
-"""From the beginning of a load until every reading of NVML's power is of the load (an H100: docs/log)."""
+"""Seconds from the beginning of a load until all of NVML's power readings reflect it (measured on an H100: docs/log)."""
 
 RESOLUTION_S = 0.01
-"""In which Linux counts each core's used and stolen time."""
+"""Resolution in seconds of Linux's counters of each core's used and stolen time."""
 
 FULL, PROBE = "full", "probe"
-"""Kinds of measurements."""
+"""Kinds of measurements of the read roof."""
 
 
 @dataclass
 class Environment:
-    """Where a run took place."""
+    """Hardware and software that a run was measured on."""
 
     commit: str | None
-    """Commit of the code, with -dirty where tracked files differ from it; None where it cannot be told."""
+    """Commit of gptbench, with -dirty if tracked files differ from it; None if it is unknown."""
     device: str
     """Name of the processor that ran the model."""
     cpu: str
+    """Name of the CPU."""
     cores: int
-    """Cores that this process may use: by affinity, and by the CPU quota of its control groups, rounded down."""
+    """Number of cores that the process may use: by affinity and by the CPU quota of its control groups, rounded
+    down."""
     threads: int
-    """CPU threads for one torch operation."""
+    """Number of CPU threads per torch operation."""
     driver: str | None
-    """Of the GPU."""
+    """Driver version of the GPU; None on a CPU."""
     power_limit_w: float | None
-    """Of the GPU, enforced, in watts."""
+    """Enforced power limit of the GPU in watts; None on a CPU."""
     cuda: str | None
-    """CUDA version that torch was built with."""
+    """CUDA version that torch was built with; None for a build without CUDA."""
     python: str
+    """Version of Python."""
     platform: str
+    """Operating system and architecture."""
     libraries: dict[str, str]
-    """Version of each of `LIBRARIES` that is installed, and of gptbench."""
+    """Version of gptbench, and of each of `LIBRARIES` that is installed."""
     cpu_quota: float | None = None
-    """CPUs' worth of time that the process's control groups allow, as by `docker run --cpus`; None where they set no
-    quota."""
+    """Number of CPUs that the process's control groups allow, as set by `docker run --cpus`; None without a quota."""
     memory_limit_bytes: int | None = None
-    """Memory that the process's control groups allow; None where they set no limit."""
+    """Memory in bytes that the process's control groups allow; None without a limit."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Environment variables by which torch, Triton and their libraries choose other code or other processors: those
-    that are set of `VARIABLES`, without folders and secrets."""
+    """Environment variables of `VARIABLES` that are set, without folders and secrets. They make torch, Triton and their
+    libraries choose other code or other processors."""
     plugins: dict[str, str] = field(default_factory=dict)
-    """Of each plugin that the command line named its absolute path or the module's name, and the hash of its source."""
+    """Plugins named on the command line: absolute path or module name to the hash of the source."""
     compiler: str | None = None
-    """C++ compiler that is found first, with its version."""
+    """First C++ compiler on the path, with its version."""
     ecc: bool | None = None
-    """Whether the GPU corrects errors of its memory; None on a CPU and where NVML does not tell, as all below."""
+    """Whether ECC of the GPU's memory is on; None on a CPU and where NVML does not report it, as for the fields
+    below."""
     mig: bool | None = None
-    """Whether the GPU is cut into instances."""
+    """Whether the GPU is partitioned into MIG instances."""
     application_clock_mhz: int | None = None
-    """Clock of the GPU's processors that applications are to run at, in MHz: less than the largest where someone has
-    set it."""
+    """Application clock of the GPU's processors in MHz: below the maximum if someone has set it."""
     max_clock_mhz: int | None = None
-    """Largest clock of the GPU's processors, in MHz."""
+    """Maximum clock of the GPU's processors in MHz."""
 
     @property
     def on_gpu(self) -> bool:
@@ -64,62 +67,67 @@ class Environment:
 
 @dataclass
 class Load:
-    """During one sample, or what else is timed, from just before it to just after it."""
+    """Load on the machine from just before a sample, or another timed part, to just after it."""
 
     seconds: float
-    """Of the clock on the wall."""
+    """Wall-clock seconds."""
     cores: int
-    """That this process may run on; times below are of these, all together."""
+    """Number of cores that the process may run on. The times below are totals over these cores."""
     own_s: float
-    """CPU time of this process, in seconds."""
+    """CPU time of this process in seconds."""
     other_s: float | None = None
-    """CPU time of all other processes and of the kernel, in seconds: what all used less `own_s`. The former is counted
-    in hundredths of a second (`RESOLUTION_S`), so that in a short sample it may come out below 0."""
+    """CPU time in seconds of all other processes and of the kernel: the total less `own_s`. The total is counted in
+    steps of `RESOLUTION_S`, so for a short sample the value may be negative."""
     stolen_s: float | None = None
-    """Seconds that the host gave to other virtual machines, while this one had work."""
+    """Seconds that the host gave to other virtual machines while this one had work (steal time)."""
     iowait_s: float | None = None
-    """Seconds idle, while a process waited for a disk."""
+    """Idle seconds while a process waited for a disk."""
     waiting_s: float | None = None
-    """Seconds that threads of this process were ready to run, and waited for a core."""
+    """Seconds that threads of this process were runnable and waited for a core."""
     pressure_s: float | None = None
-    """Seconds that some task of this process's control group waited for a core (cpu.pressure); None where the group
-    has no such file, as of version 1, or is the top one."""
+    """Seconds that some task of this process's control group waited for a core (cpu.pressure); None if the group has no
+    such file, as with version 1 or as the root group."""
     system_pressure_s: float | None = None
-    """The same of the whole machine, in seconds."""
+    """Seconds that some task of the whole machine waited for a core."""
     quota_s: float | None = None
-    """Seconds that this process's control groups were stopped, their CPU quota used up."""
+    """Seconds that this process's control groups were stopped because their CPU quota was used up."""
     load_average: float | None = None
-    """Tasks that ran or waited to, mean over the last minute, at the end."""
+    """Load average at the end: tasks that ran or waited to, mean over the last minute."""
     gpu_processes: int | None = None
-    """Other processes with a context on the GPU, at the beginning or the end, whichever was more; None on a CPU."""
+    """Number of other processes with a context on the GPU, at the beginning or the end, whichever is higher; None on a
+    CPU."""
     gpu_other_bytes: int | None = None
-    """Of the GPU's memory, bytes in use that are not this process's, at most; what a driver takes is among them."""
+    """Peak bytes of the GPU's memory that are in use and not by this process; the driver's own are included."""
     gpu_active: int | None = None
-    """Other processes that computed on the GPU meanwhile; None where nothing tells, as of a sample of less than the
-    second or so between two looks of the driver."""
+    """Number of other processes that computed on the GPU meanwhile; None if unknown, as for samples shorter than the
+    driver's sampling period of about a second."""
 
 
 @dataclass
 class DeviceState:
-    """A device during a sample: what was read just before it, during it (of a GPU) and just after it."""
+    """Readings of a device just before, during (on a GPU) and just after a sample."""
 
     at_s: list[float] = field(default_factory=list)
-    """Seconds from the sample's beginning, of each reading."""
+    """Time of each reading in seconds since the beginning of the sample."""
     clock_mhz: list[float] = field(default_factory=list)
-    """Of the processors, by reading; empty where nothing tells it, as all below."""
+    """Clock of the processors at each reading in MHz; empty if it cannot be read, as for the fields below."""
     memory_clock_mhz: list[float] = field(default_factory=list)
+    """Clock of the memory at each reading in MHz."""
     power_w: list[float] = field(default_factory=list)
+    """Power draw at each reading in watts."""
     temperature_c: list[float] = field(default_factory=list)
+    """Temperature at each reading in °C."""
     throttled: list[str] = field(default_factory=list)
-    """Reasons that were at work at some reading but the first, or for which the device's own counters have grown."""
+    """Reasons for throttling: those active at any reading but the first, and those whose counters on the device have
+    grown."""
     throttled_s: float | None = None
-    """Seconds that the device was held back by power or heat during the sample, by its own counters; None where it has
+    """Seconds that the device was power- or thermal-throttled during the sample, by its own counters; None if it has
     none."""
 
     def during(self, name: str) -> list[float]:
-        """Of the readings of that name, those between the first and the last, which are taken outside of the timed
-        region; all, where there is none between: of a CPU, or a sample of less than `INTERVAL_S`. Of power, only what
-        was read after it had settled: none of a sample that is too short for it."""
+        """Return the readings of that name within the timed region: those between the first and the last, or all if
+        there are none between, as on a CPU or for samples shorter than `INTERVAL_S`. For power, only readings after it
+        has settled are returned: none for a sample that is too short."""
         readings: list[float] = getattr(self, name)
         if name == "power_w":
             settled = [value for second, value in zip(self.at_s, readings, strict=False) if second >= POWER_SETTLES_S]
@@ -129,39 +137,42 @@ class DeviceState:
 
 @dataclass
 class Roof:
-    """One measurement of the rate: what was measured, and on what."""
+    """One measurement of the read roof, with what was measured and where."""
 
     device: str
     """Name of the processor."""
     gb_per_s: float
-    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
+    """Read bandwidth in GB/s (GB = 1e9 bytes): bytes of the buffer over the shortest time."""
     kernel: str
-    """What read."""
+    """Kernel that read the buffer."""
     buffer_bytes: int
+    """Size of the buffer in bytes."""
     seconds: list[float]
-    """Of every launch."""
+    """Seconds of each launch."""
     measured: str
-    """When, ISO 8601."""
+    """Time of the measurement, ISO 8601."""
     environment: Environment
-    """Driver, power limit and library versions then."""
+    """Environment of the measurement, with driver, power limit and library versions."""
     kind: str = FULL
-    """full, or probe: a short one before or after samples."""
+    """full, or probe: a short measurement before or after samples."""
     host: str | None = None
-    """Name of the machine, of a CPU; None of a GPU, and in a record of a version that did not write it down."""
+    """Host name for a CPU; None for a GPU, and in records of versions that did not have it."""
 
 
 @dataclass
 class Probe:
-    """A short measurement of the rate, just before or just after samples."""
+    """A short measurement of the read bandwidth just before or just after samples."""
 
     when: str
-    """before or after."""
+    """before or after the samples."""
     gb_per_s: float
-    """Bytes of the buffer over the shortest time, GB = 1e9 bytes."""
+    """Read bandwidth in GB/s (GB = 1e9 bytes): bytes of the buffer over the shortest time."""
     buffer_bytes: int
+    """Size of the buffer in bytes."""
     seconds: list[float]
-    """Of every launch."""
+    """Seconds of each launch."""
     measured: str
-    """When, ISO 8601."""
+    """Time of the measurement, ISO 8601."""
     usual_gb_per_s: float | None = None
-    """On a CPU, the rate that one in five of the earlier probes passed; None of fewer than ten, and on a GPU."""
+    """On a CPU, the rate in GB/s that one in five of the earlier probes exceeded; None with fewer than ten of them, and
+    on a GPU."""

@@ -1,4 +1,4 @@
-"""What came of one job of a sweep, as `outcome.json` in its folder tells."""
+"""The outcome of one job of a sweep, as stored in `outcome.json` in its folder."""
 
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -13,22 +13,22 @@ from gptbench.config.renamed import current_metrics
 from gptbench.schema.restore import require, restored
 
 BEGUN = "job.json"
-"""In a job's folder: which process began it."""
+"""File in a job's folder that names the process which began it."""
 LOCK = ".job.lock"
-"""There, locked by the process that answers for the job."""
+"""File in a job's folder that is locked by the process responsible for the job."""
 
 
 class Status(Enum):
-    """Of a job."""
+    """Status of a job."""
 
     recorded = "recorded"
     found = "found"
-    """Recorded before, by an earlier sweep or run; not run again."""
+    """It was recorded by an earlier sweep or run, and not run again."""
     failed = "failed"
     interrupted = "interrupted"
-    """By Ctrl-C, while it ran."""
+    """Ctrl-C ended it while it ran."""
     not_run = "not run"
-    """The sweep ended before its turn."""
+    """The sweep ended before it began."""
 
     @property
     def is_recorded(self) -> bool:
@@ -37,25 +37,26 @@ class Status(Enum):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """Of one job."""
+    """Outcome of one job."""
 
     FILE = "outcome.json"
 
     status: str
-    """A value of `Status`."""
+    """Status of the job, a value of `Status`."""
     swept: list[str] = field(default_factory=list)
-    """The overrides that the sweep varies."""
+    """Overrides of the job for the keys that the sweep varies."""
     cause: str | None = None
-    """Of a failure: a value of `Cause`."""
+    """Cause of a failure, a value of `Cause`."""
     reason: str | None = None
-    """Why it failed, or was not run."""
+    """Reason why the job failed or was not run."""
     identity: str | None = None
+    """Hash of what the job measures: see `gptbench.record.identity`."""
     record: str | None = None
-    """Path of its result, or of the record of its failure."""
+    """Path of the job's result, or of the record of its failure."""
     seconds: float = 0.0
-    """That it took, of those that were run."""
+    """Seconds that the job took; 0 if it was not run."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The medians of its samples, and what else stands beside them."""
+    """Metrics of the job's record by name."""
     busy: list[str] = field(default_factory=list)
     """Reasons to think that the machine was busy with something else meanwhile, in words."""
 
@@ -65,7 +66,7 @@ class Outcome:
 
     @classmethod
     def of(cls, folder: Path) -> Self | None:
-        """What a job's folder tells; None where the job has not ended, or nobody can read what came of it."""
+        """Return the outcome in a job's folder; None if the job has not ended, or the file cannot be read."""
         try:
             outcome = restored(cls, read_json(folder / cls.FILE))
             outcome.check("")
@@ -74,7 +75,7 @@ class Outcome:
             return None
 
     def check(self, place: str) -> None:
-        """Raises InputError for a status that there is not."""
+        """Raise InputError for an unknown status."""
         require(self.status in {status.value for status in Status}, f"{place}.status", "a status of a job")
 
     @property

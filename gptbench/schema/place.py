@@ -1,4 +1,4 @@
-"""Where a number is from. What of a place must agree for one thing and for another is a choice among its fields."""
+"""Where a number was measured, and which fields of that place must agree for which purpose."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,40 +11,40 @@ CODE = re.compile(
     r"ATEN_CPU_CAPABILITY|CUDA_LAUNCH_BLOCKING|(PYTORCH_CUDA|PYTORCH)_ALLOC_CONF|OMP_(PROC_BIND|PLACES|SCHEDULE|WAIT_POLICY)|"
     r"GOMP_(CPU_AFFINITY|SPINCOUNT))"
 )
-"""Environment variables that choose other code, or bind its threads, and are the same for every job of a sweep: numbers
-with different ones are of different measurements. Others may differ by job without meaning anything
-(CUDA_VISIBLE_DEVICES tells which of several cards, OMP_NUM_THREADS is in the number of threads), and are recorded
-only."""
+"""Environment variables that choose other code or bind its threads, and are the same for every job of a sweep: numbers
+with different values are different measurements. Other variables may differ between jobs without consequence
+(CUDA_VISIBLE_DEVICES selects one of several cards, OMP_NUM_THREADS is in the number of threads) and are only
+recorded."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A machine, as far as a number may depend on it."""
+    """Properties of a machine that a number may depend on."""
 
     device: str
     """Name of the processor that ran the model."""
     on_gpu: bool
-    """Whether that is a GPU."""
+    """Whether that processor is a GPU."""
     power_limit_w: float | None
-    """Of the GPU, in whole watts: NVML tells fractions that nobody has set."""
+    """Power limit of the GPU, rounded to whole watts: NVML reports fractions that nobody has set."""
     cores: int
-    """Cores that the process may use."""
+    """Number of cores that the process may use."""
     threads: int
-    """CPU threads for one torch operation."""
+    """Number of CPU threads per torch operation."""
     driver: str | None
-    """Of the GPU."""
+    """Driver version of the GPU."""
     libraries: dict[str, str]
-    """Version of each library that is installed."""
+    """Version of each installed library."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Environment variables that are set, see `Environment.variables`."""
+    """Environment variables that are set: see `Environment.variables`."""
     commit: str | None = None
-    """Of gptbench; None where it was not asked for."""
+    """Commit of gptbench; None if it was not determined."""
     host: str | None = None
-    """Name of the machine; None where it was not asked for."""
+    """Host name; None if it was not determined."""
 
     @classmethod
     def of(cls, here: Environment, host: str | None = None) -> "Place":
-        """That of an environment, which does not hold the machine's name."""
+        """Return the place of an environment, which does not have the host name."""
         return cls(
             device=here.device,
             on_gpu=here.on_gpu,
@@ -60,16 +60,17 @@ class Place:
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What must agree for two numbers to be held against each other, in a comparison or by a baseline: numbers of
-        two devices or power limits never are, nor of different parts of a CPU, of which machines in a cloud have any
-        number of cores. Machines of one kind are one place; versions may differ, and are told."""
-        found = {"device": self.device, "power_limit_w": self.power_limit_w}
-        return found if self.on_gpu else found | {"cores": self.cores}
+        """Fields that must agree for two numbers to be compared, with each other or with a baseline. Numbers of
+        different devices or power limits are never compared, nor, as machines in a cloud have any number of cores,
+        numbers of different shares of a CPU. Machines of one kind are one place; versions may differ, and the
+        difference is reported."""
+        shared = {"device": self.device, "power_limit_w": self.power_limit_w}
+        return shared if self.on_gpu else shared | {"cores": self.cores}
 
     def of_job(self, libraries: tuple[str, ...]) -> dict[str, Any]:
-        """What must agree for a job of a sweep to need no other measurement: the kind, on a CPU the threads, versions
-        of the libraries that run the model, and variables that choose other code. Not the driver, and not the host, so
-        that a sweep can be resumed on any machine of the kind."""
+        """Return the fields that must agree for a job of a sweep to need no new measurement: the kind, the threads on a
+        CPU, versions of the libraries that run the model, and variables that choose other code. Driver and host are
+        left out, so that a sweep can be resumed on any machine of the kind."""
         threads = None if self.on_gpu else self.threads
         versions = {name: self.libraries.get(name) for name in libraries}
         chosen = {name: value for name, value in self.variables.items() if CODE.fullmatch(name)}
@@ -77,19 +78,19 @@ class Place:
 
     @property
     def of_roof(self) -> dict[str, Any]:
-        """What must agree for a read roof: on a GPU the kind, and what its kernel was compiled and run by; on a CPU
-        that, and the one host with as many threads, as memory differs between hosts of the same CPU."""
+        """Fields that must agree for a read roof: on a GPU the kind, and what its kernel was compiled and run by; on a
+        CPU also host and threads, because memory differs between hosts with the same CPU."""
         libraries = {name: self.libraries.get(name) for name in ("torch", "triton")}
-        found = self.kind | {"driver": self.driver} | libraries
-        return found if self.on_gpu else found | {"host": self.host, "threads": self.threads}
+        shared = self.kind | {"driver": self.driver} | libraries
+        return shared if self.on_gpu else shared | {"host": self.host, "threads": self.threads}
 
     @property
     def versions(self) -> dict[str, str | None]:
-        """Of driver, gptbench and libraries: what is told where it differs between numbers that are held against each
-        other, and must agree among those of one baseline."""
+        """Versions of driver, gptbench and libraries: reported where they differ between numbers that are compared, and
+        equal among those of one baseline."""
         return {"driver": self.driver, "commit": self.commit} | self.libraries
 
 
 def whole_watts(limit: float | None) -> float | None:
-    """A power limit as it was set."""
+    """Return a power limit as it was set, in whole watts."""
     return None if limit is None else float(round(limit))

@@ -1,4 +1,4 @@
-"""What a sweeper tells its jobs, wherever they run: `plan.json` in the folder that Hydra made for the sweep."""
+"""What a sweeper passes to its jobs, wherever they run: `plan.json` in the folder that Hydra made for the sweep."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,35 +11,36 @@ from gptbench.schema.restore import restored
 
 PLAN = "plan.json"
 STOP = "stop"
-"""A file beside it, once no further job is to begin."""
+"""File beside the plan, present once no further job is to begin."""
 LOCK = ".sweep.lock"
-"""A file beside it, locked by the sweeper."""
+"""File beside the plan that is locked by the sweeper."""
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """Of one call of a sweep."""
+    """Plan of one call of a sweep."""
 
     sweep: str
-    """Folder of the sweep that the jobs belong to: an earlier one, where that is resumed."""
+    """Folder of the sweep that the jobs belong to: that of an earlier call, if it is resumed."""
     identity: str
-    """Hash of what all jobs ask for."""
+    """Hash of what all jobs measure."""
     resume: bool
-    """Whether a job that is recorded is not run again."""
+    """Whether jobs that are already recorded are skipped."""
     started: str
-    """When, ISO 8601."""
+    """Start of the call, ISO 8601."""
     command: list[str]
+    """Command line that repeats the call."""
     config: dict[str, Any]
-    """What all jobs begin with, resolved."""
+    """Resolved configuration of the first job."""
     jobs: dict[str, list[str]]
-    """Folder of each job, in the sweep's, to the overrides that the sweep varies."""
+    """Folder of each job below that of the sweep, and its overrides for the keys that the sweep varies."""
 
     def save(self, folder: Path) -> None:
         write_json(folder / PLAN, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Raises UserError if there is none."""
+        """Return the plan in a folder. Raises UserError if there is none."""
         try:
             return restored(cls, read_json(folder / PLAN))
         except InputError as error:

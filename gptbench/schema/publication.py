@@ -1,4 +1,4 @@
-"""What a tracker gets of a record, in no tracker's own words; and tables beside it."""
+"""What a tracker receives from a record, in terms of no particular tracker; and tables beside it."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -7,36 +7,36 @@ from pathlib import Path
 from typing import Any
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
-"""How a run ended: killed is one that somebody or something stopped."""
+"""How a run ended; killed is a run that was stopped from outside."""
 
 
 @dataclass(kw_only=True)
 class Publication:
-    """One record; what all records have, such as their command, is not in it."""
+    """Published content of one record, without what all records have, such as the command."""
 
     name: str
-    """Of the run; empty where the tracker makes one."""
+    """Name of the run; empty if the tracker is to make one."""
     seconds: float
-    """That it took, from `started` on."""
+    """Seconds that the run took, counted from `started`."""
     status: str = FINISHED
     tags: dict[str, str | None] = field(default_factory=dict)
-    """What one filters by, the most important first; without those that are None."""
+    """Tags to filter by, the most important first; tags that are None are left out."""
     note: str = ""
-    """What is to be read first, as Markdown."""
+    """Markdown to show first."""
     params: dict[str, Any] = field(default_factory=dict)
-    """What says how it was measured, nested as a configuration is."""
+    """Parameters of the measurement, nested as a configuration is."""
     metrics: list[tuple[str, float, int]] = field(default_factory=list)
-    """Name, value, and number of the sample; in the order in which they are shown."""
+    """Name, value and sample number of each metric, in display order."""
     sweep: str | None = None
-    """Folder of the sweep that it belongs to, or is the record of."""
+    """Folder of the sweep that the record belongs to, or that it is the record of."""
     varied: Sequence[str] = ()
-    """What that sweep varies: keys, or overrides."""
+    """Keys or overrides that the sweep varies."""
     is_sweep: bool = False
-    """Whether it is of the sweep itself, of which the runs of its jobs are parts."""
+    """Whether this is the sweep's own run, the parent of the runs of its jobs."""
 
 
 def write_table(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """As CSV."""
+    """Write a table as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)

@@ -1,4 +1,13 @@
-"""What every record has, whatever it is of: how it becomes a file, is named, summarised and published.
+"""Base classes of all records: how a record becomes a file, and how it is named, summarised and published.
+
+A kind of record is a subclass of `Recorded` or `Measured` in its own module, and a row in `KINDS` of
+`gptbench.schema.files`; it inherits what it does not define. A file is one JSON object with the fields of its kind,
+nested as the dataclasses are; names end in their unit (`_s` seconds, `_bytes`, `_w` watts, GB = 1e9 bytes). A change
+that an older reader would misread increments `SCHEMA_VERSION`, as does a change of the statistics computed from the
+same samples, because baselines store statistics only.
+
+Version 2: percentiles of decode steps are those of the pooled steps of all valid samples; before, they were the median
+of the percentiles of each sample. The files of both versions are alike.
 
 A kind of record is a subclass of `Recorded` or `Measured` in a file of its own, and a row in `KINDS` of
 `gptbench.schema.files`; what it does not say for itself is what these two say. A file is one JSON object with the
@@ -37,47 +46,47 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
-"""Versions of files that are read."""
+"""Versions of files that can be read."""
 NOT_OURS = "not a result of gptbench"
 BUSY_TAG = "gptbench.busy"
-"""Of a publication: why it was measured on a busy machine, in words; only where it was."""
+"""Tag of a publication with the reasons to think that the machine was busy; only present if it was."""
 
 
 @dataclass(kw_only=True)
 class Recorded:
-    """What every record begins with. It is of no measurement, and says so, where its kind says nothing else."""
+    """Base class of all records. Its defaults are those of a record without a measurement."""
 
     FILE: ClassVar[str]
     """Name of the kind, and of the file without `.json`."""
     IS_RUN: ClassVar[bool] = False
-    """Whether it is what a job is there to measure: `sweep.resume` takes it, and `gptbench compare` holds it against
-    others."""
+    """Whether it is the measurement of a job: `sweep.resume` reuses it, and `gptbench compare` compares it."""
     NAMED_BY: ClassVar[tuple[str, ...]] = ("model", "quant", "engine", "sampling")
-    """Groups of the configuration whose names a program is told."""
-    TOLD_AS: ClassVar[str] = "result"
-    """What a program is told its place as."""
+    """Groups of the configuration whose options' names are in the JSON line."""
+    PATH_KEY: ClassVar[str] = "result"
+    """Key of the record's path in the JSON line."""
 
     started: str
-    """When, ISO 8601."""
+    """Start of the measurement, ISO 8601."""
     command: list[str]
-    """Command line that repeats it."""
+    """Command line that repeats the measurement."""
     sweep: str | None
     """Folder of the sweep that it belongs to."""
     config: dict[str, Any]
-    """The whole configuration, as the groups in conf/ have it, resolved."""
+    """Resolved configuration, by groups as in conf/."""
     swept: list[str] = field(default_factory=list)
-    """Of a job, the overrides that the sweep varies, such as `sampling.top_k=5`."""
+    """For a job of a sweep, its overrides for the keys that the sweep varies, such as `sampling.top_k=5`."""
     identity: str | None = None
-    """What was measured, by what code, on what device: see `gptbench.record.identity`."""
+    """Hash of what was measured, by what code and on what device: see `gptbench.record.identity`."""
     schema_version: int = SCHEMA_VERSION
+    """Version of the file's format, one of `READABLE`."""
 
     def __post_init__(self) -> None:
         self.command, self.config = redacted(self.command), redacted(self.config)
         self.swept = redacted(self.swept)
 
     def save(self, folder: Path) -> Path:
-        """Writes `FILE.json` to the folder, all of it or none; never over another one: a second one becomes
-        `FILE-2.json`."""
+        """Write `FILE.json` to the folder atomically and return its path. An existing file is never overwritten: the
+        second one becomes `FILE-2.json`."""
         number = 1
         with atomic_file(folder, as_json(self.plain())) as new:
             while True:
@@ -94,28 +103,28 @@ class Recorded:
                     number += 1
 
     def plain(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return the content of the file."""
         return {"kind": self.FILE} | asdict(self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a file that `save` wrote.
+        """Return the record in a file that `save` wrote.
 
         Raises:
-            UserError: the file is not there, or no such result, or of another schema version.
+            UserError: the file is missing, is not a record of this kind, or has another schema version.
         """
         return cls.of(read_record(path), path)
 
     @classmethod
     def of(cls, raw: dict[str, Any], path: Path) -> Self:
-        """The same of what is in the file."""
+        """Return the record with this content; `path` is for messages."""
         try:
             if raw.get("schema_version") not in READABLE:
                 known = " and ".join(map(str, READABLE))
-                told = raw.get("schema_version", "nothing")
-                raise InputError(f"schema_version={told}, and this gptbench reads {known}")
+                version = raw.get("schema_version", "missing")
+                raise InputError(f"schema_version={version}: this gptbench reads {known}")
             if (kind := raw.get("kind", cls.FILE)) != cls.FILE:
-                raise InputError(f"kind: expected {cls.FILE}, and it is {kind}")
+                raise InputError(f"kind={kind}: expected {cls.FILE}")
             upgrade_config(raw.get("config"))
             cls.upgrade(raw)
             record = restored(cls, {key: value for key, value in raw.items() if key != "kind"})
@@ -126,85 +135,87 @@ class Recorded:
 
     @classmethod
     def upgrade(cls, raw: dict[str, Any]) -> None:
-        """Makes up, in place, for what a record of an older version does not hold. It may hold anything else."""
+        """Fill in, in place, what the record of an older version lacks. The content is not checked yet."""
 
     def check(self) -> None:
-        """Raises InputError where fields that are right each by itself do not go together, or the configuration lacks
-        what a record is named by."""
+        """Raise InputError if fields that are valid individually contradict each other, or if the configuration lacks
+        what names a record."""
         require(is_time(self.started), "started", "a time, ISO 8601")
         check_config(self.config, "config")
 
     @property
     def number_type(self) -> str:
-        """Type of what is not quantised, as far as it is known."""
+        """Dtype of what is not quantised, as far as it is known."""
         return str(self.config["device"].get("dtype"))
 
     @property
     def weights(self) -> str:
-        """How weights are stored: the quantisation, or the type of those that have none; and those of patterns."""
+        """Storage format of the weights: the quantisation, or the dtype if there is none, and the formats of
+        patterns."""
         section = self.config["quant"]
         name = self.number_type if section["name"] == "none" else section["name"]
         return full_name(name, section.get("weights") or {})
 
     def name_of(self, group: str) -> str:
-        """What an option of its configuration is called; of `quant` with the formats of patterns."""
+        """Return the name of a group's option; for `quant`, with the formats of patterns."""
         section: dict[str, Any] = self.config[group]
         return full_name(section["name"], section.get("weights") or {}) if group == "quant" else str(section["name"])
 
     @property
     def run_name(self) -> str:
-        """Of a run of one engine: model, weights, engine and batch size."""
+        """Name of the run of one engine: model, weights, engine and batch size."""
         names = {group: self.config[group]["name"] for group in ("model", "engine")}
         return f"{names['model']}-{self.weights}-{names['engine']}-b{self.config['workload']['batch_size']}"
 
     def origin(self) -> dict[str, str | None]:
-        """Where its numbers come from: device and commit."""
+        """Return where the numbers come from: device and commit."""
         return {"device": None, "commit": None}
 
-    def own_traits(self) -> dict[str, str]:
-        """What may tell it from others beside the configuration, as text."""
+    def extra_traits(self) -> dict[str, str]:
+        """Return what may distinguish it from other records beside the configuration, as text."""
         return {}
 
     def problem(self) -> str | None:
-        """Why it means nothing, or None where it counts."""
+        """Return why the record does not count, or None if it does."""
         return None
 
     def outcome(self) -> str:
-        """recorded, or in one line why it does not count."""
+        """Return `recorded`, or why the record does not count, in one line."""
         if (why := self.problem()) is None:
             return "recorded"
         return why.splitlines()[0] if why else "does not count"
 
     def not_shown(self) -> tuple[str, str] | None:
-        """What it is, and why it does not stand among the runs of a report; None where it does."""
-        return "not shown", "no record of one run"
+        """Return the status of a record that is not among the runs of a report, and the reason; None if it is among
+        them."""
+        return "not shown", "not a record of one run"
 
     @functools.cached_property
     def summary(self) -> dict[str, float]:
-        """Its numbers, by metric, as they were when first asked for; none of what is no measurement."""
+        """Metrics of the record by name, computed on first access; empty without a measurement."""
         return {}
 
     def busy_kinds(self) -> dict[str, list[str]]:
-        """Reasons to think that the machine was busy with something else, in words, by the kind of metrics that they
-        change, `PHASES`; without kinds that have none."""
+        """Return the reasons to think that the machine was busy with something else, by the kind of metrics that they
+        affect, a key of `PHASES`. Kinds without a reason are left out."""
         return {}
 
     @property
     def loads(self) -> list[Load]:
-        """What else the machine did during its samples, of those for which it is known."""
+        """Load on the machine during each sample for which it is known."""
         return []
 
     def members(self, folder: Path) -> list[Path] | None:
-        """Files of the records that it is made of, where it lies in that folder; None where it stands for itself."""
+        """Return the files of the records that it summarises, given its folder; None if it stands for itself."""
         return None
 
     def line(self) -> dict[str, Any]:
-        """What a program is told of it, beside its place."""
+        """Return the fields of the JSON line, without the record's path."""
         names = {group: self.name_of(group) for group in self.NAMED_BY if group in self.config}
         return names | {"batch_size": self.config["workload"]["batch_size"]}
 
     def publication(self) -> Publication:
-        """What a tracker gets of it."""
+        """Return what a tracker receives."""
         return Publication(
             name=f"{self.FILE} {self.run_name}",
             seconds=0.0,
@@ -216,32 +227,33 @@ class Recorded:
         )
 
     def tags(self, **own: str | None) -> dict[str, str | None]:
-        """Those of its publication, its own among them."""
+        """Return the tags of the publication, including those that are passed."""
         names = {group: self.name_of(group) for group in ("model", "quant")}
         return {**names, **own, "task": self.config.get("task", {}).get("name")}
 
     def write_files(self, folder: Path) -> None:
-        """Writes what a tracker keeps beside the record itself: its configuration, to run it again, and in other kinds
-        tables, texts and traces of what is in it."""
+        """Write the files that a tracker stores beside the record: its configuration, to run it again, and for some
+        kinds tables, texts and traces."""
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.config)))
 
 
 @dataclass(kw_only=True)
 class Measured(Recorded):
-    """What every record of a measurement has."""
+    """Base class of all records of a measurement."""
 
     environment: Environment
+    """Hardware and software that it was measured on."""
     dtype: str
-    """Type of activations, KV cache and unquantised weights."""
+    """Dtype of activations, KV cache and unquantised weights."""
     roof: Roof
-    """Of the device, as used for MBU: the highest rate seen until then, these probes included."""
+    """Read roof of the device, as used for MBU: the highest rate measured so far, these probes included."""
     probes: list[Probe] = field(default_factory=list)
-    """Short measurements of the same rate before and after what was measured; of interleaved ones, each round has its
-    own. Empty in a record of a version that took none, and where the device had no memory for it."""
+    """Short measurements of the read bandwidth before and after the samples; those of interleaved measurements are in
+    their rounds. Empty in records of versions that took none, and if the device had no memory for one."""
 
     failures: dict[str, str] = field(default_factory=dict)
-    """Traceback of each thing that was to be measured beside the samples and failed: breakdown, energy, quality,
-    warm start, a probe of the read roof."""
+    """Traceback of each optional measurement that failed: breakdown, energy, quality, warm start, a probe of the read
+    roof."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +270,7 @@ class Measured(Recorded):
     def origin(self) -> dict[str, str | None]:
         return {"device": self.environment.device, "commit": self.environment.commit}
 
-    def own_traits(self) -> dict[str, str]:
+    def extra_traits(self) -> dict[str, str]:
         return {"device": self.environment.device, "commit": short_commit(self.environment.commit)}
 
     def not_shown(self) -> tuple[str, str] | None:
@@ -268,8 +280,8 @@ class Measured(Recorded):
         return by_kind(speed=slow_probes(self.probes, self.roof))
 
     def line(self) -> dict[str, Any]:
-        told = super().line() | {"dtype": self.dtype} | self.origin()
-        return told | self.summary | {"busy": busy(self)}
+        fields = super().line() | {"dtype": self.dtype} | self.origin()
+        return fields | self.summary | {"busy": busy(self)}
 
     def tags(self, **own: str | None) -> dict[str, str | None]:
         here = self.environment
@@ -286,13 +298,13 @@ class Measured(Recorded):
 
 
 def of_kind(kind: type[T], records: Iterable[Any]) -> list[T]:
-    """Those of them that are of one kind."""
+    """Return those of the records that are of one kind."""
     return [record for record in records if isinstance(record, kind)]
 
 
 def upgrade_config(config: Any) -> None:
-    """Gives a recorded configuration, in place, what one has now: the `_target_` of each section, and the width of
-    heads, which was not recorded, or as 0, where it followed from the model's."""
+    """Upgrade a recorded configuration in place: names of fields and options, the `_target_` of each section, and the
+    width of heads, which older versions did not record, or recorded as 0, if it followed from the model's."""
     if not isinstance(config, dict):
         return
     if isinstance(model := config.get("model"), dict) and not model.get("head_dim"):
@@ -305,7 +317,7 @@ def upgrade_config(config: Any) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a file of a record holds. Raises UserError if that is no object."""
+    """Return the content of a record's file. Raises UserError if it is not a JSON object."""
     try:
         raw = read_json(path)
     except InputError as error:

@@ -1,4 +1,8 @@
-"""Makes dataclasses of plain data that was read from a file, and refuses what they cannot hold.
+"""Makes dataclasses from plain data that was read from a file, and rejects what they cannot hold.
+
+Every field is checked against its annotation, at any depth. Beyond that, every number is finite and of a size that
+statistics can be computed with: integers are not negative, and what is divided by, or whose logarithm is taken, is
+positive. Names of fields and their ends (`_s` seconds) are as in `gptbench.schema.result`.
 
 What the annotations of the dataclass say is checked for every field, however deep; beyond that, every number is finite,
 and of a size that statistics can be computed with: no whole number is negative, and what is divided by, or whose
@@ -22,13 +26,14 @@ from gptbench.config.renamed import RECORDED
 T = TypeVar("T")
 
 MAX_NUMBER = 1e19
-"""Beyond all bytes, tokens, seconds and operations/s; its square is still finite."""
+"""Maximum magnitude of a number: above all bytes, tokens, seconds and operations/s, with a square that is still
+finite."""
 MIN_POSITIVE = 1e-13
-"""Seconds and rates that are smaller are no measurement."""
+"""Minimum of a positive field; smaller seconds and rates cannot be measurements."""
 MAX_DEPTH = 50
-"""Of dicts and lists in each other, where any value may stand."""
+"""Maximum nesting of dicts and lists in a field of any type."""
 MAX_SHOWN = 40
-"""Characters of a value in a message."""
+"""Maximum characters of a value in a message."""
 
 POSITIVE = {
     "Sample": {"ttft_s", "step_s", "call_s"},
@@ -46,19 +51,19 @@ POSITIVE = {
     "ModelConfig": {"vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "context"},
     "WorkloadConfig": {"batch_size"},
 }
-"""Fields, by class, whose numbers are over 0."""
+"""Fields, by class, whose numbers must be positive."""
 MAY_BE_NAN = {"Predictions": {"nll", "reference_nll", "kl"}, "Timing": {"error"}, "Outcome": {"metrics"}}
-"""Fields of results that mean nothing, and say so."""
+"""Fields, by class, whose numbers may be nan or infinite: invalid results are recorded as they are."""
 
 
 def restored(kind: type[T], raw: Any, place: str = "") -> T:
-    """A dataclass, of a dict of its fields.
+    """Return a dataclass made from a dict of its fields.
 
     Args:
         place: dotted name of the dict, for messages; empty for the whole file.
 
     Raises:
-        InputError: names the field, and what it holds.
+        InputError: the message names the field and its value.
     """
     if not isinstance(raw, dict):
         raise wrong(place, raw, "an object")
@@ -67,7 +72,7 @@ def restored(kind: type[T], raw: Any, place: str = "") -> T:
     raw = {renamed.get(name, name): value for name, value in raw.items()}
     for name in raw:
         if name not in known:
-            raise InputError(f"{dotted(place, name)}: no such field")
+            raise InputError(f"{dotted(place, name)}: unknown field")
     known_hints: dict[str, Any] = hints(kind)  # type: ignore[arg-type]
     values = {}
     for name, entry in known.items():
@@ -75,32 +80,32 @@ def restored(kind: type[T], raw: Any, place: str = "") -> T:
         if name in raw:
             values[name] = value_of(known_hints[name], raw[name], where, rule_of(kind, name))
         elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise InputError(f"{where}: it is missing")
+            raise InputError(f"{where}: missing")
     return kind(**values)
 
 
 def checked(kind: type, raw: dict[str, Any], place: str) -> None:
-    """Holds what there is of a dataclass's fields in a dict against their annotations, and lets the others be: they are
-    of another version.
+    """Check those fields of a dataclass that are in a dict against their annotations. Other keys are ignored: they
+    belong to another version.
 
     Raises:
-        InputError: as `restored`.
+        InputError: the message names the field and its value.
     """
     for name, hint in hints(kind).items():
-        if name in raw and raw[name] != "???":  # what OmegaConf writes where nothing is given
+        if name in raw and raw[name] != "???":  # OmegaConf's marker of a missing value
             rule = "positive" if name in POSITIVE.get(kind.__name__, ()) else None
             value_of(hint, raw[name], dotted(place, name), rule)
 
 
 @functools.cache
 def hints(kind: type) -> dict[str, Any]:
-    """Annotations of a dataclass's fields."""
+    """Return the annotations of a dataclass's fields."""
     names = {entry.name for entry in fields(kind)}
     return {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
 
 
 def rule_of(kind: type, name: str) -> str | None:
-    """What is asked of a field's numbers beyond their type."""
+    """Return the rule for a field's numbers beyond their type."""
     for rule, table in (("positive", POSITIVE), ("may be nan", MAY_BE_NAN)):
         if name in table.get(kind.__name__, ()):
             return rule
@@ -108,7 +113,7 @@ def rule_of(kind: type, name: str) -> str | None:
 
 
 def value_of(hint: Any, raw: Any, place: str, rule: str | None) -> Any:
-    """A value as its annotation says."""
+    """Return a value converted to the type of its annotation."""
     origin, of = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         check_plain(raw, place)
@@ -116,19 +121,19 @@ def value_of(hint: Any, raw: Any, place: str, rule: str | None) -> Any:
     if origin in (typing.Union, types.UnionType):
         if raw is None and type(None) in of:
             return None
-        kinds = [one for one in of if one is not type(None)]
-        for one in kinds[:-1]:
+        kinds = [kind for kind in of if kind is not type(None)]
+        for kind in kinds[:-1]:
             with contextlib.suppress(InputError):
-                return value_of(one, raw, place, rule)
+                return value_of(kind, raw, place, rule)
         return value_of(kinds[-1], raw, place, rule)
     if origin in (list, tuple):
         if not isinstance(raw, list):
             raise wrong(place, raw, "a list")
-        return [value_of(of[0], one, f"{place}[{index}]", rule) for index, one in enumerate(raw)]
+        return [value_of(of[0], item, f"{place}[{index}]", rule) for index, item in enumerate(raw)]
     if origin is dict:
         if not isinstance(raw, dict):
             raise wrong(place, raw, "an object")
-        return {key: value_of(of[1], one, dotted(place, key), rule) for key, one in raw.items()}
+        return {key: value_of(of[1], item, dotted(place, key), rule) for key, item in raw.items()}
     if is_dataclass(hint):
         return restored(typing.cast(type, hint), raw, place)
     if hint in (int, float):
@@ -143,7 +148,7 @@ def value_of(hint: Any, raw: Any, place: str, rule: str | None) -> Any:
 
 
 def check_number(kind: type, raw: Any, place: str, rule: str | None) -> None:
-    """Raises InputError for what is no number of that type, or breaks the rule."""
+    """Raise InputError for a value that is not a number of that type, or breaks the rule."""
     if rule == "may be nan" and isinstance(raw, float) and not is_finite_number(raw):
         return
     if not is_finite_number(raw) or (kind is int and not isinstance(raw, int)):
@@ -157,13 +162,13 @@ def check_number(kind: type, raw: Any, place: str, rule: str | None) -> None:
 
 
 def check_plain(raw: Any, place: str, depth: int = MAX_DEPTH) -> None:
-    """Raises InputError for what nests deeper than any configuration."""
+    """Raise InputError for a value that is nested deeper than any configuration."""
     if not isinstance(raw, dict | list):
         if isinstance(raw, int | float) and not isinstance(raw, bool):
             check_number(float, raw, place, None)
         return
     if not depth:
-        raise InputError(f"{place}: more than {MAX_DEPTH} objects and lists in each other")
+        raise InputError(f"{place}: expected at most {MAX_DEPTH} nested objects and lists")
     for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
         check_plain(value, dotted(place, str(key)), depth - 1)
 
@@ -173,25 +178,25 @@ def dotted(place: str, name: str) -> str:
 
 
 def wrong(place: str, raw: Any, expected: str) -> InputError:
-    """For a field that holds something else."""
+    """Return the error for a field that holds something else."""
     if isinstance(raw, dict | list):
-        told = "an object" if isinstance(raw, dict) else f"a list of {len(raw)}"
+        value = "an object" if isinstance(raw, dict) else f"a list of {len(raw)}"
     else:
-        told = "null" if raw is None else repr(raw)
-        told = told if len(told) <= MAX_SHOWN else f"{told[:MAX_SHOWN]}…"
-    return InputError(f"{place or 'the file'}: expected {expected}, and it is {told}")
+        value = "null" if raw is None else repr(raw)
+        value = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}…"
+    return InputError(f"{place or 'the file'}: expected {expected}, got {value}")
 
 
 NAMED_BY = (
     *("model.name", "quant.name", "engine.name", "engine._target_", "sampling.name", "sampling.temperature"),
     *("workload.name", "workload.batch_size", "device.name"),
 )
-"""What of its configuration every record is named by."""
+"""Fields of its configuration that every record is named by."""
 
 
 def check_config(config: dict[str, Any], place: str) -> None:
-    """Raises InputError for a configuration without `NAMED_BY`, or a section of it that holds what it cannot. Fields
-    may be missing beside these, or be more: those of other versions."""
+    """Raise InputError for a configuration that lacks a field of `NAMED_BY`, or has a section with an invalid value.
+    Other fields may be missing or unknown, as in other versions."""
     groups = {
         name: hint for name, hint in hints(Config).items() if isinstance(hint, type) and issubclass(hint, Section)
     }
@@ -201,7 +206,9 @@ def check_config(config: dict[str, Any], place: str) -> None:
         group, _, key = name.partition(".")
         require(config.get(group, {}).get(key) is not None, f"{place}.{name}", "a value")
     for group in groups.keys() & config.keys():
-        section = {key: value for key, value in config[group].items() if key != "rows"}  # of a baseline: see there
+        section = {
+            key: value for key, value in config[group].items() if key != "rows"
+        }  # a baseline checks its rows when it is loaded
         for kind in (groups[group], *groups[group].__subclasses__()):
             if kind is groups[group] or section.get("_target_") in kind.TARGETS:
                 checked(kind, section, f"{place}.{group}")
@@ -209,13 +216,13 @@ def check_config(config: dict[str, Any], place: str) -> None:
 
 
 def require(holds: bool, place: str, expected: str) -> None:
-    """Raises InputError for a field that is no such thing."""
+    """Raise InputError for the field `place` unless the condition holds."""
     if not holds:
         raise InputError(f"{place}: expected {expected}")
 
 
 def is_time(text: str) -> bool:
-    """Whether it is one that counts the same everywhere, ISO 8601."""
+    """Return whether a text is a valid point in time, ISO 8601."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp() >= 0
     except (ValueError, OverflowError, OSError):
@@ -223,5 +230,5 @@ def is_time(text: str) -> bool:
 
 
 def of_list(raw: Any) -> list[Any]:
-    """The same, of what may be anything: empty where it is no list."""
+    """Return the value if it is a list, otherwise an empty list."""
     return raw if isinstance(raw, list) else []

@@ -28,7 +28,7 @@ class SweepRecord(Recorded):
     """A sweep, whole or cut short."""
 
     FILE: ClassVar[str] = "sweep"
-    TOLD_AS: ClassVar[str] = "sweep"
+    PATH_KEY: ClassVar[str] = "sweep"
 
     ended: str
     """When, ISO 8601."""
