@@ -42,7 +42,7 @@ from gptbench.present.terminal import Terminal
 from gptbench.sampling import Sampler
 from gptbench.schema import KernelResult
 from gptbench.schema.files import load_record
-from gptbench.schema.kernels import KernelTimes, Timing, kernel_metrics, means, gptfast_targets
+from gptbench.schema.kernels import KernelTimes, Timing, gptfast_targets, kernel_metrics, means
 from gptbench.task import kernel_cases, kernels
 from gptbench.task.kernel_cases import (
     Call,

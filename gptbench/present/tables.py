@@ -274,7 +274,7 @@ def sweep_table(record: SweepRecord) -> Table:
     columns = [Column.of(METRICS[name]) if name in METRICS else Column(name, name) for name in head]
     if not any(job.reason for job in record.jobs):
         columns[-1] = replace(columns[-1], head="")
-    return Table("jobs", columns, rows, f"sweep of {counted(len(record.jobs), 'job')}: {record.told}")
+    return Table("jobs", columns, rows, f"sweep of {counted(len(record.jobs), 'job')}: {record.counts_text}")
 
 
 def show_sweep(record: SweepRecord) -> None:

@@ -1,4 +1,4 @@
-"""Records on disk: which kinds there are, and where they are."""
+"""Record files: which kinds there are, and where they lie."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from gptbench.schema.result import Result
 from gptbench.schema.sweep import SweepRecord
 
 KINDS: dict[str, type[Recorded]] = {kind.FILE: kind for kind in (Result, KernelResult, AbResult, Failure, SweepRecord)}
-"""By name."""
+"""Kinds of records by name."""
 
 
 def load_record(path: Path) -> Recorded:
-    """A record of any kind.
+    """Return the record in a file, of any kind.
 
     Raises:
-        UserError: it is of none.
+        UserError: the file holds no known kind of record.
     """
     raw = read_record(path)
     if (kind := KINDS.get(kind_of(raw))) is None:
@@ -28,8 +28,8 @@ def load_record(path: Path) -> Recorded:
 
 
 def kind_of(raw: dict[str, Any]) -> str:
-    """What a file says that it holds; where it is of a version that did not, what it has a field of that no other kind
-    had."""
+    """Return the kind that a file says it holds. Files of versions that did not say so are recognised by a field that
+    no other kind had."""
     fields: dict[str, type[Recorded]] = {
         "kernels": KernelResult,
         "rounds": AbResult,
@@ -41,11 +41,11 @@ def kind_of(raw: dict[str, Any]) -> str:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Files of what jobs measured."""
+    """Return the files of measurements in a folder."""
     return records_in(folder, *(kind for kind in KINDS.values() if kind.IS_RUN))
 
 
 def records_in(folder: Path, *kinds: type[Recorded]) -> list[Path]:
-    """Files of those kinds (of all, where none is named) that lie in the folder itself, oldest first."""
-    found = [path for kind in kinds or KINDS.values() for path in folder.glob(f"{kind.FILE}*.json")]
-    return sorted(found, key=lambda path: (path.lstat().st_mtime_ns, path.name))  # a link may lead nowhere
+    """Return the files of those kinds (or of all, if none is passed) directly in the folder, oldest first."""
+    paths = [path for kind in kinds or KINDS.values() for path in folder.glob(f"{kind.FILE}*.json")]
+    return sorted(paths, key=lambda path: (path.lstat().st_mtime_ns, path.name))  # a link may be dangling

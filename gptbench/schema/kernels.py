@@ -1,4 +1,4 @@
-"""The record of `task=kernels`, as `kernels.json` holds it, and the statistics of its raw times."""
+"""The record of `task=kernels`, as stored in `kernels.json`, and statistics of its raw times."""
 
 import functools
 import statistics
@@ -12,21 +12,21 @@ from gptbench.schema.publication import FAILED, FINISHED, Publication, write_tab
 from gptbench.schema.record import Measured
 
 GPTFAST_PEAK_TFLOPS = 312
-"""The seed's, whatever device it runs on."""
+"""Peak TFLOPS that gpt_fast assumes, whatever device it runs on."""
 GPTFAST_SIZES = [1024, 4096, 8192, 16384]
-"""Its micro-benchmarks' D."""
+"""Sizes D of gpt_fast's micro-benchmarks."""
 
 
 @dataclass
 class Timing:
-    """One implementation."""
+    """Timing of one implementation of a kernel."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of one call, as the mean over a round; for each round."""
+    """Seconds of one call, as the mean over a round; one entry per round."""
     error: float | None = None
-    """Largest difference from the reference over its largest magnitude."""
+    """Largest absolute difference from the reference over the reference's largest magnitude."""
     failed: str | None = None
-    """Why there are no seconds: what it raised, or that it is wrong."""
+    """Reason why there are no seconds: the error that was raised, or that the result is wrong."""
 
     @property
     def median_s(self) -> float | None:
@@ -35,62 +35,70 @@ class Timing:
 
 @dataclass
 class KernelTimes:
-    """What came of a `Case`."""
+    """Measurement of one `Case`."""
 
     name: str
+    """Name of the kernel."""
     shape: dict[str, int]
+    """Sizes of its arguments by name."""
     dtype: str
+    """Dtype, or weight format, of the matrix."""
     label: str
+    """Name with the shape and the dtype."""
     moved_bytes: int
+    """Bytes that one call reads and writes."""
     flops: int
-    """Of one call; bytes likewise."""
+    """Floating-point operations of one call."""
     sets: int
-    """Of arguments, which took turns."""
+    """Number of argument sets that the calls alternate between."""
     timings: dict[str, Timing]
-    """By implementation: kernel (ours), inductor, library. Where the reference fails, that alone."""
+    """Timing by implementation: kernel (gptbench's), inductor, library. If the reference fails, it is the only
+    entry."""
     note: str | None = None
-    """Why it was not measured."""
+    """Reason why it was not measured; None if it was."""
 
     @property
     def failed(self) -> bool:
-        """Whether an implementation raised something, or is wrong; what does not fit into memory did not."""
+        """Whether an implementation raised an error or is wrong; a case that does not fit into memory has not
+        failed."""
         return any(timing.failed is not None for timing in self.timings.values())
 
 
 @dataclass(kw_only=True)
 class KernelResult(Measured):
-    """Every kernel that was measured."""
+    """Record of all kernels that were measured."""
 
     FILE: ClassVar[str] = "kernels"
     IS_RUN: ClassVar[bool] = True
     NAMED_BY: ClassVar[tuple[str, ...]] = ("task", "model", "quant")
 
     wall_s: float
-    """Seconds that measuring them took, with all compiling."""
+    """Seconds of the whole measurement, including all compiling."""
     peak_flops: float | None
-    """Of the device, bfloat16 operations a second by its datasheet; None where it is not known."""
+    """Peak bfloat16 operations/s of the device by its datasheet; None if unknown."""
     kernels: list[KernelTimes]
+    """Measurements in the order in which they were taken."""
     interrupted: bool = False
-    """Whether some were left out because of Ctrl-C."""
+    """Whether Ctrl-C ended it before all kernels were measured."""
 
     def problem(self) -> str | None:
         if self.interrupted:
             return "it was interrupted"
         if failed := [kernel.label for kernel in self.kernels if kernel.failed]:
-            return f"not all of it could be measured, or was right: {', '.join(failed)}"
+            return f"some kernels failed or gave wrong results: {', '.join(failed)}"
         if not any(timing.median_s is not None for kernel in self.kernels for timing in kernel.timings.values()):
             return "nothing was measured"
         return None
 
     @functools.cached_property
     def summary(self) -> dict[str, float]:
-        """`gemv/D4096/int8/inductor/gb_per_s` and so on."""
-        found = {"read_roof_gb_per_s": self.roof.gb_per_s}
+        """Metrics by name, such as `gemv/D4096/int8/inductor/gb_per_s`."""
+        metrics = {"read_roof_gb_per_s": self.roof.gb_per_s}
         for row in all_metrics(self):
-            for one in shown_in(View.kernels):
-                if (value := getattr(row, one.name)) is not None:
-                    found[f"{row.label}/{row.implementation}/{one.name}"] = value
-        return found | means(self)
+            for metric in shown_in(View.kernels):
+                if (value := getattr(row, metric.name)) is not None:
+                    metrics[f"{row.label}/{row.implementation}/{metric.name}"] = value
+        return metrics | means(self)
 
     def publication(self) -> Publication:
         return replace(
@@ -108,28 +116,36 @@ class KernelResult(Measured):
 
 @dataclass(frozen=True)
 class KernelMetrics:
-    """One implementation that was timed.
+    """Metrics of one implementation that was timed.
+
+    gptfast_flops_utilisation is computed as gpt_fast does, which multiplies operations by time where it means to
+    divide: the slower a kernel, the higher the figure. It is reported only for comparison with gpt_fast's target.
 
     gptfast_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them
     by it: the longer it takes, the higher. It is there to stand beside the seed's target.
     """
 
     label: str
+    """Name of the kernel with its shape and dtype."""
     implementation: str
+    """Name of the implementation."""
     seconds: float
-    """Median of the rounds."""
+    """Seconds of one call, median over the rounds."""
     moved_bytes: int
-    """By a call, read and written."""
+    """Bytes that one call reads and writes."""
     gb_per_s: float
-    """Those bytes over the time."""
+    """Bytes moved over the time of a call in GB/s."""
     share_of_roof: float
+    """`gb_per_s` as a share of the read roof."""
     flops_utilisation: float | None
-    """Operations over the time, over the device's peak; of bfloat16 where that is known."""
+    """Operations over the time of a call, as a share of the device's peak; None except for bfloat16 on a device with a
+    known peak."""
     gptfast_flops_utilisation: float
+    """FLOPS utilisation as gpt_fast computes it."""
 
 
 def kernel_metrics(result: KernelResult, kernel: KernelTimes) -> dict[str, KernelMetrics]:
-    """By implementation, of those that were timed."""
+    """Return the metrics of each implementation that was timed."""
     found = {}
     for name, timing in kernel.timings.items():
         if (seconds := timing.median_s) is not None:
@@ -154,8 +170,8 @@ def all_metrics(result: KernelResult) -> Iterator[KernelMetrics]:
 
 
 def means(result: KernelResult) -> dict[str, float]:
-    """`gemv/int8/inductor/gb_per_s`: mean over several shapes, which is what the seed reports, of each metric that the
-    baseline has a target of; nothing of an implementation that was not timed at every shape."""
+    """Return means over several shapes, as gpt_fast reports them (`gemv/int8/inductor/gb_per_s`), of each metric for
+    which the baseline has a target. Implementations that were not timed at every shape are left out."""
     found = {}
     for family, targets in baseline_targets(result).items():
         members = [kernel for kernel in result.kernels if f"{kernel.name}/{kernel.dtype}" == family]
@@ -170,7 +186,8 @@ def means(result: KernelResult) -> dict[str, float]:
 
 
 def gptfast_targets(result: KernelResult) -> dict[str, dict[str, float]]:
-    """`gemv/int8` to metric to the baseline's target of its mean, of what was measured at the seed's very shapes."""
+    """Return the baseline's targets of the means, by family (`gemv/int8`) and metric, for families that were measured
+    at exactly gpt_fast's shapes."""
     found = {}
     for family, targets in baseline_targets(result).items():
         shapes = [kernel.shape for kernel in result.kernels if f"{kernel.name}/{kernel.dtype}" == family]
@@ -180,5 +197,5 @@ def gptfast_targets(result: KernelResult) -> dict[str, dict[str, float]]:
 
 
 def baseline_targets(result: KernelResult) -> dict[str, dict[str, float]]:
-    """Those of the result's configuration, of models, too."""
+    """Return all targets of the result's baseline, including those of models."""
     return result.config.get("baseline", {}).get("targets", {})

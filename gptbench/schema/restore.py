@@ -72,7 +72,7 @@ def restored(kind: type[T], raw: Any, place: str = "") -> T:
     raw = {renamed.get(name, name): value for name, value in raw.items()}
     for name in raw:
         if name not in known:
-            raise InputError(f"{dotted(place, name)}: unknown field")
+            raise InputError(f"{dotted(place, name)}: no such field")
     known_hints: dict[str, Any] = hints(kind)  # type: ignore[arg-type]
     values = {}
     for name, entry in known.items():
@@ -206,9 +206,8 @@ def check_config(config: dict[str, Any], place: str) -> None:
         group, _, key = name.partition(".")
         require(config.get(group, {}).get(key) is not None, f"{place}.{name}", "a value")
     for group in groups.keys() & config.keys():
-        section = {
-            key: value for key, value in config[group].items() if key != "rows"
-        }  # a baseline checks its rows when it is loaded
+        # The rows of a baseline are checked when it is loaded.
+        section = {key: value for key, value in config[group].items() if key != "rows"}
         for kind in (groups[group], *groups[group].__subclasses__()):
             if kind is groups[group] or section.get("_target_") in kind.TARGETS:
                 checked(kind, section, f"{place}.{group}")

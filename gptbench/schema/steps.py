@@ -1,4 +1,6 @@
-"""The decode steps of a sample. Every rate, time per output token and byte of a sample follows from them.
+"""The decode steps of a sample, from which all of its rates, times per output token and bytes follow.
+
+A step may emit a different number of tokens for each row: several if drafts are accepted, none if the row has ended.
 
 A step may give each row another number of tokens: several where drafts are accepted, none where the row has ended.
 """
@@ -11,13 +13,13 @@ from gptbench.schema.sample import Sample, Traffic
 
 
 class Steps:
-    """N decode steps for B rows, in their order.
+    """N decode steps for B rows, in order.
 
     Attributes:
-        seconds: float64 [N]: of each step.
-        tokens: int64 [N, B]: emitted by each step for each row.
-        positions: int64 [N, B]: tokens that the steps before had emitted for each row: the place, in the lists of
-            `Traffic`, of the token that the row is fed.
+        seconds: float64 [N]: seconds of each step.
+        tokens: int64 [N, B]: number of tokens that each step emitted for each row.
+        positions: int64 [N, B]: number of tokens that earlier steps had emitted for each row: the index, in the lists
+            of `Traffic`, of the token that the row is fed.
     """
 
     def __init__(self, sample: Sample) -> None:
@@ -38,53 +40,54 @@ class Steps:
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens that a step emitted on average, for all rows together."""
+        """Mean number of tokens that a step emitted, for all rows together."""
         return int(self.tokens.sum()) / len(self.seconds)
 
     @property
     def output_s(self) -> np.ndarray:
-        """Seconds per output token, one value for each token: what a row waited since it last got any, over as many as
-        it then got. Rows that always got as many as each other wait alike, and count once."""
+        """Seconds per output token, one value per token: the time since the row last got tokens, over the number that
+        it then got. If all rows get equally many tokens in every step, their times are equal, and are returned once."""
         alike = bool((self.tokens == self.tokens[:, :1]).all())
         return np.concatenate([self.waits(row) for row in (self.tokens.T[:1] if alike else self.tokens.T)])
 
     def waits(self, tokens: np.ndarray) -> np.ndarray:
-        """`output_s` of a row that got so many tokens, [N], from each step."""
-        given = np.flatnonzero(tokens)
-        if not len(given):
+        """Return the seconds per output token of a row that got that many tokens, [N], from each step."""
+        emitting = np.flatnonzero(tokens)
+        if not len(emitting):
             return np.empty(0)
-        begin = np.concatenate(([0], given[:-1] + 1))
-        waited = np.add.reduceat(self.seconds[: given[-1] + 1], begin)
-        return np.repeat(waited / tokens[given], tokens[given])
+        begin = np.concatenate(([0], emitting[:-1] + 1))
+        waited = np.add.reduceat(self.seconds[: emitting[-1] + 1], begin)
+        return np.repeat(waited / tokens[emitting], tokens[emitting])
 
     def needed(self, traffic: Traffic) -> np.ndarray:
-        """int64 [N]: bytes that each step cannot do without, see `Traffic.needed`."""
+        """Return the minimum bytes of each step, int64 [N]: see `Traffic.needed`."""
         return self.of_rows(traffic.needed(self.sample.experts_chosen, len(self.seconds)))
 
     def moved(self, traffic: Traffic) -> np.ndarray:
-        """int64 [N]: bytes that each step reads and writes, see `Traffic.moved`."""
+        """Return the bytes that each step reads and writes, int64 [N]: see `Traffic.moved`."""
         return self.of_rows(traffic.moved(self.sample.experts_read, len(self.seconds)))
 
     def weights(self, traffic: Traffic) -> int:
-        """Bytes of weights that a step needs on average."""
+        """Return the mean bytes of weights that a step needs."""
         return traffic.weights_with(self.sample.experts_chosen, len(self.seconds))
 
     def of_rows(self, by_position: Sequence[int]) -> np.ndarray:
-        """int64 [N]: the mean over the rows of what there is for each position."""
-        found = np.asarray(by_position)[np.minimum(self.positions, len(by_position) - 1)]
-        return np.rint(found.mean(axis=1)).astype(np.int64)
+        """Return the mean over the rows of a value per position, int64 [N]."""
+        values = np.asarray(by_position)[np.minimum(self.positions, len(by_position) - 1)]
+        return np.rint(values.mean(axis=1)).astype(np.int64)
 
     def at_positions(self, count: int) -> np.ndarray:
-        """float64 [count]: seconds of the step that filled each of the first positions, on average over the rows."""
+        """Return the seconds of the step that filled each of the first positions, mean over the rows, float64
+        [count]."""
         filled = self.positions.mean(axis=1)
         return self.seconds[np.searchsorted(filled, np.arange(count), side="right") - 1]
 
 
 def output_times(samples: Sequence[Sample]) -> list[np.ndarray]:
-    """Seconds per output token of each sample's decode steps."""
+    """Return the seconds per output token of each sample's decode steps."""
     return [Steps(sample).output_s for sample in samples]
 
 
 def decode_rate(sample: Sample) -> float:
-    """Tokens/s of all decode steps."""
+    """Return the tokens/s of all decode steps."""
     return Steps(sample).tokens_per_s

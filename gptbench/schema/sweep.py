@@ -1,4 +1,4 @@
-"""The record of a sweep, as `sweep.json` in its folder holds it."""
+"""The record of a sweep, as stored in `sweep.json` in its folder."""
 
 import datetime
 from collections import Counter
@@ -16,26 +16,26 @@ from gptbench.schema.record import Recorded
 from gptbench.schema.restore import is_time, require
 
 ENDED_TAG = "gptbench.sweep_ended"
-"""Of a publication: when, by which the newer of two records of one sweep is known."""
+"""Tag of a publication with the end of the sweep: of two records of one sweep, it identifies the newer."""
 GAP = "&ensp;"
-"""Behind each cell of a Markdown table: MLflow's pages leave no space between its columns."""
+"""Space behind each cell of a Markdown table: MLflow's pages leave none between columns."""
 MAX_CHARACTERS = 5500
-"""Of the table as text; what MLflow takes in a tag is not much more."""
+"""Maximum characters of the table as text; MLflow takes few more in a tag."""
 
 
 @dataclass(kw_only=True)
 class SweepRecord(Recorded):
-    """A sweep, whole or cut short."""
+    """Record of a sweep, complete or interrupted."""
 
     FILE: ClassVar[str] = "sweep"
     PATH_KEY: ClassVar[str] = "sweep"
 
     ended: str
-    """When, ISO 8601."""
+    """End of the sweep, ISO 8601."""
     status: str
-    """FINISHED: every job is recorded; FAILED: not every one could be; KILLED: it was interrupted."""
+    """FINISHED: every job is recorded; FAILED: some job could not be recorded; KILLED: the sweep was interrupted."""
     jobs: list[Outcome]
-    """In the order in which they were planned."""
+    """Outcomes of the jobs in the order in which they were planned."""
 
     def check(self) -> None:
         for name in ("started", "ended"):
@@ -45,27 +45,27 @@ class SweepRecord(Recorded):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Jobs by status, of every status there is."""
+        """Number of jobs by status, with an entry for every status."""
         counted = Counter(job.status for job in self.jobs)
         return {status.value: counted[status.value] for status in Status}
 
     @property
-    def told(self) -> str:
-        """How many jobs came to what: 5 recorded, 1 failed."""
+    def counts_text(self) -> str:
+        """Number of jobs by status, in words: 5 recorded, 1 failed."""
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
 
     def members(self, folder: Path) -> list[Path]:
-        """Of what the jobs came to, each once. The folder may have been moved, with the jobs in it."""
+        """Return the files of the jobs' records, each once. The folder may have been moved with the jobs in it."""
         paths = dict.fromkeys(Path(job.record) for job in self.jobs if job.record is not None)
         return [path if path.exists() else folder / path.parent.name / path.name for path in paths]
 
     def line(self) -> dict[str, Any]:
-        """What each job came to is in the record."""
+        """Return the number of jobs by status; the outcome of each job is in the record."""
         counts = {name.replace(" ", "_"): count for name, count in self.counts.items()}
         return {"jobs": len(self.jobs), **counts, "status": self.status}
 
     def publication(self) -> Publication:
-        """Its parent run."""
+        """Return what a tracker receives: the parent run of the jobs."""
         counts = {f"jobs_{name.replace(' ', '_')}": count for name, count in self.counts.items()}
         begin, end = (datetime.datetime.fromisoformat(iso).timestamp() for iso in (self.started, self.ended))
         return Publication(
@@ -84,9 +84,10 @@ class SweepRecord(Recorded):
         write_table(folder / "jobs.csv", *self.table())
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Head and rows: what was varied, what came of it, and the numbers; None where a job has none."""
+        """Return head and rows: the varied overrides, the status, and the metrics; None where a job has no value."""
         keys = self.swept_keys
-        metrics = [one.name for one in shown_in(View.sweep) if any(one.name in job.metrics for job in self.jobs)]
+        shown = [metric.name for metric in shown_in(View.sweep)]
+        metrics = [name for name in shown if any(name in job.metrics for job in self.jobs)]
         rows = []
         for number, job in enumerate(self.jobs):
             values = dict(override.split("=", 1) for override in job.swept if "=" in override)
@@ -97,17 +98,17 @@ class SweepRecord(Recorded):
 
     @property
     def swept_keys(self) -> list[str]:
-        """What was varied."""
+        """Keys that the sweep varies."""
         return list(dict.fromkeys(override.partition("=")[0] for job in self.jobs for override in job.swept))
 
     def markdown(self) -> str:
-        """How many jobs came to what, and the table."""
+        """Return the number of jobs by status, and the table."""
         head, rows = self.table()
         shown = [[cell(value) for value in row] for row in in_display_units(head, rows)]
         lines = [[METRICS[name].heading if name in METRICS else name for name in head], ["---"] * len(head), *shown]
-        text = f"{counted(len(self.jobs), 'job')}: {self.told}\n"
+        text = f"{counted(len(self.jobs), 'job')}: {self.counts_text}\n"
         for number, line in enumerate(lines):
-            gap = GAP if number != 1 else ""  # not of the rule below the head
+            gap = GAP if number != 1 else ""  # none in the rule below the head
             row = f"\n| {f'{gap} | '.join(line)} |"
             if len(text) + len(row) > MAX_CHARACTERS:
                 return f"{text}\n\n{len(lines) - number} more in jobs.csv"
@@ -116,7 +117,7 @@ class SweepRecord(Recorded):
 
 
 def in_display_units(head: list[str], rows: list[list[Any]]) -> Iterator[list[str]]:
-    """Rows of a sweep's table as people read them."""
+    """Yield the rows of a sweep's table as text in display units."""
     for row in rows:
         cells = zip(head, row, strict=True)
         yield [
@@ -126,25 +127,25 @@ def in_display_units(head: list[str], rows: list[list[Any]]) -> Iterator[list[st
 
 
 def cell(text: str) -> str:
-    """As it can stand in a Markdown table."""
+    """Return a text escaped for a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def cut_short(folder: Path) -> Status:
-    """What a job is that has no outcome."""
+    """Return the status of a job without an outcome."""
     return Status.interrupted if (folder / BEGUN).exists() else Status.not_run
 
 
 def record_of(
     folder: Path, plan: Plan, interrupted: bool, reason: str | None = None, ended: float | None = None
 ) -> SweepRecord:
-    """What one call of a sweep has come to.
+    """Return the record of one call of a sweep.
 
     Args:
-        folder: that Hydra made for it.
-        interrupted: whether it was cut short.
-        reason: why jobs were not run that could have been.
-        ended: when, in seconds since 1970; None is now.
+        folder: folder that Hydra made for the call.
+        interrupted: whether the sweep was interrupted.
+        reason: reason why some jobs were not run.
+        ended: end of the call in seconds since 1970; None for now.
     """
     end = datetime.datetime.now(datetime.UTC) if ended is None else datetime.datetime.fromtimestamp(ended, datetime.UTC)
     jobs = [

@@ -236,9 +236,9 @@ class Sweep:
             self.observer.recorded(record, path, logged)
             self.observer.concluded(record, path, self.jobs[0].config, self.outputs, logged)
         if self.interrupted:
-            raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
+            raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.counts_text}; {GO_ON}")
         if record.status != "FINISHED":
-            raise JobError(f"of {counted(len(self.jobs), 'job')} {record.told}; {GO_ON}")
+            raise JobError(f"of {counted(len(self.jobs), 'job')} {record.counts_text}; {GO_ON}")
 
     def stop(self) -> None:
         """No further job begins, wherever it would. A signal's handler calls it: nothing is imported or printed."""
