@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 POWER_SETTLES_S = 0.15
-"""Seconds from the beginning of a load until all of NVML's power readings reflect it (measured on an H100: docs/log)."""
+"""Seconds from the beginning of a load until all of NVML's power readings reflect it (on an H100: docs/log)."""
 
 RESOLUTION_S = 0.01
 """Resolution in seconds of Linux's counters of each core's used and stolen time."""
