@@ -47,7 +47,7 @@ def main() -> int:
 def called(arguments: list[str]) -> int:
     """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
     from gptbench.base.errors import BadResultError, JobError, NotBegunError, UserError, is_unwritable
-    from gptbench.config.mistakes import told
+    from gptbench.config.mistakes import message_for
 
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -58,7 +58,7 @@ def called(arguments: list[str]) -> int:
     except NotBegunError as not_begun:  # whatever it is, it is about what was asked for
         if tracebacks:
             raise not_begun.error from None
-        print(f"gptbench: {told(not_begun.error, arguments)}", file=sys.stderr)
+        print(f"gptbench: {message_for(not_begun.error, arguments)}", file=sys.stderr)
         return 2
     except Exception as error:
         if tracebacks:
@@ -68,7 +68,7 @@ def called(arguments: list[str]) -> int:
             return 1
         if not isinstance(error, UserError):
             raise
-        print(f"gptbench: {told(error, arguments)}", file=sys.stderr)
+        print(f"gptbench: {message_for(error, arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"gptbench: {str(interrupt) or 'interrupted; nothing was recorded'}", file=sys.stderr)

@@ -355,7 +355,7 @@ def test_a_context_can_be_given_as_far_as_linear_scaling_stretches_it(tmp_path: 
     assert context(linear, "model.context=160") == 160
     for folder, given, most in ((linear, 161, 160), (plain, 65, 64)):
         told = disagreement("model=auto", f"model.checkpoint={folder}", f"model.context={given}")
-        assert told == f"model.context={given}: expected at most {most}, as {folder / 'config.json'} has it"
+        assert told == f"model.context={given}: expected at most {most}, the context in {folder / 'config.json'}"
 
 
 @pytest.mark.parametrize(
@@ -500,4 +500,4 @@ def test_a_yaml_that_disagrees_is_refused(name: str, values: dict[str, Any], tol
     rewrite(tmp_path, **values)
     message = disagreement(f"model={name}", f"model.checkpoint={tmp_path}")
     assert message.startswith(told)
-    assert f"as {tmp_path / 'config.json'} has it" in message
+    assert f"the value in {tmp_path / 'config.json'} " in message

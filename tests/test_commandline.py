@@ -22,7 +22,7 @@ from gptbench.commands.parsers import PARSERS
 from gptbench.compare.baseline import read_baseline
 from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, shipped
 from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, typed
-from gptbench.config.mistakes import told
+from gptbench.config.mistakes import message_for
 from gptbench.execute import attempt
 from gptbench.execute.job import Attempt, Job, forget
 from gptbench.present import console, tables
@@ -173,7 +173,7 @@ def test_texts_of_a_sweep_end_at_commas(capsys: pytest.CaptureFixture[str]) -> N
         assert found == ["true", "1e3", "a, b"]
     assert capsys.readouterr().err == ""
     assert jobs("workload.prompt_text=Hello, world") == ["workload.prompt_text=Hello", "workload.prompt_text=world"]
-    assert """one text is 'workload.prompt_text="Hello, world"'""" in capsys.readouterr().err
+    assert """as one text: 'workload.prompt_text="Hello, world"'""" in capsys.readouterr().err
 
 
 def test_ranges_hold_what_they_say() -> None:
@@ -240,7 +240,7 @@ def answer(*arguments: str) -> str:
         overrides = typed(arguments)
         load(compose("config", overrides), overrides)
     except Exception as error:
-        return told(error, arguments)
+        return message_for(error, arguments)
     raise AssertionError(arguments)
 
 
@@ -260,8 +260,8 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "sampling.top_k=1,2": ["several values need -m"],
         "sampling.stop_tokens=1,2": ["one list: 'sampling.stop_tokens=[1,2]'"],
         "model.checkpoint=/a,/b": ["""one text: 'model.checkpoint="/a,/b"'"""],
-        "sampling.stop_tokens=eos": ["sampling.stop_tokens=eos: expected a list in brackets", "eos_token_id"],
-        "sampling.stop_tokens=[eos]": ["sampling.stop_tokens=[eos]: expected a list in brackets, of token ids such as"],
+        "sampling.stop_tokens=eos": ["sampling.stop_tokens=eos: expected a list of token ids", "eos_token_id"],
+        "sampling.stop_tokens=[eos]": ["sampling.stop_tokens=[eos]: expected a list of token ids in brackets, such as"],
         "sampling.top_k=abc": ["sampling.top_k=abc: expected a whole number, or null"],
         "sampling.temperature=hot": ["sampling.temperature=hot: expected a number"],
         "quiet=maybe": ["quiet=maybe: expected true or false"],
@@ -272,7 +272,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "sampling=3": ["sampling=3: no such option; the options are default, greedy, nucleus"],
         "device=gpu": ["did you mean cuda?"],
         "help": ["gptbench --help"],
-        "sampling.top_k=it's": ["cannot be read", "sampling.top_k="],
+        "sampling.top_k=it's": ["a value that can be parsed", "sampling.top_k="],
         "workload.prompt_text=${": ["begins an interpolation"],
         "größe=3": ["'größe' is no field's name"],
     }.items():
@@ -283,7 +283,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
     assert issubclass(CommandLineError, UserError)
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__context__ = second, first
-    assert told(first) == "first"
+    assert message_for(first) == "first"
     quoted = "one that holds a comma is quoted: 'tracking.uri=\"…\"'"
     with pytest.raises(UserError, match=re.escape(quoted)) as refused:
         jobs("tracking.uri=http://u:a,b@host")
@@ -295,7 +295,7 @@ def test_mistakes_in_files_of_ones_own_are_said_in_our_words(tmp_path: Path) -> 
     for text, expected in {
         OWN + "bogus: 1\n": r"model\.bogus: no such field; the fields are _target_, name, [\w, ]+",
         OWN.replace("32", "abc"): "model.dim=abc: expected a whole number",
-        "- a\n": "model/own: expected fields and values, and no list",
+        "- a\n": "model/own: expected fields with values, not a list",
         "a: [\n": rf"{tmp_path}/model/own\.yaml, line 2: no YAML: .+",
     }.items():
         (tmp_path / "model" / "own.yaml").write_text(text)

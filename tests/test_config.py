@@ -168,7 +168,7 @@ REFUSED = {
     "task=quality task.words=3": ["task.words", "text_file, tokens, reference"],
     "model.weights=none": ["model.weights", "none", "auto, random"],
     "model.checkpoint_format=pickle": ["model.checkpoint_format", "safetensors, bin"],
-    "model.head_dim=-2": ["model.head_dim=-2", "32, as"],
+    "model.head_dim=-2": ["model.head_dim=-2", "32, the value in"],
     "model=stories110m model.head_dim=63": ["model.head_dim=63", "an even number"],
     "model=stories110m model.sliding_window=-1": ["model.sliding_window=-1", "at least 0"],
     "model=auto": ["model.checkpoint=null", "the folder of a checkpoint"],
@@ -220,7 +220,7 @@ REFUSED = {
     "model.name=${model.name}": ["model.name=${model.name}", "Recursive"],
     "device.dtype=${y}": ["device.dtype=${y}", "'y' not found"],
     "commit=${z}": ["commit=${z}", "'z' not found"],
-    "~model": ["~model: nothing runs without"],
+    "~model": ["~model: a run needs the group model"],
     "~workload.samples": ["workload.samples", "deletion"],
     "model._target_=${oc.env:HOME}": ["model._target_=/", "expected one of gptbench."],
 }

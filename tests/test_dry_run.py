@@ -35,7 +35,7 @@ def test_a_run_says_what_it_would_be_and_leaves_nothing(warm: Warm, tmp_path: Pa
 def test_what_a_run_is_refused_for_a_dry_run_is_refused_for(warm: Warm, tmp_path: Path) -> None:
     for arguments, why in (
         (["model=llama3_1_405b", "device=cpu"], "These would fit:"),
-        (["engine=fused", "device=cpu"], "engine=fused: expected another one, or device.kind=cuda"),
+        (["engine=fused", "device=cpu"], "engine=fused: expected another engine, or device.kind=cuda"),
         ([*QUICK, "-m", "quant=none,int8", "device.dtype=float16"], "job 1 (quant=int8)"),
     ):
         code, call = warm.run(tmp_path, *arguments, "--dry-run")

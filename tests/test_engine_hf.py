@@ -248,7 +248,7 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (run_of(DENSE, "int8"), "engine=hf: expected another one, or quant=none"),
+        (run_of(DENSE, "int8"), "engine=hf: expected another engine, or quant=none"),
         (
             run_of(replace(GQA, qkv_bias=True, qk_norm=True)),
             "engine=hf: .* no model with model.qk_norm=True and model.qkv_bias=True",

@@ -534,7 +534,7 @@ def test_auto_takes_fused_on_a_gpu_where_it_can(
     assert auto.section.name == takes
     assert auto.section.fresh_cache
     assert [given.startswith(str(reason)) for given in auto.reasons] == [True] * (reason is not None)
-    with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another one, or "):
+    with nullcontext() if reason is None else pytest.raises(ConfigError, match="expected another engine, or "):
         validate_combination(replace(config, engine=FUSED))
 
 

@@ -18,7 +18,7 @@ from gptbench.commands.export import export_command
 from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
-from gptbench.config.mistakes import told
+from gptbench.config.mistakes import message_for
 from gptbench.execute import measuring
 from gptbench.sweep.sweeper import launch
 
@@ -98,7 +98,7 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path, capfd: pytest.
 def test_a_folder_that_cannot_be_made_is_named_with_its_field(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("/proc/nope", str(tmp_path / "file")):
-        with pytest.raises(ConfigError, match=f"^outputs={folder}: expected a folder that can be made \\(.+\\)$"):
+        with pytest.raises(ConfigError, match=f"^outputs={folder}: expected a folder that can be created \\(.+\\)$"):
             check_folder("outputs", folder)
     check_folder("outputs", str(tmp_path / "a" / "b"))
     assert not (tmp_path / "a").exists()
@@ -108,11 +108,11 @@ def test_every_kind_of_run_asks_for_its_folder_first() -> None:
     def run_job() -> None:  # as Hydra does
         Path("/proc/nope").mkdir()
 
-    expected = "expected a folder that can be made (No such file or directory)"
+    expected = "expected a folder that can be created (No such file or directory)"
     for given in ("outputs=/proc/nope", "hydra.run.dir=/proc/nope"):
         with pytest.raises(FileNotFoundError) as error:
             run_job()
-        assert told(error.value, [given]) == f"{given}: {expected}"
+        assert message_for(error.value, [given]) == f"{given}: {expected}"
     with pytest.raises(ConfigError, match=f"^outputs=/proc/nope: {re.escape(expected)}"):
         ab_command(["engine=eager", "engine=eager", "outputs=/proc/nope"])
     planned = SimpleNamespace(config=SimpleNamespace(outputs="/proc/nope"))

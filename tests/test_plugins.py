@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Pat
     (tmp_path / "own" / "engine").mkdir(parents=True)
     (tmp_path / "own" / "engine" / "named.yaml").write_text("plugin: raises.py\n_target_: raises.X\nname: x\n")
     for arguments, message in {
-        ("--plugin", "no.py"): "--plugin no.py: expected a file of Python, and there is no such file",
+        ("--plugin", "no.py"): "--plugin no.py: expected a Python file, but there is no such file",
         ("--plugin", "no_such"): "--plugin no_such: ModuleNotFoundError: No module named 'no_such'\n",
         ("--plugin", "raises.py"): f"--plugin raises.py: {tmp_path}/raises.py, line 1: ZeroDivisionError: division by",
         ("--plugin", "syntax.py"): f"--plugin syntax.py: {tmp_path}/syntax.py, line 1: SyntaxError: invalid syntax\n",
@@ -135,8 +135,8 @@ def test_what_is_wrong_with_a_plugin_is_said_in_a_line(warm: Warm, tmp_path: Pat
         ): f"--plugin lacks.py: {tmp_path}/lacks.py, line 2: ModuleNotFoundError: No module",
         ("--plugin", "twice.py"): "--plugin twice.py: engine=eager: it is there already",
         ("--plugin", "mine.py", "--plugin", "other.py"): "--plugin other.py: engine=mine: it is there already",
-        ("--plugin",): "--plugin: expected a file of Python, or the name of a module, behind it",
-        ("compare", "a", "b", "--plugin=no.py"): "--plugin no.py: expected a file",
+        ("--plugin",): "--plugin: expected a Python file or the name of a module after it",
+        ("compare", "a", "b", "--plugin=no.py"): "--plugin no.py: expected a Python file",
         # Nothing but the command line names one.
         ("engine=sleeper",): "engine=sleeper: no such option",
         ("engine._target_=sleeper.Sleeper",): "engine._target_=sleeper.Sleeper: expected one of gptbench.engine",

@@ -480,11 +480,11 @@ def test_a_hydra_that_the_guard_does_not_reach_is_refused(monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patched:
         patched.setattr(internals.Hydra, "create_main_hydra2", unguarded)
-        with pytest.raises(UserError, match=r"^hydra-core 1\.3\.\d+: gptbench cannot guard it"):
+        with pytest.raises(UserError, match=r"^hydra-core 1\.3\.\d+: gptbench cannot guard this version"):
             install()
     with monkeypatch.context() as patched:
         patched.setattr(refusal, "check_value", lambda *_: None)
-        with pytest.raises(UserError, match=r"cannot guard it"):
+        with pytest.raises(UserError, match=r"cannot guard this version"):
             install()
 
 

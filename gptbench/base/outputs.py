@@ -83,7 +83,7 @@ def check_folder(field: str, folder: str) -> None:
     try:
         try_folder(Path(folder).absolute())
     except OSError as error:
-        raise ConfigError(field, folder, f"a folder that can be made ({error.strerror})") from error
+        raise ConfigError(field, folder, f"a folder that can be created ({error.strerror})") from error
 
 
 def check_output(option: str, path: Path, is_ours: Callable[[str], bool]) -> None:

@@ -22,7 +22,7 @@ from gptbench.compare.interleaved import headline, remarks, rows
 from gptbench.compare.row import Row
 from gptbench.config import guard, plugins, register
 from gptbench.config.commandline import prepared
-from gptbench.config.mistakes import told
+from gptbench.config.mistakes import message_for
 from gptbench.execute import ab
 from gptbench.present.console import console, write_line
 from gptbench.present.formats import TEXT, show, write
@@ -82,7 +82,7 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
             del config["hydra"]
         return config
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(told(error, overrides)) from error
+        raise UserError(message_for(error, overrides)) from error
     finally:
         GlobalHydra.instance().clear()
 

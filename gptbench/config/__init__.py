@@ -1,8 +1,7 @@
-"""Every field a user can set: its meaning, its unit, and what it may hold: a file for each group.
+"""Every field that a user can set, with its meaning, its unit and its valid values; there is one file per group.
 
-The YAML files in ``conf/`` hold values only. Hydra composes them, `load` turns the result into the tree of
-dataclasses that `Config` holds, and from there on no code sees a DictConfig. Errors: `ConfigError`, before anything
-is built.
+The YAML files in ``conf/`` only hold values. Hydra composes them, `load` turns the result into the tree of dataclasses
+under `Config`, and no other code sees a DictConfig. An invalid value raises `ConfigError` before anything is built.
 """
 
 from gptbench.architecture.spec import RopeScaling

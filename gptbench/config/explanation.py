@@ -1,4 +1,4 @@
-"""What an error of OmegaConf means, in the words of `ConfigError`: field, value, choices."""
+"""Explains errors of OmegaConf in the form of `ConfigError`: field, value, choices."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -16,13 +16,13 @@ from gptbench.base.errors import UserError
 
 
 def explain(error: Exception) -> str:
-    """What a composing error means, in the words of `ConfigError`: field, value, choices."""
+    """Return the message for an error raised while composing, in the form of `ConfigError`: field, value, choices."""
     cause: BaseException | None = error
-    seen: list[BaseException] = []  # contexts can lead back to where they came from
+    seen: list[BaseException] = []  # contexts can form a cycle
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         seen.append(cause)
-        cause = cause.__cause__ or cause.__context__  # Hydra hides the cause of what is wrong in a file
-        cause = None if isinstance(error, UserError) or any(cause is each for each in seen) else cause
+        cause = cause.__cause__ or cause.__context__  # Hydra hides the cause of an error in a file
+        cause = None if isinstance(error, UserError) or any(cause is earlier for earlier in seen) else cause
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
         return unresolved(cause)
     if cause is None or not cause.full_key:
@@ -33,16 +33,16 @@ def explain(error: Exception) -> str:
 
 
 def unresolved(error: OmegaConfBaseException) -> str:
-    """Message for an interpolation that gives no value."""
+    """Return the message for an interpolation that cannot be resolved."""
     why = str(error.msg or error).splitlines()[0]
-    given = None
+    value = None
     if error.parent_node is not None and OmegaConf.is_config(error.parent_node) and error.key is not None:
-        given = OmegaConf.to_container(cast(DictConfig, error.parent_node), resolve=False)[error.key]  # type: ignore[index]
-    where = f"{error.full_key}={given}" if given is not None else error.full_key or str(error.value or "")
-    hint = r"${ begins an interpolation; where the text itself is meant, write \${"
+        value = OmegaConf.to_container(cast(DictConfig, error.parent_node), resolve=False)[error.key]  # type: ignore[index]
+    where = f"{error.full_key}={value}" if value is not None else error.full_key or str(error.value or "")
+    hint = r"${ begins an interpolation; to use the characters themselves, write \${"
     return f"{where}: expected a value that can be resolved ({why}); {hint}"
 
 
 def no_such_field(path: str, schema: Any) -> str:
-    """Message for a key that a dataclass does not have."""
+    """Return the message for a key that is not a field of a dataclass."""
     return f"{path}: no such field; the fields are {', '.join(entry.name for entry in fields(schema))}"

@@ -1,4 +1,4 @@
-"""Hydra's grammar of values makes numbers, lists and functions of what is typed; a text is to get there as it is."""
+"""Passes text through Hydra's grammar of values, which would turn it into numbers, lists and functions."""
 
 import re
 import shlex
@@ -13,40 +13,40 @@ from gptbench.base.hub import expanded
 from gptbench.private import hydra as private
 
 QUOTED = re.compile(r"\s*('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*(?=,|$)", re.DOTALL)
-"""A whole part of a list, in quotes."""
+"""A quoted element of a comma-separated list."""
 PLAIN = re.compile(r"(?:[^,\\]|\\.|\\$)*", re.DOTALL)
-"""A part without; Hydra takes a comma behind a backslash for one that separates nothing."""
+"""An unquoted element; Hydra does not split at a comma after a backslash."""
 FUNCTION = re.compile(
     r"\s*(choice|range|interval|glob|sort|shuffle|tag|int|float|bool|str|json_str|extend_list)\(.*\)\s*"
 )
-"""Hydra's own."""
+"""A call of one of Hydra's functions."""
 
 
 def as_text(value: str, name: str, sweep: bool) -> str:
-    """Hydra's form of what is to be a text, or several of them.
+    """Return the value of a text field, or several swept ones, as Hydra has to read it.
 
     Args:
-        name: of the field.
-        sweep: whether a comma stands between values of several jobs.
+        name: name of the field.
+        sweep: whether a comma separates the values of several jobs.
     """
     is_function = FUNCTION.fullmatch(value) is not None and parsed(value) is not None
     if is_function and not (sweep and "choice" in value):
         return value
     if not sweep:
-        # A list where one value is expected: of texts a comma is part of, of folders only where there is such a one.
+        # One value is expected: a comma is part of a prompt, but of a path only if a file has that name.
         is_one = name == "workload.prompt_text" or len(separated(value)) == 1 or Path(expanded(value)).exists()
         return plain_text(value) if is_one else value
     if match := re.fullmatch(r"\s*choice\((.*)\)\s*", value, re.DOTALL):
         return f"choice({','.join(plain_text(part.strip()) for part in separated(match[1]))})"
     parts = separated(value)
     if name == "workload.prompt_text" and len(parts) > 1 and any(part.startswith(" ") for part in parts[1:]):
-        told = f"{name}: {len(parts)} texts are swept, as -m takes a comma for the end of a value; one text is "
-        print(told + quoted_in_shell(name, value), file=sys.stderr)
+        note = f"{name}: sweeping {len(parts)} texts, because with -m a comma ends a value; as one text: "
+        print(note + quoted_in_shell(name, value), file=sys.stderr)
     return ",".join(plain_text(part.strip()) for part in parts) if len(parts) > 1 else plain_text(value)
 
 
 def plain_text(value: str) -> str:
-    """Hydra's form of a text: the same where Hydra takes it as it is, or where it was meant for Hydra."""
+    """Return a text quoted for Hydra, unless Hydra reads it unchanged or it is already written in Hydra's syntax."""
     if not value or "${" in value:
         return value
     if (override := parsed(value)) is not None and override.value_type is ValueType.ELEMENT:
@@ -58,24 +58,24 @@ def plain_text(value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """As Hydra's command line takes it, whatever is in it."""
+    """Return a text in the quotes that Hydra's command line requires, whatever it contains."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def unquoted(value: str) -> str:
-    """The text of a value that may be quoted."""
+    """Return a value without its quotes, if it has any."""
     override = parsed(value)
     element = None if override is None else private.element(override)
     return element.text if isinstance(element, QuotedString) else value
 
 
 def quoted_in_shell(key: str, text: str) -> str:
-    """What to type for a text to get to a field as it is."""
+    """Return the override, quoted for a shell, that passes a text to a field unchanged."""
     return shlex.quote(f"{key}={QuotedString(text, Quote.double).with_quotes()}")
 
 
 def separated(value: str) -> list[str]:
-    """The parts of a value between its commas, quotes respected."""
+    """Return the parts of a value between its commas, except for commas in quotes."""
     parts, end = [], -1
     while end < len(value):
         match = QUOTED.match(value, end + 1) or PLAIN.match(value, end + 1)
@@ -86,7 +86,7 @@ def separated(value: str) -> list[str]:
 
 
 def parsed(value: str) -> Override | None:
-    """A value as Hydra reads it; None where it cannot."""
+    """Return a value as Hydra reads it, or None if Hydra cannot."""
     try:
         return OverridesParser.create().parse_override(f"key={value}")
     except (HydraException, ValueError, ArithmeticError):

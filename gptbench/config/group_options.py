@@ -1,4 +1,4 @@
-"""The options of a group that gptbench ships."""
+"""The options of each group that ship with gptbench."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gptbench.config.section import S, is_name
 
 
 def options(group: str, schema: type[S]) -> list[S]:
-    """Every option of a group that gptbench ships and that needs nothing more, by name."""
+    """Return all shipped options of a group that leave no required field open, sorted by name."""
     files = sorted((conf_folder() / group).glob("*.yaml"))
     sections = [OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file)) for file in files]
     return [cast(S, OmegaConf.to_object(section)) for section in sections if not OmegaConf.missing_keys(section)]
@@ -20,7 +20,7 @@ def options(group: str, schema: type[S]) -> list[S]:
 
 @functools.cache
 def shipped(group: str, name: str) -> Mapping[str, Any]:
-    """The values of an option that gptbench ships, read once; empty where it ships no such option."""
+    """Return the values of a shipped option, read once; empty if there is no such option."""
     file = conf_folder() / group / f"{name}.yaml"
     values = OmegaConf.to_container(OmegaConf.load(file)) if is_name(name) and file.exists() else {}
     assert isinstance(values, dict)

@@ -1,12 +1,11 @@
-"""Refuses a configuration that would run something, before Hydra acts on it.
+"""Rejects a configuration that would run code, before Hydra acts on it.
 
-Hydra builds callbacks, launchers, sweepers and log handlers from what it composed, imports the packages that a search
-path names, and sets environment variables, all before our code sees the configuration. `install` puts a loader into its
-place that checks whatever was composed, for one run and for each job of a sweep, on whatever machine, and gives it out
-only then. Errors: `ConfigError`.
+Hydra builds callbacks, launchers, sweepers and log handlers from the configuration that it composed, imports the
+packages that a search path names, and sets environment variables, all before gptbench's code sees the configuration.
+`install` replaces Hydra's loader by one that checks every composed configuration (of a run, and of each job of a sweep,
+on any machine) before it returns it. A rejected one raises `ConfigError`.
 
-What is trusted all the same is what the user chose to run or to be in: Python's own path, installed packages, the
-environment, and any server that an address names.
+Python's path, installed packages, the environment, and any server that an address names are trusted.
 """
 
 import functools
@@ -32,16 +31,16 @@ from gptbench.private import hydra as private
 from gptbench.private import version
 
 SEARCH_PATHS = ("pkg://hydra.conf", "structured://")
-"""Hydra's own, which are in every search path. A plugin's are in `hydra_plugins`, which Hydra imports anyhow."""
+"""Hydra's entries, which every search path has. Those of plugins are in `hydra_plugins`, which Hydra imports anyway."""
 
 
 def install() -> None:
-    """Puts the guard into Hydra's and OmegaConf's place; again, where it is there already.
+    """Installs the guard in Hydra and OmegaConf; it can be called more than once.
 
-    From then on a loader that Hydra makes raises ConfigError for what it must not compose.
+    From then on a loader that Hydra creates raises ConfigError for a configuration that is not allowed.
 
     Raises:
-        UserError: it does not, as another version of Hydra has another name for what is replaced.
+        UserError: the guard has no effect, because another version of Hydra names its loader differently.
     """
     private.replace_loader(GuardedLoader)
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
@@ -49,12 +48,13 @@ def install() -> None:
 
 
 HOSTILE = ("+guard._target_=builtins.print", "+guard=${oc.env:PATH}")
-"""What each alone has to be refused."""
+"""Overrides each of which the guard has to reject."""
 
 
 @functools.cache
 def verify() -> None:
-    """Has Hydra compose, the way it does for a command line, what must be refused. Raises UserError if it is not."""
+    """Has Hydra compose the `HOSTILE` overrides as for a command line. Raises UserError if one of them is not
+    rejected."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -66,8 +66,8 @@ def verify() -> None:
                 if error.field.startswith("guard"):
                     continue
             raise UserError(
-                f"hydra-core {version('hydra')}: gptbench cannot guard it against "
-                "configurations that run code: install a version that its requirements allow "
+                f"hydra-core {version('hydra')}: gptbench cannot guard this version against "
+                "configurations that run code; install one that gptbench's requirements allow "
                 "(pip install 'hydra-core>=1.3.8,<1.4')"
             )
     finally:
@@ -77,15 +77,17 @@ def verify() -> None:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuses options of Hydra's command line that unpickle a file or import a package.
+    """Rejects options of Hydra's command line that unpickle a file or import a package.
 
     Raises:
-        ConfigError: one of them is there.
-        SystemExit: as Hydra's own parser does.
+        ConfigError: the arguments have one of these options.
+        SystemExit: the arguments cannot be parsed; raised by Hydra's parser.
     """
-    options, _ = private.arguments_parser().parse_known_args(arguments)  # which knows abbreviations
+    options, _ = private.arguments_parser().parse_known_args(arguments)  # this also finds abbreviated options
     if (file := options.experimental_rerun) is not None:
-        raise ConfigError("--experimental-rerun", file, "no such option: it unpickles the file, which runs its code")
+        raise ConfigError(
+            "--experimental-rerun", file, "this option not to be used: it unpickles the file, which can run code"
+        )
     if (folder := options.config_path) is not None and not (Path(folder).is_absolute() and Path(folder).is_dir()):
         raise ConfigError("--config-path", folder, "the absolute path of a folder")
     if options.config_dir is not None:
@@ -93,26 +95,27 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def require_folder(config_dir: str) -> None:
-    """Raises ConfigError for a folder of the user's own configurations that is not there."""
+    """Raises ConfigError if the folder of the user's configurations does not exist."""
     if not Path(config_dir).is_dir():
-        raise ConfigError("--config-dir", config_dir, "a folder with configurations, such as model/mine.yaml in it")
+        raise ConfigError("--config-dir", config_dir, "a folder that has configurations in it, such as model/mine.yaml")
 
 
 def save_config(config: DictConfig | ListConfig, filename: str, output_dir: Path) -> None:
-    """Hydra's own `_save_config`, without secrets: it keeps overrides as they were typed."""
-    without = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
-    atomic_write(output_dir / filename, OmegaConf.to_yaml(without))
+    """Writes a configuration as Hydra's `_save_config` does, but without secrets: overrides are saved as they were
+    typed."""
+    redacted_config = OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False)))
+    atomic_write(output_dir / filename, OmegaConf.to_yaml(redacted_config))
 
 
 def log_record(*args: Any, **options: Any) -> logging.LogRecord:
-    """One of logging's own records, without secrets: Hydra logs the overrides of each job, and libraries what they ask
-    a server for."""
+    """Return a log record without secrets: Hydra logs the overrides of each job, and libraries log their requests to
+    servers."""
     record = logging.LogRecord(*args, **options)
     try:
         record.msg, record.args = redacted_message(record.getMessage()), ()
         if record.exc_info:
             record.exc_text = redacted_message(logging.Formatter().formatException(record.exc_info))
-    except Exception:  # arguments that do not fit the message, which logging tells of
+    except Exception:  # arguments that do not fit the message; logging reports that
         return record
     return record
 
@@ -122,14 +125,14 @@ logging.setLogRecordFactory(log_record)
 
 
 class GuardedRepository(private.ConfigRepository):
-    """Hydra's sources of configurations: folders only."""
+    """Hydra's repository of configurations, limited to folders."""
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         for element in config_search_path.get_path():
             scheme, separator, _ = str(element.path).partition("://")
             known = element.path in SEARCH_PATHS or str(element.path).startswith("pkg://hydra_plugins.")
             if separator and scheme != "file" and not known:
-                raise ConfigError("hydra.searchpath", element.path, "folders: a package would be imported")
+                raise ConfigError("hydra.searchpath", element.path, "folders only, because a package would be imported")
         super().initialize_sources(config_search_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -142,10 +145,10 @@ class GuardedRepository(private.ConfigRepository):
 
 
 class GuardedLoader(private.ConfigLoaderImpl):
-    """Hydra's loader, which gives out nothing that `check` refuses."""
+    """Hydra's loader, which returns only configurations that pass `check`."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        self.plugins = Plugins()  # where a worker of a launcher unpickles the loader, it imports them
+        self.plugins = Plugins()  # a launcher's worker imports them when it unpickles the loader
         self.config_search_path = config_search_path
         self.repository = GuardedRepository(config_search_path)
 
@@ -159,11 +162,12 @@ class GuardedLoader(private.ConfigLoaderImpl):
     ) -> DictConfig:
         composed = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if config_name is not None and OmegaConf.get_type(composed) is not Config:
-            raise ConfigError("--config-name", config_name, "a file whose defaults begin with schema, as config.yaml's")
+            raise ConfigError(
+                "--config-name", config_name, "a file whose defaults begin with schema, as in config.yaml"
+            )
         job = OmegaConf.to_container(composed.hydra.job, resolve=False)
         assert isinstance(job, dict)
-        composed.hydra.job.override_dirname = redacted(
-            job["override_dirname"]
-        )  # the name of a folder can be made of it
+        # It can become the name of a folder.
+        composed.hydra.job.override_dirname = redacted(job["override_dirname"])
         check(composed)
         return composed

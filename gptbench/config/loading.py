@@ -1,4 +1,4 @@
-"""From what Hydra composed to the validated tree."""
+"""Turns the configuration that Hydra composed into the validated tree of dataclasses."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -13,7 +13,8 @@ from gptbench.config.tree import Config
 
 
 def refuse_unknown(node: DictConfig, path: str = "") -> None:
-    """Raises ConfigError for a key that no dataclass has: Hydra's `+key=value` adds such keys past the schema."""
+    """Raises UserError for a key that is not a field of its dataclass: `+key=value` adds such keys despite the
+    schema."""
     known = OmegaConf.get_type(node)
     if not is_dataclass(known):
         return
@@ -25,25 +26,25 @@ def refuse_unknown(node: DictConfig, path: str = "") -> None:
 
 
 def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
-    """The validated tree for what Hydra composed. What a checkpoint says of its model is filled in there, too.
+    """Return the validated tree for the configuration that Hydra composed, with the model's shape from its checkpoint.
 
     Args:
-        overrides: the command line's, as they were typed.
+        overrides: overrides of the command line, as they were typed.
 
     Raises:
-        UserError: a field is missing, unknown, or holds what it cannot.
+        UserError: a field is missing or unknown, or has an invalid value.
     """
     try:
-        return read_whole(composed, overrides)
+        return validated(composed, overrides)
     except OmegaConfBaseException as error:  # an interpolation is resolved only when its value is read
         raise UserError(explain(error)) from error
 
 
-def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
-    """`load`, where every value can be resolved. Raises OmegaConfBaseException where one cannot."""
+def validated(composed: DictConfig, overrides: Sequence[str]) -> Config:
+    """Does what `load` does, but raises OmegaConfBaseException if an interpolation cannot be resolved."""
     for section in fields(Config):
         if section.name not in composed:
-            raise UserError(f"~{section.name}: nothing runs without a section {section.name}")
+            raise UserError(f"~{section.name}: a run needs the group {section.name}")
     refuse_unknown(composed)
     expand_paths(composed)
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
@@ -53,14 +54,15 @@ def read_whole(composed: DictConfig, overrides: Sequence[str]) -> Config:
         raise ConfigError(missing[0], "???", "a value")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    if config.task.RUNS_ENGINE:  # what runs none leaves out what cannot be, and says why
+    if config.task.RUNS_ENGINE:  # other tasks skip what is unsupported, and say why
         validate_combination(config)
     return config
 
 
 def validate_combination(config: Config) -> None:
-    """Raises ConfigError for a run that its engine or its quantisation cannot do, as far as the configuration tells."""
+    """Raises ConfigError if the engine or the quantisation does not support the run, as far as the configuration
+    shows."""
     if (expected := config.quant.unsupported_reason(config.model, config.device.dtype)) is not None:
         raise ConfigError("quant", f"{config.quant.full_name} (model={config.model.name})", expected)
     if (expected := config.engine.unsupported_reason(config)) is not None:
-        raise ConfigError("engine", config.engine.name, f"another one, or {expected}")
+        raise ConfigError("engine", config.engine.name, f"another engine, or {expected}")

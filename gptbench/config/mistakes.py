@@ -1,4 +1,4 @@
-"""What Hydra has to say against a command line, in our words: what is wrong, and what to type instead."""
+"""Turns Hydra's errors about a command line into messages that say what is wrong and what to type instead."""
 
 import re
 import shlex
@@ -18,11 +18,11 @@ from gptbench.config.field_types import choices_of, field_hints, field_types, in
 from gptbench.config.grammar import parsed, quoted_in_shell
 
 
-def told(error: Exception, arguments: Sequence[str] = ()) -> str:
-    """What a composing error means: what is wrong, and what to type instead.
+def message_for(error: Exception, arguments: Sequence[str] = ()) -> str:
+    """Return the message for an error raised while composing: what is wrong, and what to type instead.
 
     Args:
-        arguments: the command line's.
+        arguments: arguments of the command line.
     """
     if isinstance(error, OverrideParseException):
         return of_grammar(error.override)
@@ -46,9 +46,9 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
     if match := re.match(r"Ambiguous value for argument '([^=]*)=(.*?)'\n", message, re.DOTALL):
         key, value = match[1], match[2]
         kind = field_types().get(key.lstrip("+"))
-        one = f"; one text: {quoted_in_shell(key, value)}" if kind is str else ""
-        one = f"; one list: {shlex.quote(f'{key}=[{value}]')}" if typing.get_origin(kind) is list else one
-        return f"{key}={value}: several values need -m, which runs a job for each{one}"
+        single = f"; as one text: {quoted_in_shell(key, value)}" if kind is str else ""
+        single = f"; as one list: {shlex.quote(f'{key}=[{value}]')}" if typing.get_origin(kind) is list else single
+        return f"{key}={value}: several values need -m, which runs a job for each{single}"
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if message.startswith("Config group override must be") and (conf_folder() / key).is_dir():
@@ -57,9 +57,9 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
                 return f"{argument}: no such option; the options are {', '.join(there)}"
         if message.startswith("Unexpected type for root") and key.count(".") > 1:
             whole = key.rpartition(".")[0]
-            return f"{argument}: {whole} is null; give all of it: {shlex.quote(f'{whole}={{NAME: VALUE, …}}')}"
+            return f"{argument}: {whole} is null; set all of its fields: {shlex.quote(f'{whole}={{NAME: VALUE, …}}')}"
     if (error_in := re.match(r"In '([^']*)': .*Invalid type assigned: list", message, re.DOTALL)) is not None:
-        return f"{error_in[1]}: expected fields and values, and no list"
+        return f"{error_in[1]}: expected fields with values, not a list"
     name = re.split(r"[:\[]", message, maxsplit=1)[0]
     if not isinstance(error, UserError) and (hint := field_hints().get(name)) is not None:
         value = refused_value(name, error, message)
@@ -68,7 +68,7 @@ def told(error: Exception, arguments: Sequence[str] = ()) -> str:
 
 
 def refused_value(name: str, error: Exception, message: str) -> str:
-    """What a field was given that cannot hold it."""
+    """Return the value that a field cannot hold."""
     override = re.match(r"Error merging override \+{0,2}([\w.]+)=(.*)", str(error), re.DOTALL)
     if override is not None and override[1] == name:
         return override[2]
@@ -77,29 +77,29 @@ def refused_value(name: str, error: Exception, message: str) -> str:
 
 
 def of_folder(error: OSError, arguments: Sequence[str]) -> str:
-    """Message for the folder of a run that Hydra cannot make."""
-    value = given_value(own := "hydra.run.dir", arguments)
-    named = f"{own}={value}" if value else f"outputs={given_value('outputs', arguments) or Config.outputs}"
-    return f"{redacted(named)}: expected a folder that can be made ({error.strerror})"
+    """Return the message for a run's folder that Hydra cannot create."""
+    value = given_value(field := "hydra.run.dir", arguments)
+    named = f"{field}={value}" if value else f"outputs={given_value('outputs', arguments) or Config.outputs}"
+    return f"{redacted(named)}: expected a folder that can be created ({error.strerror})"
 
 
 def given_value(name: str, arguments: Sequence[str]) -> str:
-    """What a command line gives a field that is no list; empty where it does not."""
+    """Return the value that a command line sets a field to; empty if it does not set it, or sets it to a list."""
     values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith(f"{name}=")]
     return values[-1] if values and not values[-1].lstrip().startswith("[") else ""
 
 
 def of_field(name: str, message: str, arguments: Sequence[str]) -> str:
-    """Message for a field or a group that is not there, with the one that is most like it."""
+    """Return the message for a field or group that does not exist, with the most similar one that does."""
     given = next((argument for argument in arguments if argument.lstrip("+").partition("=")[0] == name), name)
     value = given.partition("=")[2]
     section, _, leaf = name.rpartition(".")
     fields_there = message.partition("the fields are ")[2]
     names = [*field_types(), *(path.name for path in conf_folder().iterdir() if path.is_dir())]
-    same = [each for each in names if each.rpartition(".")[2] == leaf and each != name]
+    same = [known for known in names if known.rpartition(".")[2] == leaf and known != name]
     value = f"={value}" if value else ""
     near = f"; did you mean {same[0]}{value}?" if same else ""
-    if section and fields_there:  # of those that this section has, and not another engine's
+    if section and fields_there:  # only fields of this section, not of another engine
         names = []
         near = near or did_you_mean(leaf, fields_there.split(", "), value).replace("you mean ", f"you mean {section}.")
     near = near or did_you_mean(name, names, value)
@@ -107,13 +107,13 @@ def of_field(name: str, message: str, arguments: Sequence[str]) -> str:
 
 
 def of_grammar(override: str) -> str:
-    """Message for what Hydra cannot read."""
+    """Return the message for an override that Hydra cannot parse."""
     key, equals, value = override.partition("=")
     if not equals:
         return no_override(override, None)
     if "${" in value and parsed(value) is None:
-        return f"{override}: ${{ begins an interpolation such as ${{model.name}}, and this one does not end as one does"
+        return f"{override}: ${{ begins an interpolation such as ${{model.name}}, and this one is malformed"
     return (
-        f"{override}: expected a value, and this one cannot be read: it has a quote, a bracket, a comma or another "
-        f"character that means something; as one text: {quoted_in_shell(key, value)}"
+        f"{override}: expected a value that can be parsed, but this one has a quote, a bracket, a comma or another "
+        f"character with a special meaning; as one text: {quoted_in_shell(key, value)}"
     )

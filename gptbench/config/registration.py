@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf are told of the configuration: its types, and the resolvers that YAML may use."""
+"""Registers the configuration with Hydra and OmegaConf: its types, and the resolvers that YAML files may use."""
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -13,14 +13,14 @@ from gptbench.config.task import KernelsConfig, QualityConfig
 from gptbench.config.tracking import MLflowConfig
 from gptbench.config.tree import Config
 
-# Hydra makes its folder before we see the configuration: `outputs=` must not put it into the root.
+# Hydra creates its folder before the configuration is validated: an empty `outputs=` must not put it into the root.
 OmegaConf.register_new_resolver("gptbench.folder", lambda outputs: expanded(outputs or "outputs"), replace=True)
-# A checkpoint that comes with gptbench, wherever that is installed.
+# The path of a checkpoint that ships with gptbench, wherever gptbench is installed.
 OmegaConf.register_new_resolver("gptbench.shipped", lambda name: str(shipped_folder() / name), replace=True)
 
 
 def register() -> None:
-    """Stores the dataclasses as Hydra schemas, so that a wrong key or type is refused while composing."""
+    """Stores the dataclasses as Hydra schemas, so that a wrong key or type is an error while composing."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, section in ENGINES.items():
@@ -32,19 +32,19 @@ def register() -> None:
 
 
 ADDED: set[tuple[str, str]] = set()
-"""Options that plugins brought: group and name."""
+"""Group and name of each option that plugins registered."""
 
 
 def add_option(name: str, section: Section) -> None:
-    """Makes what a plugin brings an option of its group, as a YAML file in `conf/` is: `GROUP=NAME` selects it, and
-    its fields have the values that they have unless they are given.
+    """Adds a plugin's section as an option of its group, like a YAML file in `conf/`: `GROUP=NAME` selects it, and its
+    fields have their defaults.
 
     Raises:
-        UserError: the group has an option of that name.
+        UserError: the group already has an option of that name.
     """
     group = section.GROUP
     if (group, name) in ADDED or (conf_folder() / group / f"{name}.yaml").exists():
-        raise UserError(f"{group}={name}: it is there already, and a plugin cannot register it again")
+        raise UserError(f"{group}={name}: it is there already, and a plugin cannot replace it")
     ADDED.add((group, name))
     node = OmegaConf.merge(OmegaConf.structured(type(section)), {"_target_": section._target_, "name": section.name})
     ConfigStore.instance().store(group=group, name=name, node=node)

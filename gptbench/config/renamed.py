@@ -1,5 +1,5 @@
-"""Names that were changed: what an earlier version called a field, an option or a metric. They are taken for one
-version, on the command line with a warning, and in records, baselines and MLflow for good."""
+"""Former names of fields, options and metrics. The command line accepts them for one version, with a warning; records,
+baselines and MLflow runs that use them can always be read."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -7,26 +7,26 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 OPTIONS = {"workload": {"seed": "gpt_fast"}, "engine": {"inductor_seed": "gpt_fast"}}
-"""By group: options."""
+"""Groups mapped to former and current names of their options."""
 FIELDS = {"engine": {"overlap": "pdl", "tune": "autotune", "tiles": "tile_cache"}}
-"""By group: fields."""
+"""Groups mapped to former and current names of their fields."""
 METRICS = {
     "seed_tokens_per_s": "gptfast_tokens_per_s",
     "seed_gb_per_s": "gptfast_gb_per_s",
     "seed_compile_s": "gptfast_compile_s",
     "seed_flops_utilisation": "gptfast_flops_utilisation",
 }
-"""Recorded metrics."""
+"""Former and current names of recorded metrics."""
 RECORDED = {
     "Traffic": {"positions_filled": "kv_len"},
     "Compilation": {"costs_s": "stage_s", "stages_s": "torch_stage_s"},
 }
-"""By dataclass: recorded fields."""
+"""Dataclasses of a record mapped to former and current names of their fields."""
 
 
 def current_override(override: str) -> str:
-    """An override under the names of this version: `engine.tune=true` becomes `engine.autotune=true`, and
-    `workload=seed` becomes `workload=gpt_fast`, in a list of a sweep's values, too."""
+    """Return an override with current names: `engine.tune=true` becomes `engine.autotune=true`, and `workload=seed`
+    becomes `workload=gpt_fast`, also within a list of swept values."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     group, dot, field = name.partition(".")
@@ -40,7 +40,7 @@ def current_override(override: str) -> str:
 
 
 def rename_in_config(config: Any) -> None:
-    """Gives a recorded configuration, in place, the names of this version."""
+    """Replaces former names in a recorded configuration, in place."""
     if not isinstance(config, dict):
         return
     for group, names in FIELDS.items():
@@ -55,11 +55,11 @@ def rename_in_config(config: Any) -> None:
 
 
 def current_fields(values: Mapping[str, T]) -> dict[str, T]:
-    """Values by dotted field under the names of this version, such as a baseline's rows have."""
+    """Return values by dotted field, as in a baseline's rows, under the current names."""
     renamed = {f"{group}.{old}": f"{group}.{new}" for group, names in FIELDS.items() for old, new in names.items()}
     return {renamed.get(key, key): value for key, value in values.items()}
 
 
 def current_metrics(values: Mapping[str, T]) -> dict[str, T]:
-    """Values by metric under the names of this version."""
+    """Return values by metric under the current names."""
     return {METRICS.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What launchers, sweepers and logging may be configured with: settings that run nothing."""
+"""The settings that launchers, sweepers and logging may have: those that run no code."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,27 +7,27 @@ from gptbench.base.errors import ConfigError
 from gptbench.private.hydra import BASIC_LAUNCHER
 
 RESERVED = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
-"""Keys that mean something to Hydra's `instantiate`."""
+"""Keys that have a meaning for Hydra's `instantiate`."""
 
 
 class Text(NamedTuple):
-    """What a string may be."""
+    """The strings that a setting may hold."""
 
     pattern: str
-    """It must match as a whole."""
+    """Regular expression that the whole string must match."""
     expected: str
-    """In words, for an error."""
+    """Description of the allowed strings, for an error message."""
 
 
 Shape = Text | dict[str, Any] | None
-"""What settings may be: a text (or a list of such, or no string), or a dict of keys and shapes, `*` for any other key;
-None is anything."""
+"""Shape of a setting: a `Text` (one string or a list of them; numbers are always allowed), a dict of keys and their
+shapes, in which `*` is any other key, or None for any value."""
 
 NAME = Text(r"\.?\w[\w.+-]*", "a name of letters, digits, dot, plus, dash and underscore")
 PLAIN = Text(r"[\w ./%:,|&=+@\[\]()*-]*", "text on one line without quotes, $, ;, <, > and the like")
-"""Nothing that could end a line of an sbatch script, or a word of a shell."""
+"""Text that can end neither a line of an sbatch script nor a word in a shell."""
 FREE = Text(r"(?s)(?!.*(://|\$\{)).*", "text without an interpolation or a URI")
-"""logging takes `ext://` and `cfg://` before any value for something to be imported."""
+"""Text that makes logging import nothing, as values that begin with `ext://` or `cfg://` do."""
 
 LOGGER: Shape = {"level": FREE, "handlers": FREE, "propagate": FREE}
 FORMATTER: Shape = {"format": FREE, "datefmt": FREE, "style": FREE, "validate": FREE}
@@ -53,7 +53,7 @@ LOGGING: Shape = {
     "root": LOGGER,
     "loggers": {"*": LOGGER},
 }
-"""What of `logging.config.dictConfig` builds nothing but its own plain classes; Hydra's own options are like that."""
+"""The part of `logging.config.dictConfig` that builds only logging's plain classes; Hydra's options need no more."""
 
 QUEUE = (
     *("submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"),
@@ -80,14 +80,20 @@ LAUNCHERS: dict[str, Shape] = {
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher": dict.fromkeys(QUEUE, PLAIN),
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": dict.fromkeys(QUEUE + SLURM, PLAIN),
 }
-"""By class, what may be set; what else these take (`setup`, `runtime_env`) are commands or code."""
+"""Classes of launchers, mapped to what may be set; their other settings (`setup`, `runtime_env`) are commands or
+code."""
 
 SWEEPERS: dict[str, Shape] = {"hydra_plugins.gptbench.Sweeper": {}}
-"""Hydra's own would run jobs that nobody has planned."""
+"""Classes of sweepers, mapped to what may be set. Hydra's sweeper would run jobs without gptbench's plan."""
 
 
 def check_plugin(name: str, value: Any, known: dict[str, Shape]) -> None:
-    """Of a launcher or sweeper. Raises ConfigError."""
+    """Raises ConfigError if a launcher or sweeper is unknown, or has a setting that is not allowed.
+
+    Args:
+        name: dotted name of the section.
+        known: classes, mapped to the shape of their settings.
+    """
     given = dict(settings(name, value))
     target = given.pop("_target_", None)
     if target not in tuple(known):
@@ -96,14 +102,14 @@ def check_plugin(name: str, value: Any, known: dict[str, Shape]) -> None:
 
 
 def settings(name: str, value: Any) -> dict[str, Any]:
-    """The same. Raises ConfigError if it is not a dict, such as an interpolation."""
+    """Return the value. Raises ConfigError if it is not a dict, such as an interpolation."""
     if not isinstance(value, dict):
-        raise ConfigError(name, value, "settings, each by its name")
+        raise ConfigError(name, value, "settings by name")
     return value
 
 
 def check_shape(name: str, value: Any, shape: Shape) -> None:
-    """Raises ConfigError for a value that has another shape; one that is empty has any."""
+    """Raises ConfigError for a value that does not have the shape; an empty value has every shape."""
     if value in (None, "", {}, []):
         return
     if isinstance(value, list):

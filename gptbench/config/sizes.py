@@ -1,36 +1,42 @@
-"""The largest and smallest numbers that a configuration may hold."""
+"""The limits of numbers in a configuration."""
 
 MIN_NEW_TOKENS = 2
-"""One of the prefill, and a decode step's."""
+"""Smallest number of tokens to generate: one from prefill, and one from a decode step."""
 MAX_LAYERS = 1000
-"""The deepest published models have under 200, and this many are built within a second."""
+"""Largest number of layers. The deepest published models have fewer than 200; this many are built within a second."""
 MAX_WIDTH = 2**20
-"""Of any width and any number of heads: the widest published feed-forward network has 2**16. With it, the elements of
-any matrix are counted without overflow."""
+"""Largest width, and largest number of heads. The widest published feed-forward network has 2**16; up to this limit the
+number of elements of a matrix does not overflow."""
 MAX_EXPERTS = 2**12
-"""Published models have up to 2**11."""
+"""Largest number of experts. Published models have up to 2**11."""
 MAX_VOCABULARY = 2**24
-"""Sixty times that of any published model."""
+"""Largest vocabulary, in tokens: sixty times that of any published model."""
 MAX_CONTEXT = 2**28
-"""Tokens: longer than any published model was made for."""
+"""Longest context, in tokens: longer than that of any published model."""
 MAX_TOKENS = 2**22
-"""Of a prompt, or generated: a prompt of so many is drawn within a second, and is recorded."""
+"""Largest number of tokens of a prompt or a generation: a random prompt of this length takes less than a second to
+make, and can be recorded."""
 MAX_SAMPLES = 10_000
+"""Largest number of timed repetitions."""
 MAX_BATCH = 2**16
+"""Largest number of sequences decoded at once."""
 MAX_RECORD_BYTES = 128 * 2**20
-"""Of a record's steps and tokens: half of what is read again (see `gptbench.base.inputs`)."""
+"""Largest size of a record's steps and tokens, in bytes: half of what can be read again (see
+`gptbench.base.inputs`)."""
 STEP_BYTES, TOKEN_BYTES = 30, 12
-"""What a step's time and a token take in a record, at most."""
+"""Largest size of one step's time and of one token in a record, in bytes."""
 MAX_SECONDS = 30 * 24 * 3600
-"""Of a time limit: a month."""
+"""Longest time limit, in seconds: 30 days."""
 MAX_JOBS = 10_000
-"""Of a sweep. All are composed and checked before the first one runs, at some ten a second."""
+"""Largest number of jobs of a sweep. All of them are composed and checked, about ten per second, before the first one
+runs."""
 
 MAX_THREADS_PER_CORE = 4
-"""Far more only wait for each other, and very many crash the process."""
+"""Largest number of CPU threads per core: more only wait for each other, and far more crash the process."""
 
 MAX_FUSED_SEQUENCES = 8
-"""Sums of more would not fit into a program's registers; and with more, matrix units are the better choice."""
+"""Largest batch of engine=fused: the accumulators of more sequences do not fit into a program's registers, and for
+more, matrix units (tensor cores) are the better choice."""
 
 MAX_STOP_TOKENS = 16
-"""So many places there are for them on the device, whether they are taken or not."""
+"""Largest number of stop tokens: the size of their tensor on the device, whether all of it is used or not."""

@@ -1,9 +1,9 @@
-"""Files and modules of the user's own, which the command line names: `--plugin FILE_OR_MODULE`.
+"""Plugins: files and modules of the user's that the command line names, `--plugin FILE_OR_MODULE`.
 
-A plugin is imported before anything is composed, and registers what it brings (formats, engines, architectures, codecs,
-metrics, tasks) with the functions that register gptbench's own. Only the command line names one: no configuration,
-checkpoint or environment variable does. A file is imported as a module of this package whose name holds its path, so
-that another process that unpickles something of it finds it.
+A plugin is imported before anything is composed, and registers formats, engines, architectures, codecs, metrics and
+tasks with the same functions that gptbench uses. Only the command line can name one: no configuration, checkpoint or
+environment variable can. A file is imported as a module of this package whose name contains its path, so that another
+process that unpickles its objects finds it.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from gptbench.base.hub import expanded
 
 OPTION = "--plugin"
 FILES = f"{__name__}.file_"
-"""Modules of files begin with it; the hexadecimal form of the path follows."""
+"""Beginning of the names of modules imported from files; the file's path in hexadecimal follows."""
 DIGITS = 16
-"""Of a hash, hexadecimal: 64 bits."""
+"""Number of hexadecimal digits kept of a hash: 64 bits."""
 
 loaded: dict[str, str] = {}
-"""The plugins of this process: of each the absolute path or the module's name, and the hash of its source."""
+"""The plugins of this process: absolute path or module name, mapped to the hash of the source."""
 
 
 def without_plugins(arguments: Sequence[str]) -> list[str]:
-    """A command line without its plugins, which are imported.
+    """Imports the plugins that a command line names, and returns the command line without them.
 
     Raises:
-        UserError: one is not there, cannot be imported, or registers what is there already.
+        UserError: a plugin does not exist, cannot be imported, or registers a name that is already taken.
     """
     left: list[str] = []
     rest = iter(arguments)
@@ -42,14 +42,14 @@ def without_plugins(arguments: Sequence[str]) -> list[str]:
         if name != OPTION:
             left.append(argument)
         elif not (named := value if equals else next(rest, "")):
-            raise UserError(f"{OPTION}: expected a file of Python, or the name of a module, behind it")
+            raise UserError(f"{OPTION}: expected a Python file or the name of a module after it")
         else:
             load(named)
     return left
 
 
 def options() -> list[str]:
-    """The part of a command line that names the plugins of this process."""
+    """Return the options of a command line that name the plugins of this process."""
     return [word for name in loaded for word in (OPTION, name)]
 
 
@@ -58,7 +58,7 @@ def load(named: str) -> None:
     if named.endswith(".py") or "/" in named:
         path = Path(expanded(named)).absolute()
         if not path.is_file():
-            raise UserError(f"{OPTION} {named}: expected a file of Python, and there is no such file")
+            raise UserError(f"{OPTION} {named}: expected a Python file, but there is no such file")
         name, module = str(path), FILES + str(path).encode().hex()
     else:
         name = module = named
@@ -74,10 +74,10 @@ def load(named: str) -> None:
 
 
 def why_not_imported(error: Exception) -> str:
-    """Where in which file, as far as one of the user's was read, and the reason."""
-    own = (__file__, importlib.__file__)
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename not in own]
-    places = [(each.filename, each.lineno) for each in frames if not each.filename.startswith("<frozen ")]
+    """Return the reason why a plugin cannot be imported, after the file and line if its code had begun to run."""
+    importing = (__file__, importlib.__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in importing]
+    places = [(frame.filename, frame.lineno) for frame in frames if not frame.filename.startswith("<frozen ")]
     if isinstance(error, SyntaxError) and error.filename is not None:
         places.append((error.filename, error.lineno))
     where = f"{places[-1][0]}, line {places[-1][1]}: " if places else ""
@@ -86,7 +86,7 @@ def why_not_imported(error: Exception) -> str:
 
 
 def source_hash(module: str) -> str:
-    """Hash of a module's source: of its file, or where it is in a package, of all Python files of that."""
+    """Return the hash of a module's source: of its file, or of all Python files of the package that it is in."""
     spec = importlib.util.find_spec(module if module.startswith(FILES) else module.partition(".")[0])
     assert spec is not None  # it was imported
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
@@ -99,12 +99,12 @@ def source_hash(module: str) -> str:
 
 
 def file_of(module: str) -> Path | None:
-    """The file that a module of this package was made of; None of any other module."""
+    """Return the file that a module of this package was imported from; None for any other module."""
     return Path(bytes.fromhex(module.removeprefix(FILES)).decode()) if module.startswith(FILES) else None
 
 
 class Finder:
-    """Finds the module of a plugin's file, also where it is unpickled."""
+    """Import finder for modules of plugins' files, which also finds them during unpickling."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> ModuleSpec | None:
@@ -116,14 +116,14 @@ sys.meta_path.append(Finder)
 
 
 class Plugins:
-    """The plugins of this process, for another one, which imports them where it unpickles this."""
+    """The plugins of this process, which another process imports when it unpickles this object."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return imported, (tuple(loaded),)
 
 
 def imported(names: tuple[str, ...]) -> Plugins:
-    """What `Plugins` is on the other side."""
+    """Imports the plugins in the process that unpickles `Plugins`."""
     for name in names:
         load(name)
     return Plugins()
