@@ -45,8 +45,8 @@ def test_yaml_is_bounded_before_it_is_loaded(tmp_path: Path) -> None:
         (BOMB, f"YAML of over {MAX_YAML_VALUES:,} values"),
         (MERGES, f"YAML of over {MAX_YAML_VALUES:,} values"),
         (f"a: [{'1, ' * MAX_YAML_VALUES}]", f"YAML of over {MAX_YAML_VALUES:,} values"),
-        ("a: &a [*a]", r"\*a is within &a: YAML without end"),
-        ("[" * 10_000, f"nests more than {MAX_YAML_DEPTH} levels"),
+        ("a: &a [*a]", r"\*a is within &a, so that the YAML never ends"),
+        ("[" * 10_000, f"nested more than {MAX_YAML_DEPTH} levels"),
         ("x" * 2**20 + "x", "1,048,577 bytes"),
     ):
         file.write_text(text)
@@ -139,7 +139,7 @@ def test_cache_files_are_bounded(tmp_path: Path) -> None:
     for file, told in (
         (tmp_path / "fifo", "not a regular file"),
         (Path("/dev/zero"), "not a regular file"),
-        (tmp_path / "sparse", "bytes, and at most"),
+        (tmp_path / "sparse", "bytes, but at most"),
         (tmp_path / "many", "100,000 files: expected 50,000 at most"),
         (zipped(tmp_path / "group", manifest | {"triton/a/__grp__x.json": bytes(2**21)}), "expected 1,048,576 at most"),
         (tmp_path / "bomb", "10,485,760,000 bytes unpacked: expected 8,589,934,592 at most"),

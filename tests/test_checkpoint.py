@@ -325,7 +325,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "no-config": (lambda folder: (folder / "config.json").unlink(), ["config.json", "no such file"]),
     "bad-json": (edited(lambda data: data[:-3], "config.json"), ["config.json", "not JSON"]),
-    "not-utf8": (edited(lambda data: b"\xff\xfe" + data, "config.json"), ["config.json", "not text in UTF-8"]),
+    "not-utf8": (edited(lambda data: b"\xff\xfe" + data, "config.json"), ["config.json", "not UTF-8 text"]),
     "json-list": (edited(lambda data: b"[" + data + b"]", "config.json"), ["config.json", "expected a JSON object"]),
 }
 

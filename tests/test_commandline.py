@@ -274,7 +274,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "help": ["gptbench --help"],
         "sampling.top_k=it's": ["a value that can be parsed", "sampling.top_k="],
         "workload.prompt_text=${": ["begins an interpolation"],
-        "größe=3": ["'größe' is no field's name"],
+        "größe=3": ["'größe' is not the name of a field"],
     }.items():
         said = answer(typed_so)
         for part in parts:
@@ -296,7 +296,7 @@ def test_mistakes_in_files_of_ones_own_are_said_in_our_words(tmp_path: Path) -> 
         OWN + "bogus: 1\n": r"model\.bogus: no such field; the fields are _target_, name, [\w, ]+",
         OWN.replace("32", "abc"): "model.dim=abc: expected a whole number",
         "- a\n": "model/own: expected fields with values, not a list",
-        "a: [\n": rf"{tmp_path}/model/own\.yaml, line 2: no YAML: .+",
+        "a: [\n": rf"{tmp_path}/model/own\.yaml, line 2: not valid YAML: .+",
     }.items():
         (tmp_path / "model" / "own.yaml").write_text(text)
         with pytest.raises(UserError, match=f"^{expected}$"):

@@ -424,7 +424,7 @@ def test_what_would_take_all_disk_time_or_memory_is_refused(
             archive.writestr(name, bytes(size))
         assert reason in refused(file, outputs, tmp_path)
     monkeypatch.setattr(compile_cache, "MAX_BYTES", 9_000)
-    assert "bytes, and at most 9,000 are read" in refused(tmp_path / "cache.zip", outputs, tmp_path)
+    assert "bytes, but at most 9,000 are read" in refused(tmp_path / "cache.zip", outputs, tmp_path)
 
 
 def test_more_than_can_be_loaded_is_not_saved(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

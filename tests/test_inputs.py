@@ -32,7 +32,7 @@ def test_sizes_are_bounded_before_anything_is_read(tmp_path: Path) -> None:
     sparse = tmp_path / "sparse"
     with sparse.open("wb") as file:
         file.truncate(2**40)
-    assert "1,099,511,627,776 bytes, and at most 100 are read" in refusal(read_bytes, sparse, 100)
+    assert "1,099,511,627,776 bytes, but at most 100 are read" in refusal(read_bytes, sparse, 100)
     (tmp_path / "exact").write_bytes(b"x" * 100)
     assert read_bytes(tmp_path / "exact", 100) == b"x" * 100
 
@@ -48,7 +48,7 @@ def test_text_is_utf8_without_its_byte_order_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        ("[" * 100_000, "nests too deeply"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "not JSON"),
         ("{", "not JSON"),
         ("", "not JSON"),

@@ -343,7 +343,7 @@ def test_a_machine_without_triton_compiles_for_its_processor(
         raise RuntimeError("as it is")
     assert "triton" not in environment(DeviceGroup((cpu(),)), "given").libraries
     assert len(identity(config, DeviceGroup((cpu(),)))) == 16
-    with pytest.raises(UserError, match=r"^triton is not installed, of which gptbench uses triton\.knobs\.cache$"):
+    with pytest.raises(UserError, match=r"^triton is not installed, and gptbench needs triton\.knobs\.cache$"):
         caches.triton_folder()
     assert "triton is not installed" in (caches.lacking_for_kernels(inductor=False) or "")
 

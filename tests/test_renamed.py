@@ -24,7 +24,9 @@ def test_on_the_command_line_they_are_taken_with_a_warning(capsys: pytest.Captur
     ]  # fmt: skip
     warned = capsys.readouterr().err.splitlines()
     assert len(warned) == 4
-    assert warned[0] == "gptbench: workload=seed: is called workload=gpt_fast now; the next version knows only that"
+    assert (
+        warned[0] == "gptbench: workload=seed: renamed to workload=gpt_fast; the next version accepts only the new name"
+    )
 
 
 def test_a_record_with_them_is_what_it_is_with_todays(tmp_path: Path) -> None:

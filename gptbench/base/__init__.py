@@ -1,1 +1,1 @@
-"""What every package stands on: errors, what is read, written, printed and hidden, and where things lie."""
+"""Foundations of every other package: errors, reading and writing files, printing, hiding secrets, and paths."""

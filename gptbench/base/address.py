@@ -1,7 +1,7 @@
-"""Which addresses a store or server of MLflow's can have.
+"""Checks the address of an MLflow store or tracking server.
 
-One that MLflow cannot read is refused before anything is written: it may hold a password where nobody looks for one.
-"""
+An address that MLflow cannot use is rejected before anything is written, as it may hold a password in an unexpected
+place."""
 
 import importlib.metadata
 import re
@@ -9,11 +9,11 @@ import re
 from gptbench.base.redaction import remember_whole
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""With a driver behind them, or without: `postgresql+psycopg2`."""
+"""Schemes of databases, which a driver may follow, as in `postgresql+psycopg2`."""
 SCHEMES = ("http", "https", *DATABASES, "databricks")
-"""What stands before `://`; `file:` needs none."""
+"""Schemes that are followed by `://`; `file:` need not be."""
 PLUGINS = "mlflow.tracking_store"
-"""Group of entry points in which packages name schemes of their own."""
+"""Group of entry points in which packages register further schemes."""
 EXPECTED = (
     "null, or the address of a store or server: http://HOST:PORT, https://…, sqlite:///FILE.db, postgresql://…, "
     "mysql://…, mssql://…, file:…, or databricks"
@@ -21,8 +21,10 @@ EXPECTED = (
 
 
 def unusable_address(uri: str) -> str | None:
-    """What is expected in the place of an address; None where it can be one. What is refused is a secret from then on,
-    but for the name of a file."""
+    """Return what is expected instead of an address, or None if the address is usable.
+
+    A rejected address counts as a secret from then on, unless it is the name of a file.
+    """
     if is_file(uri):
         return f"{EXPECTED}; did you mean sqlite:///{uri}?"
     expected = expected_instead(uri)
@@ -32,22 +34,22 @@ def unusable_address(uri: str) -> str | None:
 
 
 def is_file(uri: str) -> bool:
-    """Whether it is the name of a file or a folder, as which it holds no password."""
+    """Whether an address is plainly the name of a file or folder, and therefore holds no password."""
     plain = re.fullmatch(r"[\w./~-]+", uri) is not None
     return plain and (uri.startswith(("/", "./", "../", "~/")) or uri.endswith((".db", ".sqlite", ".sqlite3")))
 
 
 def expected_instead(uri: str) -> str | None:
-    """The same of an address that is no name of a file."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)", uri, re.DOTALL)
-    scheme, slashes, rest = found.groups() if found else ("", None, uri)
+    """Does what `unusable_address` does, for an address that is not the name of a file."""
+    parts = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)", uri, re.DOTALL)
+    scheme, slashes, rest = parts.groups() if parts else ("", None, uri)
     if "@" in uri and not slashes:
         return "a scheme such as http, and two slashes: http://HOST, with user and password before an @"
     kind = scheme.lower().partition("+")[0]
     is_local = kind in ("file", "sqlite") and not re.search("[@?]", uri)
     if re.search(r"\s" if not is_local else r"[\n\r]", uri) or not uri.isprintable():
-        return "an address without spaces; in a user's name or a password a space is written %20"
-    plugins = {each.name for each in importlib.metadata.entry_points(group=PLUGINS)}
+        return "an address without spaces; write a space in a user name or password as %20"
+    plugins = {entry.name for entry in importlib.metadata.entry_points(group=PLUGINS)}
     if kind == "file" or uri == "databricks" or kind in plugins:
         return None
     if kind not in SCHEMES or not slashes:

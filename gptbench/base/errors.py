@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Each names the field, the value and the choices."""
+"""The errors that a user can cause. Each message names the field, the value and the choices."""
 
 import errno
 import traceback
@@ -9,28 +9,30 @@ from gptbench.base.redaction import redacted
 
 
 def printable(text: str) -> str:
-    """The text with everything that a terminal could act on, or not show, as Python's escapes: `\\x1b`, `\\n`."""
+    """Return the text with every non-printable character, which might steer a terminal, as a Python escape: `\\x1b`,
+    `\\n`."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Return a number with its noun: `1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-"""What an operating system says of a full, read-only or broken disk, and of a folder of somebody else's."""
+"""Error numbers for a full, read-only or broken disk, and for missing permissions."""
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Whether it is about a place where nothing can be written: none of ours, and told in a line."""
+    """Whether an error means that a place cannot be written to; such errors are reported in one line, without a
+    traceback."""
     return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 class UserError(ValueError):
-    """A mistake the user can put right: shown without a traceback, the exit code is 2.
+    """A mistake that the user can correct: it is shown without a traceback, and the exit code is 2.
 
-    A message may quote a file that somebody else wrote: all but its line ends is made `printable`.
+    A message may quote a file from an unknown source, so that everything but its line ends is made `printable`.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -38,10 +40,10 @@ class UserError(ValueError):
 
 
 class NotBegunError(Exception):
-    """What went wrong before any job began, whatever it is: it is about what was asked for.
+    """Any error that was raised before the first job began, and therefore concerns the command line.
 
     Args:
-        error: that.
+        error: the original error.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -59,12 +61,12 @@ def as_written(value: object) -> str:
 
 
 class ConfigError(UserError):
-    """A configuration field that holds a value it cannot have.
+    """A configuration field with an invalid value.
 
     Args:
-        field: dotted path of the field, as it is written on the command line (``sampling.top_k``).
-        value: what it holds.
-        expected: what it could hold; joined by commas where it is a list of choices.
+        field: dotted path of the field, as on the command line (``sampling.top_k``).
+        value: the invalid value.
+        expected: description of valid values, or a list of choices.
     """
 
     def __init__(self, field: str, value: object, expected: str | Iterable[object]) -> None:
@@ -75,48 +77,49 @@ class ConfigError(UserError):
 
 
 class FileError(UserError):
-    """What is wrong with a file that somebody else wrote: one line, whatever its names hold."""
+    """A problem with a file from an unknown source. The message is a single line, whatever the file contains."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))
 
 
 class InputError(FileError):
-    """A file that cannot be read, or does not hold what it should. Names the file and what is wrong with it."""
+    """A file that cannot be read or has invalid content. The message names the file and what is wrong with it."""
 
 
 class DoesNotFitError(UserError):
-    """A run that needs more memory than the device has."""
+    """A run that needs more memory than the device has available."""
 
 
 class CheckpointError(FileError):
-    """A checkpoint that cannot be read, or does not hold what its model needs. Names the file, and the tensor."""
+    """A checkpoint that cannot be read, or lacks what its model needs. The message names the file and the tensor."""
 
 
 class BadResultError(RuntimeError):
-    """A run that ended and was recorded, but whose numbers mean nothing: the exit code is 1."""
+    """A run that finished and was recorded, but whose results are invalid; the exit code is 1."""
 
 
 class JobError(RuntimeError):
-    """A job that ended without a record of its own, or a sweep not all of whose jobs did well: the exit code is 1."""
+    """A job that ended without a record, or a sweep of which a job failed; the exit code is 1."""
 
 
 class TrackingError(UserError):
-    """A tracking server that cannot be reached, or refuses what it is sent."""
+    """A tracking server that cannot be reached, or that rejects a request."""
 
 
 def first_line(error: object) -> str:
-    """Of what an error says, or a text: libraries append pages of advice. One that says nothing is told by its type."""
+    """Return the first line of an error's message or of a text, as libraries append pages of advice; without a message,
+    the repr."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def in_one_line(error: BaseException) -> str:
-    """Type and first line."""
-    said = str(error).strip()
-    return f"{type(error).__name__}: {first_line(said)}" if said else type(error).__name__
+    """Return the type of an error and the first line of its message."""
+    message = str(error).strip()
+    return f"{type(error).__name__}: {first_line(message)}" if message else type(error).__name__
 
 
 def raised(error: BaseException) -> str:
-    """What was raised, and where."""
+    """Return the repr of an error, and where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{error!r} ({place.filename}:{place.lineno}, in {place.name})"

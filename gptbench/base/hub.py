@@ -1,4 +1,4 @@
-"""Where a checkpoint lies that was named: a folder, or a model in Hugging Face's cache on this machine. No network."""
+"""Finds a checkpoint by a folder or by the name of a model in this machine's Hugging Face cache; uses no network."""
 
 import os
 import re
@@ -7,27 +7,26 @@ from pathlib import Path
 from gptbench.base.errors import CheckpointError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-"""Of a model on the Hugging Face hub, ORGANISATION/NAME, with a revision behind an @."""
+"""Name of a model on the Hugging Face hub, ORGANISATION/NAME, with an optional revision after an @."""
 DEFAULT_REVISION = "main"
 
 
 def expanded(path: str) -> str:
-    """The same with the user's home folder for a `~` at its beginning."""
+    """Return a path with a leading `~` replaced by the user's home folder."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:  # of a user that does not exist
+    except RuntimeError:  # `~name` of a user that does not exist
         return path
 
 
 def find_checkpoint(given: str) -> str:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Args:
-        given: a folder, also one of the cache's own (`models--…`), or the name of a model.
+        given: a folder, which may be one of the cache's (`models--…`), or the name of a model.
 
     Raises:
-        CheckpointError: it is the name of a model that is not in the cache. A folder that is not there is not missed
-            here.
+        CheckpointError: it is the name of a model that is not in the cache. A missing folder is no error here.
     """
     folder = Path(expanded(given))
     if folder.is_dir():
@@ -36,22 +35,23 @@ def find_checkpoint(given: str) -> str:
         return str(folder)
     name, _, revision = given.partition("@")
     cached = cache_folder() / f"models--{name.replace('/', '--')}"
-    if (found := snapshot(cached, revision or DEFAULT_REVISION)) is not None:
-        return str(found)
-    of_revision = f" --revision {revision}" if revision else ""
+    if (files := snapshot(cached, revision or DEFAULT_REVISION)) is not None:
+        return str(files)
+    option = f" --revision {revision}" if revision else ""
     raise CheckpointError(
-        f"model.checkpoint={given}: no such folder, and not in the Hugging Face cache ({cache_folder()}); "
-        f"to get it: hf download {name}{of_revision}; then: gptbench {given}"
+        f"model.checkpoint={given}: no such folder, and no such model in the Hugging Face cache ({cache_folder()}); "
+        f"to download it: hf download {name}{option}; then: gptbench {given}"
     )
 
 
 def is_hub_name(given: str) -> bool:
-    """Whether it looks like the name of a model on the hub, and is no path to something that is there."""
+    """Whether a text looks like the name of a model on the hub, and is not an existing path."""
     return NAME.fullmatch(given) is not None and ".." not in given and not Path(given).exists()
 
 
 def cache_folder() -> Path:
-    """Where the library keeps what it has downloaded, by the variables that it goes by."""
+    """Return the folder of the Hugging Face cache, according to the environment variables that huggingface_hub
+    reads."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if folder := os.environ.get(variable):
             return Path(expanded(folder))
@@ -61,10 +61,10 @@ def cache_folder() -> Path:
 
 
 def snapshot(folder: Path, revision: str) -> Path | None:
-    """In a model's folder in the cache, the files of a revision; None where there are none, or it is no such folder.
+    """Return the folder with the files of a revision in a model's folder of the cache; None if there is none.
 
-    A revision is a commit, or a name that stands for one; where no name was kept, the only commit counts for the
-    default one.
+    A revision is a commit or a name for one. If the cache has no name for the default revision but a single commit,
+    that commit is used.
     """
     snapshots = folder / "snapshots"
     if not folder.name.startswith("models--") or not snapshots.is_dir():
@@ -73,7 +73,7 @@ def snapshot(folder: Path, revision: str) -> Path | None:
         commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         commit = revision
-    if commit and (found := snapshots / commit).is_dir():
-        return found
-    kept = [path for path in snapshots.iterdir() if path.is_dir()]
-    return kept[0] if len(kept) == 1 and revision == DEFAULT_REVISION else None
+    if commit and (files := snapshots / commit).is_dir():
+        return files
+    commits = [path for path in snapshots.iterdir() if path.is_dir()]
+    return commits[0] if len(commits) == 1 and revision == DEFAULT_REVISION else None

@@ -1,21 +1,21 @@
-"""Where the project's own files are."""
+"""Paths of the files that ship with gptbench."""
 
 from pathlib import Path
 
 SELECTOR_HELP = (
-    "a record or a folder with some, the first digits of a run's or a sweep's identity, "
-    "mlflow:FILTER with a filter of MLflow's, a run id of MLflow's, or latest"
+    "a record or a folder of records, the first digits of the identity of a run or a sweep, "
+    "mlflow:FILTER with an MLflow filter, an MLflow run id, or latest"
 )
-"""How a recorded run may be named, wherever a command takes one."""
+"""Description of how to name recorded runs, for the help of commands."""
 
 
 def shipped_folder() -> Path:
-    """What comes with the package beside code: the demo checkpoint."""
+    """Return the folder of the package, in which the demo checkpoint lies beside the code."""
     return Path(__file__).parents[1]
 
 
 def conf_folder() -> Path:
-    """`conf/` of the checkout, or the copy of it that an installed package holds."""
+    """Return `conf/` of the checkout, or its copy in an installed package."""
     package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"

@@ -1,13 +1,12 @@
-"""Takes secrets out of whatever is written: files and the names of folders, MLflow, logs, what is printed.
+"""Hides secrets in everything that is written: files, names of folders, MLflow, logs and printed text.
 
-A secret is: what stands before the `@` of a URI, percent-encoded or not; in a query the value of a key that is called
-like one (`?token=`), and elsewhere that of a field (`password=`, `password: `), an option (`--password`) or a header
-(`Authorization: Bearer`), in JSON within JSON, too; a key of a well-known form (`hf_…`); and what a URI held that
-`remember` was shown, which errors of libraries repeat in parts. `***` takes its place: to repeat a command, fill it in
-again.
+These are secrets: the part of a URI before the `@`, percent-encoded or not; the value of a query's key with a secret's
+name (`?token=`), and of such a field (`password=`, `password: `), option (`--password`) or header (`Authorization:
+Bearer`), even in JSON within JSON; a key of a well-known form (`hf_…`); and the secrets of a URI that was passed to
+`remember`, parts of which libraries repeat in errors. Each is replaced by `***`: to repeat a command, fill it in again.
 
-A URI is split where a careless user would, not as RFC 3986 does: a password may hold slashes, quotes and `@`. Where in
-doubt, more is hidden than need be.
+A URI is split as a careless user would write it, not by RFC 3986: a password may hold slashes, quotes and `@`. In case
+of doubt, more is hidden than necessary.
 """
 
 import re
@@ -17,59 +16,60 @@ from urllib.parse import quote, unquote, unquote_plus
 HIDDEN = "***"
 
 IN_VALUE = r"\S"
-"""Characters of a URI where a text is one value, such as an override."""
+"""Pattern of a URI's characters in a text that is a single value, such as an override."""
 IN_FILE = r'(?:[^\s"<>\\]|\\+[:=,@/()])'
-"""The same in JSON, HTML or whatever else: a URI never takes what ends a string with it."""
+"""Pattern of a URI's characters in JSON, HTML and other files, where a URI ends at the latest with its string."""
 SCHEME = r"\b([A-Za-z][A-Za-z0-9+.-]*)(\\*:)//"
-"""Hydra puts a backslash before a colon."""
+"""Scheme of a URI; Hydra puts a backslash before the colon."""
 
 NAMES = ("password", "passwd", "passphrase", "secret", "credential", "signature", "authorization")
-"""Parts of names of secrets, however these are written."""
+"""Words that mark a name as a secret's wherever they are part of it, in any spelling."""
 SHORT_NAMES = ("token", "pwd", "pass", "sig", "auth")
-"""Their last words: `access_token`, but not `stop_tokens`."""
+"""Words that mark a name as a secret's if they are its last word: `access_token`, but not `stop_tokens`."""
 JOINED_NAMES = ("apikey", "accesskey", "secretkey", "privatekey", "accountkey", "accesstoken", "authtoken")
-"""How they end, without what joins their words: `access_key`, but not `sort_key`."""
+"""Endings that mark a name as a secret's, without what joins its words: `access_key`, but not `sort_key`."""
 QUERY_NAMES = ("key", "sas", "code")
-"""Names that only a query has for secrets."""
+"""Names that are a secret's only in a query."""
 TOKEN_FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|dapi[0-9a-f]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)"
 )
-"""Of Hugging Face, Databricks, GitHub, GitLab, Amazon, Slack and OpenAI; and JSON web tokens."""
+"""Tokens of Hugging Face, Databricks, GitHub, GitLab, Amazon, Slack and OpenAI, and JSON web tokens."""
 QUOTED = r"""'[^']*'|"(?:[^"\\]|\\.)*\""""
 FIELD = re.compile(rf"""(?<![\w.-])([\w.-]{{1,100}})(\\*=)({QUOTED}|[^\s&;,"'<>\\]+)""")
 ENTRY = re.compile(rf"""(?<=['"])([\w.-]{{1,100}})(['"]\s*:\s*)({QUOTED})""")
-"""Of a dict or a JSON object as text."""
+"""Entry of a dict or JSON object as text."""
 NESTED = re.compile(
     r"""(?<!\\)(\\{1,63})(["'])([\w.-]{1,100})\1\2(\s*:\s*)\1\2((?:(?!\2)[^\\]|\\+(?!["'\\]).|\1\\+["'])*)\1\2""",
     re.DOTALL,
 )
-"""Of a JSON object within a string of another one: as many backslashes are before each of its quotes."""
+"""Entry of a JSON object in a string of another one: each of its quotes has the same number of backslashes before
+it."""
 BEARER = r"(?:Bearer|Basic|Digest|Token)\s+"
 WORD = r"""[^\s&;,"'<>\\]+"""
 SECRET_WORD = re.compile(rf"(?:{BEARER})?{WORD}|{QUOTED}")
 LINE = re.compile(r"(?<![\w.-])([\w.-]{1,100}):[ \t]+")
-"""Begins a line of a header or of YAML."""
+"""Name and colon, as in a header or in YAML."""
 OPTION = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{1,100})\s+")
 TOKEN_AFTER = re.compile(r"\b([Bb]earer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{8,}=*")
 ENCODED = re.compile(
     r"""(?:(?<![A-Za-z0-9+.-])|(?<=%[0-9A-Fa-f]{2}))[A-Za-z][A-Za-z0-9+.-]*%(?:25)*3[Aa]%(?:25)*2[Ff][^\s"'<>&\\]+"""
 )
-"""A URI within another one."""
+"""Percent-encoded URI, as within another URI."""
 ONE_SLASH = re.compile(r"""\b(https?\\*:/?)(?!/)([^\s"'<>]+)@""", re.IGNORECASE)
 NO_SCHEME = re.compile(r"""(?<![\w/:@.+*-])[\w.+-]{1,100}:[^\s/:@"'<>\\,]{6,}@(?=[\w\[])""")
-"""A URI that lacks a slash, or what is before them: MLflow refuses it, but it is written down."""
+"""URI without a scheme: MLflow rejects it, but it is still written to records."""
 OVERRIDE = re.compile(r"(?s)([+~]*([\w.@/-]{1,200})=)(.+)")
 
 MIN_CHARACTERS = 6
-"""Of a secret that is looked for wherever it stands alone: shorter ones are words of other things, too."""
+"""Smallest length of a secret that is hidden wherever it appears; shorter ones are common words, too."""
 
 remembered: set[str] = set()
-"""Secrets of this process, and their parts."""
+"""Secrets of this process, and their parts, that `redacted_message` hides."""
 
 
 def redacted(value: Any) -> Any:
-    """The same without secrets: of plain data, each string and each key of it."""
+    """Return a value without secrets; in plain data, every string and every key is redacted."""
     if isinstance(value, str):
         if (override := OVERRIDE.fullmatch(value)) is not None and is_secret(override[2]):
             return f"{override[1]}{HIDDEN}"
@@ -89,12 +89,12 @@ def redacted(value: Any) -> Any:
 
 
 def redacted_text(text: str) -> str:
-    """The same of the text of a file of any kind. JSON and HTML stay what they are."""
+    """Return the text of a file without secrets; JSON and HTML stay valid."""
     return without_secrets(text, IN_FILE)
 
 
 def redacted_message(text: str) -> str:
-    """The same of what people read, such as a traceback: it can hold a part of a URI, torn out of it."""
+    """Return a message for people, such as a traceback, without secrets and without the remembered parts of URIs."""
     for secret in sorted(remembered, key=len, reverse=True):
         if secret in text:
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
@@ -102,7 +102,11 @@ def redacted_message(text: str) -> str:
 
 
 def without_secrets(text: str, character: str) -> str:
-    """The same; `character` is the pattern of what a URI can hold."""
+    """Return the text without secrets.
+
+    Args:
+        character: pattern of one character of a URI.
+    """
     if "://" in text:
         text = re.sub(f"{SCHEME}({character}*)", hidden_uri, text)
     if "%" in text:
@@ -125,17 +129,17 @@ def without_secrets(text: str, character: str) -> str:
 
 
 def hidden_uri(found: re.Match[str]) -> str:
-    """One, and those that follow it without a space."""
+    """Return the replacement for a URI, and for those that follow it without a space."""
     scheme, colon_after, rest = found.groups()
     user, at, rest = rest.rpartition("@")
-    own = re.match(r"[^/?#'),]*", rest)
-    assert own is not None
-    place, rest = own[0], rest[own.end() :]
-    if scheme.lower().startswith("databricks") and place and not at:  # a profile, or scope and key: it can be a token
+    host_and_port = re.match(r"[^/?#'),]*", rest)
+    assert host_and_port is not None
+    place, rest = host_and_port[0], rest[host_and_port.end() :]
+    if scheme.lower().startswith("databricks") and place and not at:  # a profile, or scope and key: may be a token
         place = HIDDEN
     host, colon, port = place.partition(":")
     if colon and host and not at and not re.match(r"\[|.*\$\{", place) and not re.match(r"\d*\W*$|\*", port):
-        place = f"{host}:{HIDDEN}"  # user and password of which the rest was forgotten
+        place = f"{host}:{HIDDEN}"  # a user and a password without a host
     rest = re.sub(r"([?&;#])([^=&;#?]+)=([^&]*)", hidden_query, rest)
     rest = re.sub(f"{SCHEME}({IN_VALUE}*)", hidden_uri, rest)
     return f"{scheme}{colon_after}//{HIDDEN if user else ''}{at}{place}{rest}"
@@ -156,7 +160,7 @@ def hidden_entry(found: re.Match[str]) -> str:
 
 
 def hidden_encoded(found: re.Match[str]) -> str:
-    """A percent-encoded URI, as it would be without that."""
+    """Return the replacement for a percent-encoded URI, which is decoded first."""
     plain = found[0]
     while "%" in plain and (decoded := unquote(plain)) != plain:
         plain = decoded
@@ -172,15 +176,20 @@ def hidden_nested(found: re.Match[str]) -> str:
 
 
 def without_named(text: str, name: re.Pattern[str]) -> str:
-    """The same where a secret follows a name of it. A name that means other things, too, has to be followed by what
-    looks like a token: `unexpected token: end of file` stays."""
+    """Return the text without secrets that follow a secret's name.
+
+    After an ambiguous name, only what looks like a token is hidden: `unexpected token: end of file` stays.
+
+    Args:
+        name: pattern of a name; its first group is the name.
+    """
     parts, end = [], 0
     for found in name.finditer(text):
         value = SECRET_WORD.match(text, found.end())
         if found.start() < end or value is None or value[0] in EMPTY or not is_secret(found[1]):
             continue
         like_token = len(value[0]) >= MIN_CHARACTERS and re.search(r"\d", value[0]) and re.search("[A-Za-z]", value[0])
-        if is_named_so(found[1]) or like_token:
+        if is_unambiguous(found[1]) or like_token:
             mark = value[0][0] if value[0][0] in "'\"" else ""
             parts += [text[end : value.start()], mark, HIDDEN, mark]
             end = value.end()
@@ -188,30 +197,30 @@ def without_named(text: str, name: re.Pattern[str]) -> str:
 
 
 EMPTY = ("null", "None", "true", "false")
-"""What stands where there is no secret, or only whether there is one."""
+"""Values that are no secrets, but only say whether there is one."""
 
 
 def is_secret_option(argument: object) -> bool:
-    """Whether the next argument is a secret."""
+    """Whether an argument is an option whose value, the next argument, is a secret."""
     return isinstance(argument, str) and re.fullmatch(r"--[A-Za-z][\w-]+", argument) is not None and is_secret(argument)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a field is called like something that nobody else should know."""
-    if is_named_so(name):
+    """Whether a name is that of a secret."""
+    if is_unambiguous(name):
         return True
     words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=[A-Z])", name) if word]
     return words[-1:] in ([word] for word in SHORT_NAMES) and words[-2:-1] != ["per"]  # joules_per_token
 
 
-def is_named_so(name: str) -> bool:
-    """Whether that name is of nothing else."""
+def is_unambiguous(name: str) -> bool:
+    """Whether a name can only be that of a secret."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower().rpartition(".")[2])
     return any(part in plain for part in NAMES) or plain.endswith(JOINED_NAMES)
 
 
 def remember(uri: str | None) -> None:
-    """Of a URI that will be used: what is secret in it is taken out of what this process tells."""
+    """Remembers the secrets of a URI that will be used, so that messages of this process hide them."""
     if uri is None:
         return
     scheme, separator, rest = uri.partition("://")
@@ -219,15 +228,15 @@ def remember(uri: str | None) -> None:
         return
     before, at, _ = rest.rpartition("@")
     user, colon, password = before.partition(":")
-    found = [password if colon else user] if at and password != user else []
-    found += [value for key, value in re.findall(r"[?&;#]([^=&;#?]+)=([^&]*)", rest) if is_secret(unquote_plus(key))]
+    secrets = [password if colon else user] if at and password != user else []
+    secrets += [value for key, value in re.findall(r"[?&;#]([^=&;#?]+)=([^&]*)", rest) if is_secret(unquote_plus(key))]
     if scheme.lower().startswith("databricks") and not at:
-        found += [rest]
-    for secret in found:
+        secrets += [rest]
+    for secret in secrets:
         remember_whole(secret)
 
 
 def remember_whole(secret: str) -> None:
-    """The same of a text that is secret, whatever is in it."""
+    """Remembers a text that is a secret as it stands, and its parts."""
     parts = [secret, unquote_plus(secret), *re.split(r"[/?#@:\s'\"]", secret)]
     remembered.update(part for part in parts if len(part) >= MIN_CHARACTERS)

@@ -1,10 +1,10 @@
-"""Standard output and error that can neither fail nor be steered: printing decides over no measurement.
+"""Standard output and error whose writes neither raise nor steer the terminal, so that printing never stops a
+measurement.
 
 A stream may be closed, its reader may be gone (`| head -1`), its disk full, or its terminal closed, at any time and in
-whatever prints: rich, warnings, libraries, Python's own flush at its end. So both are replaced while gptbench runs, in
-one place, by streams whose writes go nowhere once they fail. What would steer a terminal (escape sequences in the name
-of a device, say) is written as text: `\\x1b`; secrets are not written at all.
-"""
+any code that prints: Rich, warnings, libraries, Python's flush at exit. Both streams are therefore replaced while
+gptbench runs by ones that discard writes once a write has failed. Characters that would steer a terminal (such as
+escape sequences in the name of a device) are written as text, `\\x1b`; secrets are hidden."""
 
 import contextlib
 import errno
@@ -19,14 +19,14 @@ from typing import Any, TextIO
 from gptbench.base.redaction import redacted_message
 
 FORMATS = ("text", "md", "csv", "json")
-"""Of tables: text goes to stderr, for people; the others go to stdout in the place of the line of JSON."""
+"""Formats of tables: text goes to stderr, for people; the others replace the line of JSON on stdout."""
 STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Characters that do something else than to appear: of C0 and C1 all but tab and line ends, and what turns the
-direction of writing around. A carriage return stays: bars of libraries draw with it."""
+"""Control characters (C0 and C1, except tab and line ends), and characters that change the direction of text. A
+carriage return stays, as libraries' progress bars use it."""
 
 
 def visible(text: str) -> str:
-    """The text with characters that could steer a terminal as their escapes in Python."""
+    """Return the text with characters that could steer a terminal as Python escapes."""
     return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -34,24 +34,24 @@ class Lasting:
     """A text stream whose writes never raise.
 
     Args:
-        under: the stream that it writes to. Once that fails, its file descriptor leads to the null device, and so does
-            what is still in its buffer.
+        under: the stream that it writes to. Once a write fails, the file descriptor is redirected to the null device,
+            which also takes what is still buffered.
     """
 
     def __init__(self, under: TextIO) -> None:
         self.under = under
         self.failure: OSError | ValueError | None = None
-        """Why it could not be written first."""
+        """The first error raised by a write; None so far."""
 
     def write(self, text: str) -> int:
         text = redacted_message(text)
         try:
             try:
                 self.under.write(text)
-            except UnicodeEncodeError:  # of an encoding that has not all characters, or half of a surrogate pair
+            except UnicodeEncodeError:  # the encoding lacks a character, or half of a surrogate pair
                 encoding = self.under.encoding or "ascii"
                 self.under.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             self.lose(error)
         return len(text)
 
@@ -66,14 +66,14 @@ class Lasting:
             self.lose(error)
 
     def lose(self, error: OSError | ValueError) -> None:
-        """From now on it leads nowhere."""
+        """Notes the error, and redirects the stream to the null device."""
         self.failure = self.failure or error
         with contextlib.suppress(OSError, ValueError):
             lead_nowhere(self.under.fileno())
 
     @property
     def lost_output(self) -> bool:
-        """Whether somebody who waits for it did not get all: not where its reader has gone."""
+        """Whether output is missing that a reader still waits for; not if the reader itself is gone."""
         return isinstance(self.failure, OSError) and self.failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF)
 
     def __getattr__(self, name: str) -> Any:
@@ -81,10 +81,10 @@ class Lasting:
 
 
 class Plain(Lasting):
-    """The same for text that anybody may have written.
+    """A `Lasting` stream for text from any source, which writes control characters as escapes.
 
     Attributes:
-        steered: the stream for who means what steers the terminal.
+        steered: the stream for code that steers the terminal on purpose.
     """
 
     def __init__(self, under: TextIO) -> None:
@@ -98,12 +98,12 @@ class Plain(Lasting):
 
 @contextlib.contextmanager
 def lasting() -> Iterator[Plain]:
-    """Replaces standard output and error for a while, and flushes them at its end. Gives standard output."""
+    """Replaces standard output and error within the context, and flushes them at its end. Yields standard output."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, Plain) and isinstance(sys.stderr, Plain):
         yield sys.stdout
         return
-    # A file that is opened next would otherwise get the number of a stream that is closed, and what C code prints.
+    # Otherwise the next file that is opened would get a closed stream's descriptor, and receive what C code prints.
     for number in range(3):
         with contextlib.suppress(OSError):
             if is_closed(number):
@@ -119,12 +119,12 @@ def lasting() -> Iterator[Plain]:
 
 
 def nowhere() -> TextIO:
-    """In place of a stream that Python found closed when it started."""
+    """Return a stream to the null device, in place of one that was closed when Python started."""
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def is_closed(number: int) -> bool:
-    """Whether a file descriptor is."""
+    """Whether a file descriptor is closed."""
     try:
         os.fstat(number)
     except OSError:
@@ -133,7 +133,7 @@ def is_closed(number: int) -> bool:
 
 
 def lead_nowhere(number: int) -> None:
-    """Makes a file descriptor the null device's."""
+    """Redirects a file descriptor to the null device."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != number:
         os.dup2(null, number)
@@ -141,6 +141,6 @@ def lead_nowhere(number: int) -> None:
 
 
 def outlive_terminal() -> None:
-    """A terminal that is closed ends no measurement; a SIGHUP that is ignored already, as under nohup, stays so."""
+    """Keeps the process running when its terminal is closed; SIGHUP stays ignored if it already is, as under nohup."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: None)

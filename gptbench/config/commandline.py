@@ -1,8 +1,8 @@
-"""What people type, as Hydra takes it.
+"""Prepares the command line that a user types for Hydra.
 
-Hydra's grammar makes numbers, lists and functions of values. A field that holds text, such as a prompt or a path, is to
-get the very text that was typed: it is quoted here, where the grammar would make anything else of it. A model may be a
-folder, or the name of one in Hugging Face's cache.
+Hydra's grammar turns values into numbers, lists and functions. A field that holds text, such as a prompt or a path,
+gets exactly the text that was typed: text that the grammar would change is quoted here. A model may also be given as a
+folder, or as the name of a model in the Hugging Face cache.
 """
 
 import argparse
@@ -38,30 +38,30 @@ COMMANDS = {
     "sync": "gptbench.commands.sync:sync_command",
     "cache": "gptbench.commands.cache:cache_command",
 }
-"""By name, the function that runs a command; its module is imported when it is asked for."""
+"""Names of commands, mapped to the function that runs each; its module is imported when the command is run."""
 MULTIRUN = ("-m", "--multirun")
 QUIET = ("--quiet", "-q")
 DRY_RUN = ("--dry-run",)
 FORMAT = "--format"
-"""Options of ours for which Hydra knows no name."""
+"""Options that gptbench adds to Hydra's."""
 
 
 class CommandLineError(UserError):
-    """A command line that says nothing that can be done."""
+    """A command line that cannot be understood."""
 
 
 class Parser(argparse.ArgumentParser):
-    """One that raises where another ends the process."""
+    """An ArgumentParser that raises CommandLineError instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(message)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options, with their values, and overrides, in whatever order they were typed.
+    """Return the options with their values, and the overrides, of arguments in any order.
 
     Raises:
-        CommandLineError: there is no such option, or it lacks its value.
+        CommandLineError: an option does not exist or lacks its value.
     """
     parser = Parser(add_help=False, allow_abbrev=True)
     names: list[str] = []
@@ -72,14 +72,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             parser.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs)
     parser.add_argument("overrides", nargs="*")
-    found, unknown = parser.parse_known_intermixed_args(list(arguments))
+    known, unknown = parser.parse_known_intermixed_args(list(arguments))
     wrong = [argument for argument in unknown if argument.startswith("-")]
     if wrong:
         name = wrong[0].partition("=")[0]
         raise CommandLineError(
             f"{wrong[0]}: no such option{did_you_mean(name, [*names, *QUIET, *DRY_RUN, FORMAT, OPTION])}"
         )
-    overrides = [*found.overrides, *(argument for argument in unknown if argument not in wrong)]
+    overrides = [*known.overrides, *(argument for argument in unknown if argument not in wrong)]
     left, options = list(overrides), []
     for argument in arguments:
         if left and argument == left[0]:
@@ -90,70 +90,71 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def typed(arguments: Sequence[str]) -> list[str]:
-    """A command line of a run or a sweep as Hydra takes it: options, then overrides.
+    """Return the command line of a run or a sweep as Hydra has to read it: options, then overrides.
 
     Raises:
-        CommandLineError: an option or an override is none.
+        CommandLineError: an argument is neither an option nor an override.
     """
     arguments, quiet = without_quiet(arguments)
     options, overrides = split(arguments)
     sweep = any(option in MULTIRUN for option in options)
-    prepared_ones = prepared(overrides, sweep, config_dir_of(options))
-    return [*options, *prepared_ones, *(["quiet=true"] if quiet else [])]
+    prepared_overrides = prepared(overrides, sweep, config_dir_of(options))
+    return [*options, *prepared_overrides, *(["quiet=true"] if quiet else [])]
 
 
 def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The same without `--quiet`, and whether that was there."""
+    """Return the arguments without `--quiet`, and whether it was among them."""
     return without_options(arguments, QUIET)
 
 
 def without_options(arguments: Sequence[str], names: Collection[str]) -> tuple[list[str], bool]:
-    """The same without options that take no value, and whether one of them was there."""
+    """Return the arguments without the named options, which take no value, and whether one was among them."""
     left = [argument for argument in arguments if argument not in names]
     return left, len(left) < len(arguments)
 
 
 def without_format(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """The same without `--format`, and its value; None where it is not there.
+    """Return the arguments without `--format`, and its value, or None if it is not among them.
 
     Raises:
-        CommandLineError: it has no value, or none that is a format.
+        CommandLineError: it has no value, or one that is not a format.
     """
-    left, found = [], None
+    left, chosen = [], None
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name != FORMAT:
             left.append(argument)
             continue
-        found = value if equals else next(rest, "")
-        if found not in FORMATS:
-            raise CommandLineError(f"{FORMAT}={found}: expected one of {', '.join(FORMATS)}")
-    return left, found
+        chosen = value if equals else next(rest, "")
+        if chosen not in FORMATS:
+            raise CommandLineError(f"{FORMAT}={chosen}: expected one of {', '.join(FORMATS)}")
+    return left, chosen
 
 
 def config_dir_of(options: Sequence[str]) -> str | None:
-    """The folder of configurations of the user's own, if one is named."""
-    found, _ = private.arguments_parser().parse_known_args(list(options))
-    given: str | None = found.config_dir
-    return given
+    """Return the folder of the user's configurations, or None if `--config-dir` is not given."""
+    known, _ = private.arguments_parser().parse_known_args(list(options))
+    folder: str | None = known.config_dir
+    return folder
 
 
 def prepared(overrides: Sequence[str], sweep: bool = False, config_dir: str | None = None) -> list[str]:
-    """The same as Hydra takes them.
+    """Return the overrides as Hydra has to read them.
 
     Args:
-        sweep: whether a comma stands between values of several jobs.
-        config_dir: folder with configurations of the user's own.
+        sweep: whether a comma separates the values of several jobs.
+        config_dir: folder of the user's configurations.
 
     Raises:
-        CommandLineError: one is no override, and no checkpoint.
+        CommandLineError: one is neither an override nor a checkpoint.
     """
     taken = []
-    for given in overrides:
-        override = current_override(given)
-        if override != given:
-            print(f"gptbench: {given}: is called {override} now; the next version knows only that", file=sys.stderr)
+    for typed_override in overrides:
+        override = current_override(typed_override)
+        if override != typed_override:
+            note = f"renamed to {override}; the next version accepts only the new name"
+            print(f"gptbench: {typed_override}: {note}", file=sys.stderr)
         key, equals, value = override.partition("=")
         if key.startswith("~") and not is_checkpoint(override):
             taken.append(override)
@@ -171,7 +172,7 @@ def prepared(overrides: Sequence[str], sweep: bool = False, config_dir: str | No
 
 
 def models(value: str, sweep: bool, config_dir: str | None) -> list[str]:
-    """Overrides for `model=`, of options and checkpoints."""
+    """Return the overrides for a value of `model=` that names options and checkpoints."""
     parts = separated(value) if sweep and not FUNCTION.fullmatch(value) else [value]
     names = [unquoted(part) for part in parts]
     options = [is_option("model", name, config_dir) or not is_checkpoint(name) for name in names]
@@ -179,7 +180,7 @@ def models(value: str, sweep: bool, config_dir: str | None) -> list[str]:
         return [f"model={value}"]
     if len(parts) == 1:
         return ["model=auto", f"model.checkpoint={plain_text(expanded(names[0]))}"]
-    # Of a sweep: options as they are, checkpoints in quotes (see `gptbench.sweep.space`).
+    # In a sweep, options stay as they are and checkpoints are quoted (see `gptbench.sweep.space`).
     return ["model=" + ",".join(name if known else quoted(name) for name, known in zip(names, options, strict=True))]
 
 
@@ -190,7 +191,7 @@ def is_option(group: str, name: str, config_dir: str | None) -> bool:
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether it is meant as one: a path, the name of a model on the hub, or a folder that holds one."""
+    """Whether a name means a checkpoint: a path, the name of a model on the hub, or a folder that holds one."""
     if not name or "\0" in name or "=" in name.partition("/")[0] or name in ("null", "???"):
         return False
     if name.startswith(("/", "./", "../", "~/")) or name in (".", "..", "~") or is_hub_name(name):
@@ -200,7 +201,7 @@ def is_checkpoint(name: str) -> bool:
 
 
 def did_you_mean(name: str, choices: Collection[str], value: str = "") -> str:
-    """`; did you mean X?` for the choice that is most like it, with a value behind that; empty where none is."""
+    """Return `; did you mean X?` for the most similar choice, followed by a value; empty if no choice is similar."""
     if (known := ALIASES.get(name)) in choices:
         return f"; did you mean {known}{value}?"
     near = difflib.get_close_matches(name, choices, 1, 0.6)
@@ -208,22 +209,22 @@ def did_you_mean(name: str, choices: Collection[str], value: str = "") -> str:
 
 
 def no_override(argument: str, config_dir: str | None) -> str:
-    """Message for an argument that says nothing."""
+    """Return the message for an argument that is neither an option, an override nor a checkpoint."""
     word = argument.partition("=")[0]
     options = [path.stem for path in sorted((conf_folder() / "model").glob("*.yaml"))]
     if is_option("model", argument, config_dir):
         return f"{argument}: did you mean model={argument}?"
     if "=" in argument:
-        return f"{argument}: expected FIELD=VALUE, and {word!r} is no field's name"
+        return f"{argument}: expected FIELD=VALUE, but {word!r} is not the name of a field"
     leaves = [f"{name}=…" for name in field_types() if name.rpartition(".")[2] == word]
     if (said := checkpoint_hint(argument)) is not None:
         return f"{argument}: {said}"
     if word in ("help", "usage", "?"):
-        return f"{argument}: no command; gptbench --help says what there is, and gptbench COMMAND --help what it takes"
+        return f"{argument}: no such command; gptbench --help lists the commands, gptbench COMMAND --help its options"
     near = f"; did you mean {leaves[0]}?" if leaves else did_you_mean(word, COMMANDS)
     near = near or did_you_mean(word, options).replace("you mean ", "you mean model=")
     return f"{argument}: expected a command ({', '.join(COMMANDS)}), FIELD=VALUE, or the folder of a checkpoint{near}"
 
 
 ALIASES = {"gpu": "cuda", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
-"""What people call choices of ours."""
+"""Common other names of choices, mapped to the names used here."""

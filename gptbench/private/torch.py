@@ -1,17 +1,17 @@
-"""What gptbench relies on of torch beyond what torch promises to keep.
+"""Private parts of torch that gptbench relies on.
 
-- Dynamo calls back when it compiles (`compile_callbacks`), and keeps seconds of its stages and counts of cache hits
-  under names of its own (`compile_seconds`, `cache_counts`, `KERNELS` to `CACHE_COUNTERS`).
-- Inductor's cache is a folder that torch tells (`cache_folder`) and replaces for a while (`fresh_cache`); it makes
-  libraries under locks in its folder ``locks``, and looks for precompiled headers in one place only
+- Dynamo runs callbacks when it compiles (`compile_callbacks`), and records the seconds of its stages and the number of
+  cache hits under private names (`compile_seconds`, `cache_counts`, `KERNELS` to `CACHE_COUNTERS`).
+- torch knows the folder of Inductor's cache (`cache_folder`) and can replace it temporarily (`fresh_cache`). Inductor
+  builds libraries under locks in its folder ``locks``, and looks for precompiled headers in a single place
   (`headers_folder`).
-- Inductor's settings can be listed (`options`), and its compiler for C++ and vector instructions be asked for.
+- Inductor's settings (`options`), C++ compiler and vector instructions can be queried.
 - Its kernels are loaded by one function, whose autotuner takes a list of sizes (`kernels_loaded_by`, `tuned_by`).
-- Sizes can be marked as open and tensors as staying where they are (`mark_dynamic`, `mark_static`).
-- The profiler's names for kernels, launches and compiled graphs (`ON_GPU` to `NOT_OPERATIONS`).
-- While it is imported, Inductor counts GPUs, through NVML if a variable says so (`ASK_NVML`).
+- Sizes can be marked as dynamic and tensors as having a static address (`mark_dynamic`, `mark_static`).
+- The profiler has names for kernels, launches and compiled graphs (`ON_GPU` to `NOT_OPERATIONS`).
+- While it is imported, Inductor counts GPUs, through NVML if an environment variable says so (`ASK_NVML`).
 
-Nothing is imported with this module, which Inductor's compile workers load, too.
+This module imports nothing large, as Inductor's compile workers load it, too.
 """
 
 import contextlib
@@ -26,72 +26,75 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPILER = "torch._inductor.compile_fx"
-"""What `torch.compile` imports at its first call; it takes about a second."""
+"""Module that `torch.compile` imports at its first call, which takes about a second."""
 ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
-"""Variable by which torch asks NVML for GPUs: asked through CUDA, no process forked later could use one."""
+"""Environment variable that makes torch ask NVML for GPUs; after asking CUDA, no forked process could use a GPU."""
 
 GRAPHS, INDUCTOR = "_compile.compile_inner", "compile_fx_inner"
-"""Stages of compiling a graph, under torch's names: all of it, and what is Inductor's."""
+"""torch's names for stages of compiling a graph: the whole compilation, and Inductor's part of it."""
 KERNELS = ("async_compile.wait", "async_compile.precompile")
-"""Waiting for kernels to be compiled."""
+"""Stages that wait for kernels to be compiled."""
 TUNING = ("CachingAutotuner.benchmark_all_configs", "CachingAutotuner.coordinate_descent_tuning")
-"""Measuring block sizes."""
+"""Stages that time block sizes."""
 LOADING = ("AOTAutogradCache.inductor_load",)
-"""Loading what was compiled before."""
+"""Stages that load previously compiled code."""
 CACHE_COUNTERS = ("fxgraph_cache_hit", "fxgraph_cache_miss", "fxgraph_cache_bypass")
+"""Names of Inductor's counters of its graph cache."""
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-"""The profiler's categories of what keeps a GPU busy."""
+"""The profiler's categories for work on a GPU."""
 LAUNCHING = ("cuda_runtime", "cuda_driver")
-"""Those of the calls that launch it. All kernels of a CUDA graph have the correlation of the graph's launch."""
+"""The profiler's categories for calls that launch such work. All kernels of a CUDA graph have the correlation of the
+graph's launch."""
 OPERATION = "cpu_op"
-"""That of an operation of torch on the host."""
+"""The profiler's category for an operation of torch on the host."""
 COMPILED = "## Call CompiledFxGraph "
-"""How the name of a call of a compiled graph begins."""
+"""Beginning of the name of a call of a compiled graph."""
 NOT_OPERATIONS = (
     "TorchDynamo Cache Lookup",
     "Torch-Compiled Region",
     "Pregraph bytecode",
     "AOTDispatcher Runtime Wrapper Prologue",
 )
-"""What torch.compile does around a compiled graph on the host."""
+"""Names of what torch.compile does around a compiled graph on the host."""
 
 
 def import_compiler() -> None:
-    """Imports what `torch.compile` needs. Raises ImportError."""
+    """Imports the module that `torch.compile` needs. Raises ImportError."""
     importlib.import_module(COMPILER)
 
 
 def compile_callbacks() -> Any:
-    """Has `register_start_callback` and `remove_start_callback`, for what is called when a graph is compiled or a CUDA
-    graph is recorded. Raises UserError."""
+    """Return the object whose `register_start_callback` and `remove_start_callback` manage functions that are called
+    when a graph is compiled or a CUDA graph is recorded. Raises UserError."""
     return part("torch._dynamo.callback", "callback_handler")
 
 
 def compile_seconds() -> dict[str, float]:
-    """Of this process so far, by stage. Stages hold each other. Raises UserError."""
+    """Return the seconds that this process has compiled so far, by stage; stages are nested. Raises UserError."""
     metrics = part("torch._dynamo.utils", "compilation_time_metrics")
     return {name: sum(seconds) for name, seconds in metrics.items()}
 
 
 def cache_counts() -> dict[str, int]:
-    """Of this process so far: `CACHE_COUNTERS`. Raises UserError."""
+    """Return the values of `CACHE_COUNTERS` in this process so far. Raises UserError."""
     counters = part("torch._dynamo.utils", "counters")["inductor"]
     return {name: counters[name] for name in CACHE_COUNTERS}
 
 
 def fresh_cache() -> contextlib.AbstractContextManager[Any]:
-    """Within it, Inductor's and Triton's caches are empty folders. Raises UserError."""
+    """Return a context in which the caches of Inductor and Triton are empty folders. Raises UserError."""
     return part("torch._inductor.utils", "fresh_cache")()
 
 
 def cache_folder() -> Path:
-    """Inductor's, which is made. Raises OSError where it cannot be, and UserError."""
+    """Return the folder of Inductor's cache, which is created. Raises OSError if it cannot be created, and
+    UserError."""
     return Path(part("torch._inductor.runtime.cache_dir_utils", "cache_dir")())
 
 
 def headers_folder() -> Path:
-    """Where Inductor keeps precompiled headers, wherever its cache is. Raises UserError."""
+    """Return the folder of Inductor's precompiled headers, which is not in its cache. Raises UserError."""
     return Path(part("torch._inductor.runtime.cache_dir_utils", "default_cache_dir")(), "precompiled_headers")
 
 
@@ -103,22 +106,22 @@ NEEDED = (
     ("torch._dynamo", "maybe_mark_dynamic"),
     ("torch._dynamo", "mark_static_address"),
 )
-"""Module and name of what compiling cannot do without."""
+"""Module and name of each part that compiling needs."""
 
 
 def require_compiler() -> None:
-    """Raises UserError where one of `NEEDED` is missing."""
+    """Raises UserError if one of `NEEDED` is missing."""
     for module, name in NEEDED:
         part(module, name)
 
 
 def options() -> list[str]:
-    """Names of Inductor's settings. Raises UserError."""
+    """Return the names of Inductor's settings. Raises UserError."""
     return part("torch._inductor", "list_options")()
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that Inductor takes, or None if there is none. Raises UserError."""
+    """Return the C++ compiler that Inductor uses, or None if there is none. Raises UserError."""
     try:
         return str(part("torch._inductor.cpp_builder", "get_cpp_compiler")())
     except part("torch._inductor.exc", "InvalidCxxCompiler"):
@@ -126,8 +129,8 @@ def cpp_compiler() -> str | None:
 
 
 def vector_instructions() -> tuple[Any, list[Any], set[str]]:
-    """Inductor's settings for C++, the sets of vector instructions that it knows, the best first, and the names of what
-    this processor has. Raises UserError."""
+    """Return Inductor's settings for C++, the vector instruction sets that it supports, best first, and the names of
+    those that this processor has. Raises UserError."""
     return (
         part("torch._inductor", "config").cpp,
         part("torch._inductor.cpu_vec_isa", "supported_vec_isa_list"),
@@ -141,32 +144,32 @@ def start_workers() -> None:
 
 
 def mark_dynamic(tensor: "Tensor", dim: int) -> None:
-    """Tells the compiler to leave the size of a dimension open where it can."""
+    """Marks the size of a dimension as dynamic, which the compiler may ignore."""
     import torch
 
     torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 def mark_static(tensor: "Tensor") -> None:
-    """Tells the compiler that a tensor stays where it is in memory."""
+    """Marks the address of a tensor as static."""
     import torch
 
     torch._dynamo.mark_static_address(tensor)
 
 
 def in_memory(x: "Tensor") -> "Tensor":
-    """The same tensor; for compiled code alone, which then makes it exist in memory before it is used."""
+    """Return the tensor itself; in compiled code, this forces it to be materialised in memory before it is used."""
     from torch._inductor.inductor_prims import force_stride_order
 
     return force_stride_order(x, x.stride())
 
 
 LOADER = "_load_triton_kernel_from_source"
-"""Inductor's function that makes a kernel of its source, here and in its workers."""
+"""Inductor's function that builds a kernel from its source, here and in its compile workers."""
 
 
 def can_replace_loader() -> bool:
-    """Whether this version of torch has what `kernels_loaded_by` and `tuned_by` replace."""
+    """Whether this version of torch has the functions that `kernels_loaded_by` and `tuned_by` replace."""
     needed = {
         "async_compile": (LOADER, "CompiledTritonKernels"),
         "codecache": (LOADER,),
@@ -182,13 +185,14 @@ def can_replace_loader() -> bool:
 
 @contextlib.contextmanager
 def kernels_loaded_by(load: Callable[[str, str], Any]) -> Iterator[None]:
-    """Within it, kernels are made of name and source by this function; workers get it by its name."""
+    """Within the context, kernels are built by this function, from name and source; compile workers import it by its
+    name."""
     from torch._inductor import async_compile
 
     compiler: Any = async_compile
     before = getattr(compiler, LOADER)
     setattr(compiler, LOADER, load)
-    # Where a kernel could not be compiled, others are left behind, under the name that they have in either mode.
+    # After a kernel that could not be compiled, others stay cached, under the same names in either mode.
     compiler.CompiledTritonKernels.cache_clear()
     try:
         yield
@@ -198,7 +202,7 @@ def kernels_loaded_by(load: Callable[[str, str], Any]) -> Iterator[None]:
 
 
 def load_kernel(name: str, source: str) -> Any:
-    """What Inductor itself does with name and source."""
+    """Return the kernel that Inductor itself builds from name and source."""
     from torch._inductor import codecache
 
     return getattr(codecache, LOADER)(name, source)
@@ -206,11 +210,11 @@ def load_kernel(name: str, source: str) -> Any:
 
 @contextlib.contextmanager
 def tuned_by(choose: Callable[..., tuple[list[Any], dict[str, Any]]]) -> Iterator[None]:
-    """Within it, the autotuner of a kernel that is loaded gets other sizes to try.
+    """Within the context, the autotuner of a kernel that is loaded tries other sizes.
 
     Args:
-        choose: takes the sizes of the kernel's dimensions, Inductor's own configurations, and, by name, what else its
-            autotuner gets; gives configurations and that back, changed.
+        choose: takes the sizes of the kernel's dimensions, Inductor's configurations, and the autotuner's keyword
+            arguments; returns configurations and keyword arguments for the autotuner.
     """
     from torch._inductor.runtime import triton_heuristics
 
@@ -229,21 +233,21 @@ def tuned_by(choose: Callable[..., tuple[list[Any], dict[str, Any]]]) -> Iterato
 
 
 def configuration(sizes: dict[str, int], warps: int) -> Any:
-    """Sizes for the autotuner to try."""
+    """Return a configuration for the autotuner: block sizes and number of warps."""
     from torch._inductor.runtime.triton_heuristics import InductorConfig
 
     return InductorConfig(sizes, num_warps=warps, num_stages=1)
 
 
 def is_reduction(heuristic: Any) -> bool:
-    """Whether a kernel's kind, as the autotuner gets it, is a reduction."""
+    """Whether a kernel's heuristic type, which the autotuner gets, is a reduction."""
     from torch._inductor.runtime.hints import HeuristicType
 
     return heuristic is HeuristicType.REDUCTION
 
 
 def reads_rows(hint: Any) -> bool | None:
-    """Whether a reduction, by its hint, reads rows that lie one after the other; None where Inductor cannot tell."""
+    """Whether a reduction reads contiguous rows, according to its hint; None if Inductor does not know."""
     from torch._inductor.runtime.hints import ReductionHint
 
     return True if hint is ReductionHint.INNER else None if hint is ReductionHint.DEFAULT else False

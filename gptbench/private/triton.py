@@ -1,11 +1,12 @@
-"""What gptbench relies on of Triton beyond what Triton promises to keep.
+"""Private parts of Triton that gptbench relies on.
 
-- ``knobs.compilation.listener`` is called for each kernel that is compiled or found in a cache, with ``times`` and
+- ``knobs.compilation.listener`` is called for each kernel that is compiled or read from a cache, with ``times`` and
   ``cache_hit`` (`compile_switches`).
 - ``knobs.cache.dir`` is the folder of its cache (`cache_folder`), in which ``__grp__NAME.json`` lists the files of one
-  kernel by whole paths under ``child_paths``; what no such file lists is compiled again (`groups_in`, `group_in`).
+  kernel by absolute paths under ``child_paths``; a kernel without such a file is compiled again (`groups_in`,
+  `group_in`).
 
-Kernels themselves (`gptbench.kernels`, which imports nothing of gptbench) rely on ``knobs.runtime.interpret``,
+The kernels (`gptbench.kernels`, which imports nothing from the rest of gptbench) rely on ``knobs.runtime.interpret``,
 ``AsyncCompileMode`` and the launch option ``launch_pdl`` with its ``gdc_`` instructions.
 """
 
@@ -19,43 +20,47 @@ from gptbench.base.errors import UserError
 from gptbench.private import part, version
 
 GROUP = "__grp__"
-"""Begins the name of a file in which Triton lists the files of one kernel."""
+"""Prefix of the name of a file in which Triton lists the files of one kernel."""
 
 
 def compile_switches() -> Any:
-    """Triton's switches for compiling, or None where there is no Triton. Raises UserError where it has none that can
-    be listened to."""
+    """Return Triton's settings for compiling, or None if Triton is not installed.
+
+    Raises:
+        UserError: they have no listener.
+    """
     if importlib.util.find_spec("triton") is None:
         return None
     switches = part("triton.knobs", "compilation")
     if not hasattr(switches, "listener"):
         raise UserError(
-            f"triton {version('triton')} has no knobs.compilation.listener: whether a sample has compiled a kernel "
-            "cannot be known (gptbench's constraints.txt names a version that has it)"
+            f"triton {version('triton')} has no knobs.compilation.listener, without which gptbench cannot know "
+            "whether a sample compiled a kernel (gptbench's constraints.txt names a version that has it)"
         )
     return switches
 
 
 def cache_folder() -> Path:
-    """Of Triton's own cache. Raises UserError where there is no Triton, or it cannot be asked."""
+    """Return the folder of Triton's cache. Raises UserError if Triton is not installed, or has no such setting."""
     return Path(part("triton.knobs", "cache").dir).absolute()
 
 
 def groups_in(folder: Path) -> Iterable[Path]:
-    """Files in a folder of Triton's cache that list the files of its kernels."""
+    """Return the files in a folder of Triton's cache that list the files of a kernel."""
     return folder.glob(f"{GROUP}*.json")
 
 
 def is_group(name: str) -> bool:
-    """Whether a file of that name, or path, lists the files of a kernel."""
+    """Whether a name or path is that of a file that lists the files of a kernel."""
     return name.rpartition("/")[2].startswith(GROUP)
 
 
 def group_in(folder: Path, content: bytes) -> bytes | None:
-    """A group's content with its files in a folder; None if it is no group, or one of its files is not there."""
+    """Return the content of a group's file with its paths moved to a folder; None if it is not valid, or lacks a
+    file."""
     try:
         paths = {key: folder / Path(path).name for key, path in json.loads(content)["child_paths"].items()}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
-    found = {key: str(path) for key, path in paths.items() if path.is_file()}
-    return json.dumps({"child_paths": found}).encode() if found.keys() == paths.keys() else None
+    existing = {key: str(path) for key, path in paths.items() if path.is_file()}
+    return json.dumps({"child_paths": existing}).encode() if existing.keys() == paths.keys() else None
