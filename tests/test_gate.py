@@ -685,7 +685,7 @@ def test_what_is_worse_is_measured_again_and_all_its_runs_count(
     left = measures(monkeypatch, *outcomes)
     assert gate_command(["--baseline", file, *arguments]) == worse
     printed = capsys.readouterr()
-    assert not left and "what is worse is measured again" in printed.err
+    assert not left and "measuring rows again that are worse" in printed.err
     cleared = f"{ROW} tpot_p50_s: not worse with the runs of both times; at first slower"
     assert (cleared in printed.err) != worse
     told = json.loads(printed.out.splitlines()[-1])
@@ -785,7 +785,7 @@ def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for code, told in (
         ("print('{}'); exit(3)", "exit code 3"),
         ("print('x'); print('{\"reason\": \"no memory\"}'); exit(1)", "no memory"),
-        ("print('[1]')", "it told of no record"),
+        ("print('[1]')", "its output names no record"),
     ):
         stand_in.write_text(f"#!{sys.executable}\n{code}\n")
         stand_in.chmod(0o700)

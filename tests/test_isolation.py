@@ -85,8 +85,8 @@ def test_it_gives_the_value_of_another_process() -> None:
         ("SIGTERM", "its process was killed by SIGTERM"),
         ("SIGABRT", "its process was killed by SIGABRT"),
         ("segfault", "its process was killed by SIGSEGV"),
-        ("exit", "its process ended with exit code 3 and told nothing"),
-        ("raise", "its process ended with exit code 1 and told nothing"),
+        ("exit", "its process ended with exit code 3 and without a result"),
+        ("raise", "its process ended with exit code 1 and without a result"),
     ],
 )
 def test_a_death_is_told_and_the_next_one_lives(how: str, told: str) -> None:

@@ -56,7 +56,7 @@ def test_ray_runs_jobs_side_by_side_and_one_that_is_killed_costs_no_other(warm: 
     (record,) = sweeps(folder)
     assert Counter(job.status for job in record.jobs) == {"recorded": 1, "failed": 1}
     (failed,) = (job for job in record.jobs if job.status == "failed")
-    assert (failed.cause, failed.reason) == ("killed", "its process ended without a record of it")
+    assert (failed.cause, failed.reason) == ("killed", "its process ended without a record")
     assert len(set(process_ids(folder))) == 2, "each job had a process of its own"
     (parent,), children = runs(folder)
     assert parent.info.status == "FAILED"

@@ -1,1 +1,1 @@
-"""From a configuration to a record: one run, one job of a sweep, two configurations interleaved."""
+"""From a configuration to a record: single runs, jobs of sweeps, and interleaved measurements of two configurations."""

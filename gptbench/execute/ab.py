@@ -1,4 +1,9 @@
-"""Two configurations measured in turns, in one process.
+"""Measures two configurations interleaved, in one process.
+
+A round makes both engines, one after the other, and alternates their samples for as long as making them took. The next
+round makes new engines, so that what distinguishes a pair of engines apart from their configurations, such as the
+addresses of their weights, varies between rounds. To that end, which one is made first, and how much memory is
+allocated before each, is random: allocators are deterministic, and return the same addresses in the same order.
 
 A round makes both engines, one after the other, and lets their samples alternate for as long as making them took. The
 next round makes them anew: what a pair of engines differs by that is not their configuration, such as where their
@@ -40,29 +45,29 @@ from gptbench.schema.summary import log_ratios
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 MIN_ROUNDS = 6
-"""Of an interval that counts."""
+"""Minimum number of rounds for an interval."""
 ENDING_ROUNDS = MIN_ROUNDS + 1
-"""After which it may end at the earliest: the interval must be narrow enough after two rounds in a row. Whoever looks
-again and again would else see it narrow by chance too often."""
+"""Minimum number of rounds after which the measurement may end: the interval must be narrow enough after two rounds in
+a row, because repeated looks would too often find it narrow by chance."""
 MIN_BLOCKS = 2
-"""Of a round."""
+"""Minimum number of blocks in a round."""
 MAX_SHIFT_BYTES = 2**29
 MAX_SHIFT_SHARE = 0.02
-"""Memory that is taken before an engine is made, at most: bytes, and share of what is free."""
+"""Maximum memory that is allocated before an engine is made: bytes, and share of the free memory."""
 LEFT_OUT = {"engine.fresh_cache": "false", "engine.measure_warm_start": "false"}
-"""What a configuration may ask for that has no place here: compile times are a single run's."""
+"""Overrides that turn off what does not apply here: compile times are measured by single runs."""
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """When it is enough."""
+    """When the measurement ends."""
 
     half_width: float
-    """Of the interval around the ratio of decode tokens/s."""
+    """Half width of the interval around the ratio of decode tokens/s that is narrow enough."""
     budget_s: float
-    """Seconds for all rounds, with making the engines. One round there is in any case."""
+    """Seconds for all rounds, including making the engines. There is always at least one round."""
     margin: float
-    """Ratios nearer to 1 are no verdict: a share."""
+    """Smallest relative difference that gets a verdict (0.01 is 1%)."""
 
     def __post_init__(self) -> None:
         for name in ("half_width", "budget_s"):
@@ -74,28 +79,29 @@ class StoppingRule:
 
 @dataclass
 class RequestedSide:
-    """A side, as it was asked for."""
+    """One side as it was requested."""
 
     overrides: list[str]
     asked: Config
-    """What is recorded of it."""
+    """Configuration as it was given, which is recorded."""
     config: Config
     """The same with its prompt as tokens."""
 
     @property
     def recorded(self) -> dict[str, Any]:
+        """Configuration as it is recorded."""
         return as_recorded(self.asked, self.config)
 
-    def with_engine(self, tell: Callable[[str], None]) -> "RequestedSide":
-        """The same with the engine that `engine=auto` stands for here, which is told."""
-        return replace(self, config=with_engine(self.config, DeviceGroup.of(self.config.device), tell)[0])
+    def with_engine(self, report: Callable[[str], None]) -> "RequestedSide":
+        """Return the side with the engine that `engine=auto` selects here, which is reported."""
+        return replace(self, config=with_engine(self.config, DeviceGroup.of(self.config.device), report)[0])
 
 
 def read(overrides: list[str], composed: DictConfig) -> RequestedSide:
-    """Validates a side.
+    """Return a validated side.
 
     Raises:
-        UserError: it cannot be, or measures something beside speed.
+        UserError: the configuration is invalid, or measures something beside speed.
     """
     asked = load(composed, overrides)
     check_folder("outputs", asked.outputs)
@@ -109,7 +115,7 @@ class PreparedSide:
     """A side that is ready to be sampled.
 
     Raises:
-        UserError: it cannot run here, or does not fit beside what is there already.
+        UserError: it cannot run here, or does not fit beside what is in memory already.
     """
 
     def __init__(
@@ -117,8 +123,8 @@ class PreparedSide:
     ) -> None:
         devices = DeviceGroup.of(asked.config.device)
         self.device = devices.local
-        most = min(MAX_SHIFT_BYTES, int(MAX_SHIFT_SHARE * self.device.free_memory()))
-        self.shift = torch.empty(chance.randrange(1, most), dtype=torch.uint8, device=self.device.torch)
+        max_bytes = min(MAX_SHIFT_BYTES, int(MAX_SHIFT_SHARE * self.device.free_memory()))
+        self.shift = torch.empty(chance.randrange(1, max_bytes), dtype=torch.uint8, device=self.device.torch)
         config = asked.config
         target(config.engine).warm_up_compiler(config.engine, self.device)
         start = time.perf_counter()
@@ -131,25 +137,25 @@ class PreparedSide:
         self.workload: Workload = instantiate(config.workload, self.device)
         self.sensor: Sensor = sensor_of(devices)
         self.engine.tune()
-        # What is recorded of it has been compiled before: see `Rounds.make_each_once`.
+        # Everything has been compiled before: see `Rounds.make_each_once`.
         self.compilation = prepare(self.engine, watch, empty_cache=False, process="later", sensor=self.sensor)
         warm_up(self.engine, self.workload, watch, self.sensor)
 
     def side(self, asked: RequestedSide) -> Side:
-        """What is recorded of it."""
+        """Return what is recorded of the side."""
         moved = traffic(self.engine, self.workload.new_tokens)
         return Side(overrides=asked.overrides, config=asked.recorded, dtype=self.device.dtype_name, traffic=moved)
 
     def sample(self, number: int, watch: CompileWatch) -> Sample:
-        """One more; the two sides' samples of the same number draw from the same seed."""
+        """Take one sample; samples of both sides with the same number use the same seed."""
         self.device.use()
         seed = sample_seed(self.workload.config.seed, number)
         return take_sample(self.engine, self.workload, seed, watch, self.sensor)
 
 
 def block(number: int) -> str:
-    """ABBA BAAB BAAB ABBA … (Thue and Morse's sequence): in each block what drifts steadily cancels, over several what
-    bends does, too."""
+    """Return the order of a block: ABBA BAAB BAAB ABBA … (the Thue-Morse sequence). A linear drift cancels within each
+    block, higher-order drifts over several."""
     return "ABBA" if number.bit_count() % 2 == 0 else "BAAB"
 
 
@@ -161,22 +167,25 @@ def measure(
     keep: Callable[[AbResult], None] = lambda _: None,
     on_prepared: Callable[[dict[str, PreparedSide]], None] = lambda _: None,
 ) -> AbResult:
-    """Measures round after round, until the interval is narrow enough, the time is over, or Ctrl-C. The time does not
-    begin before each side was made once, for whatever has to be compiled.
+    """Measure round after round until the interval is narrow enough, the time is used up, or Ctrl-C. The time starts
+    once each side has been made once, to compile whatever has to be compiled.
 
     Args:
-        keep: is given what there is after each round, and once more in the end, whatever that was.
-        on_prepared: is given both sides of a round before their first sample: `scripts/ab_trials.py` slows one down.
+        keep: function called with the result after each round, and once more at the end, however it ended.
+        on_prepared: function called with both sides of a round before their first sample: `scripts/ab_trials.py` slows
+            one of them down.
 
     Raises:
         UserError: one side cannot run, both do not fit together, or are for different devices.
-        KeyboardInterrupt: before there was a whole block.
+        KeyboardInterrupt: Ctrl-C before the first block was complete.
     """
     first = asked[0].config
     devices = DeviceGroup.of(first.device)
     device = devices.local
     if len({instantiate(each.config.device).torch for each in asked}) > 1:
-        raise UserError("device: A and B are on different ones, which do not drift alike; expected the same for both")
+        raise UserError(
+            "device: A and B are on different devices, whose drifts do not cancel; expected the same device for both"
+        )
     sides = {name: each.with_engine(observer.remark) for name, each in zip("AB", asked, strict=True)}
     with observer.stages(None) as stages:
         bench = Bench.of(first, devices, stages, observer.warn)
@@ -192,14 +201,14 @@ def measure(
         )
         rounds = Rounds(result, sides, ending, bench, stages, on_prepared)
         gc.collect()
-        gc.freeze()  # what is there now stays: each sample looks for garbage first
+        gc.freeze()  # each sample collects garbage first, which skips what exists now
         try:
             rounds.make_each_once()
             while not is_enough(result, ending):
                 rounds.take()
                 keep(result)
             keep(result)
-        except BaseException as error:  # whatever ends it, what was measured is kept
+        except BaseException as error:  # however it ends, the measurement is kept
             cut_to_blocks(result)
             if not result.rounds:
                 raise
@@ -215,7 +224,8 @@ def measure(
 
 
 def is_enough(result: AbResult, ending: StoppingRule) -> bool:
-    """Whether the interval is narrow enough, or another round would most likely end after the time; notes which."""
+    """Return whether the interval is narrow enough, or another round would most likely exceed the time; the result
+    notes which."""
     if not result.rounds:
         return False
     ratios = log_ratios(result)
@@ -233,8 +243,8 @@ def is_narrow(ratios: list[float], ending: StoppingRule) -> bool:
 
 
 def budget_that_can_suffice(result: AbResult) -> float:
-    """Seconds for so many rounds that the interval may end it. Each as long as the longest was, or as long as it would
-    be with that much time: then it samples for as long as making the engines takes."""
+    """Return the seconds for enough rounds to end by the interval. Each is as long as the longest was, or as it would
+    be with that much time: it then samples for as long as making the engines takes."""
     longest, begin = 0.0, 0.0
     for each in result.rounds:
         longest = max(longest, each.seconds, 2 * (each.at_s[0] - begin))
@@ -244,7 +254,7 @@ def budget_that_can_suffice(result: AbResult) -> float:
 
 @dataclass
 class Rounds:
-    """Takes rounds, each of which goes into the result."""
+    """Takes rounds, and adds each to the result."""
 
     result: AbResult
     asked: dict[str, RequestedSide]
@@ -254,63 +264,69 @@ class Rounds:
     on_prepared: Callable[[dict[str, PreparedSide]], None]
     chance: random.Random = field(default_factory=random.Random)
     begin: float = 0.0
-    """When the first one began, by the host's clock."""
+    """Start of the first round by the host's clock."""
 
     def make_each_once(self) -> None:
-        """For whatever has to be compiled, and to see that each side can run."""
+        """Make each side once, to compile whatever has to be compiled, and to check that it can run."""
         for name, each in self.asked.items():
             with self.stages.stage(f"compiling {name}"), ExitStack() as leaving, CompileWatch() as watch:
-                self.result.sides[name] = self.contender(each, watch, leaving).side(each)
+                self.result.sides[name] = self.prepared_side(each, watch, leaving).side(each)
         self.result.config, self.result.dtype = self.result.sides["A"].config, self.result.sides["A"].dtype
         self.begin = time.perf_counter()
 
-    def contender(self, asked: RequestedSide, watch: CompileWatch, leaving: ExitStack) -> PreparedSide:
+    def prepared_side(self, asked: RequestedSide, watch: CompileWatch, leaving: ExitStack) -> PreparedSide:
+        """Return a side that is ready to be sampled."""
         return PreparedSide(asked, watch, leaving, self.stages, self.chance)
 
     def take(self) -> None:
-        """Makes both engines, and takes samples in turns. The round is in the result from its first sample on."""
+        """Make both engines, and take interleaved samples. The round is in the result from its first sample on."""
         number = len(self.result.rounds)
         orders = {"AB": "BA", "BA": "AB"}
-        # Each second round has the other order than the one before it, so that both are as often first.
+        # Every second round reverses the order of the one before, so that both sides are first equally often.
         built = orders[self.result.rounds[-1].built] if number % 2 else self.chance.choice(list(orders))
-        one = Round(built=built)
+        current = Round(built=built)
         start = time.perf_counter()
-        one.probes += self.bench.probe("before")  # while there is memory for it: both engines may leave none
-        with ExitStack() as leaving, CompileWatch() as watch:  # which ends before models go: that resets the compiler
+        current.probes += self.bench.probe("before")  # both engines may leave no memory for it
+        with (
+            ExitStack() as leaving,
+            CompileWatch() as watch,
+        ):  # it ends before the models are freed, which resets the compiler
             ready: dict[str, PreparedSide] = {}
-            for name in one.built:
+            for name in current.built:
                 with self.stages.stage(f"round {number + 1}: preparing {name}"):
                     try:
-                        ready[name] = self.contender(self.asked[name], watch, leaving)
+                        ready[name] = self.prepared_side(self.asked[name], watch, leaving)
                     except DoesNotFitError as error:
-                        beside = f"{name} beside {one.built[0]}, which is in memory as well" if ready else name
+                        beside = (
+                            f"{name} beside {current.built[0]}, which is in memory at the same time" if ready else name
+                        )
                         raise DoesNotFitError(f"{beside}: {error}") from error
-                one.load_s[name], one.compilations[name] = ready[name].load_s, ready[name].compilation
+                current.load_s[name], current.compilations[name] = ready[name].load_s, ready[name].compilation
             self.on_prepared(ready)
             with self.stages.stage(f"round {number + 1}: sampling"):
-                self.sample(one, ready, watch, start)
-        one.probes += self.bench.probe("after")
-        one.seconds = time.perf_counter() - start
+                self.sample(current, ready, watch, start)
+        current.probes += self.bench.probe("after")
+        current.seconds = time.perf_counter() - start
         self.result.roof = self.bench.roofs.read()
         self.result.seconds = time.perf_counter() - self.begin
 
-    def sample(self, one: Round, ready: dict[str, PreparedSide], watch: CompileWatch, start: float) -> None:
-        """Block after block, for as long as making the engines has taken since `start`."""
+    def sample(self, current: Round, ready: dict[str, PreparedSide], watch: CompileWatch, start: float) -> None:
+        """Take block after block for as long as making the engines has taken since `start`."""
         built_s = time.perf_counter() - start
         sampling_s = min(built_s, self.ending.budget_s / ENDING_ROUNDS / 2)
-        self.result.rounds.append(one)
+        self.result.rounds.append(current)
         first = self.chance.randrange(2**10)
-        while len(one.order) < MIN_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
-            for name in block(len(one.order) // BLOCK + first):
+        while len(current.order) < MIN_BLOCKS * BLOCK or time.perf_counter() - start < built_s + sampling_s:
+            for name in block(len(current.order) // BLOCK + first):
                 at = time.perf_counter() - self.begin
-                taken = ready[name].sample(len(one.samples[name]), watch)
-                one.samples[name].append(taken)
-                one.order += name
-                one.at_s.append(at)
+                taken = ready[name].sample(len(current.samples[name]), watch)
+                current.samples[name].append(taken)
+                current.order += name
+                current.at_s.append(at)
 
 
 def cut_to_blocks(result: AbResult) -> None:
-    """Leaves out the samples of a block that was not finished, and a round without one."""
+    """Remove the samples of an unfinished block, and a round without a block."""
     for each in result.rounds:
         whole = len(each.order) // BLOCK * BLOCK
         each.order, each.at_s = each.order[:whole], each.at_s[:whole]
@@ -320,6 +336,6 @@ def cut_to_blocks(result: AbResult) -> None:
 
 
 def folder_for(outputs: Path, started: str) -> Path:
-    """Where its record goes: `outputs/2026-11-26/ab-05-12-33`."""
+    """Return the folder of the record: `outputs/2026-11-26/ab-05-12-33`."""
     day, _, clock = started.partition("T")
     return outputs / day / f"ab-{clock[:8].replace(':', '-')}"

@@ -1,4 +1,8 @@
-"""What becomes of a job: whatever happens, there is a record of it.
+"""Running a job such that there is a record of it, whatever happens.
+
+A job's folder gets, one after the other: a lock of the process that runs it, a mark that it began, the record of its
+measurement or its failure, and in a sweep its outcome. Each is written atomically, so that if a process is killed, any
+other one knows how far it had got.
 
 A job's folder holds, one after the other: a lock of the process that runs it, a mark that it began, the record of its
 measurement or its failure, and in a sweep what came of it. Each is written as a whole, so that a process that looks in
@@ -34,14 +38,15 @@ from gptbench.schema.outcome import BEGUN, LOCK, Outcome, Status
 from gptbench.schema.plan import STOP, Plan
 from gptbench.schema.record import Recorded
 
-DIED = "its process ended without a record of it"
+DIED = "its process ended without a record"
 RUNNING = ".attempt.lock"
-"""In a job's folder, locked by the process that runs it, which may be another one than answers for it."""
+"""File in a job's folder that is locked by the process that runs it, which may differ from the one that is responsible
+for it."""
 
 
 def alone(job: Job, session: Session, observer: Observer) -> None:
-    """A run by itself. Raises what it raises; where it ran in a process of its own, that in words. Once there is a
-    record, Ctrl-C says so."""
+    """Run a single job. Errors are raised; those of a separate process are raised again by their message. If Ctrl-C
+    comes once there is a record, its message says so."""
     attempt = Attempt(job)
     try:
         alone_and_published(attempt, session, observer)
@@ -52,7 +57,7 @@ def alone(job: Job, session: Session, observer: Observer) -> None:
 
 
 def alone_and_published(attempt: Attempt, session: Session, observer: Observer) -> None:
-    """The same."""
+    """Run a single job, and publish its record."""
     if attempt.job.config.isolation is Isolation.none:
         try:
             run(attempt, session, observer)
@@ -69,13 +74,14 @@ def alone_and_published(attempt: Attempt, session: Session, observer: Observer) 
 def of_sweep(
     folder: Path, sweep: Path, read: Callable[..., Job], session: Session, make_observer: Callable[[bool], Observer]
 ) -> Outcome:
-    """One job of a sweep. A launcher may start it twice, where it lost sight of a process: the first counts.
+    """Run one job of a sweep, and return its outcome. A launcher that lost sight of a process may start a job twice:
+    the first one counts.
 
     Args:
-        folder: the job's.
+        folder: folder of the job.
         sweep: folder that Hydra made for the sweep.
-        read: gives the job, with the fields that its sweep adds.
-        make_observer: gives who looks on, told whether it is to be quiet.
+        read: function that returns the job; it takes the fields that the sweep adds.
+        make_observer: function that returns the observer; its argument is whether to be quiet.
     """
     plan = Plan.load(sweep)
     swept = plan.jobs[folder.name]
@@ -83,28 +89,28 @@ def of_sweep(
         if (before := Outcome.of(folder)) is not None:
             return before
         if (sweep / STOP).exists():
-            outcome = Outcome(status=Status.not_run.value, swept=swept, reason="the sweep was ended before")
+            outcome = Outcome(status=Status.not_run.value, swept=swept, reason="the sweep ended before it began")
             outcome.save(folder)
             return outcome
         try:
             job = read(sweep=Path(plan.sweep), swept=swept, resume=plan.resume)
-        except UserError as error:  # what the sweeper could read, and this machine cannot
-            told = str(error)
-            outcome = Outcome(status=Status.failed.value, swept=swept, cause=Cause.refused.value, reason=told)
+        except UserError as error:  # such as a file that the sweeper could read, and this machine cannot
+            reason = str(error)
+            outcome = Outcome(status=Status.failed.value, swept=swept, cause=Cause.refused.value, reason=reason)
             outcome.save(folder)
             return outcome
         attempt, observer = Attempt(job), make_observer(job.config.quiet)
-        outcome = tried(attempt, session, observer)
+        outcome = outcome_of(attempt, session, observer)
         outcome.save(folder)
         publish(attempt, observer)
         return outcome
 
 
-def tried(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
-    """What comes of it, or has come of it where an earlier process began it and is gone.
+def outcome_of(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
+    """Run a job, or clean up if an earlier process began it and is gone, and return its outcome.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; that is told in its folder.
+        KeyboardInterrupt: Ctrl-C; its folder then has the outcome.
     """
     job = attempt.job
     if (job.folder / BEGUN).exists():
@@ -123,13 +129,13 @@ def tried(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
 
 
 def begin(job: Job) -> None:
-    """Leaves a mark, by which a later process knows that this one began it."""
+    """Leave a mark by which a later process knows that this one began the job."""
     process = {"started": job.started, "host": socket.gethostname(), "pid": os.getpid(), "command": job.command}
     write_json(job.folder / BEGUN, process)
 
 
 def attempted(attempt: Attempt, session: Session, observer: Observer) -> Outcome:
-    """Runs a job in this process, and tells what came of it; what it raises becomes a record.
+    """Run a job in this process, and return its outcome; errors are recorded.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -158,13 +164,13 @@ def attempted(attempt: Attempt, session: Session, observer: Observer) -> Outcome
 
 
 def isolated(attempt: Attempt, observer: Observer) -> Outcome:
-    """The same in a process of its own, whose death becomes a record, too."""
+    """Run a job in a separate process, and return its outcome; its death is recorded."""
     start, job = time.perf_counter(), attempt.job
     ended = in_own_process(attempted_apart, job, type(observer), timeout_s=job.config.sweep.timeout_s)
     if ended.value is not None:
-        outcome, there = ended.value
-        attempt.identity, attempt.record = there.identity, there.record
-        attempt.path, attempt.found = there.path, there.found
+        outcome, remote = ended.value
+        attempt.identity, attempt.record = remote.identity, remote.record
+        attempt.path, attempt.found = remote.path, remote.found
         return outcome
     assert ended.died is not None
     cause = Cause.timed_out if ended.died.timed_out else Cause.memory if ended.died.out_of_memory else Cause.killed
@@ -172,7 +178,7 @@ def isolated(attempt: Attempt, observer: Observer) -> Outcome:
 
 
 def attempted_apart(job: Job, make_observer: Callable[[bool], Observer]) -> tuple[Outcome, Attempt]:
-    """`attempted`, and what it has learnt of the job."""
+    """Return the outcome of `attempted`, and what it has found out about the job."""
     attempt = Attempt(job)
     return attempted(attempt, Session(), make_observer(job.config.quiet)), attempt
 
@@ -180,12 +186,12 @@ def attempted_apart(job: Job, make_observer: Callable[[bool], Observer]) -> tupl
 def after_death(
     attempt: Attempt, observer: Observer, cause: Cause = Cause.killed, reason: str = DIED, start: float | None = None
 ) -> Outcome:
-    """What came of a job whose process is gone: it may have written its record before."""
+    """Return the outcome of a job whose process is gone: it may have written its record before."""
     start, job = time.perf_counter() if start is None else start, attempt.job
     started = str(read_object(job.folder / BEGUN).get("started", job.started))
-    with hold(job.folder / RUNNING, "the process that began the job"):  # which ends a moment after its parent
-        found = records_since(job, started)
-    for attempt.path, record in found:
+    with hold(job.folder / RUNNING, "the process that began the job"):  # it ends a moment after its parent
+        records = records_since(job, started)
+    for attempt.path, record in records:
         attempt.record, attempt.identity = record, record.identity
         if record.problem() is None:
             return measured(attempt, start)
@@ -193,17 +199,17 @@ def after_death(
 
 
 def records_since(job: Job, started: str) -> list[tuple[Path, Recorded]]:
-    """Measurements in a job's folder, without those of an earlier run in the same folder."""
-    found = []
+    """Return the measurements in a job's folder, without those of an earlier run in the same folder."""
+    records = []
     for path in runs_in(job.folder):
-        with contextlib.suppress(UserError):  # it was damaged, or is nothing of ours
+        with contextlib.suppress(UserError):  # damaged, or not a record
             if (record := load_record(path)).started >= started:
-                found.append((path, record))
-    return found
+                records.append((path, record))
+    return records
 
 
 def measured(attempt: Attempt, start: float) -> Outcome:
-    """Of a job that is recorded, and counts."""
+    """Return the outcome of a job that is recorded and counts."""
     assert attempt.record is not None
     return Outcome(
         status=(Status.found if attempt.found else Status.recorded).value,
@@ -219,7 +225,7 @@ def measured(attempt: Attempt, start: float) -> Outcome:
 def recorded_failure(
     attempt: Attempt, observer: Observer, cause: Cause, reason: str, start: float, trace: str | None = None
 ) -> Outcome:
-    """Of a job that is not, or does not count. Writes the record of that, where there is no other."""
+    """Return the outcome of a job that failed, after writing a record of that if there is no other."""
     seconds, job = time.perf_counter() - start, attempt.job
     if attempt.record is None and job.sweep is not None:
         failure = Failure(
@@ -232,7 +238,7 @@ def recorded_failure(
             seconds=seconds,
             commit=job.config.commit or git_commit(),
         )
-        with contextlib.suppress(OSError):  # the disk is full: its outcome may be told all the same
+        with contextlib.suppress(OSError):  # the disk is full: the outcome is still reported
             attempt.save(failure)
     if job.sweep is not None:
         observer.warn(f"failed, {cause.value}: {reason}", "red")
@@ -248,18 +254,18 @@ def recorded_failure(
 
 
 def publish(attempt: Attempt, observer: Observer) -> None:
-    """Logs the record of a job, and says where it is; what cannot be logged now is sent later."""
+    """Log the record of a job, and report where it is; what cannot be logged now is sent later."""
     if attempt.record is None or attempt.path is None:
         return
     job = attempt.job
     logged = log_recorded(attempt.record, attempt.path, job.config.tracking, job.outputs, observer.warn)
     observer.recorded(attempt.record, attempt.path, logged)
-    if job.sweep is None:  # whose own line is the last one on stdout
+    if job.sweep is None:  # the last line of a sweep on stdout is its own
         observer.concluded(attempt.record, attempt.path, job.config, job.outputs, logged)
 
 
 def is_of_interrupt(error: BaseException | None) -> bool:
-    """Whether it is what some library made of a Ctrl-C."""
+    """Return whether an error was caused by Ctrl-C."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -268,5 +274,5 @@ def is_of_interrupt(error: BaseException | None) -> bool:
 
 
 def is_for_memory(error: Exception) -> bool:
-    """Whether there was not enough. On a CPU, torch has no type for it."""
+    """Return whether an error means that memory ran out. On a CPU, torch has no type for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def dry_run(composed: DictConfig) -> None:
-    """Hydra's task in the place of `gptbench.execute.job.job`. A sweep's jobs are never handed to it: see
-    `gptbench.sweep.dry_run`.
+    """Forecast a run; Hydra calls this in place of `gptbench.execute.job.job`. For a sweep, `gptbench.sweep.dry_run` is
+    used instead.
 
     Raises:
-        RaisedError: of whatever a run would be refused for.
+        RaisedError: the run would be refused.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -32,14 +32,14 @@ def dry_run(composed: DictConfig) -> None:
         from gptbench.present.terminal import Terminal
 
         observer = Terminal(config.quiet)
-        found = forecast(config)
-        for remark in found.remarks:
+        forecasted = forecast(config)
+        for remark in forecasted.remarks:
             observer.remark(remark)
-        if found.need is not None and found.traffic is not None:
-            observer.planned(found.config, found.device, found.need)
-            observer.limit(found.traffic, found.roof, found.config)
+        if forecasted.need is not None and forecasted.traffic is not None:
+            observer.planned(forecasted.config, forecasted.device, forecasted.need)
+            observer.limit(forecasted.traffic, forecasted.roof, forecasted.config)
         console.print("dry run: nothing was measured", style="dim")
-        write_line({"dry_run": True, **found.line()})
+        write_line({"dry_run": True, **forecasted.line()})
     except Exception as error:
         raise RaisedError(error) from error
     finally:
@@ -51,43 +51,43 @@ class Forecast:
     """What is known of a run before anything takes time."""
 
     config: Config
-    """With the engine that `engine=auto` stands for here."""
+    """Configuration with the engine that `engine=auto` selects here."""
     device: "Device"
-    """Where it would run."""
+    """Device that it would run on."""
     remarks: list[str]
-    """To be shown first."""
+    """Remarks to show first."""
     need: "MemoryNeed | None" = None
-    """Memory that it needs; None of `task=kernels`."""
+    """Memory that it needs; None for `task=kernels`."""
     traffic: "Traffic | None" = None
-    """Bytes of its decode steps; None as above."""
+    """Bytes of its decode steps; None for `task=kernels`."""
     roof: "Roof | None" = None
-    """Read roof of the device; None where none was measured yet."""
+    """Read roof of the device; None if none was measured yet."""
 
     def line(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the fields of the JSON line."""
         names = {group: getattr(self.config, group).name for group in ("model", "quant", "engine", "workload", "task")}
-        least, rate = None, None
+        step_bytes, rate = None, None
         if self.traffic is not None:
-            least = sum(self.traffic.needed()) / len(self.traffic.kv_len)
-        if least is not None and self.roof is not None:
-            rate = self.config.workload.batch_size * self.roof.gb_per_s * 1e9 / least
+            step_bytes = sum(self.traffic.needed()) / len(self.traffic.kv_len)
+        if step_bytes is not None and self.roof is not None:
+            rate = self.config.workload.batch_size * self.roof.gb_per_s * 1e9 / step_bytes
         return {
             **names,
             "device": self.device.name,
             "dtype": self.device.dtype_name,
             "needs_bytes": None if self.need is None else self.need.total,
             "free_bytes": self.device.free_memory(),
-            "step_bytes": least,
+            "step_bytes": step_bytes,
             "read_roof_gb_per_s": None if self.roof is None else self.roof.gb_per_s,
             "max_tokens_per_s": rate,
         }
 
 
 def forecast(config: Config) -> Forecast:
-    """Checks a run as it is checked before it is measured.
+    """Check a run as before measuring it, and return its forecast.
 
     Raises:
-        UserError: it cannot be done here.
+        UserError: this machine cannot run it.
     """
     from gptbench.build import memory_need_of
     from gptbench.config.targets import instantiate

@@ -1,4 +1,7 @@
-"""A function in a process of its own: what kills that process, or poisons its GPU context, does not reach the next one.
+"""Runs a function in a separate process: what kills that process, or corrupts its GPU context, does not affect the next
+one.
+
+The processes are forked from a server that has imported torch but used no GPU: they start within milliseconds.
 
 The processes are forked from a server that has imported torch, and touched no GPU: they start within milliseconds.
 """
@@ -25,55 +28,57 @@ T = TypeVar("T")
 GRACE_S = 5.0
 """Seconds between asking a process to end and killing it."""
 PRELOADED = ["gptbench.execute.run", "gptbench.record.tracking"]
-"""What the server imports, once for all processes."""
+"""Modules that the server imports once for all processes."""
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
-"""Where a container tells how often the kernel killed one of its processes for memory."""
+"""File in which a container counts how often the kernel killed one of its processes for memory."""
 
 
 @dataclass(frozen=True)
 class Died:
-    """A process that ended without giving a value."""
+    """A process that ended without returning a value."""
 
     reason: str
+    """How it ended, in words."""
     timed_out: bool = False
+    """Whether it was ended because it took too long."""
     out_of_memory: bool = False
+    """Whether the kernel killed it for memory."""
 
 
 @dataclass(frozen=True)
 class Ended(Generic[T]):
-    """What came of it: the value that the function returned, or why there is none."""
+    """Result of a process: the value that the function returned, or why there is none."""
 
     value: T | None = None
     died: Died | None = None
 
 
 def context() -> multiprocessing.context.BaseContext:
-    """Of the processes: forked from the server where there can be one."""
+    """Return the context that makes the processes: forked from the server if there can be one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
-    # torch's compiler asks for GPUs while it is imported.
-    given = os.environ.get(ASK_NVML)
+    # torch's compiler looks for GPUs while it is imported, which must not create a context.
+    before = os.environ.get(ASK_NVML)
     os.environ[ASK_NVML] = "1"
     forkserver.ensure_running()
-    if given is None:
+    if before is None:
         del os.environ[ASK_NVML]
     else:
-        os.environ[ASK_NVML] = given
+        os.environ[ASK_NVML] = before
     return forking
 
 
 def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | None = None) -> Ended[T]:
-    """Calls a function in a process of its own, and waits for it without using the processor.
+    """Call a function in a separate process, and wait for it without using the processor.
 
     Args:
-        function: importable by name; it, its arguments and what it returns must be picklable. It must catch what it
-            raises.
+        function: importable by name; it, its arguments and what it returns must be picklable. It must not raise.
         timeout_s: seconds after which the process is ended.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the process is ended first. It does not itself get the signal.
+        KeyboardInterrupt: Ctrl-C, after the process was ended. The process itself does not get the signal.
     """
     processes = context()
     ours, theirs = processes.Pipe(duplex=False)
@@ -85,24 +90,24 @@ def in_own_process(function: Callable[..., T], *args: Any, timeout_s: float | No
         if not wait([ours, process.sentinel], timeout_s):
             end(process)
             return Ended(died=Died(f"it took more than {timeout_s:g} s", timed_out=True))
-        with contextlib.suppress(EOFError, OSError):  # it ended, and had sent nothing
+        with contextlib.suppress(EOFError, OSError):  # it ended without sending anything
             if ours.poll():
                 value = ours.recv()
                 process.join(GRACE_S)
                 return Ended(value)
         process.join(GRACE_S)
         killed = process.exitcode == -signal.SIGKILL and memory_kills() > kills
-        return Ended(died=Died(told(process.exitcode, killed), out_of_memory=killed))
+        return Ended(died=Died(exit_reason(process.exitcode, killed), out_of_memory=killed))
     finally:
-        if process.pid is not None:  # a signal may have come before there was one
+        if process.pid is not None:  # a signal may have arrived before it started
             end(process)
         ours.close()
 
 
 def call(connection: Connection, _: Plugins, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """In the process itself, which has imported the plugins where it unpickled them."""
-    # A group of its own, with all that it starts: it ends as a whole. A terminal's Ctrl-C goes to the parent alone,
-    # which says what it means; ended by that, the function is told as if it were Ctrl-C.
+    """Call the function; this runs in the separate process, which imported the plugins when it unpickled them."""
+    # A new process group, with everything that it starts, can be ended at once. A terminal's Ctrl-C reaches only the
+    # parent, which decides what it means: the SIGTERM that it then sends raises KeyboardInterrupt in the function.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, interrupt)
@@ -123,7 +128,8 @@ def interrupt(*_: object) -> None:
 
 
 def end_with_parent() -> None:
-    """A parent that is killed cannot end its children: they look after it, in a thread that only waits."""
+    """End this process with its parent. A parent that is killed cannot end its children, so a thread of theirs waits
+    for it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -131,7 +137,7 @@ def end_with_parent() -> None:
 
 
 def end(process: Any) -> None:
-    """Asks a process to end, and kills it where it does not, and whatever it has started."""
+    """Ask a process to end; kill it if it does not, and whatever it has started."""
     if process.is_alive():
         process.terminate()
         process.join(GRACE_S)
@@ -142,19 +148,19 @@ def end(process: Any) -> None:
     process.join()
 
 
-def told(exit_code: int | None, for_memory: bool) -> str:
-    """How a process ended, in words."""
+def exit_reason(exit_code: int | None, for_memory: bool) -> str:
+    """Return how a process ended, in words."""
     if exit_code is None or exit_code >= 0:
-        return f"its process ended with exit code {exit_code} and told nothing"
+        return f"its process ended with exit code {exit_code} and without a result"
     name = signal.Signals(-exit_code).name
     if for_memory:
-        return f"its process was killed by {name}: the kernel had no memory left for it"
+        return f"its process was killed by {name}: the kernel ran out of memory"
     hint = " (kill -9, or the kernel's out-of-memory killer)" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{hint}"
 
 
 def memory_kills(events: Path | None = None) -> int:
-    """How many processes of this container the kernel has killed for memory; 0 where it does not tell."""
+    """Return how many processes of this container the kernel has killed for memory; 0 if unknown."""
     try:
         lines = (events or MEMORY_EVENTS).read_text().splitlines()
     except OSError:

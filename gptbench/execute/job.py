@@ -1,4 +1,4 @@
-"""One job of Hydra's: a single run, or one of a sweep."""
+"""One of Hydra's jobs: a single run, or a job of a sweep."""
 
 import contextlib
 import dataclasses
@@ -30,27 +30,28 @@ def now() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run as it was asked for, as plain data that can go to another process."""
+    """One run to be done, as plain data that can go to another process."""
 
     asked: Config
-    """Validated: what is recorded of it."""
+    """Validated configuration as it was given, which is recorded."""
     config: Config
-    """The same ready to run: its prompt as tokens, its folders wherever it runs."""
+    """The same, ready to run: with its prompt as tokens, and absolute folders."""
     command: list[str]
     """Command line that repeats it."""
     folder: Path
-    """For its record."""
+    """Folder for its record."""
     sweep: Path | None = None
     """Folder of the sweep that it belongs to."""
     swept: list[str] = dataclasses.field(default_factory=list)
-    """The overrides that the sweep varies."""
+    """Overrides of the job for the keys that the sweep varies."""
     resume: bool = False
-    """Whether an earlier measurement of the same identity will do."""
+    """Whether an earlier measurement of the same identity serves as well."""
     started: str = dataclasses.field(default_factory=now)
-    """When, ISO 8601."""
+    """Start of the job, ISO 8601."""
 
     @property
     def outputs(self) -> Path:
+        """Folder of all outputs."""
         return Path(self.config.outputs)
 
 
@@ -65,36 +66,37 @@ class Header(TypedDict):
 
 @dataclasses.dataclass
 class Attempt:
-    """What has come of a job so far."""
+    """Progress of a job."""
 
     job: Job
     identity: str | None = None
-    """See `gptbench.record.identity`; known once it is known on which device it runs."""
+    """Hash of what is measured, see `gptbench.record.identity`; known once the device is known."""
     record: "Recorded | None" = None
-    """What was measured, or why that failed, once it is in a file."""
+    """Measurement, or record of a failure, once it is in a file."""
     path: Path | None = None
-    """The file."""
+    """File of the record."""
     found: bool = False
-    """Whether it was there before."""
+    """Whether the record existed before."""
 
     def header(self) -> Header:
+        """Return the fields of every record of the job."""
         job = self.job
         sweep = None if job.sweep is None else str(job.sweep)
         return Header(command=job.command, sweep=sweep, swept=job.swept, identity=self.identity)
 
     def save(self, record: "Recorded") -> Path:
-        """Writes the record to the job's folder, and keeps it."""
+        """Write the record to the job's folder, keep it, and return its path."""
         self.path = record.save(self.job.folder)
         self.record = record
         return self.path
 
 
 class RaisedError(BaseException):
-    """What a single run, or a sweep, has raised. It passes by Hydra, which prints a line of its own about every
-    Exception, and tells it from what Hydra itself raises, which is `NotBegunError`.
+    """An error that a single run, or a sweep, has raised. As a BaseException it passes through Hydra, which prints a
+    line about every Exception, and it is distinguishable from Hydra's own errors (`NotBegunError`).
 
     Args:
-        error: that.
+        error: the error that was raised.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -103,8 +105,8 @@ class RaisedError(BaseException):
 
 
 def forget(folder: Path, subfolder: str | None) -> None:
-    """Removes a run's folder in which there is nothing but what Hydra put there before the run began, and the folders
-    above it that it leaves empty."""
+    """Remove a run's folder if it holds only what Hydra put there before the run began, and the parent folders that are
+    empty then."""
     known = {folder / subfolder / name for name in HYDRAS} if subfolder else set()
     logs = {file for file in folder.glob("*.log") if not file.stat().st_size}
     files = [file for file in folder.rglob("*") if not file.is_dir()]
@@ -120,25 +122,25 @@ def forget(folder: Path, subfolder: str | None) -> None:
 HYDRAS = ("config.yaml", "hydra.yaml", "overrides.yaml")
 """Files that Hydra puts into a run's folder."""
 MAX_EMPTY = 2
-"""Folders above a run's that can have been made for it: the day's, and the outputs."""
+"""Number of folders above a run's that may have been made for it: the day's, and the outputs."""
 
 
 def job(composed: DictConfig) -> "Outcome | None":
-    """Validates what Hydra composed, and runs it. Of a job of a sweep, it gives what came of it.
+    """Validate the configuration that Hydra composed, and run it. Return the outcome for a job of a sweep.
 
     Raises:
-        RaisedError: whatever a single run raises. Where it was refused, its folder is gone.
+        RaisedError: the error of a single run. If the run was refused, its folder is removed.
     """
-    with lasting():  # in a launcher's process nobody else has begun
+    with lasting():  # nothing else sets it in a launcher's process
         return of_hydra(composed, HydraConfig.get())
 
 
 session: "Session | None" = None
-"""Of this process: Hydra calls `job` once for each of its jobs, and hands nothing from one to the next."""
+"""Session of this process: Hydra calls `job` for each of its jobs, and passes nothing from one to the next."""
 
 
 def of_hydra(composed: DictConfig, hydra_config: HydraConf) -> "Outcome | None":
-    """The same."""
+    """Run the configuration, given Hydra's own."""
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode is RunMode.MULTIRUN:
         from gptbench.execute import attempt
@@ -164,7 +166,7 @@ def of_hydra(composed: DictConfig, hydra_config: HydraConf) -> "Outcome | None":
 
 
 def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path, **of_sweep: Any) -> Job:
-    """The run that a configuration asks for, and what its sweep says of it."""
+    """Return the run that a configuration asks for, with the fields that its sweep adds."""
     asked = load(composed, hydra_config.overrides.task)
     config = from_folder(with_prompt(asked, make_tokenizer(asked.model)), Path(hydra_config.runtime.cwd))
     check_folder("outputs", config.outputs)
@@ -173,14 +175,14 @@ def read_job(composed: DictConfig, hydra_config: HydraConf, folder: Path, **of_s
 
 
 def from_folder(config: Config, folder: Path) -> Config:
-    """The same with what it keeps below the folder in which the command was typed: a job on another machine may have
-    another working directory."""
+    """Return the configuration with the folders below the one in which the command was typed made absolute: a job on
+    another machine may have another working directory."""
     config = dataclasses.replace(config, outputs=str(folder / config.outputs))
     folders: dict[str, Any] = {name: str(folder / getattr(config.engine, name)) for name in config.engine.FOLDERS}
     return dataclasses.replace(config, engine=dataclasses.replace(config.engine, **folders))
 
 
 def own_options(hydra_config: HydraConf) -> list[str]:
-    """The options for plugins, and for a folder of the user's own configurations."""
+    """Return the command-line options for plugins and for a folder of the user's own configurations."""
     folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     return [*plugins.options(), *(["--config-dir", folders[0]] if folders else [])]

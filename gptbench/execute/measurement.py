@@ -1,4 +1,4 @@
-"""Measures one engine: made, prepared, warmed up, sampled, and what there is to know beside its speed."""
+"""The measurement of one engine: it is made, prepared, warmed up and sampled, and evaluated beyond its speed."""
 
 import time
 import traceback
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class BenchFields(TypedDict):
-    """Fields of every record of a measurement, see `Measured`."""
+    """Fields of every record of a measurement: see `Measured`."""
 
     started: str
     environment: Environment
@@ -49,19 +49,20 @@ class BenchFields(TypedDict):
 
 @dataclass
 class Bench:
-    """Where something is measured, and what is learnt of that place meanwhile: as every record of a measurement has
-    it."""
+    """The place of a measurement, and what is found out about it meanwhile, as every record of a measurement has it."""
 
     started: str
-    """When, ISO 8601."""
+    """Start of the measurement, ISO 8601."""
     environment: Environment
+    """Hardware and software of the measurement."""
     roofs: Roofs
-    """What is known of the device's read roof."""
+    """Read roofs of the device that are known."""
     warn: Callable[[str], None]
-    """Is told what could not be measured."""
+    """Function that reports what could not be measured."""
     probes: list[Probe] = field(default_factory=list)
+    """Probes of the read roof so far."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Tracebacks, by what could not be measured."""
+    """Traceback of each optional measurement that failed."""
 
     @classmethod
     def of(
@@ -72,8 +73,8 @@ class Bench:
         warn: Callable[[str], None],
         beside_model: bool = False,
     ) -> "Bench":
-        """Measures the read roof where there is none, or that is asked for. Beside a model there is less room for it,
-        and the job that made that model has measured it."""
+        """Return the place of a measurement, measuring the read roof if there is none or a new one is wanted. Beside a
+        model there is less memory for it, and the job that made the model has measured it."""
         started = now()
         with stages.stage("measuring the read roof"):
             surroundings = environment(devices, config.commit)
@@ -82,23 +83,25 @@ class Bench:
             devices.local.release_memory()
         return cls(started, surroundings, roofs, warn)
 
-    def attempt(self, what: str, measure: Callable[..., T], *args: object) -> T | None:
-        """What `measure` gives, or None where it fails, which is then among the failures with its traceback: whatever
-        it dies of, the samples are there."""
+    def optional(self, what: str, measure: Callable[..., T], *args: object) -> T | None:
+        """Return the result of `measure`; if it fails, report it, add the traceback to the failures, and return None,
+        because the samples are worth keeping."""
         try:
             return measure(*args)
         except Exception as error:
             self.failures[what] = traceback.format_exc()
-            told = "the record has the traceback, under `failures`"
-            self.warn(f"{what.capitalize()} not measured: {raised(error)}; {told}")
+            where = "the traceback is under `failures` in the record"
+            self.warn(f"Could not measure the {what}: {raised(error)}; {where}")
             return None
 
     def probe(self, when: str) -> list[Probe]:
-        """A probe of the roof, before or after samples; none where there is no memory for it, or it fails."""
-        found = self.attempt("probe of the read roof", self.roofs.probe, when)
-        return [] if found is None else [found]
+        """Return a probe of the read roof before or after samples; an empty list if there is no memory for it, or it
+        fails."""
+        probe = self.optional("probe of the read roof", self.roofs.probe, when)
+        return [] if probe is None else [probe]
 
     def fields(self, device: Device) -> "BenchFields":
+        """Return the fields for a record."""
         return BenchFields(
             started=self.started,
             environment=self.environment,
@@ -114,21 +117,22 @@ class Subject:
     """What is measured."""
 
     config: Config
-    """With the engine by name, and the prompt as tokens."""
+    """Configuration with the engine by name and the prompt as tokens."""
     devices: DeviceGroup
     model: Transformer
-    """On `meta`, or the one that was kept."""
+    """Model on `meta`, or the one that was taken over."""
     kept: WarmModel | None
-    """What an earlier job of this process has left for it."""
+    """Model that an earlier job of this process has left for this one."""
     task: Speed
 
     @property
     def device(self) -> Device:
-        """The one that this process drives."""
+        """Device that this process drives."""
         return self.devices.local
 
     def make_engine(self, stages: Stages) -> tuple[Runner, CheckpointInfo | None, float]:
-        """Nothing compiled yet, the checkpoint that was read, and seconds to make and fill the weights."""
+        """Return the engine with nothing compiled yet, the checkpoint that was read, and the seconds to allocate and
+        fill the weights."""
         config, device = self.config, self.device
         if self.kept is not None:
             return engine_over(config, self.devices, self.model), self.kept.loaded, self.kept.load_s
@@ -139,7 +143,7 @@ class Subject:
 
 
 def measure(subject: Subject, session: Session, observer: Observer, stages: Stages) -> tuple[Bench, Measurement]:
-    """Everything that takes time."""
+    """Do everything that takes time, and return the place and the measurement."""
     config, device, kept = subject.config, subject.device, subject.kept
     if kept is None:
         target(config.engine).warm_up_compiler(config.engine, device)
@@ -150,7 +154,7 @@ def measure(subject: Subject, session: Session, observer: Observer, stages: Stag
         if config.engine.measure_warm_start:
             with stages.stage("compiling again in a second process"):
                 release(subject.model, device)  # so that the weights can be made again
-                second = bench.attempt("warm start", in_second_process, prepare_alone, config)
+                second = bench.optional("warm start", in_second_process, prepare_alone, config)
             measurement.compilations += [] if second is None else [second]
     return bench, measurement
 
@@ -158,7 +162,7 @@ def measure(subject: Subject, session: Session, observer: Observer, stages: Stag
 def measure_engine(
     subject: Subject, bench: Bench, session: Session, empty_cache: bool, observer: Observer, stages: Stages
 ) -> Measurement:
-    """Makes, prepares, warms up and samples one engine, sees how good it is, and lets it go."""
+    """Make, prepare, warm up, sample and evaluate one engine, and free it."""
     config, device, kept, task = subject.config, subject.device, subject.kept, subject.task
     with ExitStack() as leaving:
         with stages.stage("making the weights"):
@@ -168,14 +172,14 @@ def measure_engine(
         sensor = sensor_of(subject.devices)
         moved = traffic(engine, config.workload.new_tokens)
         observer.limit(moved, bench.roofs.read(), config)
-        tune_s = tuned(engine, stages)
+        tune_s = autotuned(engine, stages)
         with CompileWatch() as watch:
             with stages.stage("compiling", long=True):
                 process = "later" if session.has_compiled else "first"
                 compilation = prepare(engine, watch, empty_cache, process, taken_over=kept is not None, sensor=sensor)
                 session.has_compiled |= compilation.compiles > 0
             prepare_peak = device.peak_memory()
-            bench.probes += bench.probe("before")  # leaves nothing of the model in the caches: before the warm-up
+            bench.probes += bench.probe("before")  # it evicts the model from the caches: so before the warm-up
             with stages.stage("warming up"):
                 warm_ups = warm_up(engine, workload, watch, sensor)
             prepare_peak = max(prepare_peak, device.peak_memory())
@@ -201,34 +205,34 @@ def measure_engine(
             of, on = reference_of(config)
             reference_model = plan(of, on)
             leaving.callback(release, reference_model, on.local)
-            made, _ = make_engine(of, on, reference_model, stages.reading)
-            assert isinstance(made, Engine)
-            return made
+            reference_engine, _ = make_engine(of, on, reference_model, stages.reading)
+            assert isinstance(reference_engine, Engine)
+            return reference_engine
 
         if config.task.breakdown:
             with stages.stage("profiling a step"):
-                measurement.breakdown = bench.attempt("breakdown", break_down, engine, workload)
+                measurement.breakdown = bench.optional("breakdown", break_down, engine, workload)
         if config.task.energy:
             with stages.stage("measuring energy"):
-                measurement.energy = bench.attempt("energy", measure_energy, engine, workload, sensor)
+                measurement.energy = bench.optional("energy", measure_energy, engine, workload, sensor)
         if task.stage is not None:
             with stages.stage(task.stage):
-                measurement.quality = bench.attempt("quality", task.evaluate, engine, reference)
+                measurement.quality = bench.optional("quality", task.evaluate, engine, reference)
         return measurement
 
 
-def tuned(engine: Runner, stages: Stages) -> float | None:
-    """Searches tiles, where the engine does; the seconds that it took."""
+def autotuned(engine: Runner, stages: Stages) -> float | None:
+    """Autotune tiles if the engine does, and return the seconds that it took; None otherwise."""
     if not engine.tunes:
         return None
     start = time.perf_counter()
-    with stages.stage("searching tiles", counted=False):
+    with stages.stage("autotuning tiles", counted=False):
         engine.tune()
     return time.perf_counter() - start
 
 
 def prepare_alone(config: Config) -> Compilation:
-    """Builds and prepares, for a process of its own."""
+    """Build and prepare an engine in a separate process, and return its compilation."""
     devices = DeviceGroup.of(config.device)
     device = devices.local
     target(config.engine).warm_up_compiler(config.engine, device)

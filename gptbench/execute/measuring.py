@@ -1,4 +1,4 @@
-"""Measures what a baseline is to be made of, or held against: each run in a process of its own, as users start it."""
+"""Measures the runs that a baseline is made of, or is compared with: each in a separate process, as users start it."""
 
 import json
 import shlex
@@ -19,98 +19,99 @@ from gptbench.schema.files import load_record
 from gptbench.schema.record import of_kind
 
 USER_ERROR = 2
-"""Exit code of a gptbench that the user can put right."""
+"""Exit code of gptbench for an error that the user can correct."""
 MIN_RUNS = 3
-"""New runs that what is measured again has, where the baseline is of a single run: two would have one degree of freedom
-between them, and an interval that hides nearly all."""
+"""Minimum number of new runs when something is measured again and the baseline has a single run: two runs have one
+degree of freedom, and their interval hides almost any difference."""
 
 
 class NotMeasuredError(JobError):
-    """A run that was started, and did not end well."""
+    """A run that was started and failed."""
 
 
 def measured_gate(
     config: BaselineConfig,
     repeats: int,
     more: list[str],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     history: History = NO_HISTORY,
     even_if_busy: bool = False,
 ) -> Gate:
-    """Measures all rows of a baseline now, and once more what is worse: of many metrics some are so by chance. Then all
-    runs of such a row count, of both times. Rows for which the machine was busy are measured again, too.
+    """Measure all rows of a baseline now, and again those that are worse, because among many metrics some are worse by
+    chance. All runs of such a row then count, of both times. Rows that were measured on a busy machine are measured
+    again, too.
 
     Args:
-        repeats: how often each row is measured.
-        more: overrides beside a row's own.
-        tell: is told what is measured, and what had been worse at first.
-        history: recorded runs that say what single starts differ by.
-        even_if_busy: whether runs from a busy machine count as any others.
+        repeats: number of runs of each row.
+        more: overrides beside those of a row.
+        report: function that reports what is measured, and what was worse only at first.
+        history: recorded runs that show the process-to-process variance.
+        even_if_busy: whether runs from a busy machine count like any others.
 
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
     """
     require_rows(config)
     require_device_here(config)
-    found, hindered = measure_rows(config, dict.fromkeys(config.rows, repeats), more, tell)
-    failures = list(hindered.items())
-    held = gate(config, every(found), failures, history=history, even_if_busy=even_if_busy)
+    runs, failed = measure_rows(config, dict.fromkeys(config.rows, repeats), more, report)
+    failures = list(failed.items())
+    held = gate(config, every(runs), failures, history=history, even_if_busy=even_if_busy)
     hopeless = {row for row in held.busy if config.rows[row].busy is not None}
     busy = [row for row in held.busy if row not in hopeless]
     if not held.worse and not busy:
         return held
-    told = (["is worse"] if held.worse else []) + (["was measured on a busy machine"] if busy else [])
-    tell(f"what {' or '.join(told)} is measured again")
+    reasons = (["are worse"] if held.worse else []) + (["were measured on a busy machine"] if busy else [])
+    report(f"measuring rows again that {' or '.join(reasons)}")
     times = dict.fromkeys(busy, repeats)
     for check in held.worse:
         single = is_of_single_run(config.rows[check.row])
         times[check.row] = max(repeats, MIN_RUNS - repeats) if single else repeats
-    again, lost = measure_rows(config, times, more, tell)
-    for row in again.keys() - lost.keys():  # what could not be measured again stays as it was
-        found[row] += again[row]
-    pooled = gate(config, every(found), failures, history=history, even_if_busy=even_if_busy)
+    again, lost = measure_rows(config, times, more, report)
+    for row in again.keys() - lost.keys():  # what could not be measured again keeps its first runs
+        runs[row] += again[row]
+    pooled = gate(config, every(runs), failures, history=history, even_if_busy=even_if_busy)
     left = {(check.row, check.metric) for check in pooled.worse}
     for check in held.worse:
         if (check.row, check.metric) not in left:
-            tell(f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.reason}")
+            report(f"{check.row} {check.metric}: not worse with the runs of both times; at first {check.reason}")
     return pooled
 
 
 def measure_rows(
-    config: BaselineConfig, times: dict[str, int], more: list[str], tell: Callable[[str], None]
+    config: BaselineConfig, times: dict[str, int], more: list[str], report: Callable[[str], None]
 ) -> tuple[dict[str, list[SelectedRecord]], dict[str, str]]:
-    """Measures rows of a baseline now, in turns.
+    """Measure rows of a baseline now, interleaved.
 
     Args:
-        times: how often, by row.
+        times: number of runs by row.
 
     Returns:
-        Runs by row; and why one could not be measured, by row.
+        Runs by row, and the reason by row if it could not be measured.
 
     Raises:
         UserError: a row cannot be measured here, or this is not the baseline's device.
     """
-    found: dict[str, list[SelectedRecord]] = {row: [] for row in times}
-    hindered: dict[str, str] = {}
-    for turn in range(max(times.values())):
-        for row, wanted in times.items():
-            if turn >= wanted or row in hindered:
+    runs: dict[str, list[SelectedRecord]] = {row: [] for row in times}
+    failed: dict[str, str] = {}
+    for index in range(max(times.values())):
+        for row, count in times.items():
+            if index >= count or row in failed:
                 continue
             try:
-                run = measure([*config.rows[row].overrides, *more], tell)
+                run = measure([*config.rows[row].overrides, *more], report)
             except NotMeasuredError as error:
-                hindered[row] = str(error)
+                failed[row] = str(error)
                 continue
             except UserError as error:
                 raise UserError(f"{row}: {error}") from error
             for record in of_kind(Measured, [run.record]):
                 require_device(config, record.environment)  # before minutes are spent on the others
-            found[row].append(run)
-    return found, hindered
+            runs[row].append(run)
+    return runs, failed
 
 
 def require_device_here(config: BaselineConfig) -> None:
-    """Raises UserError where this machine has no such device at all, before minutes are spent on a row."""
+    """Raise UserError if this machine has no such device, before minutes are spent on a row."""
     names = [cpu_name(), *gpu_names()]
     if not any(config.device.startswith(name) for name in names):  # a part of a GPU (MIG) has a longer name
         raise UserError(
@@ -120,7 +121,7 @@ def require_device_here(config: BaselineConfig) -> None:
 
 
 def gpu_names() -> list[str]:
-    """Of all GPUs, by NVML: nothing is set up on them, and no memory taken."""
+    """Return the names of all GPUs by NVML, without creating a context or allocating memory on them."""
     import pynvml
 
     try:
@@ -131,20 +132,20 @@ def gpu_names() -> list[str]:
         return []
 
 
-def every(found: dict[str, list[SelectedRecord]]) -> list[SelectedRecord]:
-    """Runs of all rows."""
-    return [run for own in found.values() for run in own]
+def every(runs: dict[str, list[SelectedRecord]]) -> list[SelectedRecord]:
+    """Return the runs of all rows."""
+    return [run for of_row in runs.values() for run in of_row]
 
 
-def measure(overrides: list[str], tell: Callable[[str], None]) -> SelectedRecord:
-    """Runs gptbench in a process of its own, and finds its record.
+def measure(overrides: list[str], report: Callable[[str], None]) -> SelectedRecord:
+    """Run gptbench in a separate process, and return its record.
 
     Raises:
-        UserError: it cannot be measured here until the user puts something right.
-        NotMeasuredError: it did not end well.
+        UserError: it cannot be measured until the user corrects something.
+        NotMeasuredError: it failed.
     """
-    tell(f"measuring {shlex.join(overrides)}")
-    # What it tells a person goes where ours does; its lines for programs are ours to read.
+    report(f"measuring {shlex.join(overrides)}")
+    # Its stderr goes where ours goes; its stdout holds the JSON lines.
     command = [sys.executable, "-m", "gptbench", *plugins.options(), *overrides]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     line = last_line(process.stdout)
@@ -154,13 +155,13 @@ def measure(overrides: list[str], tell: Callable[[str], None]) -> SelectedRecord
         why = line.get("reason") or f"exit code {process.returncode}"
         raise NotMeasuredError(f"{shlex.join(overrides)}: {why}")
     if "result" not in line:
-        raise NotMeasuredError(f"{shlex.join(overrides)}: it told of no record")
+        raise NotMeasuredError(f"{shlex.join(overrides)}: its output names no record")
     path = Path(line["result"])
     return SelectedRecord(path, load_record(path))
 
 
 def last_line(printed: str) -> dict[str, Any]:
-    """The last line that is a JSON object; empty where there is none."""
+    """Return the last line that is a JSON object; empty if there is none."""
     for text in reversed(printed.splitlines()):
         try:
             line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Who looks on while something is measured: what it is told, never inside a timed region."""
+"""Observers of a measurement, such as the terminal: what they are notified of, never inside a timed region."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,49 +13,52 @@ from gptbench.schema.sample import Sample, Traffic
 
 
 class Stages(Protocol):
-    """Is told of the parts of a run, one after the other."""
+    """Observer of the stages of a run, one after the other."""
 
     def stage(self, what: str, *, long: bool = False, counted: bool = True) -> AbstractContextManager[None]:
-        """One part, from its beginning to its end.
+        """Return a context manager that lasts as long as one stage.
 
         Args:
-            long: whether it may take long without a word. Not of what is sampled: a thread wakes up now and then.
-            counted: whether it is one of those that were announced.
+            long: whether it may take long without progress, which a thread then reports. Never set it for samples,
+                which the thread would disturb.
+            counted: whether it is included in the announced total.
         """
 
     def reading(self, what: str, share: float) -> None:
-        """How much of a checkpoint is read."""
+        """Report the share of a checkpoint that has been read, from 0 to 1."""
 
     def sampled(self, sample: Sample) -> None:
-        """A sample was taken."""
+        """Report a sample that was taken."""
 
 
 class Observer(Protocol):
-    """Is told of a run as a whole."""
+    """Observer of a run."""
 
     def planned(self, config: Config, device: Device, need: MemoryNeed) -> None:
-        """What will be run, once it is known to fit."""
+        """Report what will be run, once it is known to fit into memory."""
 
     def stages(self, total: int | None, samples: int = 0) -> AbstractContextManager[Stages]:
-        """Its parts, so many of them, samples included; None where nobody knows."""
+        """Return a context manager for the stages of the run: their total number, samples included, or None if it is
+        unknown."""
 
     def limit(self, traffic: Traffic, roof: Roof | None, config: Config) -> None:
-        """What the device's memory allows at best; `roof` is None where none was measured yet."""
+        """Report the highest rate that the device's memory allows; `roof` is None if none was measured yet."""
 
     def remark(self, text: str, style: str | None = None) -> None:
-        """Something to know."""
+        """Report a piece of information."""
 
     def warn(self, text: str, style: str = "yellow") -> None:
-        """Something that went wrong."""
+        """Report something that went wrong."""
 
     def measured(self, record: Measured, config: Config, path: Path | None) -> None:
-        """What was measured, and its file; None where that could not be written, so that this is all there is."""
+        """Report a measurement and its file; None if the file could not be written, and this report is all that
+        remains."""
 
     def swept(self, record: SweepRecord) -> None:
-        """What the jobs of a sweep have come to."""
+        """Report the outcomes of the jobs of a sweep."""
 
     def recorded(self, record: Recorded, path: Path, logged: str | None) -> None:
-        """Where a record lies, and where it is logged, if it is."""
+        """Report where a record lies, and where it is logged, if it is."""
 
     def concluded(self, record: Recorded, path: Path, config: Config, outputs: Path, logged: str | None) -> None:
-        """That was the last of it: what can be done with the record now."""
+        """Report the end of the run, and what can be done with the record now."""

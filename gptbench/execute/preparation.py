@@ -1,4 +1,5 @@
-"""What is known of a run before anything takes time: its engine, its model on `meta`, whether all of it fits."""
+"""What is known of a run before anything takes time: its engine, its model on `meta`, and whether it fits into
+memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,23 +18,25 @@ from gptbench.model import Transformer
 from gptbench.schema.result import CheckpointInfo
 
 
-def with_engine(config: Config, devices: DeviceGroup, tell: Callable[[str], None]) -> tuple[Config, list[str] | None]:
-    """The same with the engine that `engine=auto` stands for here, and why that was not a faster one, which is told;
-    None where an engine was asked for by name."""
+def with_engine(config: Config, devices: DeviceGroup, report: Callable[[str], None]) -> tuple[Config, list[str] | None]:
+    """Return the configuration with the engine that `engine=auto` selects here, and the reasons against each faster
+    one, which are reported; None if an engine was named."""
     if not isinstance(config.engine, AutoConfig):
         return config, None
     auto: Auto = instantiate(config.engine, config, devices)
-    tell(f"engine=auto takes {'; '.join([auto.section.name, *auto.reasons])}")
+    report(f"engine=auto takes {'; '.join([auto.section.name, *auto.reasons])}")
     return replace(config, engine=auto.section), auto.reasons
 
 
 def as_recorded(asked: Config, config: Config) -> dict[str, Any]:
-    """What a record holds of a configuration: what was asked for, with the engine that `engine=auto` stood for."""
+    """Return the configuration as a record holds it: as it was given, but with the engine that `engine=auto`
+    selected."""
     return (replace(asked, engine=config.engine) if isinstance(asked.engine, AutoConfig) else asked).as_dict()
 
 
 def plan(config: Config, devices: DeviceGroup, kept: int = 0) -> Transformer:
-    """The model on `meta`, once it is sure that it can be built and fits, `kept` bytes in use being its own."""
+    """Return the model on `meta`, after checking that it can be built and fits. `kept` bytes of the memory in use are
+    its own."""
     validate_combination(config)
     engine: type[Runner] = target(config.engine)
     engine.require(config, devices)
@@ -46,16 +49,16 @@ def plan(config: Config, devices: DeviceGroup, kept: int = 0) -> Transformer:
 
 
 def plan_reference(config: Config, kept: int) -> None:
-    """Raises DoesNotFitError if what quality is compared with does not fit."""
+    """Raise DoesNotFitError if the reference of a quality evaluation does not fit."""
     try:
         plan(*reference_of(config), kept)
     except DoesNotFitError as error:
-        told = "task.reference=true: the unquantised model does not fit; task.reference=false leaves it out"
-        raise DoesNotFitError(f"{told}\n{error}") from error
+        advice = "task.reference=true: the unquantised model does not fit; task.reference=false leaves it out"
+        raise DoesNotFitError(f"{advice}\n{error}") from error
 
 
 def reference_of(config: Config) -> tuple[Config, DeviceGroup]:
-    """What quality is compared with: the same model unquantised, in bfloat16, under the eager engine."""
+    """Return the reference of a quality evaluation: the same model unquantised, in bfloat16, under the eager engine."""
     config = replace(
         config,
         quant=QuantConfig.named("none"),
@@ -68,7 +71,8 @@ def reference_of(config: Config) -> tuple[Config, DeviceGroup]:
 def make_engine(
     config: Config, devices: DeviceGroup, model: Transformer, progress: Callable[[str, float], None] = lambda *_: None
 ) -> tuple[Runner, CheckpointInfo | None]:
-    """The engine over a model that is still on `meta`, nothing compiled yet; and the checkpoint that was read."""
+    """Return the engine of a model that is still on `meta`, with nothing compiled yet, and the checkpoint that was
+    read."""
     if not target(config.engine).BUILDS_MODEL:
         return engine_over(config, devices, model), None
     with torch.no_grad():
@@ -78,6 +82,6 @@ def make_engine(
 
 @torch.no_grad()
 def engine_over(config: Config, devices: DeviceGroup, model: Transformer) -> Runner:
-    """The engine over a model that has its weights."""
+    """Return the engine of a model that has its weights."""
     engine: type[Runner] = target(config.engine)
     return engine.make(config, model, devices)

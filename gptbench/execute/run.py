@@ -1,4 +1,4 @@
-"""One run: configured, built, prepared, generated, measured, recorded, compared."""
+"""One run, from its configuration to its record."""
 
 import time
 from dataclasses import asdict
@@ -27,13 +27,13 @@ from gptbench.text.tokenizer import Tokenizer
 
 
 def run(attempt: Attempt, session: Session, observer: Observer) -> None:
-    """Measures what a job asks for, and writes it to the job's folder. What has come of it, also where this raises, is
-    in the attempt.
+    """Measure what a job asks for, and write the record to its folder. The attempt holds what has been recorded so far,
+    also if this raises.
 
     Raises:
-        UserError: the configuration asks for what this machine cannot do, or its checkpoint cannot be read.
-        BadResultError: what was measured, and recorded, means nothing, or quality or a breakdown could not be measured.
-        KeyboardInterrupt: Ctrl-C; what a task without an engine has measured until then is recorded.
+        UserError: this machine cannot run the configuration, or its checkpoint cannot be read.
+        BadResultError: the recorded numbers are invalid, or quality or a breakdown could not be measured.
+        KeyboardInterrupt: Ctrl-C; what a task without an engine had measured by then is recorded.
     """
     job = attempt.job
     caches.import_compiler()
@@ -63,7 +63,7 @@ def run_model(
     session: Session,
     observer: Observer,
 ) -> None:
-    """What `run` does, for a task that measures a model."""
+    """Run a task that measures a model."""
     device = devices.local
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
@@ -109,15 +109,16 @@ def run_model(
 
 
 def stage_count(config: Config, task: Speed) -> int:
-    """Parts of a run: the roof, weights, compiling, warming up, each sample, and what comes after them."""
+    """Return the number of stages of a run: the roof, weights, compiling, warming up, each sample, and what comes after
+    them."""
     after = config.engine.measure_warm_start + config.task.breakdown + config.task.energy + (task.stage is not None)
     return 4 + config.workload.samples + after
 
 
 def to_store(subject: Subject, started: str, measurement: Measurement) -> WarmModel:
-    """What a job leaves, which has made its own model or taken over a kept one."""
-    own, kept = measurement.compilations[0], subject.kept
-    spent_s = own.total_s if own.compiles or own.later_s else 0.0
+    """Return what a job leaves, which has made its own model or taken one over."""
+    compilation, kept = measurement.compilations[0], subject.kept
+    spent_s = compilation.total_s if compilation.compiles or compilation.later_s else 0.0
     if kept is None:
         loaded, load_s = measurement.checkpoint, measurement.load_s
         return WarmModel(subject.config, subject.device, subject.model, loaded, load_s, spent_s, started)
@@ -125,7 +126,7 @@ def to_store(subject: Subject, started: str, measurement: Measurement) -> WarmMo
 
 
 def add_text(result: Result, tokenizer: Tokenizer) -> None:
-    """What the prompt and the answers say."""
+    """Add the texts of the prompt and the answers."""
     result.prompt_text = text_of(result.prompt, tokenizer)
     result.prompt_texts = [text_of(prompt, tokenizer) for prompt in result.prompts]
     for sample in result.samples:
@@ -135,12 +136,12 @@ def add_text(result: Result, tokenizer: Tokenizer) -> None:
 
 
 def text_of(prompt: list[int], tokenizer: Tokenizer) -> str:
-    """Without a begin-of-text token."""
+    """Return a prompt as text, without a begin-of-text token."""
     return tokenizer.decode(prompt[int(prompt[0] == tokenizer.bos) :])
 
 
 def run_standalone(attempt: Attempt, config: Config, devices: DeviceGroup, observer: Observer) -> None:
-    """What `run` does, for a task without a model and an engine."""
+    """Run a task without a model and an engine."""
     device = devices.local
     task: Standalone = instantiate(config.task, config, device)
     if task.remark is not None:
@@ -170,12 +171,13 @@ def run_standalone(attempt: Attempt, config: Config, devices: DeviceGroup, obser
     observer.measured(result, config, path)
     if interrupted:
         observer.remark(f"interrupted: {len(parts)} of {task.parts} {result.FILE} were measured")
-        raise KeyboardInterrupt(f"interrupted; what was measured until then is recorded: {path}")
+        raise KeyboardInterrupt(f"interrupted; what was measured before is recorded: {path}")
     require_counts(result, path)
 
 
 def saved(attempt: Attempt, result: Measured, config: Config, observer: Observer) -> Path:
-    """Writes it to the job's folder. Where the disk is full, what the observer is told is all that is left of it."""
+    """Write the record to the job's folder and return its path. If the disk is full, the observer's report is all that
+    remains."""
     try:
         return attempt.save(result)
     except OSError:
@@ -184,6 +186,6 @@ def saved(attempt: Attempt, result: Measured, config: Config, observer: Observer
 
 
 def require_counts(result: Measured, path: Path) -> None:
-    """Raises BadResultError for what was recorded and means nothing."""
+    """Raise BadResultError for a record that does not count."""
     if (wrong := result.problem()) is not None:
         raise BadResultError(f"{path}: {wrong}")
