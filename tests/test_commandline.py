@@ -284,7 +284,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__context__ = second, first
     assert message_for(first) == "first"
-    quoted = "one that holds a comma is quoted: 'tracking.uri=\"…\"'"
+    quoted = "quote a value that contains a comma: 'tracking.uri=\"…\"'"
     with pytest.raises(UserError, match=re.escape(quoted)) as refused:
         jobs("tracking.uri=http://u:a,b@host")
     assert redacted_message(str(refused.value)) == str(refused.value)

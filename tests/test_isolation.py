@@ -180,7 +180,7 @@ def test_a_kill_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     died = in_own_process(die, "SIGKILL").died
     assert died is not None
     assert died.out_of_memory
-    assert re.search("SIGKILL.*no memory left", died.reason)
+    assert re.search("SIGKILL.*ran out of memory", died.reason)
 
 
 @pytest.mark.gpu

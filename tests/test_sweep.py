@@ -145,7 +145,7 @@ def test_jobs_that_fail_are_recorded_with_their_reason_and_the_rest_go_on(warm: 
     faults = {"sampling.top_k=4": "RuntimeError", "sampling.top_k=5": "OutOfMemoryError"}
     code, call = warm.run(folder, *arguments, faults=faults)
     assert code == 1
-    assert "of 3 jobs 1 recorded, 2 failed; to go on: the same command with sweep.resume=true" in call.err
+    assert "of 3 jobs 1 recorded, 2 failed; to resume: the same command with sweep.resume=true" in call.err
     (whole,) = call.lines
     assert (whole["recorded"], whole["failed"], whole["status"]) == (1, 2, "FAILED")
     (record,) = sweeps(folder)
@@ -226,8 +226,8 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
     in_the_second = {"sampling.top_k=3": "SIGINT"}
     code, call = warm.run(folder, *LOGGED, "sampling.top_k=2,3,4,5", faults=in_the_second)
     assert code == 130
-    assert "ends after the job that runs now" in call.err
-    told = "of 4 jobs 2 recorded, 2 not run; to go on: the same command with sweep.resume=true"
+    assert "stopping after the job that runs now" in call.err
+    told = "of 4 jobs 2 recorded, 2 not run; to resume: the same command with sweep.resume=true"
     assert call.err.splitlines()[-1] == f"gptbench: interrupted; {told}"
     assert "sweep: 1/4 jobs" in call.err
     assert "3/4" not in call.err, "what is left is not walked through"
@@ -240,7 +240,7 @@ def test_ctrl_c_ends_after_the_job_and_twice_at_once(warm: Warm, folder: Path) -
     call = warm.start(folder, *arguments)
     wait_for(lambda: len(job_folders(folder)) == 3)
     os.kill(call.pid, signal.SIGINT)
-    wait_for(lambda: "ends after the job that runs now" in call.err)
+    wait_for(lambda: "stopping after the job that runs now" in call.err)
     start = time.monotonic()
     os.kill(call.pid, signal.SIGINT)
     assert warm.end(call) == 130
@@ -263,7 +263,7 @@ def test_the_handler_of_a_signal_does_nothing_but_note_it(tmp_path: Path, capfd:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert set(sys.modules) == modules
-    assert "ends after the job that runs now" in capfd.readouterr().err
+    assert "stopping after the job that runs now" in capfd.readouterr().err
 
 
 def test_hydras_own_launcher_is_known_however_it_was_imported() -> None:
@@ -329,12 +329,12 @@ def test_progress_is_told_with_an_estimate_and_a_folder_of_another_sweep_is_refu
     [
         (["sampling.top_k=5,0"], "job 1 (sampling.top_k=0): sampling.top_k=0: expected a number of at least 1"),
         (["sampling.top_k=5,6", "quant=int9"], "quant=int9: no such option"),
-        (["sampling.temperature=interval(0,1)"], "sweep=random and sobol draw from intervals"),
+        (["sampling.temperature=interval(0,1)"], "sweep=random and sobol sample from intervals"),
         (
             ["sampling.top_k=1,2", "sampling.temperature=1,2,3", "sweep.paired=[sampling.top_k,sampling.temperature]"],
             "sampling.top_k has 2",
         ),
-        (["sweep.resume=true,false"], "sweep.resume: is of the whole sweep"),
+        (["sweep.resume=true,false"], "sweep.resume: expected one value"),
         (["sampling.top_k=5,6", "workload.prompt_text=Hello"], "workload.prompt_text=Hello: expected null"),
     ],
 )

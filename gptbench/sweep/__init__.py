@@ -1,4 +1,4 @@
-"""Sweep: which jobs there are, and what becomes of them."""
+"""Sweeps: which jobs there are, and running them."""
 
 from gptbench.sweep.space import Dimension, Interval, Product, Random, Sobol, Space
 

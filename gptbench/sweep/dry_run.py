@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def dry_sweep(jobs: Sequence["Planned"], folder: Path) -> None:
-    """A table with a row for each job of a sweep.
+    """Print a table with a row for each job of a sweep.
 
     Args:
-        folder: in which the command was typed.
+        folder: folder in which the command was typed.
 
     Raises:
-        RaisedError: of what the first job that cannot run would be refused for.
+        RaisedError: the first job that would be refused.
     """
     from gptbench.present.console import console, write_line
     from gptbench.present.formats import TEXT, Cell, Column, Table, write

@@ -1,4 +1,7 @@
-"""The jobs of a sweep: the full product of what is swept, or some points of the space that it spans.
+"""The jobs of a sweep: the full product of the swept values, or points sampled from the space that they span.
+
+A point has a coordinate from 0 to 1 for each dimension. For a list, each value has an equal share of that range; for an
+interval, the coordinate maps to a number between its ends, linearly or logarithmically.
 
 A point has a coordinate from 0 to 1 for each dimension. Of a list, each value has the same share of that; of an
 interval, a coordinate is a number between its ends, or the logarithm of one.
@@ -25,21 +28,22 @@ from gptbench.config.grammar import plain_text, quoted_in_shell
 from gptbench.private import hydra as private
 
 Overrides = tuple[str, ...]
-"""Of one job, or of one value of a dimension: `sampling.top_k=5`."""
+"""Overrides of one job, or of one value of a dimension: `sampling.top_k=5`."""
 
 MAX_TRIES = 1000
-"""Draws in a row that give nothing new, after which a space counts as used up."""
+"""Number of samples in a row that are not new, after which a space counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """All numbers from start to end; whole ones only where both ends are."""
+    """All numbers from start to end; integers only if both ends are integers."""
 
     key: str
+    """Key of the override."""
     start: float
     end: float
     logarithmic: bool = False
-    """Whether each power of ten is as likely as the next."""
+    """Whether each power of ten is equally likely."""
 
     def at(self, coordinate: float) -> Overrides:
         whole = isinstance(self.start, int) and isinstance(self.end, int)
@@ -54,7 +58,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Dimension:
-    """A list of values, each of which is the override of one key, or of several that go together."""
+    """A list of values, each of which is the override of one key, or of several paired keys."""
 
     values: tuple[Overrides, ...]
 
@@ -67,43 +71,45 @@ Axis = Dimension | Interval
 
 @dataclass(frozen=True)
 class Space:
-    """What a command line spans."""
+    """The space that a command line spans."""
 
     fixed: Overrides
-    """What all jobs have."""
+    """Overrides of all jobs."""
     axes: tuple[Axis, ...]
+    """Swept lists and intervals."""
     swept: tuple[str, ...]
     """Keys that differ between jobs."""
 
     @classmethod
     def of(cls, overrides: list[Override], paired: list[str]) -> "Space":
-        """Of Hydra's overrides, with one value or several; those of `paired` become one dimension.
+        """Return the space of Hydra's overrides, each with one value or several; those of `paired` become one
+        dimension.
 
         Raises:
-            UserError: what is to be paired is not a list, or the lists differ in length; or an interval is empty.
+            UserError: a paired override is not a list, paired lists differ in length, or an interval is empty.
         """
         axes: dict[str, Axis] = {}
         for override in overrides:
             key = override.get_key_element()
-            axes[key] = axis_of(key, override)  # as Hydra has it, the last one counts
+            axes[key] = axis_of(key, override)  # as in Hydra, the last one counts
         several = [key for key, axis in axes.items() if isinstance(axis, Interval) or len(axis.values) > 1]
         swept = tuple(dict.fromkeys(itertools.chain(*(varied(axes[key]) for key in several))))
         for key in several:
             if key.lstrip("+").partition(".")[0].partition("@")[0] in ("sweep", "isolation", "outputs", "tracking"):
-                one = quoted_in_shell(key, "…")
-                comma = f"; one that holds a comma is quoted: {one}" if key == "tracking.uri" else ""
-                raise UserError(f"{key}: is of the whole sweep, and has one value{comma}")
+                example = quoted_in_shell(key, "…")
+                comma = f"; quote a value that contains a comma: {example}" if key == "tracking.uri" else ""
+                raise UserError(f"{key}: expected one value, which applies to the whole sweep{comma}")
         fixed = tuple(itertools.chain(*(axes.pop(key).at(0.0) for key in list(axes) if key not in several)))
         if paired:
             axes = pair(axes, paired)
         return cls(fixed, tuple(axes.values()), swept)
 
     def job(self, values: Iterable[Overrides]) -> Overrides:
-        """Of one value for each axis."""
+        """Return the job with one value for each axis."""
         return self.fixed + tuple(itertools.chain(*values))
 
     def at(self, coordinates: list[float]) -> Overrides:
-        """The job at a point."""
+        """Return the job at a point."""
         return self.job(axis.at(at) for axis, at in zip(self.axes, coordinates, strict=True))
 
 
@@ -121,7 +127,7 @@ def axis_of(key: str, override: Override) -> Axis:
     if override.is_sweep_override():
         values = tuple(overrides_of(key, value) for value in values_of(override))
         if not values:
-            raise UserError(f"{override.input_line}: there is nothing in it")
+            raise UserError(f"{override.input_line}: expected at least one value")
         if len(values) > MAX_JOBS:
             raise UserError(f"{key}: a list of {len(values)} values: expected at most {MAX_JOBS}")
         return Dimension(values)
@@ -129,7 +135,7 @@ def axis_of(key: str, override: Override) -> Axis:
 
 
 def values_of(override: Override) -> list[str]:
-    """Of a list, a range, or what Hydra's functions make of them. Raises UserError."""
+    """Return the values of a list or a range, or of Hydra's functions of them. Raises UserError."""
     try:
         if isinstance(swept := private.element(override), RangeSweep):
             numbers = [repr(number) for number in numbers_of(swept)]
@@ -141,11 +147,12 @@ def values_of(override: Override) -> list[str]:
 
 
 def numbers_of(sweep: RangeSweep) -> list[int] | list[float]:
-    """Of a range, as they would be typed: 0.3 and not 0.30000000000000004, which would be another measurement."""
+    """Return the numbers of a range as they would be typed: 0.3 and not 0.30000000000000004, which would be another
+    measurement."""
     count = count_of(sweep)
     if count > MAX_JOBS:
         expected = (
-            f"a range of at most {MAX_JOBS} numbers; sweep=random and sobol draw from int(interval(…)) of any size"
+            f"a range of at most {MAX_JOBS} numbers; sweep=random and sobol sample from int(interval(…)) of any size"
         )
         raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): {count} numbers: expected {expected}")
     start, stop, step = sweep.start, sweep.stop, sweep.step
@@ -157,7 +164,7 @@ def numbers_of(sweep: RangeSweep) -> list[int] | list[float]:
 
 
 def count_of(sweep: RangeSweep) -> int:
-    """How many numbers a range has, without making them. Raises ValueError if it has no end."""
+    """Return how many numbers a range has, without making them. Raises ValueError if it is infinite."""
     ends = (sweep.start, sweep.stop, sweep.step)
     if not sweep.step or not all(value is not None and math.isfinite(value) for value in ends):
         raise ValueError("expected finite numbers, and a step that is not 0")
@@ -166,14 +173,15 @@ def count_of(sweep: RangeSweep) -> int:
 
 
 def overrides_of(key: str, value: str) -> Overrides:
-    """One value of a dimension. A model in quotes is a checkpoint (see `gptbench.config.commandline`)."""
+    """Return the overrides of one value of a dimension. A model in quotes is a checkpoint (see
+    `gptbench.config.commandline`)."""
     if key == "model" and value[:1] == "'":
         return ("model=auto", f"model.checkpoint={value}")
     return (f"{key}={plain_text(value) if key.lstrip('+') in text_fields() else value}",)
 
 
 def varied(axis: Axis) -> list[str]:
-    """Keys that differ between the values of an axis."""
+    """Return the keys that differ between the values of an axis."""
     if isinstance(axis, Interval):
         return [axis.key]
     values = [dict(override.split("=", 1) for override in overrides) for overrides in axis.values]
@@ -182,21 +190,22 @@ def varied(axis: Axis) -> list[str]:
 
 
 def overrides_parser(config_loader: ConfigLoader | None = None) -> OverridesParser:
-    """Hydra's, with a `sort` that sorts the numbers of a range. (Its own swaps the ends, which gives others.)"""
+    """Return Hydra's parser with a `sort` that sorts the numbers of a range. (Hydra's own swaps the ends, which gives
+    other numbers.)"""
     parser = OverridesParser.create(config_loader)
     parser.functions.functions["sort"] = sort
     return parser
 
 
-def sort(*given: Any, **options: Any) -> Any:
-    """Hydra's `sort` of a list or a range."""
-    given = (options.pop("sweep"), *given) if options.get("sweep") is not None else given
-    listed = [ChoiceSweep(list=[*numbers_of(each)]) if isinstance(each, RangeSweep) else each for each in given]
-    return private.sort(*listed, **options)
+def sort(*arguments: Any, **options: Any) -> Any:
+    """Sort a list or a range, as Hydra's `sort` does."""
+    arguments = (options.pop("sweep"), *arguments) if options.get("sweep") is not None else arguments
+    lists = [ChoiceSweep(list=[*numbers_of(item)]) if isinstance(item, RangeSweep) else item for item in arguments]
+    return private.sort(*lists, **options)
 
 
 def pair(axes: dict[str, Axis], keys: list[str]) -> dict[str, Axis]:
-    """The same with the dimensions of those keys made one."""
+    """Return the axes with the dimensions of these keys merged into one."""
     lists: dict[str, Dimension] = {}
     for key in keys:
         axis = axes.get(key)
@@ -206,52 +215,52 @@ def pair(axes: dict[str, Axis], keys: list[str]) -> dict[str, Axis]:
         lists[key] = axis
     lengths = {key: len(axis.values) for key, axis in lists.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise ConfigError("sweep.paired", ",".join(keys), f"lists of the same length: {told} values")
+        described = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise ConfigError("sweep.paired", ",".join(keys), f"lists of the same length: {described} values")
     together = zip(*(axis.values for axis in lists.values()), strict=True)
-    one = Dimension(tuple(tuple(itertools.chain(*values)) for values in together))
-    # In the place of the first of them.
-    return {key: one if key == keys[0] else axis for key, axis in axes.items() if key == keys[0] or key not in lists}
+    merged = Dimension(tuple(tuple(itertools.chain(*values)) for values in together))
+    # It takes the position of the first of them.
+    return {key: merged if key == keys[0] else axis for key, axis in axes.items() if key == keys[0] or key not in lists}
 
 
 class Product:
-    """Every combination, the last override's values fastest."""
+    """Every combination; the values of the last override vary fastest."""
 
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
 
     def draw(self, space: Space) -> list[Overrides]:
-        """The jobs. Raises UserError where there are infinitely many."""
+        """Return the jobs. Raises UserError if there are infinitely many, or more than `MAX_JOBS`."""
         lists = []
         for axis in space.axes:
             if isinstance(axis, Interval):
-                told = f"{axis.key}=interval({axis.start},{axis.end})"
+                override = f"{axis.key}=interval({axis.start},{axis.end})"
                 raise UserError(
-                    f"{told}: expected a list with sweep=product; sweep=random and sobol draw from intervals"
+                    f"{override}: expected a list with sweep=product; sweep=random and sobol sample from intervals"
                 )
             lists.append(axis.values)
         if (count := math.prod(map(len, lists))) > MAX_JOBS:
-            told = " × ".join(str(len(values)) for values in lists)
+            product = " × ".join(str(len(values)) for values in lists)
             raise UserError(
-                f"a sweep of {told} = {count} jobs: expected at most {MAX_JOBS}; sweep=sobol draws some of them"
+                f"a sweep of {product} = {count} jobs: expected at most {MAX_JOBS}; sweep=sobol samples some of them"
             )
         return [space.job(values) for values in itertools.product(*lists)]
 
 
 class Random:
-    """Points that are drawn independently, each job once."""
+    """Points that are sampled independently and uniformly, each job once."""
 
     def __init__(self, config: SampledSweepConfig) -> None:
         self.config = config
 
     def points(self, dimensions: int) -> Iterator[list[float]]:
-        """Coordinates, without end."""
-        draw = random.Random(self.config.seed)
+        """Yield coordinates without end."""
+        generator = random.Random(self.config.seed)
         while True:
-            yield [draw.random() for _ in range(dimensions)]
+            yield [generator.random() for _ in range(dimensions)]
 
     def draw(self, space: Space) -> list[Overrides]:
-        """The jobs: fewer than asked for where the space has no more."""
+        """Return the jobs: fewer than asked for if the space has no more."""
         if not space.axes:
             return [space.fixed]
         jobs: dict[Overrides, None] = {}
@@ -263,23 +272,21 @@ class Random:
             if len(jobs) == self.config.jobs:
                 break
             if tries == MAX_TRIES:
-                print(f"sweep.jobs={self.config.jobs}: there are {len(jobs)} in the space", file=sys.stderr)
+                print(f"sweep.jobs={self.config.jobs}: the space has only {len(jobs)}", file=sys.stderr)
                 break
         return list(jobs)
 
 
 class Sobol(Random):
-    """The same with the points of a scrambled Sobol sequence, which leave no part of the space empty (Owen, "Scrambling
-    Sobol' and Niederreiter-Xing points", 1998)."""
+    """Points of a scrambled Sobol sequence, which cover the space evenly (Owen, "Scrambling Sobol' and
+    Niederreiter-Xing points", 1998)."""
 
     def points(self, dimensions: int) -> Iterator[list[float]]:
         import torch  # takes seconds
         from torch.quasirandom import SobolEngine
 
         if dimensions > SobolEngine.MAXDIM:
-            raise UserError(
-                f"sweep=sobol: {dimensions} overrides, and the sequence has {SobolEngine.MAXDIM} dimensions"
-            )
+            raise UserError(f"sweep=sobol: expected at most {SobolEngine.MAXDIM} swept overrides, got {dimensions}")
         engine = SobolEngine(dimensions, scramble=True, seed=self.config.seed)
         while True:
             yield engine.draw(1, dtype=torch.float64)[0].tolist()

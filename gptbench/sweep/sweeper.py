@@ -1,4 +1,7 @@
-"""Hydra's sweeper: plans the jobs, hands them to a launcher, and writes down what came of each, however it ends.
+"""Hydra's sweeper: plans the jobs, hands them to a launcher, and records the outcome of each, however the sweep ends.
+
+The launcher is any of Hydra's. What a job needs beyond its configuration is in a file (`Plan`), and its outcome in
+another (`Outcome`), so that nothing is lost if a process dies or a launcher gives up.
 
 The launcher is any of Hydra's. What a job needs beyond its configuration stands in a file (`Plan`), and what came of it
 in another (`Outcome`), so that neither a process that dies nor a launcher that loses its patience loses anything.
@@ -44,16 +47,17 @@ if TYPE_CHECKING:
     from gptbench.schema.plan import Plan
 
 NAME = "hydra_plugins.gptbench.Sweeper"
-"""By which a configuration names the sweeper."""
-GO_ON = "to go on: the same command with sweep.resume=true"
+"""Name of the sweeper in a configuration."""
+HOW_TO_RESUME = "to resume: the same command with sweep.resume=true"
 MAX_STALLED = 2
-"""Launches in a row after which no job had ended. After one, those of the first may still run."""
+"""Number of launches in a row without a job that ended, after which the sweep gives up. After one, jobs of the first
+launch may still run."""
 LOOK_S = 1.0
-"""Seconds between two looks at the jobs of another process."""
+"""Seconds between two looks at jobs in other processes."""
 
 
 def register() -> None:
-    """Makes the sweeper known to Hydra."""
+    """Make the sweeper known to Hydra."""
     register_plugin(NAME, Sweeper)
 
 
@@ -62,27 +66,30 @@ class Planned:
     """A job before it runs."""
 
     overrides: Overrides
+    """All overrides of the job."""
     swept: list[str]
+    """Overrides of the job for the keys that the sweep varies."""
     config: Config
+    """Validated configuration with its prompt as tokens."""
 
 
 class Sweeper(HydraSweeper):
-    """See the module."""
+    """Sweeper that Hydra calls: see the module."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's; called once, before `sweep`."""
+        """Store Hydra's context; Hydra calls this once, before `sweep`."""
         self.context, self.task, self.base = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Plans and runs all jobs.
+        """Plan and run all jobs.
 
         Args:
-            arguments: overrides, as they were typed.
+            arguments: overrides as they were typed.
 
         Raises:
-            UserError: a job asks for what cannot be; nothing was run.
-            RaisedError: of a JobError, where not every job is recorded, or a ConfigError.
-            KeyboardInterrupt: it was interrupted; what had been recorded is.
+            UserError: a job's configuration is invalid; nothing was run.
+            RaisedError: a JobError if not every job is recorded, or a ConfigError.
+            KeyboardInterrupt: Ctrl-C; what was recorded before remains.
         """
         jobs = self.plan(arguments)
         if self.task is dry_run:
@@ -94,18 +101,18 @@ class Sweeper(HydraSweeper):
             raise RaisedError(error) from error
 
     def plan(self, arguments: list[str]) -> list[Planned]:
-        """All jobs, each composed and checked."""
+        """Return all jobs, each composed and validated."""
         section = OmegaConf.to_object(self.base.sweep)
         assert isinstance(section, SweepConfig)
         parser = overrides_parser(self.context.config_loader)
         space = Space.of(parser.parse_overrides(arguments), section.paired)
-        drawn = instantiate(section).draw(space)
+        sampled = instantiate(section).draw(space)
         if not self.base.quiet:
-            print(f"planning {counted(len(drawn), 'job')}", file=sys.stderr, flush=True)
+            print(f"planning {counted(len(sampled), 'job')}", file=sys.stderr, flush=True)
         tokenizer_of = functools.cache(lambda index: make_tokenizer(models[index]))
         models: list[ModelConfig] = []
         planned: list[Planned] = []
-        for overrides in drawn:
+        for overrides in sampled:
             swept = [override for override in overrides if override.partition("=")[0] in space.swept]
             try:
                 composed = self.context.config_loader.load_sweep_config(self.base, list(overrides))
@@ -122,7 +129,7 @@ class Sweeper(HydraSweeper):
 
 
 def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
-    """Runs what was planned, and tells how it went. Raises JobError, KeyboardInterrupt, or ConfigError."""
+    """Run the planned jobs, and report the outcome. Raises JobError, KeyboardInterrupt, or ConfigError."""
     from gptbench.record.ledger import hold, is_held  # importing torch takes seconds
     from gptbench.schema.plan import LOCK, PLAN
 
@@ -131,7 +138,7 @@ def launch(sweeper: Sweeper, jobs: list[Planned]) -> None:
     folder = Path(sweeper.base.hydra.sweep.dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if is_held(folder / LOCK) or (folder / PLAN).exists():
-        # What the jobs of another sweep came to would be taken for that of these.
+        # The outcomes of another sweep's jobs would be taken for those of this one.
         raise ConfigError("hydra.sweep.dir", folder, "a folder that holds no other sweep")
     with hold(folder / LOCK, "another sweep"):
         Sweep(sweeper, jobs, folder).run()
@@ -141,7 +148,7 @@ class Sweep:
     """One call of a sweep.
 
     Args:
-        folder: that Hydra made for it.
+        folder: folder that Hydra made for the call.
     """
 
     def __init__(self, sweeper: Sweeper, jobs: list[Planned], folder: Path) -> None:
@@ -165,16 +172,16 @@ class Sweep:
         self.trouble: str | None = None
 
     def make_plan(self, identity: str, resume: bool) -> "Plan":
-        """Written to the folder, where the jobs find it."""
+        """Return the plan, written to the folder, where the jobs find it."""
         from gptbench.record.ledger import SWEEPS, hold
 
         last = self.outputs / SWEEPS / f"{identity}.json"
         last.parent.mkdir(parents=True, exist_ok=True)
-        with hold(last.with_suffix(".lock"), "another sweep over the same jobs"):  # or each would be the first
+        with hold(last.with_suffix(".lock"), "another sweep over the same jobs"):  # two at once would each be the first
             return self.written_plan(identity, last, self.earlier(last) if resume else None, resume)
 
     def written_plan(self, identity: str, last: Path, sweep: Path | None, resume: bool) -> "Plan":
-        """The same of a sweep that goes on with an earlier one, or with none."""
+        """Return the plan of a sweep that continues an earlier one, or none, and write it."""
         from gptbench.schema.plan import Plan
 
         hydra_config = self.sweeper.base.hydra
@@ -190,26 +197,26 @@ class Sweep:
             jobs={str(number): job.swept for number, job in enumerate(self.jobs)},
         )
         plan.save(self.folder)
-        # Relative, so that the outputs can be moved.
-        told = {"sweep": plan.sweep, "call": str(self.folder)}
-        write_json(last, {key: os.path.relpath(where, self.outputs) for key, where in told.items()}, indent=None)
+        # Relative paths, so that the outputs can be moved.
+        folders = {"sweep": plan.sweep, "call": str(self.folder)}
+        write_json(last, {key: os.path.relpath(where, self.outputs) for key, where in folders.items()}, indent=None)
         return plan
 
     def earlier(self, last: Path) -> Path | None:
-        """Folder of the sweep in which the same jobs were last asked for.
+        """Return the folder of the last sweep over the same jobs; None if there is none.
 
         Raises:
-            ConfigError: it is running.
+            ConfigError: that sweep is still running.
         """
         from gptbench.record.ledger import is_held, is_name
         from gptbench.schema.plan import LOCK, PLAN
 
-        told = read_object(last)
-        if not all(is_name(told.get(key)) for key in ("sweep", "call")):
+        folders = read_object(last)
+        if not all(is_name(folders.get(key)) for key in ("sweep", "call")):
             return None
-        sweep, call = ((self.outputs / told[key]).resolve() for key in ("sweep", "call"))
+        sweep, call = ((self.outputs / folders[key]).resolve() for key in ("sweep", "call"))
         if is_held(call / LOCK):
-            raise ConfigError("sweep.resume", "true", f"that the sweep in {call} has ended; it is running")
+            raise ConfigError("sweep.resume", "true", f"no other process to run the sweep, and {call} is still running")
         return sweep if (sweep / PLAN).exists() else None
 
     def run(self) -> None:
@@ -230,25 +237,28 @@ class Sweep:
             record = record_of(self.folder, self.plan, self.interrupted, self.trouble)
             try:
                 path = record.save(self.folder)
-            finally:  # where the disk is full, this is all that there is
+            finally:  # if the disk is full, this report is all that remains
                 self.observer.swept(record)
             logged = log_recorded(record, path, self.section, self.outputs, self.observer.warn)
             self.observer.recorded(record, path, logged)
             self.observer.concluded(record, path, self.jobs[0].config, self.outputs, logged)
         if self.interrupted:
-            raise KeyboardInterrupt(f"interrupted; of {counted(len(self.jobs), 'job')} {record.counts_text}; {GO_ON}")
+            raise KeyboardInterrupt(
+                f"interrupted; of {counted(len(self.jobs), 'job')} {record.counts_text}; {HOW_TO_RESUME}"
+            )
         if record.status != "FINISHED":
-            raise JobError(f"of {counted(len(self.jobs), 'job')} {record.counts_text}; {GO_ON}")
+            raise JobError(f"of {counted(len(self.jobs), 'job')} {record.counts_text}; {HOW_TO_RESUME}")
 
     def stop(self) -> None:
-        """No further job begins, wherever it would. A signal's handler calls it: nothing is imported or printed."""
+        """Keep further jobs from beginning, in whatever process. A signal handler calls this: it imports and prints
+        nothing."""
         self.interrupted = True
         with contextlib.suppress(OSError):
             os.close(os.open(self.stop_file, os.O_WRONLY | os.O_CREAT, 0o644))
 
     def launch_all(self) -> None:
-        """Hands the jobs to the launcher, and those that came to nothing once more: where a launcher gives up on the
-        first of its processes that dies, the others run on, and the second copy of each waits for the first."""
+        """Hand the jobs to the launcher, and those without an outcome once more: if a launcher gives up on the first of
+        its processes that dies, the others keep running, and the second copy of each job waits for the first."""
         waiting = list(range(len(self.jobs)))
         stalled = 0
         while waiting and not self.interrupted and stalled < MAX_STALLED:
@@ -260,15 +270,15 @@ class Sweep:
                 try:
                     returned = launcher.launch(jobs, initial_job_idx=0)
                     for job in returned:
-                        _ = job.return_value  # raises what the job has
-                except Exception as error:  # of a launcher that lost a job, or of a job that could not write
+                        _ = job.return_value  # raises the error of the job
+                except Exception as error:  # a launcher lost a job, or a job could not write
                     self.trouble = f"{type(launcher).__name__}: {error!r}"
                     self.observer.warn(self.trouble, "red")
             before, waiting = waiting, [number for number in waiting if self.outcome(number) is None]
             stalled = stalled + 1 if len(waiting) == len(before) else 0
 
     def launcher(self) -> Launcher:
-        """The one that was asked for. In this process, each job tells when it has ended."""
+        """Return the launcher that was asked for. If it runs jobs in this process, each job reports its end."""
         context, config = self.sweeper.context, self.sweeper.base
 
         def task(composed: DictConfig) -> Any:
@@ -284,7 +294,7 @@ class Sweep:
         return launcher
 
     def overrides(self, number: int) -> Sequence[str]:
-        """Of a job, and where its folder is, whatever number its launcher gives it."""
+        """Return the overrides of a job, including its folder, whatever number its launcher gives it."""
         return [
             *self.jobs[number].overrides,
             f"hydra.sweep.dir={quoted(str(self.folder))}",
@@ -298,7 +308,8 @@ class Sweep:
 
     @contextlib.contextmanager
     def watching(self, launcher: Launcher) -> Iterator[None]:
-        """Tells of jobs that run in other processes. Where they run in this one, no thread takes turns with them."""
+        """Report the end of jobs in other processes while the context lasts. For jobs in this process there is no
+        watching thread, which would disturb them."""
         if is_in_this_process(launcher):
             yield
             return
@@ -324,7 +335,8 @@ class Sweep:
 
 
 class HandedOut(list[Sequence[str]]):
-    """Overrides of jobs. A launcher in this process takes one after the other: none once the sweep is interrupted."""
+    """Overrides of jobs for a launcher in this process, which takes one after the other: none once the sweep is
+    interrupted."""
 
     def __init__(self, sweep: Sweep, jobs: list[Sequence[str]]) -> None:
         super().__init__(jobs)
@@ -341,12 +353,13 @@ class HandedOut(list[Sequence[str]]):
 
 
 def is_in_this_process(launcher: Launcher) -> bool:
-    """Whether it runs the jobs one after the other, in the process that planned them."""
+    """Return whether a launcher runs the jobs one after the other in the process that planned them."""
     return f"{type(launcher).__module__}.{type(launcher).__qualname__}" == BASIC_LAUNCHER
 
 
 class Progress:
-    """How far a sweep has come, and an estimate of what remains: what jobs took so far, side by side or not."""
+    """Progress of a sweep, and an estimate of the remaining time from the time per job so far, whether jobs run in
+    parallel or not."""
 
     def __init__(self, total: int, observer: "Observer") -> None:
         self.total, self.done, self.failed, self.run = total, 0, 0, 0
@@ -357,23 +370,24 @@ class Progress:
         self.done = done
 
     def ended(self, outcome: "Outcome") -> None:
-        """Counts a job, and tells. Those that were recorded before took no time, and say nothing of the others."""
+        """Count a job, and report the progress. Jobs that were recorded before took no time, and are left out of the
+        estimate."""
         from gptbench.schema.outcome import Status
 
         self.done += 1
         self.failed += outcome.status == Status.failed.value
         self.run += outcome.status in (Status.recorded.value, Status.failed.value)
-        told = f"sweep: {self.done}/{counted(self.total, 'job')}"
+        line = f"sweep: {self.done}/{counted(self.total, 'job')}"
         if self.failed:
-            told += f", {self.failed} failed"
+            line += f", {self.failed} failed"
         if self.run and self.done < self.total:
             remaining_s = (time.monotonic() - self.start) / self.run * (self.total - self.done)
-            told += f"; about {duration(remaining_s)} left"
-        self.observer.remark(told, "bold")
+            line += f"; about {duration(remaining_s)} left"
+        self.observer.remark(line, "bold")
 
 
 def duration(seconds: float) -> str:
-    """In words, roughly: 40 s, 12 min, 3 h 20 min."""
+    """Return a rough duration in words: 40 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -382,17 +396,17 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def stopping(sweep: Sweep) -> Iterator[None]:
-    """The first Ctrl-C ends the sweep after the jobs that run now, as does a terminal that is closed; the second at
-    once, as SIGTERM does. A signal that is ignored stays so, as Ctrl-C is where a script has started the sweep in its
-    background, and a closed terminal under nohup."""
+    """Handle signals while the context lasts. The first Ctrl-C, or a closed terminal, ends the sweep after the jobs
+    that run now; the second Ctrl-C, or SIGTERM, ends it at once. Signals that are ignored stay ignored: Ctrl-C if a
+    script started the sweep in the background, a closed terminal under nohup."""
 
     def on_interrupt(number: int, _: FrameType | None) -> None:
         again = sweep.interrupted and number != signal.SIGHUP
         sweep.stop()
         if again or number == signal.SIGTERM:
             raise KeyboardInterrupt
-        with contextlib.suppress(OSError):  # past everything that a thread may be in the middle of
-            os.write(2, b"\nends after the job that runs now; Ctrl-C again ends it at once\n")
+        with contextlib.suppress(OSError):  # unbuffered: a thread may hold the lock of sys.stderr
+            os.write(2, b"\nstopping after the job that runs now; press Ctrl-C again to stop at once\n")
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     heeded = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
