@@ -330,7 +330,7 @@ def test_away_and_back(backend: Backend, outputs: Outputs, capsys: pytest.Captur
     outputs.proxy.make(Trouble.refuse)
     logged, told = outputs.log(result, path)
     assert logged is None
-    kept = f"The result is kept. To log it later: gptbench log '{path}'"
+    kept = f"The result is saved. To log it later: gptbench log '{path}'"
     assert told == [f"Not tracked: tracking.uri={outputs.proxy.url}: Connection refused\n{kept}"]
     assert outputs.sync() == 1
     assert capsys.readouterr().out.splitlines() == [*told[0].splitlines(), "still not logged: 1 record"]

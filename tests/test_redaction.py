@@ -248,5 +248,5 @@ def test_an_address_is_known_again_whoever_asks_it() -> None:
     assert place == place_of("http://***@host:5000/x") == place_of("http://host:5000/x") == "http://host:5000/x"
     section = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow", uri="http://***@host:5000/x")
     assert usable(section).uri == place
-    with pytest.raises(AwayError, match=r"\?token=\*\*\*: no record holds what"):
+    with pytest.raises(AwayError, match=r"\?token=\*\*\*: records do not hold what"):
         usable(replace(section, uri="http://host/?token=***"))

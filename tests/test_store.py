@@ -57,7 +57,7 @@ def test_a_half_made_store_is_kept_aside_and_made_anew(
     half_made(empty_store, tmp_path / "mlflow.db")
     made_result(tracking=MLFLOW, outputs=str(tmp_path)).save(tmp_path / "run")
     assert sync_command(["--outputs", str(tmp_path)]) == 0
-    assert "half made, and is made anew" in capsys.readouterr().err
+    assert "half made, and was replaced" in capsys.readouterr().err
     assert logged(tmp_path) == 1
     assert (tmp_path / "mlflow-backup-1.db").exists()
     for content in (b"", b"no database at all, but long enough to be taken for one"):
@@ -94,7 +94,7 @@ def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
         assert logged(outputs) == 2, name
         if content:
             assert kept.read_bytes() == content
-            told = f"it is kept in {kept}; to log again what it held: gptbench sync --all --outputs {outputs}"
+            told = f"the previous file is kept as {kept}; to log its content again: gptbench sync --all --outputs {outputs}"
             assert told in capsys.readouterr().err
         assert sync_command(["--outputs", str(outputs)]) == 0
         assert logged(outputs) == 2
@@ -171,7 +171,7 @@ def test_an_older_store_is_brought_up_to_date_in_a_copy(
         make_whole(file)
     assert file.read_bytes() == before
     monkeypatch.setattr(stores, "migrate", migrated)
-    assert "brought up to date" in str(make_whole(file))
+    assert "upgraded" in str(make_whole(file))
     assert is_whole(file)
     assert (tmp_path / "mlflow-backup-1.db").read_bytes() == before
 

@@ -368,7 +368,7 @@ def test_errors_do_not_show_passwords(tmp_path: Path, result: Result, path: Path
 def test_database_that_cannot_be_opened_fails_soon(tmp_path: Path, result: Result, path: Path) -> None:
     (tmp_path / "mlflow.db").mkdir()
     start = time.perf_counter()
-    with pytest.raises(TrackingError, match="expected a regular file, or none yet"):
+    with pytest.raises(TrackingError, match="expected a regular file, or no file yet"):
         MLflowTracker(config(), tmp_path).log(result, path)
     assert time.perf_counter() - start < 5
 

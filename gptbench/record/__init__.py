@@ -1,4 +1,4 @@
-"""Record: what was measured goes to disk, and where it is logged."""
+"""Recording: identities, the ledger of jobs, and logging of records to a tracker."""
 
 from gptbench.record.tracking import MLflowTracker, NoTracker, Tracker
 

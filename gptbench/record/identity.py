@@ -1,6 +1,5 @@
-"""What a measurement is of: two runs of the same identity measure the same thing, on the same kind of device, by the
-same code.
-"""
+"""The identity of a measurement: two runs with the same identity measure the same thing, on the same kind of device,
+with the same code."""
 
 import functools
 import hashlib
@@ -23,17 +22,18 @@ MEASURING = (
     *("__init__", "base", "private", "architecture", "config", "text", "device", "kernels", "model", "quant"),
     *("sampling", "checkpoint", "build", "block_sizes", "engine", "generate", "measure", "task", "execute"),
 )
-"""Rooms of gptbench that a number depends on: from configuring to measuring, and what joins them."""
+"""Packages and modules of gptbench that a number depends on, from configuring to measuring."""
 RECORDING = ("schema", "charts", "record", "compare", "present", "sweep", "commands", "__main__")
-"""All others: what is done with a number once it is there, statistics included, changes no identity."""
+"""All others: they process a number once it exists, statistics included, and change no identity."""
 MAX_HASHED = 64 * 2**20
-"""Bytes of a file that is read for it; of a larger one count its name, size and time of change."""
+"""Maximum size in bytes of a file whose content is hashed; for a larger one, name, size and modification time count."""
 LIBRARIES = ("torch", "triton")
+"""Libraries whose versions are part of every identity."""
 
 
 @functools.cache
 def code_version() -> str:
-    """Hash of gptbench's own source files that a number depends on: it tells changes apart that no commit holds yet."""
+    """Return a hash of gptbench's source files that a number depends on; it also covers uncommitted changes."""
     root = Path(gptbench.__file__).parent
     hashed = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -45,16 +45,16 @@ def code_version() -> str:
 
 
 def sources() -> list[str]:
-    """Hashes of the plugins' source, wherever it lies."""
+    """Return the hashes of the plugins' source, wherever it lies."""
     return sorted(plugins.loaded.values())
 
 
 def code_used(config: Config, device: Device) -> Any:
-    """What of kernels and the like a number depends on beside gptbench's own code, as engine or task say: see
-    `Runner.code_used` and `Standalone.code_used`.
+    """Return what a number depends on beside gptbench's own code, such as tuned kernels, as engine or task report it:
+    see `Runner.code_used` and `Standalone.code_used`.
 
     Raises:
-        UserError: the file with the tiles that were found cannot be read.
+        UserError: the file with the autotuned tiles cannot be read.
     """
     if not config.task.RUNS_ENGINE:
         task: type[Standalone] = target(config.task)
@@ -64,12 +64,12 @@ def code_used(config: Config, device: Device) -> Any:
 
 
 def measured(config: Config) -> dict[str, Any]:
-    """What of a configuration a number depends on, as plain data."""
+    """Return the part of a configuration that a number depends on, as plain data."""
     return job_of(plain(config)) | {"contents": contents(config)}
 
 
 def contents(config: Config) -> dict[str, list[list[Any]]]:
-    """What lies where the configuration points to, wherever that is: name and hash of each file."""
+    """Return the files that the configuration points to, wherever they lie: name and hash of each."""
     model = config.model
     places = {
         "checkpoint": model.checkpoint if model.reads_checkpoint else None,
@@ -80,11 +80,12 @@ def contents(config: Config) -> dict[str, list[list[Any]]]:
 
 
 def files_in(place: Path) -> list[Path]:
-    """A file itself, or those that lie in a folder."""
+    """Return a file, or the files directly in a folder."""
     return [place] if place.is_file() else sorted(file for file in place.glob("*") if file.is_file())
 
 
 def file_hash(file: Path) -> list[Any]:
+    """Return name and hash of a file's content, or name, size and modification time of a large one."""
     status = file.stat()
     if status.st_size > MAX_HASHED:
         return [file.name, status.st_size, status.st_mtime_ns]
@@ -92,27 +93,27 @@ def file_hash(file: Path) -> list[Any]:
 
 
 def plain(config: Config | Section) -> dict[str, Any]:
-    """As plain data, as a record has it."""
+    """Return a configuration as plain data, as a record holds it."""
     values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def plan_identity(config: Config) -> str:
-    """Hash of what is asked for, before it is known on which device; its engine may still be `auto`."""
+    """Return a hash of what is asked for, before the device is known; the engine may still be `auto`."""
     device = {name: value for name, value in plain(config.device).items() if name != "measure_roof"}
     return digest([code_version(), sources(), measured(config), device])
 
 
 def identity(config: Config, devices: DeviceGroup) -> str:
-    """Hash of what is measured.
+    """Return a hash of what is measured.
 
     Args:
-        config: with its prompt as tokens, and the engine that `auto` stands for.
-        devices: what `config.device` turned out to be.
+        config: configuration with its prompt as tokens, and the engine that `auto` selected.
+        devices: the devices that `config.device` selected.
     """
     libraries = (*LIBRARIES, *config.engine.LIBRARIES)
     device = devices.local
     where = [place(each, libraries).of_job(libraries) for each in devices.devices]
-    made = {"dtype": device.dtype_name, "code": code_used(config, device)}
-    return digest([code_version(), sources(), measured(config), where, made])
+    result = {"dtype": device.dtype_name, "code": code_used(config, device)}
+    return digest([code_version(), sources(), measured(config), where, result])

@@ -1,4 +1,4 @@
-"""Runs in a store of MLflow's: the tags that they are known by, how they are found, and where its pages show them."""
+"""Runs in an MLflow store: the tags that identify them, how they are found, and where MLflow's pages show them."""
 
 import re
 import urllib.parse
@@ -13,43 +13,44 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RESULT_TAG = "gptbench.result"
-"""sha256 of `result.json`: by it a result is known again."""
+"""Tag with the sha256 of `result.json`, which identifies a result."""
 SWEEP_TAG = "gptbench.sweep"
-"""Folder of the sweep, on its parent run."""
+"""Tag of a sweep's parent run with the folder of the sweep."""
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
-"""Markdown, which MLflow's page of a run begins with."""
+"""Tag with Markdown that MLflow shows at the top of a run's page."""
 
 
 PLAIN_VALUE = re.compile(r"[\w /:.,=+@~-]*", re.ASCII)
-"""Text that a filter of MLflow's takes in quotes as it is; there is no way to quote a quote in one."""
+"""Text that is valid between the quotes of an MLflow filter; a quote in it cannot be escaped."""
 
 
 def runs_with_tag(client: "MlflowClient", experiment: str, tag: str, value: str) -> list["Run"]:
-    """Runs that are not deleted and whose tag has the value, whatever is in that."""
+    """Return the runs that are not deleted and whose tag has the value, whatever characters are in it."""
     if PLAIN_VALUE.fullmatch(value):
         return list(client.search_runs([experiment], f"tags.`{tag}` = '{value}'"))
-    found: list[Run] = []
+    runs: list[Run] = []
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{tag}` LIKE '%'", page_token=token)
-        found += [run for run in page if run.data.tags.get(tag) == value]
+        runs += [run for run in page if run.data.tags.get(tag) == value]
         if not (token := page.token):
-            return found
+            return runs
 
 
 def first_run(client: "MlflowClient", experiment: str, condition: str) -> "Run | None":
-    """The run of the experiment for which the condition holds, unless it was deleted."""
+    """Return the first run of the experiment for which the condition holds, unless it was deleted; None if there is
+    none."""
     return next(iter(client.search_runs([experiment], condition, max_results=1)), None)
 
 
 def charts_of_jobs(experiment: str, parent: str) -> str:
-    """Where MLflow's pages show charts of a sweep's jobs, the fastest first. In the list of all runs they are folded up
-    under their parent, and the charts beside it know nothing of them."""
+    """Return the address of MLflow's charts of a sweep's jobs, fastest first. In the list of all runs the jobs are
+    folded under their parent, and its charts leave them out."""
     query = charts_query(f"tags.mlflow.parentRunId = '{parent}'", HEADLINE)
     return f"#/experiments/{experiment}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
 
 
 def folder_address(folder: Path) -> str:
-    """Of a folder for artifacts: its path, unless MLflow would take that for a quoted one."""
+    """Return the address of a folder for artifacts: its path, unless MLflow would unquote it."""
     return folder.as_uri() if "%" in str(folder) else str(folder)

@@ -1,4 +1,4 @@
-"""What is sent to MLflow of a record: its publication in MLflow's terms, and files."""
+"""What is sent to MLflow for a record: its publication in MLflow's terms, and its files."""
 
 import datetime
 import hashlib
@@ -20,60 +20,64 @@ from gptbench.schema.record import Recorded, of_kind
 from gptbench.schema.result import Result
 
 MAX_CHARACTERS = 6000
-"""Of a param; MLflow takes more of a tag, but not much."""
+"""Maximum characters of a param; MLflow takes little more in a tag."""
 
 
 @dataclass
 class Record:
-    """What is logged of one result, in MLflow's terms."""
+    """What is logged for one result, in MLflow's terms."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     start_ms: int
+    """Start in milliseconds since 1970."""
     end_ms: int
-    """Milliseconds since 1970."""
+    """End in milliseconds since 1970."""
     status: str
-    """FINISHED, or FAILED where something was not finite."""
+    """FINISHED, FAILED or KILLED."""
     params: list[tuple[str, str]]
+    """Key and value of each param."""
     metrics: list[tuple[str, float, int]]
-    """Name, value and step."""
+    """Name, value and step of each metric."""
     tags: dict[str, str]
+    """Tags in display order."""
     sweep: str | None
-    """Folder of the sweep that it belongs to, or is of."""
+    """Folder of the sweep that it belongs to, or that it is the record of."""
     varied: Sequence[str]
-    """What that sweep varies: keys, or overrides."""
+    """Keys or overrides that the sweep varies."""
     is_sweep: bool
-    """Whether it is of the sweep itself, whose run is the parent of those of its jobs."""
+    """Whether it is the sweep's own run, the parent of the runs of its jobs."""
 
 
 def make_record(result: Recorded, result_path: Path, name: str | None) -> Record:
-    """What is logged of a result; `name` is the run's, or None for one made of what was run."""
+    """Return what is logged for a result; `name` is the name of the run, or None for one made from what was run."""
     start = datetime.datetime.fromisoformat(result.started).timestamp()
-    own = result.publication()
+    published = result.publication()
     command = shlex.join(result.command)
-    tags: dict[str, str | None] = {  # MLflow shows them in this order: first what one filters by
-        **own.tags,
+    tags: dict[str, str | None] = {  # MLflow keeps this order: those to filter by come first
+        **published.tags,
         "baseline": result.config.get("baseline", {}).get("name"),
-        "sweep": own.sweep,
+        "sweep": published.sweep,
         "identity": result.identity,
         RESULT_TAG: hashlib.sha256(result_path.read_bytes()).hexdigest(),
         "gptbench.command": command,
         "mlflow.source.name": "gptbench",
-        NOTE_TAG: f"{own.note}\n\n`` {command} ``".lstrip(),
+        NOTE_TAG: f"{published.note}\n\n`` {command} ``".lstrip(),
     }
     return Record(
-        name=redacted(" ".join([*swept_name(result.swept), name or own.name])),
+        name=redacted(" ".join([*swept_name(result.swept), name or published.name])),
         start_ms=round(start * 1000),
-        end_ms=round((start + own.seconds) * 1000),
-        status=own.status,
+        end_ms=round((start + published.seconds) * 1000),
+        status=published.status,
         params=[
-            (clean(redacted(key)), redacted(value)[:MAX_CHARACTERS]) for key, value in flat(without_places(own.params))
+            (clean(redacted(key)), redacted(value)[:MAX_CHARACTERS])
+            for key, value in flat(logged_params(published.params))
         ],
-        metrics=own.metrics,
+        metrics=published.metrics,
         tags={key: redacted(value)[:MAX_CHARACTERS] for key, value in tags.items() if value is not None},
-        sweep=own.sweep,
-        varied=own.varied,
-        is_sweep=own.is_sweep,
+        sweep=published.sweep,
+        varied=published.varied,
+        is_sweep=published.is_sweep,
     )
 
 
@@ -82,8 +86,8 @@ NO_PARAMS = ("baseline", "sweep", "tracking", "outputs", "commit")
 are in config.yaml among the artifacts, and the baseline's name is a tag."""
 
 
-def without_places(params: dict[str, Any]) -> dict[str, Any]:
-    """What of them is logged: MLflow's table of runs opens without any metric where there are too many of them."""
+def logged_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the params that are logged: with too many of them, MLflow's table of runs opens without any metric."""
 
     def without_targets(values: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -96,8 +100,9 @@ def without_places(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def swept_name(swept: list[str]) -> list[str]:
-    """What distinguishes a job of a sweep from the others, for the beginning of its name: `top_k=5`; of several
-    overrides first all values, `5/0.8 top_k/temperature`, as MLflow's list of runs shows some fifteen characters."""
+    """Return what distinguishes a job of a sweep from the others, for the beginning of its name: `top_k=5`; with
+    several overrides all values first, `5/0.8 top_k/temperature`, because MLflow's list of runs shows about fifteen
+    characters."""
     values = dict(override.split("=", 1) for override in swept if "=" in override)
     short = short_keys(list(values))
     if len(values) < 2:
@@ -106,12 +111,13 @@ def swept_name(swept: list[str]) -> list[str]:
 
 
 def clean(key: str) -> str:
-    """The key with only such characters as MLflow takes in a name. It takes a slash, too, but reads it as a path."""
+    """Return a key with only characters that MLflow allows in a name. It allows a slash, too, but reads it as a
+    path."""
     return re.sub(r"[^\w.\- ]", "_", key)
 
 
 def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: bool) -> None:
-    """The record itself, what it writes beside it, compile time as a picture, and, if `figures`, all others."""
+    """Write the record, its files, compile time as a picture, and, if `figures`, all other figures."""
     shutil.copyfile(result_path, folder / f"{result.FILE}.json")
     result.write_files(folder)
     for run in of_kind(Result, [result]):
@@ -122,7 +128,7 @@ def write_artifacts(result: Recorded, result_path: Path, folder: Path, figures: 
 
 
 def drawn(result: Recorded, result_path: Path) -> list[Recorded]:
-    """A record, or those that it is made of and that mean something."""
+    """Return the records to draw: the record, or those valid ones that it summarises."""
     if (members := result.members(result_path.parent)) is None:
         return [result]
     records = []
@@ -131,6 +137,6 @@ def drawn(result: Recorded, result_path: Path) -> list[Recorded]:
             record = load_record(path)
             if record.problem() is None:
                 records.append(record)
-        except Exception as error:  # the whole is worth more than one part in its pictures
+        except Exception as error:  # one unreadable member does not prevent the figures
             print(f"Not drawn: {path}: {error!r}", file=sys.stderr)
     return records

@@ -1,4 +1,4 @@
-"""How MLflow is set up and told of: its own settings, errors and addresses."""
+"""MLflow's settings, errors and addresses."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from gptbench.config import MLflowConfig
 
 
 def mlflow_settings(config: MLflowConfig) -> dict[str, str | None]:
-    """Environment variables, which is where MLflow reads these from; None is for one that must not be there."""
+    """Return environment variables, from which MLflow reads its settings; None for one that must not be set."""
     seconds = str(math.ceil(config.timeout_s))  # MLflow refuses fractions
     return {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": seconds,
@@ -19,17 +19,17 @@ def mlflow_settings(config: MLflowConfig) -> dict[str, str | None]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(config.retries),
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # which may be hours
-        "PGCONNECT_TIMEOUT": seconds,  # of PostgreSQL's own library, without a server of MLflow's
-        "MLFLOW_ACTIVE_MODEL_ID": None,  # each metric would be tied to that model, too
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # our last line there is JSON
-        "MLFLOW_LOGGING_LEVEL": "ERROR",  # what goes wrong is in our own error
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # its threads would run on while a sweep's next job is timed
+        "PGCONNECT_TIMEOUT": seconds,  # for PostgreSQL's library, when there is no MLflow server
+        "MLFLOW_ACTIVE_MODEL_ID": None,  # each metric would also be linked to that model
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the last line on stdout has to be JSON
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # errors are reported by gptbench
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # its threads would keep running while a sweep's next job is timed
     }
 
 
 @contextlib.contextmanager
 def environment_variables(values: dict[str, str | None]) -> Iterator[None]:
-    """Sets environment variables for a while, and removes those that are to be None."""
+    """Set environment variables while the context lasts, and remove those that are None."""
     before = {name: os.environ.get(name) for name in values}
     set_environment(values)
     try:
@@ -47,15 +47,16 @@ def set_environment(values: dict[str, str | None]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line. What the operating system said explains more than what was made of it on the way up."""
+    """Return an error in one line. The operating system's message in the chain explains more than what was made of
+    it."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     system = [(cause.strerror or str(cause)).strip() for cause in chain if isinstance(cause, OSError)]
-    said = [text for text in system if text]
-    return first_line(said[-1] if said else error)
+    messages = [text for text in system if text]
+    return first_line(messages[-1] if messages else error)
 
 
 def place_of(uri: str) -> str:
-    """Of a store, whoever asks it: its address without user and password."""
+    """Return the address of a store without user and password, which is the same for every user."""
     return redacted(uri).replace(f"{HIDDEN}@", "")

@@ -1,4 +1,8 @@
-"""MLflow's SQLite store as a file: where it is, and that it is whole.
+"""MLflow's SQLite store as a file: where it is, and that it is complete.
+
+MLflow creates a store in dozens of steps, and upgrades one of an older version in several; if a signal or a full disk
+interrupts that, nothing can open the store. So both are done in another file in the same folder, which is then renamed.
+A store that another process left half made, or that is damaged, is kept under another name and replaced.
 
 MLflow makes a store in dozens of steps, and brings one of an older version up to date in some more; cut off in between,
 by a signal or a full disk, it can be opened by nobody. So both are done to another file in the same folder, which is
@@ -26,53 +30,53 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 NAME = "mlflow.db"
-"""Of the embedded store, in the outputs folder."""
+"""File of the embedded store in the outputs folder."""
 BESIDE = ("-journal", "-wal", "-shm")
-"""Ends of the names of files that SQLite keeps beside a store, and without which it is not what it was."""
+"""Suffixes of files that SQLite keeps beside a store, and that belong to its content."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What SQLite says of a file that no waiting makes whole."""
+"""SQLite's errors for a file that is damaged, not just locked."""
 
 
 def embedded_store(outputs: Path) -> str:
-    """Address of the store of an outputs folder, whatever is in its name."""
+    """Return the address of the store of an outputs folder, whatever characters are in its name."""
     return address(outputs.absolute() / NAME)
 
 
 def address(file: Path) -> str:
-    """Of a store in a file, as SQLAlchemy's `URL.create` makes it; importing that takes long."""
+    """Return the address of a store in a file, as SQLAlchemy's `URL.create` makes it; importing that takes long."""
     return f"sqlite:///{urllib.parse.quote(str(file), safe=' +/')}"
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of a store, if it is in one."""
+    """Return the file of a store; None if it is not in a file."""
     found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     database = "" if found is None else urllib.parse.unquote(found[1])
     return None if database in ("", ":memory:") or database.startswith("file:") else Path(database)
 
 
 def lock_of(file: Path) -> FileLock:
-    """Held by whoever makes a store, or writes to it."""
+    """Return the lock that a process holds while it makes a store or writes to it."""
     return FileLock(file.with_suffix(".lock"))
 
 
 whole: set[tuple[str, int]] = set()
-"""Path and inode of stores that this process has found whole."""
+"""Path and inode of stores that this process has found complete."""
 
 
 def make_whole(file: Path) -> str | None:
-    """Makes a store that is not there, brings an older one up to date, and replaces one that is half made. Call it
-    while nobody else does.
+    """Make a store that is missing, upgrade an older one, and replace one that is half made. No other process may do so
+    at the same time.
 
     Returns:
-        What became of a store that was there, if anything.
+        A remark on what happened to an existing store; None if nothing.
 
     Raises:
-        Exception: it could not be done, and what was there is as it was.
+        Exception: it failed, and an existing store is unchanged.
     """
     mlflow.make_no_folders()
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists() and not file.is_file():  # a device would be replaced
-        raise TrackingError(f"{file}: expected a regular file, or none yet")
+        raise TrackingError(f"{file}: expected a regular file, or no file yet")
     if file.exists() and (str(file), file.stat().st_ino) in whole:
         return None
     remark = None
@@ -93,33 +97,33 @@ def make_whole(file: Path) -> str | None:
 
 
 def put(new: Path, file: Path) -> str | None:
-    """Renames a new store to its place; what is there gets another name, about which it returns a remark."""
+    """Rename a new store to its place; an existing one is renamed, and a remark on that returned."""
     remark = None
     if file.exists() and file.stat().st_size:
         number = 1
         while (kept := file.with_name(f"{file.stem}-backup-{number}{file.suffix}")).exists():
             number += 1
         damaged = damage(file)
-        made = "brought up to date" if holds_runs(file) else f"{damaged or 'half made'}, and is made anew"
+        what = "upgraded" if holds_runs(file) else f"{damaged or 'half made'}, and was replaced"
         for old in beside(file):
             old.rename(kept.with_name(kept.name + old.name.removeprefix(file.name)))
-        remark = f"{file} was {made}; as it was, it is kept in {kept}"
+        remark = f"{file} was {what}; the previous file is kept as {kept}"
         if damaged:
             again = shlex.join(["gptbench", "sync", "--all", "--outputs", str(file.parent)])
-            remark += f"; to log again what it held: {again}"
+            remark += f"; to log its content again: {again}"
     new.replace(file)
     return remark
 
 
 def beside(file: Path) -> list[Path]:
-    """A store and what SQLite keeps beside it, of those that are there."""
+    """Return the existing files of a store: itself, and those that SQLite keeps beside it."""
     paths = [file.with_name(f"{file.name}{end}") for end in ("", *BESIDE)]
     return [path for path in paths if path.exists()]
 
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[sqlite3.Connection]:
-    """A connection, which is closed afterwards."""
+    """Return a connection that is closed afterwards."""
     connection = sqlite3.connect(file, timeout=20)
     try:
         yield connection
@@ -128,7 +132,7 @@ def opened(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def holds_runs(file: Path) -> bool:
-    """Whether anybody has logged something to it."""
+    """Return whether anything was logged to a store."""
     if not file.exists():
         return False
     try:
@@ -136,18 +140,18 @@ def holds_runs(file: Path) -> bool:
             runs = connection.execute("select count(*) from runs").fetchone()[0]
             return bool(runs + connection.execute("select count(*) from experiments where experiment_id").fetchone()[0])
     except sqlite3.DatabaseError as error:
-        if code_of(error) not in (sqlite3.SQLITE_ERROR, *DAMAGED):  # such as a lock, or a disk that cannot be read
+        if code_of(error) not in (sqlite3.SQLITE_ERROR, *DAMAGED):  # such as a lock, or an unreadable disk
             raise
-        return False  # it has no such table, or is no database
+        return False  # it has no such table, or is not a database
 
 
 def code_of(error: sqlite3.Error) -> int:
-    """Of what SQLite says is wrong, without the details."""
+    """Return SQLite's primary error code."""
     return error.sqlite_errorcode & 0xFF
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with the file of a store that was cut off or overwritten; None where that is not so."""
+    """Return what is wrong with the file of a store that was truncated or overwritten; None if nothing is."""
     if not file.stat().st_size:
         return "empty"
     try:
@@ -156,22 +160,22 @@ def damage(file: Path) -> str | None:
     except sqlite3.DatabaseError as error:
         if code_of(error) in DAMAGED:
             return f"damaged ({error})"
-    return None  # or another process holds it, or the disk cannot be read: who writes to it is told
+    return None  # locked, or an unreadable disk: whoever writes to it gets the error
 
 
 def is_lost(file: Path) -> bool:
-    """Whether what was logged to a store is there no more."""
+    """Return whether the content of a store is gone."""
     return not file.exists() or (file.is_file() and damage(file) is not None)
 
 
 def copy(file: Path, new: Path) -> None:
-    """As it is now, whoever writes to it."""
+    """Copy a store as it is now, even while others write to it."""
     with opened(file) as connection, opened(new) as other:
         connection.backup(other)
 
 
 def is_whole(file: Path) -> bool:
-    """Whether MLflow can open a store as it is."""
+    """Return whether MLflow can open a store as it is."""
     if is_lost(file):
         return False
     engine = engine_of(file)
@@ -182,19 +186,19 @@ def is_whole(file: Path) -> bool:
 
 
 def engine_of(file: Path) -> "Engine":
-    """MLflow's.
+    """Return MLflow's engine for a store.
 
     Raises:
         TrackingError: SQLAlchemy would open another file.
     """
     engine = mlflow.engine_of(address(file))
     if engine.url.database != str(file):
-        raise TrackingError(f"{file}: before version 2.1, SQLAlchemy has no address for a folder of that name")
+        raise TrackingError(f"{file}: SQLAlchemy before version 2.1 cannot open a store in a folder of that name")
     return engine
 
 
 def migrate(file: Path) -> None:
-    """Makes all tables of this version of MLflow."""
+    """Make all tables of this version of MLflow."""
     engine = engine_of(file)
     try:
         mlflow.migrate(engine)

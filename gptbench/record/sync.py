@@ -1,5 +1,8 @@
 """Which records are logged, and where.
 
+Every record is a file before it is sent. Once it is logged, a mark beside it says where; `gptbench sync` sends records
+without a mark.
+
 Every record is a file before it is sent. A mark beside it, once it is logged, tells where; `sync` sends what has none.
 """
 
@@ -17,7 +20,7 @@ from gptbench.base.outputs import atomic_write, write_json
 from gptbench.base.redaction import HIDDEN, redacted, redacted_message
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.config.targets import instantiate
-from gptbench.record.ledger import folders_told, is_held
+from gptbench.record.ledger import folders_in, is_held
 from gptbench.record.settings import place_of
 from gptbench.record.store import embedded_store, file_of, is_lost
 from gptbench.record.tracking import AwayError, Tracker
@@ -29,19 +32,19 @@ from gptbench.schema.record import Recorded
 from gptbench.schema.sweep import SweepRecord, record_of
 
 MARK = "tracked-"
-"""Begins the name of a file beside a record: where that is logged."""
+"""Prefix of the file beside a record that says where it is logged."""
 TRACE = "untracked-"
-"""Begins the name of a file beside a record that could not be logged: the traceback of what went wrong, which may be a
-fault of gptbench's own."""
+"""Prefix of the file beside a record that could not be logged, with the traceback of the error, which may be a fault in
+gptbench."""
 
 
 def log_recorded(
     result: Recorded, path: Path, section: TrackingConfig, outputs: Path, warn: Callable[[str], None]
 ) -> str | None:
-    """`log_marked`, but what goes wrong, which loses nothing, is passed to `warn`.
+    """Call `log_marked`, and pass its errors to `warn`: nothing is lost by them.
 
     Returns:
-        Where it is logged; None where it is not.
+        Where it is logged; None if it is not.
     """
     try:
         return log_marked(result, path, section, outputs)
@@ -51,13 +54,13 @@ def log_recorded(
 
 
 def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: Path) -> str | None:
-    """Logs a record that was saved, and leaves a mark beside it, by which `sync` knows that it need not.
+    """Log a saved record, and leave a mark beside it so that `gptbench sync` skips it.
 
     Returns:
-        Where it is logged; None where there is nothing to say.
+        Where it is logged; None if the tracker logs nothing.
 
     Raises:
-        TrackingError: it is not. Its traceback is left beside the record.
+        TrackingError: it could not be logged. The traceback is left beside the record.
     """
     if (before := marked(path, section, outputs)) is not None:
         return before
@@ -78,20 +81,20 @@ def log_marked(result: Recorded, path: Path, section: TrackingConfig, outputs: P
 
 
 def marked(path: Path, section: TrackingConfig, outputs: Path) -> str | None:
-    """Where a record's mark says that it is logged, in the store that the section names; None where it does not."""
+    """Return where a record is logged, by its mark, in the store of the section; None if it is not."""
     file = file_of(section.uri or embedded_store(outputs)) if isinstance(section, MLflowConfig) else None
     if file is not None and is_lost(file):
-        return None  # or the outputs were moved without it
+        return None  # such as after moving the outputs without it
     return read_marks(path).get(destination(section, outputs))
 
 
 def read_marks(path: Path) -> dict[str, str]:
-    """Of a record: destination to what was said of it there."""
-    return {to: str(told) for to, told in read_object(path.with_name(f"{MARK}{path.name}")).items()}
+    """Return the marks of a record: destination to description of the run."""
+    return {to: str(run) for to, run in read_object(path.with_name(f"{MARK}{path.name}")).items()}
 
 
 def destination(section: TrackingConfig, outputs: Path) -> str:
-    """Store and experiment."""
+    """Return the key of a mark: store and experiment."""
     if not isinstance(section, MLflowConfig):
         return ""
     return f"{place_of(section.uri or embedded_store(outputs))} {redacted(section.experiment)}"
@@ -100,11 +103,11 @@ def destination(section: TrackingConfig, outputs: Path) -> str:
 def tracking_of(
     path: Path, result: Recorded, default: bool, instead: Mapping[str, str] = MappingProxyType({})
 ) -> MLflowConfig | None:
-    """Where a record's own configuration says that it goes; where it says nowhere, and there is a `default`, to the
-    store in the outputs folder. What is given `instead` goes before what it says.
+    """Return the tracking section of a record's configuration; if it names no store and there is a `default`, the
+    section of the store in the outputs folder. Values of `instead` take precedence.
 
     Raises:
-        UserError: it does not say.
+        UserError: the configuration has no usable tracking section.
     """
     try:
         section = result.config["tracking"]
@@ -118,21 +121,24 @@ def tracking_of(
 
 
 def usable(section: MLflowConfig) -> MLflowConfig:
-    """The same with an address that can be asked. Where a record holds `***` for user and password, MLflow may find
-    these in its own variables of the environment (MLFLOW_TRACKING_USERNAME).
+    """Return the section with an address that can be used. If a record has `***` for user and password, MLflow may find
+    these in its environment variables (MLFLOW_TRACKING_USERNAME).
 
     Raises:
-        AwayError: something else of it is not recorded.
+        AwayError: another part of the address is not recorded.
     """
     if section.uri is None or HIDDEN not in section.uri:
         return section
     if HIDDEN in (uri := place_of(section.uri)):
-        raise AwayError(f"tracking.uri={section.uri}: no record holds what {HIDDEN} stands for: give it all in --uri")
+        raise AwayError(
+            f"tracking.uri={section.uri}: records do not hold what {HIDDEN} stands for; pass all of it with --uri"
+        )
     return replace(section, uri=uri)
 
 
 def all_records(outputs: Path) -> Iterator[Path]:
-    """Jobs before their sweeps. Sweeps that nobody runs any more get a record first."""
+    """Yield the files of all records, jobs before their sweeps, after writing the record of each sweep whose process is
+    gone."""
     sweeps = []
     for folder in record_folders(outputs):
         if (folder / PLAN).exists():
@@ -146,22 +152,23 @@ def all_records(outputs: Path) -> Iterator[Path]:
 
 
 def record_folders(outputs: Path) -> Iterator[Path]:
-    """All below the outputs folder, and those elsewhere that it refers to (`hydra.run.dir`, `hydra.sweep.dir`)."""
+    """Yield all folders below the outputs folder, and those elsewhere that it refers to (`hydra.run.dir`,
+    `hydra.sweep.dir`)."""
     for top, inner, _ in os.walk(outputs):
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "mlartifacts")
         yield Path(top)
-    yield from sorted(folder for folder in folders_told(outputs) if not folder.is_relative_to(outputs.resolve()))
+    yield from sorted(folder for folder in folders_in(outputs) if not folder.is_relative_to(outputs.resolve()))
 
 
 def end_dead_sweep(folder: Path) -> None:
-    """Writes the record of a sweep whose process was killed before it could, once none of its jobs runs any more."""
+    """Write the record of a sweep whose process was killed before it could, once none of its jobs runs any more."""
     if records_in(folder, SweepRecord):
         return
     with contextlib.suppress(UserError):
         plan = Plan.load(folder)
         if is_held(folder / SWEEP_LOCK) or any(is_held(folder / name / JOB_LOCK) for name in plan.jobs):
             return
-        # Not now: it may have been gone on with since.
+        # Not the present time: the sweep may have been resumed since.
         ended = max(path.lstat().st_mtime for path in [folder / PLAN, *folder.glob("*/*.json")])
-        reason = "the sweep's process ended before"
+        reason = "the sweep's process ended before it began"
         record_of(folder, plan, interrupted=True, reason=reason, ended=ended).save(folder)

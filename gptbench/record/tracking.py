@@ -1,4 +1,8 @@
-"""Where a result is logged beside its `result.json`: nowhere, or to MLflow.
+"""Trackers: where a result is logged beside its `result.json`, which is nowhere or MLflow.
+
+A result is logged after the measurement, from the content of `result.json` alone, so `gptbench log` can do the same at
+any later time. MLflow is imported only then, or before the first job of a sweep for its parent run: that takes seconds,
+and nothing of it runs while a run is timed.
 
 A result is logged as a whole and after the measurement, from nothing but what `result.json` holds; so `gptbench log`
 can do the same at any later time. MLflow is imported only then, or before the first job of a sweep, whose parent run
@@ -44,45 +48,45 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_FILE = "mlflow_parent.json"
-"""In the folder of a sweep: uri, experiment_id and run_id of its parent run."""
+"""File in the folder of a sweep with uri, experiment_id and run_id of its parent run."""
 
 
 FAULTS = (AttributeError, TypeError, LookupError, NameError, AssertionError)
-"""What a fault in code raises."""
+"""Exceptions that a fault in the code raises."""
 
 
 class AwayError(TrackingError):
-    """A store that did not even answer the first request, and so would not for any other record."""
+    """A store that did not even answer the first request, and so would not answer for other records."""
 
 
 class Tracker:
-    """Logs results.
+    """Base class of trackers, which log results.
 
     Args:
         config: the tracking section.
-        outputs: folder for what the tracker keeps on disk.
+        outputs: folder for the tracker's files.
     """
 
     def __init__(self, config: TrackingConfig, outputs: Path) -> None:
         self.config, self.outputs = config, outputs.absolute()
 
     def log(self, result: Recorded, result_path: Path) -> str | None:
-        """Logs a result that was saved, and says where; None where there is nothing to say.
+        """Log a result that was saved, and return where; None if nothing is logged.
 
         Raises:
-            TrackingError: the result is not, or not wholly, logged; it is still there as a file.
+            TrackingError: the result is not, or not completely, logged; its file remains.
         """
         raise NotImplementedError
 
     def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
-        """Makes the parent of a sweep's jobs, or opens it again.
+        """Create the parent run of a sweep's jobs, or open it again.
 
         Args:
             sweep: folder of the sweep.
-            swept: keys that it varies.
+            swept: keys that the sweep varies.
 
         Raises:
-            TrackingError: there is none; the sweep can go on.
+            TrackingError: it could not be created; the sweep can continue.
         """
         raise NotImplementedError
 
@@ -115,50 +119,51 @@ class MLflowTracker(Tracker):
         # Several processes that open a new SQLite store at once break its migrations, and would each make the
         # experiment, or the sweep's parent.
         self.file = file_of(self.uri)
-        """Of a SQLite store."""
+        """File of a SQLite store; None for any other."""
         self.lock = lock_of(self.file or self.outputs / NAME)
         self.away = self.outputs / "mlflow.away"
-        """Touched when a server does not answer."""
+        """File that is touched when a server does not answer."""
 
     def log(self, result: Recorded, result_path: Path) -> str:
         record = make_record(result, result_path, self.config.run_name)
-        with self.talking(f"The result is kept. To log it later: gptbench log {shlex.quote(str(result_path))}"):
+        with self.talking(f"The result is saved. To log it later: gptbench log {shlex.quote(str(result_path))}"):
             return self.send(record, result, result_path)
 
     def begin_sweep(self, sweep: str, started: str, swept: list[str]) -> None:
         with (
-            self.talking("Its jobs and itself will be logged when they have ended."),
+            self.talking("The sweep and its jobs will be logged when they have ended."),
             self.opened() as (client, experiment),
         ):
             self.parent(client, experiment, sweep, milliseconds(started), swept, running=True)
 
     @contextlib.contextmanager
     def talking(self, kept: str) -> Iterator[None]:
-        """With MLflow's settings. For whatever goes wrong it raises TrackingError, which ends with `kept`."""
+        """Apply MLflow's settings while the context lasts. Every error becomes a TrackingError whose message ends with
+        `kept`."""
         try:
             with environment_variables(mlflow_settings(self.config)):
                 yield
-        except Exception as error:  # stores, servers and plugins raise whatever they like
-            # A fault in our own code says so: what it reads like otherwise is the store's.
-            told = raised(error) if isinstance(error, FAULTS) else reason(error)
+        except Exception as error:  # stores, servers and plugins may raise anything
+            # The message of a fault in gptbench names its place; otherwise it would read like a fault of the store.
+            message = raised(error) if isinstance(error, FAULTS) else reason(error)
             kind = AwayError if isinstance(error, AwayError) else TrackingError
-            # MLflow tells the address that it asked, with the password in it.
-            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted_message(told)}\n{kept}") from error
+            # MLflow's messages contain the address, with the password in it.
+            raise kind(f"tracking.uri={redacted(self.uri)}: {redacted_message(message)}\n{kept}") from error
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple["MlflowClient", str]]:
-        """With the lock: a client, and the id of the experiment.
+        """Return a client and the id of the experiment, with the lock held while the context lasts.
 
         Raises:
-            AwayError: the store does not answer; or a server did not answer another process while this one waited for
-                that: if it then waited for the server, too, many of them would for hours, one after the other.
+            AwayError: the store does not answer; or a server did not answer another process for whose lock this one
+                waited: if it then waited for the server as well, many processes would wait for hours, one by one.
         """
         before = touched(self.away)
         for file in (self.away, Path(self.lock.lock_file)):
             file.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if touched(self.away) != before:
-                raise AwayError("did not answer another process, which this one waited for")
+                raise AwayError("did not answer another process, for which this one waited")
             try:
                 client = self.client()
                 experiment = self.experiment(client)
@@ -170,7 +175,7 @@ class MLflowTracker(Tracker):
             yield client, experiment
 
     def client(self) -> "MlflowClient":
-        """Which makes a SQLite store that is not there yet: call it with the lock."""
+        """Return a client. This creates a missing SQLite store: call it with the lock held."""
         from mlflow import MlflowClient
 
         try_opening(self.config.retries + 1)
@@ -179,22 +184,24 @@ class MLflowTracker(Tracker):
         return MlflowClient(self.uri)
 
     def send(self, record: Record, result: Recorded, result_path: Path) -> str:
-        """Finds or makes the run, and fills it. All of it can be done twice: MLflow keeps an equal metric once."""
+        """Find or create the run, and fill it. All of it can be repeated: MLflow keeps equal metrics once."""
         with tempfile.TemporaryDirectory() as folder:
-            write_artifacts(result, result_path, Path(folder), self.config.figures)  # drawing keeps nobody waiting
+            write_artifacts(
+                result, result_path, Path(folder), self.config.figures
+            )  # before the lock: drawing takes time
             redact_files(Path(folder))
             return self.send_with(record, Path(folder))
 
     def send_with(self, record: Record, artifacts: Path) -> str:
-        """The same, with a folder of what goes beside the numbers."""
+        """Find or create the run, and fill it, given a folder of artifacts."""
         with self.opened() as (client, experiment):
             if record.is_sweep:
                 run = self.parent(client, experiment, str(record.sweep), record.start_ms, record.varied)
                 if run.info.status != "RUNNING":
-                    # It may have been gone on with since, and that been logged before.
+                    # The sweep may have been resumed since, and that may have been logged already.
                     if run.data.tags.get(ENDED_TAG, "") >= record.tags[ENDED_TAG]:
                         return f"already logged: {self.describe(run)}"
-                    client.update_run(run.info.run_id, status="RUNNING")  # until it is whole
+                    client.update_run(run.info.run_id, status="RUNNING")  # until it is complete
             else:
                 found = self.one_run(client, experiment, RESULT_TAG, record.tags[RESULT_TAG])
                 if found is not None and found.info.status != "RUNNING":
@@ -205,8 +212,8 @@ class MLflowTracker(Tracker):
                 tags = record.tags | ({PARENT_TAG: parent.info.run_id} if parent is not None else {})
                 run = found or self.create(client, experiment, record.start_ms, tags, record.name, RESULT_TAG)
                 if parent is not None and not (Path(record.sweep or "") / PLAN).exists():
-                    self.end_parent(client, parent.info.run_id, record)  # of a version whose sweeps had no record
-            if self.is_embedded:  # many writers at once would time out waiting for each other
+                    self.end_parent(client, parent.info.run_id, record)  # sweeps of older versions have no record
+            if self.is_embedded:  # concurrent writers would time out
                 self.fill(client, run, record, artifacts)
         if not self.is_embedded:
             self.fill(client, run, record, artifacts)
@@ -221,7 +228,7 @@ class MLflowTracker(Tracker):
         return re.match(r"(sqlite|postgresql|mysql|mssql)[:+]", self.uri) is not None
 
     def fill(self, client: "MlflowClient", run: "Run", record: Record, artifacts: Path) -> None:
-        """All that a run holds, in one batch."""
+        """Log everything that a run holds in one batch."""
         from mlflow.entities import Metric, Param, RunTag
 
         run_id = run.info.run_id
@@ -231,21 +238,21 @@ class MLflowTracker(Tracker):
         if record.is_sweep:
             note = f"[Charts]({charts_of_jobs(run.info.experiment_id, run_id)}) of {record.tags[NOTE_TAG]}"
             tags = [RunTag(key, value) for key, value in (record.tags | {NOTE_TAG: note}).items()]
-        client.log_batch(run_id, metrics, params, tags, synchronous=True)  # splits what is too much for one request
+        client.log_batch(run_id, metrics, params, tags, synchronous=True)  # it splits large batches into requests
         log_files(client, run_id, artifacts)
-        client.set_terminated(run_id, record.status, record.end_ms)  # last: a run that ended is complete
+        client.set_terminated(run_id, record.status, record.end_ms)  # last, as an ended run counts as complete
 
     def create(
         self, client: "MlflowClient", experiment: str, start_ms: int, tags: dict[str, str], name: str, known_by: str
     ) -> "Run":
-        """Makes a run, which is known again by one of its tags. MLflow asks a server again that does not answer, and
-        that may have made a run each time."""
-        made = client.create_run(experiment, start_ms, tags, name)
-        return made if self.is_database else self.one_run(client, experiment, known_by, tags[known_by]) or made
+        """Create a run that one of its tags identifies. MLflow repeats a request to a server that does not answer,
+        which may create a run each time."""
+        created = client.create_run(experiment, start_ms, tags, name)
+        return created if self.is_database else self.one_run(client, experiment, known_by, tags[known_by]) or created
 
     def one_run(self, client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
-        """The run with that tag, if there is one. A slow server may have made several when it was asked again: the
-        others hold nothing, and go."""
+        """Return the run with that tag; None if there is none. A slow server may have created several when the request
+        was repeated: the others are empty, and are deleted."""
         runs = runs_with_tag(client, experiment, tag, value)
         whole = [run for run in runs if run.info.status != "RUNNING"]
         kept = next(iter(whole or runs), None)
@@ -258,26 +265,26 @@ class MLflowTracker(Tracker):
         return f"MLflow run {run.info.run_name} {run.info.run_id} in {redacted(self.uri)}"
 
     def experiment(self, client: "MlflowClient") -> str:
-        """Id of the experiment, which is made if it is not there."""
-        found = client.get_experiment_by_name(self.name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
+        """Return the id of the experiment, which is created if it is missing."""
+        known = client.get_experiment_by_name(self.name)
+        if known is not None:
+            if known.lifecycle_stage == "deleted":
                 raise TrackingError(
                     f"its experiment {self.config.experiment} was deleted; "
-                    f"mlflow experiments restore --experiment-id {found.experiment_id} brings it back, and "
+                    f"mlflow experiments restore --experiment-id {known.experiment_id} brings it back, and "
                     "tracking.experiment=NAME logs to another"
                 )
-            return str(found.experiment_id)
-        # A server knows where its artifacts go. A bare database would put them into the working directory.
+            return str(known.experiment_id)
+        # A server knows where to put artifacts. A bare database would put them into the working directory.
         artifacts = folder_address(self.outputs / "mlartifacts") if self.is_database else None
         try:
             return client.create_experiment(self.name, artifacts)
         except Exception as error:
-            # By another machine, or for a first request whose answer was lost.
-            made = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
-            if not made or (found := client.get_experiment_by_name(self.name)) is None:
+            # Another machine created it, or an earlier request whose answer was lost.
+            exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"
+            if not exists or (known := client.get_experiment_by_name(self.name)) is None:
                 raise
-            return str(found.experiment_id)
+            return str(known.experiment_id)
 
     def parent(
         self,
@@ -288,10 +295,10 @@ class MLflowTracker(Tracker):
         varied: Sequence[str],
         running: bool = False,
     ) -> "Run":
-        """The run that all jobs of a sweep belong to, which is made if it is not there; `running` opens it again.
+        """Return the parent run of a sweep's jobs, which is created if it is missing; `running` opens it again.
 
-        The file in the sweep's folder tells which one it is. The tag does where the folder was moved to another
-        machine, or the sweep is logged to a second store.
+        The file in the sweep's folder identifies it, or the tag if the folder was moved to another machine, or if the
+        sweep is logged to a second store.
         """
         path = Path(sweep) / PARENT_FILE
         run = None
@@ -301,7 +308,7 @@ class MLflowTracker(Tracker):
             run = first_run(client, experiment, f"attributes.run_id = '{known}'")
         run = run or self.one_run(client, experiment, SWEEP_TAG, sweep)
         if run is None:
-            what = " × ".join(short_keys([one.partition("=")[0] for one in varied]).values())
+            what = " × ".join(short_keys([key.partition("=")[0] for key in varied]).values())
             name = " ".join(["sweep", *([what] if what else []), "/".join(Path(sweep).parts[-2:])])
             tags = {SWEEP_TAG: sweep, "mlflow.source.name": "gptbench"}
             run = self.create(client, experiment, start_ms, tags, name, SWEEP_TAG)
@@ -313,24 +320,24 @@ class MLflowTracker(Tracker):
         return run
 
     def end_parent(self, client: "MlflowClient", parent: str, record: Record) -> None:
-        """Moves the end of a sweep's parent on to that of the job; one that failed marks it for good."""
+        """Move the end of a sweep's parent run to that of the job; a job that failed marks it as failed."""
         info = client.get_run(parent).info
         status = "FAILED" if "FAILED" in (info.status, record.status) else "FINISHED"
         client.set_terminated(parent, status, max(info.end_time or 0, record.end_ms))
 
 
 def touched(path: Path) -> int | None:
-    """When a file last was, in the clock of where it lies; None where there is none."""
+    """Return the modification time of a file, by the clock of its file system; None if it is missing."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime_ns
     return None
 
 
 def milliseconds(iso: str) -> int:
-    """Since 1970."""
+    """Return a time in milliseconds since 1970."""
     return round(datetime.datetime.fromisoformat(iso).timestamp() * 1000)
 
 
 def log_files(client: "MlflowClient", run_id: str, folder: Path) -> None:
-    """All that lies in a folder."""
+    """Log all files of a folder."""
     client.log_artifacts(run_id, str(folder))
