@@ -94,7 +94,8 @@ def test_a_damaged_store_is_kept_aside_and_all_that_it_held_is_logged_again(
         assert logged(outputs) == 2, name
         if content:
             assert kept.read_bytes() == content
-            told = f"the previous file is kept as {kept}; to log its content again: gptbench sync --all --outputs {outputs}"
+            again = f"gptbench sync --all --outputs {outputs}"
+            told = f"the previous file is kept as {kept}; to log its content again: {again}"
             assert told in capsys.readouterr().err
         assert sync_command(["--outputs", str(outputs)]) == 0
         assert logged(outputs) == 2
