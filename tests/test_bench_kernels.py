@@ -413,7 +413,7 @@ def test_tiles_that_were_found_are_used(tmp_path: Path) -> None:
 
     of, tile = config(tmp_path), TileConfig(rows=4, block=64, warps=1, preload=0)
     tile_key = TileKey("linear", 144, 48, Unquantised(), torch.float32, 1, 1)
-    TileCache(tmp_path / "outputs" / "tiles", device().kind).keep(tile_key, tile)
+    TileCache(tmp_path / "outputs" / "tiles", device().kind).store(tile_key, tile)
     (case,) = [case for case in kernel_cases.model_cases(of, device()) if case.name == "qkv/linear"]
     assert case.call(torch.Generator()).arguments[0].tile == tile
 

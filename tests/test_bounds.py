@@ -123,7 +123,7 @@ def zipped(file: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_cache_files_are_bounded(tmp_path: Path) -> None:
-    place = compile_cache.Place(tmp_path / "outputs")
+    place = compile_cache.LocalCaches(tmp_path / "outputs")
     manifest = {compile_cache.MANIFEST: json.dumps(asdict(replace(place.manifest, files=1))).encode()}
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "sparse").touch()

@@ -19,7 +19,7 @@ from gptbench.config import AutoConfig, DeviceConfig, DeviceKind, InductorConfig
 from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Inductor, caches
-from gptbench.engine.compile_cache import Place
+from gptbench.engine.compile_cache import LocalCaches
 from gptbench.measure.compilation import CompileWatch, compile_cache
 from gptbench.private.torch import COMPILER
 from gptbench.task import Kernels
@@ -46,8 +46,8 @@ def engine_that_auto_takes() -> str:
 
 def test_folders_that_can_be_used() -> None:
     assert Inductor.unavailable_reason(cpu()) is None
-    assert caches.lacking_for_kernels(inductor=True) is None
-    assert caches.lacking_for_kernels(inductor=False) is None
+    assert caches.missing_for_kernels(inductor=True) is None
+    assert caches.missing_for_kernels(inductor=False) is None
     assert engine_that_auto_takes() == "inductor"
 
 
@@ -57,13 +57,15 @@ def test_a_path_of_several_words(name: str, tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name))
         assert (Inductor.unavailable_reason(cpu()) or "").startswith(
-            "a folder without spaces and the like in TORCHINDUCTOR_CACHE_DIR"
+            "a folder without spaces or special characters in TORCHINDUCTOR_CACHE_DIR"
         )
         assert engine_that_auto_takes() == "eager"
-        assert caches.lacking_for_kernels(inductor=True) is None
+        assert caches.missing_for_kernels(inductor=True) is None
     (tmp_path / name).mkdir(exist_ok=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
-    assert (Inductor.unavailable_reason(cpu()) or "").startswith("a folder without spaces and the like in TMPDIR (not ")
+    assert (Inductor.unavailable_reason(cpu()) or "").startswith(
+        "a folder without spaces or special characters in TMPDIR (not "
+    )
 
 
 def test_importing_the_compiler_needs_no_folder_that_can_be_made(
@@ -74,7 +76,7 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
 
     def watched(name: str) -> ModuleType:
         if name == COMPILER:
-            imports.append(Path(os.environ[caches.FOLDER]))
+            imports.append(Path(os.environ[caches.INDUCTOR_VARIABLE]))
             assert imports[-1].is_dir()
         return import_module(name)
 
@@ -84,13 +86,13 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
     monkeypatch.setattr(importlib, "import_module", watched)
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/nope")):
-        monkeypatch.setenv(caches.FOLDER, str(folder))
+        monkeypatch.setenv(caches.INDUCTOR_VARIABLE, str(folder))
         for use in (engine_that_auto_takes, missing, lambda: CompileWatch().close()):
             imports.clear()
             use()
             assert imports and folder not in imports
         assert engine_that_auto_takes() == "eager"
-        assert os.environ[caches.FOLDER] == str(folder)
+        assert os.environ[caches.INDUCTOR_VARIABLE] == str(folder)
         told = re.escape(f": {folder})")
         assert re.fullmatch(rf"a folder in TORCHINDUCTOR_CACHE_DIR that can be written \(.*{told}", missing() or "")
         with compile_cache(fresh=False, keep=True) as empty:
@@ -98,7 +100,7 @@ def test_importing_the_compiler_needs_no_folder_that_can_be_made(
         with pytest.raises(UserError, match=r"task=kernels needs a folder in .* that can be made \(.+\)$"):
             Kernels(cast(Any, None), cast(Any, None), cpu())
         with pytest.raises(UserError, match="gptbench cache needs a folder in TORCHINDUCTOR_CACHE_DIR"):
-            Place(tmp_path)
+            LocalCaches(tmp_path)
 
 
 def test_the_folder_that_no_variable_names_is_where_torch_has_it() -> None:
@@ -112,9 +114,9 @@ def test_a_folder_that_is_mounted_noexec(monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(mmap, "mmap", refused)
-    for reason in (Inductor.unavailable_reason(cpu()), caches.lacking_for_kernels(inductor=True)):
+    for reason in (Inductor.unavailable_reason(cpu()), caches.missing_for_kernels(inductor=True)):
         assert (reason or "").startswith("a folder in TORCHINDUCTOR_CACHE_DIR from which libraries can be loaded (")
-    reason = caches.lacking_for_kernels(inductor=False)
+    reason = caches.missing_for_kernels(inductor=False)
     assert (reason or "").startswith("a folder in TRITON_CACHE_DIR from which libraries can be loaded (")
     assert engine_that_auto_takes() == "eager"
     INDUCTOR.fresh_cache = True
@@ -131,8 +133,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
     for reason in (
         Inductor.unavailable_reason(cpu()),
-        caches.lacking_for_kernels(False),
-        caches.lacking_for_kernels(True),
+        caches.missing_for_kernels(False),
+        caches.missing_for_kernels(True),
     ):
         assert "that can be written (Not a directory: " in (reason or "")
 
@@ -162,7 +164,7 @@ def test_what_is_cut_off_is_removed(tmp_path: Path) -> None:
     kept = library(tmp_path / "triton" / "KEPT" / "launcher.so")
     other = whole.with_name("cabc.main.cpp")
     other.write_text("")
-    with pytest.warns(UserWarning, match="compiled again, as they were cut off: .*cabd1000"):
+    with pytest.warns(UserWarning, match="truncated files in the compile cache, to be compiled again: .*cabd1000"):
         caches.check(INDUCTOR)
     assert whole.read_bytes() == content and kept.exists() and other.exists()
     assert not [name for name in names if name.exists()]
@@ -174,8 +176,8 @@ def test_a_library_in_the_making_is_waited_for(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "inductor" / "ab" / "cabc.main.so"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x7fELF\x02")
-    monkeypatch.setattr(caches, "WRITING_S", 0.01)
-    with caches.making(tmp_path / "inductor", path):
+    monkeypatch.setattr(caches, "LOCK_TIMEOUT_S", 0.01)
+    with caches.library_lock(tmp_path / "inductor", path):
         caches.check(INDUCTOR)
         assert path.exists(), "it belongs to who holds the lock"
     with pytest.warns(UserWarning, match="cabc"):
@@ -186,12 +188,12 @@ def test_a_library_in_the_making_is_waited_for(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     wrapper = tmp_path / "inductor" / "ab" / "cabc.py"
     messages = (f"Failed to import {wrapper}\nSyntaxError: invalid", f"ImportError: {wrapper}: file too short\n\nSet")
-    told = r"cabc\.py.*: the compile cache cannot be used: engine\.fresh_cache=true"
+    told = r"cabc\.py.*: the compile cache cannot be used: start from an empty one with engine\.fresh"
     for message in messages:
-        with pytest.raises(UserError, match=told) as error, caches.blamed():
+        with pytest.raises(UserError, match=told) as error, caches.explain_cache_errors():
             raise RuntimeError(message)
         assert "\n" not in str(error.value)
-    with pytest.raises(RuntimeError, match="another"), caches.blamed():
+    with pytest.raises(RuntimeError, match="another"), caches.explain_cache_errors():
         raise RuntimeError(f"another thing than {wrapper}")
 
 

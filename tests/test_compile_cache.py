@@ -24,7 +24,7 @@ from gptbench.base.errors import UserError
 from gptbench.commands.cache import cache_command
 from gptbench.device import Device
 from gptbench.engine import compile_cache
-from gptbench.engine.compile_cache import MANIFEST, Place, load, save
+from gptbench.engine.compile_cache import MANIFEST, LocalCaches, load, save
 
 ROOT = Path(__file__).parents[1]
 CODE = "inductor/ab/cabc.py"
@@ -116,7 +116,7 @@ def test_a_machine_that_loads_what_another_compiled_compiles_nothing(
     save(file, outputs)
     shutil.rmtree(tmp_path / "one")
 
-    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     assert {"inductor", "triton"} <= load(file, place).added.keys()
     found, calls = outcome("two")
     assert found["caches"] == nothing | {"hit": 1, "triton_hit": 1}
@@ -135,7 +135,7 @@ def test_all_of_it_arrives_and_nothing_else(outputs: Path, tmp_path: Path, monke
     assert {path.name for path in tmp_path.iterdir()} == {"one", "cache.zip"}
 
     two = tmp_path / "two"
-    loaded = load(file, Place(move_to(two, monkeypatch)))
+    loaded = load(file, LocalCaches(move_to(two, monkeypatch)))
     assert files_under(two) == {CODE, "triton/XYZ/kernel.cubin"}
     assert (two / CODE).read_bytes() == (one / CODE).read_bytes()
     assert (loaded.added, loaded.kept, loaded.notes) == ({"inductor": 1, "triton": 1}, 0, [])
@@ -156,7 +156,7 @@ def test_what_is_there_stays(outputs: Path, tmp_path: Path, monkeypatch: pytest.
     two = tmp_path / "two"
     (two / CODE).parent.mkdir(parents=True)
     (two / CODE).write_text("newer")
-    loaded = load(tmp_path / "cache.zip", Place(move_to(two, monkeypatch)))
+    loaded = load(tmp_path / "cache.zip", LocalCaches(move_to(two, monkeypatch)))
     assert (two / CODE).read_text() == "newer"
     assert (loaded.added, loaded.kept) == ({"triton": 1}, 1)
 
@@ -173,7 +173,7 @@ def test_tritons_groups_name_files_of_this_machine(
     save(tmp_path / "cache.zip", outputs)
     with zipfile.ZipFile(tmp_path / "cache.zip") as archive:
         assert "triton/XYZ/__grp__kernel.json" in archive.namelist()
-    load(tmp_path / "cache.zip", Place(move_to(tmp_path / "two", monkeypatch)))
+    load(tmp_path / "cache.zip", LocalCaches(move_to(tmp_path / "two", monkeypatch)))
     there = tmp_path / "two" / "triton" / "XYZ"
     assert files_under(there) == {"kernel.cubin", "__grp__kernel.json"}
     group = json.loads((there / "__grp__kernel.json").read_text())
@@ -188,30 +188,30 @@ def test_tiles_travel_to_another_machine_of_the_kind(
     from gptbench.kernels.tile_config import TileConfig, TileKey
     from gptbench.quant import Int8
 
-    kind = Place(outputs).device.kind
+    kind = LocalCaches(outputs).device.kind
     tile_key, tile = TileKey("linear", 64, 64, Int8(), torch.bfloat16, 1), TileConfig(4, 512, 1, 0)
-    TileCache(outputs / "tiles", kind, "the-first-card").keep(tile_key, tile)
-    TileCache(outputs / "tiles", "another-kind").keep(tile_key, tile)
+    TileCache(outputs / "tiles", kind, "the-first-card").store(tile_key, tile)
+    TileCache(outputs / "tiles", "another-kind").store(tile_key, tile)
     file = tmp_path / "cache.zip"
     assert save(file, outputs).files == 3
 
-    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     assert load(file, place).added["tiles"] == 1
     there = TileCache(tmp_path / "two" / "outputs" / "tiles", kind)
-    assert there.found == {str(tile_key): tile}
+    assert there.configs == {str(tile_key): tile}
     assert there.cards == {str(tile_key): "the-first-card"}, "where it was searched goes with it"
     better = replace(tile, rows=8)
-    there.keep(tile_key, better)
+    there.store(tile_key, better)
     assert load(file, place).added == {}
     assert TileCache(tmp_path / "two" / "outputs" / "tiles", kind)[tile_key] == better
 
     own = move_to(tmp_path / "four", monkeypatch) / "tiles"
     another = replace(tile_key, rows=128)
-    TileCache(own, kind).keep(another, better)
-    assert load(file, Place(own.parent)).added["tiles"] == 1
-    assert TileCache(own, kind).found == {str(tile_key): tile, str(another): better}, "beside those for other uses"
+    TileCache(own, kind).store(another, better)
+    assert load(file, LocalCaches(own.parent)).added["tiles"] == 1
+    assert TileCache(own, kind).configs == {str(tile_key): tile, str(another): better}, "beside those for other uses"
 
-    other = Place(move_to(tmp_path / "three", monkeypatch))
+    other = LocalCaches(move_to(tmp_path / "three", monkeypatch))
     loaded = load(changed(file, kernels="0123abcd"), other)
     assert set(loaded.added) == {"inductor", "triton"}
     assert "0123abcd" in loaded.notes[0]
@@ -234,14 +234,14 @@ def test_the_tile_of_a_kind_goes_before_those_of_single_cards(
         (8, "gpu-22222222-0000-1111-2222-333344445555"),
     ):
         for tile_key in (both, cards):
-            TileCache(outputs / "tiles", name).keep(tile_key, TileConfig(rows, 512, 1, 0))
+            TileCache(outputs / "tiles", name).store(tile_key, TileConfig(rows, 512, 1, 0))
     TileCache(outputs / "tiles", "gpu-sm90").path.write_text(json.dumps({str(both): asdict(TileConfig(2, 512, 1, 0))}))
-    here = TileCache.of(outputs / "tiles", Place(outputs).device).found
+    here = TileCache.of(outputs / "tiles", LocalCaches(outputs).device).configs
     assert here == {str(both): TileConfig(2, 512, 1, 0), str(cards): TileConfig(8, 512, 1, 0)}
     save(tmp_path / "cache.zip", outputs)
-    there = Place(move_to(tmp_path / "two", monkeypatch))
+    there = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     load(tmp_path / "cache.zip", there)
-    assert there.tiles().found == here
+    assert there.tiles().configs == here
 
 
 def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,24 +252,24 @@ def test_loading_tiles_waits_for_who_keeps_one(outputs: Path, tmp_path: Path, mo
     from gptbench.quant import Int8
 
     tile_key, tile = TileKey("linear", 64, 64, Int8(), torch.bfloat16, 1), TileConfig(4, 512, 1, 0)
-    place = Place(outputs)
-    TileCache(outputs / "tiles", place.device.kind).keep(tile_key, tile)
+    place = LocalCaches(outputs)
+    TileCache(outputs / "tiles", place.device.kind).store(tile_key, tile)
     save(tmp_path / "cache.zip", outputs)
-    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     own, found = place.tiles(), replace(tile_key, rows=128)
     with ThreadPoolExecutor(1) as other:
         with own.locked():
             loading = other.submit(load, tmp_path / "cache.zip", place)
             time.sleep(0.3)
             assert not loading.done()
-            own.found[str(found)], own.cards[str(found)] = tile, ""
+            own.configs[str(found)], own.cards[str(found)] = tile, ""
         loading.result(timeout=60)
-    assert TileCache.of(own.path.parent, place.device).found == {str(tile_key): tile, str(found): tile}
+    assert TileCache.of(own.path.parent, place.device).configs == {str(tile_key): tile, str(found): tile}
 
 
 def test_of_another_machine_or_version_is_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
-    place = Place(outputs)
+    place = LocalCaches(outputs)
     shutil.rmtree(tmp_path / "one")
     for name in ("torch", "triton", "python", "platform", "device"):
         with pytest.raises(UserError) as told:
@@ -287,10 +287,10 @@ def test_what_will_not_be_found_is_told_and_cpp_for_another_cpu_left_out(
     (tmp_path / "one" / LIBRARY).write_bytes(b"")
     save(tmp_path / "cache.zip", outputs)
     changes = {"cpu": "a newer one, AVX1024", "torch_folder": "/elsewhere/torch", "threads": 999}
-    loaded = load(changed(tmp_path / "cache.zip", **changes), Place(move_to(tmp_path / "two", monkeypatch)))
+    loaded = load(changed(tmp_path / "cache.zip", **changes), LocalCaches(move_to(tmp_path / "two", monkeypatch)))
     assert [note.partition(" there, ")[0] for note in loaded.notes] == [f"{name}={of}" for name, of in changes.items()]
     assert files_under(tmp_path / "two") == {CODE, "triton/XYZ/kernel.cubin"}
-    loaded = load(tmp_path / "cache.zip", Place(move_to(tmp_path / "two", monkeypatch)))
+    loaded = load(tmp_path / "cache.zip", LocalCaches(move_to(tmp_path / "two", monkeypatch)))
     assert (loaded.added, loaded.notes) == ({"inductor": 1}, [])
     assert files_under(tmp_path / "two") == {CODE, LIBRARY, "triton/XYZ/kernel.cubin"}
 
@@ -314,7 +314,7 @@ def test_headers_of_this_torch_travel_with_libraries(
     assert not saved()
     (tmp_path / "one" / LIBRARY).write_bytes(b"")
     assert saved() == {"headers/ours.h.gch"}
-    assert load(tmp_path / "cache.zip", Place(move_to(tmp_path / "two", monkeypatch))).added["headers"] == 3
+    assert load(tmp_path / "cache.zip", LocalCaches(move_to(tmp_path / "two", monkeypatch))).added["headers"] == 3
     assert (tmp_path / "two" / "headers" / "ours.h").exists()
 
 
@@ -330,7 +330,7 @@ def test_of_another_form_is_refused(outputs: Path, tmp_path: Path) -> None:
 
 def refused(file: Path, outputs: Path, tmp_path: Path) -> str:
     """What is told of a file; it must not write anything."""
-    place = Place(outputs)
+    place = LocalCaches(outputs)
     shutil.rmtree(tmp_path / "one", ignore_errors=True)
     before = files_under(tmp_path)
     with pytest.raises(UserError) as told:
@@ -354,7 +354,7 @@ def test_what_is_no_cache_file_is_refused(outputs: Path, tmp_path: Path) -> None
 def test_every_truncation_and_damage_is_refused(outputs: Path, tmp_path: Path) -> None:
     file = tmp_path / "cache.zip"
     save(file, outputs)
-    whole, place = file.read_bytes(), Place(outputs)
+    whole, place = file.read_bytes(), LocalCaches(outputs)
     shutil.rmtree(tmp_path / "one")
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         file.write_bytes(whole[:length])
@@ -404,7 +404,7 @@ def test_links_and_devices_become_plain_files(outputs: Path, tmp_path: Path, mon
         member = zipfile.ZipInfo("inductor/member")
         member.external_attr = (kind | 0o777) << 16
         here = tmp_path / str(kind)
-        load(with_member(tmp_path / "cache.zip", member), Place(move_to(here, monkeypatch)))
+        load(with_member(tmp_path / "cache.zip", member), LocalCaches(move_to(here, monkeypatch)))
         assert stat.S_ISREG((here / "inductor" / "member").lstat().st_mode)
         assert files_under(here) == {CODE, "triton/XYZ/kernel.cubin", "inductor/member"}
 
@@ -430,7 +430,7 @@ def test_what_would_take_all_disk_time_or_memory_is_refused(
 def test_more_than_can_be_loaded_is_not_saved(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_cache, "MAX_FILES", 3)
     save(tmp_path / "cache.zip", outputs)
-    load(tmp_path / "cache.zip", Place(outputs))
+    load(tmp_path / "cache.zip", LocalCaches(outputs))
     (tmp_path / "one" / "inductor" / "more").touch()
     before = files_under(tmp_path)
     with pytest.raises(UserError, match="4 files: expected 3 at most"):
@@ -441,7 +441,7 @@ def test_more_than_can_be_loaded_is_not_saved(outputs: Path, tmp_path: Path, mon
 def test_tiles_that_are_none_are_refused(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     save(tmp_path / "cache.zip", outputs)
-    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     for content in (b"[]", b"{", b'{"a": {"rows": 3}}'):
         file = changed(tmp_path / "cache.zip", files=3)
         with zipfile.ZipFile(file, "a") as archive:
@@ -457,14 +457,14 @@ def test_a_group_can_only_name_files_beside_it(outputs: Path, tmp_path: Path, mo
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("triton/XYZ/__grp__k.json", json.dumps({"child_paths": {"k.cubin": "../../../etc/passwd"}}))
         archive.writestr("triton/XYZ/__grp__l.json", json.dumps({"child_paths": ["/etc/passwd"]}))
-    load(file, Place(move_to(tmp_path / "two", monkeypatch)))
+    load(file, LocalCaches(move_to(tmp_path / "two", monkeypatch)))
     assert files_under(tmp_path / "two" / "triton" / "XYZ") == {"kernel.cubin"}, "there is no passwd"
 
 
 def test_a_file_that_is_there_is_not_overwritten(outputs: Path, tmp_path: Path) -> None:
     file = tmp_path / "cache.zip"
     file.write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         save(file, outputs)
     assert file.read_text() == "mine"
 
@@ -499,7 +499,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(outputs: Path, tmp_path: P
 
 def test_caches_that_cannot_be_written_are_told(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "cache.zip", outputs)
-    place = Place(move_to(tmp_path / "two", monkeypatch))
+    place = LocalCaches(move_to(tmp_path / "two", monkeypatch))
     with full_disk(), pytest.raises(UserError, match="the caches cannot be written"):
         load(tmp_path / "cache.zip", place)
     assert not files_under(tmp_path / "two")

@@ -189,7 +189,7 @@ def test_our_kernels_are_refused_on_gpus_of_amd(monkeypatch: pytest.MonkeyPatch)
     assert Fused.unavailable_reason(device) is None
     assert supports_pdl(torch.device("cuda", 0))
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert (Fused.unavailable_reason(device) or "").startswith("an NVIDIA GPU: for AMD's, PTX instructions")
+    assert (Fused.unavailable_reason(device) or "").startswith("an NVIDIA GPU: its kernels use PTX instructions")
     assert not supports_pdl(torch.device("cuda", 0))
 
 

@@ -64,21 +64,21 @@ def test_tiles_of_other_models_do_not_count(tmp_path: Path) -> None:
     both = [config, kernels(tmp_path)]
     before = [identity(each, DeviceGroup((device,))) for each in both]
     tiles = TileCache.of(tmp_path / "tiles", device)
-    tiles.keep(TileKey("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), TileConfig(2, 512, 2, 1))
-    tiles.keep(TileKey("linear", 144, 48, Unquantised(), torch.float32, batch=2), TileConfig(4, 128, 1, 0))
+    tiles.store(TileKey("linear", 151936, 2048, Unquantised(), torch.bfloat16, batch=8), TileConfig(2, 512, 2, 1))
+    tiles.store(TileKey("linear", 144, 48, Unquantised(), torch.float32, batch=2), TileConfig(4, 128, 1, 0))
     assert [identity(each, DeviceGroup((device,))) for each in both] == before
     qkv = TileKey("linear", 144, 48, Unquantised(), torch.float32, batch=1)
-    tiles.keep(qkv, tiles[qkv])
+    tiles.store(qkv, tiles[qkv])
     assert [identity(each, DeviceGroup((device,))) for each in both] == before, "the same tile as the built-in one"
-    tiles.keep(qkv, TileConfig(4, 128, 1, 0))
+    tiles.store(qkv, TileConfig(4, 128, 1, 0))
     after = [identity(each, DeviceGroup((device,))) for each in both]
     assert all(a != b for a, b in zip(after, before, strict=True)), "their own"
-    tiles.keep(TileKey("linear", 64, 64, Int8(), torch.bfloat16, batch=1), TileConfig(4, 64, 1, 0))
+    tiles.store(TileKey("linear", 64, 64, Int8(), torch.bfloat16, batch=1), TileConfig(4, 64, 1, 0))
     assert identity(config, DeviceGroup((device,))) == after[0]
     assert identity(both[1], DeviceGroup((device,))) != after[1], "a micro-benchmark's"
     searching = replace(config, engine=fused(tmp_path / "tiles", autotune=True))
     own = identity(searching, DeviceGroup((device,)))
-    tiles.keep(qkv, TileConfig(8, 128, 1, 0))
+    tiles.store(qkv, TileConfig(8, 128, 1, 0))
     assert identity(searching, DeviceGroup((device,))) == own, "what a search will find is not known before it"
 
 
@@ -250,5 +250,5 @@ def test_two_gpus_of_one_kind_are_one_place(tmp_path: Path, monkeypatch: pytest.
 
     tile_key, tile = TileKey("linear", 144, 48, Unquantised(), torch.bfloat16, batch=1), TileConfig(4, 128, 1, 0)
     assert TileCache.of(tmp_path / "tiles", second)[tile_key] != tile
-    TileCache.of(tmp_path / "tiles", first).keep(tile_key, tile)
+    TileCache.of(tmp_path / "tiles", first).store(tile_key, tile)
     assert TileCache.of(tmp_path / "tiles", second)[tile_key] == tile

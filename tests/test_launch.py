@@ -96,7 +96,7 @@ def test_a_prompts_kernels_are_launched_where_they_are_ours(
         own = getattr(engine.model, name)
         monkeypatch.setattr(engine.model, name, lambda *of, name=name, own=own: (calls.append(name), own(*of))[1])
     with torch.no_grad():
-        engine.each_kernel()
+        engine.launch_each_kernel()
     assert launched == engine.ops
     assert calls == called
 
@@ -110,7 +110,7 @@ def test_nothing_is_left_to_compile(model: ModelConfig, quant: str) -> None:
     sampler, shape = Sampler(GREEDY, model.vocab_size, on.torch), Shape(batch, PROMPT, LENGTH)
     engine: Fused = instantiate(FUSED, built, sampler, on, shape)
     with CompileWatch() as watch, torch.no_grad():
-        compile_only(engine.each_kernel, on.torch)
+        compile_only(engine.launch_each_kernel, on.torch)
         compiled = watch.count
         assert compiled >= 9
         assert (engine.state.position == 0).all(), "nothing was launched"

@@ -25,7 +25,7 @@ from gptbench.device import Device
 from gptbench.device.group import DeviceGroup
 from gptbench.engine import Auto, Inductor, caches
 from gptbench.engine import inductor as inductor_module
-from gptbench.engine.hf import peer
+from gptbench.engine.hf import build_hf_model
 from gptbench.execute.preparation import plan
 from gptbench.measure.compilation import CompileWatch
 from gptbench.measure.environment import environment
@@ -243,7 +243,7 @@ def test_hydra_has_what_is_asked_of_it() -> None:
 
 
 def test_transformers_has_two_products_of_experts() -> None:
-    hf = peer(make_model(MOE), 32, torch.device("cpu"))
+    hf = build_hf_model(make_model(MOE), 32, torch.device("cpu"))
     assert private_transformers.uses_grouped_experts(hf)
     private_transformers.use_experts(hf, private_transformers.BATCHED)
     assert not private_transformers.uses_grouped_experts(hf)
@@ -275,9 +275,9 @@ def test_an_engine_whose_parts_are_missing_says_so(monkeypatch: pytest.MonkeyPat
 
 
 def test_candidates_need_parts_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert inductor_module.has_candidates()
+    assert inductor_module.supports_candidates()
     monkeypatch.setitem(sys.modules, "torch._inductor.codecache", None)
-    assert not inductor_module.has_candidates()
+    assert not inductor_module.supports_candidates()
 
 
 def test_settings_that_inductor_does_not_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,17 +335,17 @@ def test_a_machine_without_triton_compiles_for_its_processor(
     plan(config, DeviceGroup((cpu(),)))
     (tmp_path / "inductor").mkdir(exist_ok=True)
     (tmp_path / "inductor" / "cut.so").write_bytes(b"\x7fELF")
-    with pytest.warns(UserWarning, match=r"cut off: .*cut\.so$"):
+    with pytest.warns(UserWarning, match=r"compiled again: .*cut\.so$"):
         plan(config, DeviceGroup((cpu(),)))
     with CompileWatch():
         pass
-    with pytest.raises(RuntimeError, match="as it is"), caches.blamed():
+    with pytest.raises(RuntimeError, match="as it is"), caches.explain_cache_errors():
         raise RuntimeError("as it is")
     assert "triton" not in environment(DeviceGroup((cpu(),)), "given").libraries
     assert len(identity(config, DeviceGroup((cpu(),)))) == 16
     with pytest.raises(UserError, match=r"^triton is not installed, and gptbench needs triton\.knobs\.cache$"):
         caches.triton_folder()
-    assert "triton is not installed" in (caches.lacking_for_kernels(inductor=False) or "")
+    assert "triton is not installed" in (caches.missing_for_kernels(inductor=False) or "")
 
 
 def test_triton_comes_in_several_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -688,7 +688,7 @@ def test_a_hostile_roof_counts_as_none(field: str, machine: Machine) -> None:
 
 def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it holds is code for a later run, as `gptbench cache` says; loading it runs none."""
-    from gptbench.engine.compile_cache import Place, load, save
+    from gptbench.engine.compile_cache import LocalCaches, load, save
 
     def caches(name: str) -> Path:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(machine.folder / name / "inductor"))
@@ -702,7 +702,7 @@ def test_loading_a_hostile_cache_file_unpickles_nothing(machine: Machine, monkey
         (there / name).write_bytes(content if not name.endswith(".py") else EVIL.encode())
     save(machine.folder / "cache.zip", there / "outputs")
     here = caches("here")
-    load(machine.folder / "cache.zip", Place(here / "outputs"))
+    load(machine.folder / "cache.zip", LocalCaches(here / "outputs"))
     assert (here / "inductor" / "fxgraph" / "ab" / "entry").read_bytes() == content
     assert not machine.harmed()
     pickle.loads(content)

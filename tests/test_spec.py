@@ -152,8 +152,8 @@ def test_engines_refuse_layers_that_differ_where_they_cannot() -> None:
     from tests.test_engines import FUSED
 
     validate_combination(replace(run_config(MIXED), engine=FUSED))
-    assert hf.family(MIXED, 24) is None
-    assert {"attention_pattern", "ffn_pattern"} <= hf.asked(MIXED, 24)
+    assert hf.model_family(MIXED, 24) is None
+    assert {"attention_pattern", "ffn_pattern"} <= hf.distinguishing_fields(MIXED, 24)
 
 
 def test_another_kind_of_feed_forward_network_is_a_class_and_a_place_in_the_list(
@@ -201,7 +201,7 @@ def test_another_kind_of_feed_forward_network_is_a_class_and_a_place_in_the_list
         assert torch.isfinite(made(tokens, positions, made.memory, 24)).all()
         with pytest.raises(ConfigError, match="the kernels have no feed-forward network of its kind"):
             validate_combination(replace(run_config(model), engine=FUSED))
-        assert hf.family(model, 24) is None
+        assert hf.model_family(model, 24) is None
 
 
 def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,5 +226,5 @@ def test_another_kind_of_attention_is_a_class_and_a_place_in_the_list(monkeypatc
     assert [type(block.attention) for block in made.layers] == [Sinks, *[transformer.Attention] * (MOE.n_layers - 1)]
     with pytest.raises(ConfigError, match="the kernels have no attention of its kind"):
         validate_combination(replace(run_config(model), engine=FUSED))
-    assert hf.family(MOE, 24) is not None
-    assert hf.family(model, 24) is None
+    assert hf.model_family(MOE, 24) is not None
+    assert hf.model_family(model, 24) is None

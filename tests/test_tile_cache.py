@@ -81,8 +81,8 @@ def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
     tiles, others = TileCache(tmp_path / "new", "h200"), TileCache(tmp_path / "new", "h200")
     assert tiles[QKV] == default_tile(QKV)
     found = TileConfig(rows=4, block=512, warps=1, preload=2)
-    tiles.keep(QKV, found)
-    others.keep(W13, TileConfig(8, 1024, 2, 1))
+    tiles.store(QKV, found)
+    others.store(W13, TileConfig(8, 1024, 2, 1))
     assert tiles[QKV] == found
     again = TileCache(tmp_path / "new", "h200")
     assert again[QKV] == found, "another process must not have lost it"
@@ -97,15 +97,15 @@ def test_tiles_of_single_cards_are_found(tmp_path: Path) -> None:
     cards = [f"nvidia-h200-{digit * 8}-0000-1111-2222-333344445555" for digit in "12"]
     other = "nvidia-h200-nvl-33333333-0000-1111-2222-333344445555"
     for rows, card in zip((4, 8, 16), (*cards, other), strict=True):
-        TileCache(tmp_path, card).keep(QKV, TileConfig(rows, 512, 1, 0))
-    TileCache(tmp_path, cards[0]).keep(W13, TileConfig(16, 512, 1, 0))
+        TileCache(tmp_path, card).store(QKV, TileConfig(rows, 512, 1, 0))
+    TileCache(tmp_path, cards[0]).store(W13, TileConfig(16, 512, 1, 0))
     third = "nvidia-h200-99999999-0000-1111-2222-333344445555"
     tiles = TileCache(tmp_path, "nvidia-h200-sm90-132-processors", third)
-    assert tiles.found == {str(QKV): TileConfig(8, 512, 1, 0), str(W13): TileConfig(16, 512, 1, 0)}
+    assert tiles.configs == {str(QKV): TileConfig(8, 512, 1, 0), str(W13): TileConfig(16, 512, 1, 0)}
     best = TileConfig(2, 512, 1, 0)
-    tiles.keep(QKV, best)
+    tiles.store(QKV, best)
     again = TileCache(tmp_path, "nvidia-h200-sm90-132-processors", cards[1])
-    assert again.found == {str(QKV): best, str(W13): TileConfig(16, 512, 1, 0)}
+    assert again.configs == {str(QKV): best, str(W13): TileConfig(16, 512, 1, 0)}
     assert again.cards[str(QKV)] == third
 
 
@@ -136,11 +136,11 @@ def test_a_file_that_holds_no_tiles_is_refused_by_name(tmp_path: Path, text: str
 def test_tiles_of_other_kernels_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of Triton, or another line in a kernel: the search was about something else."""
     found = TileConfig(rows=4, block=512, warps=1, preload=2)
-    TileCache(tmp_path, "h200").keep(QKV, found)
+    TileCache(tmp_path, "h200").store(QKV, found)
     monkeypatch.setattr(triton, "__version__", "0.0.1")
     other = TileCache(tmp_path, "h200")
     assert other[QKV] == default_tile(QKV) != found
-    other.keep(QKV, TileConfig(8, 512, 1, 1))
+    other.store(QKV, TileConfig(8, 512, 1, 1))
     monkeypatch.undo()
     assert TileCache(tmp_path, "h200")[QKV] == found
     changed = tmp_path / "kernels"
@@ -154,7 +154,7 @@ def test_tiles_of_other_kernels_are_left_alone(tmp_path: Path, monkeypatch: pyte
 
 def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
     tiles = TileCache(tmp_path, "h200")
-    tiles.keep(W13, TileConfig(rows=4, block=512, warps=1, preload=1))
+    tiles.store(W13, TileConfig(rows=4, block=512, warps=1, preload=1))
     with pytest.raises(UserError, match=r"swiglu 22016x4096 int8 batch 1: rows=4: expected a multiple of 8"):
         TileCache(tmp_path, "h200")[W13]
 

@@ -1,7 +1,7 @@
 """`gptbench cache`: saves what was compiled, or loads it."""
 
 from gptbench.commands import parsers
-from gptbench.engine.compile_cache import Place, load, save
+from gptbench.engine.compile_cache import LocalCaches, load, save
 
 
 def cache_command(arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def cache_command(arguments: list[str]) -> int:
         print(f"{options.file}: {manifest.files} files, {manifest.bytes / 1e6:.1f} MB ({size / 1e6:.1f} MB compressed)")
         print(f"for {manifest.device}, torch {manifest.torch}, triton {manifest.triton}, Python {manifest.python}")
         return 0
-    place = Place(options.outputs)
+    place = LocalCaches(options.outputs)
     loaded = load(options.file, place)
     print(f"{options.file}: saved {loaded.manifest.saved} by gptbench {loaded.manifest.gptbench}")
     for name, count in loaded.added.items():

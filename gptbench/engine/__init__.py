@@ -1,6 +1,6 @@
-"""Prepare: what turns a model into something that prefills and decodes. One file for each engine.
+"""Engines: what turns a model into something that prefills and decodes. One file for each engine.
 
-`gptbench.engine.fused` is imported where it is asked for: it needs Triton, which is not on every platform.
+`gptbench.engine.fused` is imported where it is selected: it needs Triton, which not every platform has.
 """
 
 from gptbench.config import ENGINES, EngineConfig, add_option
@@ -16,14 +16,15 @@ __all__ = ["Auto", "Eager", "Engine", "HuggingFace", "Inductor", "Runner", "Shap
 
 
 def register_engine(name: str, section: type[EngineConfig], engine: type[Runner]) -> None:
-    """Makes a plugin's engine one that `engine=NAME` selects, and that `engine.order` of `engine=auto` may name.
+    """Register a plugin's engine, so that `engine=NAME` selects it and `engine.order` of `engine=auto` may name it.
 
     Args:
-        section: its settings, a dataclass of its own whose fields have defaults.
-        engine: what runs, a subclass of `Runner`, or of `Engine` if it runs gptbench's own model.
+        name: name of the option.
+        section: configuration section with the engine's settings, a dataclass whose fields have defaults.
+        engine: a subclass of `Runner`, or of `Engine` if it runs gptbench's own model.
 
     Raises:
-        UserError: there is an engine of that name.
+        UserError: an engine of that name exists already.
     """
     section.TARGETS = (target_of(engine),)
     add_option(name, section.named(name))

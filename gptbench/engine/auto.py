@@ -1,4 +1,4 @@
-"""`engine=auto`: the first of an ordered list of engines, the fastest first, that can do what is asked for, here."""
+"""`engine=auto`: the first engine of an ordered list, fastest first, that can do the run here."""
 
 from dataclasses import replace
 
@@ -10,14 +10,14 @@ from gptbench.engine.runner import Runner
 
 
 class Auto:
-    """Chooses an engine.
+    """Selects an engine.
 
     Attributes:
-        section: of the engine that is taken, with the settings that it ships with.
-        reasons: why each of those before it was not.
+        section: section of the selected engine, with its default settings.
+        reasons: why each engine before it was not selected.
 
     Raises:
-        ConfigError: none of the list can do the run.
+        ConfigError: no engine of the list can do the run.
     """
 
     section: EngineConfig
@@ -26,18 +26,18 @@ class Auto:
         self.reasons: list[str] = []
         for name in section.order:
             candidate = ENGINES[name].named(name)
-            # Its module may need what is not there, such as Triton: the configuration's own reasons come first.
-            needed = candidate.unsupported_reason(config)
-            if needed is None:
+            # The engine's module may need what is not installed, such as Triton: ask the configuration first.
+            reason = candidate.unsupported_reason(config)
+            if reason is None:
                 engine: type[Runner] = target(candidate)
-                needed = engine.unsupported_reason(replace(config, engine=candidate), devices)
-            if needed is None:
-                shipped = engine.shipped(candidate, config)
+                reason = engine.unsupported_reason(replace(config, engine=candidate), devices)
+            if reason is None:
+                auto_section = engine.auto_section(candidate, config)
                 self.section = replace(
-                    shipped, fresh_cache=section.fresh_cache, measure_warm_start=section.measure_warm_start
+                    auto_section, fresh_cache=section.fresh_cache, measure_warm_start=section.measure_warm_start
                 )
                 return
-            self.reasons.append(f"{name} needs {needed}")
+            self.reasons.append(f"{name} needs {reason}")
         raise ConfigError(
             "engine.order", ",".join(section.order), f"an engine that runs here: {'; '.join(self.reasons)}"
         )

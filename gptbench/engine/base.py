@@ -1,4 +1,5 @@
-"""What every engine is: a state on the device, a prefill and a decode step that advance it."""
+"""`Engine`, the base class of engines over gptbench's own model: a state on the device that prefill and decode
+advance."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,49 +21,51 @@ from gptbench.sampling import Sampler
 
 @dataclass
 class State:
-    """Tensors that live as long as the engine, at fixed addresses, and are only ever changed in place."""
+    """State of a generation. The tensors live as long as the engine, at fixed addresses, and are only changed in
+    place."""
 
     tokens: Tensor
-    """int64 [B, S + 1]: the prompt, then each new token at its position; the last one is never fed."""
+    """Prompt, then each new token at its position, int64 [B, S + 1]; the last token is never fed."""
     token: Tensor
-    """int64 [B, 1]: the token that the next step is fed."""
+    """Token that the next step is fed, int64 [B, 1]."""
     position: Tensor
-    """int64 [B, 1]: the position of that token, in each row's own sequence."""
+    """Position of that token in each row's sequence, int64 [B, 1]."""
     logits: Tensor
-    """float32 [B, V]: what the last token was drawn from."""
+    """Logits from which the last token was sampled, float32 [B, V]."""
     uniform: Tensor
-    """float32 [B, S + 1]: the random number that each position's token is drawn with, made anew by each prefill."""
+    """Uniform random number with which each position's token is sampled, float32 [B, S + 1]; redrawn by each
+    prefill."""
     stopped: Tensor
-    """int64 [B, 1]: the stop token that the row has drawn, and draws from then on; -1 before."""
+    """Stop token that the row has sampled, and repeats from then on, int64 [B, 1]; -1 before."""
 
 
 @dataclass(frozen=True)
 class KnownKernel:
-    """One launch of a step, before it was measured."""
+    """What is known of one kernel launch of a step without profiling it."""
 
     name: str
-    """What a profiler shows."""
+    """Name that a profiler shows."""
     part: str
-    """Part of the step that it belongs to: matrices, attention, sampling or other."""
+    """Part of the step that the kernel belongs to: matrices, attention, sampling or other."""
     bytes_read: int | None
-    """Bytes that it reads from memory; None where these are few."""
+    """Bytes that the kernel reads from memory; None where they are negligible."""
 
 
 class Engine(Runner):
-    """A runner over gptbench's own model. Nothing here waits for the device.
+    """A runner of gptbench's own model. Nothing here waits for the device, unless it says so.
 
     Args:
         config: the engine's section.
-        model: with its weights, which other engines may have too.
-        sampler: settings of the drawing, read at every step.
-        device: where the model is.
-        shape: see `Shape`.
+        model: the model with its weights, which other engines may share.
+        sampler: sampling settings, read at every step.
+        device: device of the model.
+        shape: shape of the workload.
 
     Attributes:
-        memory: the KV cache, where the weights are.
+        memory: the KV cache, on the weights' device.
         state: see `State`.
         filled: cached positions that are filled, in the row with most of them.
-        generator: where the random numbers come from; reseed it with `seed`.
+        generator: source of random numbers; reseed it with `seed`.
         capture_s: seconds that `capture` has taken so far.
     """
 
@@ -90,7 +93,7 @@ class Engine(Runner):
 
     BUILDS_MODEL: ClassVar[bool] = True
     FILLS_MEMORY: ClassVar[bool] = True
-    """Whether `memory` is where it keeps keys and values."""
+    """Whether the engine keeps keys and values in `memory`."""
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -104,33 +107,33 @@ class Engine(Runner):
 
     @classmethod
     def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
-        if (reason := super().unsupported_reason(config, devices)) is not None:
-            return reason
+        if (unsupported := super().unsupported_reason(config, devices)) is not None:
+            return unsupported
         return next(
-            (lacking for device in devices.devices if (lacking := cls.unavailable_reason(device)) is not None), None
+            (reason for device in devices.devices if (reason := cls.unavailable_reason(device)) is not None), None
         )
 
     @classmethod
     def unavailable_reason(cls, device: Device) -> str | None:
-        """What this machine lacks to run the engine on a device, whatever the run; None if nothing."""
+        """Return what this machine lacks to run the engine on a device, whatever the run; None if nothing."""
         return None
 
     def seed(self, seed: int) -> None:
-        """Makes the tokens drawn from here on depend on `seed` alone."""
+        """Make the tokens sampled from here on depend on `seed` alone."""
         self.generator.manual_seed(seed)
 
     @torch.no_grad()
     def prefill(self, prompt: Tensor) -> None:
-        """Starts anew with prompt, int64 [B, T] on the device; draws the first new token of each row."""
+        """Start over with prompt, int64 [B, T] on the device, and sample the first new token of each row."""
         self.prompt.copy_(prompt)
         self.filled = self.prompt_length
         self.run_prefill()
-        if self.model.experts_counter is not None:  # after it, as the prefill of a single token counts
+        if self.model.experts_counter is not None:  # after the prefill, as that of a single token is counted, too
             self.model.experts_counter.zero_()
 
     @torch.no_grad()
     def decode(self) -> None:
-        """Feeds each row's last token and draws the next one.
+        """Feed each row's last token and sample the next one.
 
         Raises:
             IndexError: the cache is full.
@@ -141,7 +144,7 @@ class Engine(Runner):
         self.run_decode()
 
     def generate(self, prompt: Tensor, new_tokens: int, tick: Tick) -> None:
-        """Hands all work to the device, ticks, and waits for nothing."""
+        """Enqueue all work on the device and tick, without waiting."""
         tick(0)
         self.prefill(prompt)
         tick(1)
@@ -151,15 +154,17 @@ class Engine(Runner):
 
     def tokens(self, new_tokens: int) -> list[list[int]]:
         first = self.prompt_length
-        drawn: list[list[int]] = self.state.tokens[:, first : first + new_tokens].tolist()
-        return drawn
+        sampled: list[list[int]] = self.state.tokens[:, first : first + new_tokens].tolist()
+        return sampled
 
     def finite(self) -> bool:
-        """A NaN or infinity of an earlier step stays in the cache; that of the padding is 0."""
+        """Check the last logits and the cache: a NaN or infinity of an earlier step stays in the cache, whose padding
+        is 0."""
         return all(bool(tensor.isfinite().all()) for tensor in (self.state.logits, *self.cached()))
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Records what a step launches on a GPU; the result launches it again, with the generator's next numbers."""
+        """Capture what a step launches into a CUDA graph; return its replay, which uses the generator's next
+        numbers."""
         start = time.perf_counter()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
@@ -169,47 +174,51 @@ class Engine(Runner):
         return graph.replay
 
     def run_prefill(self) -> None:
-        """Reads `prompt`, changes the state."""
+        """Process `prompt`, and update the state."""
         raise NotImplementedError
 
     def run_decode(self) -> None:
-        """Reads and changes the state."""
+        """Run one decode step, and update the state."""
         raise NotImplementedError
 
     def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that a step reads whose rows are at `positions`, in all rows together, whether
-        they are filled or padding."""
+        """Return the positions of a layer's cache that a step reads, filled or padding, summed over rows at
+        `positions`."""
         raise NotImplementedError
 
     def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that such a step reads or writes, one as often as it does: each row's own is
-        written, and read back."""
+        """Return the positions of a layer's cache that a step reads or writes, summed over rows and counted at each
+        access: each row's own position is written, and read back."""
         return self.positions_read(positions, cache) + len(positions)
 
     def experts_chosen(self, steps: int) -> int | None:
-        """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a
-        dense model. Waits for the device."""
+        """Return the distinct experts chosen in the `steps` decode steps since the prefill, summed over steps and
+        layers; None for a dense model. Waits for the device."""
         counter = self.model.experts_counter
         if counter is None:
             return None
         return self.model.active_experts * steps if self.batch == 1 else int(counter.item())
 
     def experts_read(self, chosen: int, steps: int) -> int:
-        """Experts whose matrices these steps read: the model's own code reads one for each pair of row and choice, or
-        all of them."""
+        """Return the experts whose matrices these steps read: the model's code reads one for each pair of row and
+        choice, or all."""
         return steps * sum(mixture.max_distinct(self.batch) for mixture in self.model.mixtures)
 
     def kernels(self, positions: Sequence[int], experts: float | None = None) -> list[KnownKernel]:
-        """What is known of the kernels of a step whose rows are at `positions`, in the order of their launches.
-        `experts`: that a layer reads, where the step is of a mixture."""
+        """Return what is known of the kernels of a step whose rows are at `positions`, in launch order.
+
+        Args:
+            positions: position of each row.
+            experts: distinct experts that a layer reads, for a mixture.
+        """
         return []
 
     def cached(self) -> list[Tensor]:
-        """Keys and values of every layer."""
+        """Return the key and value tensors of every layer."""
         return self.memory.tensors
 
-    def rewind(self) -> None:
-        """Sets the state to the end of the prompt, where no row has stopped, and makes new random numbers."""
+    def reset_to_prompt(self) -> None:
+        """Reset the state to the end of the prompt, where no row has stopped, and draw new random numbers."""
         state = self.state
         state.tokens[:, : self.prompt_length].copy_(self.prompt)
         state.position.fill_(self.prompt_length - 1)
@@ -217,21 +226,21 @@ class Engine(Runner):
         state.uniform.uniform_(generator=self.generator)
 
     def release(self) -> None:
-        """Gives the KV cache back, and lets go of what would keep the weights' memory from being given back. The engine
-        is of no use after it."""
+        """Free the KV cache, and drop references that would keep the weights' memory alive. The engine cannot be used
+        afterwards."""
         self.memory.free()
 
-    def released(self, *_: Any) -> None:
-        """In the place of what holds memory."""
+    def fail_released(self, *_: Any) -> None:
+        """Replacement for functions that held memory."""
         raise RuntimeError("the engine was released")
 
     def advance(self, hidden: Tensor) -> None:
-        """`sample` from the residual stream [B, D] of the last fed position."""
+        """Sample from the residual stream [B, D] of the last fed position."""
         self.sample(self.model.logits(hidden))
 
     def sample(self, logits: Tensor) -> None:
-        """Draws the next token from the logits [B, V], float32, of the last fed position; it is the next to be fed.
-        A row that has drawn a stop token draws that one again."""
+        """Sample the next token from the logits [B, V], float32, of the last fed position; it is fed next. A row that
+        has sampled a stop token repeats it."""
         state, sampler = self.state, self.sampler
         sample_reference(
             logits,

@@ -3,11 +3,10 @@
     embed
     for each layer: linear (norm, queries, keys, values) → attend → add_linear (output projection, residual)
                     → [route] → swiglu (norm, gate, value) → add_linear (down projection, residual)
-    linear (norm, head) → maxima → draw
+    linear (norm, head) → maxima → sample
 
-Whoever writes the residual stream writes it twice: as it is, and times the gain of the norm that comes next, encoded as
-the matrix after that norm wants it. The norm's divisor follows from sums of squares, of which each program leaves its
-own.
+Kernels that write the residual stream write it twice: as it is, and times the weight of the next norm, in the encoding
+of the matrix after that norm. The norm's reciprocal RMS follows from partial sums of squares, one per CTA.
 """
 
 from collections.abc import Callable, Hashable
@@ -38,19 +37,19 @@ from gptbench.model.rope import RotationTable
 from gptbench.model.transformer import Attention, FeedForward, MixtureOfExperts, RMSNorm
 from gptbench.sampling import Sampler
 
-Made = TypeVar("Made")
+Buffer = TypeVar("Buffer")
 
 
 class DecodeStep:
-    """One decode step over a model, with the memory that its kernels hand on to one another.
+    """One decode step over a model, with the buffers through which its kernels pass data on.
 
     Args:
-        model: with its weights.
-        memory: with the KV cache.
-        state: read and written, but for the prompt.
-        sampler: settings of the drawing.
-        tile_for: the tile for each use.
-        processors: streaming multiprocessors of the device.
+        model: the model with its weights.
+        memory: the model's memory with the KV cache.
+        state: state that the step reads and writes; all but the prompt.
+        sampler: sampling settings.
+        tile_for: returns the tile of a key.
+        processors: SMs of the device.
 
     Attributes:
         ops: the kernels, in order.
@@ -69,9 +68,9 @@ class DecodeStep:
         self.config, self.batch, self.device = model.config, state.token.shape[0], state.token.device
         self.ops: list[Op] = []
         self.processors = processors
-        self.handed_on: dict[Hashable, Any] = {}
+        self.buffers: dict[Hashable, Any] = {}
         self.residual = self.empty(self.config.dim)
-        # Of each layer, and of the head: the norm before it, and the matrix that reads what the norm gives.
+        # For each layer and the head: the norm before it, and the matrix that reads the normalised residual stream.
         starts = [(block.attention_norm, block.attention.wqkv) for block in model.layers]
         starts.append((model.norm, model.head))
         norm = self.embed(*starts[0])
@@ -84,19 +83,19 @@ class DecodeStep:
             norm = self.down(block.ffn, routing, *after)
         self.sample(norm)
 
-    def shared(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Memory that serves all layers of a shape: each reads what the kernels just before it have written."""
-        if key not in self.handed_on:
-            self.handed_on[key] = make()
-        made: Made = self.handed_on[key]
-        return made
+    def shared(self, key: Hashable, make: Callable[[], Buffer]) -> Buffer:
+        """Return a buffer shared by all layers of a shape: each reads what the kernels just before it have written."""
+        if key not in self.buffers:
+            self.buffers[key] = make()
+        buffer: Buffer = self.buffers[key]
+        return buffer
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """[B, ...], of the model's type unless another is given."""
+        """Allocate [B, ...], in the model's type unless another is given."""
         return torch.empty(self.batch, *shape, dtype=dtype or self.model.dtype, device=self.device)
 
     def activation(self, name: str, rows: int, reader: Weight) -> Activation:
-        """Memory for what a matrix reads, in the encoding that it wants."""
+        """Return the shared buffer for a matrix's input, in its encoding."""
         width, encoding = reader.float_shape[-1], reader.format.encoding
         return self.shared(
             (name, rows, width, encoding),
@@ -104,20 +103,20 @@ class DecodeStep:
         )
 
     def next_input(self, reader: Weight) -> Activation:
-        """The residual stream times the gain of the norm before the matrix that reads it."""
-        return self.activation("following", self.batch, reader)
+        """Return the buffer for the residual stream times the weight of the norm before the matrix `reader`."""
+        return self.activation("next_input", self.batch, reader)
 
     def attended(self, core: Attention) -> Activation:
-        """What attention gives."""
+        """Return the buffer for the attention output."""
         return self.activation("attended", self.batch, core.wo)
 
     def hidden(self, ffn: FeedForward, routing: Routing | None) -> Activation:
-        """What is between the two halves of a feed-forward network, of each slot."""
+        """Return the buffer between the two halves of a feed-forward network; for a mixture it holds every slot."""
         return self.activation("hidden", self.batch if routing is None else routing.expert_weights.numel(), ffn.w2)
 
     def for_residual(self, tile_key: TileKey) -> tuple[TileConfig, Tensor]:
-        """The tile of a kernel that adds to the residual stream, and memory for the sums of squares that its programs
-        leave: float32 [B, P]."""
+        """Return the tile of a kernel that adds to the residual stream, and a buffer for the partial sums of squares of
+        its CTAs, float32 [B, P]."""
         tile = self.tile_for(tile_key)
         return tile, self.empty(-(-tile_key.rows // tile.rows), dtype=torch.float32)
 
@@ -125,14 +124,14 @@ class DecodeStep:
         return Norm(sum_sq_partials, self.config.dim, module.eps)
 
     def embed(self, after: RMSNorm, reader: Weight) -> Norm:
-        """The token's row becomes the residual stream."""
+        """Add the embedding lookup, which starts the residual stream."""
         sum_sq_partials, table = self.empty(1, dtype=torch.float32), self.model.embedding.matrix
         next_input, token = self.next_input(reader), self.state.token
         self.ops.append(Embed(token, table, self.residual, after.weight, next_input, sum_sq_partials, role="embed"))
         return self.norm(sum_sq_partials, after)
 
     def attend(self, core: Attention, cache: KeyValueCache, table: RotationTable, norm: Norm) -> None:
-        """Queries, keys and values, and what they come to."""
+        """Add the QKV projection and the attention."""
         spec = cache.spec
         bias, q_norm, k_norm = (
             None if module is None else module.weight for module in (core.qkv_bias, core.q_norm, core.k_norm)
@@ -153,14 +152,15 @@ class DecodeStep:
         self.ops.append(op)
 
     def project(self, core: Attention, ffn: FeedForward, after: RMSNorm) -> tuple[Norm, RouterPartials | None]:
-        """The output projection, added to the residual stream; and where a mixture comes next, its router's votes."""
+        """Add the output projection and residual; where a mixture comes next, with its partial router logits."""
         next_input, weight, norm_weight = self.next_input(ffn.w13), core.wo.matrix, after.weight
         tile, sum_sq_partials = self.for_residual(AddLinear.tile_key_of(weight, self.batch, next_input))
         router_partials = None
         if isinstance(ffn, MixtureOfExperts):
             shape = sum_sq_partials.shape[1], ffn.experts
             router_partials = RouterPartials(
-                ffn.router.weight, self.shared(("votes", shape), lambda: self.empty(*shape, dtype=torch.float32))
+                ffn.router.weight,
+                self.shared(("router_partials", shape), lambda: self.empty(*shape, dtype=torch.float32)),
             )
         self.ops.append(
             AddLinear(
@@ -179,8 +179,8 @@ class DecodeStep:
         return self.norm(sum_sq_partials, after), router_partials
 
     def route(self, mixture: MixtureSpec | None, router_partials: RouterPartials | None, norm: Norm) -> Routing | None:
-        """Of a mixture: which experts are taken. Each layer has memory of its own for it, as the down projection reads
-        it before it waits."""
+        """Add the router, if the layer is a mixture. Each layer has its own `Routing`, as the down projection reads it
+        before the PDL wait."""
         if mixture is None or router_partials is None:
             return None
         experts, device = mixture.experts, self.device
@@ -190,13 +190,13 @@ class DecodeStep:
         return routing
 
     def up(self, ffn: FeedForward, norm: Norm, routing: Routing | None) -> None:
-        """The first half of the feed-forward network."""
+        """Add the first half of the feed-forward network."""
         weight, hidden = ffn.w13.matrix, self.hidden(ffn, routing)
         tile = self.tile_for(SwiGLU.tile_key_of(weight, self.batch, hidden, max_experts_of(routing)))
         self.ops.append(SwiGLU(self.next_input(ffn.w13), norm, weight, routing, hidden, tile, role="w13"))
 
     def down(self, ffn: FeedForward, routing: Routing | None, after: RMSNorm, reader: Weight) -> Norm:
-        """Its second half, added to the residual stream."""
+        """Add the down projection and residual."""
         next_input, weight, norm_weight = self.next_input(reader), ffn.w2.matrix, after.weight
         tile, sum_sq_partials = self.for_residual(
             AddLinear.tile_key_of(weight, self.batch, next_input, max_experts_of(routing))
@@ -210,13 +210,13 @@ class DecodeStep:
         return self.norm(sum_sq_partials, after)
 
     def linear(self, role: str, norm: Norm, module: Weight, bias: Tensor | None, out: Tensor) -> None:
-        """A matrix after a norm."""
+        """Add a norm and the matrix after it."""
         weight = module.matrix
         tile = self.tile_for(Linear.tile_key_of(weight, self.batch))
         self.ops.append(Linear(self.next_input(module), norm, weight, bias, out, tile, role=role))
 
     def sample(self, norm: Norm) -> None:
-        """The logits, and the token that is drawn from them."""
+        """Add the logits, and the sampling of the next token."""
         state = self.state
         self.linear("head", norm, self.model.head, None, state.logits)
         scratch = maxima.MaximaScratch.empty(self.batch, self.config.vocab_size, self.device)
@@ -229,5 +229,5 @@ class DecodeStep:
 
 
 def max_experts_of(routing: Routing | None) -> int:
-    """Of a mixture: experts that a step reads at most."""
+    """Return the maximum number of distinct experts that a step reads; 0 without a mixture."""
     return 0 if routing is None else routing.expert_ids.numel()

@@ -1,4 +1,4 @@
-"""The reference: the model's own code, one operation after the other. Every engine is tested against it."""
+"""`engine=eager`: the model's PyTorch code, one operation after the other. The reference for every other engine."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,15 @@ from gptbench.model import KeyValueCache
 
 
 class Eager(Engine):
-    """Reads only the filled part of the cache: the host knows how far the fullest row is filled."""
+    """Runs the model eagerly. Reads only the filled part of the cache, as the host knows how far the fullest row is
+    filled."""
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
         return True
 
     def run_prefill(self) -> None:
-        self.rewind()
+        self.reset_to_prompt()
         hidden = self.model.hidden(self.prompt, self.prompt_positions, self.memory, self.filled)
         self.advance(hidden[:, -1])
 

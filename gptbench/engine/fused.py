@@ -1,7 +1,7 @@
-"""Our own kernels: the decode step as a chain of Triton kernels, each of which starts before the one before it is done.
+"""`engine=fused`: the decode step as a chain of gptbench's Triton kernels, overlapped by programmatic dependent launch.
 
-Which kernels these are: `gptbench.engine.decode_step`. On a GPU the whole step is one CUDA graph, drawing included. The
-prefill is the model's own code, in a graph of its own: nothing is compiled but the kernels.
+`gptbench.engine.decode_step` lists the kernels. On a GPU the whole step, sampling included, is one CUDA graph. The
+prefill is the model's PyTorch code, in another graph: nothing is compiled but the kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,17 +26,17 @@ from gptbench.kernels.launch import INTERPRETED, compile_only, supports_pdl
 from gptbench.kernels.op import Op
 from gptbench.kernels.tile_config import TileConfig, TileKey
 from gptbench.model import KeyValueCache, Transformer, Weight
-from gptbench.quant.base import short_products_by_kernel
+from gptbench.quant.base import skinny_products_by_kernel
 from gptbench.sampling import Sampler
 
 
 class Fused(Engine):
-    """Reads each weight once, of a mixture those of the experts that some row chose, and of the cache what each row has
-    filled.
+    """Reads each weight once (of a mixture, those of the experts that some row chose), and only the valid part of the
+    cache.
 
     Attributes:
-        ops: the kernels of the decode step, in order.
-        processors: streaming multiprocessors.
+        ops: kernels of the decode step, in order.
+        processors: SMs of the device.
     """
 
     config: FusedConfig
@@ -44,24 +44,24 @@ class Fused(Engine):
     @classmethod
     def unavailable_reason(cls, device: Device) -> str | None:
         if device.is_amd:
-            return "an NVIDIA GPU: for AMD's, PTX instructions of its kernels (dp2a) cannot be compiled"
-        return caches.lacking_for_kernels(inductor=False) if device.is_cuda else "an NVIDIA GPU"
+            return "an NVIDIA GPU: its kernels use PTX instructions (dp2a) that AMD GPUs do not have"
+        return caches.missing_for_kernels(inductor=False) if device.is_cuda else "an NVIDIA GPU"
 
     @classmethod
-    def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
+    def auto_section(cls, section: EngineConfig, config: Config) -> EngineConfig:
         assert isinstance(section, FusedConfig)
         return replace(section, tile_cache=f"{config.outputs}/tiles")
 
     @classmethod
     def code_used(cls, config: Config, device: Device) -> Any:
-        """The tile of each kernel that the run launches, whatever others are kept; those of a search are not known
-        before it."""
+        """Return the tile of each kernel that the run launches. None where a search is requested: its tiles are not
+        known yet."""
         assert isinstance(config.engine, FusedConfig)
         runs = INTERPRETED or (device.is_cuda and not device.is_amd)
-        refused = config.engine.unsupported_by_kernels(config) or config.quant.unsupported_reason(
+        unsupported = config.engine.unsupported_by_kernels(config) or config.quant.unsupported_reason(
             config.model, config.device.dtype
         )
-        if not runs or refused or config.engine.autotune:
+        if not runs or unsupported or config.engine.autotune:
             return None
         return cls.planned(config.engine, config, device).tiles_used
 
@@ -73,9 +73,7 @@ class Fused(Engine):
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, FusedConfig)
         caches.check(config.engine)
-        TileCache.of(
-            Path(config.engine.tile_cache), device
-        )  # a file that cannot be read is told before anything is built
+        TileCache.of(Path(config.engine.tile_cache), device)  # reports an unreadable file before anything is built
 
     def __init__(self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape) -> None:
         super().__init__(config, model, sampler, device, shape)
@@ -88,8 +86,11 @@ class Fused(Engine):
 
     @classmethod
     def planned(cls, section: FusedConfig, config: Config, device: Device) -> "Fused":
-        """The engine over a model without memory: it says what it would launch for a run. Of layers that are alike but
-        for the first, whose norm gets its squares from `embed`, it has two."""
+        """Return the engine over a model on meta, which says what it would launch for a run.
+
+        If all layers are alike, two of them are enough: only the first layer's norm differs, which gets its sum of
+        squares from `embed`.
+        """
         alike = len(set(config.model.layer_specs)) == 1 and not config.quant.weights
         shape = replace(config.model, n_layers=min(2, config.model.n_layers)) if alike else config.model
         model = on_meta(shape, config.quant, device.dtype)
@@ -97,16 +98,16 @@ class Fused(Engine):
         return cls(section, model, sampler, device, Shape.of(config))
 
     def decode_ops(self, tile_for: Callable[[TileKey], TileConfig]) -> list[Op]:
-        """The kernels of a decode step, with memory of their own."""
+        """Return the kernels of a decode step, with newly allocated buffers."""
         return DecodeStep(self.model, self.memory, self.state, self.sampler, tile_for, self.processors).ops
 
     @torch.no_grad()
     def prepare(self) -> None:
         self.filled = self.prompt_length
         if self.device.is_cuda:
-            with caches.blamed():
-                compile_only(self.each_kernel, self.device.torch)
-        for _ in range(2 if self.device.is_cuda else 1):  # libraries allocate at first
+            with caches.explain_cache_errors():
+                compile_only(self.launch_each_kernel, self.device.torch)
+        for _ in range(2 if self.device.is_cuda else 1):  # libraries allocate memory at the first calls
             self.prefill_step()
             self.decode_step()
         if self.device.is_cuda:
@@ -114,13 +115,13 @@ class Fused(Engine):
             self.launch_decode = self.capture(self.decode_step)
         self.device.synchronize()
 
-    def each_kernel(self) -> None:
-        """Launches every kernel of ours at least once: the decode step's, and those that multiply a prompt."""
+    def launch_each_kernel(self) -> None:
+        """Launch each of gptbench's kernels at least once: the decode step's, and those that multiply a prompt."""
         self.launch_all(self.ops)
-        longest = max(module.format.short for module in self.model.modules() if isinstance(module, Weight))
+        longest = max(module.format.max_skinny_tokens for module in self.model.modules() if isinstance(module, Weight))
         if longest:
             hidden = torch.zeros(self.batch, self.model.config.dim, dtype=self.model.dtype, device=self.device.torch)
-            with short_products_by_kernel(self.device.torch):
+            with skinny_products_by_kernel(self.device.torch):
                 if self.prompt.numel() <= longest:
                     hidden = self.prompt_hidden()
                 self.model.logits(hidden)
@@ -131,17 +132,20 @@ class Fused(Engine):
 
     @torch.no_grad()
     def tune(self) -> None:
-        """Finds and keeps the best tile for each use that has none yet: the one with which a whole step is fastest, as
-        a kernel's tile decides what room its neighbours have. What reads most comes first."""
+        """Autotune and store the tile of each key that has none yet, those that read most bytes first.
+
+        The best tile is the one with which a whole step is fastest, as a kernel's tile decides what room its neighbours
+        have.
+        """
         if not self.tunes:
             return
         self.set_mid_generation_state()
-        read: dict[TileKey, int] = {}
+        bytes_by_key: dict[TileKey, int] = {}
         for op in self.ops:
             if op.tile_key is not None:
-                read[op.tile_key] = read.get(op.tile_key, 0) + op.bytes_read().total()
-        for tile_key in sorted(read, key=lambda tile_key: -read[tile_key]):
-            if str(tile_key) not in self.tiles.found:
+                bytes_by_key[op.tile_key] = bytes_by_key.get(op.tile_key, 0) + op.bytes_read().total()
+        for tile_key in sorted(bytes_by_key, key=lambda tile_key: -bytes_by_key[tile_key]):
+            if str(tile_key) not in self.tiles.configs:
 
                 def compile_with(tile: TileConfig, tile_key: TileKey = tile_key) -> None:
                     self.launch_all([op for op in self.ops_with(tile_key, tile) if op.tile_key == tile_key])
@@ -149,24 +153,25 @@ class Fused(Engine):
                 def step_with(tile: TileConfig, tile_key: TileKey = tile_key) -> Callable[[], None]:
                     return partial(self.launch_all, self.ops_with(tile_key, tile))
 
-                found = fastest(tile_key, compile_with, step_with, self.device.torch)
-                if found is not None:
-                    self.tiles.keep(tile_key, found)
+                best = fastest(tile_key, compile_with, step_with, self.device.torch)
+                if best is not None:
+                    self.tiles.store(tile_key, best)
         self.ops = self.decode_ops(self.tiles.__getitem__)
 
     def set_mid_generation_state(self) -> None:
-        """Puts the state in the midst of a generation: each row has a token of its own, and so experts of its own."""
+        """Set the state to the middle of a generation: each row has a different token, and so different experts."""
         vocabulary = self.model.config.vocab_size
         self.state.token.random_(vocabulary, generator=self.generator)
         self.state.position.fill_(self.length // 2)
 
     def ops_with(self, tile_key: TileKey, tile: TileConfig) -> list[Op]:
-        """A step with another tile for one use, again and again at the same position: no token is drawn."""
+        """Return a step with another tile for one key. It samples no token, so it can be repeated at the same
+        position."""
         step = self.decode_ops(lambda other: tile if other == tile_key else self.tiles[other])
         return [op for op in step if op.role != "sample"]
 
     def launch_all(self, ops: list[Op]) -> None:
-        """Hands kernels to the device, one after the other."""
+        """Launch kernels, one after the other."""
         for op in ops:
             op.launch(self.pdl)
 
@@ -177,12 +182,12 @@ class Fused(Engine):
         self.launch_decode()
 
     def prefill_step(self) -> None:
-        self.rewind()
-        with short_products_by_kernel(self.device.torch):
+        self.reset_to_prompt()
+        with skinny_products_by_kernel(self.device.torch):
             self.advance(self.prompt_hidden())
 
     def prompt_hidden(self) -> Tensor:
-        """The residual stream [B, D] after the prompt's last token."""
+        """Return the residual stream [B, D] of the prompt's last token."""
         return self.model.hidden(self.prompt, self.prompt_positions, self.memory, self.prompt_length)[:, -1]
 
     def decode_step(self) -> None:
@@ -192,7 +197,7 @@ class Fused(Engine):
         return sum(map(cache.spec.attended, positions))
 
     def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
-        return self.positions_read(positions, cache)  # each row's own is only written
+        return self.positions_read(positions, cache)  # each row's own position is only written
 
     def experts_read(self, chosen: int, steps: int) -> int:
         return chosen
@@ -204,7 +209,7 @@ class Fused(Engine):
 
     @property
     def tiles_used(self) -> dict[str, dict[str, int]]:
-        """The tile of each use, by its text."""
+        """The tile of each key, by the key's string."""
         tile_keys = dict.fromkeys(op.tile_key for op in self.ops if op.tile_key is not None)
         return {str(tile_key): asdict(self.tiles[tile_key]) for tile_key in tile_keys}
 
@@ -214,4 +219,4 @@ class Fused(Engine):
     def release(self) -> None:
         super().release()
         self.ops = []
-        self.launch_prefill = self.launch_decode = self.released
+        self.launch_prefill = self.launch_decode = self.fail_released

@@ -1,8 +1,8 @@
-"""Prefill and decode step compiled by TorchInductor, launched on a GPU as CUDA graphs.
+"""`engine=inductor`: prefill and decode step compiled by TorchInductor, launched on a GPU as CUDA graphs.
 
-Where the seed lets torch's cudagraph trees launch each step, here a whole step, drawing and bookkeeping included, is
-captured once into a CUDA graph of our own: a replay needs no guards, no copies of inputs, and nothing from the host
-but the launch. On a CPU the compiled C++ is called directly.
+Where gpt-fast lets torch's cudagraph trees launch each step, here a whole step, sampling and bookkeeping included, is
+captured once into a CUDA graph: a replay needs no guards, no copies of inputs, and nothing from the host but the
+launch. On a CPU the compiled C++ is called directly.
 """
 
 import contextlib
@@ -33,17 +33,18 @@ from gptbench.private import torch as private
 from gptbench.sampling import Sampler
 
 WARM_UP_CALLS = 3
-"""Before a capture. torch's trees record at the second call, and replay from the third on."""
+"""Warm-up calls before a capture. torch's cudagraph trees record at the second call, and replay from the third on."""
 
 
 def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
-    """Inductor's settings, those that this version of it has.
+    """Return Inductor's options, as far as the installed version has them.
 
-    Coordinate descent is what tuning is to Inductor, and what has it write the products of a single row as reductions;
-    `gptbench.block_sizes` takes the search out of it. Where it is left in, kernels are loaded by Triton's own launcher,
-    for each of which a C compiler runs: with Inductor's static one, torch 2.11 searched again in every process,
-    although the results lay in its cache (28 s instead of 8 s on an H200). Kernels lie beside a cached graph, not in
-    it: there, torch 2.11 and 2.13 keep the folder in which the sizes were found, which elsewhere is another.
+    Coordinate descent is what Inductor calls tuning, and also what makes it emit the products of a single row as
+    reductions; `gptbench.block_sizes` replaces the search. Where the search is on, kernels use Triton's launcher, for
+    each of which a C compiler runs: with Inductor's static launcher, torch 2.11 searched again in every process
+    although the results were in its cache (28 s instead of 8 s on an H200). Kernels are cached beside a graph, not
+    bundled into it: torch 2.11 and 2.13 bundle the absolute folder in which the sizes were found, which differs
+    elsewhere.
     """
     options = {
         "triton.cudagraphs": cudagraphs,
@@ -57,61 +58,62 @@ def compile_options(cudagraphs: bool, tuning: Tuning) -> dict[str, Any]:
 
 @cache
 def trust_vector_instructions() -> None:
-    """Has Inductor take what the processor says of its vector instructions for granted, if the C++ compiler knows them.
+    """Make Inductor trust the vector instructions that the processor reports, if the C++ compiler knows them.
 
-    Else it would build and load a small library for each set of them, of which it needs one: 8 of the 18 s that the
-    demo model's cold compile took on two cores (see docs/log).
+    Otherwise it builds and loads a small library for each instruction set, of which it needs one: 8 of the 18 s of the
+    demo model's cold compile on two cores (see LOG.md).
     """
     try:
         settings, known, here = private.vector_instructions()
-    except UserError:  # it takes longer then
+    except UserError:  # then compiling takes longer
         return
     if getattr(settings, "vec_isa_ok", True) is not None:
-        return  # the user has said so: TORCHINDUCTOR_VEC_ISA_OK
+        return  # set by the user: TORCHINDUCTOR_VEC_ISA_OK
     best = next((isa for isa in known if set(str(isa).split()) <= here), None)
-    if best is not None and (compiler := private.cpp_compiler()) is not None:  # on a GPU there need not be one
+    if best is not None and (compiler := private.cpp_compiler()) is not None:  # on a GPU it is optional
         command = [compiler, "-fsyntax-only", "-x", "c++", *best.build_arch_flags().split(), os.devnull]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
             settings.vec_isa_ok = True
 
 
-def has_candidates() -> bool:
-    """Whether `Tuning.candidates` can be had with this version of torch."""
+def supports_candidates() -> bool:
+    """Return whether `Tuning.candidates` works with this version of torch."""
     caches.import_compiler()
     return private.can_replace_loader()
 
 
 def import_compiler() -> None:
-    """Imports what compiling needs. What goes wrong is told by what compiles, if the process lives on."""
+    """Import what compiling needs. Errors are left to be reported by the compilation itself."""
     with contextlib.suppress(Exception):
         private.import_compiler()
 
 
-def compiled(function: Callable, how: dict[str, Any]) -> Callable:
-    """One graph for one shape, but for what `varies`: another change of shape compiles another."""
-    return torch.compile(function, fullgraph=True, dynamic=False, options=how)
+def compile_graph(function: Callable, options: dict[str, Any]) -> Callable:
+    """Compile a function into one graph per shape; sizes marked by `mark_dynamic_size` are left open."""
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
-def varies(tensor: Tensor, dim: int) -> None:
-    """Tells the compiler to leave the size of a dimension open; not of size 1, which has code of its own."""
+def mark_dynamic_size(tensor: Tensor, dim: int) -> None:
+    """Leave the size of a dimension open to the compiler, unless it is 1, which gets specialised code."""
     if tensor.shape[dim] > 1:
         private.mark_dynamic(tensor, dim)
 
 
-def of_any_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A compiled block, called such that a prompt of another length needs no other graph."""
+def with_dynamic_length(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a compiled block so that prompts of other lengths share its graph."""
 
     def call(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
-        varies(x, 1)
-        varies(cos, 1)
-        varies(sin, 1)
+        mark_dynamic_size(x, 1)
+        mark_dynamic_size(cos, 1)
+        mark_dynamic_size(sin, 1)
         return block(x, cos, sin, positions, cache)
 
     return call
 
 
 class Inductor(Engine):
-    """Reads the whole cache at every step, its padding included: how much is read is fixed when it is compiled."""
+    """Compiles the model. Reads the whole cache at every step, padding included: how much is read is fixed when
+    compiling."""
 
     config: InductorConfig
 
@@ -129,34 +131,36 @@ class Inductor(Engine):
                 return "Triton"
             if not any(map(shutil.which, ("gcc", "clang", "cc"))):
                 return "a C compiler (Debian: gcc)"
-            return caches.lacking_for_kernels(inductor=True)
-        return caches.lacking_for_cpp() if private.cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
+            return caches.missing_for_kernels(inductor=True)
+        return caches.missing_for_cpp() if private.cpp_compiler() is not None else "a C++ compiler (Debian: g++)"
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
         assert isinstance(config.engine, InductorConfig)
         caches.check(config.engine)
-        if device.is_cuda and config.engine.tuning is Tuning.candidates and not has_candidates():
+        if device.is_cuda and config.engine.tuning is Tuning.candidates and not supports_candidates():
             raise ConfigError(
-                "engine.tuning", "candidates", f"descent or none: torch {torch.__version__} keeps kernels another way"
+                "engine.tuning",
+                "candidates",
+                f"descent or none: torch {torch.__version__} does not let gptbench choose block sizes",
             )
 
     @classmethod
-    def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
+    def auto_section(cls, section: EngineConfig, config: Config) -> EngineConfig:
         assert isinstance(section, InductorConfig)
-        return section if has_candidates() else replace(section, tuning=Tuning.descent)
+        return section if supports_candidates() else replace(section, tuning=Tuning.descent)
 
     @classmethod
     def warm_up_compiler(cls, config: EngineConfig, device: Device) -> None:
-        if device.is_cuda:  # on a CPU it would take turns with the model
-            with contextlib.suppress(UserError):  # it takes longer then
+        if device.is_cuda:  # on a CPU it would compete with building the model
+            with contextlib.suppress(UserError):  # then compiling takes longer
                 private.start_workers()
             threading.Thread(target=import_compiler, daemon=True).start()
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
-        """Not where one graph holds the whole model, with its caches; nor with torch's trees, which keep graphs alive
-        that refer to an engine's tensors."""
+        """Return whether other lengths can be served: not if one graph holds the whole model with its caches, nor with
+        cudagraph trees, whose graphs keep references to an engine's tensors."""
         assert isinstance(config, InductorConfig)
         return config.scope is Scope.block and config.cuda_graph is not CudaGraph.trees
 
@@ -168,25 +172,25 @@ class Inductor(Engine):
         self.captures = device.is_cuda and config.cuda_graph is CudaGraph.step
         open_sizes = self.serves_other_workloads(config)
         if open_sizes:
-            varies(self.state.tokens, 1)
-            varies(self.state.uniform, 1)
-            varies(self.prompt_positions, 1)
+            mark_dynamic_size(self.state.tokens, 1)
+            mark_dynamic_size(self.state.uniform, 1)
+            mark_dynamic_size(self.prompt_positions, 1)
             for keys_or_values in self.cached():
-                varies(keys_or_values, 2)
+                mark_dynamic_size(keys_or_values, 2)
         prefill = compile_options(trees and config.graph_prefill, config.tuning if config.tune_prefill else Tuning.none)
         decode = compile_options(trees, config.tuning)
         if config.scope is Scope.model:
-            self.prefill_body = compiled(self.body, prefill)
-            self.decode_body = compiled(self.body, decode)
+            self.prefill_body = compile_graph(self.body, prefill)
+            self.decode_body = compile_graph(self.body, decode)
         else:
-            finish = compiled(self.advance, decode)
-            self.decode_body = self.body_by_block([compiled(block, decode) for block in model.layers], finish)
-            if shape.prompt == 1:  # a single token is the same to both, but for where it stands
+            finish = compile_graph(self.advance, decode)
+            self.decode_body = self.body_by_block([compile_graph(block, decode) for block in model.layers], finish)
+            if shape.prompt == 1:  # a single token is the same to both, except for its position
                 self.prefill_body = self.decode_body
             else:
-                blocks = [compiled(block, prefill) for block in model.layers]
+                blocks = [compile_graph(block, prefill) for block in model.layers]
                 self.prefill_body = self.body_by_block(
-                    list(map(of_any_length, blocks)) if open_sizes else blocks, finish
+                    list(map(with_dynamic_length, blocks)) if open_sizes else blocks, finish
                 )
         if trees:
             counters = [] if model.experts_counter is None else [model.experts_counter]
@@ -196,13 +200,13 @@ class Inductor(Engine):
         self.launch_decode: Callable[[], None] = self.decode_step
 
     def body(self, tokens: Tensor, positions: Tensor) -> None:
-        """All of a step but its random numbers: tokens [B, T] at positions [B, T] to the next state."""
+        """Run a step, except for its random numbers: tokens [B, T] at positions [B, T] to the next state."""
         self.advance(self.model.hidden(tokens, positions, self.memory, self.length)[:, -1])
 
     def body_by_block(
         self, compiled_blocks: list[Callable[..., Tensor]], finish: Callable[[Tensor], None]
     ) -> Callable[[Tensor, Tensor], None]:
-        """The same, calling compiled blocks that all share one graph, and then `finish`."""
+        """Return `body` made of compiled blocks, which all share one graph, and `finish`."""
         blocks = [
             partial(block, cache=cache.tensors)
             for block, cache in zip(compiled_blocks, self.memory.caches, strict=True)
@@ -210,13 +214,13 @@ class Inductor(Engine):
 
         def body(tokens: Tensor, positions: Tensor) -> None:
             hidden = self.model.hidden(tokens, positions, self.memory, self.length, blocks)
-            # A copy, so that prefill and decode give the compiler the same strides and share one graph.
+            # Cloned so that prefill and decode have the same strides and share one graph.
             finish(hidden[:, -1].clone(memory_format=torch.contiguous_format))
 
         return body
 
     def block_sizes(self) -> contextlib.AbstractContextManager[None]:
-        """Within it, block sizes are found as the configuration says."""
+        """Return the context in which block sizes are found as configured."""
         if not (self.device.is_cuda and self.config.tuning is Tuning.candidates):
             return contextlib.nullcontext()
         return from_candidates()
@@ -225,7 +229,7 @@ class Inductor(Engine):
     def prepare(self) -> None:
         trust_vector_instructions()
         self.filled = self.prompt_length
-        with caches.blamed(), self.block_sizes():
+        with caches.explain_cache_errors(), self.block_sizes():
             for _ in range(WARM_UP_CALLS):
                 self.prefill_step()
                 self.decode_step()
@@ -242,7 +246,7 @@ class Inductor(Engine):
         self.launch_decode()
 
     def prefill_step(self) -> None:
-        self.rewind()
+        self.reset_to_prompt()
         self.prefill_body(self.prompt, self.prompt_positions)
 
     def decode_step(self) -> None:
@@ -253,5 +257,5 @@ class Inductor(Engine):
 
     def release(self) -> None:
         super().release()
-        self.prefill_body = self.decode_body = self.released
-        self.launch_prefill = self.launch_decode = self.released
+        self.prefill_body = self.decode_body = self.fail_released
+        self.launch_prefill = self.launch_decode = self.fail_released

@@ -1,7 +1,7 @@
-"""What a run measures: something that prepares, and then generates tokens with a tick of a clock for each step.
+"""`Runner`: what a run measures. It prepares, and then generates tokens with a clock tick for each step.
 
-`gptbench.engine.Engine` is one that runs gptbench's own model in this process. A server, a library with a model of its
-own, or another process is one as well: it answers what is here, and is given the model without its weights.
+`gptbench.engine.Engine` is a runner of gptbench's own model in this process. A server, a library with its own model, or
+another process can be a runner, too: it implements what is here, and gets the model without its weights.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from gptbench.model import KeyValueCache, Transformer
 
 
 class Tick(Protocol):
-    """Notes the time under a number, without waiting for the device (see `gptbench.generate.Clock.tick`)."""
+    """Records the time under an index, without waiting for the device (see `gptbench.generate.Clock.tick`)."""
 
     def __call__(self, index: int, emitted: Tensor | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much a runner has to do."""
+    """Shape of a workload."""
 
     batch: int
-    """B, sequences decoded at once."""
+    """Batch B, sequences decoded at once."""
     prompt: int
-    """T, tokens of every prompt."""
+    """Prompt length T, tokens of every prompt."""
     length: int
-    """S, positions of a cache that holds prompt and new tokens."""
+    """Cache length S, positions for prompt and new tokens."""
 
     @classmethod
     def of(cls, config: Config) -> "Shape":
-        """Of a run."""
+        """Return the shape of a run."""
         return cls(config.workload.batch_size, len(config.workload.prompt), cache_length(config))
 
 
@@ -45,19 +45,19 @@ class Runner:
     """Prefills and decodes one batch.
 
     Args:
-        config: of the run; `config.engine` is the runner's own section.
-        model: the model's shape: on `meta`, unless `BUILDS_MODEL`.
-        devices: where it runs, and which of them this process drives.
+        config: configuration of the run; `config.engine` is the runner's section.
+        model: the model's shape, on `meta` unless `BUILDS_MODEL`.
+        devices: devices of the run, and which of them this process drives.
 
     Attributes:
-        device: that this process drives.
+        device: device that this process drives.
         batch, prompt_length, length: see `Shape`.
         memory: says what each layer keeps; on `meta` where that is kept elsewhere.
-        capture_s: seconds that CUDA graphs of our own have taken so far.
+        capture_s: seconds that gptbench's CUDA graph captures have taken so far.
     """
 
     BUILDS_MODEL: ClassVar[bool] = False
-    """Whether it runs over gptbench's own model, with its weights on the device."""
+    """Whether the runner uses gptbench's own model, with its weights on the device."""
 
     def __init__(self, config: Config, model: Transformer, devices: DeviceGroup) -> None:
         self.model, self.device = model, devices.local
@@ -69,50 +69,56 @@ class Runner:
 
     @classmethod
     def make(cls, config: Config, model: Transformer, devices: DeviceGroup) -> "Runner":
-        """The runner for a run."""
+        """Return the runner for a run."""
         return cls(config, model, devices)
 
     @classmethod
     def unsupported_reason(cls, config: Config, devices: DeviceGroup) -> str | None:
-        """What would have to be different, of the configuration or of this machine, for the engine to do a run on
-        devices; None if nothing. The one place that says so: what the configuration alone tells is asked of its section
-        first (`EngineConfig.unsupported_reason`), before torch is imported."""
+        """Return what would have to change, in the configuration or on this machine, for the runner to do a run on
+        devices; None if nothing.
+
+        What the configuration alone decides is asked of the engine's section (`EngineConfig.unsupported_reason`)
+        earlier, before torch is imported.
+        """
         if (reason := config.engine.unsupported_reason(config)) is not None:
             return reason
         if not cls.BUILDS_MODEL and not config.task.is_speed_alone:
-            return "task=speed alone: of what runs elsewhere, no logits, kernels or prefill by itself are seen"
+            return "task=speed alone: an engine outside this process shows no logits, kernels or separate prefill"
         return None
 
     @classmethod
     def check(cls, config: Config, device: Device) -> None:
-        """Raises ConfigError for a setting of the engine's own that cannot be had here."""
+        """Raise ConfigError for a setting of the engine's section that is not available here."""
 
     @classmethod
     def require(cls, config: Config, devices: DeviceGroup) -> None:
-        """Raises ConfigError for a run that it cannot do."""
+        """Raise ConfigError for a run that the runner cannot do."""
         if (reason := cls.unsupported_reason(config, devices)) is not None:
             raise ConfigError("engine", config.engine.name, f"eager or auto: this one needs {reason}")
         for device in devices.devices:
             cls.check(config, device)
 
     @classmethod
-    def shipped(cls, section: EngineConfig, config: Config) -> EngineConfig:
-        """The settings with which `engine=auto` takes it, given those that its fields have unless they are set."""
+    def auto_section(cls, section: EngineConfig, config: Config) -> EngineConfig:
+        """Return the settings with which `engine=auto` selects the engine, given a section with its defaults."""
         return section
 
     @classmethod
     def warm_up_compiler(cls, config: EngineConfig, device: Device) -> None:
-        """Starts, in the background, what preparing will need and what needs no model: a compiler and its processes."""
+        """Start, in the background, what `prepare` needs and what needs no model: a compiler and its processes."""
 
     @classmethod
     def serves_other_workloads(cls, config: EngineConfig) -> bool:
-        """Whether what it compiles is for prompts and answers of any length, so that a later job can have it."""
+        """Return whether compiled code serves prompts and answers of any length, so that a later job can reuse the
+        runner."""
         return False
 
     @classmethod
     def code_used(cls, config: Config, device: Device) -> Any:
-        """What else than configuration, versions and gptbench's code a number depends on, as plain data: it is part of
-        the measurement's identity. None if nothing. Asked before the engine is made.
+        """Return what a measurement depends on beyond configuration, versions and gptbench's code, as plain data; None
+        if nothing.
+
+        It is part of the measurement's identity, and asked before the runner is made.
 
         Raises:
             UserError: it cannot be read.
@@ -130,53 +136,59 @@ class Runner:
         return False
 
     def tune(self) -> None:
-        """Searches what is kept for later runs on this device, if that was asked for. Before `prepare`."""
+        """Autotune for this device, if that is configured, and store the results for later runs. Called before
+        `prepare`."""
 
     def prepare(self) -> None:
-        """Compiles and captures whatever is needed, so that no later call has to."""
+        """Compile and capture whatever is needed, so that no later call has to."""
 
     def seed(self, seed: int) -> None:
-        """Makes the tokens drawn from here on depend on `seed` alone."""
+        """Make the tokens sampled from here on depend on `seed` alone."""
         raise NotImplementedError
 
     def generate(self, prompt: Tensor, new_tokens: int, tick: Tick) -> None:
-        """The timed region: ticks 0, then 1 after the prefill, which gives each row's first token, and on after each
-        step. What runs on the device in order need not be waited for.
+        """The timed region: tick 0, then 1 after the prefill, which yields each row's first token, and one more after
+        each step. Work that the device runs in order need not be waited for.
 
         Args:
             prompt: int64 [B, T] on the device.
+            new_tokens: tokens to generate for each row, the first included.
+            tick: records the time under an index.
         """
         raise NotImplementedError
 
     def tokens(self, new_tokens: int) -> list[list[int]]:
-        """The tokens that `generate` drew last, for each row."""
+        """Return the tokens that the last `generate` sampled, for each row."""
         raise NotImplementedError
 
     def finite(self) -> bool:
-        """Whether the last logits and all that was cached are finite, as far as that is seen."""
+        """Return whether the last logits and all cached keys and values are finite, as far as that is known."""
         return True
 
     def positions_read(self, positions: Sequence[int], cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that a step reads whose rows are at `positions`, in all rows together, whether
-        they are filled or padding: those that each row's token attends to, where no more is known."""
+        """Return the positions of a layer's cache that a step reads, filled or padding, summed over rows.
+
+        `positions` has each row's position. Without further knowledge these are the positions that each row attends to.
+        """
         return sum(map(cache.spec.attended, positions))
 
     def positions_moved(self, positions: Sequence[int], cache: KeyValueCache) -> int:
-        """Positions of a layer's cache that such a step reads or writes, one as often as it does."""
+        """Return the positions of a layer's cache that a step reads or writes, summed over rows and counted at each
+        access."""
         return self.positions_read(positions, cache)
 
     def experts_chosen(self, steps: int) -> int | None:
-        """Experts that some row chose in the `steps` decode steps since the prefill, added up over layers; None of a
-        dense model, and where they are not known."""
+        """Return the distinct experts chosen in the `steps` decode steps since the prefill, summed over steps and
+        layers; None for a dense model, and where they are not known."""
         return None
 
     def experts_read(self, chosen: int, steps: int) -> int:
-        """Experts whose matrices these steps read."""
+        """Return the experts whose matrices these steps read, given how many were `chosen`."""
         return chosen
 
     def details(self) -> dict[str, Any]:
-        """What a record should tell beyond the configuration, as plain data."""
+        """Return what a record should hold beyond the configuration, as plain data."""
         return {}
 
     def release(self) -> None:
-        """Lets go of what it holds. The engine is of no use after it."""
+        """Free what the runner holds. It cannot be used afterwards."""

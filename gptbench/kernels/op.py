@@ -108,7 +108,7 @@ class Op(ABC):
 
     @abstractmethod
     def flops(self, positions: int) -> int:
-        """Return the operations, a multiply-add counting as two, where a token attends to so many positions."""
+        """Return the operations, a multiply-add counting as two, where a token attends to `positions` positions."""
 
     @property
     @abstractmethod

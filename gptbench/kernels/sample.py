@@ -205,7 +205,7 @@ def total_mass(logits, V, softmax, BLOCK: tl.constexpr):
 
 @triton.jit
 def top_p_chunk_bound(chunk_maxima, top_key, softmax, p, mass):
-    """Return a bound such that the maxima above it alone have more than the mass asked for, by more than rounding."""
+    """Return a bound such that the maxima above it alone exceed the target mass by more than rounding."""
     bound = EMPTY
     maxima_weight = softmax_weight(chunk_maxima, softmax)
     high = top_key
@@ -245,7 +245,7 @@ def top_k_threshold(key, candidates, bound, top_key, k, C: tl.constexpr, BLOCK: 
 def top_p_threshold(
     key, token, weight, candidates, kept, softmax, top_key, target, C: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Return threshold and last id of the smallest set of kept tokens that reaches the mass asked for."""
+    """Return threshold and last id of the smallest set of kept tokens that reaches the target mass."""
     # Invariant: tokens above `low` reach the target mass, those above `high` do not.
     low = kept.threshold
     high = top_key
@@ -463,7 +463,7 @@ class SampleToken(Op):
         return type_name(self.logits.dtype)
 
     def example(self, position: int, launches: int) -> "SampleToken":
-        """Return an op with room for so many launches, each of which advances the position by one."""
+        """Return an op with room for `launches` launches, each of which advances the position by one."""
         room = self.tokens.shape[0], position + launches + 2
         return replace(self, uniform=self.uniform.new_empty(room), tokens=self.tokens.new_zeros(room))
 

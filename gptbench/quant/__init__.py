@@ -1,4 +1,4 @@
-"""How weights are stored. One file and one class for each format."""
+"""Weight formats: how weights are stored. One file and one class for each format."""
 
 from gptbench.quant.base import WeightFormat, register_format
 from gptbench.quant.int8 import Int8

@@ -1,15 +1,15 @@
-"""Weights as they are."""
+"""Unquantised weights."""
 
 import torch
 from torch import Tensor
 
 from gptbench.kernels.matrix import Functions, Matrix
 from gptbench.kernels.tile_config import BYTES_PER_WARP, TileKey
-from gptbench.quant.base import TRITON, WeightFormat
+from gptbench.quant.base import HAS_TRITON, WeightFormat
 
 
 class Unquantised(WeightFormat):
-    """Weights of the model's own type."""
+    """Stores weights in the model's type."""
 
     def label(self, dtype: torch.dtype) -> str:
         return str(dtype).removeprefix("torch.")
@@ -36,10 +36,10 @@ class Unquantised(WeightFormat):
     def bits(self, dtype: torch.dtype) -> int:
         return 8 * dtype.itemsize
 
-    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
+    def tile_hint(self, tile_key: TileKey) -> tuple[int, int, int, int]:
         long = tile_key.columns > 8192
         if tile_key.kernel == "add_linear":
-            # Of two tiles of the same size the one whose last step is fuller.
+            # Of two tiles of the same size, the one whose last step is fuller.
             step = 8 * BYTES_PER_WARP // tile_key.dtype.itemsize
             narrow = -(-tile_key.columns // step) % 2 == 1
             return (8, 1, 8, 2) if long and narrow else (8 if long else 4, 2, 4, 2)
@@ -48,19 +48,19 @@ class Unquantised(WeightFormat):
         return 2, 2, 2, 1
 
 
-if TRITON:
+if HAS_TRITON:
     import triton
     import triton.language as tl
 
     from gptbench.kernels.mainloop import load_words, unit_scale
 
     @triton.jit
-    def multiply(tile, x, at, there):
-        numbers = tl.load(x.plain + at, mask=there, other=0.0).to(tl.float32)
+    def multiply(tile, x, at, mask):
+        numbers = tl.load(x.plain + at, mask=mask, other=0.0).to(tl.float32)
         return tile.to(tl.float32) * numbers[None, :]
 
     @triton.jit
-    def row(tensors, row, columns, there, K: tl.constexpr):
-        return tl.load(tensors[0] + row * K + columns, mask=there, other=0)
+    def row(tensors, row, columns, mask, K: tl.constexpr):
+        return tl.load(tensors[0] + row * K + columns, mask=mask, other=0)
 
     FUNCTIONS = Functions(load_words, multiply, unit_scale, row)

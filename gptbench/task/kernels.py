@@ -21,7 +21,7 @@ from gptbench.base.numbers import gb
 from gptbench.config import Config, KernelsConfig, Tuning
 from gptbench.device import Device
 from gptbench.engine import caches
-from gptbench.engine.inductor import compile_options, compiled, trust_vector_instructions
+from gptbench.engine.inductor import compile_graph, compile_options, trust_vector_instructions
 from gptbench.schema.kernels import KernelResult, KernelTimes, Timing
 from gptbench.task.kernel_cases import Call, Case, gemv_kernel, micro_cases, model_cases, no_model_cases, tiles_used
 from gptbench.task.standalone import Standalone
@@ -65,7 +65,7 @@ class Kernels(Standalone):
         try:
             caches.inductor_folder()
         except OSError as error:
-            what = f"a folder in {caches.FOLDER} that can be made ({error.strerror}: {error.filename})"
+            what = f"a folder in {caches.INDUCTOR_VARIABLE} that can be made ({error.strerror}: {error.filename})"
             raise UserError(f"task=kernels needs {what}") from error
         super().__init__(task, config, device)
         micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
@@ -164,7 +164,7 @@ def implementations(case: Case) -> Iterator[tuple[str, Callable[[Call], Callable
     if (kernel := case.kernel) is not None:
         yield "kernel", lambda call: kernel(*call.arguments)
     trust_vector_instructions()
-    reference = compiled(case.reference, compile_options(cudagraphs=False, tuning=Tuning.descent))
+    reference = compile_graph(case.reference, compile_options(cudagraphs=False, tuning=Tuning.descent))
     yield "inductor", lambda call: partial(reference, *call.arguments)
     if (library := case.library) is not None:
         yield "library", lambda call: partial(library, *call.arguments)

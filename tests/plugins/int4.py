@@ -53,7 +53,7 @@ class Int4(WeightFormat):
     def bits(self, dtype: torch.dtype) -> int:
         return 4
 
-    def cut(self, tile_key: TileKey) -> tuple[int, int, int, int]:
+    def tile_hint(self, tile_key: TileKey) -> tuple[int, int, int, int]:
         return 2, 1, 8, 1
 
 
@@ -72,29 +72,29 @@ else:
         GROUPS: tl.constexpr = SHAPE.K // 128
         group = (step * SHAPE.WIDTH + tl.arange(0, SHAPE.WIDTH)) // 16
         rows = first.to(tl.int64) + offsets
-        there = (rows < SHAPE.N)[:, None] & (group < GROUPS)[None, :]
-        scale = tl.load(tensors[1] + rows[:, None] * GROUPS + group[None, :], mask=there, other=0.0)
+        mask = (rows < SHAPE.N)[:, None] & (group < GROUPS)[None, :]
+        scale = tl.load(tensors[1] + rows[:, None] * GROUPS + group[None, :], mask=mask, other=0.0)
         return load_words(tensors, first, offsets, step, SHAPE), scale
 
     @triton.jit
-    def four(words, x, at, there):
+    def four(words, x, at, mask):
         """Words of four int8 times blocks of four numbers."""
-        low = tl.load(x.pair_lo + at, mask=there, other=0)
-        high = tl.load(x.pair_hi + at, mask=there, other=0)
-        scale = tl.load(x.scale + at, mask=there, other=0.0)
+        low = tl.load(x.pair_lo + at, mask=mask, other=0)
+        high = tl.load(x.pair_hi + at, mask=mask, other=0)
+        scale = tl.load(x.scale + at, mask=mask, other=0.0)
         return dot4(words, low[None, :], high[None, :]).to(tl.float32) * scale[None, :]
 
     @triton.jit
-    def multiply(tile, x, at, there):
+    def multiply(tile, x, at, mask):
         words, scale = tile
-        y = four((words << 4) & -252645136, x, 2 * at, there) + four(words & -252645136, x, 2 * at + 1, there)
+        y = four((words << 4) & -252645136, x, 2 * at, mask) + four(words & -252645136, x, 2 * at + 1, mask)
         return y * (scale.to(tl.float32) * 0.0625)
 
     @triton.jit
-    def row(tensors, row, columns, there, K: tl.constexpr):
-        words = tl.load(tensors[0] + row * (K // 8) + columns // 8, mask=there, other=0)
+    def row(tensors, row, columns, mask, K: tl.constexpr):
+        words = tl.load(tensors[0] + row * (K // 8) + columns // 8, mask=mask, other=0)
         integers = (words << (28 - 8 * (columns % 4) - 4 * (columns % 8 // 4))) >> 28
-        scale = tl.load(tensors[1] + row * (K // 128) + columns // 128, mask=there, other=0.0)
+        scale = tl.load(tensors[1] + row * (K // 128) + columns // 128, mask=mask, other=0.0)
         return integers.to(tl.float32) * scale.to(tl.float32)
 
     FUNCTIONS = Functions(load, multiply, unit_scale, row)
