@@ -55,7 +55,7 @@ def engine(name: str, quant: str, batch: int, length: int) -> Fused:
     shape = Shape(batch, len(of.workload.prompt), length)
     made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, shape)
     made.processors = HOPPER_PROCESSORS
-    made.ops = made.decode_ops(made.tiles.__getitem__)
+    made.ops = made.decode_ops(made.tile_cache.__getitem__)
     return made
 
 

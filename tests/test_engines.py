@@ -278,7 +278,7 @@ def test_experts_are_counted_as_rows_choose_them(
         chosen.clear()
         for _ in range(steps):
             engine.decode()
-            chosen.extend(int((own.max_experts >= 0).sum()) for own in routings if isinstance(own, Routing))
+            chosen.extend(int((own.expert_ids >= 0).sum()) for own in routings if isinstance(own, Routing))
         assert len(chosen) == layers * steps
         assert engine.experts_chosen(steps) == sum(chosen)
         read = min(every, rows * active)

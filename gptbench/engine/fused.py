@@ -78,9 +78,9 @@ class Fused(Engine):
     def __init__(self, config: FusedConfig, model: Transformer, sampler: Sampler, device: Device, shape: Shape) -> None:
         super().__init__(config, model, sampler, device, shape)
         self.pdl = config.pdl and supports_pdl(device.torch)
-        self.tiles = TileCache.of(Path(config.tile_cache), device)
+        self.tile_cache = TileCache.of(Path(config.tile_cache), device)
         self.processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
-        self.ops = self.decode_ops(self.tiles.__getitem__)
+        self.ops = self.decode_ops(self.tile_cache.__getitem__)
         self.launch_prefill: Callable[[], None] = self.prefill_step
         self.launch_decode: Callable[[], None] = self.decode_step
 
@@ -145,7 +145,7 @@ class Fused(Engine):
             if op.tile_key is not None:
                 bytes_by_key[op.tile_key] = bytes_by_key.get(op.tile_key, 0) + op.bytes_read().total()
         for tile_key in sorted(bytes_by_key, key=lambda tile_key: -bytes_by_key[tile_key]):
-            if str(tile_key) not in self.tiles.configs:
+            if str(tile_key) not in self.tile_cache.configs:
 
                 def compile_with(tile: TileConfig, tile_key: TileKey = tile_key) -> None:
                     self.launch_all([op for op in self.ops_with(tile_key, tile) if op.tile_key == tile_key])
@@ -155,8 +155,8 @@ class Fused(Engine):
 
                 best = fastest(tile_key, compile_with, step_with, self.device.torch)
                 if best is not None:
-                    self.tiles.store(tile_key, best)
-        self.ops = self.decode_ops(self.tiles.__getitem__)
+                    self.tile_cache.store(tile_key, best)
+        self.ops = self.decode_ops(self.tile_cache.__getitem__)
 
     def set_mid_generation_state(self) -> None:
         """Set the state to the middle of a generation: each row has a different token, and so different experts."""
@@ -167,7 +167,7 @@ class Fused(Engine):
     def ops_with(self, tile_key: TileKey, tile: TileConfig) -> list[Op]:
         """Return a step with another tile for one key. It samples no token, so it can be repeated at the same
         position."""
-        step = self.decode_ops(lambda other: tile if other == tile_key else self.tiles[other])
+        step = self.decode_ops(lambda other: tile if other == tile_key else self.tile_cache[other])
         return [op for op in step if op.role != "sample"]
 
     def launch_all(self, ops: list[Op]) -> None:
@@ -211,7 +211,7 @@ class Fused(Engine):
     def tiles_used(self) -> dict[str, dict[str, int]]:
         """The tile of each key, by the key's string."""
         tile_keys = dict.fromkeys(op.tile_key for op in self.ops if op.tile_key is not None)
-        return {str(tile_key): asdict(self.tiles[tile_key]) for tile_key in tile_keys}
+        return {str(tile_key): asdict(self.tile_cache[tile_key]) for tile_key in tile_keys}
 
     def details(self) -> dict[str, Any]:
         return {"pdl": self.pdl, "tiles": self.tiles_used}
