@@ -311,8 +311,8 @@ def test_the_memory_clock_is_told_as_the_processors_is() -> None:
     one.samples["B"] = [replace(sample, state=slow) for sample in one.samples["B"]]
     said = remarks(made_ab([one]))
     assert len(said) == 2
-    assert said[0].startswith("the memory clock was 2619 MHz for A and 1593 MHz for B")
-    assert said[1].startswith("the memory clock went from 1593 to 2619 MHz")
+    assert said[0].startswith("the memory clock averaged 2619 MHz for A and 1593 MHz for B")
+    assert said[1].startswith("the memory clock varied from 1593 to 2619 MHz")
 
 
 def test_clocks_and_throttling_are_told() -> None:

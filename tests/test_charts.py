@@ -137,7 +137,7 @@ def test_a_limit_far_beyond_the_bars_is_an_arrow_at_the_edge() -> None:
     (axes,) = draw("tokens_per_s", near, far).axes
     assert [row for _, row in marks(axes, "limit: its bytes at the read roof")] == [0]
     assert axes.get_xlim()[1] < 3.2 * summary(near)["decode_tokens_per_s"]
-    (arrow,) = marks(axes, "limit, beyond what is shown")
+    (arrow,) = marks(axes, "limit, beyond the axis")
     assert arrow == (pytest.approx(axes.get_xlim()[1]), 1)
 
 
@@ -208,7 +208,7 @@ def test_runs_that_were_throttled_are_hatched() -> None:
         for bar in container
     }
     assert hatched == {0: True, 1: False}
-    assert "throttled in some sample" in legend(figure)
+    assert "throttled in a sample" in legend(figure)
 
 
 def test_latency_is_median_and_range_over_positions() -> None:
@@ -254,7 +254,7 @@ def test_distribution_says_what_it_does_not_show() -> None:
     result.traffic = replace(result.traffic, positions_read=list(range(steps)), kv_len=list(range(1, steps + 1)))
     figure = draw("distribution", result)
     assert figure.axes[0].get_xlim()[1] < 2
-    assert "decode step, ms; 2 of 1000 are longer than is shown" in texts(figure)
+    assert "decode step, ms; 2 of 1000 are beyond the axis" in texts(figure)
 
 
 def test_slow_and_fast_runs_share_a_logarithmic_axis() -> None:
@@ -465,7 +465,7 @@ def test_a_step_is_drawn_by_kernel() -> None:
     (axes,) = figure.axes
     gaps = 300 - 90 - 80 - 70
     assert bars(axes) == [(row, 0, pytest.approx(us)) for row, us in enumerate((90, 80, 70, gaps))]
-    assert marks(axes, "least time") == [(pytest.approx(80_000 / 4000e9 * 1e6), 0)]
+    assert marks(axes, "the bytes it reads") == [(pytest.approx(80_000 / 4000e9 * 1e6), 0)]
     assert "kernel_0 ×2" in texts(figure)
 
 
@@ -475,7 +475,7 @@ def test_small_kernels_are_one_row() -> None:
     for number, launch in enumerate(step.launches):
         launch.name += f"_{number}"
     parts = cost.step_parts(step, 4000.0)
-    assert [part.name for part in parts if not part.is_kernel] == ["7 others", "gaps, in which none runs"]
+    assert [part.name for part in parts if not part.is_kernel] == ["7 other kernels", "gaps between kernels"]
     assert len(parts) == cost.MAX_KERNELS + 1
     assert sum(part.us for part in parts) == pytest.approx(step.step_s * 1e6)
 

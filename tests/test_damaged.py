@@ -18,7 +18,7 @@ from gptbench.compare.comparison import compare
 from gptbench.compare.explain import explain
 from gptbench.compare.interleaved import rows as interleaved
 from gptbench.compare.rows import experiments
-from gptbench.compare.select import MAX_TOLD, SelectedRecord
+from gptbench.compare.select import MAX_UNREAD_LISTED, SelectedRecord
 from gptbench.present.console import in_line
 from gptbench.record.ledger import Ledger
 from gptbench.record.sent import make_record
@@ -175,7 +175,7 @@ def test_every_command_leaves_out_what_it_cannot_read(tmp_path: Path, capsys: py
         assert run([*arguments, "--outputs", str(outputs)]) == 0
         told = capsys.readouterr()
         left_out = told.err.count("left out: ")
-        assert left_out == min(broken, MAX_TOLD + 1), f"{arguments}: {told.err}"
+        assert left_out == min(broken, MAX_UNREAD_LISTED + 1), f"{arguments}: {told.err}"
         assert f"1 more files, of {broken} that cannot be read" in told.err
         assert arguments[0] == "export" or str(good) in told.out or arguments[0] in ("rows", "report")
     assert run(["sync", "--outputs", str(outputs)]) == 0

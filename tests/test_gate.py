@@ -478,7 +478,7 @@ def test_hostile_files_are_refused(case: str) -> None:
 
 def test_a_baseline_is_found_by_file_and_by_name(tmp_path: Path) -> None:
     assert read_baseline("a100_40gb").targets["llama2_7b/int8"]["gptfast_tokens_per_s"] == 144
-    with pytest.raises(UserError, match="no such file; expected a baseline's, or one of a100_40gb"):
+    with pytest.raises(UserError, match="no such file; expected a baseline's file, or one of a100_40gb"):
         read_baseline("h900")
     (tmp_path / "bad.yaml").write_text("a: 1")
     with pytest.raises(UserError, match=r"bad\.yaml: not a baseline"):

@@ -207,7 +207,7 @@ def test_kernels_have_a_table_and_a_chart() -> None:
     first, second, third = rows(Reader(page), "kernel-table")
     assert (first["kernel"], first["by"], first["% of the roof"]) == ("gemv/D1024/bfloat16", "kernel", "75")
     assert (second["by"], second["GB/s"], third["% of the roof"]) == ("library", "1000", "50")
-    assert 'aria-label="Kernels by themselves"' in page
+    assert 'aria-label="Standalone kernels"' in page
 
 
 def test_environments_tell_what_differs() -> None:
@@ -304,7 +304,7 @@ def test_page_needs_nothing_else(whole: str) -> None:
 def test_every_chart_is_there_and_has_a_name(whole: str) -> None:
     reader = Reader(whole)
     names = [value for tag, key, value in reader.attributes if (tag, key) == ("svg", "aria-label")]
-    assert names == [*(chart.title for chart in CHARTS), "Kernels by themselves"]
+    assert names == [*(chart.title for chart in CHARTS), "Standalone kernels"]
 
 
 def test_the_same_records_give_the_same_page() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn by matplotlib: on the report's page, and beside a run or a sweep in MLflow."""
+"""Charts of results, drawn with matplotlib: in the report, and as artifacts of a run or a sweep in MLflow."""
 
 import contextlib
 import functools
@@ -43,20 +43,24 @@ __all__ = [
 ]
 
 DPI = 130
-"""Of a picture: 702 pixels wide."""
+"""Resolution of a PNG, which is 702 pixels wide."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn of runs."""
+    """A kind of chart of runs."""
 
     name: str
+    """Name of the chart, and of its file."""
     title: str
+    """Title of the chart."""
     explanation: str
+    """How to read the chart."""
     function: Callable[[Sequence[Run]], "Figure | None"]
+    """Function that draws the chart of some runs; it returns None if there is nothing to draw."""
 
     def draw(self, runs: Sequence[Run]) -> "Figure | None":
-        """None where there is nothing to draw."""
+        """Return the figure of some runs; None if there is nothing to draw."""
         with styled():
             return self.function(runs)
 
@@ -64,164 +68,171 @@ class Chart:
 COMPILE = Chart(
     "compile",
     "Compile time by stage",
-    "Until prefill and decode have run and were captured. Cold: from an empty compile cache; warm: every graph was "
-    "found there; mixed: some things were.",
+    "Time until prefill and decode have run and been captured. Cold: with an empty compile cache; warm: every graph "
+    "came from the cache; mixed: some did.",
     cost.compile_stages,
 )
 CHARTS = (
     Chart(
         "tokens_per_s",
         "Decode speed",
-        "Tokens/s of the decode steps: median of the samples, whiskers from the slowest to the fastest. The mark is "
-        "the run's own limit, an arrow where it is far beyond the bars: as many tokens/s as there would be if each "
-        "step moved its bytes at the read roof, the highest rate at which this device was seen to read memory.",
+        "Decode tokens/s: median of the samples, with whiskers from the slowest to the fastest. The mark is each "
+        "run's limit, or an arrow where that lies far beyond the bars: the tokens/s at which each step would move its "
+        "bytes at the read roof, the measured peak read bandwidth of the device.",
         speed.tokens_per_s,
     ),
     Chart(
         "mbu",
         "Memory bandwidth utilisation",
-        "MBU: bytes per step over the time of a step over the read roof. 100 % is a step that takes no longer than "
-        "reading its bytes. A target is the MBU that the run would have at the target's tokens/s.",
+        "MBU: bytes per step, divided by the step's time and the read roof. At 100 %, a step takes exactly as long as "
+        "reading its bytes at the read roof. A target is the MBU that the run would have at the target's tokens/s.",
         speed.mbu,
     ),
     Chart(
         "latency",
-        "Latency of a step by position",
-        "Median over the samples at each position; the band reaches from the fastest sample to the slowest. Dotted: "
-        "the time that the step's bytes take at the read roof. Single slow steps may lie above what is shown.",
+        "Step latency by position",
+        "Median over the samples at each position; the band spans the fastest to the slowest sample. Dotted: the time "
+        "that the step's bytes take at the read roof. A few slow steps may lie above the visible range.",
         speed.latency,
     ),
     Chart(
         "distribution",
-        "Distribution of the steps",
-        "Share of all steps of the valid samples that took no longer than so long. A steep line is an even pace.",
+        "Distribution of step times",
+        "Cumulative share of all steps of the valid samples by their time. A steep line means a steady pace.",
         speed.distribution,
     ),
     Chart(
         "heat_map",
         "top_k × temperature",
-        "Decode tokens/s by what was varied; the median where a cell has several runs, a dash where it has none that "
-        "counts. A colour is a share of the map's fastest cell, the same in all maps.",
+        "Decode tokens/s by the varied settings: the median where a cell has several runs, a dash where it has no "
+        "valid one. Colours are relative to the fastest cell of each map, on the same scale in all maps.",
         speed.heat_maps,
     ),
     Chart(
         "pareto",
         "Speed against quality",
-        "Each way to store the weights, beside those with the same model, text, context, device, batch size and prompt "
-        "length. Further to the left predicts better, further up is faster; on the dashed line are those than which "
-        "none is better in both.",
+        "Formats of the weights, compared at the same model, text, context, device, batch size and prompt length. "
+        "Left is better quality, up is faster; the dashed line is the Pareto front, on which no run is beaten in both.",
         speed.pareto,
     ),
     COMPILE,
     Chart(
         "memory",
         "Memory",
-        "Bars: what the run was expected to need. Marks: the most that was in use, by the allocator on a GPU, by the "
-        "whole process on a CPU.",
+        "Bars: the memory that the run was expected to need. Marks: peak memory in use, by the allocator on a GPU and "
+        "by the whole process on a CPU.",
         cost.memory,
     ),
     Chart(
         "breakdown",
         "One decode step by kernel",
-        "Time by which each kernel makes the step longer. The mark is the time that the bytes it reads take at the "
-        "read roof, where they are known; a kernel that loads something while the one before it runs may be faster.",
+        "Time that each kernel adds to the step. The mark is the time that the bytes it reads take at the read roof, "
+        "where known; a kernel that prefetches while the previous one runs may be faster than that.",
         cost.breakdown,
     ),
     Chart(
         "energy",
         "Energy per token",
-        "By the device's own counter, without what it uses while idle with the model in memory: of prefill per token "
+        "Energy by the device's own counter, less its idle consumption with the model in memory: of prefill per token "
         "of the prompt, of decode per new token.",
         cost.energy,
     ),
     Chart(
         "device_state",
         "Clocks, power and temperature",
-        "As read during the samples; what stayed the same throughout is written below. A cross is a reading in a "
-        "sample that was throttled by power or heat.",
+        "Readings during the samples; values that did not change are written below. A cross marks a reading in a "
+        "sample that was power- or thermal-throttled.",
         cost.device_state,
     ),
 )
-"""In the order of the page."""
-KERNELS = "Kernels by themselves"
-"""Title of the one chart of `task=kernels`."""
+"""Charts in the order of the report."""
+KERNELS = "Standalone kernels"
+"""Title of the only chart of `task=kernels`."""
 
 
 def kernels_figure(results: Sequence[KernelResult]) -> "Figure | None":
-    """Of `task=kernels`, whose records have no other chart."""
+    """Return the chart of records of `task=kernels`; None if there is nothing to draw."""
     with styled():
         return cost.kernel_rates(results)
 
 
 class Targets(Protocol):
-    """What `gptbench.compare` makes of a baseline."""
+    """Baseline as charts need it: see `gptbench.compare.Baseline`."""
 
     device: str
+    """Name of the device that it was recorded on."""
 
-    def targets(self, result: Result) -> dict[str, float]: ...
+    def targets(self, result: Result) -> dict[str, float]:
+        """Return the target of each metric for what a result measured."""
+        ...
 
 
 @functools.lru_cache(maxsize=8)
 def own_baseline(section: str) -> Targets | None:
-    """Of a configuration's baseline, as JSON: the jobs of a sweep share one, which may have many rows. None where it is
-    of a version with other fields."""
+    """Return the targets of a run's own baseline; None if it is of a version with other fields. The result is cached
+    because the jobs of a sweep share one baseline, which may have many rows.
+
+    Args:
+        section: the configuration's section `baseline` as JSON.
+    """
     try:
-        given = OmegaConf.create(json.loads(section))
-        if not isinstance(given, DictConfig):
+        fields = OmegaConf.create(json.loads(section))
+        if not isinstance(fields, DictConfig):
             return None
-        config = read_section(given, BaselineConfig)
+        config = read_section(fields, BaselineConfig)
     except (OmegaConfBaseException, UserError):
         return None
     return cast(Targets, instantiate(config))
 
 
 def targets_of(result: Result, baselines: Sequence[Targets] = ()) -> tuple[Target, ...]:
-    """Of its own configuration and of other baselines, each once."""
+    """Return a result's targets from its own configuration and from other baselines, without duplicates."""
     own = own_baseline(json.dumps(result.config["baseline"])) if "baseline" in result.config else None
-    found = {
+    targets = {
         Target(metric, value, baseline.device): None
         for baseline in [*([] if own is None else [own]), *baselines]
         for metric, value in baseline.targets(result).items()
     }
-    return tuple(found)
+    return tuple(targets)
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """By model, the fastest first."""
+    """Return runs grouped by model, the fastest of each model first."""
     models: dict[str, list[Run]] = {}
     for run in runs:
         models.setdefault(run.result.config["model"]["name"], []).append(run)
-    return [run for each in models.values() for run in sorted(each, key=lambda run: -run.tokens_per_s)]
+    return [run for of_model in models.values() for run in sorted(of_model, key=lambda run: -run.tokens_per_s)]
 
 
 def runs_of(results: Sequence[Result]) -> list[Run]:
-    """Those of a single run, or of a sweep, with the targets of their own baselines."""
-    made = []
+    """Return the runs of some results, in the order of charts, with the targets of their own baselines."""
+    runs = []
     for label, result in zip(labels(results), results, strict=True):
         targets: tuple[Target, ...] = ()
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # of a version whose configuration was another one
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a version with another configuration
             targets = targets_of(result)
-        made.append(Run(label, result, targets))
-    return in_order(made)
+        runs.append(Run(label, result, targets))
+    return in_order(runs)
 
 
 def shared_name(results: Sequence[Result]) -> str:
-    """What all of them have in common of what a record is called."""
-    found = [traits(result) for result in results]
-    return " ".join(found[0][key] for key in NAMED if len({each[key] for each in found}) == 1)
+    """Return those parts of the results' names that all of them share."""
+    traits_of = [traits(result) for result in results]
+    return " ".join(traits_of[0][key] for key in NAMED if len({values[key] for values in traits_of}) == 1)
 
 
 def write(figure: "Figure", path: Path, title: str) -> None:
-    """Writes a PNG. What stands above the chart already comes below the title."""
+    """Write a PNG. Text that is above the chart already comes below the title."""
     with styled():
-        text = "\n".join(each for each in (title, figure.get_suptitle()) if each)
+        text = "\n".join(line for line in (title, figure.get_suptitle()) if line)
         figure.suptitle(text, fontsize="medium", color=INK, x=0.01, ha="left")
         figure.savefig(path, dpi=DPI)
 
 
 def draw_compile_stages(result: Result, path: Path) -> bool:
-    """Writes a stacked bar of compile time by stage for each compilation, as PNG; False if there is nothing to draw."""
-    if not compile_bars(result):  # then matplotlib need not be imported, which takes a quarter of a second
+    """Write a PNG with a bar of compile time by stage for each compilation; return False if there is nothing to
+    draw."""
+    if not compile_bars(result):  # avoids importing matplotlib, which takes a quarter of a second
         return False
     run = Run(labels([result])[0], result)
     figure = COMPILE.draw([run])
@@ -231,29 +242,33 @@ def draw_compile_stages(result: Result, path: Path) -> bool:
 
 
 def write_figures(records: Sequence[Recorded], folder: Path) -> dict[str, Exception]:
-    """Writes every chart that some records together have, as PNG; of one alone not that of compile time, which is
-    beside them. Returns what was raised by those that could not be drawn: the others are there."""
+    """Write a PNG of every chart of some records; for a single record without that of compile time, which lies beside
+    the record already.
+
+    Returns:
+        The exceptions raised by charts that could not be drawn, by the chart's name; all others are written.
+    """
     failed: dict[str, Exception] = {}
 
-    def attempt(name: str, title: str, draw: Callable[[], "Figure | None"]) -> None:
+    def draw_and_write(name: str, title: str, draw: Callable[[], "Figure | None"]) -> None:
         try:
             figure = draw()
             if figure is not None:
                 folder.mkdir(exist_ok=True)
                 write(figure, folder / f"{name}.png", title)
-        except Exception as error:  # a picture is not worth a record
+        except Exception as error:  # a failed chart must not lose a record
             failed[name] = error
 
     results, kernels = of_kind(Result, records), of_kind(KernelResult, records)
     if kernels:
-        attempt("kernels", KERNELS, lambda: kernels_figure(kernels))
+        draw_and_write("kernels", KERNELS, lambda: kernels_figure(kernels))
     if results:
         try:
             runs, shared = runs_of(results), shared_name(results)
-        except Exception as error:  # of an older record, whose fields were others: as above, no picture is worth it
+        except Exception as error:  # such as an older record with other fields: as above
             return failed | {"charts": error}
         for chart in CHARTS:
             if chart is not COMPILE or len(records) > 1:
                 title = f"{chart.title}: {shared}" if shared else chart.title
-                attempt(chart.name, title, functools.partial(chart.draw, runs))
+                draw_and_write(chart.name, title, functools.partial(chart.draw, runs))
     return failed

@@ -1,10 +1,10 @@
-"""What all charts share: the runs they show, sizes, colours, and rows of bars.
+"""Building blocks of all charts: the runs they show, sizes, colours, and rows of bars.
 
-A chart is readable at the width of a phone, on white and on black, and printed in grey: so it is narrow, names stand
-above bars where they are long, and are numbers that the legend explains where they are longer still; what lines and
-markers mean is told by their form, too, and its ink, its grid and its paper have colours that nothing else has, which
-`gptbench.present.svg` replaces by those of the page. matplotlib takes a second to import, and is imported where it is
-needed.
+A chart must be readable at the width of a phone, on white and on black, and printed in grey. So it is narrow; long
+names are placed above bars, and even longer ones are replaced by numbers that the legend explains; lines and markers
+differ in shape as well as in colour; and ink, grid and paper have colours that nothing else uses, which
+`gptbench.present.svg` replaces by those of the page. matplotlib takes a second to import, so it is imported only where
+it is needed.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID, PAPER = "#1a1b1e", "#5c5f66", "#d0d1d3", "#fefffe"
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb")
-"""Tol's bright scheme, which colour-blind people can tell apart. https://personal.sron.nl/~pault/"""
+"""Tol's bright colour scheme, which colour-blind people can distinguish. https://personal.sron.nl/~pault/"""
 BLUE, CYAN, GREEN, YELLOW, RED, PURPLE, GREY = COLOURS
 LINES: tuple[tuple[str, Any], ...] = (
     (BLUE, "-"),
@@ -40,31 +40,32 @@ LINES: tuple[tuple[str, Any], ...] = (
     (CYAN, (0, (5, 1))),
     (YELLOW, (0, (3, 1, 1, 1))),
 )
-"""Colour and style of each line of a chart: no more lines than these can be told apart."""
+"""Colour and style of each line of a chart; more lines than these cannot be distinguished."""
 WIDTH_IN = 5.4
+"""Width of a chart, in inches."""
 FONT, SMALL = 10, 9
-"""Points. At this width a phone shows them as 8 or 9 pixels."""
+"""Font sizes in points. At this width, a phone shows them as 8 or 9 pixels."""
 MAX_ROWS, MAX_LINES, MAX_PANELS = 24, len(LINES), 4
-"""Of a chart: bars, lines, and panels."""
+"""Maximum number of bars, lines, and panels of a chart."""
 MAX_POINTS, MAX_MARKS, MAX_COLUMNS = 400, 200, 12
-"""Of a line; marks of one chart; columns of a map."""
+"""Maximum number of points of a line, marks of a chart, and columns of a heat map."""
 SHORT_NAME, MAX_NAME, MAX_ENTRY = 16, 58, 62
-"""Characters: of names that stand beside their bar, of those above it with the bar's value, and of a line of the
-legend."""
+"""Maximum length, in characters, of names beside their bar, of names above it together with the bar's value, and of a
+line of the legend."""
 ENTRY_LINES = 4
-"""Of a name in the legend, at most: of a longer one the middle is left out."""
+"""Maximum number of lines of a name in the legend; the middle of a longer one is left out."""
 NUMBERED = "numbered"
-"""Marks entries of the legend that only explain a number."""
+"""Marker (gid) of legend entries that only explain a number."""
 ROW_IN, LINE_IN = 0.21, 0.16
-"""Inches of an entry of the legend, and of a further line."""
+"""Height, in inches, of an entry of the legend, and of each further line of it."""
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
-"""A text that lines pass behind."""
+"""Box around text that lines pass behind."""
 BAR = 0.5
-"""Thickness of a bar, of the distance between two."""
+"""Thickness of a bar, as a share of the distance between two bars."""
 
 STYLE: Any = {
     "font.size": FONT,
-    "text.parse_math": False,  # a name with two $ is no formula
+    "text.parse_math": False,  # a name with two $ is not a formula
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -90,105 +91,116 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Target:
-    """A baseline's."""
+    """Target of a baseline for one metric."""
 
     metric: str
+    """Name of the metric."""
     value: float
+    """Target in the metric's unit."""
     device: str
-    """That it was recorded on."""
+    """Name of the device that the baseline was recorded on."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A result in a chart beside others."""
+    """A result as charts show it, among others."""
 
     label: str
+    """Label that distinguishes the run from others."""
     result: Result
+    """Record of the run."""
     targets: tuple[Target, ...] = ()
+    """Targets for what the run measured."""
 
     @property
     def summary(self) -> dict[str, float]:
+        """Metrics of the run."""
         return self.result.summary
 
     @property
     def tokens_per_s(self) -> float:
-        """Of decode; 0 without a valid sample."""
+        """Decode tokens/s; 0 without a valid sample."""
         return self.summary.get(HEADLINE, 0.0)
 
     @functools.cached_property
     def limit_tokens_per_s(self) -> float:
-        """Of decode, if every step moved the bytes that it needs at the read roof."""
+        """Decode tokens/s if every step moved the bytes that it needs at the read roof."""
         step = step_bytes(self.result)
         return step.tokens / (step.needed / 1e9 / self.result.roof.gb_per_s)
 
     def spread(self, metric: str) -> tuple[float, float]:
-        """Least and most over the valid samples."""
+        """Return a metric's minimum and maximum over the valid samples."""
         values = [sample[metric] for sample in self.result.sampled]
         return min(values), max(values)
 
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's settings for a chart, which count while it is drawn and while it is written."""
+    """Apply matplotlib's settings for charts, which are needed both while a chart is drawn and while it is written."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # on a page, the reader's fonts may have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the fonts of a reader's browser may have it
         yield
 
 
 def new_figure(height_in: float) -> "Figure":
+    """Return an empty figure of a chart's width and a given height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
 def timed(runs: Sequence[Run]) -> list[Run]:
-    """Those with a valid sample."""
+    """Return the runs that have a valid sample."""
     return [run for run in runs if valid_samples(run.result)]
 
 
 def fastest(runs: Sequence[Run], most: int) -> list[Run]:
-    """In the same order."""
+    """Return the fastest runs, at most `most`, in their given order."""
     kept = sorted(range(len(runs)), key=lambda index: -runs[index].tokens_per_s)[:most]
     return [runs[index] for index in sorted(kept)]
 
 
 def thinned(x: np.ndarray, y: np.ndarray, reduce: Any = np.mean) -> tuple[np.ndarray, np.ndarray]:
-    """No more than `MAX_POINTS`: neighbours are made one."""
+    """Return at most `MAX_POINTS` points, each of which reduces neighbouring ones.
+
+    Args:
+        reduce: reduction of the y values; x values are averaged.
+    """
     parts = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
     return np.array([x[part].mean() for part in parts]), np.array([reduce(y[part]) for part in parts])
 
 
 def cut(shown: Sized, there: Sized) -> str:
-    """What stands behind the name of something of which a chart does not show all."""
+    """Return a suffix for the name of something that a chart does not show all of; empty if it does."""
     return f" (the fastest {len(shown)} of {len(there)})" if len(shown) < len(there) else ""
 
 
 def mark(axes: "Axes", points: Sequence[tuple[float, float]], marker: str, **how: Any) -> None:
-    """A marker at each point; nothing where there is none."""
+    """Draw a marker at each point, if there is any."""
     if points:
         x, y = zip(*points, strict=True)
         axes.scatter(x, y, marker=marker, **how)
 
 
 def numbers_of(names: Iterable[str], longest: int) -> dict[str, str]:
-    """A number for each name that is too long, which stands in its place: see `explain`."""
+    """Return a number for each name that is too long, to be shown in its place: see `explain`."""
     return {name: f"#{number}" for number, name in enumerate(dict.fromkeys(n for n in names if len(n) > longest), 1)}
 
 
 def explain(axes: "Axes", numbers: dict[str, str]) -> None:
-    """Has the legend say what the numbers stand for."""
+    """Add entries to the legend that explain what the numbers stand for."""
     for name, number in numbers.items():
         axes.plot([], [], " ", label=f"{number} {name}", gid=NUMBERED)
 
 
 def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) -> tuple["Figure", "Axes"]:
-    """A figure with a row for each bar, whose middle is at y = 0, 1, …: the first on top, with the bar's name and its
+    """Return a figure and axes with a row for each bar, centred at y = 0, 1, … from the top, with the bar's name and
     value as text.
 
     Args:
-        rest_in: inches for all that is not a row.
+        rest_in: height, in inches, of everything but the rows.
     """
     numbers = numbers_of(names, MAX_NAME - max(map(len, values)))
     drawn = [numbers.get(name, name) for name in names]
@@ -200,16 +212,17 @@ def bar_rows(names: Sequence[str], values: Sequence[str], rest_in: float = 1.2) 
 
 
 def row_height(names: Sequence[str]) -> float:
-    """Inches."""
+    """Return the height of a row, in inches."""
     return 0.3 if are_short(names) else 0.42
 
 
 def are_short(names: Sequence[str]) -> bool:
+    """Return whether all names fit beside their bars."""
     return max(map(len, names)) <= SHORT_NAME
 
 
 def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None:
-    """Short names stand at the left of their bars, long ones above them; the values at the right."""
+    """Write names to the left of their bars if all are short, else above them, and values to the right."""
     across = axes.get_yaxis_transform()
     if are_short(names):
         axes.set_yticks(range(len(names)), names)
@@ -228,7 +241,7 @@ def name_rows(axes: "Axes", names: Sequence[str], values: Sequence[str]) -> None
 
 
 def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
-    """One for the whole figure, at its end what numbers stand for; nothing where nothing has a label."""
+    """Add a legend for the whole figure, which ends with what numbers stand for; none if nothing has a label."""
     drawn = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -240,7 +253,7 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
     numbers = numbers_of(keys, MAX_ENTRY)
     entries = [in_lines(f"{numbers[key]} {key}" if key in numbers else key) for key in keys]
     entries += map(in_lines, table)
-    rows = len(keys) / columns  # for which the figure has room
+    rows = len(keys) / columns  # rows that the figure already has space for
     columns = 1 if max(map(len, entries)) > MAX_ENTRY / columns else columns
     further = sum(entry.count("\n") for entry in entries)
     figure.set_figheight(figure.get_figheight() + LINE_IN * further + ROW_IN * (len(entries) / columns - rows))
@@ -248,21 +261,27 @@ def legend_below(figure: "Figure", columns: int = 2, **how: Any) -> None:
 
 
 def in_lines(entry: str) -> str:
-    """An entry of the legend in lines, whose middle is left out if there are too many."""
+    """Return an entry of the legend wrapped into lines, with its middle left out if there are too many."""
     return textwrap.fill(shortened(entry, ENTRY_LINES * (MAX_ENTRY - 1)), MAX_ENTRY, break_on_hyphens=False)
 
 
 def finish(figure: "Figure", shown: Sized, there: Sized, columns: int = 2, which: str = "fastest") -> "Figure":
-    """The figure with its legend, saying above it if it does not show all that there is."""
+    """Return the figure with its legend, and with a note above it if it does not show everything.
+
+    Args:
+        shown: what the figure shows.
+        there: everything that there is.
+        which: which ones are shown: `fastest` or `first`.
+    """
     if len(shown) < len(there):
-        told = f"the {which} {len(shown)} of {len(there)}"
-        figure.suptitle(told, fontsize=SMALL, color=MUTED, x=0.01, ha="left")
+        note = f"the {which} {len(shown)} of {len(there)}"
+        figure.suptitle(note, fontsize=SMALL, color=MUTED, x=0.01, ha="left")
     legend_below(figure, columns)
     return figure
 
 
 def ink_on(colour: Any) -> str:
-    """Black or white, whichever is read better on a colour."""
+    """Return black or white, whichever is more readable on a colour."""
     from matplotlib.colors import to_rgb
 
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
@@ -271,7 +290,7 @@ def ink_on(colour: Any) -> str:
 
 
 def name_log_ticks(axis: "Axis") -> None:
-    """Of an axis with such a scale: ticks at 1, 2, 5, 10, …, as plain numbers; matplotlib would write formulas."""
+    """Label a logarithmic axis at 1, 2, 5, 10, … with plain numbers; matplotlib would write powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -280,5 +299,5 @@ def name_log_ticks(axis: "Axis") -> None:
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """Factor and unit for times of that size."""
+    """Return the factor and the unit in which to show times of a given size."""
     return (1e6, "µs") if seconds < 1e-3 else (1e3, "ms")

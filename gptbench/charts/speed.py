@@ -1,4 +1,4 @@
-"""How fast: against the limit, from step to step, and by what was varied."""
+"""Charts of speed: against the limit, by step, by varied settings, and against quality."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,74 +50,81 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEW = 10
-"""Points, which are marked one by one: of one alone there would be nothing to see."""
+MIN_UNMARKED_POINTS = 10
+"""Number of points below which each is marked: a line through a single one would not be visible."""
 SHOWN_STEPS, SHOWN_MEDIANS = 0.995, 5.0
-"""Steps of a run are drawn up to this quantile, and no further than to so many times their median."""
-WIDE = 5.0
+"""Upper end of the range shown of a run's steps: this quantile, but at most this multiple of their median."""
+MIN_LOG_RATIO = 5.0
 """Ratio of the slowest run's median step to the fastest's from which on the axis is logarithmic."""
 SPREAD = "slowest … fastest sample"
+"""Label of whiskers."""
 FAR = 3.0
-"""Times the longest bar: a limit that is further away would leave the bars no room, and is an arrow at the edge."""
+"""Multiple of the longest bar beyond which a limit is drawn as an arrow at the edge, as it would leave the bars no
+space."""
 
 
 def tokens_per_s(runs: Sequence[Run]) -> "Figure | None":
-    """A bar for each run, from its slowest to its fastest sample, its own limit, and targets."""
+    """Return a chart with a bar for each run, whiskers over its samples, its limit, and targets."""
     there = timed(runs)
     if not there:
         return None
     shown = fastest(there, MAX_ROWS)
     values = [run.tokens_per_s for run in shown]
     limits = [run.limit_tokens_per_s for run in shown]
-    told = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
-    figure, axes = bar_rows([run.label for run in shown], told, rest_in=1.5)
+    texts = [f"{short(value)} of {short(limit)}" for value, limit in zip(values, limits, strict=True)]
+    figure, axes = bar_rows([run.label for run in shown], texts, rest_in=1.5)
     draw_bars(axes, shown, values, [run.spread(HEADLINE) for run in shown])
     furthest = max(draw_targets(axes, shown, [1.0] * len(shown)), *(run.spread(HEADLINE)[1] for run in shown))
     near = [(limit, row) for row, limit in enumerate(limits) if limit <= FAR * furthest]
     mark(axes, near, "|", s=260, color=RED, linewidths=3, label="limit: its bytes at the read roof")
     end = 1.06 * max([furthest, *(limit for limit, _ in near)])
     far = [(end, row) for row, limit in enumerate(limits) if limit > FAR * furthest]
-    mark(axes, far, ">", s=40, color=RED, clip_on=False, label="limit, beyond what is shown")
+    mark(axes, far, ">", s=40, color=RED, clip_on=False, label="limit, beyond the axis")
     axes.set_xlim(0, end)
     axes.set_xlabel("decode tokens/s")
     return finish(figure, shown, there, 1)
 
 
 def draw_bars(axes: "Axes", runs: list[Run], values: list[float], spreads: list[tuple[float, float]]) -> None:
-    """With whiskers; runs that were throttled are hatched."""
+    """Draw bars with whiskers; those of throttled runs are hatched."""
     reach = np.array(
         [(max(value - low, 0), max(high - value, 0)) for value, (low, high) in zip(values, spreads, strict=True)]
     )
     throttled = [run.summary["samples_throttled"] > 0 for run in runs]
     rows = np.arange(len(runs))
-    for which, hatch, label in ((False, "", None), (True, "////", "throttled in some sample")):
+    for which, hatch, label in ((False, "", None), (True, "////", "throttled in a sample")):
         chosen = [row for row in rows if throttled[row] is which]
         if chosen:
             axes.barh(chosen, [values[row] for row in chosen], height=BAR, color=BLUE, hatch=hatch, label=label)
     axes.errorbar(values, rows, xerr=reach.T, fmt="none", ecolor=INK, elinewidth=1, capsize=3, label=SPREAD)
 
 
-def draw_targets(axes: "Axes", runs: list[Run], factors: list[float], told: str = "") -> float:
-    """Targets of decode, times each run's factor, which `told` tells of. The seed's figure takes in the prefill: beside
-    its target stands the run's own. Returns the greatest value."""
+def draw_targets(axes: "Axes", runs: list[Run], factors: list[float], suffix: str = "") -> float:
+    """Draw targets of decode tokens/s, and return the greatest value drawn. The rate of gpt_fast includes the prefill:
+    next to its target, the run's own rate of that kind is drawn.
+
+    Args:
+        factors: factor of each run, by which its values are multiplied.
+        suffix: what the factors mean, appended to labels.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     for row, run in enumerate(runs):
         for target in run.targets:
             if target.metric in (HEADLINE, CALL_RATE):
                 what = "target" if target.metric != CALL_RATE else "target, prefill included"
-                points.setdefault(f"{what} ({target.device}){told}", []).append((factors[row] * target.value, row))
+                points.setdefault(f"{what} ({target.device}){suffix}", []).append((factors[row] * target.value, row))
     for (label, known), marker in zip(points.items(), "Dsovd^<>", strict=False):
         mark(axes, known, marker, s=44, facecolors=PAPER, edgecolors=INK, zorder=3, label=label)
-    with_seed = [row for row, run in enumerate(runs) if CALL_RATE in {each.metric for each in run.targets}]
-    own = [(factors[row] * runs[row].summary[CALL_RATE], row) for row in with_seed]
+    with_call_rate = [row for row, run in enumerate(runs) if CALL_RATE in {target.metric for target in run.targets}]
+    own = [(factors[row] * runs[row].summary[CALL_RATE], row) for row in with_call_rate]
     mark(axes, own, "D", s=18, color=INK, zorder=4, label="measured, prefill included")
     drawn = sum(points.values(), own)
     return max((value for value, _ in drawn), default=0.0)
 
 
 def mbu(runs: Sequence[Run]) -> "Figure | None":
-    """A bar for each run, a line at the read roof, and targets: of tokens/s, as the share of the run's own roof that so
-    many would be, with the run's own bytes per step."""
+    """Return a chart with a bar for each run, a line at the read roof, and targets. A target in tokens/s is shown as
+    the MBU that it would be with the run's own read roof and bytes per step."""
     there = timed(runs)
     if not there:
         return None
@@ -135,19 +142,19 @@ def mbu(runs: Sequence[Run]) -> "Figure | None":
 
 
 def step_times(run: Run) -> np.ndarray:
-    """Seconds of the step that filled each position, of the valid samples: samples × positions."""
+    """Return the seconds of the step at each position, for the valid samples: (samples, positions)."""
     count = len(run.result.traffic.kv_len)
     return np.array([Steps(sample).at_positions(count) for sample in valid_samples(run.result)])
 
 
 def longest_shown(run: Run) -> float:
-    """Seconds. A few slow steps would leave no room for all others."""
+    """Return the longest step time to be shown, in seconds: a few slow steps would leave no space for all others."""
     seconds = step_times(run)
     return float(min(np.quantile(seconds, SHOWN_STEPS), SHOWN_MEDIANS * np.median(seconds)))
 
 
 def latency(runs: Sequence[Run]) -> "Figure | None":
-    """Step by position: median and range of the samples, and the least time."""
+    """Return a chart of step time by position: median and range of the samples, and the time at the read roof."""
     there = timed(runs)
     if not there:
         return None
@@ -160,31 +167,31 @@ def latency(runs: Sequence[Run]) -> "Figure | None":
     for run, (colour, style) in zip(shown, LINES, strict=False):
         positions = np.array(run.result.traffic.kv_len)
         seconds = step_times(run) * factor
-        chosen = [(one.experts_chosen, len(one.step_s)) for one in valid_samples(run.result)]
-        needed = np.mean([run.result.traffic.needed(*each) for each in chosen], 0)
+        chosen = [(sample.experts_chosen, len(sample.step_s)) for sample in valid_samples(run.result)]
+        needed = np.mean([run.result.traffic.needed(*sample) for sample in chosen], 0)
         least = needed / run.result.roof.gb_per_s / 1e9 * factor
         where, middle = thinned(positions, np.median(seconds, 0), np.median)
         low, high = thinned(positions, seconds.min(0), np.min)[1], thinned(positions, seconds.max(0), np.max)[1]
         axes.fill_between(where, low, high, color=colour, alpha=0.2, linewidth=0)
-        point = "." if len(where) < FEW else None
+        point = "." if len(where) < MIN_UNMARKED_POINTS else None
         axes.plot(where, middle, color=colour, linestyle=style, marker=point, label=run.label)
         axes.plot(*thinned(positions, least), color=colour, linestyle=(0, (1, 2)), linewidth=1.2)
         top = max(top, longest_shown(run) * factor, float(least.max()))
-    axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="least time: its bytes at the read roof")
-    if max(medians) > WIDE * min(medians):
+    axes.plot([], [], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="its bytes at the read roof")
+    if max(medians) > MIN_LOG_RATIO * min(medians):
         axes.set_yscale("log")
         name_log_ticks(axes.yaxis)
         axes.set_ylim(top=1.1 * top)
     else:
         axes.set_ylim(0, 1.1 * top)
-    axes.set_xlabel("position (cached tokens, the step's own included)")
+    axes.set_xlabel("position (cached tokens, including the step's own)")
     axes.set_ylabel(f"decode step, {unit}")
     axes.grid()
     return finish(figure, shown, there)
 
 
 def distribution(runs: Sequence[Run]) -> "Figure | None":
-    """Share of the tokens that took no longer than so long."""
+    """Return a chart of the cumulative distribution of step times."""
     there = timed(runs)
     if not there:
         return None
@@ -203,7 +210,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
         label = f"{run.label}: p50 {short(p50)}, p99 {short(p99)} {unit}"
         axes.step(seconds[kept], share[kept], where="post", color=colour, linestyle=style, label=label)
         beyond, count = beyond + int((seconds > end).sum()), count + len(seconds)
-    if max(medians) > WIDE * min(medians):
+    if max(medians) > MIN_LOG_RATIO * min(medians):
         axes.set_xscale("log")
         name_log_ticks(axes.xaxis)
     for level in (50, 99):
@@ -211,7 +218,7 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
         axes.annotate(f"p{level}", (1, level), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
     axes.set_xlim(right=end)
     axes.set_ylim(0, 101)
-    slower = f"; {beyond} of {count} are longer than is shown" if beyond else ""
+    slower = f"; {beyond} of {count} are beyond the axis" if beyond else ""
     axes.set_xlabel(f"decode step, {unit}{slower}")
     axes.set_ylabel("% of the steps")
     axes.grid()
@@ -219,12 +226,13 @@ def distribution(runs: Sequence[Run]) -> "Figure | None":
 
 
 VARIED = ("sampling.temperature", "sampling.top_k", "sampling.name", "commit")
-"""What may differ between the runs of a heat map: code may have been committed while they were measured."""
+"""Traits that may differ between the runs of a heat map: code may have been committed while they were measured."""
 MAX_MAPS = 6
+"""Maximum number of maps of a chart."""
 
 
 def heat_maps(runs: Sequence[Run]) -> "Figure | None":
-    """Decode tokens/s by top_k and temperature: a map for each setting of all else."""
+    """Return a chart of decode tokens/s by top_k and temperature, with a map for each setting of everything else."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in timed(runs):
         rest = {key: value for key, value in traits(run.result).items() if key not in VARIED}
@@ -248,14 +256,14 @@ def heat_maps(runs: Sequence[Run]) -> "Figure | None":
 
 
 def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndarray] | None:
-    """Temperatures, top_ks (all of them last) and the median of the runs in each cell, NaN where there is none; None
-    where that is no map."""
-    drawing = [run.result.config["sampling"] for run in runs]
-    columns = sorted({each["temperature"] for each in drawing})
-    rows = sorted({each.get("top_k") for each in drawing}, key=lambda top_k: (top_k is None, top_k))
+    """Return the temperatures, the top_ks (no limit last), and the median of the runs in each cell, NaN if it has none;
+    None if there are too few cells for a map."""
+    sampling = [run.result.config["sampling"] for run in runs]
+    columns = sorted({section["temperature"] for section in sampling})
+    rows = sorted({section.get("top_k") for section in sampling}, key=lambda top_k: (top_k is None, top_k))
     cells: dict[tuple[int, int], list[float]] = {}
-    for run, each in zip(runs, drawing, strict=True):
-        place = rows.index(each.get("top_k")), columns.index(each["temperature"])
+    for run, section in zip(runs, sampling, strict=True):
+        place = rows.index(section.get("top_k")), columns.index(section["temperature"])
         cells.setdefault(place, []).append(run.tokens_per_s)
     if len(cells) < 3:
         return None
@@ -266,14 +274,17 @@ def heat_grid(runs: list[Run]) -> tuple[list[float], list[float | None], np.ndar
 
 
 NOISE = 0.9
-"""Share of a map's fastest cell at which its colours begin, or below: what differs by a percent looks alike."""
+"""Share of a map's fastest cell at which its colours begin, at most, so that cells within a percent look alike."""
 
 
 def draw_heat_map(
     axes: "Axes", columns: list[float], rows: list[float | None], grid: np.ndarray, lowest: float
 ) -> None:
-    """Cells of squares, not an image: they stay sharp at any size. A colour is a share of the map's fastest cell, the
-    same in all maps; `lowest` is the least share of any."""
+    """Draw a heat map as squares and not as an image, so that it stays sharp at any size.
+
+    Args:
+        lowest: lowest cell of all maps, as a share of its map's fastest one: the lower end of the colour scale.
+    """
     from matplotlib.colors import Normalize
 
     best = float(np.nanmax(grid))
@@ -290,8 +301,8 @@ def draw_heat_map(
         else:
             colour = ink_on(mesh.cmap(mesh.norm(value))[:3])
             axes.text(column + 0.5, row + 0.5, short(value), ha="center", va="center", color=colour, fontsize=size)
-    told = ["greedy" if temperature == 0 else f"{temperature:g}" for temperature in columns]
-    axes.set_xticks(np.arange(len(columns)) + 0.5, told)
+    labels = ["greedy" if temperature == 0 else f"{temperature:g}" for temperature in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, labels)
     axes.set_yticks(np.arange(len(rows)) + 0.5, ["all" if top_k is None else f"{top_k:g}" for top_k in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -301,16 +312,17 @@ def draw_heat_map(
 
 
 def highest(grid: np.ndarray, axis: int, most: int) -> np.ndarray:
-    """Rows (axis 1) or columns (axis 0) with the highest cells, in the same order."""
+    """Return the indices of the rows (axis 1) or columns (axis 0) with the highest cells, in their given order."""
     return np.sort(np.argsort(-np.nanmax(grid, axis))[:most])
 
 
-QUALITIES = [one for one in compared() if one.kind is QUALITY and one.direction is Direction.lower]
+QUALITIES = [metric for metric in compared() if metric.kind is QUALITY and metric.direction is Direction.lower]
+"""Metrics of quality of which lower is better."""
 
 
 def pareto(runs: Sequence[Run]) -> "Figure | None":
-    """Decode tokens/s against quality: a panel for all runs that can be compared, where they store weights in several
-    ways."""
+    """Return a chart of decode tokens/s against quality, with a panel for each set of comparable runs with several
+    formats of weights."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in timed(runs):
         if run.result.quality is not None:
@@ -338,7 +350,7 @@ def pareto(runs: Sequence[Run]) -> "Figure | None":
 
 
 def shared(result: Result, quality: Predictions) -> dict[str, str]:
-    """What speed and quality depend on beside how weights are stored, as traits."""
+    """Return what speed and quality depend on apart from the format of weights, as traits."""
     first, last = quality.context
     return {
         "model": result.config["model"]["name"],
@@ -352,24 +364,24 @@ def shared(result: Result, quality: Predictions) -> dict[str, str]:
 
 
 def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> int:
-    """Points with a number in each, as a name beside it could lie on another point. Returns how many have one.
+    """Draw numbered points, as names beside them could cover other points, and return how many have a number.
 
     Args:
-        before: numbers that are taken.
+        before: number of numbers already used by other panels.
     """
     there = [(run.summary[metric.name], run.tokens_per_s) for run in runs]
     best = front(there)
     kept = sorted(range(len(runs)), key=lambda index: (there[index] not in best, -there[index][1]))[:MAX_MARKS]
     runs, points = [runs[index] for index in sorted(kept)], [there[index] for index in sorted(kept)]
     line = [*best, (max(quality for quality, _ in points), best[-1][1])]
-    axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="none is better in both")
+    axes.step(*zip(*line, strict=True), where="post", color=GREY, linestyle="--", label="Pareto front")
     for marker, chosen, colour in (("o", True, BLUE), ("s", False, PURPLE)):
-        told = "on the front" if chosen else f"behind it{cut(points, there)}"
+        label = "on the front" if chosen else f"behind it{cut(points, there)}"
         some = [point for point in points if (point in best) is chosen]
-        mark(axes, some, marker, s=150, color=colour, edgecolors=PAPER, zorder=3, label=told)
+        mark(axes, some, marker, s=150, color=colour, edgecolors=PAPER, zorder=3, label=label)
     numbers: dict[str, str] = {}
     for name, point in zip(names([traits(run.result) for run in runs]), points, strict=True):
-        if point in best or len(points) <= MAX_ROWS:  # of many, names would be most of the chart
+        if point in best or len(points) <= MAX_ROWS:  # many names would fill most of the chart
             number = str(before + len(numbers) + 1)
             numbers[name] = f"#{number}"
             colour = BLUE if point in best else PURPLE
@@ -379,14 +391,15 @@ def draw_pareto(axes: "Axes", metric: Metric, runs: list[Run], before: int) -> i
     explain(axes, numbers)
     axes.margins(x=0.15)
     axes.set_ylim(0, 1.2 * max(speed for _, speed in points))
-    axes.set_xlabel(f"{metric.heading}, less is better")
+    axes.set_xlabel(f"{metric.heading}, lower is better")
     axes.set_ylabel("decode tokens/s")
     axes.grid()
     return len(numbers)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (quality, speed) those than which none has both less and more, by quality."""
+    """Return the Pareto front of (quality, speed) points, sorted by quality: those of which no other has lower quality
+    loss and higher speed."""
     kept: list[tuple[float, float]] = []
     for quality, speed in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or speed > kept[-1][1]:

@@ -1,8 +1,8 @@
-"""Recorded targets of some device, to be shown beside what was measured.
+"""Recorded targets of a device, to be shown beside measurements.
 
-A run belongs to a row of a baseline if both measured the same, however it was asked for. `measurement_of` tells what
-that is, as plain values by dotted field. A later gptbench may have fields that a row does not know: a run still belongs
-to the row where these have their default, which is what the row was measured with.
+A run belongs to a row of a baseline if both measured the same thing, however it was requested. `measurement_of` gives
+what was measured, as plain values by dotted field. A later gptbench may have fields that a row lacks: a run belongs to
+the row if these have their defaults, which is what the row was measured with.
 """
 
 import contextlib
@@ -29,11 +29,12 @@ from gptbench.schema.metrics import metric_of
 
 
 class Baseline:
-    """Targets by model, type of weights and metric.
+    """Targets by model, format of weights and metric, and the rows of recorded runs.
 
     Attributes:
-        device: what they were recorded on.
-        rows: what each row measured, by its name, as it is recorded now.
+        config: the baseline's fields.
+        device: name of the device that it was recorded on.
+        rows: what each row measured, by the row's name, in terms of the current version.
     """
 
     def __init__(self, config: BaselineConfig) -> None:
@@ -41,15 +42,15 @@ class Baseline:
         self.rows = {name: upgraded(row.config) for name, row in config.rows.items()}
 
     def targets(self, result: Result) -> dict[str, float]:
-        """Metric to target for what a result measured; empty where there are none.
+        """Return the targets for what a result measured, by metric; empty if there are none.
 
-        Those of `targets` are for the shapes that gptbench ships and the seed's workload: a result with another depth,
+        Published targets are for the models that gptbench ships and the workload gpt_fast: a result with another depth,
         prompt, length or batch has none of them.
         """
         return self.published(result) | self.recorded(result)
 
     def published(self, result: Result) -> dict[str, float]:
-        """Those of the model and its weights."""
+        """Return the published targets of a result's model and format of weights."""
         model = result.config["model"]["name"]
         if not (is_shipped(result, "model", model) and is_shipped(result, "workload", "gpt_fast", COUNTS)):
             return {}
@@ -58,13 +59,13 @@ class Baseline:
         return self.config.targets.get(f"{model}/{result.weights}", {})
 
     def recorded(self, result: Result) -> dict[str, float]:
-        """Those of the row that it belongs to, as far as they are by today's definitions."""
+        """Return the values of the row that a result belongs to, except those by an outdated definition."""
         name = self.row_of(result)
-        found = {} if name is None else self.config.rows[name].metrics
-        return {metric: each.value for metric, each in found.items() if not is_outdated(self.config, metric)}
+        metrics = {} if name is None else self.config.rows[name].metrics
+        return {metric: entry.value for metric, entry in metrics.items() if not is_outdated(self.config, metric)}
 
     def row_of(self, result: Result) -> str | None:
-        """Name of the row that it belongs to, or None."""
+        """Return the name of the row that a result belongs to, or None."""
         if not self.config.rows:
             return None
         values = upgraded(measurement_of(result))
@@ -72,31 +73,35 @@ class Baseline:
 
 
 POOLED_SINCE = 2
-"""Schema version from which on percentiles are of pooled steps."""
+"""Schema version since which percentiles are taken over pooled steps."""
 
 
 def is_outdated(config: BaselineConfig, metric: str) -> bool:
-    """Whether a baseline has a metric by another definition than gptbench's."""
+    """Return whether a baseline has a metric by an earlier definition than gptbench's current one."""
     return config.schema_version < POOLED_SINCE and metric_of(metric).share is not None
 
 
 COUNTS = ("new_tokens", "batch_size")
-"""Of a workload, what a target depends on beside the prompt."""
+"""Fields of a workload that a published target depends on, apart from the prompt."""
 
 
 def is_shipped(result: Result, group: str, name: str, keys: tuple[str, ...] | None = None) -> bool:
-    """Whether a group of a result has the values of the option that gptbench ships under that name."""
+    """Return whether a result's configuration group equals the option of that name that gptbench ships.
+
+    Args:
+        keys: fields to compare; None compares all.
+    """
     values = shipped(group, name)
     return bool(values) and all(result.config[group].get(key) == values[key] for key in keys or values)
 
 
 def belongs(values: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether a result that measured these values is of the row that measured those, both as they are recorded now."""
-    return all(told(values, key) == told(row, key) for key in values | row)
+    """Return whether a result's values and a row's, both in terms of the current version, are the same measurement."""
+    return all(value_or_default(values, key) == value_or_default(row, key) for key in values | row)
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The same as it is recorded now: see `gptbench.schema.record.upgrade_config`."""
+    """Return recorded values in terms of the current version: see `gptbench.schema.record.upgrade_config`."""
     values = current_fields(values)
     now = values | {
         group: MOVED_TARGETS.get(str(values[group]), values[group]) for group in IDENTITY_SECTIONS if group in values
@@ -107,94 +112,95 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
-def told(values: dict[str, Any], key: str) -> Any:
-    """Of a field; its default where the values are of a version that did not have it."""
+def value_or_default(values: dict[str, Any], key: str) -> Any:
+    """Return a field's value, or its default if the values are of a version that did not have the field."""
     return values[key] if key in values else default_of(values, key)
 
 
 def default_of(values: dict[str, Any], key: str) -> Any:
-    """Of a field, as plain data: that of the dataclass for its section's class; None where there is none."""
+    """Return the default of a dotted field as plain data, by the dataclass of its section; None if there is none."""
     group, _, name = key.partition(".")
     for section in sections(Section):
         if values.get(group) in section.TARGETS:
             for entry in fields(section):
                 if entry.name == name:
                     value = entry.default if entry.default_factory is MISSING else entry.default_factory()
-                    return getattr(value, "value", value)  # of an Enum
+                    return getattr(value, "value", value)  # an Enum's value
     return None
 
 
 def sections(section: type[Section]) -> Iterator[type[Section]]:
-    """All dataclasses of sections, those that are made of others first."""
+    """Yield all dataclasses of sections, derived ones before their bases."""
     for inner in section.__subclasses__():
         yield from sections(inner)
         yield inner
 
 
 MAX_CHARACTERS = 200
-"""Of what is wrong with a file: it may be any file, and its errors hold what is in it."""
+"""Length to which an error about a file is shortened: it may be any file, and the error quotes its content."""
 
 
-def read_baseline(which: str) -> BaselineConfig:
-    """A baseline.
+def read_baseline(name: str) -> BaselineConfig:
+    """Return a baseline.
 
     Args:
-        which: its file, or the name of one that gptbench ships.
+        name: path of a baseline's file, or the name of a baseline that gptbench ships.
 
     Raises:
-        UserError: there is none, or it is not a baseline.
+        UserError: there is no such baseline, or the file is not one.
     """
-    file = Path(which)
+    file = Path(name)
     if not file.exists() or file.is_dir():
         options = {path.stem: path for path in sorted((conf_folder() / "baseline").glob("*.yaml"))}
-        if which not in options:
-            raise UserError(f"{which}: no such file; expected a baseline's, or one of {', '.join(options)}")
-        file = options[which]
+        if name not in options:
+            raise UserError(f"{name}: no such file; expected a baseline's file, or one of {', '.join(options)}")
+        file = options[name]
     try:
         return parse_baseline(read_yaml(file))
-    except InputError:  # it names the file
+    except InputError:  # its message names the file
         raise
-    except (OSError, ValueError) as error:  # a UserError, too
+    except (OSError, ValueError) as error:  # includes UserError
         raise UserError(f"{file}: {shortened(str(error), MAX_CHARACTERS)}") from error
 
 
 def parse_baseline(text: str) -> BaselineConfig:
-    """The same of a file's text. Nothing in it is built, and it may refer to nothing outside of it but what the guard
-    allows.
+    """Return the baseline in a file's text. No object in it is instantiated, and it may refer to nothing outside of it
+    that the guard does not allow.
 
     Raises:
-        UserError: it is not a baseline.
+        UserError: the text is not a baseline.
     """
     try:
-        given = OmegaConf.create(text)
-        if not isinstance(given, DictConfig):
+        content = OmegaConf.create(text)
+        if not isinstance(content, DictConfig):
             raise UserError("not a baseline: expected fields and values")
-        config = read_section(given, BaselineConfig)
+        config = read_section(content, BaselineConfig)
     except YAMLError as error:
         raise UserError(f"not a baseline: {yaml_fault(error)}") from error
     except OmegaConfBaseException as error:
-        # Its cause would be told in its place: see `explain`.
+        # Chaining would print the cause in place of this message: see `explain`.
         raise UserError(f"not a baseline: {explain(error)}") from None
     for row in config.rows:
         place, overrides = f"baseline.rows.{row}.overrides", config.rows[row].overrides
         check_overrides(place, overrides)
         for override in overrides:
-            if section_of(override) in NOT_MEASURED:  # a file must not say where its runs write to
-                raise ConfigError(place, override, f"nothing of {', '.join(NOT_MEASURED)}, which --set can give")
+            if section_of(override) in NOT_MEASURED:  # a file must not decide where its runs write to
+                raise ConfigError(place, override, f"none of {', '.join(NOT_MEASURED)}, which --set can give")
     return config
 
 
 NOT_MEASURED = ("tracking", "outputs", "baseline", "sweep", "isolation", "quiet", "commit", "hydra")
-"""What of a command line changes no number: where records go, what they are compared with, and how jobs are run."""
+"""Groups and fields of a command line that change no number: where records go, what they are compared with, and how
+jobs are run."""
 
 
 def section_of(override: str) -> str:
-    """`engine` of `+engine.autotune=true`, and of `engine=fused`."""
+    """Return the section that an override is about: `engine` for `+engine.autotune=true` and for `engine=fused`."""
     return re.split(r"[=./@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
 def check_overrides(place: str, overrides: list[str]) -> None:
-    """Raises ConfigError for anything that is no override of a single run: a file must not choose another command."""
+    """Raise ConfigError for anything but overrides of a single run: a file must not choose another command."""
     left = list(overrides)
     if left[:1] == ["--config-dir"]:
         del left[:2]

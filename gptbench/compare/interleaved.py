@@ -1,4 +1,4 @@
-"""What an interleaved measurement of A and B tells.
+"""Evaluation of an interleaved measurement of A and B.
 
 Two engines of the very same configuration differ, too: by where in memory their weights came to lie, up to a percent or
 two for a small model (docs/log). So each round makes both anew, and gives one ratio; the interval is of rounds. Within
@@ -21,28 +21,30 @@ from gptbench.schema.steps import decode_rate
 from gptbench.schema.summary import log_middles
 
 SURE = 0.01
-"""Probability under which a drift is none of chance."""
+"""P-value below which a drift is reported."""
 
 
 def rows(result: AbResult) -> list[Row]:
-    """Each metric of the samples' times; none without a whole block."""
-    found = [row_of(result, metric) for metric in shown_in(View.interleaved)]
-    return [row for row in found if row is not None]
+    """Return the row of each metric of the samples' times; empty without a complete block."""
+    metric_rows = [row_of(result, metric) for metric in shown_in(View.interleaved)]
+    return [row for row in metric_rows if row is not None]
 
 
 def headline(result: AbResult) -> Row | None:
-    """The metric that decides when it ends, and what is said in the end; None without a whole block."""
+    """Return the row of the metric that decides when to stop, and that the conclusion is about; None without a complete
+    block."""
     return row_of(result, METRICS[HEADLINE])
 
 
 def row_of(result: AbResult, metric: Metric) -> Row | None:
-    """One metric: each round is one ratio, of what the two sides come to in it."""
-    middles = log_middles(result, metric.name)
-    if not middles:
+    """Return the row of one metric, to which each round contributes the ratio of its two sides; None without a complete
+    block."""
+    round_means = log_middles(result, metric.name)
+    if not round_means:
         return None
-    a, b = (float(np.exp(np.mean(side))) for side in zip(*middles, strict=True))
-    ratio = ratio_of_pairs([other - own for own, other in middles])
-    return Row.from_ratio(metric, a, b, ratio, f"{len(middles)} round{'s' * (len(middles) > 1)}", result.margin)
+    a, b = (float(np.exp(np.mean(side))) for side in zip(*round_means, strict=True))
+    ratio = ratio_of_pairs([of_b - of_a for of_a, of_b in round_means])
+    return Row.from_ratio(metric, a, b, ratio, counted(len(round_means), "round"), result.margin)
 
 
 @dataclass(frozen=True)
@@ -50,77 +52,84 @@ class Drift:
     """A steady change of one side's decode tokens/s."""
 
     side: str
+    """Name of the side: A or B."""
     change: float
-    """From the first round to the last, as a share: -0.02 is 2% slower."""
+    """Relative change from the first round to the last: -0.02 is 2% slower."""
     probability: float
-    """Of a slope as steep as this by chance."""
+    """P-value: probability of a slope at least as steep by chance."""
 
 
 def drifts(result: AbResult) -> list[Drift]:
-    """Of each side, by least squares on the logarithms of its rounds; none of fewer than four rounds."""
+    """Return the drift of each side, by least squares on the logarithms of its rounds; empty with fewer than four
+    rounds."""
     from scipy.stats import linregress  # takes long to import
 
-    found = []
+    fits = []
     for name in result.sides:
-        rounds = [each for each in result.rounds if each.blocks()]
+        rounds = [entry for entry in result.rounds if entry.blocks()]
         if len(rounds) < MIN_ROUNDS_FOR_DRIFT:
             continue
-        x = np.array([np.mean(each.at_s) for each in rounds])
+        x = np.array([np.mean(entry.at_s) for entry in rounds])
         y = np.array(
-            [np.mean(np.log([decode_rate(one) for one in each.samples[name] if not one.compiles])) for each in rounds]
+            [
+                np.mean(np.log([decode_rate(sample) for sample in entry.samples[name] if not sample.compiles]))
+                for entry in rounds
+            ]
         )
         fit = linregress(x, y)
-        found.append(Drift(name, float(np.exp(fit.slope * (x[-1] - x[0]))) - 1, float(fit.pvalue)))
-    return found
+        fits.append(Drift(name, float(np.exp(fit.slope * (x[-1] - x[0]))) - 1, float(fit.pvalue)))
+    return fits
 
 
 MIN_ROUNDS_FOR_DRIFT = 4
 
 
 def remarks(result: AbResult) -> list[str]:
-    """What a reader must know beside the ratios: that the sides do not do the same work; drift, rounds on
-    a busy machine, clocks, throttling, samples that count for nothing."""
-    told = []
-    if (other := different_work([side.config["workload"] for side in result.sides.values()])) is not None:
-        told.append(other)
+    """Return caveats to the ratios: different work, drift, rounds on a busy machine, clocks, throttling, and invalid
+    samples."""
+    lines = []
+    if (different := different_work([side.config["workload"] for side in result.sides.values()])) is not None:
+        lines.append(different)
     for drift in drifts(result):
         if drift.probability < SURE and abs(drift.change) > result.margin:
             way = "slower" if drift.change < 0 else "faster"
-            told.append(
-                f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; what both sides "
-                "share of that cancels within each block"
+            lines.append(
+                f"{drift.side} got {way} by {abs(drift.change):.1%} from the first round to the last; drift common to "
+                "both sides cancels within each block"
             )
-    if marked := result.busy_rounds():
-        each = ". ".join(f"Round {number}: {'; '.join(reasons)}" for number, reasons in marked.items())
-        told.append(f"{len(marked)} of {len(result.rounds)} rounds were measured on a busy machine. {each}")
-    told += clock_remarks(result)
+    if busy := result.busy_rounds():
+        reasons_by_round = ". ".join(f"Round {number}: {'; '.join(reasons)}" for number, reasons in busy.items())
+        lines.append(f"{len(busy)} of {len(result.rounds)} rounds were measured on a busy machine. {reasons_by_round}")
+    lines += clock_remarks(result)
     for name in result.sides:
         samples = result.samples(name)
-        if (held_back := throttling(samples)) is not None:
-            told.append(f"{name}: {held_back}")
+        if (throttled := throttling(samples)) is not None:
+            lines.append(f"{name}: {throttled}")
         if compiled := sum(1 for sample in samples if sample.compiles):
-            told.append(f"{name}: {counted(compiled, 'sample')} compiled something; their blocks are left out")
+            lines.append(f"{name}: {counted(compiled, 'sample')} compiled something; their blocks are left out")
         if bad := sum(1 for sample in samples if not sample.finite):
-            told.append(f"{name}: {counted(bad, 'sample')} not finite: these numbers measure nonsense")
-    return told
+            lines.append(
+                f"{name}: {counted(bad, 'sample')} with values that are not finite: these numbers mean nothing"
+            )
+    return lines
 
 
 def clock_remarks(result: AbResult) -> list[str]:
-    """Whether a clock changed, or was another one for A than for B: that of the processors, or that of the memory, by
-    which decode is bound."""
-    told = []
-    for which, name in CLOCKS.items():
+    """Return remarks on clocks that changed, or that differed between A and B: the processors' clock, and that of the
+    memory, which bounds decode."""
+    lines = []
+    for clock_name, name in CLOCKS.items():
         a, b = ([clock for sample in result.samples(side) if (clock := mean_clock(sample, name))] for side in "AB")
         if not a or not b:
             continue
-        told += clock_remark(a, b, which)
+        lines += clock_remark(a, b, clock_name)
         both = a + b
         if max(both) / min(both) - 1 > 2 * MIN_CLOCK_DIFFERENCE:
-            told.append(f"{which} went from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
-    return told
+            lines.append(f"{clock_name} varied from {min(both):.0f} to {max(both):.0f} MHz (means of samples)")
+    return lines
 
 
 def mean_clock(sample: Sample, name: str) -> float | None:
-    """MHz, of the readings of that name during it; None where nothing tells."""
+    """Return the mean of a clock's readings during a sample, in MHz; None without readings."""
     readings = [] if sample.state is None else sample.state.during(name)
     return float(np.mean(readings)) if readings else None

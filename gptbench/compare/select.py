@@ -1,4 +1,4 @@
-"""Which recorded runs someone means: by file, folder, identity, or MLflow."""
+"""Selection of recorded runs by file, folder, identity, or MLflow."""
 
 import re
 import tempfile
@@ -24,19 +24,21 @@ from gptbench.schema.sweep import record_of
 LATEST = "latest"
 MLFLOW = "mlflow:"
 IDENTITY = re.compile(r"[0-9a-f]{4,16}")
-"""Or the beginning of one."""
+"""Pattern of an identity, or of its first digits."""
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-"""MLflow's."""
+"""Pattern of a run id of MLflow."""
 QUIET: dict[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-"""Or it draws one for each record."""
+"""Environment that keeps MLflow from printing a progress bar for each record."""
 
 
 @dataclass(frozen=True)
 class SelectedRecord:
-    """A record, and where it is; what comes from MLflow is in `mlflow:/RUN_ID`, and in no file."""
+    """A record and its path."""
 
     path: Path
+    """Path of the record's file; `mlflow:/RUN_ID` and the artifact's name for a record from MLflow."""
     record: Recorded
+    """The record."""
 
 
 def select(
@@ -46,71 +48,72 @@ def select(
     kinds: tuple[type[Recorded], ...] = (Recorded,),
     unread: Callable[[str], None] = lambda _: None,
 ) -> list[SelectedRecord]:
-    """Records that a selector means, the oldest first; of a sweep, those of its jobs.
+    """Return the records that a selector denotes, the oldest first; for a sweep, those of its jobs.
 
     Args:
         selector: see `SELECTOR_HELP`.
-        outputs: outputs folder, of which identities are looked up, and the latest record.
-        uri: MLflow's store or server; None is the one in the outputs folder.
-        kinds: of which the latest is meant, where that is asked for.
-        unread: is told of each file that should be a record and cannot be read, which leaves the others as they are;
-            one that is itself asked for is an error.
+        outputs: outputs folder in which identities and the latest record are looked up.
+        uri: MLflow's store or server; None takes the store in the outputs folder.
+        kinds: kinds of records among which `latest` chooses.
+        unread: called with a message for each record's file that cannot be read and is left out; if the selector is
+        that
+            file, an error is raised instead.
 
     Raises:
-        UserError: it means none, or several identities.
+        UserError: the selector denotes no record, or several identities.
     """
-    left_out: dict[str, None] = {}  # each once: a folder and a sweep in it may both lead to a job
-    found = meant(selector, outputs, uri, kinds, left_out.setdefault)
-    for why in list(left_out)[:MAX_TOLD]:
+    left_out: dict[str, None] = {}  # a dict drops repeats: a folder and a sweep in it may both lead to a job
+    selected = matching(selector, outputs, uri, kinds, left_out.setdefault)
+    for why in list(left_out)[:MAX_UNREAD_LISTED]:
         unread(why)
-    if len(left_out) > MAX_TOLD:
-        unread(f"{len(left_out) - MAX_TOLD} more files, of {len(left_out)} that cannot be read")
-    if not found:
+    if len(left_out) > MAX_UNREAD_LISTED:
+        unread(f"{len(left_out) - MAX_UNREAD_LISTED} more files, of {len(left_out)} that cannot be read")
+    if not selected:
         raise UserError(f"{selector}: no record there (outputs folder: {outputs}); expected {SELECTOR_HELP}")
-    return found
+    return selected
 
 
-MAX_TOLD = 10
-"""Files that cannot be read, which are named; of more it is said how many there are."""
+MAX_UNREAD_LISTED = 10
+"""Number of unreadable files that are listed by name; of more, only the number is given."""
 
 
-def meant(
+def matching(
     selector: str, outputs: Path, uri: str | None, kinds: tuple[type[Recorded], ...], unread: Callable[[str], Any]
 ) -> list[SelectedRecord]:
-    """As `select`, where there may be none."""
+    """Return the records that a selector denotes, as `select` does, but possibly none."""
     path = Path(selector)
     if selector.startswith(MLFLOW):
         config = MLflowConfig(_target_=MLflowConfig.TARGETS[0], name="mlflow")
-        found = from_mlflow(selector.removeprefix(MLFLOW), config, uri or embedded_store(outputs), unread)
+        selected = from_mlflow(selector.removeprefix(MLFLOW), config, uri or embedded_store(outputs), unread)
     elif path.exists() and not path.is_dir():
-        found = from_file(path, unread)
+        selected = from_file(path, unread)
     elif path.is_dir():
-        found = from_folder(path, unread)
+        selected = from_folder(path, unread)
     elif selector == LATEST:
-        of_kinds = (each for each in below(outputs, unread) if isinstance(each.record, kinds))
-        found = [] if (newest := max(of_kinds, key=age, default=None)) is None else [newest]
+        of_kinds = (entry for entry in below(outputs, unread) if isinstance(entry.record, kinds))
+        selected = [] if (newest := max(of_kinds, key=age, default=None)) is None else [newest]
     elif IDENTITY.fullmatch(selector):
-        found = of_identity(selector, outputs, unread)
+        selected = of_identity(selector, outputs, unread)
     elif RUN_ID.fullmatch(selector):
-        return meant(f"{MLFLOW}{selector}", outputs, uri, kinds, unread)
+        return matching(f"{MLFLOW}{selector}", outputs, uri, kinds, unread)
     else:
         raise UserError(f"{selector}: no such file or folder; expected {SELECTOR_HELP}")
-    return found
+    return selected
 
 
 def from_file(path: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """A record; of a sweep's, those of its jobs."""
+    """Return the record in a file; for a sweep's, those of its jobs."""
     return parts_of(SelectedRecord(path, load_record(path)), unread)
 
 
-def parts_of(found: SelectedRecord, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """A record itself, or those that it is made of."""
-    members = found.record.members(found.path.parent)
-    return [found] if members is None else list(readable(members, unread))
+def parts_of(selected: SelectedRecord, unread: Callable[[str], Any]) -> list[SelectedRecord]:
+    """Return the records that a record consists of, or the record itself."""
+    members = selected.record.members(selected.path.parent)
+    return [selected] if members is None else list(readable(members, unread))
 
 
 def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[SelectedRecord]:
-    """Those that can be read."""
+    """Yield the records in some files, except those that cannot be read."""
     for path in paths:
         try:
             yield SelectedRecord(path, load_record(path))
@@ -119,50 +122,51 @@ def readable(paths: Iterable[Path], unread: Callable[[str], Any]) -> Iterator[Se
 
 
 def from_folder(folder: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """Every record below it, the oldest first."""
+    """Return every record below a folder, the oldest first."""
     return sorted(below(folder, unread), key=age)
 
 
 def below(folder: Path, unread: Callable[[str], Any]) -> Iterator[SelectedRecord]:
-    """Every record below a folder, each read once, but those of sweeps, whose jobs are there; a sweep that found jobs
-    elsewhere has those."""
+    """Yield every record below a folder once. In place of a sweep's record come those of its jobs, also of jobs
+    outside of the folder that the sweep reused."""
     inner = sorted(path for path in folder.rglob("*") if path.is_dir() and not is_hidden(path, folder))
-    here = {path.resolve(): path for each in [folder, *inner] for path in records_in(each)}
+    here = {path.resolve(): path for parent in [folder, *inner] for path in records_in(parent)}
     elsewhere: dict[Path, Path] = {}
-    for found in readable(here.values(), unread):
-        if (members := found.record.members(found.path.parent)) is None:
-            yield found
+    for entry in readable(here.values(), unread):
+        if (members := entry.record.members(entry.path.parent)) is None:
+            yield entry
         else:
             elsewhere |= {real: path for path in members if (real := path.resolve()) not in here}
     yield from readable(elsewhere.values(), unread)
 
 
-def age(found: SelectedRecord) -> tuple[str, int]:
-    """By which records are in order, the oldest first."""
-    return found.record.started, found.path.stat().st_mtime_ns
+def age(selected: SelectedRecord) -> tuple[str, int]:
+    """Return the key by which records are sorted, the oldest first."""
+    return selected.record.started, selected.path.stat().st_mtime_ns
 
 
 def is_hidden(path: Path, below: Path) -> bool:
+    """Return whether a folder is hidden, or holds MLflow's copies of records."""
     return any(part.startswith(".") or part == "mlartifacts" for part in path.relative_to(below).parts)
 
 
 def of_identity(digits: str, outputs: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """Every record of the identity that begins so, a run's or a sweep's."""
+    """Return every record of the identity with these first digits, a run's or a sweep's."""
     runs = {path.stem for path in (outputs / FOLDER).glob(f"{digits}*.jsonl")}
     sweeps = {path.stem for path in (outputs / SWEEPS).glob(f"{digits}*.json")}
     if len(names := sorted(runs | sweeps)) > 1:
         raise UserError(f"{digits}: expected one identity, and there are {', '.join(names)}")
-    found = [job for name in sweeps for job in of_sweep(name, outputs, unread)]
+    selected = [job for name in sweeps for job in of_sweep(name, outputs, unread)]
     for name in runs:
         for folder in Ledger(outputs).attempts(name):
-            found += [each for each in readable(records_in(folder), unread) if each.record.identity == name]
-    return found
+            selected += [entry for entry in readable(records_in(folder), unread) if entry.record.identity == name]
+    return selected
 
 
 def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """Records of the jobs of the last sweep of that identity, whether it has ended or not."""
+    """Return the records of the jobs of the last sweep of an identity, finished or not."""
     where = read_object(outputs / SWEEPS / f"{identity}.json").get("call")
-    if not is_name(where):  # cut off, or nothing of ours
+    if not is_name(where):  # truncated, or not written by gptbench
         return []
     call = outputs / where
     if records := records_in(call, SweepRecord):
@@ -173,9 +177,9 @@ def of_sweep(identity: str, outputs: Path, unread: Callable[[str], Any]) -> list
 
 
 def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable[[str], Any]) -> list[SelectedRecord]:
-    """Records of the runs that a filter of MLflow's finds, or a run id names: as they were logged."""
+    """Return the records, as they were logged, of the runs that a filter of MLflow matches or a run id names."""
     if (file := file_of(uri)) is not None and not file.exists():
-        return []  # or it would be made
+        return []  # MLflow would create the store
     from mlflow import MlflowClient
 
     try:
@@ -184,21 +188,23 @@ def from_mlflow(condition: str, config: MLflowConfig, uri: str, unread: Callable
                 with lock_of(file):
                     make_whole(file)
             client = MlflowClient(uri)
-            return [found for run in runs_of(client, condition) if (found := logged(client, run, unread)) is not None]
+            records = (logged(client, run, unread) for run in runs_of(client, condition))
+            return [record for record in records if record is not None]
     except UserError:
         raise
-    except Exception as error:  # stores, servers and plugins raise whatever they like
+    except Exception as error:  # stores, servers and plugins may raise anything
         raise UserError(f"{MLFLOW}{condition}: {redacted(uri)}: {redacted(reason(error))}") from error
 
 
 def runs_of(client: Any, condition: str) -> list[Any]:
-    """The oldest first, each once; in place of a sweep's own run, which is their parent, those of its jobs."""
+    """Return the runs that a condition matches, each once, the oldest first; in place of a sweep's parent run, the
+    runs of its jobs."""
     if RUN_ID.fullmatch(condition):
-        found = [client.get_run(condition)]
+        matches = [client.get_run(condition)]
     else:
-        found = searched(client, [each.experiment_id for each in client.search_experiments()], condition)
+        matches = searched(client, [entry.experiment_id for entry in client.search_experiments()], condition)
     runs: dict[str, Any] = {}
-    for run in found:
+    for run in matches:
         jobs = [run]
         if SWEEP_TAG in run.data.tags:
             jobs = searched(client, [run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run.info.run_id}'")
@@ -207,7 +213,7 @@ def runs_of(client: Any, condition: str) -> list[Any]:
 
 
 def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
-    """All runs for which it holds, page after page."""
+    """Return all runs of some experiments that match a condition, page after page."""
     runs: list[Any] = []
     token = None
     while True:
@@ -218,11 +224,11 @@ def searched(client: Any, experiments: list[str], condition: str) -> list[Any]:
 
 
 def logged(client: Any, run: Any, unread: Callable[[str], Any]) -> SelectedRecord | None:
-    """The record among a run's artifacts; None where there is none that can be read."""
+    """Return the record among a run's artifacts; None if there is none that can be read."""
     names = {f"{kind.FILE}.json" for kind in KINDS.values() if kind is not SweepRecord}
     name = next((entry.path for entry in client.list_artifacts(run.info.run_id) if entry.path in names), None)
     if name is None:
         return None
     with tempfile.TemporaryDirectory(prefix="gptbench-") as folder:
-        found = list(readable([Path(client.download_artifacts(run.info.run_id, name, folder))], unread))
-    return SelectedRecord(Path(MLFLOW, run.info.run_id, name), found[0].record) if found else None
+        records = list(readable([Path(client.download_artifacts(run.info.run_id, name, folder))], unread))
+    return SelectedRecord(Path(MLFLOW, run.info.run_id, name), records[0].record) if records else None
