@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes the demo model of gptbench/demo: Jane Austen's six novels, a tokenizer and a Llama of four million parameters.
+"""Make the demo model of gptbench/demo: Jane Austen's six novels, a tokenizer and a Llama of four million parameters.
 
     python scripts/train_demo.py text --out DIR                          # needs apt (Debian) and a network
     python scripts/train_demo.py train --text DIR --out gptbench/demo    # needs neither, and is best run on a GPU
@@ -47,25 +47,26 @@ PACKAGE = "r-cran-janeaustenr"
 DATA = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 TEXTS = ("train", "validation", "held_out")
 SHARE = 0.02
-"""Least share of each novel's characters that is held out, and that validates."""
+"""Minimum share of each novel's characters that is held out, and that is used for validation."""
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 MAX_BYTES = 8_000_000
-"""Of model.safetensors: it lies in the repository and in the wheel."""
+"""Maximum size of model.safetensors in bytes: the file is part of the repository and of the wheel."""
 EVALUATION_BATCH = 16
 PROMPT = "The next morning was wet, and Mrs."
 NEW_TOKENS = 120
 
 
 class UserError(ValueError):
-    """A mistake the user can put right: shown without a traceback, the exit code is 2."""
+    """Mistake that the user can correct: shown without a traceback, with exit code 2."""
 
 
 # Text: from the Debian package to three files.
 
 
 def r_objects(data: bytes) -> Iterator[bytes]:
-    """The serialised objects of an R lazy-load database (.rdb): each is its length in 4 bytes, then a zlib stream.
+    """Yield the serialised objects of an R lazy-load database (.rdb): each is its length in 4 bytes, then a zlib
+    stream.
 
     The index beside it (.rdx) is not needed, because the objects follow each other without gaps.
     """
@@ -84,7 +85,7 @@ def r_objects(data: bytes) -> Iterator[bytes]:
 
 
 def r_strings(raw: bytes) -> list[str]:
-    """The strings of a serialised R character vector without attributes; no other object is read.
+    """Return the strings of a serialised R character vector without attributes; no other object is read.
 
     Format: R Internals, section 1.8, XDR. "X\\n"; version of the format, of the writer and of the oldest reader; from
     version 3 on the name of the native encoding; then flags with the type in the low byte (16, a character vector),
@@ -116,7 +117,7 @@ def r_strings(raw: bytes) -> list[str]:
 
 
 def clean(lines: list[str]) -> list[str]:
-    """The paragraphs of a novel, each on one line, without emphasis, ornaments, and what is not by the author.
+    """Return the paragraphs of a novel, each on one line, without emphasis, ornaments, and what is not by the author.
 
     Verse is joined like prose: it is sixty lines in all, and what marks it (indentation) also marks letters.
     """
@@ -134,7 +135,7 @@ def clean(lines: list[str]) -> list[str]:
 
 
 def chapters(paragraphs: list[str]) -> list[str]:
-    """The text of each chapter with its heading; what stands before the first belongs to the first."""
+    """Return the text of each chapter with its heading; text before the first heading belongs to the first chapter."""
     starts = [i for i, paragraph in enumerate(paragraphs) if re.fullmatch(r"(?i)chapter [ivxl\d]+", paragraph)]
     if len(starts) < 3:
         raise UserError(f"{len(starts)} chapters in {paragraphs[:1]}: at least 3 are needed for three parts")
@@ -143,7 +144,7 @@ def chapters(paragraphs: list[str]) -> list[str]:
 
 
 def split(parts: list[str]) -> dict[str, list[str]]:
-    """A novel's chapters as training, validation and held-out chapters: whole ones, taken from the end."""
+    """Return a novel's chapters split into training, validation and held-out ones, the last chapters being held out."""
     rest, least = list(parts), SHARE * sum(map(len, parts))
     taken: dict[str, list[str]] = {}
     for name in ("held_out", "validation"):
@@ -155,7 +156,7 @@ def split(parts: list[str]) -> dict[str, list[str]]:
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """A command's output; a UserError with what it says where it fails."""
+    """Return a command's output; raise UserError with its messages if it fails."""
     try:
         return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError as error:
@@ -169,7 +170,7 @@ def sha256(path: Path) -> str:
 
 
 def make_text(deb: Path | None, out: Path) -> None:
-    """Writes train.txt, validation.txt and held_out.txt, and source.json, which says where they come from.
+    """Write train.txt, validation.txt and held_out.txt, and source.json, which says where they come from.
 
     Args:
         deb: the Debian package as a file; None fetches it.
@@ -202,40 +203,40 @@ def make_text(deb: Path | None, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the model is and how it is trained. Each field is a flag of the same name."""
+    """Shape of the model and settings of its training. Each field is a flag of the same name."""
 
     vocab: int = 2048
-    """Tokens of the vocabulary, 256 bytes and the two special ones among them."""
+    """Size of the vocabulary in tokens, including 256 bytes and two special tokens."""
     context: int = 512
-    """Tokens of a training window, and of the longest text the model can follow."""
+    """Length of a training window, and maximum length of a sequence, in tokens."""
     dim: int = 256
     """Model width."""
     layers: int = 5
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 8
-    """Query heads; each is dim / heads wide."""
+    """Number of query heads, each dim / heads wide."""
     kv_heads: int = 4
-    """Key-value heads."""
+    """Number of key-value heads."""
     ffn: int = 640
     """Feed-forward width."""
     steps: int = 3000
-    """Steps of the optimiser."""
+    """Number of steps of the optimiser."""
     batch: int = 64
-    """Windows of a step."""
+    """Number of windows per step."""
     lr: float = 2e-3
     """Highest learning rate: reached after a twentieth of the steps, then a cosine down to zero."""
     weight_decay: float = 0.3
-    """AdamW's, on matrices."""
+    """AdamW's weight decay on matrices."""
     dropout: float = 0.4
-    """Of the embedding, and of what each attention and feed-forward block adds."""
+    """Dropout probability of the embedding, and of the output of each attention and feed-forward block."""
     evaluate_every: int = 100
-    """Steps between two looks at the validation text."""
+    """Number of steps between evaluations on the validation text."""
     seed: int = 1234
-    """Of the first weights, the windows, the dropout and the sample."""
+    """Seed of the initial weights, the windows, the dropout and the sample."""
 
 
 def train_tokenizer(text: str, vocab: int) -> Tokenizer:
-    """Byte-level BPE: any text is encoded, and decoded to the same bytes."""
+    """Return a byte-level BPE tokenizer, which decodes any encoded text to the same bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -256,7 +257,7 @@ def train_tokenizer(text: str, vocab: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, context: int, out: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(out / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -270,7 +271,7 @@ def save_tokenizer(tokenizer: Tokenizer, context: int, out: Path) -> None:
 
 
 def make_model(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """A Llama with float32 weights and tied embeddings, its first weights drawn from torch's seed."""
+    """Return a Llama with float32 weights and tied embeddings, initialised from torch's seed."""
     if recipe.dim % (2 * recipe.heads) or recipe.heads % recipe.kv_heads:
         raise UserError("--dim must be an even multiple of --heads, and --heads a multiple of --kv_heads")
     if recipe.context < 64:
@@ -296,13 +297,13 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def check_size(size: int) -> None:
-    """Refuses more bytes of weights than the repository takes."""
+    """Raise UserError if the weights take more bytes than the repository allows."""
     if size > MAX_BYTES:
         raise UserError(f"model.safetensors has {size} bytes, at most {MAX_BYTES}: take less --layers, --dim or --ffn")
 
 
 def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
-    """Residual dropout, which transformers' Llama has no option for; off in evaluation."""
+    """Add residual dropout, which transformers' Llama has no option for; it is off in evaluation."""
 
     def drop(module: torch.nn.Module, _: object, output: Tensor) -> Tensor:
         return F.dropout(output, rate, module.training)
@@ -313,12 +314,13 @@ def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Tensor:
-    """int64 [N], without special tokens."""
+    """Return the tokens of a text without special tokens, int64 [N]."""
     return torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def token_losses(model: LlamaForCausalLM, targets: Tensor) -> Tensor:
-    """Loss of each token of targets, int64 [B, C], given those before it in its row and the begin of text: [B * C]."""
+    """Return the loss of each token of targets, int64 [B, C], given those before it in its row and the begin of text:
+    [B * C]."""
     inputs = F.pad(targets[:, :-1], (1, 0), value=model.config.bos_token_id)
     logits = model(inputs, use_cache=False).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -326,7 +328,8 @@ def token_losses(model: LlamaForCausalLM, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def text_loss(model: LlamaForCausalLM, ids: Tensor) -> float:
-    """Sum of the losses of all tokens of a text, int64 [N], cut into windows of C tokens that do not overlap."""
+    """Return the sum of the losses of all tokens of a text, int64 [N], cut into windows of C tokens that do not
+    overlap."""
     model.eval()
     context = model.config.max_position_embeddings
     whole = len(ids) // context * context
@@ -335,7 +338,7 @@ def text_loss(model: LlamaForCausalLM, ids: Tensor) -> float:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Of the given step, from 0: linear warm-up, then a cosine that ends at zero."""
+    """Return the learning rate of a step, counted from 0: linear warm-up, then a cosine that ends at zero."""
     warmup = max(1, recipe.steps // 20)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
@@ -344,16 +347,16 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 @dataclass
 class Best:
-    """The weights with the lowest validation loss so far."""
+    """Weights with the lowest validation loss so far."""
 
     loss: float = math.inf
-    """Nats per token."""
+    """Validation loss in nats per token."""
     step: int = 0
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def fit(model: LlamaForCausalLM, train: Tensor, validation: Tensor, bytes_per_token: float, recipe: Recipe) -> Best:
-    """Trains the model, and leaves it with the weights that were best on the validation text.
+    """Train the model, and leave it with the weights that were best on the validation text.
 
     Args:
         train, validation: int64 [N] on the model's device.
@@ -404,7 +407,7 @@ def fit(model: LlamaForCausalLM, train: Tensor, validation: Tensor, bytes_per_to
 
 
 def write(model: LlamaForCausalLM, tokenizer: Tokenizer, sample: bool, seed: int) -> str:
-    """PROMPT and what the model writes after it: the likeliest tokens, or a sample (temperature 0.8, top_k 200)."""
+    """Return PROMPT and the model's continuation: the likeliest tokens, or a sample (temperature 0.8, top_k 200)."""
     torch.manual_seed(seed)
     prompt = torch.tensor([tokenizer.encode(PROMPT).ids], device=model.device)
     drawing = {"do_sample": True, "temperature": 0.8, "top_k": 200} if sample else {"do_sample": False}
@@ -419,7 +422,7 @@ def write(model: LlamaForCausalLM, tokenizer: Tokenizer, sample: bool, seed: int
 
 
 def read_texts(folder: Path) -> dict[str, str]:
-    """What `text` has written."""
+    """Return what `text` has written."""
     for name in [*(f"{name}.txt" for name in TEXTS), "source.json"]:
         if not (folder / name).is_file():
             raise UserError(f"no {folder / name}: make it with `python scripts/train_demo.py text --out {folder}`")
@@ -427,7 +430,7 @@ def read_texts(folder: Path) -> dict[str, str]:
 
 
 def train(texts_at: Path, out: Path, device: str, recipe: Recipe, command: str) -> None:
-    """Trains tokenizer and model, and writes the folder `out` in Hugging Face's format, model card included."""
+    """Train tokenizer and model, and write the folder `out` in Hugging Face's format, including the model card."""
     texts = read_texts(texts_at)
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(recipe.seed)
@@ -501,7 +504,7 @@ def train(texts_at: Path, out: Path, device: str, recipe: Recipe, command: str) 
 
 
 def quote(text: str) -> str:
-    """As a quotation in Markdown."""
+    """Return a text as a quotation in Markdown."""
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
@@ -576,7 +579,7 @@ Sampled (temperature 0.8, top_k 200, seed {seed}):
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+    """Run the command, and return the exit code."""
     parser = argparse.ArgumentParser(description="Makes the demo model.")
     stages = parser.add_subparsers(dest="stage", required=True)
     text = stages.add_parser("text", help="fetch, clean and split the novels")

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def own_caches(given: Mapping[str, str]) -> dict[str, str]:
-    """Where a process of pytest-xdist has its caches, by environment variable: in a folder that it shares with no other
-    process, be it of this command or of another one that runs at the same time. Empty where it is no such process.
+def private_caches(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the cache folders of a process of pytest-xdist, by environment variable. It shares them with no other
+    process of this command or of one that runs at the same time. Empty for other processes.
 
     Args:
-        given: the environment.
+        environment: environment variables of the process.
     """
-    if (worker := given.get("PYTEST_XDIST_WORKER")) is None:
+    if (worker := environment.get("PYTEST_XDIST_WORKER")) is None:
         return {}
-    own = Path(f"gptbench-tests-{given['PYTEST_XDIST_TESTRUNUID']}", worker)
+    subfolder = Path(f"gptbench-tests-{environment['PYTEST_XDIST_TESTRUNUID']}", worker)
     names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
-    return {name: str(Path(given.get(name) or tempfile.gettempdir(), own, name)) for name in names}
+    return {name: str(Path(environment.get(name) or tempfile.gettempdir(), subfolder, name)) for name in names}
 
 
 def remove(caches: Mapping[str, str]) -> None:
-    """Removes what `own_caches` gave, once it is of no more use."""
+    """Remove the folders that `private_caches` returned."""
     for folder in map(Path, caches.values()):
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty yet
+        with contextlib.suppress(OSError):  # another process still uses it
             for above in list(folder.parents)[:2]:
                 above.rmdir()

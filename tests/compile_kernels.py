@@ -1,5 +1,6 @@
-"""Compiles the fused engine's kernels for a GPU that need not be there, as the engine would launch them; prints a line
-of JSON for each. A program of its own, since the tests' process has Triton's interpreter in place of the compiler."""
+"""Program that compiles the fused engine's kernels as the engine would launch them, for a GPU that need not be present,
+and prints a line of JSON for each. It is a separate program because the tests' process has Triton's interpreter in
+place of the compiler."""
 
 import importlib
 import json
@@ -30,7 +31,7 @@ OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 
 
 def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, Any]) -> ASTSource:
-    """What a launch would compile, as Triton itself finds it out."""
+    """Return what a launch would compile, determined as Triton itself does."""
     backend = make_backend(HOPPER)
     binder = create_function_from_signature(function.signature, function.params, backend)
     bound, specialization, options = binder(*arguments, debug=False, instrumentation_mode="", **named)
@@ -39,35 +40,35 @@ def source(function: JITFunction, arguments: tuple[Any, ...], named: dict[str, A
 
 
 def section_of(quant: str) -> QuantConfig:
-    """A plugin's, too."""
+    """Return the section of a weight format, also of a plugin's."""
     if quant == "int4":
         importlib.import_module("tests.plugins.int4")
     return FORMATS[quant]
 
 
 def engine(name: str, quant: str, batch: int, length: int) -> Fused:
-    """Over a model without memory, on a GPU whose kernels overlap."""
+    """Return a fused engine over a model on the meta device, as on a GPU with PDL."""
     model = replace(model_config(name), n_layers=2)
     of = run_config(model, batch=batch)
     built = on_meta(model, section_of(quant), torch.bfloat16)
     on = Device(replace(of.device, kind=DeviceKind.cpu))
     section = FusedConfig(_target_="gptbench.engine.fused.Fused", name="fused", tile_cache="")
     shape = Shape(batch, len(of.workload.prompt), length)
-    made = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, shape)
-    made.processors = HOPPER_PROCESSORS
-    made.ops = made.decode_ops(made.tile_cache.__getitem__)
-    return made
+    fused = Fused(section, built, Sampler(of.sampling, model.vocab_size, on.torch), on, shape)
+    fused.processors = HOPPER_PROCESSORS
+    fused.ops = fused.decode_ops(fused.tile_cache.__getitem__)
+    return fused
 
 
 def stack_bytes(cubin: bytes) -> int:
-    """Of each thread: where registers do not suffice, or are indexed."""
+    """Return the bytes of stack of each thread: used where registers do not suffice, or are indexed."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (found,) = re.findall(r"STACK:(\d+)", told)
-    return int(found)
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
+    return int(stack)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Compiles a graph for the CPU, and a Triton kernel for a Hopper GPU that need not be there; prints a line of JSON with
-what was found in the caches, and what it cost. A program of its own, since the tests' process has Triton's interpreter
-in place of the compiler."""
+"""Program that compiles a graph for the CPU, and a Triton kernel for a Hopper GPU that need not be present, and prints
+a line of JSON with cache hits and compile times. It is a separate program because the tests' process has Triton's
+interpreter in place of the compiler."""
 
 import json
 
@@ -30,10 +30,10 @@ with CompileWatch() as watch:
     assert triton.compile(of, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
     graphs = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss", "bypass")}
     spent = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
-    told = {
+    summary = {
         "caches": graphs | {"triton_hit": watch.triton_hits, "triton_miss": watch.triton_misses},
         "compiles": watch.count,
         "stage_s": costs(sum(spent.values()), spent, triton_s=0.0, capture_s=0.0),
         "triton_s": covered(watch.compiling),
     }
-    print(json.dumps(told))
+    print(json.dumps(summary))

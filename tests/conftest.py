@@ -1,4 +1,5 @@
-"""Where there is no GPU: Triton kernels run in Triton's interpreter, and what is marked `gpu` is skipped."""
+"""Fixtures of all tests. Without a GPU, Triton kernels run in Triton's interpreter, and tests marked `gpu` are
+skipped."""
 
 import gc
 import os
@@ -7,19 +8,19 @@ import sys
 
 import torch
 
-from tests.caches import own_caches, remove
+from tests.caches import private_caches, remove
 
 # Triton reads this when it is imported, and again for each kernel. Importing torch does not import Triton.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Where there is one, each process of pytest-xdist has compile caches of its own, so that none loads what another has
-# left there. On a CPU, where nothing of Triton's is kept, they share one: each would compile the same C++ again.
+# With a GPU, each process of pytest-xdist has private compile caches, so that none loads what another has left there.
+# On a CPU, where Triton caches nothing, they share one, so as not to compile the same C++ several times.
 if torch.cuda.is_available():
-    OWN_CACHES = own_caches(os.environ)
-    os.environ.update(OWN_CACHES)
+    PRIVATE_CACHES = private_caches(os.environ)
+    os.environ.update(PRIVATE_CACHES)
 else:
-    OWN_CACHES = {}
+    PRIVATE_CACHES = {}
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +35,18 @@ from gptbench.config import register
 from gptbench.config.guard import install
 from tests.warm import Warm, shrink_roof
 
-# A script's background ignores Ctrl-C, and so would what tests start in it.
+# Background processes of a script ignore Ctrl-C, and so would the processes that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
-    """Its caches end with the process."""
-    remove(OWN_CACHES)
+    """Remove the caches of this process."""
+    remove(PRIVATE_CACHES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs a browser or a wheel as slow, and skips what is marked `gpu` where torch sees none."""
+    """Mark tests that need a browser or a wheel as slow, and skip those marked `gpu` if torch sees none."""
     for item in items:
         if {"browser", "wheel"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -58,12 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 MODULES = 0
-"""How many there were when what was there was last set apart."""
+"""Number of loaded modules when `gc.freeze` was last called."""
 
 
 def pytest_runtest_setup() -> None:
-    """Each job collects garbage several times. What is there before the tests, modules and every test, is none of
-    theirs: to search it would take most of their time. So is what the first tests import."""
+    """Exempt from garbage collection what exists before the tests, and what the first tests import: each job collects
+    garbage several times, and searching all modules and tests would take most of its time."""
     global MODULES
     if len(sys.modules) > MODULES + 20:
         gc.collect()
@@ -73,26 +74,26 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passwords that a test has given are no secrets of the next one's: one may be a word that its messages have."""
+    """Forget the passwords of earlier tests: one may be a word that occurs in this test's messages."""
     monkeypatch.setattr(redaction, "remembered", set())
 
 
 @pytest.fixture
 def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the rate at which memory is read is of no interest."""
+    """Measure the read roof quickly, for tests that do not depend on it."""
     shrink_roof(monkeypatch.setattr)
 
 
 @pytest.fixture
 def no_grad() -> Iterator[None]:
-    """As every engine runs the model."""
+    """Disable gradients, as every engine does."""
     with torch.no_grad():
         yield
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Tiny tensors: a second thread only waits, and on a busy machine four times as long."""
+    """Use one thread: on tiny tensors a second one only waits, and on a busy machine for a long time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -101,7 +102,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def nothing_compiled(one_thread: None) -> Iterator[None]:
-    """Each test compiles for itself: torch keeps at most 8 shapes of the same code."""
+    """Reset torch's compiler before and after the test: it keeps at most 8 shapes of the same code."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -109,7 +110,7 @@ def nothing_compiled(one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
-    """For tests of whole commands that are started often."""
+    """Yield a server that starts whole commands without importing everything anew."""
     server = Warm()
     yield server
     server.close()
@@ -117,7 +118,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store of MLflow's as it has just been made, to be copied: making one takes seconds."""
+    """Return a new SQLite store of MLflow to be copied, as making one takes seconds."""
     from gptbench.record.store import is_whole, make_whole
     from tests.servers import hasty_sqlite
 
@@ -131,7 +132,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def composing() -> Iterator[None]:
-    """Hydra, ready to compose what is shipped."""
+    """Initialise Hydra to compose the configuration that gptbench ships."""
     GlobalHydra.instance().clear()
     register()
     install()

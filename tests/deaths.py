@@ -1,4 +1,4 @@
-"""Deaths of a second process, which imports nothing else for them."""
+"""Ways for a second process to die, which need no other imports."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is kept of a disagreement on a GPU: it may not come again, and the binaries that ran can be compared later."""
+"""Evidence of disagreements on a GPU: they may not be reproducible, but the binaries that ran can be compared later."""
 
 import contextlib
 import hashlib
@@ -17,11 +17,11 @@ from gptbench import kernels
 from gptbench.engine import Engine
 
 FOLDER = "GPTBENCH_EVIDENCE"
-"""Environment variable with the folder for it; else it is a temporary one."""
+"""Environment variable with the folder for evidence; by default it is a temporary one."""
 
 
 def binaries() -> Iterator[tuple[str, bytes]]:
-    """Name and machine code of each of our kernels that this process has loaded."""
+    """Yield the name and machine code of each of gptbench's kernels that this process has loaded."""
     modules = [module for module in vars(kernels).values() if isinstance(module, ModuleType)]
     for kernel in (value for module in modules for value in vars(module).values()):
         if isinstance(kernel, JITFunction):
@@ -32,7 +32,8 @@ def binaries() -> Iterator[tuple[str, bytes]]:
 
 @contextlib.contextmanager
 def kept_evidence(engine: Engine, reference: Engine) -> Iterator[None]:
-    """Of an assertion that fails within it: logits of both, and binaries with their hashes; says where they lie."""
+    """Save the states of both engines and the kernels' binaries if an assertion fails within the context, and print
+    where."""
     try:
         yield
     except AssertionError as error:
@@ -40,14 +41,18 @@ def kept_evidence(engine: Engine, reference: Engine) -> Iterator[None]:
         if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="disagreement-", dir=parent))
-        states = {name: vars(each.state) for name, each in (("engine", engine), ("reference", reference))}
+        states = {name: vars(entry.state) for name, entry in (("engine", engine), ("reference", reference))}
         torch.save(states, folder / "states.pt")
-        told: dict[str, Any] = {"error": str(error), "test": os.environ.get("PYTEST_CURRENT_TEST"), "pid": os.getpid()}
-        told |= {name: value for name, value in os.environ.items() if name.startswith(("TRITON", "PYTEST_XDIST"))}
+        report: dict[str, Any] = {
+            "error": str(error),
+            "test": os.environ.get("PYTEST_CURRENT_TEST"),
+            "pid": os.getpid(),
+        }
+        report |= {name: value for name, value in os.environ.items() if name.startswith(("TRITON", "PYTEST_XDIST"))}
         hashes = {}
         for name, code in binaries():
             hashes[name] = hashlib.sha256(code).hexdigest()
             (folder / f"{hashes[name][:16]}.cubin").write_bytes(code)
-        (folder / "told.json").write_text(json.dumps(told | {"cubins": hashes}, indent=1))
-        print(f"the states and binaries of this disagreement: {folder}")
+        (folder / "report.json").write_text(json.dumps(report | {"cubins": hashes}, indent=1))
+        print(f"states and binaries of this disagreement: {folder}")
         raise

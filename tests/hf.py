@@ -1,4 +1,4 @@
-"""Tiny Hugging Face checkpoints, made by the transformers library itself, and what gptbench makes of one."""
+"""Tiny Hugging Face checkpoints made by transformers, and gptbench's models of them."""
 
 import json
 import os
@@ -51,7 +51,7 @@ MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
 
 
 def shape(heads: int = 6, kv_heads: int = 2, dim: int = 48, **others: Any) -> dict[str, Any]:
-    """What all configurations have. The epsilon is large enough to matter."""
+    """Return the fields of all configurations. The epsilon is large enough to matter."""
     return {
         "vocab_size": 131,
         "hidden_size": dim,
@@ -76,7 +76,7 @@ LLAMA_3 = rope(
     high_freq_factor=4.0,
     original_max_position_embeddings=48,
 )
-"""Of the wavelengths of a head of 16, one is kept, two lie between, five are stretched."""
+"""Llama 3's RoPE scaling: of the 8 wavelengths of a head of 16, one is kept, two lie in between, five are stretched."""
 
 CASES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**shape()),
@@ -100,11 +100,12 @@ CASES: dict[str, PreTrainedConfig] = {
         num_experts_per_tok=1,
     ),
 }
-"""Every architecture, each way of stretching and windows, with odd ratios of heads, tied and not."""
+"""Configurations of every architecture, with each RoPE scaling, windows, odd ratios of heads, tied and untied."""
 
 
 def library_model(case: str, seed: int = 3) -> PreTrainedModel:
-    """The library's model with seeded parameters, none of which is what a wrong program would take it for."""
+    """Return transformers' model with seeded parameters, none of which has a value that a wrong program might
+    assume."""
     config = CASES[case]
     model = MODELS[type(config)](config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +120,7 @@ def library_model(case: str, seed: int = 3) -> PreTrainedModel:
 
 
 def completed(folder: Path, **fields: Any) -> ModelConfig:
-    """The model's section for ``model=auto model.checkpoint=FOLDER``."""
+    """Return the model's section for ``model=auto model.checkpoint=FOLDER``."""
     section = OmegaConf.merge(
         OmegaConf.structured(ModelConfig),
         OmegaConf.load(CONF / "model" / "auto.yaml"),
@@ -139,7 +140,8 @@ def loaded(
     progress: Callable[[str, float], None] = lambda *_: None,
     **fields: Any,
 ) -> tuple[Transformer, CheckpointInfo]:
-    """gptbench's model with a checkpoint's weights and room for 24 positions, checked and built as a run does it."""
+    """Return gptbench's model with a checkpoint's weights and a KV cache of 24 positions, checked and built as in a
+    run."""
     config = completed(folder, **fields)
     section = DeviceConfig(_target_="gptbench.device.Device", name="cpu", kind=DeviceKind.cpu, dtype=Dtype(dtype))
     device = Device(section)
@@ -153,19 +155,19 @@ def loaded(
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint's safetensors files."""
+    """Return every tensor of a checkpoint's safetensors files."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def store(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Puts other tensors into the place of a checkpoint's, in one file."""
+    """Replace a checkpoint's tensors by others, in one file."""
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def rewrite(folder: Path, **values: Any) -> None:
-    """Changes keys of config.json; `...` takes one out."""
+    """Change keys of config.json; `...` removes one."""
     file = folder / "config.json"
     changed = json.loads(file.read_text()) | values
     file.write_text(json.dumps({key: value for key, value in changed.items() if value is not ...}))

@@ -1,4 +1,4 @@
-"""Jobs run in this process, as Hydra would ask for them."""
+"""Jobs that run in this process as Hydra would run them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tiny models that many tests share, and how to make one with weights and a KV cache."""
+"""Tiny models that many tests share, and functions that make them with weights and a KV cache."""
 
 import math
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ from gptbench.model.transformer import MixtureOfExperts, RMSNorm
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parent.parent / "conf"
-"""The configuration that is shipped."""
+"""Folder of the configuration that gptbench ships."""
 
 
 def model_config(name: str) -> ModelConfig:
-    """``conf/model/NAME.yaml``, typed and checked as a run would have it."""
+    """Return ``conf/model/NAME.yaml``, typed and checked as in a run."""
     typed = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONF / "model" / f"{name}.yaml"))
     config = OmegaConf.to_object(typed)
     assert isinstance(config, ModelConfig)
@@ -44,18 +44,18 @@ def model_config(name: str) -> ModelConfig:
 
 
 def tiny(name: str, **shape: Any) -> ModelConfig:
-    """A config made here. Widths are multiples of 16 (as int8 wants them), the vocabulary is a prime."""
+    """Return a configuration of a model. Widths are multiples of 16, as int8 requires; vocabularies are primes."""
     return ModelConfig(_target_="gptbench.model.Transformer", name=name, **shape)
 
 
 DENSE = tiny("dense", vocab_size=211, dim=48, n_layers=3, n_heads=3, n_kv_heads=3, ffn_dim=112, context=64)
-"""Multi-head, untied."""
+"""Model with multi-head attention, untied."""
 
 GQA = tiny("gqa", vocab_size=331, dim=96, n_layers=2, n_heads=6, n_kv_heads=2, ffn_dim=176, context=64, tied=True)
-"""Six heads over two key-value heads, tied."""
+"""Model with six heads over two key-value heads, tied."""
 
 MOE = replace(model_config("mixtral_tiny"), vocab_size=512)
-"""Eight experts, two of them active; four heads over two key-value heads."""
+"""Mixture of eight experts, two of them active, with four heads over two key-value heads."""
 
 QWEN = tiny(
     "qwen",
@@ -70,7 +70,8 @@ QWEN = tiny(
     qkv_bias=True,
     qk_norm=True,
 )
-"""Heads that together are wider than the model, a bias, normalised queries and keys: Qwen 2 and 3 in one."""
+"""Model with heads that together are wider than the model, a bias, and normalised queries and keys: Qwen 2 and 3 in
+one."""
 
 WINDOW = replace(
     DENSE,
@@ -79,7 +80,7 @@ WINDOW = replace(
     rope_theta=100.0,
     rope_scaling=RopeScaling(factor=3.0, low_freq_factor=1.0, high_freq_factor=3.0, original_context=48),
 )
-"""A window shorter than most sequences, and wavelengths that are stretched, kept, and between."""
+"""Model with a window shorter than most sequences, and with wavelengths that are stretched, kept, and in between."""
 
 MIXED = replace(
     MOE,
@@ -89,22 +90,22 @@ MIXED = replace(
     attention_pattern=[AttentionKind.full, AttentionKind.window],
     ffn_pattern=[FeedForwardKind.dense, FeedForwardKind.dense, FeedForwardKind.experts, FeedForwardKind.experts],
 )
-"""Layers of four kinds: attention to everything or to three positions, one feed-forward network or experts."""
+"""Model with layers of four kinds: full or windowed attention, with one feed-forward network or experts."""
 
 TINY = [DENSE, GQA, MOE]
 FAMILY = [*TINY, QWEN, WINDOW]
-"""`TINY` where each one is compiled, which takes long; else all."""
+"""All models; tests that compile each one use `TINY`, as that takes long."""
 
 QUANTISATIONS = {"none": "gptbench.quant.Unquantised", "int8": "gptbench.quant.Int8"}
 
 
 def model_name(value: Any) -> str | None:
-    """For ``parametrize(..., ids=model_name)``."""
+    """Return a test id of a parameter, for ``parametrize(..., ids=model_name)``."""
     return value.name if isinstance(value, ModelConfig) else None
 
 
 def quant_section(name: str) -> QuantConfig:
-    """``conf/quant/NAME.yaml``."""
+    """Return the section of ``conf/quant/NAME.yaml``."""
     return QuantConfig(_target_=QUANTISATIONS[name], name=name)
 
 
@@ -117,8 +118,8 @@ def make_model(
     seed: int = 1234,
     device: torch.device = CPU,
 ) -> Transformer:
-    """A model with seeded weights, as `gptbench.build.build` makes it; and for tests that call it without an engine,
-    `model.memory` for sequences of `length` positions."""
+    """Return a model with seeded weights, as `gptbench.build.build` makes it. For tests that call it without an engine,
+    `model.memory` is a KV cache for sequences of `length` positions."""
     model = on_meta(config, quant_section(quant), dtype)
     model.to_empty(device=device)
     fill(model, seed)
@@ -133,7 +134,7 @@ def run_config(
     new_tokens: int = 6,
     batch: int = 1,
 ) -> Config:
-    """A whole run of a model, with the eager engine and nothing tracked."""
+    """Return the configuration of a run of a model with the eager engine and without tracking."""
     workload = WorkloadConfig(
         _target_="gptbench.generate.Workload",
         name="test",
@@ -157,41 +158,41 @@ def run_config(
 
 
 def rotation_table(config: ModelConfig, length: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of a model whose layers are alike, float32 [length, K] each."""
+    """Return the cosines and sines of a model whose layers are all the same, float32 [length, K] each."""
     table = RotationTable(config.layer_specs[0].attention.rotary, length, device)
     return table.cos, table.sin
 
 
 def random_tokens(config: ModelConfig, batch: int, tokens: int, seed: int = 7) -> Tensor:
-    """int64 [batch, tokens]."""
+    """Return random tokens, int64 [batch, tokens]."""
     return torch.randint(config.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(seed))
 
 
 def prefill(model: Transformer, tokens: Tensor) -> Tensor:
-    """Logits after the last of tokens [B, T], which start the cache anew."""
+    """Return the logits after the last of tokens [B, T], which start at position 0 of the cache."""
     count = tokens.shape[1]
     return model(tokens, torch.arange(count).expand(len(tokens), -1), model.memory, count)
 
 
 def step(model: Transformer, tokens: Tensor, position: int, read: int) -> Tensor:
-    """Logits after one more token [B, 1] at `position`, with the first `read` cached positions attended to."""
+    """Return the logits after one more token [B, 1] at `position`, attending to the first `read` cached positions."""
     return model(tokens, torch.full((len(tokens), 1), position), model.memory, read)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected magnitude; NaN where anything is NaN."""
+    """Return the largest difference over the largest expected magnitude; NaN if anything is NaN."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
 
 def dequantised(module: Weight) -> Tensor:
-    """The weight that a module stands for, float64."""
+    """Return a module's dequantised weight, float64."""
     matrix, scale = module.format.factors(*module.stored)
     return matrix.double() if scale is None else matrix.double() * scale.double().unsqueeze(-1)
 
 
 def frequency(config: ModelConfig, pair: int) -> float:
-    """Radians a position, written as in the paper, and Llama 3's stretching as Meta's code branches."""
+    """Return RoPE's radians per position, written as in the paper, and Llama 3's scaling branched as in Meta's code."""
     plain = 1 / config.rope_theta ** (2 * pair / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
@@ -208,7 +209,7 @@ def frequency(config: ModelConfig, pair: int) -> float:
 
 
 def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
-    """Logits after every one of `tokens`, float64 [T, V]: the weights of `model`, and none of its code.
+    """Return the logits after every one of `tokens`, float64 [T, V], with the weights of `model` but none of its code.
 
     Deliberately plain: one sequence, no cache, complex rotations, a loop over heads, positions and experts.
     """
@@ -222,8 +223,8 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
             module.weight.double()
         )
 
-    def turned(x: Tensor) -> Tensor:
-        """x [T, K]: component i and i + K/2 make one complex number, turned by t radians over its wavelength."""
+    def apply_rope(x: Tensor) -> Tensor:
+        """Rotate x [T, K]: components i and i + K/2 form a complex number, rotated by its frequency times t."""
         pairs = torch.complex(x[:, : width // 2], x[:, width // 2 :])
         for t in range(len(x)):
             for i in range(width // 2):
@@ -259,7 +260,7 @@ def reference_logits(model: Transformer, tokens: Sequence[int]) -> Tensor:
             q, k, v = (h @ wqkv[n].T + bias[n] for n in (head, heads + shared, heads + kv_heads + shared))
             if config.qk_norm:
                 q, k = norm(q, attention.q_norm), norm(k, attention.k_norm)
-            q, k = turned(q), turned(k)
+            q, k = apply_rope(q), apply_rope(k)
             rows = []
             for t in range(len(tokens)):
                 first = max(0, t + 1 - window) if window else 0

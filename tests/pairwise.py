@@ -1,5 +1,5 @@
-"""Pairwise covering: of a product of choices, as few combinations as hold every pair of choices at least once; and
-cases in one item of pytest."""
+"""Pairwise testing: few combinations of choices that contain every pair of choices at least once; and many cases in one
+test item of pytest."""
 
 import functools
 import inspect
@@ -9,12 +9,13 @@ from typing import Any
 
 
 def pairwise(*choices: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Combinations with one of each of `choices`, such that each two values of different ones meet.
+    """Return combinations with one value from each of `choices`, such that every two values of different choices occur
+    together.
 
-    Most defects need two things to come together, and next to none need three (Kuhn, Wallace and Gallo, 2004,
-    https://doi.org/10.1109/TSE.2004.24). Greedy, and the same each time.
+    Most defects need two factors to come together, and hardly any need three (Kuhn, Wallace and Gallo, 2004,
+    https://doi.org/10.1109/TSE.2004.24). The algorithm is greedy and deterministic.
     """
-    product = list(itertools.product(*(range(len(each)) for each in choices)))
+    product = list(itertools.product(*(range(len(values)) for values in choices)))
 
     def pairs(combination: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
         return set(itertools.combinations(enumerate(combination), 2))
@@ -25,12 +26,12 @@ def pairwise(*choices: Sequence[Any]) -> list[tuple[Any, ...]]:
         best = max(product, key=lambda combination: len(pairs(combination) & missing))
         chosen.append(best)
         missing -= pairs(best)
-    return [tuple(each[index] for each, index in zip(choices, combination, strict=True)) for combination in chosen]
+    return [tuple(values[index] for values, index in zip(choices, combination, strict=True)) for combination in chosen]
 
 
 def for_each(names: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """As ``pytest.mark.parametrize``, but all in one item, which collects and begins quicker: for arithmetic that needs
-    no fixtures of its own. An error says of which values it is."""
+    """Parametrise a test like ``pytest.mark.parametrize``, but in one item, which is faster to collect and start: for
+    arithmetic that needs no fixtures per case. An error names the values of its case."""
     named = [name.strip() for name in names.split(",")]
     cases = [dict(zip(named, value if len(named) > 1 else (value,), strict=True)) for value in values]
 

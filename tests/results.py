@@ -1,4 +1,4 @@
-"""Results that look as if they had been measured."""
+"""Synthetic results that look as if they had been measured."""
 
 import math
 from dataclasses import replace
@@ -36,16 +36,18 @@ def made_result(
     temperature: float = 0.8,
     perplexity: float | None = None,
 ) -> Result:
-    """A run of stories15m in bfloat16 or int8, compiled by Inductor, on one GPU.
+    """Return a run of stories15m in bfloat16 or int8, compiled by Inductor, on one GPU.
 
     Args:
         step_s: seconds of the first decode step of the first sample; each step takes 1% longer than the one before,
             each sample 10%.
-        compiles: what was compiled during each sample; by default there are three samples, and the second is invalid.
-        finite: whether the last sample's numbers are.
-        tracking: fields of `MLflowConfig` that differ from its defaults; None is no tracking.
-        model, engine: names alone.
-        perplexity: that of a text of four tokens; None is a run that predicted none.
+        compiles: number of compilations during each sample; by default there are three samples, of which the second is
+            invalid.
+        finite: whether the last sample's values are finite.
+        tracking: fields of `MLflowConfig` that differ from its defaults; None for no tracking.
+        model: name of the model; nothing else depends on it.
+        engine: name of the engine; nothing else depends on it.
+        perplexity: perplexity of a text of four tokens; None for a run that predicted no text.
     """
     environment = Environment(
         commit=commit,
@@ -129,14 +131,15 @@ def made_result(
 
 
 def made_predictions(perplexity: float) -> Predictions:
+    """Return predictions of a text of four tokens."""
     return Predictions(
         "text.txt", "abc", 16, [1, 4], nll=[math.log(perplexity)] * 4, kl=[0.25] * 4, same_top=[True] * 4
     )
 
 
 def made_breakdown(kernels: int = 3) -> Breakdown:
-    """A step of 100 µs for each kernel, each of which runs twice, 10 µs less than the one before it; of the first it is
-    known what it reads."""
+    """Return a breakdown of a step of 100 µs per kernel. Each kernel runs twice, for 10 µs less in total than the one
+    before it; only the bytes that the first one reads are known."""
     launches, start = [], 0.0
     for number in range(2 * kernels):
         kernel = number // 2
@@ -147,11 +150,12 @@ def made_breakdown(kernels: int = 3) -> Breakdown:
 
 
 def made_energy() -> Energy:
-    """At 60 W while idle: 0.5 J per token of decode and 0.125 J of prefill."""
+    """Return energy at 60 W when idle, with 0.5 J per token of decode and 0.125 J per token of prefill."""
     return Energy("a counter", 60.0, prefill=Spent(185.0, 2.0, 520), decode=Spent(220.0, 2.0, 200))
 
 
 def made_state(throttled: bool = False) -> DeviceState:
+    """Return three readings of a device under rising load."""
     return DeviceState(
         at_s=[0.0, 0.03, 0.06],
         clock_mhz=[1980.0, 1970.0, 1755.0],
@@ -162,7 +166,8 @@ def made_state(throttled: bool = False) -> DeviceState:
 
 
 def made_kernels() -> KernelResult:
-    """Two kernels: our own at a half and three quarters of the read roof, the library's at a quarter of it."""
+    """Return timings of two kernels: gptbench's at half and at three quarters of the read roof, a library's at a
+    quarter."""
     run = made_result()
 
     def timed(share: float) -> Timing:
@@ -190,6 +195,7 @@ def made_kernels() -> KernelResult:
 
 
 def made_failure() -> Failure:
+    """Return the record of a job that was killed."""
     run = made_result(temperature=2.0)
     run.config["device"]["dtype"] = "bfloat16"
     return Failure(
@@ -205,7 +211,7 @@ def made_failure() -> Failure:
 
 
 def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> dict[str, Any]:
-    """The resolved configuration of `made_result`, as groups of plain values."""
+    """Return the resolved configuration of `made_result`, as groups of plain values."""
     mlflow = {
         "_target_": "gptbench.record.MLflowTracker",
         "name": "mlflow",
@@ -290,6 +296,6 @@ def made_config(quant: str, outputs: str, tracking: dict[str, Any] | None) -> di
 
 
 def on_cpu(result: Result, **environment: Any) -> Result:
-    """The same from a CPU, with these fields of the environment."""
+    """Return a result as if it were from a CPU, with some fields of the environment changed."""
     here = replace(result.environment, driver=None, power_limit_w=None, **environment)
     return replace(result, environment=replace(here, device=here.cpu))

@@ -1,4 +1,4 @@
-"""Stores and servers to log to, and a proxy before a server that makes trouble when it is told to."""
+"""Stores and servers to log to, and a proxy in front of a server that simulates failures on demand."""
 
 import base64
 import contextlib
@@ -34,17 +34,17 @@ from gptbench.schema import Result
 from tests.results import NEW_TOKENS, made_result
 
 PATIENCE_S = 120
-"""For a server to start: with its migrations that takes 10 to 20 s on an idle machine."""
+"""Seconds to wait for a server to start; with migrations that takes 10 to 20 s on an idle machine."""
 
 
 def config(*, figures: bool = False, **values: Any) -> MLflowConfig:
-    """Without figures, whose drawing takes half a second, where no test is about them."""
+    """Return MLflow's section, by default without figures, which take half a second to draw."""
     return MLflowConfig(_target_="gptbench.record.MLflowTracker", name="mlflow", figures=figures, **values)
 
 
 @dataclass
 class Store:
-    """An outputs folder with its SQLite store, and a look inside."""
+    """Outputs folder with its SQLite store, and queries of it."""
 
     outputs: Path
 
@@ -60,7 +60,7 @@ class Store:
         return MLflowTracker(config(**values), self.outputs).log(result, path)
 
     def runs(self, experiment: str) -> list[Run]:
-        """In the order of their start."""
+        """Return the runs of an experiment in order of their start."""
         found = self.client.get_experiment_by_name(experiment)
         assert found is not None
         return list(self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))
@@ -94,7 +94,7 @@ def check_artifacts(folder: Path, result: Result, path: Path) -> None:
 
 @contextlib.contextmanager
 def hasty_sqlite() -> Iterator[None]:
-    """SQLite as it is opened meanwhile does not wait for the disk, which is most of what making a store takes."""
+    """Open SQLite without waiting for the disk, which takes most of the time of making a store."""
 
     def pragma(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
@@ -108,7 +108,8 @@ def hasty_sqlite() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hasty_pictures() -> Iterator[None]:
-    """The picture of compile time that is logged with a record is a stand-in: drawing it takes longer than logging."""
+    """Replace the picture of compile time that is logged with a record by a stand-in: drawing it takes longer than
+    logging."""
 
     def draw(result: Result, path: Path) -> bool:
         if drawn := bool(compile_bars(result)):
@@ -121,7 +122,7 @@ def hasty_pictures() -> Iterator[None]:
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path, store: str) -> Iterator[str]:
-    """URL of a server with a store, which answers; its artifacts and its log are in the folder."""
+    """Yield the URL of a running server with a store; its artifacts and its log are in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -159,7 +160,7 @@ def healthy(url: str) -> bool:
 
 
 def postgresql_programs() -> Path | None:
-    """Folder of `initdb` and `pg_ctl`: on the path, or the newest where Debian puts them."""
+    """Return the folder of `initdb` and `pg_ctl`: on the path, or the newest version where Debian puts them."""
     found = shutil.which("initdb")
     folders = [*([Path(found).parent] if found else []), *Path("/usr/lib/postgresql").glob("*/bin")]
     folders = [folder for folder in folders if (folder / "initdb").exists() and (folder / "pg_ctl").exists()]
@@ -167,7 +168,7 @@ def postgresql_programs() -> Path | None:
 
 
 def no_postgresql() -> str | None:
-    """Why there can be none; None where there can."""
+    """Return why PostgreSQL cannot be run here; None if it can."""
     if postgresql_programs() is None:
         return "needs PostgreSQL's initdb and pg_ctl"
     try:
@@ -180,7 +181,7 @@ def no_postgresql() -> str | None:
 
 
 def postgresql_user() -> pwd.struct_passwd | None:
-    """Who runs it where root may not."""
+    """Return the user that runs PostgreSQL, which root may not; None if there is none."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres")
     return None
@@ -188,7 +189,7 @@ def postgresql_user() -> pwd.struct_passwd | None:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """URI of an empty database on a PostgreSQL of our own, which is reached through a socket in its folder alone."""
+    """Yield the URI of an empty database on a private PostgreSQL, which only listens on a socket in its folder."""
     programs = postgresql_programs()
     assert programs is not None
     # Not below pytest's folder: the user postgres may not look into that. And a socket's path must be short.
@@ -218,46 +219,46 @@ def postgresql() -> Iterator[str]:
 
 
 class Trouble(Enum):
-    """What a proxy can do in place of its work."""
+    """Failures that a proxy can simulate."""
 
     refuse = auto()
-    """No connection is taken, nor the request answered during which this begins."""
+    """Refuse connections, and do not answer the request during which this begins."""
     hang = auto()
-    """Requests are taken, and neither passed on nor answered."""
+    """Accept requests, but neither forward nor answer them."""
     delay = auto()
-    """Requests are passed on at once, and not answered before the proxy is told to do something else."""
+    """Forward requests at once, but do not answer them before the proxy gets another order."""
     cut = auto()
-    """Requests are passed on, and the connection is closed without the answer."""
+    """Forward requests, and close the connection without an answer."""
     busy = auto()
-    """Requests are answered with 503, and that they may be made again in an hour."""
+    """Answer requests with 503 and Retry-After in an hour."""
     locked = auto()
-    """Requests are passed on if they come from the user `me` with the password `secret`."""
+    """Forward requests only from the user `me` with the password `secret`."""
 
 
 @dataclass
 class Order:
-    """What a proxy was told to do."""
+    """Order to a proxy to simulate a failure."""
 
     trouble: Trouble
     at: str
-    """Part of the path of the requests that meet it."""
+    """Part of the path of the requests that are affected."""
     times: float
-    """How many of them do, before all is well again."""
+    """Number of requests that are affected."""
     over: threading.Event = field(default_factory=threading.Event)
-    """Set when the proxy is told otherwise."""
+    """Event that is set when the proxy gets another order."""
 
 
 class Proxy:
-    """Passes requests on to a server on this machine, in threads, and counts them.
+    """Proxy that forwards requests to a server on this machine, in threads, and counts them.
 
     Args:
-        url: the server's; None where there is none behind it.
+        url: URL of the server; None for no server.
     """
 
     def __init__(self, url: str | None) -> None:
         self.target = None if url is None else ("127.0.0.1", int(url.rpartition(":")[2]))
         self.requests: list[str] = []
-        """Method and path of each, in the order in which they came."""
+        """Method and path of each request, in order of arrival."""
         self.order: Order | None = None
         self.lock = threading.Lock()
         self.listener = self.bound(0)
@@ -266,7 +267,7 @@ class Proxy:
         self.listen()
 
     def make(self, trouble: Trouble, at: str = "", times: float = float("inf")) -> None:
-        """Makes trouble from now on."""
+        """Simulate a failure from now on."""
         self.work()
         with self.lock:
             self.order = Order(trouble, at, times)
@@ -274,7 +275,7 @@ class Proxy:
             self.leave()
 
     def work(self) -> None:
-        """Works from now on; what hangs or waits is given up."""
+        """Work normally from now on; requests that hang or wait are given up."""
         with self.lock:
             if self.order is not None:
                 self.order.over.set()
@@ -288,7 +289,7 @@ class Proxy:
         self.listener.close()
 
     def count(self, part: str) -> int:
-        """Requests with that in their path."""
+        """Return the number of requests whose line contains some text."""
         return sum(part in request for request in self.requests)
 
     @staticmethod
@@ -304,7 +305,7 @@ class Proxy:
         threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
 
     def leave(self) -> None:
-        """Refuses connections. The port stays ours."""
+        """Refuse connections, but keep the port."""
         self.away = True
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)  # ends the thread that accepts
@@ -320,7 +321,7 @@ class Proxy:
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
-        """One request, after which the connection is closed: so the end of an answer is the end of what is read."""
+        """Serve one request and close the connection, so that the answer ends where reading ends."""
         with connection, contextlib.suppress(OSError):
             request = read_request(connection)
             if request is None:
@@ -346,7 +347,7 @@ class Proxy:
                     connection.sendall(answered)
 
     def order_for(self, line: str) -> Order | None:
-        """What to do with a request."""
+        """Return the order that applies to a request; None to forward it."""
         with self.lock:
             self.requests.append(line.rpartition(" ")[0])
             order = self.order
@@ -360,12 +361,12 @@ KEY = b"Basic " + base64.b64encode(b"me:secret")
 
 
 def answer(status: str, *headers: str) -> bytes:
-    """Without a body."""
+    """Return an HTTP response without a body."""
     return "\r\n".join([f"HTTP/1.1 {status}", "Content-Length: 0", "Connection: close", *headers, "", ""]).encode()
 
 
 def read_request(connection: socket.socket) -> bytes | None:
-    """A whole one, which asks the server to close the connection after it; None where the client has gone."""
+    """Return a complete request, which asks the server to close the connection; None if the client has gone."""
     read = b""
     while b"\r\n\r\n" not in read:
         if not (more := connection.recv(2**16)):

@@ -1,5 +1,6 @@
-"""Decode steps whose kernels are slow to write once they have let the next one start, against those of kernels launched
-one after the other: what is read too soon would differ. A program of its own, as the kernels are compiled anew."""
+"""Program that compares decode steps with and without PDL, with kernels that are slow to write after they have let the
+next one start: a kernel that reads too early would give other results. It is a separate program because the kernels are
+compiled anew."""
 
 import itertools
 import tempfile
@@ -26,7 +27,7 @@ MODELS = ("llama2_7b", "llama3_2_1b", "mixtral_16l")
 
 @triton.jit
 def slow_follow(PDL: tl.constexpr):
-    """`pdl_wait_and_trigger`, and then a sleep of up to 30 µs, of another length in each program."""
+    """Call `pdl_wait_and_trigger`, and then sleep for up to 30 µs, differently in each program."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -42,7 +43,7 @@ def slow_follow(PDL: tl.constexpr):
 
 
 def steps(engine: Fused) -> tuple[Tensor, Tensor]:
-    """Tokens of a prompt and of the steps after it, and the last logits."""
+    """Return the tokens of a prompt and of the steps after it, and the last logits."""
     vocabulary, on = engine.model.config.vocab_size, engine.device
     prompt = torch.randint(vocabulary, (engine.batch, PROMPT), generator=torch.Generator().manual_seed(3))
     engine.seed(7)
@@ -54,10 +55,12 @@ def steps(engine: Fused) -> tuple[Tensor, Tensor]:
 
 
 def engine_over(model: Transformer, batch: int, pdl: bool) -> Fused:
-    drawn = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=0.8, top_k=50)
+    sampling = SamplingConfig(_target_="gptbench.sampling.Sampler", name="x", temperature=0.8, top_k=50)
     target, on = "gptbench.engine.fused.Fused", device("cuda")
     section = FusedConfig(_target_=target, name="fused", pdl=pdl, tile_cache=tempfile.gettempdir())
-    engine = Fused(section, model, Sampler(drawn, model.config.vocab_size, on.torch), on, Shape(batch, PROMPT, LENGTH))
+    engine = Fused(
+        section, model, Sampler(sampling, model.config.vocab_size, on.torch), on, Shape(batch, PROMPT, LENGTH)
+    )
     engine.prepare()
     return engine
 
@@ -67,7 +70,7 @@ def main() -> None:
     cuda = torch.device("cuda")
     assert supports_pdl(cuda)
     for module in MODULES:
-        module.pdl_wait_and_trigger = slow_follow  # before any of them is compiled
+        module.pdl_wait_and_trigger = slow_follow  # before any kernel is compiled
     for name, quant, batch in itertools.product(MODELS, ("none", "int8"), (1, 3)):
         config = replace(model_config(name), n_layers=2)
         model = make_model(config, quant, batch, LENGTH, torch.bfloat16, device=cuda)

@@ -1,4 +1,4 @@
-"""What tests of sweeps share: how one is asked for, and what is found in its outputs folder."""
+"""Shared by tests of sweeps: command lines, and what is in the outputs folder."""
 
 import shutil
 from collections import Counter
@@ -15,16 +15,16 @@ SHORT = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=4
 PLAIN = ["engine=eager", "device=cpu", "device.threads=1"]
 SWEEP = ["-m", *SHORT, *PLAIN]
 LOGGED = [*SWEEP, "tracking.figures=false"]
-"""With MLflow, without charts: they take longer to draw than such a job takes, and have tests of their own."""
+"""Sweep logged to MLflow without charts, which take longer to draw than such a job, and have separate tests."""
 SIX = ["sampling.top_k=1,5,50", "sampling.temperature=0.5,1"]
 LONG = ["workload.new_tokens=500", "workload.samples=200"]
-"""A job that takes minutes."""
+"""Overrides of a job that takes minutes."""
 SECONDS = ["workload.new_tokens=200", "workload.samples=1"]
-"""A job that takes a few."""
+"""Overrides of a job that takes a few seconds."""
 
 
 def begin(warm: Warm, folder: Path, empty_store: Path) -> Path:
-    """An outputs folder with a measured roof and an empty store, which are not to be made each time."""
+    """Return an outputs folder with a measured read roof and an empty store, so that these are made only once."""
     code, call = warm.run(folder, *SHORT, *PLAIN, "tracking=none")
     assert code == 0, call.err
     shutil.copy(empty_store, folder / "outputs" / "mlflow.db")
@@ -32,14 +32,14 @@ def begin(warm: Warm, folder: Path, empty_store: Path) -> Path:
 
 
 def copy_of(begun: Path, folder: Path) -> Path:
-    """A folder to work in, with what was begun."""
+    """Return a folder to work in, with a copy of what `begin` made."""
     shutil.copytree(begun / "roofs", folder / "outputs" / "roofs")
     shutil.copy(begun / "mlflow.db", folder / "outputs")
     return folder
 
 
 def runs(folder: Path) -> tuple[list[Run], list[Run]]:
-    """Parents and children in MLflow's store."""
+    """Return the parent and child runs in MLflow's store."""
     client = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
     experiment = client.get_experiment_by_name("gptbench")
     assert experiment is not None
@@ -49,7 +49,7 @@ def runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 
 def measurements(folder: Path) -> Counter[str | None]:
-    """How often each identity is recorded."""
+    """Return how often each identity is recorded."""
     counted: Counter[str | None] = Counter()
     for path in (folder / "outputs").glob("2*/*/*/result*.json"):
         record = load_record(path)
@@ -59,7 +59,7 @@ def measurements(folder: Path) -> Counter[str | None]:
 
 
 def sweeps(folder: Path) -> list[SweepRecord]:
-    """Records of all calls, in their order."""
+    """Return the records of all sweeps, in order."""
     return [SweepRecord.load(path) for path in sorted((folder / "outputs").glob("2*/*/sweep.json"))]
 
 

@@ -23,7 +23,7 @@ from gptbench.engine.compile_cache import LocalCaches
 from gptbench.measure.compilation import CompileWatch, compile_cache
 from gptbench.private.torch import COMPILER
 from gptbench.task import Kernels
-from tests.caches import own_caches, remove
+from tests.caches import private_caches, remove
 from tests.models import DENSE, run_config
 
 INDUCTOR = InductorConfig(_target_="gptbench.engine.Inductor", name="inductor")
@@ -201,10 +201,10 @@ def test_no_two_test_processes_share_a_cache(tmp_path: Path) -> None:
     """Not those of two commands that one user runs at the same time, either."""
     processes = [{"PYTEST_XDIST_TESTRUNUID": run, "PYTEST_XDIST_WORKER": of} for run in ("a", "b") for of in "12"]
     for given in ({}, {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}):
-        found = [folder for process in processes for folder in own_caches(process | given).values()]
+        found = [folder for process in processes for folder in private_caches(process | given).values()]
         assert len(set(found)) == 8
         assert all(Path(folder).is_relative_to(tmp_path) for folder in found) == bool(given)
-    all_of_them = [own_caches(process | given) for process in processes]
+    all_of_them = [private_caches(process | given) for process in processes]
     for path in (path for each in all_of_them for path in each.values()):
         Path(path, "kernel").mkdir(parents=True)
     remove(all_of_them[0])
@@ -213,4 +213,4 @@ def test_no_two_test_processes_share_a_cache(tmp_path: Path) -> None:
     for each in all_of_them[1:]:
         remove(each)
     assert not list(tmp_path.iterdir())
-    assert own_caches({}) == {}
+    assert private_caches({}) == {}

@@ -355,7 +355,7 @@ def test_a_disagreement_leaves_its_states_and_binaries(
     (folder,) = (tmp_path / "new").iterdir()
     assert str(folder) in capsys.readouterr().out
     assert torch.equal(torch.load(folder / "states.pt")["engine"]["logits"], engine.state.logits)
-    (code,) = json.loads((folder / "told.json").read_text())["cubins"].values()
+    (code,) = json.loads((folder / "report.json").read_text())["cubins"].values()
     assert (folder / f"{code[:16]}.cubin").read_bytes() == b"code"
 
 

@@ -89,7 +89,7 @@ def test_a_batch_of_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert result.prompts == of.workload.prompts
     assert sample.experts_chosen is not None and sample.experts_read == steps * MOE.n_layers * MOE.n_experts
     assert sample.experts_chosen == least if same else sample.experts_chosen > least
-    assert f"batch 4 with {'one prompt for all rows' if same else 'a prompt each'}" in said
+    assert f"batch 4 with {'one prompt for all rows' if same else 'a prompt for each row'}" in said
     assert "GB, where all rows choose the same experts, to " in said
     fewest = sum(result.traffic.needed()) / steps
     (gb_per_s, limit), *_ = re.findall(r"read roof of (\S+) GB/s the former .*: at most (\S+) tokens/s", said)

@@ -99,7 +99,7 @@ def test_1500_records_are_read_and_summarised_once(
     assert len(rendered([Export.of(found).table()], "csv").splitlines()) == COUNT + 1
     monkeypatch.setattr(report, "CHARTS", ())
     page = report.html(found, baselines, "many", [str(tmp_path)], "now")
-    assert f"{COUNT} of {COUNT} runs count" in page
+    assert f"{COUNT} of {COUNT} runs are valid" in page
     assert len(summaries) == COUNT and set(summaries.values()) == {1}
     assert set(loads.values()) <= {1}, "what is shipped is read once"
 

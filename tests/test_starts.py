@@ -171,5 +171,5 @@ def test_the_report_goes_by_it_too(tmp_path: Path) -> None:
     ]
     for history, told in ((History(tmp_path), "6 recorded runs of 1 configuration"), (History(), "0.60% (built in")):
         page = html(pair, [], "", [], "", history)
-        assert "one process each, which differ by" in page
+        assert "one process each; process-to-process spread" in page
         assert told in page

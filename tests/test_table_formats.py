@@ -54,7 +54,7 @@ def test_a_runs_table_takes_the_place_of_the_line(concluded: Any) -> None:
     step = Breakdown(position=5, step_s=1e-3, launches=[Launch("linear_8x8", 0.0, 4e-4, None, 100)])
     both = json.loads(concluded(replace(result, breakdown=step), "json"))
     assert list(both) == ["run", "step"]
-    assert [row["kernel"] for row in both["step"]] == ["linear_8x8", "gaps, in which none runs", "step"]
+    assert [row["kernel"] for row in both["step"]] == ["linear_8x8", "gaps between kernels", "step"]
     assert both["step"][0]["share_of_step"] == pytest.approx(0.4)
 
 

@@ -1,7 +1,7 @@
-"""`python -m gptbench` without waiting for its imports: a server imports all of it once, and forks for each call.
+"""`python -m gptbench` without waiting for its imports: a server imports everything once, and forks for each call.
 
-What a call is is a process of its own, with its own working folder, environment and output files, that runs `main` from
-its beginning; it can be killed like any other.
+Each call is a separate process with its own working folder, environment and output files, which runs `main` from the
+beginning and can be killed like any other.
 """
 
 import atexit
@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Call:
-    """One that was started.
+    """Call that was started.
 
     Attributes:
-        pid: of its process, which leads a process group of its own.
+        pid: id of its process, which leads its own process group.
     """
 
     def __init__(self, pid: int, folder: Path, name: str) -> None:
@@ -48,7 +48,7 @@ class Call:
 
     def printed(self, where: str) -> str:
         file = self.folder / f"{self.name}.{where}"
-        return file.read_text() if file.exists() else ""  # it has only just been started
+        return file.read_text() if file.exists() else ""  # the process may only just have been started
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ class Call:
 
 
 class Warm:
-    """The server."""
+    """Server that starts calls."""
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "GPTBENCH_COMMIT": "0" * 40}
@@ -88,12 +88,12 @@ class Warm:
         streams: dict[str, str] | None = None,
         **variables: str,
     ) -> Call:
-        """Starts one.
+        """Start a call.
 
         Args:
-            faults: what is to go wrong in jobs with such an override, once they measure: see `fail`.
-            streams: what is wrong with `out` or `err`, if anything: see `break_stream`.
-            variables: of the environment, beside those of the server.
+            faults: faults of jobs with some override, once they measure: see `fail`.
+            streams: defects of `out` or `err`: see `break_stream`.
+            variables: environment variables in addition to those of the server.
         """
         name = f"call-{len(self.calls)}"
         request: dict[str, Any] = {"folder": str(folder), "name": name, "arguments": arguments, "faults": faults or {}}
@@ -102,16 +102,16 @@ class Warm:
         return self.calls[-1]
 
     def end(self, call: Call) -> int:
-        """Waits for its end; the exit code, or the signal's number as a negative one."""
+        """Wait for a call to end, and return its exit code, or the negative number of the signal that killed it."""
         return os.waitstatus_to_exitcode(self.ask({"wait": call.pid}))
 
     def run(self, folder: Path, *arguments: str, **how: Any) -> tuple[int, Call]:
-        """Starts one, and waits for its end."""
+        """Start a call, and wait for it to end."""
         call = self.start(folder, *arguments, **how)
         return self.end(call), call
 
     def close(self) -> None:
-        """Ends it, and what a test that failed has left running."""
+        """End the server, and calls that a failed test has left running."""
         assert self.process.stdin is not None
         for call in self.calls:
             if call.is_running():
@@ -122,15 +122,15 @@ class Warm:
 
 USED = (
     *("alembic.command", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking", "rich.live", "rich.progress"),
-    # What a run looks up of torch's private parts.
+    # Private modules of torch that a run looks up.
     *("torch._dynamo", "torch._inductor.async_compile", "torch._inductor.utils", "gptbench.__main__"),
 )
 PACKAGES = tuple(f"gptbench.{name}" for name in ("commands", "compare", "execute", "present", "record", "sweep"))
-"""Whose modules, and what those import, calls find imported."""
+"""Packages whose modules, and everything that these import, are already imported for calls."""
 
 
 def shrink_roof(set_value: Callable[[Any, str, Any], None]) -> None:
-    """Has the read roof be measured at once, and of a cache: the figure is of no interest."""
+    """Make measuring the read roof instant, with a buffer that fits the cache: tests do not depend on its value."""
     from gptbench.measure import roof
 
     for name, value in {"CPU_BUFFER_BYTES": 2**22, "CACHES": 0, "LAUNCHES": 2, "PROBE_S": 1e-4}.items():
@@ -151,18 +151,18 @@ def serve() -> None:
             importlib.import_module(module.name)
     shrink_roof(setattr)
     register()
-    install()  # each call does so again, but that the guard is reached has been seen then
-    # Hydra composes once more for it, and an error counts as none.
+    install()  # each call does so again, but by then the guard is already known to be reached
+    # Hydra would compose once more to determine the mode, and ignore an error in that.
     Hydra.get_mode = lambda *_, **__: None
     gc.collect()
-    gc.freeze()  # modules, which no call is to search: each collects garbage several times
+    gc.freeze()  # so that calls, which collect garbage several times, do not search all modules
 
     with hasty_sqlite():
         answer_all()
 
 
 def answer_all() -> None:
-    """Starts and awaits calls, as they are asked for."""
+    """Start and await calls on request."""
     from gptbench.__main__ import main
 
     for line in sys.stdin:
@@ -180,17 +180,17 @@ def answer_all() -> None:
                 break_stream(number, request["streams"].get(end))
             sys.argv = ["gptbench", *request["arguments"]]
             fail(*request["faults"].items())
-            leave(main, taken_apart=bool(request["streams"]))
+            leave(main, full_teardown=bool(request["streams"]))
         print(answer, flush=True)
 
 
-def leave(main: Callable[[], int], taken_apart: bool) -> None:
-    """Ends this process with what `main` returns or exits with.
+def leave(main: Callable[[], int], full_teardown: bool) -> None:
+    """End this process with the exit code that `main` returns or exits with.
 
     Args:
-        taken_apart: whether the interpreter takes down what the server imported, which takes longer than all else that
-            a refused call does, and flushes what it does not know to be lost; otherwise it only ends threads, and calls
-            what was registered for its end.
+        full_teardown: whether the interpreter finalises everything that the server imported, which takes longer than
+            everything else that a refused call does, and flushes streams that it does not know to be broken. Otherwise
+            only threads are ended, and exit functions called.
     """
     try:
         code = main()
@@ -198,7 +198,7 @@ def leave(main: Callable[[], int], taken_apart: bool) -> None:
         if not isinstance(ended.code, int | None):
             raise
         code = ended.code or 0
-    if taken_apart:
+    if full_teardown:
         sys.exit(code)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -208,8 +208,8 @@ def leave(main: Callable[[], int], taken_apart: bool) -> None:
 
 
 def break_stream(number: int, how: str | None) -> None:
-    """Makes standard output or error closed, full, a pipe that nobody reads, or a terminal that is closed, and hangs
-    up, once something is measured."""
+    """Make standard output or error closed, full, a pipe that nobody reads, or a terminal that hangs up once something
+    is measured."""
     if how == "closed":
         os.close(number)
         setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
@@ -233,15 +233,14 @@ def break_stream(number: int, how: str | None) -> None:
         measure = gptbench.execute.measurement.measure_engine
 
         def hang_up(*args: Any) -> Any:
-            os.closerange(master, master + 1)  # which may be closed already
+            os.closerange(master, master + 1)  # does not fail if it is closed already
             return measure(*args)
 
         gptbench.execute.measurement.measure_engine = hang_up
 
 
 def fail(*faults: tuple[str, str]) -> None:
-    """Makes measuring fail in this process, with an error of Python's or of torch's of that name, or begin with a
-    signal."""
+    """Make measuring in this process fail with an error of Python or torch of some name, or begin with a signal."""
     import torch
 
     import gptbench.execute.measurement
@@ -266,7 +265,7 @@ def fail(*faults: tuple[str, str]) -> None:
 
 
 def kill_in(place: str, call: str) -> None:
-    """Makes this process kill itself when it calls a function, for the first time, or for the so-manieth."""
+    """Make this process kill itself when it calls a function for the first or the nth time."""
 
     def kill(left: int) -> None:
         if left == 0:
@@ -276,7 +275,7 @@ def kill_in(place: str, call: str) -> None:
 
 
 def full_from(place: str, call: str) -> None:
-    """Makes a function fail as where the disk is full, from its so-manieth call on."""
+    """Make a function fail as if the disk were full, from its nth call on."""
 
     def fill(left: int) -> None:
         if left <= 0:
@@ -286,8 +285,8 @@ def full_from(place: str, call: str) -> None:
 
 
 def before_each(place: str, calls: int, happens: Callable[[int], None]) -> None:
-    """Makes something happen before each call of a function, which is told how many calls are left."""
-    module = pkgutil.resolve_name(place.rpartition(".")[0])  # or a class
+    """Call `happens` before each call of a function, with the number of calls left."""
+    module = pkgutil.resolve_name(place.rpartition(".")[0])  # a module or a class
     name = place.rpartition(".")[2]
     function, left = getattr(module, name), [calls]
 
@@ -296,16 +295,16 @@ def before_each(place: str, calls: int, happens: Callable[[int], None]) -> None:
         happens(left[0])
         return function(*args, **more)
 
-    for loaded in [module, *sys.modules.values()]:  # wherever it was imported to
+    for loaded in [module, *sys.modules.values()]:  # in every module that imported it
         if getattr(loaded, name, None) is function:
             setattr(loaded, name, wrapped)
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> Any:
-    """What the condition gives once that is true."""
+    """Wait until a condition is true, and return its value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.02)
     return found
 

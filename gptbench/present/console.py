@@ -1,4 +1,4 @@
-"""What people read, on stderr, and the one line of JSON for programs, on stdout."""
+"""Output for people on stderr, and one line of JSON for programs on stdout."""
 
 import math
 import os
@@ -18,17 +18,17 @@ from gptbench.base.streams import Plain, visible
 
 
 class PlainConsole(Console):
-    """A console that shows what could steer a terminal as its escapes, wherever it comes from.
+    """Console that escapes whatever could control the terminal, wherever it comes from.
 
     Attributes:
-        format: in which the tables of a run or a sweep are written: see `gptbench.present.formats`.
+        format: format in which the tables of a run or a sweep are written: see `gptbench.present.formats`.
     """
 
     format = "text"
 
     @property
     def file(self) -> IO[str]:
-        """Rich's own control codes go through as they are; see `gptbench.base.streams`."""
+        """Stream that Rich writes to, to which its own control codes pass unchanged: see `gptbench.base.streams`."""
         file = super().file
         return cast(IO[str], file.steered) if isinstance(file, Plain) else file
 
@@ -37,7 +37,7 @@ class PlainConsole(Console):
         self._file = new
 
     def warn(self, text: str, style: str = "yellow") -> None:
-        """Says what went wrong, however quiet it is to be otherwise."""
+        """Print a warning, even on a quiet console."""
         before, self.quiet = self.quiet, False
         try:
             self.print(text, style=style, markup=False)
@@ -54,10 +54,10 @@ console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_whole(table: Table, fits: bool = False) -> None:
-    """A table with all its columns, wider than the terminal if need be: a number that was cut is worse.
+    """Print a table with all its columns, wider than the terminal if necessary: a truncated number would be worse.
 
     Args:
-        fits: whether columns that may have several lines are made as narrow as the terminal needs.
+        fits: whether columns that may wrap are narrowed to fit the terminal.
     """
     wide = console.measure(table, options=console.options.update(max_width=1000))
     table.width = max(wide.minimum, min(wide.maximum, console.width)) if fits else wide.maximum
@@ -65,35 +65,35 @@ def print_whole(table: Table, fits: bool = False) -> None:
 
 
 def program(name: str) -> str:
-    """What to type for a program of this Python's environment."""
-    found, beside = shutil.which(name), Path(sys.executable).with_name(name)
-    if found and Path(found) == beside:
+    """Return what to type to run a program of this Python's environment."""
+    on_path, beside = shutil.which(name), Path(sys.executable).with_name(name)
+    if on_path and Path(on_path) == beside:
         return name
     return near(beside) if beside.exists() else f"{near(Path(sys.executable))} -m {name}"
 
 
 def near(path: Path) -> str:
-    """A path as it is typed here."""
+    """Return a path as it is typed in the current folder."""
     path = path.absolute()
     return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def write_line(line: dict[str, Any]) -> None:
-    """The one line of JSON on stdout."""
+    """Write the one line of JSON to stdout."""
     console.file.flush()
     sys.stdout.write(in_line(line))
     sys.stdout.flush()
 
 
 def in_line(value: dict[str, Any]) -> str:
-    """JSON for programs, with null for what is no number: JSON has neither NaN nor infinity."""
+    """Return a line of JSON, with null for NaN and infinity, which JSON does not have."""
     return as_json(finite(value), indent=None, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:
-    """The same with None for NaN and infinities."""
+    """Return a value with NaN and infinities replaced by None."""
     if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
-"""Tables, and the formats in which they are written: for people on stderr, or as Markdown, CSV or JSON on stdout.
+"""Tables, and the formats in which they are written: as text on stderr, or as Markdown, CSV or JSON on stdout.
 
-A column of a table has a key, a heading or both. People and Markdown get the columns with headings, with numbers in the
-unit that is shown; CSV and JSON get those with keys, with values as they are recorded, in base units and all digits.
+A column has a key, a heading, or both. Text and Markdown contain the columns with headings, with numbers in the unit
+shown; CSV and JSON contain those with keys, with values as recorded, in base units and with all digits.
 """
 
 import csv
@@ -20,50 +20,50 @@ from gptbench.present.console import console, finite, print_whole
 from gptbench.schema.metrics import Metric
 
 TEXT = "text"
-"""The format of tables on stderr; those of all others go to stdout."""
+"""Format of tables on stderr; tables in all other formats go to stdout."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown in one way and recorded in another."""
+    """Value whose text for people differs from its value for programs."""
 
     text: str
-    """For people and Markdown."""
+    """Text for people and Markdown."""
     value: Any = None
-    """For CSV and JSON."""
+    """Value for CSV and JSON."""
     style: str | None = None
-    """Rich's name of the colour in which people see it."""
+    """Rich's style of the text on a terminal."""
 
 
 def scaled(value: float | None, factor: float) -> Cell:
-    """A value as it is recorded, and times a factor as people read it."""
+    """Return the cell of a recorded value that people read multiplied by a factor."""
     return Cell("" if value is None else number(value * factor), value)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; what a row has there is text, a number, None or a `Cell`."""
+    """Column of a table, whose values are text, numbers, None or `Cell`s."""
 
     key: str = ""
-    """Name in CSV and JSON; empty where they do not have the column."""
+    """Name of the column in CSV and JSON; empty if they do not have it."""
     head: str = ""
-    """Heading for people and Markdown; empty where they do not have the column."""
+    """Heading for people and Markdown; empty if they do not have the column."""
     right: bool = False
-    """Whether it is aligned at the right, as numbers are."""
+    """Whether the column is aligned to the right, as numbers are."""
     metric: Metric | None = None
-    """The metric whose recorded values it has, which are shown in its unit; None for any others."""
+    """Metric whose recorded values the column holds, and in whose unit they are shown; None for other values."""
     wraps: bool = False
-    """Whether a terminal that is too narrow for the table shows it in several lines."""
+    """Whether its text may wrap on a terminal that is too narrow for the table."""
     under: str = ""
-    """Key of an object within a row's JSON that holds the values which a row has; empty for the row itself."""
+    """Key of the object within a row's JSON that holds the value if there is one; empty for the row itself."""
 
     @classmethod
     def of(cls, metric: Metric, under: str = "") -> "Column":
-        """The column of a metric's recorded values."""
+        """Return the column of a metric's recorded values."""
         return cls(metric.name, metric.heading, True, metric, under=under)
 
     def text(self, value: Any) -> str:
-        """What people read of a value."""
+        """Return the text of a value for people."""
         if isinstance(value, Cell):
             return value.text
         if self.metric is not None:
@@ -75,29 +75,31 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows of one table."""
+    """Table with columns and rows."""
 
     name: str
-    """Key of the table in JSON, where several tables with different columns are written."""
+    """Key of the table in JSON if several tables with different columns are written."""
     columns: Sequence[Column]
+    """Columns in order."""
     rows: Sequence[Sequence[Any]]
-    """A value for each column."""
+    """Rows in order, each with a value for each column."""
     title: str = ""
+    """Title for people; empty for none."""
     notes: Sequence[str] = field(default_factory=tuple)
-    """What people read below it, in lines."""
+    """Lines below the table for people."""
     totals: int = 0
-    """Rows at the end that a line sets apart from the others."""
+    """Number of rows at the end that are separated by a line."""
     objects: Sequence[str] = field(default_factory=tuple)
-    """Keys of objects that each row's JSON has, empty ones included; see `Column.under`."""
+    """Keys of the objects that each row's JSON has, even if empty: see `Column.under`."""
 
     @property
     def seen(self) -> list[int]:
-        """Places of the columns for people."""
+        """Indices of the columns for people."""
         return [place for place, column in enumerate(self.columns) if column.head]
 
     @property
     def keyed(self) -> list[int]:
-        """Places of the columns for programs."""
+        """Indices of the columns for programs."""
         return [place for place, column in enumerate(self.columns) if column.key]
 
     @property
@@ -107,12 +109,12 @@ class Table:
 
     @property
     def numbers(self) -> list[int]:
-        """Places among the headings whose columns are aligned at the right."""
+        """Indices among the headings of the columns that are aligned to the right."""
         return [number for number, place in enumerate(self.seen) if self.columns[place].right]
 
     @property
     def lines(self) -> list[list[str]]:
-        """Rows for people."""
+        """Rows for people, as text."""
         return [[self.columns[place].text(row[place]) for place in self.seen] for row in self.rows]
 
     @property
@@ -121,29 +123,29 @@ class Table:
         return [self.columns[place].key for place in self.keyed]
 
     def records(self) -> list[dict[str, Any]]:
-        """Rows for programs, each an object."""
+        """Return the rows for programs, as objects."""
         return [self.record(row) for row in self.rows]
 
     def record(self, row: Sequence[Any]) -> dict[str, Any]:
-        """One row for programs."""
+        """Return one row for programs, as an object."""
         objects: dict[str, dict[str, Any]] = {name: {} for name in self.objects}
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for place in self.keyed:
             column, value = self.columns[place], recorded(row[place])
             if not column.under:
-                found[column.key] = value
+                fields[column.key] = value
             elif value is not None:
                 objects[column.under][column.key] = value
-        return found | objects
+        return fields | objects
 
 
 def recorded(value: Any) -> Any:
-    """What programs get of a value."""
+    """Return a value for programs."""
     return value.value if isinstance(value, Cell) else value
 
 
 def write(tables: Sequence[Table], to: str) -> None:
-    """Writes tables in a format: `text` to stderr, every other to stdout."""
+    """Write tables in a format: `text` to stderr, all others to stdout."""
     if to == TEXT:
         for table in tables:
             show(table)
@@ -154,33 +156,35 @@ def write(tables: Sequence[Table], to: str) -> None:
 
 
 def rendered(tables: Sequence[Table], to: str) -> str:
-    """Tables as `md`, `csv` or `json`."""
+    """Return tables in the format `md`, `csv` or `json`."""
     return {"md": markdown, "csv": as_csv, "json": json_rows}[to](tables)
 
 
 def show(table: Table) -> None:
-    """A table on the terminal, and its notes below."""
-    made = rich.Table(title=escape(table.title) or None, title_justify="left")
+    """Print a table with its notes on stderr."""
+    rich_table = rich.Table(title=escape(table.title) or None, title_justify="left")
     for place in table.seen:
         column = table.columns[place]
-        made.add_column(escape(column.head), justify="right" if column.right else "left", no_wrap=not column.wraps)
+        rich_table.add_column(
+            escape(column.head), justify="right" if column.right else "left", no_wrap=not column.wraps
+        )
     for number_, row in enumerate(table.rows):
         if table.totals and number_ == len(table.rows) - table.totals:
-            made.add_section()
-        made.add_row(*(styled(table.columns[place], row[place]) for place in table.seen))
-    print_whole(made, fits=console.is_terminal and any(column.wraps for column in table.columns))
+            rich_table.add_section()
+        rich_table.add_row(*(styled(table.columns[place], row[place]) for place in table.seen))
+    print_whole(rich_table, fits=console.is_terminal and any(column.wraps for column in table.columns))
     for note in table.notes:
         console.print(note, markup=False, style="dim")
 
 
 def styled(column: Column, value: Any) -> str:
-    """One line of a value's text, with its colour as Rich has it."""
+    """Return the first line of a value's text in Rich's markup, with its style."""
     text = escape(next(iter(column.text(value).splitlines()), ""))
     return f"[{value.style}]{text}[/]" if isinstance(value, Cell) and value.style else text
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Tables of GitHub's Markdown, each with its title above and its notes below."""
+    """Return tables in GitHub's Markdown, each with its title above and its notes below."""
     parts = []
     for table in tables:
         text = f"**{cell(table.title)}**\n\n" if table.title else ""
@@ -190,7 +194,8 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """Rows under one head, or where columns differ, each table under its own with an empty line between."""
+    """Return tables as CSV: rows under one header, or if columns differ, each table under its own header, separated by
+    an empty line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     last: list[str] | None = None
@@ -204,29 +209,34 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 
 def in_csv(value: Any) -> str:
-    """A value as CSV has it: with all digits, and empty where there is none."""
+    """Return a value as CSV has it: a number with all digits, None as empty text."""
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
 def json_rows(tables: Sequence[Table]) -> str:
-    """A list with an object for each row; of several tables with different columns an object of lists, by their
-    names."""
+    """Return tables as JSON: a list with an object for each row; for tables with different columns, an object of such
+    lists by the tables' names."""
     alike = len({tuple(table.keys) for table in tables}) <= 1
-    found: Any = {table.name: table.records() for table in tables}
+    content: Any = {table.name: table.records() for table in tables}
     if alike:
-        found = [row for table in tables for row in table.records()]
-    return as_json(finite(found), indent=1, allow_nan=False) + "\n"
+        content = [row for table in tables for row in table.records()]
+    return as_json(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def markdown_table(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """A table of GitHub's Markdown: the first line is its head, columns in `right` are aligned at the right."""
+    """Return a table in GitHub's Markdown.
+
+    Args:
+        lines: the header, and then the rows.
+        right: indices of the columns that are aligned to the right.
+    """
     rule = ["--:" if column in right else "---" for column in range(len(lines[0]))]
     rows = [lines[0], rule, *lines[1:]]
     return "".join(f"| {' | '.join(cell(value) for value in row)} |\n" for row in rows)
 
 
 def cell(value: str) -> str:
-    """Text that cannot leave its cell."""
+    """Return text escaped so that it stays within its cell."""
     return " ".join(value.split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A chart as part of a page: its text is the page's, and so are its ink, its grid and its background."""
+"""Charts as inline SVG, with text, ink, grid and background in the style of the page."""
 
 import io
 import re
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OF_THE_PAGE = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--card)"}
+"""CSS colour of the page for each neutral colour of a chart."""
 THIN = {CYAN: "var(--cyan)", YELLOW: "var(--yellow)", GREY: "var(--grey)"}
-"""Colours that are too light for a line on white."""
+"""CSS colour for lines in colours that are too light on white."""
 HEAD = re.compile(r".*?(?=<svg)", re.DOTALL)
 DROPPED = re.compile(r"\s*<(metadata|style)\b.*?</\1>", re.DOTALL)
 FONTS = re.compile(r" font-family: [^;]*;")
@@ -23,16 +24,16 @@ REFERENCE = re.compile(r'(?<=url\(#)[^)]+|(?<=href="#)[^"]+')
 
 
 def inline(figure: "Figure", name: str, title: str) -> Markup:
-    """The `<svg>` of a figure.
+    """Return a figure as an `<svg>` element.
 
     Args:
-        name: differs from those of the page's other figures; ids begin with it.
-        title: what is told of the picture to those who do not see it.
+        name: name that is unique on the page; ids begin with it.
+        title: text alternative for readers who do not see the picture.
     """
     import matplotlib
 
     written = io.StringIO()
-    with styled(), matplotlib.rc_context({"svg.hashsalt": name}):  # the same ids each time
+    with styled(), matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible ids
         figure.savefig(written, format="svg", facecolor="none", metadata={"Date": None})
     text = DROPPED.sub("", HEAD.sub("", written.getvalue(), count=1))
     opening, body = text.split(">", 1)
@@ -42,7 +43,7 @@ def inline(figure: "Figure", name: str, title: str) -> Markup:
     for colour, variable in OF_THE_PAGE.items():
         body = body.replace(colour, variable)
     used = set(REFERENCE.findall(body))
-    body = ID.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
-    body = REFERENCE.sub(lambda found: f"{name}-{found[0]}", body)
-    body = FONTS.sub("", body).replace("xlink:href", "href")  # in a page, neither needs a namespace
+    body = ID.sub(lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", body)
+    body = REFERENCE.sub(lambda match: f"{name}-{match[0]}", body)
+    body = FONTS.sub("", body).replace("xlink:href", "href")  # in HTML, neither needs a namespace
     return Markup(f'<svg {box} role="img" aria-label="{escape(title)}">{body}')

@@ -1,4 +1,4 @@
-"""What was measured, as tables for people."""
+"""Tables of measurements, and what is printed beside them for people."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -25,20 +25,20 @@ from gptbench.schema.statistics import steps_interval, valid_samples
 from gptbench.schema.summary import sample_metrics, summary
 
 MAX_ROWS = 15
-"""Kernels in the table of a step; what there is beyond is one row."""
+"""Maximum number of kernels in the table of a step; all others share one row."""
 
 MAX_CHARACTERS = 60
-"""Of a kernel's name there."""
+"""Maximum length of a kernel's name there."""
 
 FOOTNOTES = ("tpot_p99_s", "mbu")
-"""Metrics that are explained below the table of a run."""
+"""Names of the metrics that are explained below the table of a run."""
 
 MIN_STAGE_S = 0.05
-"""Of preparing, to be told."""
+"""Seconds from which on a stage of compilation is listed."""
 
 
 def tables_of(record: Recorded, config: Config) -> list[Table]:
-    """The tables of a record, for people and programs; none of a failure, or of another kind of record."""
+    """Return the tables of a record, for people and programs; empty for a failure or another kind of record."""
     if isinstance(record, SweepRecord):
         return [sweep_table(record)]
     if isinstance(record, KernelResult):
@@ -50,8 +50,8 @@ def tables_of(record: Recorded, config: Config) -> list[Table]:
 
 
 def result_table(result: Result, baseline: Baseline) -> Table:
-    """Each metric, its spread over the samples, and a target where there is one. Percentiles are of all steps, and have
-    an interval."""
+    """Return the table of a run: each metric with its range over the samples, and its target if there is one.
+    Percentiles are over all steps, and have a confidence interval."""
     targets = baseline.targets(result)
     valid = valid_samples(result)
     samples = [sample_metrics(result, sample) for sample in valid]
@@ -95,12 +95,13 @@ def result_table(result: Result, baseline: Baseline) -> Table:
                 Cell(metric.text(target), target),
             ]
         )
-    notes = [f"{one.label}: {one.meaning}" for one in (METRICS[name] for name in FOOTNOTES if name in medians)]
+    explained = [METRICS[name] for name in FOOTNOTES if name in medians]
+    notes = [f"{metric.label}: {metric.meaning}" for metric in explained]
     return Table("run", columns, rows, f"{result.config['model']['name']} on {result.environment.device}", notes)
 
 
 def show_result(result: Result, baseline: Baseline) -> None:
-    """The table of a run, what binds it, and what else there is to know of it."""
+    """Print the table of a run, what binds it, and everything else there is to know about it."""
     valid = valid_samples(result)
     medians = summary(result)
     show(result_table(result, baseline))
@@ -113,68 +114,69 @@ def show_result(result: Result, baseline: Baseline) -> None:
         if compilation.cache != "none":
             show_stages(compilation)
     if result.shared_compile_s:
-        told = f"{number(result.shared_compile_s)} s of compiling were an earlier job's of the sweep"
-        console.print(told, markup=False)
+        shared = f"{number(result.shared_compile_s)} s of compiling were spent by an earlier job of the sweep"
+        console.print(shared, markup=False)
     if result.breakdown is not None:
         show(breakdown_table(result))
     if valid and valid[0].text:
         show_text(result.prompt_text or "", valid[0].text[0])
     if medians.get("mbu", 0) > 1:
-        console.warn("More than the read roof: measure it again, with device.measure_roof=true.")
+        console.warn("MBU is above 100 %: measure the read roof again, with device.measure_roof=true.")
     if len(valid) < len(result.samples):
         console.warn(
             f"{len(result.samples) - len(valid)} of {counted(len(result.samples), 'sample')} "
             "compiled something and are left out."
         )
     if not all(sample.finite for sample in result.samples):
-        console.warn("Not all logits and cached values are finite: these numbers measure nonsense.", "red")
+        console.warn("Not all logits and cached values are finite: these numbers mean nothing.", "red")
 
 
 def shown_of(result: Result, targets: Collection[str]) -> list[Metric]:
-    """Metrics of the table: gpt_fast's own only of a run of its workload or engine, or where they have a target."""
+    """Return the metrics of a run's table. Those of gpt_fast are shown only for a run of its workload or engine, or if
+    they have a target."""
     shown = shown_in(View.run)
-    return [one for one in shown if one.gpt_fast is None or result.is_gpt_fast or one.name in targets]
+    return [metric for metric in shown if metric.gpt_fast is None or result.is_gpt_fast or metric.name in targets]
 
 
 def interval_text(low: str, high: str) -> str:
-    """Around a percentile, as far as the samples tell."""
+    """Return the confidence interval of a percentile in words, as far as there are enough samples for it."""
     if low and high:
         return f"{low} … {high}"
     return f"over {low}" if low else f"under {high}" if high else "too few samples"
 
 
 def show_state(result: Result, medians: dict[str, float]) -> None:
-    """Clock, power and temperature during the samples, as far as the device tells; and what held it back."""
+    """Print clock, power and temperature during the samples as far as the device reports them, and throttling."""
     shown = [METRICS[name] for name in ("clock_mhz", "power_w", "temperature_c") if name in medians]
-    told = [f"{metric.text(medians[metric.name])} {metric.unit}" for metric in shown]
-    if told:
+    readings = [f"{metric.text(medians[metric.name])} {metric.unit}" for metric in shown]
+    if readings:
         states = [sample.state for sample in valid_samples(result) if sample.state is not None]
-        # A CPU is not read meanwhile, nor a GPU in samples that are over before the first reading.
+        # A CPU is not read during samples, nor is a GPU in samples shorter than the interval between readings.
         when = "during" if any(len(state.at_s) > 2 for state in states) else "around"
-        console.print(f"{when} the samples {', '.join(told)} (median)", markup=False)
-    if (held_back := throttling(result.samples)) is not None:
-        console.warn(held_back)
+        console.print(f"{when} the samples {', '.join(readings)} (median)", markup=False)
+    if (throttled := throttling(result.samples)) is not None:
+        console.warn(throttled)
     show_busy(result)
 
 
 def show_busy(result: Measured) -> None:
-    """Why these numbers may be slower than the device is."""
-    if (told := why_busy(result)) is not None:
-        console.warn(told, "bold yellow")
-    if (told := idle_neighbours(result)) is not None:
-        console.print(told, style="dim", markup=False)
+    """Print why these numbers may be slower than the device is: what else the machine was busy with."""
+    if (busy := why_busy(result)) is not None:
+        console.warn(busy, "bold yellow")
+    if (idle := idle_neighbours(result)) is not None:
+        console.print(idle, style="dim", markup=False)
 
 
 def show_stages(compilation: Compilation) -> None:
-    """What preparing was spent on."""
-    costs = compilation.stage_s.items()
-    told = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in costs if seconds >= MIN_STAGE_S)
+    """Print a compilation's time by stage."""
+    by_stage = compilation.stage_s.items()
+    stages = ", ".join(f"{stage} {number(seconds)}" for stage, seconds in by_stage if seconds >= MIN_STAGE_S)
     text = f"compile time ({compilation.label}) {number(compilation.prepare_s)} s"
-    console.print(f"{text}: {told}" if told else text, markup=False)
+    console.print(f"{text}: {stages}" if stages else text, markup=False)
 
 
 def breakdown_table(result: Result) -> Table:
-    """Where the time of the profiled step goes."""
+    """Return the table of the profiled step, by kernel."""
     step, sampled_s = result.breakdown, summary(result).get(STEP)
     assert step is not None
     title = f"decode step at position {step.position}: {number(step.step_s * 1e6)} µs while profiled"
@@ -204,17 +206,20 @@ def breakdown_table(result: Result) -> Table:
     kernels = step.by_kernel()
     shown = kernels[: MAX_ROWS - (len(kernels) > MAX_ROWS)]
     others = kernels[len(shown) :]
-    rows = [row(one.name, one.launches, one.total_s, one.exclusive_s, one.gb_per_s) for one in shown]
+    rows = [row(use.name, use.launches, use.total_s, use.exclusive_s, use.gb_per_s) for use in shown]
     if others:
-        total_s, exclusive_s = (sum(getattr(one, name) for one in others) for name in ("total_s", "exclusive_s"))
-        rows.append(row(f"{len(others)} others", sum(one.launches for one in others), total_s, exclusive_s, None))
-    rows.append(row("gaps, in which none runs", 0, 0.0, step.gaps_s, None))
+        total_s, exclusive_s = (sum(getattr(use, name) for use in others) for name in ("total_s", "exclusive_s"))
+        rows.append(
+            row(f"{len(others)} other kernels", sum(use.launches for use in others), total_s, exclusive_s, None)
+        )
+    rows.append(row("gaps between kernels", 0, 0.0, step.gaps_s, None))
     rows.append(row("step", 0, 0.0, step.step_s, step.gb_per_s))
     return Table("step", columns, rows, title, totals=1)
 
 
 def kernels_table(result: KernelResult, baseline: Baseline) -> Table:
-    """Our kernel, or where there is none what Inductor makes of its reference; and the others."""
+    """Return the table of `task=kernels`: gptbench's kernel, or if it has none Inductor's code for the reference, and
+    the ratio of the other implementations to it."""
     metrics = shown_in(View.kernels)
     columns = [
         *(Column(name, name) for name in ("kernel", "shape", "type", "by")),
@@ -243,25 +248,25 @@ def kernels_table(result: KernelResult, baseline: Baseline) -> Table:
     for name, value in means(result).items():
         family, implementation, metric_name = name.rsplit("/", 2)
         kernel_name, dtype = family.split("/")
-        told = [kernel_name, f"mean {metric_name}: {number(value)}", dtype, implementation]
+        cells = [kernel_name, f"mean {metric_name}: {number(value)}", dtype, implementation]
         target = targets.get(family, {}).get(metric_name)
-        table.append([*told, *[None] * (len(columns) - len(told) - 1), target])
+        table.append([*cells, *[None] * (len(columns) - len(cells) - 1), target])
     return Table("kernels", columns, table, f"kernels on {result.environment.device}")
 
 
 def show_kernels(result: KernelResult, baseline: Baseline) -> None:
-    """The table of kernels, and what could not be measured."""
+    """Print the table of kernels, and what could not be measured."""
     show(kernels_table(result, baseline))
     show_busy(result)
     for kernel in result.kernels:
         failures = {name: timing.failed for name, timing in kernel.timings.items() if timing.failed is not None}
-        for name, told in ({"": kernel.note} if kernel.note is not None else failures).items():
-            line = f"{kernel.label}{' ' if name else ''}{name} not measured: {told}"
+        for name, why in ({"": kernel.note} if kernel.note is not None else failures).items():
+            line = f"{kernel.label}{' ' if name else ''}{name} not measured: {why}"
             console.warn(line)
 
 
 def show_text(prompt: str, text: str) -> None:
-    """A prompt and what followed it. Whatever could steer the terminal is replaced."""
+    """Print a prompt and its continuation, with whatever could control the terminal replaced."""
     shown = Text()
     for part, style in ((prompt, "bold"), (text, "")):
         shown.append("".join(c if c.isprintable() or c in "\n\t" else "�" for c in part), style)
@@ -269,7 +274,7 @@ def show_text(prompt: str, text: str) -> None:
 
 
 def sweep_table(record: SweepRecord) -> Table:
-    """What was varied, the outcome of each job, and its numbers."""
+    """Return the table of a sweep: what was varied, the outcome of each job, and its numbers."""
     head, rows = record.table()
     columns = [Column.of(METRICS[name]) if name in METRICS else Column(name, name) for name in head]
     if not any(job.reason for job in record.jobs):
@@ -278,8 +283,8 @@ def sweep_table(record: SweepRecord) -> Table:
 
 
 def show_sweep(record: SweepRecord) -> None:
-    """The table of a sweep."""
+    """Print the table of a sweep."""
     show(sweep_table(record))
-    if marked := sum(1 for job in record.jobs if job.busy):
-        told = f"{marked} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
-        console.warn(told, "bold yellow")
+    if busy := sum(1 for job in record.jobs if job.busy):
+        warning = f"{busy} of {len(record.jobs)} jobs were measured on a busy machine; gptbench explain says why"
+        console.warn(warning, "bold yellow")

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, and what a program is told of it in the end."""
+"""Progress of a run on the terminal, and its result at the end for people and programs."""
 
 import os
 import shlex
@@ -30,23 +30,23 @@ from gptbench.schema.sample import Sample, Traffic
 
 
 class Terminal:
-    """An observer that tells people on stderr, and programs on stdout.
+    """Observer that reports to people on stderr, and to programs on stdout.
 
     Args:
-        quiet: whether people are told nothing but what went wrong.
+        quiet: whether only warnings and errors are printed on stderr.
     """
 
     def __init__(self, quiet: bool) -> None:
         console.quiet = quiet
 
     def planned(self, config: Config, device: Device, need: MemoryNeed) -> None:
-        """Says what will be run."""
-        work, drawing = config.workload, config.sampling
-        how = "greedy" if drawing.temperature == 0 else f"temperature {drawing.temperature:g}"
+        """Print what will be run."""
+        work, sampling = config.workload, config.sampling
+        how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"
         how += "".join(
             f", {name} {value:g}"
-            for name, value in (("top_k", drawing.top_k), ("top_p", drawing.top_p))
-            if value is not None and drawing.temperature > 0
+            for name, value in (("top_k", sampling.top_k), ("top_p", sampling.top_p))
+            if value is not None and sampling.temperature > 0
         )
         console.print(
             f"{config.model.name}, quant {config.quant.full_name}, {device.dtype_name}, "
@@ -56,17 +56,17 @@ class Terminal:
         )
         rows = ""
         if work.batch_size > 1:
-            rows = " with a prompt each" if work.prompts else " with one prompt for all rows"
+            rows = " with a prompt for each row" if work.prompts else " with one prompt for all rows"
         console.print(
             f"  {counted(work.samples, 'sample')} of {len(work.prompt)} prompt + "
             f"{counted(work.new_tokens, 'new token')}, batch {work.batch_size}{rows}, {how}, seed {work.seed}"
         )
         console.print(f"  needs {need}")
-        if (told := container()) is not None:
-            console.print(f"  {told}{'' if device.is_cuda else f': {device.threads} threads'}")
+        if (allowance := container()) is not None:
+            console.print(f"  {allowance}{'' if device.is_cuda else f': {device.threads} threads'}")
 
     def limit(self, traffic: Traffic, roof: Roof | None, config: Config) -> None:
-        """Says what the memory allows at best: of a mixture, where all rows of a batch choose the same experts."""
+        """Print the limit by memory bandwidth; for a mixture of experts, that if all rows choose the same experts."""
         batch, steps = config.workload.batch_size, len(traffic.kv_len)
         least, most = (sum(traffic.needed(experts)) / steps for experts in (None, max_experts(config) * steps))
         needs, what = f"{least / 1e9:.3f} GB", "that takes"
@@ -84,20 +84,22 @@ class Terminal:
 
     @contextmanager
     def stages(self, total: int | None, samples: int = 0) -> Iterator["Stages"]:
-        """A bar over so many stages, or a line for each where there is no terminal; never inside a timed region."""
+        """Show a bar over the stages, or print a line for each without a terminal; never inside a timed region."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        # No thread that redraws: it would take turns with the thread that is measured.
+        # Without a thread that redraws, which would compete with the thread being measured.
         with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not has_bar()) as bar:
             yield Stages(bar, total, samples)
 
     def remark(self, text: str, style: str | None = None) -> None:
+        """Print a remark."""
         console.print(text, markup=False, style=style)
 
     def warn(self, text: str, style: str = "yellow") -> None:
+        """Print a warning."""
         console.warn(text, style)
 
     def measured(self, record: Measured, config: Config, path: Path | None) -> None:
-        """Its table, and beside its file a picture of the stages of compiling."""
+        """Print the table of a record, and draw its compile stages beside its file."""
         if isinstance(record, KernelResult):
             show_kernels(record, instantiate(config.baseline))
         elif isinstance(record, Result):
@@ -109,13 +111,15 @@ class Terminal:
                 console.print(f"  {name}: {number(value)}", markup=False)
 
     def swept(self, record: SweepRecord) -> None:
+        """Print the table of a sweep."""
         show_sweep(record)
 
     def recorded(self, record: Recorded, path: Path, logged: str | None) -> None:
+        """Print where a record was saved, and where it was tracked."""
         console.print(f"{record.PATH_KEY}: {path}" + (f"\ntracked: {logged}" if logged else ""), markup=False)
 
     def concluded(self, record: Recorded, path: Path, config: Config, outputs: Path, logged: str | None) -> None:
-        """Commands to type, and the line for programs, or in its place the tables in the format that was asked for."""
+        """Print commands to continue with, and the line for programs or the tables in the requested format."""
         shown = path if record.IS_RUN else path.parent
         show_next(record, shown, config.tracking, outputs, logged is not None)
         tables = [] if console.format == TEXT else tables_of(record, config)
@@ -126,7 +130,7 @@ class Terminal:
 
 
 def draw_compilation(result: Result, picture: Path) -> None:
-    """Draws the stages of compiling beside the record, which is complete without that."""
+    """Draw the stages of compiling beside a record, which is complete without the picture."""
     try:
         draw_compile_stages(result, picture)
     except Exception as error:
@@ -134,7 +138,7 @@ def draw_compilation(result: Result, picture: Path) -> None:
 
 
 def container() -> str | None:
-    """Says what the process's control groups allow it; None where they set no limit."""
+    """Return in words what the process's control groups allow it to use; None if they set no limit."""
     quota, memory = limits.cpu_quota(), limits.memory_limit()
     cores = None if quota is None else f"{number(quota)} of {os.cpu_count()} CPUs"
     parts = [part for part in (cores, None if memory is None else f"{memory / 1e9:.2f} GB of memory") if part]
@@ -142,25 +146,25 @@ def container() -> str | None:
 
 
 def max_experts(config: Config) -> int:
-    """That a decode step can choose, in all layers together; 0 of a dense model."""
+    """Return how many experts a decode step can choose over all layers; 0 for a dense model."""
     mixtures = [layer.mixture for layer in config.model.layer_specs if layer.mixture is not None]
     return sum(mixture.max_distinct(config.workload.batch_size) for mixture in mixtures)
 
 
 PLAIN_EVERY_S = 5.0
-"""Seconds between two lines about one stage, where there is no terminal."""
+"""Seconds between two lines about one stage, without a terminal."""
 
 REDRAW_S, STILL_S = 1.0, 30.0
-"""Seconds between two signs of life of a stage that tells nothing of itself: of the bar, and of lines."""
+"""Seconds between two signs of life of a stage that reports no progress: on the bar, and as lines."""
 
 
 def has_bar() -> bool:
-    """Whether a bar can be drawn, again and again in its place."""
+    """Return whether the terminal can redraw a bar in place."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 class Stages:
-    """Parts of a run, as steps of the bar."""
+    """Stages of a run, as steps of the bar."""
 
     def __init__(self, bar: Progress, total: int | None, samples: int) -> None:
         self.bar, self.samples, self.taken = bar, samples, 0
@@ -169,7 +173,7 @@ class Stages:
 
     @contextmanager
     def stage(self, what: str, *, long: bool = False, counted: bool = True) -> Iterator[None]:
-        """Shows what is being done now, and if it may take long, that the time goes on beside it."""
+        """Show the current stage, and if it may take long, signs of life while it runs."""
         self.bar.update(self.task, description=what, refresh=True)
         self.line(what)
         with self.signs_of_life(what) if long else nullcontext():
@@ -178,7 +182,7 @@ class Stages:
 
     @contextmanager
     def signs_of_life(self, what: str) -> Iterator[None]:
-        """Now and then, from a thread beside it."""
+        """Redraw the bar or print lines at intervals, from a thread."""
         over, begin = threading.Event(), time.monotonic()
 
         def look() -> None:
@@ -195,22 +199,22 @@ class Stages:
             thread.join()
 
     def reading(self, what: str, share: float) -> None:
-        """Shows how much of a checkpoint is read."""
+        """Show how much of a checkpoint has been read."""
         self.bar.update(self.task, description=f"{what}: {share:.0%}", refresh=True)
         self.line(f"{what}: {share:.0%}", often=True)
 
     def sampled(self, _: Sample) -> None:
-        """Moves the bar on by a sample."""
+        """Advance the bar by a sample."""
         self.taken += 1
-        told = f"sample {self.taken}/{self.samples}"
-        self.bar.update(self.task, advance=1, description=told, refresh=True)
-        self.line(told, often=self.taken < self.samples)
+        progress = f"sample {self.taken}/{self.samples}"
+        self.bar.update(self.task, advance=1, description=progress, refresh=True)
+        self.line(progress, often=self.taken < self.samples)
 
     def line(self, what: str, often: bool = False) -> None:
-        """The same as a line, where there is no bar.
+        """Print a line about the current stage, unless there is a bar.
 
         Args:
-            often: whether there are many of the kind, of which some are enough.
+            often: whether there are many such lines, of which only some are printed.
         """
         now = time.monotonic()
         if has_bar() or (often and now - self.last_line < PLAIN_EVERY_S):
@@ -221,20 +225,20 @@ class Stages:
 
 
 def show_next(record: Recorded, path: Path, tracking: TrackingConfig, outputs: Path, logged: bool) -> None:
-    """Says what can be done with a record now, as commands to type."""
-    told = [f"{program('gptbench')} report {near(path)}"]
+    """Print what can be done next with a record, as commands to type."""
+    commands = [f"{program('gptbench')} report {near(path)}"]
     if record.IS_RUN:
-        alike = sorted(outputs.glob(f"2*/*/{record.FILE}*.json"))
-        if others := [other for other in alike if other.resolve() != path.resolve()]:
-            told.append(f"{program('gptbench')} compare {near(others[-1])} {near(path)}")
+        same_kind = sorted(outputs.glob(f"2*/*/{record.FILE}*.json"))
+        if others := [other for other in same_kind if other.resolve() != path.resolve()]:
+            commands.append(f"{program('gptbench')} compare {near(others[-1])} {near(path)}")
     if logged and isinstance(tracking, MLflowConfig):
         uri = redacted(tracking.uri) if tracking.uri else embedded_store(outputs)
         is_server = uri.startswith(("http:", "https:"))
-        told.append(uri if is_server else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
-    for place, command in enumerate(told):
-        console.print(f"{'     ' if place else 'next:'} {command}", markup=False, style="dim")
+        commands.append(uri if is_server else f"{program('mlflow')} ui --backend-store-uri {shlex.quote(uri)}")
+    for index, command in enumerate(commands):
+        console.print(f"{'     ' if index else 'next:'} {command}", markup=False, style="dim")
 
 
 def line_of(record: Recorded, path: Path, logged: str | None) -> dict[str, Any]:
-    """What a program is told of a record."""
+    """Return the line of JSON about a record."""
     return record.line() | {record.PATH_KEY: str(path), "tracking": logged}
