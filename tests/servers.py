@@ -29,7 +29,7 @@ from sqlalchemy.engine import Engine
 
 from gptbench.charts import compile_bars
 from gptbench.config import MLflowConfig
-from gptbench.record import MLflowTracker, sent
+from gptbench.record import MLflowTracker, payload
 from gptbench.schema import Result
 from tests.results import NEW_TOKENS, made_result
 
@@ -116,7 +116,7 @@ def hasty_pictures() -> Iterator[None]:
             path.write_text("a picture")
         return drawn
 
-    with mock.patch.object(sent, "draw_compile_stages", draw):
+    with mock.patch.object(payload, "draw_compile_stages", draw):
         yield
 
 

@@ -21,7 +21,7 @@ from gptbench.compare.work import different_work
 from gptbench.execute import ab
 from gptbench.execute.ab import ENDING_ROUNDS, StoppingRule, block, budget_that_can_suffice, cut_to_blocks, is_enough
 from gptbench.present.terminal import Terminal
-from gptbench.record.sent import make_record
+from gptbench.record.payload import make_record
 from gptbench.schema.ab import AbResult, Round, Side
 from gptbench.schema.files import load_record
 from gptbench.schema.machine import DeviceState

@@ -18,14 +18,14 @@ from gptbench.compare.ratio import Verdict
 from gptbench.compare.recording import recorded_text
 from gptbench.compare.select import SelectedRecord
 from gptbench.config import BaselineConfig
-from gptbench.execute import measuring
+from gptbench.execute import baseline_runs
 from gptbench.present import tables
 from gptbench.present.console import write_line
 from gptbench.present.export import Export
 from gptbench.present.formats import rendered
 from gptbench.present.report import html
 from gptbench.present.terminal import line_of
-from gptbench.record.sent import make_record
+from gptbench.record.payload import make_record
 from gptbench.schema.machine import Probe
 from gptbench.schema.outcome import Outcome
 from gptbench.schema.record import BUSY_TAG
@@ -266,11 +266,11 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(monkeypatch: pyte
             asked.append(overrides)
             return SelectedRecord(Path(f"run-{len(asked)}"), taken[len(asked) - 1])
 
-        monkeypatch.setattr(measuring, "measure", measure)
-        monkeypatch.setattr(measuring, "require_device_here", lambda config: None)
-        held = measuring.measured_gate(baseline_of(at(1)), 1, [], lambda told: None)
+        monkeypatch.setattr(baseline_runs, "measure", measure)
+        monkeypatch.setattr(baseline_runs, "require_device_here", lambda config: None)
+        held = baseline_runs.measured_gate(baseline_of(at(1)), 1, [], lambda told: None)
         assert (outcome_of(held, strict=False), len(asked)) == (expected, times)
     asked.clear()
-    monkeypatch.setattr(measuring, "measure", lambda overrides, tell: asked.append(overrides) or runs(at(1))[0])
-    held = measuring.measured_gate(baseline_of(at(1, busy_too=True), even_if_busy=True), 1, [], lambda told: None)
+    monkeypatch.setattr(baseline_runs, "measure", lambda overrides, tell: asked.append(overrides) or runs(at(1))[0])
+    held = baseline_runs.measured_gate(baseline_of(at(1, busy_too=True), even_if_busy=True), 1, [], lambda told: None)
     assert (outcome_of(held, strict=False), len(asked)) == ("undecided", 1), "the baseline stays what it is"

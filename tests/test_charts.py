@@ -36,7 +36,7 @@ from gptbench.charts import (
 )
 from gptbench.charts import runs_of as runs_with_targets
 from gptbench.compare import Baseline
-from gptbench.record.sent import write_artifacts
+from gptbench.record.payload import write_artifacts
 from gptbench.schema import SweepRecord
 from gptbench.schema.compilation import STAGES
 from gptbench.schema.labels import labels, names

@@ -21,7 +21,7 @@ from gptbench.compare.rows import experiments
 from gptbench.compare.select import MAX_UNREAD_LISTED, SelectedRecord
 from gptbench.present.console import in_line
 from gptbench.record.ledger import Ledger
-from gptbench.record.sent import make_record
+from gptbench.record.payload import make_record
 from gptbench.schema import KernelResult, Recorded, Result, SweepRecord
 from gptbench.schema.ab import AbResult
 from gptbench.schema.labels import labels

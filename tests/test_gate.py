@@ -27,7 +27,7 @@ from gptbench.compare.select import SelectedRecord
 from gptbench.compare.starts import ProcessSpread
 from gptbench.config import BaselineConfig, BaselineMetric, load, register
 from gptbench.config.guard import install
-from gptbench.execute import measuring
+from gptbench.execute import baseline_runs
 from gptbench.present.tables import show_result
 from gptbench.schema import Result
 from gptbench.schema.machine import DeviceState
@@ -48,7 +48,7 @@ def save(tmp_path: Path) -> Callable[[str, Result], str]:
 
 @pytest.fixture(autouse=True)
 def device_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "gpu_names", lambda: ["Processor X"])
+    monkeypatch.setattr(baseline_runs, "gpu_names", lambda: ["Processor X"])
 
 
 def found(*results: Result) -> list[SelectedRecord]:
@@ -600,7 +600,7 @@ def test_repeats_are_measured_in_turns(
         quant = next(override for override in overrides if override.startswith("quant="))
         return found(steady(quant=quant.partition("=")[2]))[0]
 
-    monkeypatch.setattr(measuring, "measure", stand_in)
+    monkeypatch.setattr(baseline_runs, "measure", stand_in)
     file = tmp_path / "mine.yaml"
     arguments = ["--record", str(file), "--run", "quant=none", "--run", "quant=int8", "--repeats", "2"]
     assert gate_command([*arguments, "--set", "tracking=none", "--outputs", "elsewhere"]) == 0
@@ -622,15 +622,15 @@ def test_what_cannot_be_measured_fails_its_row(
 
     def stand_in(overrides: list[str], _: object) -> SelectedRecord:
         if "quant=int8" in overrides:
-            raise measuring.NotMeasuredError("exit code 1")
+            raise baseline_runs.NotMeasuredError("exit code 1")
         return found(steady())[0]
 
-    monkeypatch.setattr(measuring, "measure", stand_in)
+    monkeypatch.setattr(baseline_runs, "measure", stand_in)
     assert gate_command(["--baseline", file]) == 1
     assert [(one["row"], one["reason"]) for one in line(capsys)["failed"]] == [
         ("stories15m-int8-inductor-b1", "exit code 1")
     ]
-    monkeypatch.setattr(measuring, "measure", lambda *_: found(steady(device="Processor Z"))[0])
+    monkeypatch.setattr(baseline_runs, "measure", lambda *_: found(steady(device="Processor Z"))[0])
     with pytest.raises(UserError, match="never compared across devices"):
         gate_command(["--baseline", file])
 
@@ -650,11 +650,11 @@ def measures(monkeypatch: pytest.MonkeyPatch, *outcomes: float | Exception) -> l
             raise outcome
         return found(steady(outcome))[0]
 
-    monkeypatch.setattr(measuring, "measure", stand_in)
+    monkeypatch.setattr(baseline_runs, "measure", stand_in)
     return left
 
 
-LOST = measuring.NotMeasuredError("exit code 1")
+LOST = baseline_runs.NotMeasuredError("exit code 1")
 
 
 @pytest.mark.parametrize(
@@ -791,8 +791,8 @@ def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         stand_in.chmod(0o700)
         with monkeypatch.context() as context:
             context.setattr(sys, "executable", str(stand_in))
-            with pytest.raises(measuring.NotMeasuredError, match=told):
-                measuring.measure(["model=demo"], print)
+            with pytest.raises(baseline_runs.NotMeasuredError, match=told):
+                baseline_runs.measure(["model=demo"], print)
 
 
 def test_what_the_user_can_put_right_ends_the_gate(

@@ -15,7 +15,7 @@ from gptbench.present.export import Export
 from gptbench.present.report import html
 from gptbench.present.terminal import line_of
 from gptbench.record.ledger import Ledger
-from gptbench.record.sent import make_record, write_artifacts
+from gptbench.record.payload import make_record, write_artifacts
 from gptbench.record.sync import all_records
 from gptbench.schema import Recorded
 from gptbench.schema.files import KINDS, kind_of, load_record

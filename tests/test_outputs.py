@@ -19,7 +19,7 @@ from gptbench.commands.gate import gate_command
 from gptbench.commands.report import report_command
 from gptbench.commands.rows import rows_command
 from gptbench.config.mistakes import message_for
-from gptbench.execute import measuring
+from gptbench.execute import baseline_runs
 from gptbench.sweep.sweeper import launch
 
 WRITERS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
@@ -37,7 +37,7 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*_: object) -> None:
         raise AssertionError("it was not asked first whether the file can be written")
 
-    monkeypatch.setattr(measuring, "measure", measure)
+    monkeypatch.setattr(baseline_runs, "measure", measure)
 
 
 def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

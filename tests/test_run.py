@@ -140,7 +140,7 @@ def test_a_second_process_that_dies_loses_nothing(
     result = run(of, tmp_path)
     assert len(result.samples) == 1
     assert [compilation.process for compilation in result.compilations][1:] == []
-    assert "Warm start not measured" in capsys.readouterr().err
+    assert "Could not measure the warm start" in capsys.readouterr().err
     cause = "ValueError: no memory left" if death == "raises" else "BrokenProcessPool"
     assert cause in result.failures["warm start"]
 

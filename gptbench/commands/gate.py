@@ -77,7 +77,7 @@ def hold(options: argparse.Namespace, found: list[SelectedRecord], more: list[st
     if options.runs:
         held = gate(config, found, partial=options.partial, history=history, even_if_busy=options.even_if_busy)
     else:
-        from gptbench.execute.measuring import measured_gate  # needs torch
+        from gptbench.execute.baseline_runs import measured_gate  # needs torch
 
         held = measured_gate(config, options.repeats, more, tell, history, options.even_if_busy)
     outcome = outcome_of(held, options.strict)
@@ -129,14 +129,14 @@ def record(
 def measured(asked: list[list[str]], repeats: int) -> list[SelectedRecord]:
     """Runs of some overrides, in turns."""
     from gptbench.commands.ab import composed
-    from gptbench.execute import measuring  # both need torch
+    from gptbench.execute import baseline_runs  # both need torch
 
     for overrides in asked:  # all of them before the first takes its minutes
         check_overrides("--run", overrides)
         folder, own = (overrides[1], overrides[2:]) if overrides[:1] == ["--config-dir"] else (None, overrides)
         own = prepared(own, config_dir=folder)
         load(composed(own, folder), own)
-    return [measuring.measure(overrides, tell) for _ in range(repeats) for overrides in asked]
+    return [baseline_runs.measure(overrides, tell) for _ in range(repeats) for overrides in asked]
 
 
 def line_of(config: BaselineConfig, which: str, held: Gate, outcome: str) -> dict[str, Any]:

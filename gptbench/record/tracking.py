@@ -25,6 +25,7 @@ from gptbench.base.outputs import redact_files, write_json
 from gptbench.base.redaction import redacted, redacted_message, remember
 from gptbench.config import MLflowConfig, TrackingConfig
 from gptbench.private.mlflow import try_opening
+from gptbench.record.payload import Record, make_record, write_artifacts
 from gptbench.record.runs import (
     NOTE_TAG,
     PARENT_TAG,
@@ -35,7 +36,6 @@ from gptbench.record.runs import (
     folder_address,
     runs_with_tag,
 )
-from gptbench.record.sent import Record, make_record, write_artifacts
 from gptbench.record.settings import environment_variables, mlflow_settings, place_of, reason
 from gptbench.record.store import NAME, embedded_store, file_of, lock_of, make_whole
 from gptbench.schema.labels import short_keys
