@@ -37,7 +37,7 @@ SMALL = (
 
 
 def made_ab(rounds: list[Round] | None = None, ending: StoppingRule = ENDING) -> AbResult:
-    """Of two sides that differ in nothing, yet to be measured if no rounds are given."""
+    """Return a result of two sides that do not differ, not yet measured if no rounds are given."""
     run = made_result()
     side = Side(overrides=["model=stories15m"], config=run.config, dtype=run.dtype, traffic=run.traffic)
     return AbResult(
@@ -133,7 +133,7 @@ def test_it_ends_when_it_is_narrow_enough_twice_and_of_six_rounds_at_least() -> 
 
 
 def test_the_time_that_can_suffice_does() -> None:
-    """With engines that take 3 s to make and samples of 0.1 s, as `take_round` would have it."""
+    """Engines take 3 s to build and samples 0.1 s, and rounds are as `take_round` would make them."""
 
     def ended(budget_s: float) -> AbResult:
         result, ending = made_ab(), replace(ENDING, budget_s=budget_s)

@@ -94,7 +94,8 @@ def test_overlapping_kernels_are_on_tracks_of_their_own() -> None:
 
 
 def check_trace(trace: dict[str, Any], step: Breakdown) -> None:
-    """As Perfetto wants it: complete events with their times in µs, and on one track only what is apart or nested."""
+    """Check that a trace is as Perfetto requires: complete events in µs, and only disjoint or nested ones on one
+    track."""
     complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert len(complete) == 1 + len(step.launches)
     assert {event["ph"] for event in trace["traceEvents"]} == {"X", "M"}
@@ -119,7 +120,7 @@ def test_trace() -> None:
 
 
 def profiled(steps: int, graph: bool) -> list[dict[str, Any]]:
-    """What the profiler tells of steps of three kernels each that run long after the host has launched all of them."""
+    """Return the profiler's events of steps of three kernels that run long after the host has launched them."""
     events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 1}]
     for step in range(steps):
         call = {"ph": "X", "cat": "user_annotation", "name": "gptbench.step", "ts": 10.0 * step, "dur": 8.0, "args": {}}

@@ -100,7 +100,7 @@ def test_in_remarks_on_interleaved_measurements() -> None:
 
 
 def test_records_that_look_made_are_quiet() -> None:
-    """What other tests take for measured on a quiet machine."""
+    """Other tests assume that these were measured on a quiet machine."""
     assert Outcome(status="recorded").busy == []
     assert all(sample.load is None for sample in made_result().samples)
 

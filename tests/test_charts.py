@@ -753,7 +753,8 @@ def test_jobs_of_a_sweep_share_a_baseline_that_is_read_once() -> None:
 
 
 def saved_sweep(folder: Path) -> tuple[SweepRecord, Path]:
-    """Of a grid, a job whose record is no more, one whose samples do not count, and one that failed."""
+    """Return the saved sweep of a grid with jobs of which one has lost its record, one has no valid samples, and one
+    failed."""
     records = [
         made_result(quant=quant, top_k=top_k, perplexity=10.0, sweep=str(folder)).save(folder / f"{quant}{top_k}")
         for quant in ("none", "int8")

@@ -32,7 +32,7 @@ CODE = "inductor/ab/cabc.py"
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a machine with one compiled file in each cache."""
+    """Return the outputs folder of a machine with one compiled file in each cache."""
     move_to(tmp_path / "one", monkeypatch)
     for name in (CODE, "triton/XYZ/kernel.cubin"):
         path = tmp_path / "one" / name

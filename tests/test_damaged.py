@@ -45,7 +45,7 @@ SHARED = {"config", "environment", "roof"}
 
 
 def whole_result() -> Result:
-    """With all that a result can have."""
+    """Return a result with every optional part."""
     result = replace(made_result(perplexity=3.0), breakdown=made_breakdown(), energy=made_energy())
     result.samples[0].state = made_state()
     result.samples[0].load = Load(seconds=1.0, cores=2, own_s=1.5, other_s=0.1, stolen_s=0.0, pressure_s=0.01)
@@ -71,7 +71,7 @@ RECORDS: dict[str, Recorded] = {
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every value below, of lists the first alone."""
+    """Yield the place of every value below; of lists only the first."""
     if path:
         yield path
     for key in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():

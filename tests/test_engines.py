@@ -309,7 +309,7 @@ def test_a_kernel_over_experts_reads_those_that_are_chosen() -> None:
 
 
 def test_layers_of_different_windows_read_different_numbers_of_positions() -> None:
-    """By kernels of one name."""
+    """Kernels of one name read different numbers of positions."""
     engine: Any = target(FUSED)(
         FUSED, make_model(WINDOW), Sampler(GREEDY, WINDOW.vocab_size, CPU), device("cpu"), Shape(1, PROMPT, LENGTH)
     )

@@ -1,4 +1,4 @@
-"""Where a step's time goes, and what would help: parts that add up, and advice that follows from the record."""
+"""Explanation of a step's time: parts add up, and advice follows from the record."""
 
 import json
 from dataclasses import replace

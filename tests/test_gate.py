@@ -85,7 +85,7 @@ def failed(held: Gate) -> list[str | None]:
 
 
 def test_a_row_of_one_prompt_says_why_no_run_is_its_own() -> None:
-    """As baselines were recorded before each row of a batch had a prompt of its own."""
+    """Baselines used to be recorded with one prompt for all rows of a batch."""
     apart = replace(steady(), prompts=[PROMPT, PROMPT[::-1]])
     held = gate(baseline_of(steady()), found(apart))
     (check,), ((_, why),) = held.failed, held.left_out
@@ -308,7 +308,7 @@ def test_percentiles_by_the_old_definition_are_held_against_nothing(
 
 def test_a_single_run_is_held_by_the_percentiles_of_all_its_steps() -> None:
     def with_tail(slow: int) -> Result:
-        """Of 4 samples of 100 steps, in each of which so many are slow."""
+        """Return a run of 4 samples of 100 steps, in each of which some are slow."""
         result = steady()
         steps = [[0.01] * (100 - slow) + [0.03] * slow] * 4
         samples = [replace(sample, step_s=each) for sample, each in zip(result.samples, steps, strict=True)]
@@ -373,7 +373,7 @@ def test_a_row_of_a_later_version_takes_runs_of_an_older_one() -> None:
 
 
 def test_a_row_of_an_earlier_version_takes_runs_of_this_one() -> None:
-    """Where tasks were called otherwise, and a width of heads that followed from the model's was recorded as 0."""
+    """Earlier versions had other names of tasks, and recorded a derived head width as 0."""
     text = recorded_text(
         "made", found(with_config(steady(), model={"head_dim": 0})), "gptbench gate --record made.yaml"
     )
@@ -755,7 +755,7 @@ def test_three_runs_a_side_find_a_slowdown_of_five_percent() -> None:
     generator = np.random.default_rng(0)
 
     def outcomes(slowdown: float, runs: int) -> list[Check]:
-        """Of many trials."""
+        """Return the checks of many trials."""
         checks = []
         for _ in range(1000):
             sides = [Moments.of(np.exp(generator.normal(np.log(1 + way), 0.005, count)).tolist())

@@ -46,7 +46,7 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `Attend` takes, but for the scratch memory and the output."""
+    """Operands of `Attend`, except scratch memory and output."""
 
     qkv: Tensor
     q_norm: Tensor | None
@@ -155,7 +155,7 @@ def check(
     new = torch.arange(inputs.k_cache.shape[2], device=DEVICE) == inputs.position  # [B, S]
 
     def parts(cache: Tensor) -> tuple[Tensor, Tensor]:
-        """What is at the rows' own positions, and all else."""
+        """Return the entries at the rows' positions, and all others."""
         return cache.transpose(1, 2)[new], cache.transpose(1, 2)[~new]
 
     assert relative_error(parts(actual.k_cache)[0], parts(expected.k_cache)[0]) < KEY_TOLERANCES[dtype]

@@ -24,7 +24,7 @@ from gptbench.schema.labels import labels
 
 @dataclass(kw_only=True)
 class Served(Recorded):
-    """What a server answered."""
+    """Record of a server's answers."""
 
     FILE: ClassVar[str] = "serve"
     IS_RUN: ClassVar[bool] = True

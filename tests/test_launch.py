@@ -19,7 +19,7 @@ from tests.test_engines import FUSED, GREEDY, LENGTH, PROMPT, device
 
 
 class Kernel:
-    """As Triton's: launched, or compiled."""
+    """Stand-in for a kernel of Triton that is launched or compiled."""
 
     def __init__(self) -> None:
         self.launched: list[Any] = []
@@ -52,7 +52,7 @@ def test_a_failure_leaves_nothing_switched() -> None:
 
 
 class Compiled:
-    """As Triton's: what launches it is built when it is asked for."""
+    """Stand-in for a compiled kernel of Triton, whose launcher is built on first use."""
 
     def __init__(self, fails: bool) -> None:
         self.fails, self.built = fails, False

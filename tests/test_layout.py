@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("no_grad", "one_thread")
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
-    """As they were, afterwards."""
+    """Restore the architectures after the test."""
     before = dict(ARCHITECTURES), dict(CODECS)
     yield
     for registry, rows in zip((ARCHITECTURES, CODECS), before, strict=True):

@@ -108,7 +108,7 @@ def test_version_1_as_docker_mounts_it(machine: Machine) -> None:
 
 
 def test_version_1_groups_below_the_root(machine: Machine) -> None:
-    """As older versions of Slurm make them."""
+    """Control groups as older versions of Slurm make them."""
     machine.write("4:memory:/slurm/uid_1/job_2\n", "/ memory cgroup rw,memory", "/ unified cgroup2 rw")
     machine.group("memory/slurm/uid_1/job_2", memory__limit_in_bytes=1000, memory__usage_in_bytes=600)
     assert free(machine) == 400

@@ -248,7 +248,8 @@ def test_each_reason(more: dict[str, float], reason: str) -> None:
 
 
 def short_samples(random: np.random.Generator, own: float, others: float, count: int = 5) -> list[Load]:
-    """Of two cores, of which this process and others use so much, by counters in hundredths of a second."""
+    """Return the loads of samples on two cores that this process and others use, by counters in hundredths of a
+    second."""
     at, used, loads = 0.0, random.uniform(0, 1, 2), []
     duration = random.uniform(0.015, 0.075)
 
@@ -315,7 +316,7 @@ def test_each_kind_of_metrics_is_judged_by_what_happened_meanwhile() -> None:
 
 
 def test_processes_that_this_one_started_are_its_own() -> None:
-    """As those of a compiler."""
+    """Processes such as a compiler's count as this process's own."""
     burn = "import time; end = time.process_time() + 0.1\nwhile time.process_time() < end: pass"
     with observed(Sensor(), family=True) as own:
         subprocess.run([sys.executable, "-c", burn], check=True, timeout=60)

@@ -349,7 +349,7 @@ def test_variables_that_a_number_depends_on_are_recorded(monkeypatch: pytest.Mon
 
 
 class FakeNvml:
-    """Of a GPU that knows some of its settings."""
+    """NVML of a GPU that reports only some settings."""
 
     class NVMLError(Exception):
         pass

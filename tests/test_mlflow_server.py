@@ -77,7 +77,7 @@ class Backend:
         return MlflowClient(self.url)
 
     def runs(self, experiment: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-        """In the order of their start."""
+        """Return the runs in order of their start."""
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return []
@@ -88,7 +88,7 @@ class Backend:
         return family(self.runs(experiment))
 
     def check(self, run: Run, result: Result, path: Path) -> None:
-        """That a run holds all of a result, and once."""
+        """Check that a run holds every part of a result exactly once."""
         assert run.info.status == "FINISHED"
         assert run.data.params["model.dim"] == "288"
         assert {name: run.data.metrics[name] for name in summary(result)} == pytest.approx(summary(result))
@@ -237,7 +237,7 @@ def log_many(folder: Path, tracking: dict[str, Any], outputs: Path) -> list[Resu
 
 
 def check_many(parent: Run, children: list[Run], jobs: list[Result]) -> None:
-    """That all are there with all they hold, and once."""
+    """Check that all runs are complete, and logged once."""
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
     assert [run.data.tags["mlflow.parentRunId"] for run in children] == [parent.info.run_id] * PROCESSES
     assert parent.data.metrics["jobs_recorded"] == PROCESSES
