@@ -1,9 +1,9 @@
-"""What else the machine did during a sample, or whatever else is timed: other processes' CPU time, stolen and waiting
-time, pressure, the GPU's other processes.
+"""Measures the other load of the machine during a sample: CPU time of other processes, stolen and waiting time,
+pressure stall information, and other processes on the GPU.
 
-Counters are read just before and just after it, outside of its timed region, in about 0.1 ms. They are Linux's
-(https://docs.kernel.org/filesystems/proc.html, .../accounting/psi.html, .../admin-guide/cgroup-v2.html); what a machine
-does not tell is None. Nothing is judged here: see `gptbench.schema.busy`.
+Counters are read just before and just after the timed region, in about 0.1 ms. They are Linux's
+(https://docs.kernel.org/filesystems/proc.html, .../accounting/psi.html, .../admin-guide/cgroup-v2.html); a counter that
+the machine does not have is None. `gptbench.schema.busy` decides whether the machine was busy.
 """
 
 import functools
@@ -25,32 +25,34 @@ PRESSURE = Path("/proc/pressure/cpu")
 
 @dataclass(frozen=True)
 class Counters:
-    """Seconds since some moment, of the cores that this process may use, all together."""
+    """Cumulative times in seconds, each from an arbitrary start, summed over the cores that this process may use."""
 
     wall_s: float
+    """Wall-clock time."""
     own_s: float
     """CPU time of this process."""
     used_s: float | None = None
     """CPU time of all processes and of the kernel."""
     stolen_s: float | None = None
-    """That the host gave to other virtual machines, while this one had work."""
+    """Time that the host gave to other virtual machines while this one had work."""
     iowait_s: float | None = None
-    """Idle, while a process waited for a disk."""
+    """Idle time while a process waited for a disk."""
     waiting_s: float | None = None
-    """That threads of this process were ready to run, and waited for a core."""
+    """Time that threads of this process were ready to run and waited for a core."""
     pressure_s: float | None = None
-    """That some task of this process's control group waited for a core, or for its quota."""
+    """Time that some task of this process's control group waited for a core or for its quota."""
     system_pressure_s: float | None = None
-    """The same of the whole machine."""
+    """Time that some task of the whole machine waited for a core or for its quota."""
     quota_s: float | None = None
-    """That this process's control groups were stopped, their CPU quota used up."""
+    """Time that this process's control groups were stopped because their CPU quota was used up."""
 
 
 def counters(process: Path = PROCESS, family: bool = False) -> Counters:
-    """As they are now.
+    """Read all counters.
 
     Args:
-        family: whether processes that this one started count as its own, which takes some milliseconds.
+        process: folder of the process in /proc.
+        family: whether child processes count as part of this one, which takes some milliseconds.
     """
     cpus = psutil.cpu_times(percpu=True)
     allowed = [cpus[index] for index in own_cores() if index < len(cpus)]
@@ -71,93 +73,94 @@ def counters(process: Path = PROCESS, family: bool = False) -> Counters:
 
 
 def children_s() -> float:
-    """CPU time of the processes that this one started, and of theirs; of those that have ended, too."""
-    own = psutil.Process()
-    times = own.cpu_times()
+    """Return the CPU time of all descendants of this process in seconds, including those that have ended."""
+    process = psutil.Process()
+    times = process.cpu_times()
     total = times.children_user + times.children_system
-    for child in own.children(recursive=True):
+    for child in process.children(recursive=True):
         with suppress(psutil.Error):  # it has ended meanwhile
             total += sum(child.cpu_times()[:4])
     return total
 
 
 def own_cores() -> list[int]:
-    """Those that this process may run on."""
+    """Return the indices of the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def summed(cpus: list[object], name: str) -> float | None:
-    """Over all of them; None where the system does not count it."""
-    found = [getattr(cpu, name) for cpu in cpus if hasattr(cpu, name)]
-    return sum(found) if found else None
+    """Return the sum of one time over all CPUs; None if the system does not count it."""
+    times = [getattr(cpu, name) for cpu in cpus if hasattr(cpu, name)]
+    return sum(times) if times else None
 
 
 def waiting(process: Path = PROCESS) -> float | None:
-    """Seconds that its threads waited for a core, by the second field of schedstat, in nanoseconds."""
-    found = []
+    """Return the seconds that threads of the process waited for a core, from the second field of schedstat (in ns)."""
+    times = []
     for file in process.glob("task/*/schedstat"):
         words = " ".join(lines_of(file)).split()
         if len(words) == 3:
-            found.append(int(words[1]) / 1e9)
-    return sum(found) if found else None
+            times.append(int(words[1]) / 1e9)
+    return sum(times) if times else None
 
 
 @functools.cache
 def pressure_file(process: Path = PROCESS) -> Path | None:
-    """Of the process's own control group."""
+    """Return the cpu.pressure file of the process's control group, or None."""
     return next((file for group in groups("cpu", process) if (file := group / "cpu.pressure").exists()), None)
 
 
 def pressure(file: Path) -> float | None:
-    """Seconds that some task waited, since the group or the machine began."""
+    """Return the seconds that some task waited since the control group was created or the machine booted."""
     for line in lines_of(file):
         if line.startswith("some "):
-            found = dict(word.split("=", 1) for word in line.split()[1:] if "=" in word)
-            return int(found["total"]) / 1e6 if "total" in found else None
+            fields = dict(word.split("=", 1) for word in line.split()[1:] if "=" in word)
+            return int(fields["total"]) / 1e6 if "total" in fields else None
     return None
 
 
 @functools.cache
 def statistics_files(process: Path = PROCESS) -> list[Path]:
-    """Of the control groups that may have a CPU quota."""
+    """Return the cpu.stat files of the control groups that may have a CPU quota."""
     return [file for group in groups("cpu", process) if (file := group / "cpu.stat").exists()]
 
 
 def stopped(process: Path = PROCESS) -> float | None:
-    """Seconds that the process's control groups were stopped by their quotas: of several, of the one that was most."""
-    found = []
+    """Return the seconds that the process's control groups were stopped by their quotas: the maximum over groups."""
+    times = []
     for file in statistics_files(process):
         counts = dict(line.split(" ", 1) for line in lines_of(file) if " " in line)
         for name, unit in (("throttled_usec", 1e6), ("throttled_time", 1e9)):  # versions 2 and 1
             if name in counts:
-                found.append(int(counts[name]) / unit)
-    return max(found, default=None)
+                times.append(int(counts[name]) / unit)
+    return max(times, default=None)
 
 
 def between(before: Counters, after: Counters, cores: int) -> Load:
-    """What the counters grew by."""
+    """Return the load between two readings of the counters."""
 
-    def grown(name: str) -> float | None:
+    def difference(name: str) -> float | None:
         return growth(getattr(before, name), getattr(after, name))
 
-    used, own = grown("used_s"), grown("own_s") or 0.0
-    load = Load(seconds=grown("wall_s") or 0.0, cores=cores, own_s=own)
+    used, own = difference("used_s"), difference("own_s") or 0.0
+    load = Load(seconds=difference("wall_s") or 0.0, cores=cores, own_s=own)
     load.other_s = None if used is None else used - own
     for name in ("stolen_s", "iowait_s", "waiting_s", "pressure_s", "system_pressure_s", "quota_s"):
-        setattr(load, name, grown(name))
+        setattr(load, name, difference(name))
     return load
 
 
 def growth(before: float | None, after: float | None) -> float | None:
-    """Never negative: threads that have ended take their counts with them."""
+    """Return the growth of a counter, at least 0: threads that end take their counts with them."""
     return None if before is None or after is None else max(0.0, after - before)
 
 
 @contextmanager
 def observed(sensor: Sensor, family: bool = False) -> Iterator[Load]:
-    """Fills in the load of the machine while something runs.
+    """Yield a `Load` that is filled in when the context exits.
 
     Args:
+        sensor: sensor of the device.
         family: see `counters`.
     """
     load = Load(seconds=0.0, cores=len(own_cores()), own_s=0.0)
@@ -168,12 +171,12 @@ def observed(sensor: Sensor, family: bool = False) -> Iterator[Load]:
     finally:
         after = counters(family=family)
         neighbours.append(sensor.neighbours())
-        found = between(before, after, load.cores)
-        for one in fields(Load):
-            setattr(load, one.name, getattr(found, one.name))
+        measured = between(before, after, load.cores)
+        for field in fields(Load):
+            setattr(load, field.name, getattr(measured, field.name))
         load.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        told = [each for each in neighbours if each is not None]
-        if told:
-            load.gpu_processes = max(each.processes for each in told)
-            load.gpu_other_bytes = max(each.other_bytes for each in told)
+        known = [reading for reading in neighbours if reading is not None]
+        if known:
+            load.gpu_processes = max(reading.processes for reading in known)
+            load.gpu_other_bytes = max(reading.other_bytes for reading in known)
         load.gpu_active = sensor.active_neighbours(since)

@@ -1,12 +1,13 @@
-"""The read roof: the highest rate at which this device was ever seen to read its memory.
+"""Measures the read roof: the peak memory read bandwidth of the device (memory roofline).
 
-Every measurement may raise it, and none lowers it: what keeps a machine busy makes a measurement slower, and nothing
-makes it faster than the memory is. `device.measure_roof=true` adds a measurement; a short probe before and after the
-samples is one, too. A probe that stays far behind the roof shows that something else uses the memory; on a CPU, one
-that stays far behind what most probes there read, as a CPU's rate differs from process to process.
+The roof is the highest rate ever measured. Other load can only make a measurement slower, and nothing makes it faster
+than the memory, so every measurement may raise the roof and none lowers it. `device.measure_roof=true` adds a
+measurement, and so does a short probe before and after the samples. A probe far below the roof shows that something
+else is using the memory; on a CPU it is compared with the usual probe instead, because the rate of a CPU varies from
+process to process.
 
-A roof belongs to a kind of GPU, or to one host's CPU with so many cores and threads; and to the conditions that it was
-measured under: driver, power limit and library versions.
+A roof is valid for a kind of GPU, or for the CPU of one host with a number of cores and threads, and for the conditions
+of the measurement: driver, power limit and library versions.
 """
 
 import datetime
@@ -33,38 +34,44 @@ from gptbench.schema.machine import FULL, PROBE, Environment, Probe, Roof
 from gptbench.schema.place import Place
 
 PROBES = "probes"
-"""Of a file, where the last ones are."""
+"""Key of the most recent probes in a roof file."""
 LAUNCHES = 35
-"""Of a full measurement."""
+"""Number of launches of a full measurement."""
 PROBE_S = 0.05
-"""Seconds that a probe reads for."""
+"""Duration of a probe in seconds."""
 MIN_PROBE_LAUNCHES = 3
+"""Minimum number of launches of a probe."""
 MAX_PROBES = 100
-"""The last ones, that a file keeps beside the measurements."""
+"""Maximum number of recent probes that a file keeps besides the measurements."""
 MIN_PROBES = 10
-"""Of the same device and conditions, of which it is known what is usual."""
+"""Minimum number of probes of the same device and conditions from which the usual rate is computed."""
 USUAL = 0.8
-"""Quantile of the rates of earlier probes that is: some may have been of a busy machine."""
+"""Quantile of the rates of earlier probes that is the usual rate: some may be of a busy machine."""
 PROGRAMS_PER_PROCESSOR = 4
+"""Number of programs of the read kernel per streaming multiprocessor."""
 CUDA_BUFFER_BYTES = 2**32
+"""Minimum size of the buffer on a GPU, where there is memory for it."""
 CPU_BUFFER_BYTES = 2**29
-"""Far larger than most caches; see `buffer_bytes`."""
+"""Minimum size of the buffer on a CPU, far larger than most caches; see `buffer_bytes`."""
 CACHES = 8
-"""A buffer has at least so many times the size of the caches: what they keep of it from launch to launch is read faster
-than the memory can be."""
+"""Minimum size of the buffer as a multiple of the caches, since whatever they keep between launches is read faster than
+memory."""
 SPARE_BYTES = 2**29
-"""Of a GPU's free memory, what a measurement leaves."""
+"""Free GPU memory that a measurement leaves unused, in bytes."""
 MIN_GPU_CACHES = 16
+"""Minimum size, as a multiple of the L2 cache, of the smaller buffer that is used next to a large model."""
 MIN_CUDA_BYTES = 2**30
-"""Beside a large model there is room for less than the whole buffer, but so much and so many times the caches it has to
-be: on an H200 1 GiB is read 1.5% slower than 4 GiB, and 0.1 GiB 11%."""
+"""Minimum size in bytes of the smaller buffer that is used next to a large model: an H200 reads 1 GiB 1.5% slower than
+4 GiB, and 0.1 GiB 11% slower."""
 
 
 class Roofs:
-    """All that a folder keeps of the roof of the device that this process drives, under the conditions of now.
+    """The stored roof measurements of the device that this process drives, under the current conditions.
 
     Args:
-        folder: where roofs are kept; a file has every full measurement, every probe that raised the roof, and the last
+        devices: devices of the run.
+        environment: current environment.
+        folder: folder of roof files. A file has every full measurement, every probe that raised the roof, and the last
             `MAX_PROBES` probes.
     """
 
@@ -74,90 +81,90 @@ class Roofs:
         name = file_name(device.name)
         if device.is_cuda:
             self.path = folder / f"{name}.json"
-            self.older: str | None = f"{name}-*.json"  # of a version that kept one for each card
+            self.older: str | None = f"{name}-*.json"  # older versions kept one file per card
         else:
             place = f"{file_name(platform.node())}-{environment.cores}-cores-{environment.threads}-threads"
             self.path, self.older = folder / f"{name}-{place}.json", None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Two processes that measured at the same time would share the memory, and keep half of the roof."""
+        """Hold the lock of the folder: processes that measured at the same time would each see half of the roof."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             yield
 
     def read(self, again: bool = False) -> Roof:
-        """The highest rate seen; measured now where none is kept that counts here, or `again` is asked for.
+        """Return the highest measurement; measure now if there is no applicable one, or if `again`.
 
         Raises:
             DoesNotFitError: there is too little free memory to measure it.
         """
         with self.locked():
-            kept = self.highest()
-            if kept is None or again:
-                kept = self.add(measure_roof(self.device, self.environment))
-            return kept
+            roof = self.highest()
+            if roof is None or again:
+                roof = self.add(measure_roof(self.device, self.environment))
+            return roof
 
     def probe(self, when: str) -> Probe | None:
-        """Measures for `PROBE_S`, and raises the roof where it was faster; None where there is no memory for it."""
+        """Measure for `PROBE_S`, and raise the roof if the probe was faster; None if there is too little memory."""
         self.device.use()
         with self.locked():
-            found = measure_probe(self.device, self.environment)
-            if found is None:
+            measured = measure_probe(self.device, self.environment)
+            if measured is None:
                 return None
-            kept, usual = self.highest(), self.usual()
-            if kept is None or found.gb_per_s > kept.gb_per_s:
-                self.add(found)
-            self.add(found, PROBES)
-            return Probe(when, found.gb_per_s, found.buffer_bytes, found.seconds, found.measured, usual)
+            roof, usual = self.highest(), self.usual()
+            if roof is None or measured.gb_per_s > roof.gb_per_s:
+                self.add(measured)
+            self.add(measured, PROBES)
+            return Probe(when, measured.gb_per_s, measured.buffer_bytes, measured.seconds, measured.measured, usual)
 
     def usual(self) -> float | None:
-        """Rate of this CPU's probes; None where it is not known yet. GPUs differ too little for it."""
+        """Return the usual rate of this CPU's probes in GB/s; None if there are too few. It is None for GPUs, whose
+        rates hardly vary."""
         if self.device.is_cuda:
             return None
-        rates = [one.gb_per_s for one in measurements(self.path, PROBES) if self.counts(one)]
+        rates = [roof.gb_per_s for roof in measurements(self.path, PROBES) if self.applies(roof)]
         return float(np.quantile(rates, USUAL)) if len(rates) >= MIN_PROBES else None
 
     def highest(self) -> Roof | None:
-        """Of all measurements of this device under these conditions."""
+        """Return the highest of all applicable measurements, or None."""
         files = [self.path, *(sorted(self.folder.glob(self.older)) if self.older is not None else ())]
-        counting = [one for file in files for one in measurements(file) if self.counts(one)]
-        return max(counting, key=lambda one: one.gb_per_s, default=None)
+        applicable = [roof for file in files for roof in measurements(file) if self.applies(roof)]
+        return max(applicable, key=lambda roof: roof.gb_per_s, default=None)
 
-    def counts(self, one: Roof) -> bool:
-        """Whether a measurement is of this device and these conditions, and of memory."""
-        there, here = Place.of(one.environment, one.host), Place.of(self.environment, platform.node())
-        same = one.device == here.device and there.of_roof == here.of_roof
-        return same and one.buffer_bytes >= min_bytes(self.device)
+    def applies(self, roof: Roof) -> bool:
+        """Whether a measurement is of this device under these conditions, with a buffer that exceeds the caches."""
+        there, here = Place.of(roof.environment, roof.host), Place.of(self.environment, platform.node())
+        same = roof.device == here.device and there.of_roof == here.of_roof
+        return same and roof.buffer_bytes >= min_bytes(self.device)
 
     def add(self, measured: Roof, to: str = "measurements") -> Roof:
-        """Writes a measurement to the others; returns the highest."""
+        """Append a measurement to the file, and return the highest one."""
         if not self.device.is_cuda:
             measured.host = platform.node()
-        known = {name: measurements(self.path, name) for name in ("measurements", PROBES)}
-        known[to].append(measured)
-        known[PROBES] = known[PROBES][-MAX_PROBES:]
-        write_json(self.path, {name: [asdict(one) for one in own] for name, own in known.items()})
+        lists = {name: measurements(self.path, name) for name in ("measurements", PROBES)}
+        lists[to].append(measured)
+        lists[PROBES] = lists[PROBES][-MAX_PROBES:]
+        write_json(self.path, {name: [asdict(roof) for roof in roofs] for name, roofs in lists.items()})
         highest = self.highest()
         return measured if highest is None else highest
 
 
 def measurements(path: Path, name: str = "measurements") -> list[Roof]:
-    """What a file holds under that name; nothing where it cannot be read."""
+    """Return the measurements in a file under a key; none if the file cannot be read."""
     try:
         raw = read_json(path)
-        older = [] if name == PROBES or PROBES in raw else [raw]  # which kept one alone
-        found = raw.get(name, older)
-        return [restored_roof(one) for one in found]
+        older = [] if name == PROBES or PROBES in raw else [raw]  # older versions kept a single measurement
+        return [restored_roof(roof) for roof in raw.get(name, older)]
     except (UserError, TypeError, KeyError, ValueError, AttributeError):
         return []
 
 
 def restored_roof(raw: dict[str, Any]) -> Roof:
-    """A measurement as it was before it became plain data.
+    """Restore a measurement from its JSON object.
 
     Raises:
-        TypeError, KeyError, ValueError: it was none.
+        TypeError, KeyError, ValueError: the object is not a measurement.
     """
     roof = Roof(**(raw | {"environment": Environment(**raw["environment"])}))
     if not (is_finite_number(roof.gb_per_s) and roof.gb_per_s > 0):
@@ -166,35 +173,35 @@ def restored_roof(raw: dict[str, Any]) -> Roof:
 
 
 def measure_roof(device: Device, environment: Environment) -> Roof:
-    """Reads a buffer again and again; the best launch counts.
+    """Measure the roof with a full measurement, which counts the fastest of its launches.
 
     Raises:
-        DoesNotFitError: there is too little free memory for a buffer that caches do not keep.
+        DoesNotFitError: there is too little free memory for a buffer that exceeds the caches.
     """
     nbytes, least = room(device), min_bytes(device)
     if nbytes < least:
         raise DoesNotFitError(
             f"too little free memory to measure the read roof of {device.name}: there is room for a buffer of "
-            f"{max(0, nbytes) / 1e9:.3g} GB, and of less than {least / 1e9:.3g} GB caches keep too much. Free some "
-            "memory for one run: the outputs folder keeps the roof for others"
+            f"{max(0, nbytes) / 1e9:.3g} GB, but caches hold too much of one under {least / 1e9:.3g} GB. Free some "
+            "memory for one run: the outputs folder keeps the roof for later runs"
         )
     return measured_roof(device, environment, nbytes, FULL)
 
 
 def measure_probe(device: Device, environment: Environment) -> Roof | None:
-    """The same for `PROBE_S`; None where there is too little free memory."""
+    """Measure for `PROBE_S`; None if there is too little free memory."""
     nbytes = room(device)
     return measured_roof(device, environment, nbytes, PROBE) if nbytes >= min_bytes(device) else None
 
 
 def room(device: Device) -> int:
-    """Bytes of the buffer for which there is memory now."""
+    """Return the size in bytes of the largest useful buffer that free memory allows."""
     free = device.free_memory()
     return min(buffer_bytes(device), free - SPARE_BYTES if device.is_cuda else free // 2)
 
 
 def min_bytes(device: Device) -> int:
-    """Of a buffer that counts: a smaller one is read at another rate, that of the caches in the end."""
+    """Return the minimum size in bytes of a valid buffer; a smaller one is partly read from the caches."""
     wanted = buffer_bytes(device)
     if device.is_cuda:
         return min(wanted, max(MIN_CUDA_BYTES, MIN_GPU_CACHES * gpu_cache_bytes(device)))
@@ -202,20 +209,21 @@ def min_bytes(device: Device) -> int:
 
 
 def buffer_bytes(device: Device) -> int:
-    """Of the buffer that is read, where there is memory for it."""
+    """Return the size in bytes of the buffer when there is enough memory."""
     if device.is_cuda:
         return max(CUDA_BUFFER_BYTES, CACHES * gpu_cache_bytes(device))
     return max(CPU_BUFFER_BYTES, CACHES * cpu_cache_bytes(torch.get_num_threads()))
 
 
 def gpu_cache_bytes(device: Device) -> int:
-    """Of its L2."""
+    """Return the size of the GPU's L2 cache in bytes."""
     size: int = torch.cuda.get_device_properties(device.torch).L2_cache_size
     return size
 
 
 def cpu_cache_bytes(threads: int, cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Of the last-level caches that so many threads may use at once, each once; 0 where Linux does not say."""
+    """Return the bytes of the last-level caches that a number of threads can use at once, each cache counted once; 0 if
+    Linux does not report them."""
     caches: dict[str, int] = {}
     for level in ("index2", "index3"):
         sizes = {}
@@ -230,10 +238,10 @@ def cpu_cache_bytes(threads: int, cpus: Path = Path("/sys/devices/system/cpu")) 
 
 
 def measured_roof(device: Device, environment: Environment, nbytes: int, kind: str) -> Roof:
-    """One measurement, with a buffer of so many bytes."""
+    """Take one measurement, full or probe, with a buffer of `nbytes`."""
     count = nbytes // 4
     if device.is_cuda:
-        # In a pool of its own, all of which goes back to the device: what torch's allocator keeps is an engine's.
+        # A separate pool, so that all its memory returns to the device: torch's own cache belongs to the engine.
         pool = torch.cuda.MemPool()
         with torch.cuda.use_mem_pool(pool, device.torch):
             seconds = cuda_reads(cuda_buffer(count, device), kind)
@@ -247,13 +255,13 @@ def measured_roof(device: Device, environment: Environment, nbytes: int, kind: s
 
 
 def cuda_buffer(count: int, device: Device) -> torch.Tensor:
-    """Random, without a draw from torch's own generator."""
-    own = torch.Generator(device.torch)
-    return torch.randint(-(2**31), 2**31 - 1, (count,), generator=own, dtype=torch.int32, device=device.torch)
+    """Return random int32 numbers [count], without advancing torch's default generator."""
+    generator = torch.Generator(device.torch)
+    return torch.randint(-(2**31), 2**31 - 1, (count,), generator=generator, dtype=torch.int32, device=device.torch)
 
 
 def cuda_reads(buffer: torch.Tensor, kind: str = FULL) -> list[float]:
-    """Seconds of each launch of our own kernel over an int32 buffer."""
+    """Return the seconds of each launch of gptbench's read kernel over an int32 buffer."""
     from gptbench.kernels.read_reduce import read_reduce
 
     processors = torch.cuda.get_device_properties(buffer.device).multi_processor_count
@@ -268,14 +276,14 @@ def cuda_reads(buffer: torch.Tensor, kind: str = FULL) -> list[float]:
         torch.cuda.synchronize(buffer.device)
         return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
-    read_reduce(buffer, out)  # which may have to be compiled
+    read_reduce(buffer, out)  # may have to be compiled first
     first = timed(2)
     launches = LAUNCHES if kind == FULL else max(MIN_PROBE_LAUNCHES, math.ceil(PROBE_S / min(first)))
     return timed(launches)
 
 
 def cpu_reads(numbers: torch.Tensor, kind: str = FULL) -> list[float]:
-    """Seconds of each sum over a float32 buffer, by all of torch's threads: torch adds those up the fastest."""
+    """Return the seconds of each sum over a float32 buffer with all of torch's threads; torch sums floats fastest."""
     seconds: list[float] = []
     while not is_enough(seconds, kind):
         start = time.perf_counter()
@@ -285,6 +293,7 @@ def cpu_reads(numbers: torch.Tensor, kind: str = FULL) -> list[float]:
 
 
 def is_enough(seconds: list[float], kind: str) -> bool:
+    """Whether a measurement has enough launches, and a probe enough time."""
     if kind == FULL:
         return len(seconds) >= LAUNCHES
     return len(seconds) >= MIN_PROBE_LAUNCHES and sum(seconds) >= PROBE_S

@@ -1,4 +1,4 @@
-"""Samples: repeated generations, each with the time of every step, after a warm-up until nothing compiles any more."""
+"""Takes samples: generations with the time of every step, repeated after a warm-up until nothing compiles any more."""
 
 import gc
 import time
@@ -15,6 +15,7 @@ from gptbench.measure.sensors import NO_SENSOR, Sensor, watched
 from gptbench.schema.sample import Sample, WarmUp
 
 MAX_WARM_UPS = 10
+"""Maximum number of warm-up generations."""
 
 
 class StillCompilingError(RuntimeError):
@@ -22,21 +23,21 @@ class StillCompilingError(RuntimeError):
 
 
 def sample_seed(seed: int, number: int) -> int:
-    """What sample `number` of a workload draws its tokens with. Hashed, not added up, so that runs whose seeds are
-    neighbours share no sample (numpy's `SeedSequence`, which is the same in every version)."""
+    """Return the seed of sample `number`. It is hashed rather than added up, so that runs with consecutive seeds share
+    no sample (numpy's `SeedSequence`, which is stable across versions)."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
 
 
 def take_sample(
     engine: Runner, workload: Workload, seed: int, watch: CompileWatch, sensor: Sensor = NO_SENSOR
 ) -> Sample:
-    """Runs and checks one generation."""
+    """Run one generation and return its sample."""
     device = engine.device
     engine.seed(seed)
     compiled = watch.count
     gc.collect()
     device.reset_peak_memory()
-    gc.disable()  # a collection in the midst of it would be counted as decoding
+    gc.disable()  # a collection within the timed region would count as decoding
     try:
         with observed(sensor) as load, watched(sensor) as state:
             allocated = allocations(engine)
@@ -51,7 +52,7 @@ def take_sample(
     ttft_s, *step_s = workload.clock.intervals()
     tokens = engine.tokens(workload.new_tokens)
     if step_tokens := workload.clock.step_tokens(len(tokens)):
-        tokens = [row[: 1 + sum(step[place] for step in step_tokens)] for place, row in enumerate(tokens)]
+        tokens = [row[: 1 + sum(step[index] for step in step_tokens)] for index, row in enumerate(tokens)]
     chosen = engine.experts_chosen(len(step_s))
     return Sample(
         ttft_s=ttft_s,
@@ -72,20 +73,22 @@ def take_sample(
 
 
 def answer_length(tokens: list[int], stops: Collection[int]) -> int:
-    """How many tokens there are up to the first stop token, which counts; all where there is none."""
+    """Return the number of tokens up to and including the first stop token, or of all if there is none."""
     return next((count for count, token in enumerate(tokens, 1) if token in stops), len(tokens))
 
 
 def warm_up(engine: Runner, workload: Workload, watch: CompileWatch, sensor: Sensor = NO_SENSOR) -> list[WarmUp]:
-    """Generates until a whole generation compiles nothing.
+    """Generate until a whole generation compiles nothing.
 
     Raises:
-        StillCompilingError: after `MAX_WARM_UPS` generations.
+        StillCompilingError: each of `MAX_WARM_UPS` generations compiled something.
     """
     calls: list[WarmUp] = []
     while not calls or calls[-1].compiles:
         if len(calls) == MAX_WARM_UPS:
-            raise StillCompilingError(f"{MAX_WARM_UPS} generations each compiled something; the last: {calls[-1]}")
+            raise StillCompilingError(
+                f"each of {MAX_WARM_UPS} warm-up generations compiled something; the last: {calls[-1]}"
+            )
         sample = take_sample(engine, workload, workload.config.seed, watch, sensor)
         calls.append(WarmUp(sample.call_s, sample.compiles))
     return calls
@@ -98,7 +101,7 @@ def take_samples(
     done: Callable[[Sample], None],
     sensor: Sensor = NO_SENSOR,
 ) -> list[Sample]:
-    """The workload's samples; `done` is told of each, outside the timed region."""
+    """Return the workload's samples. `done` is called with each, outside the timed region."""
     samples = []
     for index in range(workload.config.samples):
         samples.append(take_sample(engine, workload, sample_seed(workload.config.seed, index), watch, sensor))
@@ -107,7 +110,7 @@ def take_samples(
 
 
 def allocations(engine: Runner) -> int | None:
-    """Blocks asked of the GPU's allocator so far."""
+    """Return the number of blocks requested from the GPU's allocator so far; None on a CPU."""
     if not engine.device.is_cuda:
         return None
     return torch.cuda.memory_stats(engine.device.torch).get("allocation.all.allocated", 0)

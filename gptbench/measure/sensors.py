@@ -1,9 +1,9 @@
-"""What the device tells of itself: clocks, power, temperature, throttling, and a counter of the energy it has used.
+"""Sensors of the device: clocks, power, temperature, throttling, and an energy counter.
 
-On an NVIDIA GPU all of it comes from NVML (https://docs.nvidia.com/deploy/nvml-api). On a CPU it comes from where Linux
-tells it: clocks and the counts of thermal throttling from /sys/devices/system/cpu, energy from the counters of the
-powercap interface (https://docs.kernel.org/power/powercap/powercap.html), which many machines give to root alone, and
-virtual ones to nobody. What is not told is None.
+On an NVIDIA GPU they are NVML's (https://docs.nvidia.com/deploy/nvml-api). On a CPU they are Linux's: clocks and
+thermal throttling from /sys/devices/system/cpu, and energy from the powercap interface
+(https://docs.kernel.org/power/powercap/powercap.html), which on many machines only root can read, and which virtual
+machines do not have. A value that is not available is None.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from gptbench.schema.machine import DeviceState
 T = TypeVar("T")
 
 INTERVAL_S = 0.05
-"""Between two readings of a GPU during a sample. NVML renews clocks about as often, and power every 0.1 s."""
+"""Seconds between readings of a GPU during a sample. NVML updates clocks about as often, and power every 0.1 s."""
 MIN_ACTIVE_PERCENT = 3
-"""Of the time between two looks of the driver, about a second at most, for which a process has to compute on a GPU to
-count as active."""
+"""Minimum SM utilisation, in percent of a sampling period of the driver (at most about a second), for a process to
+count as active on a GPU."""
 
 THROTTLING = {
     "power cap": "SwPowerCap",
@@ -36,58 +36,64 @@ THROTTLING = {
     "hardware thermal slowdown": "HwThermalSlowdown",
     "power brake": "HwPowerBrakeSlowdown",
 }
-"""Reasons for which a GPU runs below the clock that was asked for, that make it slower than it could be: our name, and
-the end of NVML's. Others are of someone's choosing, such as locked clocks, or of idleness."""
+"""Reasons for throttling: their names in records, and the suffixes of NVML's names. NVML's other reasons for a lower
+clock are a user's choice, such as locked clocks, or idleness."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at a device."""
+    """One reading of the sensors of a device."""
 
     clock_mhz: float | None = None
-    """Of the processors: a GPU's SMs; the mean over a CPU's cores."""
+    """Clock of a GPU's SMs, or the mean over a CPU's cores, in MHz."""
     memory_clock_mhz: float | None = None
+    """Clock of the memory in MHz."""
     power_w: float | None = None
+    """Power in watts."""
     temperature_c: float | None = None
+    """Temperature in degrees Celsius."""
     throttled: tuple[str, ...] = ()
-    """Of `THROTTLING`, what is at work now."""
+    """Reasons of `THROTTLING` that are active."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What others have on a GPU."""
+    """Use of a GPU by other processes."""
 
     processes: int
-    """Other processes that have a context on it, of those that can be seen from here."""
+    """Number of other visible processes with a context on the GPU."""
     other_bytes: int
-    """Of its memory, bytes in use that are not this process's."""
+    """Bytes of GPU memory in use by anything but this process."""
 
 
 class Sensor:
-    """A device that tells nothing."""
+    """A device without sensors, and the interface of those that have some."""
 
     polls = False
-    """Whether it can be read while a sample runs, without taking time from it."""
+    """Whether the sensor can be read during a sample without slowing it down."""
     counter: str | None = None
-    """What counts the energy; None where nothing does."""
+    """Name of the energy counter; None if there is none."""
 
     def read(self) -> Reading:
+        """Read clocks, power, temperature and throttling."""
         return Reading()
 
     def energy_j(self) -> float:
-        """Joules used since some moment. Raises OSError or RuntimeError where `counter` is None, or cannot be read."""
-        raise RuntimeError("there is no counter")
+        """Return the energy used since an arbitrary start, in joules. Raises OSError or RuntimeError if there is no
+        `counter` or it cannot be read."""
+        raise RuntimeError("this device has no energy counter")
 
     def throttled_s(self) -> dict[str, float]:
-        """Seconds so far, by reason, that the device was held back; empty where it does not count."""
+        """Return the seconds that the device has been throttled so far, by reason; empty if it does not count them."""
         return {}
 
     def neighbours(self) -> Neighbours | None:
-        """Who else is on the device; None where nothing tells."""
+        """Return the use of the device by other processes; None if unknown."""
         return None
 
     def active_neighbours(self, since: float) -> int | None:
-        """How many others computed on it since then, a time of the clock on the wall; None where nothing tells."""
+        """Return the number of other processes that computed on the device after `since`, in seconds since the epoch;
+        None if unknown."""
         return None
 
 
@@ -95,23 +101,23 @@ NO_SENSOR = Sensor()
 
 
 class NvmlSensor(Sensor):
-    """An NVIDIA GPU.
+    """The sensors of an NVIDIA GPU.
 
     Args:
-        handle: NVML's.
+        handle: NVML's handle of the device.
     """
 
     polls = True
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        if self.told(self.nvml.nvmlDeviceGetTotalEnergyConsumption, handle) is not None:
+        if self.query(self.nvml.nvmlDeviceGetTotalEnergyConsumption, handle) is not None:
             self.counter = "NVML's total energy consumption"
         bits = {name: getattr(self.nvml, f"nvmlClocksEventReason{end}", None) for name, end in THROTTLING.items()}
         older = {name: getattr(self.nvml, f"nvmlClocksThrottleReason{end}", 0) for name, end in THROTTLING.items()}
-        # The second is the first's name in older versions of the library and of the driver.
+        # Older versions of the library and of the driver know the second name only.
         names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-        self.asked = [ask for name in names if (ask := getattr(self.nvml, name, None)) is not None]
+        self.reason_queries = [function for name in names if (function := getattr(self.nvml, name, None)) is not None]
         self.reasons = {name: older[name] if bit is None else bit for name, bit in bits.items()}
 
     @property
@@ -120,39 +126,40 @@ class NvmlSensor(Sensor):
 
         return pynvml
 
-    def told(self, ask: Callable[..., T], *args: Any) -> T | None:
-        """What NVML answers, or None where this GPU does not tell."""
+    def query(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call a function of NVML; None if this GPU does not support it."""
         try:
-            return ask(*args)
+            return function(*args)
         except self.nvml.NVMLError:
             return None
 
     def read(self) -> Reading:
         nvml = self.nvml
-        clock = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_SM)
-        memory = self.told(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_MEM)
+        clock = self.query(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_SM)
+        memory = self.query(nvml.nvmlDeviceGetClockInfo, self.handle, nvml.NVML_CLOCK_MEM)
         power = self.power_mw()
-        heat = self.told(nvml.nvmlDeviceGetTemperature, self.handle, nvml.NVML_TEMPERATURE_GPU)
-        reasons = next((bits for ask in self.asked if (bits := self.told(ask, self.handle)) is not None), 0)
+        temperature = self.query(nvml.nvmlDeviceGetTemperature, self.handle, nvml.NVML_TEMPERATURE_GPU)
+        answers = (self.query(function, self.handle) for function in self.reason_queries)
+        reasons = next((bits for bits in answers if bits is not None), 0)
         return Reading(
             clock_mhz=None if clock is None else float(clock),
             memory_clock_mhz=None if memory is None else float(memory),
             power_w=None if power is None else power / 1e3,
-            temperature_c=None if heat is None else float(heat),
+            temperature_c=None if temperature is None else float(temperature),
             throttled=tuple(name for name, bit in self.reasons.items() if reasons & bit),
         )
 
     def power_mw(self) -> int | None:
-        """At this moment, where the GPU tells; else the mean over the last second."""
+        """Return the power in mW: instantaneous if the GPU supports that, else the mean over the last second."""
         field = getattr(self.nvml, "NVML_FI_DEV_POWER_INSTANT", None)
-        values = None if field is None else self.told(self.nvml.nvmlDeviceGetFieldValues, self.handle, [field])
+        values = None if field is None else self.query(self.nvml.nvmlDeviceGetFieldValues, self.handle, [field])
         if values and values[0].nvmlReturn == self.nvml.NVML_SUCCESS:
             return int(values[0].value.uiVal)
-        return self.told(self.nvml.nvmlDeviceGetPowerUsage, self.handle)
+        return self.query(self.nvml.nvmlDeviceGetPowerUsage, self.handle)
 
     def energy_j(self) -> float:
         if self.counter is None:
-            raise RuntimeError("this GPU has no counter of its energy")
+            raise RuntimeError("this GPU has no energy counter")
         return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1e3
 
     def throttled_s(self) -> dict[str, float]:
@@ -160,38 +167,39 @@ class NvmlSensor(Sensor):
             "power cap": self.nvml.NVML_PERF_POLICY_POWER,
             "thermal slowdown": self.nvml.NVML_PERF_POLICY_THERMAL,
         }
-        counted = {
-            name: self.told(self.nvml.nvmlDeviceGetViolationStatus, self.handle, policy)
+        statuses = {
+            name: self.query(self.nvml.nvmlDeviceGetViolationStatus, self.handle, policy)
             for name, policy in policies.items()
         }
-        return {name: status.violationTime / 1e9 for name, status in counted.items() if status is not None}
+        return {name: status.violationTime / 1e9 for name, status in statuses.items() if status is not None}
 
     def neighbours(self) -> Neighbours | None:
-        found = self.told(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
-        memory = self.told(self.nvml.nvmlDeviceGetMemoryInfo, self.handle)
-        if found is None or memory is None:
+        processes = self.query(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
+        memory = self.query(self.nvml.nvmlDeviceGetMemoryInfo, self.handle)
+        if processes is None or memory is None:
             return None
-        # In a container NVML may give another number to this process than the container does. It has a context there,
-        # so one of the processes that are listed is this one.
-        own = [process.usedGpuMemory for process in found if process.pid == os.getpid()]
-        taken = own[0] if own and own[0] is not None else torch.cuda.memory_reserved()
-        return Neighbours(max(0, len(found) - 1), max(0, memory.used - taken))
+        # In a container NVML may list this process under another PID. It has a context, so one entry is this process.
+        used = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+        own_bytes = used[0] if used and used[0] is not None else torch.cuda.memory_reserved()
+        return Neighbours(max(0, len(processes) - 1), max(0, memory.used - own_bytes))
 
     def active_neighbours(self, since: float) -> int | None:
-        looks = self.told(self.nvml.nvmlDeviceGetProcessUtilization, self.handle, int(since * 1e6))
-        found = self.told(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
-        if looks is None or found is None:
+        samples = self.query(self.nvml.nvmlDeviceGetProcessUtilization, self.handle, int(since * 1e6))
+        processes = self.query(self.nvml.nvmlDeviceGetComputeRunningProcesses, self.handle)
+        if samples is None or processes is None:
             return None
-        active = {look.pid for look in looks if look.smUtil >= MIN_ACTIVE_PERCENT and look.timeStamp >= since * 1e6}
-        known = any(process.pid == os.getpid() for process in found)  # see above
-        return len(active - {os.getpid()}) if known else max(0, len(active) - 1)
+        active = {
+            sample.pid for sample in samples if sample.smUtil >= MIN_ACTIVE_PERCENT and sample.timeStamp >= since * 1e6
+        }
+        is_listed = any(process.pid == os.getpid() for process in processes)  # see `neighbours`
+        return len(active - {os.getpid()}) if is_listed else max(0, len(active) - 1)
 
 
 class CpuSensor(Sensor):
-    """A CPU, as Linux tells of it.
+    """The sensors of a CPU under Linux.
 
     Args:
-        system: where sysfs is.
+        system: mount point of sysfs.
     """
 
     def __init__(self, system: Path = Path("/sys")) -> None:
@@ -203,7 +211,7 @@ class CpuSensor(Sensor):
         self.wrapped: dict[Path, float] = {}
         try:
             self.counter = f"powercap ({', '.join(self.zones)})" if self.zones and self.energy_j() >= 0 else None
-        except (OSError, ValueError):  # for root alone
+        except (OSError, ValueError):  # only root may read it
             self.counter = None
 
     def read(self) -> Reading:
@@ -211,19 +219,19 @@ class CpuSensor(Sensor):
         if clocks:
             clock: float | None = sum(clocks) / len(clocks) / 1e3
         else:
-            told = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-            clock = told.current if told is not None and told.current else None
+            frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+            clock = frequency.current if frequency is not None and frequency.current else None
         return Reading(clock_mhz=clock)
 
     def energy_j(self) -> float:
         if not self.zones:
-            raise RuntimeError("this machine has no counter of its energy")
+            raise RuntimeError("this machine has no energy counter")
         total = 0.0
         for zone in self.zones.values():
             now = float((zone / "energy_uj").read_text())
-            if now < self.last.get(zone, 0.0):  # it starts again from 0 where it has no more digits
-                most = float((zone / "max_energy_range_uj").read_text())
-                self.wrapped[zone] = self.wrapped.get(zone, 0.0) + most
+            if now < self.last.get(zone, 0.0):  # the counter has wrapped around
+                limit = float((zone / "max_energy_range_uj").read_text())
+                self.wrapped[zone] = self.wrapped.get(zone, 0.0) + limit
             self.last[zone] = now
             total += now + self.wrapped.get(zone, 0.0)
         return total / 1e6
@@ -234,22 +242,25 @@ class CpuSensor(Sensor):
 
 
 def counted_zones(powercap: Path) -> dict[str, Path]:
-    """Zones of the powercap interface that together count each joule once, by name: packages, and the memory beside
-    them. Parts of a package, such as its cores, are in it; psys is the whole board. Two control types may have zones of
-    one name, intel-rapl and intel-rapl-mmio: two ways to read the same counter, of which the first is taken."""
-    found: dict[str, Path] = {}
-    zones = (each.parent for each in powercap.glob("*:[0-9]*/energy_uj"))
+    """Return the powercap zones that together count each joule once, by name: packages and DRAM.
+
+    Parts of a package, such as its cores, are included in it, and psys is the whole board. The control types intel-rapl
+    and intel-rapl-mmio read the same counters, so the first zone of a name is taken.
+    """
+    counted: dict[str, Path] = {}
+    zones = (file.parent for file in powercap.glob("*:[0-9]*/energy_uj"))
     for path in sorted(zones, key=lambda zone: (len(zone.name), zone.name)):
-        name = first_line(path / "name")
+        name = sysfs_text(path / "name")
         parts = path.name.split(":")
         if len(parts) == 2 and name != "psys":
-            found.setdefault(name or path.name, path)
+            counted.setdefault(name or path.name, path)
         elif len(parts) == 3 and name == "dram":
-            found.setdefault(f"{first_line(path.parent / ':'.join(parts[:2]) / 'name')} dram", path)
-    return found
+            counted.setdefault(f"{sysfs_text(path.parent / ':'.join(parts[:2]) / 'name')} dram", path)
+    return counted
 
 
-def first_line(path: Path) -> str:
+def sysfs_text(path: Path) -> str:
+    """Return the text of a sysfs file; empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -257,7 +268,7 @@ def first_line(path: Path) -> str:
 
 
 def whole_number(path: Path) -> int | None:
-    """What a file of sysfs holds; None where it cannot be read."""
+    """Return the number in a sysfs file; None if it cannot be read."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -265,7 +276,7 @@ def whole_number(path: Path) -> int | None:
 
 
 def sensor_of(devices: DeviceGroup) -> Sensor:
-    """The sensor of the device that this process drives; one that tells nothing where NVML cannot be asked."""
+    """Return the sensor of the device that this process drives; one without any readings if NVML is not available."""
     device = devices.local
     if not device.is_cuda:
         return CpuSensor()
@@ -281,13 +292,16 @@ def sensor_of(devices: DeviceGroup) -> Sensor:
 
 @contextlib.contextmanager
 def watched(sensor: Sensor) -> Iterator[DeviceState]:
-    """Fills in the state of a device while something runs: read before it, after it, and, if the sensor allows, every
-    `INTERVAL_S` meanwhile, by a thread of its own (what that costs: docs/log). What throttled before does not count."""
+    """Yield a `DeviceState` that is filled in while the context is active.
+
+    The sensor is read at the start and at the end, and, if it allows polling, every `INTERVAL_S` in between by a
+    separate thread (its cost is in docs/log). Throttling at the start does not count.
+    """
     state = DeviceState()
     reasons: set[str] = set()
     start = time.perf_counter()
 
-    def look() -> None:
+    def record() -> None:
         reading = sensor.read()
         if state.at_s:
             reasons.update(reading.throttled)
@@ -297,24 +311,24 @@ def watched(sensor: Sensor) -> Iterator[DeviceState]:
                 getattr(state, name).append(value)
 
     def poll() -> None:
-        while not over.wait(INTERVAL_S):
-            look()
+        while not stop.wait(INTERVAL_S):
+            record()
 
-    held_back = sensor.throttled_s()
-    look()
-    over = threading.Event()
+    before = sensor.throttled_s()
+    record()
+    stop = threading.Event()
     thread = threading.Thread(target=poll, name="gptbench.sensors", daemon=True) if sensor.polls else None
     if thread is not None:
         thread.start()
     try:
         yield state
     finally:
-        over.set()
+        stop.set()
         if thread is not None:
             thread.join()
-        look()
+        record()
         after = sensor.throttled_s()
-        grown = {name: seconds - held_back.get(name, seconds) for name, seconds in after.items()}
-        reasons.update(name for name, seconds in grown.items() if seconds > 0)
+        growth = {name: seconds - before.get(name, seconds) for name, seconds in after.items()}
+        reasons.update(name for name, seconds in growth.items() if seconds > 0)
         state.throttled = sorted(reasons)
-        state.throttled_s = max(grown.values()) if grown else None
+        state.throttled_s = max(growth.values()) if growth else None

@@ -1,5 +1,5 @@
-"""Bytes that decode steps need, and those that an engine moves for them between the device's memory and its
-processors, from the model's own tensors."""
+"""Counts the bytes that decode steps need, and those that an engine moves between memory and processors, from the sizes
+of the model's tensors."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,36 +11,37 @@ from gptbench.schema.sample import Traffic
 
 
 def weight_bytes(model: Transformer, batch: int) -> int:
-    """Weights that one step needs at least for `batch` sequences, all of which may choose the same experts. Works on
-    `meta` too."""
+    """Return the minimum bytes of weights that a step needs for `batch` sequences, all of which may choose the same
+    experts. The model may be on `meta`."""
     total, seen = 0, set()
-    share = {}
+    share_read = {}
     for module in model.modules():
         if isinstance(module, MixtureOfExperts):
             for child in (module.w13, module.w2):
-                share[id(child)] = module.active, module.experts
+                share_read[id(child)] = module.active, module.experts
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            read, of = share.get(id(module), (1, 1))
+            read, count = share_read.get(id(module), (1, 1))
             if isinstance(module, Embedding):
-                read, of = min(batch, parameter.shape[0]), parameter.shape[0]
-            total += parameter.nbytes * read // of
+                read, count = min(batch, parameter.shape[0]), parameter.shape[0]
+            total += parameter.nbytes * read // count
     return total
 
 
 def expert_bytes(model: Transformer) -> int:
-    """Of one expert in one layer, on average over layers, whose formats may differ; 0 of a dense model."""
-    found = [block.ffn for block in model.layers if isinstance(block.ffn, MixtureOfExperts)]
-    stored = sum(p.nbytes for ffn in found for matrix in (ffn.w13, ffn.w2) for p in matrix.parameters())
-    return stored // sum(ffn.experts for ffn in found) if found else 0
+    """Return the bytes of one expert in one layer, averaged over layers, whose formats may differ; 0 for a dense
+    model."""
+    mixtures = [block.ffn for block in model.layers if isinstance(block.ffn, MixtureOfExperts)]
+    stored = sum(p.nbytes for ffn in mixtures for matrix in (ffn.w13, ffn.w2) for p in matrix.parameters())
+    return stored // sum(ffn.experts for ffn in mixtures) if mixtures else 0
 
 
 def traffic(engine: Runner, new_tokens: int) -> Traffic:
-    """Bytes of the ``new_tokens - 1`` decode steps after the prefill, for rows that are at the same position. Where
-    layers differ, a step's positions are those of the layer that has most."""
+    """Return the bytes of the ``new_tokens - 1`` decode steps after the prefill, for rows at the same position. If
+    layers differ, a step's positions are the maximum over layers."""
     first, caches = engine.prompt_length, engine.memory.caches
     positions = range(first, first + new_tokens - 1)  # of the tokens that are fed to decode steps
     kinds: dict[AttentionSpec, list[KeyValueCache]] = {}
@@ -50,16 +51,16 @@ def traffic(engine: Runner, new_tokens: int) -> Traffic:
     def attended(rows: Sequence[int], cache: KeyValueCache) -> int:
         return sum(map(cache.spec.attended, rows))
 
-    def most(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
-        """Of one row."""
+    def max_over_layers(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
+        """Return the count of each step for one row, as the maximum over layers."""
         return [max(count([position], alike[0]) for alike in kinds.values()) for position in positions]
 
-    def bytes_of(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
-        """Of all rows."""
+    def sum_over_layers(count: Callable[[Sequence[int], KeyValueCache], int]) -> list[int]:
+        """Return the bytes of each step for all rows, summed over layers; empty if the layers do not differ."""
         if len(kinds) == 1:
             return []
-        rows = ([position] * engine.batch for position in positions)
-        return [sum(len(alike) * count(each, alike[0]) for alike in kinds.values()) for each in rows]
+        steps = ([position] * engine.batch for position in positions)
+        return [sum(len(alike) * count(rows, alike[0]) for alike in kinds.values()) for rows in steps]
 
     def needed(rows: Sequence[int], cache: KeyValueCache) -> int:
         return cache.read_bytes(*rows) + cache.written_bytes(*rows)
@@ -70,12 +71,12 @@ def traffic(engine: Runner, new_tokens: int) -> Traffic:
     return Traffic(
         weights=weight_bytes(engine.model, engine.batch),
         kv_per_position=sum(cache.position_bytes for cache in caches),
-        positions_read=most(engine.positions_read),
+        positions_read=max_over_layers(engine.positions_read),
         kv_len=[position + 1 for position in positions],
-        positions_attended=most(attended),
-        positions_moved=most(engine.positions_moved),
+        positions_attended=max_over_layers(attended),
+        positions_moved=max_over_layers(engine.positions_moved),
         expert_bytes=expert_bytes(engine.model),
         experts_least=engine.model.active_experts,
-        kv_needed=bytes_of(needed),
-        kv_moved=bytes_of(moved),
+        kv_needed=sum_over_layers(needed),
+        kv_moved=sum_over_layers(moved),
     )
