@@ -239,7 +239,7 @@ def test_results_may_lie_elsewhere_than_in_tensors_that_can_be_compared() -> Non
 def test_what_does_not_fit_is_told_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "free_memory", lambda _: 1000)
     times = measure_case(gemv_case(64, torch.int8), device(), seed=1, replays=1)
-    assert times.note is not None and re.match(r"needs 0\.00 GB, and there are", times.note)
+    assert times.note is not None and re.match(r"needs 0\.00 GB, but only", times.note)
     assert (times.timings, times.failed) == ({}, False)
 
 
@@ -265,9 +265,7 @@ def test_cases_can_be_chosen(tmp_path: Path) -> None:
     micro = [case.label for case in kernel_cases.micro_cases([32], batch=2)]
     assert len(micro) == 6
     assert labels()[-6:] == micro
-    with pytest.raises(
-        ConfigError, match=r"task\.only=gemm: expected the beginning of a name, .* of .*gemv, gather_gemv"
-    ):
+    with pytest.raises(ConfigError, match=r"task\.only=gemm: expected the beginning of one of .*gemv, gather_gemv"):
         labels(only="gemm")
 
 

@@ -505,7 +505,7 @@ def refusal(path: Path) -> str:
 def test_a_path_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
     message = refusal(tmp_path)
-    assert message == f"no tokenizer in {tmp_path}: it holds no tokenizer.json"
+    assert message == f"no tokenizer in {tmp_path}: it has no tokenizer.json"
 
 
 @pytest.mark.parametrize(

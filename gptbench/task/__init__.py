@@ -1,4 +1,4 @@
-"""Tasks: what is measured of a model: speed, quality beside it, or single kernels."""
+"""Tasks: what a run measures, which is speed, speed and quality, or single kernels."""
 
 from gptbench.base.errors import UserError
 from gptbench.config import TaskConfig, add_option
@@ -16,19 +16,20 @@ __all__ = ["Kernels", "Quality", "Speed", "Standalone", "register_task"]
 def register_task(
     name: str, section: type[TaskConfig], task: type[Speed] | type[Standalone], record: type[Measured] | None = None
 ) -> None:
-    """Makes a plugin's task one that `task=NAME` selects.
+    """Register a plugin's task, which `task=NAME` then selects.
 
     Args:
-        section: its settings, a dataclass of its own whose fields have defaults; `RUNS_ENGINE` says which of the two
-            kinds of task it is.
-        task: what measures: a subclass of `Speed` beside an engine, else of `Standalone`.
-        record: what a `Standalone` makes, a kind of its own.
+        name: name of the task.
+        section: settings of the task, a dataclass whose fields have defaults; its `RUNS_ENGINE` says whether the task
+            runs an engine.
+        task: class that measures: a subclass of `Speed` if the task runs an engine, else of `Standalone`.
+        record: class of the record that a `Standalone` task makes.
 
     Raises:
-        UserError: there is a task, or a kind of record, of that name.
+        UserError: another task, or another kind of record, has that name.
     """
     if record is not None and KINDS.get(record.FILE, record) is not record:
-        raise UserError(f"{record.FILE}: there is a kind of record of that name")
+        raise UserError(f"{record.FILE}: another kind of record already has this name")
     section.TARGETS = (target_of(task),)
     add_option(name, section.named(name))
     if record is not None:

@@ -1,4 +1,4 @@
-"""What `task=kernels` measures: kernels with their shapes, bytes and references.
+"""The kernels that `task=kernels` measures, with their shapes, bytes and references.
 
 `model_cases` are the kernels of a model's decode step, `micro_cases` the four micro-benchmarks of PyTorch's gpt_fast
 benchmark. Letters of shapes: B batch, D model width, F inner width, E experts, A active experts, R rows, N and K rows
@@ -22,7 +22,7 @@ from gptbench.config.targets import target
 from gptbench.device import Device
 from gptbench.quant import Int8, Unquantised, WeightFormat
 
-if TYPE_CHECKING:  # they need Triton, which is not everywhere
+if TYPE_CHECKING:  # these need Triton, which may not be installed
     from gptbench.engine.fused import Fused
     from gptbench.kernels.op import Op
 
@@ -33,24 +33,26 @@ EXPERTS, ACTIVE = 8, 2
 ROWS = 4096
 """R of `layer_norm`."""
 EPS = 1e-5
+"""Epsilon of the norms."""
 ROUNDED_TWICE = 2e-2
-"""Tolerance where others round to bfloat16 between two steps of what is one kernel of ours."""
+"""Tolerance where another implementation rounds to bfloat16 between two steps that gptbench's kernel fuses."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call works on."""
+    """The arguments of one call."""
 
     arguments: tuple[Any, ...]
-    """As kernel and reference take them, what they write among them."""
+    """Arguments of kernel and reference, including those that they write to."""
     outputs: tuple[Tensor, ...]
-    """Of the arguments, the tensors that are written as a whole: poisoned before a check."""
+    """Arguments that are completely overwritten; they are poisoned before a check."""
     updated: tuple[Tensor, ...] = ()
-    """Those that are read and written."""
+    """Arguments that are both read and written."""
     read: Callable[[], tuple[Tensor, ...]] | None = None
-    """What is to be compared, where that is not outputs and updated as they are."""
+    """Function that returns the results to compare, if these are not just `outputs` and `updated`."""
 
     def results(self) -> tuple[Tensor, ...]:
+        """Return the results to compare."""
         return self.read() if self.read is not None else self.outputs + self.updated
 
 
@@ -59,83 +61,89 @@ class Case:
     """A kernel at a shape."""
 
     name: str
+    """Name of the kernel."""
     shape: dict[str, int]
+    """Sizes by letter, such as D."""
     dtype: str
-    """Of what it reads most of."""
+    """Type of the tensor that accounts for most of the bytes read."""
     moved_bytes: int
-    """Read and written by one call."""
+    """Bytes read and written by one call."""
     flops: int
-    """Of one call, a multiply-add counting as two."""
+    """Floating-point operations of one call, a multiply-add counting as two."""
     call: Callable[[Generator], Call]
-    """Makes random arguments, on the generator's device."""
+    """Function that makes random arguments on the generator's device."""
     reference: Callable[..., None]
-    """In plain PyTorch: what the others are compared with, and what Inductor compiles."""
+    """Plain PyTorch implementation, with which the others are compared, and which Inductor compiles."""
     kernel: Callable[..., Callable[[], None]] | None = None
-    """Ours: given the arguments, returns what launches it on them. What is done once is not timed."""
+    """Function from the arguments to a launch of gptbench's kernel, so that its setup is not timed; None if there is no
+    kernel."""
     library: Callable[..., Tensor] | None = None
-    """The vendor's: returns what is first of the results."""
+    """The vendor's implementation, which returns the first of the results; None if there is none."""
     tolerance: float = 1e-2
-    """Largest difference from the reference over the reference's largest magnitude; 0 where it must be the same."""
+    """Largest allowed difference from the reference, relative to the reference's largest magnitude; 0 means equal."""
     workspace_bytes: int = 0
-    """That the reference needs beside the arguments."""
+    """Bytes that the reference needs besides the arguments."""
     unread_bytes: int = 0
-    """Of arguments that are there and are not read."""
+    """Bytes of arguments that exist and are not read."""
 
     @property
     def label(self) -> str:
-        """`gemv/D4096/int8`."""
+        """Label such as `gemv/D4096/int8`."""
         return "/".join((self.name, *(f"{letter}{size}" for letter, size in self.shape.items()), self.dtype))
 
     @property
     def set_bytes(self) -> int:
-        """Of the arguments of one call."""
+        """Bytes of the arguments of one call."""
         return self.moved_bytes + self.unread_bytes
 
 
 def fill_weight(weight: Tensor, generator: Generator) -> Tensor:
-    """With int8 of all values but -128, or normal numbers that keep the scale of what they are multiplied with."""
+    """Fill a weight with int8 values other than -128, or with normal numbers that preserve the scale of activations."""
     if weight.dtype == torch.int8:
         return weight.random_(-127, 128, generator=generator)
     return weight.normal_(generator=generator).div_(math.sqrt(weight.shape[-1]))
 
 
 def random_weight(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> Tensor:
+    """Return a new weight, filled as `fill_weight` does."""
     return fill_weight(torch.empty(shape, dtype=dtype, device=generator.device), generator)
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> Tensor:
+    """Return a new tensor of standard normal numbers."""
     return torch.randn(shape, dtype=dtype, device=generator.device, generator=generator)
 
 
 def kernels_run(device: Device) -> bool:
-    """Whether our kernels do: on an NVIDIA GPU, or in Triton's interpreter."""
+    """Whether gptbench's kernels run on the device: on an NVIDIA GPU, or in Triton's interpreter."""
     try:
         from gptbench.kernels.launch import INTERPRETED
-    except ImportError:  # no Triton here
+    except ImportError:  # Triton is not installed
         return False
     return (device.is_cuda and not device.is_amd) or INTERPRETED
 
 
 def kernels_section(config: Config) -> Any:
-    """The settings of the engine that has our kernels: the run's, or else the defaults of the first that has."""
+    """Return the section of the engine with gptbench's kernels: the run's, or else the first such engine's defaults."""
     if config.engine.OWN_KERNELS:
         return config.engine
-    name, section = next((name, each) for name, each in ENGINES.items() if each.OWN_KERNELS)
+    name, section = next((name, section) for name, section in ENGINES.items() if section.OWN_KERNELS)
     return section.named(name, tile_cache=str(Path(config.outputs) / "tiles"))
 
 
 def planned(config: Config, device: Device) -> "Fused":
-    """The engine that has our kernels, over a model without memory."""
+    """Return the engine with gptbench's kernels, over a model on `meta`."""
     section = kernels_section(config)
     engine: type[Fused] = target(section)
     return engine.planned(section, config, device)
 
 
 def model_cases(config: Config, device: Device) -> Iterator[Case]:
-    """Every kernel of the fused engine's decode step, at the model's shapes, with the engine's tiles; and what measures
-    the read roof. None where our kernels do not run; the latter alone where the engine refuses the run.
+    """Iterate over the kernel that measures the read roof and every kernel of the fused engine's decode step, at the
+    model's shapes and with the engine's tiles.
 
-    The engine is made over a model without memory, and says what it would launch: so what is measured is what it runs.
+    There is none if gptbench's kernels do not run on the device, and only the first if the engine does not support the
+    run. The engine itself, made over a model on `meta`, lists its launches, so exactly what it runs is measured.
     """
     if not kernels_run(device):
         return
@@ -145,14 +153,14 @@ def model_cases(config: Config, device: Device) -> Iterator[Case]:
     engine = planned(config, device)
     position = len(config.workload.prompt) + config.workload.new_tokens // 2
     assert isinstance(config.task, KernelsConfig)
-    launches = 2 * (config.task.replays + 10)  # by two implementations, and a few beside what is timed
-    # Of those that do the same at the same shape the last counts.
+    launches = 2 * (config.task.replays + 10)  # two implementations, and a few untimed launches
+    # Keeps the last of several kernels that do the same at the same shape.
     for op in {(op.role, op.name, str(op.shape()), op.bytes_read()): op for op in engine.ops}.values():
         yield op_case(op, engine, position, launches)
 
 
 def no_model_cases(config: Config, device: Device) -> str | None:
-    """Why `model_cases` has none of the model's kernels, or None where it has them."""
+    """Return the reason that `model_cases` has no kernels of the model, or None if it has them."""
     if not kernels_run(device):
         return "they need an NVIDIA GPU and Triton"
     needed = kernels_section(config).unsupported_by_kernels(config) or config.quant.unsupported_reason(
@@ -162,11 +170,11 @@ def no_model_cases(config: Config, device: Device) -> str | None:
 
 
 OP_NAMES = {"attention": "attention/attend", "maxima": "maxima/chunk_maxima"}
-"""What the kernels of a role that have no tile are called in records, where that is not the role."""
+"""Names in records of kernels without a tile, by role, where the name differs from the role."""
 
 
 def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
-    """A kernel of the decode step, on copies of what it works on there, each launched so often at most."""
+    """Return the case of a kernel of the decode step, on copies of its operands for up to `launches` launches."""
     from gptbench.kernels.op import clone_operands, nbytes, tensors
 
     example = op.example(position, launches)
@@ -175,15 +183,15 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
     moved = known.total([read] * engine.batch) + op.other_bytes()
 
     def call(generator: Generator) -> Call:
-        own = clone_operands(example, generator.device)
-        own.fill(generator, position)
-        kept = {id(tensor) for tensor in tensors(own.reads())}
-        written = tuple(tensors(own.writes()))
+        copy = clone_operands(example, generator.device)
+        copy.fill(generator, position)
+        read_ids = {id(tensor) for tensor in tensors(copy.reads())}
+        written = tuple(tensors(copy.writes()))
         return Call(
-            (own,),
-            outputs=tuple(tensor for tensor in written if id(tensor) not in kept),
-            updated=tuple(tensor for tensor in written if id(tensor) in kept),
-            read=own.results,
+            (copy,),
+            outputs=tuple(tensor for tensor in written if id(tensor) not in read_ids),
+            updated=tuple(tensor for tensor in written if id(tensor) in read_ids),
+            read=copy.results,
         )
 
     return Case(
@@ -193,8 +201,8 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
         moved_bytes=moved,
         flops=op.flops(read),
         call=call,
-        reference=lambda own: own.reference(),
-        kernel=lambda own: partial(own.launch, engine.pdl),
+        reference=lambda copy: copy.reference(),
+        kernel=lambda copy: partial(copy.launch, engine.pdl),
         tolerance=ROUNDED_TWICE,
         workspace_bytes=8 * nbytes(*example.reads()),
         unread_bytes=max(nbytes(*example.operands()) - moved, 0),
@@ -204,10 +212,12 @@ def op_case(op: "Op", engine: "Fused", position: int, launches: int) -> Case:
 def micro_cases(
     sizes: list[int], batch: int, kernel: Callable[..., Callable[[], None]] | None = None
 ) -> Iterator[Case]:
-    """The micro-benchmarks at each size; the batch is that of `mlp_layer_norm_gelu`, the others have one vector.
+    """Iterate over the micro-benchmarks at each size.
 
     Args:
-        kernel: ours for `gemv`, if it runs here: see `gemv_kernel`.
+        sizes: values of D.
+        batch: B of `mlp_layer_norm_gelu`; the others have a single vector.
+        kernel: gptbench's kernel for `gemv`, if it runs on the device: see `gemv_kernel`.
     """
     for dtype in (torch.int8, torch.bfloat16):
         for size in sizes:
@@ -222,7 +232,7 @@ def micro_cases(
 
 
 def read_reduce_case(device: Device, rounds: int) -> Case:
-    """x int32 [n] to out int32 [P]. With `rounds` times 32 KB for each of the P programs."""
+    """Return the case of the read kernel, x int32 [n] to out int32 [P], with `rounds` times 32 KB per program."""
     from gptbench.kernels.read_reduce import BLOCK, UNROLL, read_reduce
 
     processors = torch.cuda.get_device_properties(device.torch).multi_processor_count if device.is_cuda else 1
@@ -253,12 +263,13 @@ def read_reduce_case(device: Device, rounds: int) -> Case:
 
 
 def gemv(weight: Tensor, x: Tensor, out: Tensor) -> None:
-    """weight [D, D] times x [D] to out [D]; int8 weights have no scale."""
+    """Multiply weight [D, D] by x [D], to out [D]; int8 weights have no scale."""
     out.copy_((weight.float() * x.float()).sum(-1))
 
 
 def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
-    """The tile of each of the cases' kernels that has one, by its use; empty where our kernels do not run."""
+    """Return the tile of each kernel among the cases that has one, by its key; empty if gptbench's kernels do not run
+    on the device."""
     if not kernels_run(device) or not isinstance(config.task, KernelsConfig):
         return {}
     from gptbench.engine.tile_cache import TileCache
@@ -272,8 +283,8 @@ def tiles_used(config: Config, device: Device) -> dict[str, dict[str, int]]:
 
 
 def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], None]] | None:
-    """`linear` as the kernel of `gemv`: given its arguments, what launches it, with scales of 1 and a norm that divides
-    by 1. None where our kernels do not run."""
+    """Return a function from the arguments of `gemv` to a launch of the `linear` kernel, with scales of 1 and a norm
+    that divides by 1; None if gptbench's kernels do not run on the device."""
     if not kernels_run(device):
         return None
     from gptbench.engine.tile_cache import TileCache
@@ -287,10 +298,10 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
     tiles, pdl = TileCache.of(Path(section.tile_cache), device), section.pdl and supports_pdl(device.torch)
 
     def kernel(weight: Tensor, x: Tensor, out: Tensor) -> Callable[[], None]:
-        own: WeightFormat = Int8() if weight.dtype == torch.int8 else Unquantised()
+        weight_format: WeightFormat = Int8() if weight.dtype == torch.int8 else Unquantised()
         tensors = (weight, torch.ones_like(out)) if weight.dtype == torch.int8 else (weight,)
-        matrix = Matrix(own, tensors, tuple(weight.shape), x.dtype)
-        row = Activation.empty(1, matrix.columns, x.dtype, x.device, own.encoding)
+        matrix = Matrix(weight_format, tensors, tuple(weight.shape), x.dtype)
+        row = Activation.empty(1, matrix.columns, x.dtype, x.device, weight_format.encoding)
         row.write(x.unsqueeze(0))
         norm = Norm(torch.full((1, 1), float(matrix.columns), device=x.device), matrix.columns, eps=0.0)
         tile = tiles[Linear.tile_key_of(matrix, 1)]
@@ -300,6 +311,8 @@ def gemv_kernel(config: Config, device: Device) -> Callable[..., Callable[[], No
 
 
 def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], None]] | None = None) -> Case:
+    """Return the case of `gemv`."""
+
     def call(generator: Generator) -> Call:
         weight, x = random_weight((size, size), dtype, generator), normal((size,), torch.bfloat16, generator)
         out = torch.empty_like(x)
@@ -320,14 +333,16 @@ def gemv_case(size: int, dtype: torch.dtype, kernel: Callable[..., Callable[[], 
 
 
 def gather_gemv(weight: Tensor, expert: Tensor, x: Tensor, out: Tensor) -> None:
-    """Of weight [E, D, D] the matrices of expert int64 [A], each times x [D], to out [A, D]; no scales either.
+    """Multiply the matrices of expert int64 [A] in weight [E, D, D] by x [D], to out [A, D], without scales.
 
-    There is no kernel of ours for it: `swiglu` puts a SiLU between two halves, `add_linear` adds the experts up.
+    gptbench has no kernel for it: `swiglu` applies SiLU between two halves, and `add_linear` sums over the experts.
     """
     out.copy_((weight[expert].float() * x.float()).sum(-1))
 
 
 def gather_gemv_case(size: int, dtype: torch.dtype) -> Case:
+    """Return the case of `gather_gemv`."""
+
     def call(generator: Generator) -> Call:
         weight = random_weight((EXPERTS, size, size), dtype, generator)
         expert = torch.randperm(EXPERTS, device=generator.device, generator=generator)[:ACTIVE].clone()
@@ -349,7 +364,7 @@ def gather_gemv_case(size: int, dtype: torch.dtype) -> Case:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Each row of x [R, D] normalised, times weight [D], plus bias [D], to out [R, D]."""
+    """Normalise each row of x [R, D], multiply by weight [D] and add bias [D], to out [R, D]."""
     rows = x.float()
     centred = rows - rows.mean(-1, keepdim=True)
     scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
@@ -357,6 +372,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 def layer_norm_case(size: int) -> Case:
+    """Return the case of `layer_norm`."""
+
     def call(generator: Generator) -> Call:
         x, weight, bias = (normal(shape, torch.bfloat16, generator) for shape in ((ROWS, size), (size,), (size,)))
         out = torch.empty_like(x)
@@ -386,8 +403,8 @@ def mlp(
     norm2: Tensor,
     shift2: Tensor,
 ) -> Tensor:
-    """x [B, D], w1 [F, D], w2 [D, F]: Linear, LayerNorm, GELU, Linear, LayerNorm, to [B, D]. (What the seed measures
-    under this name has no GELU.)"""
+    """Apply Linear, LayerNorm, GELU, Linear and LayerNorm to x [B, D] with w1 [F, D] and w2 [D, F]: [B, D]. (gpt_fast's
+    benchmark of this name has no GELU.)"""
     hidden = F.gelu(F.layer_norm(F.linear(x, w1, b1), norm1.shape, norm1, shift1, EPS))
     return F.layer_norm(F.linear(hidden, w2, b2), norm2.shape, norm2, shift2, EPS)
 
@@ -399,6 +416,7 @@ def mlp_layer_norm_gelu(*tensors: Tensor) -> None:
 
 
 def mlp_case(size: int, batch: int) -> Case:
+    """Return the case of `mlp_layer_norm_gelu`."""
     kind = torch.bfloat16
 
     def call(generator: Generator) -> Call:
@@ -418,6 +436,6 @@ def mlp_case(size: int, batch: int) -> Case:
         call=call,
         reference=mlp_layer_norm_gelu,
         library=lambda *tensors: mlp(*tensors[:-1]),
-        tolerance=4e-2,  # between the two norms all is rounded, and compiled code rounds elsewhere
+        tolerance=4e-2,  # values between the two norms are rounded, and compiled code rounds elsewhere
         workspace_bytes=8 * batch * (size + INNER),
     )

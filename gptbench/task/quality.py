@@ -1,11 +1,11 @@
-"""Quality: how well an engine predicts a text, and how far its predictions are from the reference's.
+"""Measures quality: how well an engine predicts a text, and how much its predictions differ from the reference's.
 
-The engine is the one that was timed, with the very kernels: it prefills as many tokens as the workload's prompt has,
-and decodes as many as the workload generates, but is fed the text's tokens in the place of its own. What it predicts at
-each step is compared with the text, and with what the reference predicts from the same tokens.
+The engine is the one that was timed, with the same kernels. It prefills as many tokens as the workload's prompt has and
+decodes as many as the workload generates, but with teacher forcing: it is fed the tokens of the text. Its prediction at
+each step is compared with the text and with that of the reference for the same tokens.
 
-Perplexity: Jelinek et al., 1977. Kullback-Leibler divergence from the reference, mean over tokens, and agreement on the
-most likely token, as measures of what a quantisation does: Dutta et al., 2024, arXiv:2407.09141.
+Perplexity: Jelinek et al., 1977. Mean Kullback-Leibler divergence from the reference and agreement on the most likely
+token as measures of the effect of quantisation: Dutta et al., 2024, arXiv:2407.09141.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ from gptbench.text.prompt import HELD_OUT, first_tokens, random_tokens, read_tex
 from gptbench.text.tokenizer import Tokenizer
 
 MAX_LOGIT_BYTES_IN_MEMORY = 2**30
-"""Of logits that wait for the reference's: as many as 2048 tokens of Llama 3's vocabulary take."""
+"""Maximum bytes of logits kept in memory for comparison with the reference: those of 2048 tokens of Llama 3."""
 
 
 class Quality(Speed):
-    """Predicts a held-out text.
+    """The task that also predicts a held-out text.
 
     Attributes:
-        windows: int64 [W, T + n]: T tokens that are prefilled and n that are predicted, which follow upon those of the
-            window before; each window begins with the tokenizer's begin-of-text token if it has one.
+        windows: int64 [W, T + n], T tokens that are prefilled and n that are predicted. The predicted tokens of a window
+            follow those of the window before. Each window begins with the begin-of-text token if there is one.
 
     Raises:
-        ConfigError: no text, or too little of it; or no room on the disk for the logits that are compared.
+        ConfigError: the text is missing or too short, or the disk has too little space for the logits to compare.
     """
 
     task: QualityConfig
@@ -85,17 +85,17 @@ class Quality(Speed):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
             if free < self.logit_bytes:
-                raise self.disk_error(f"{free / 1e9:.1f} GB are free")
+                raise self.disk_error(f"only {free / 1e9:.1f} GB are free")
 
     def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions:
-        """Predicts the text.
+        """Predict the text with the engine, and with the reference if the task compares them.
 
         Args:
-            engine: prepared; its state is lost.
-            make_reference: called once the engine is done with, if the task compares: the reference, prepared.
+            engine: prepared engine, whose state is overwritten.
+            make_reference: returns the prepared reference; called once the engine is no longer needed.
         """
         first = self.prefilled
-        found = Predictions(
+        predictions = Predictions(
             text=self.text,
             text_sha256=self.text_sha256,
             scored_bytes=self.scored_bytes,
@@ -103,14 +103,14 @@ class Quality(Speed):
             nll=[],
         )
         nll = []
-        kept = self.room_for_logits() if self.needs_reference else None
+        kept = self.allocate_logits() if self.needs_reference else None
         row = 0
         for logits, tokens in self.predict(engine):
-            nll.append(likelihood(logits, tokens))
+            nll.append(negative_log_likelihood(logits, tokens))
             if kept is not None:
                 kept[row : row + len(logits)] = logits.cpu()
                 row += len(logits)
-        found.nll = self.in_order(nll)
+        predictions.nll = self.in_order(nll)
         if kept is not None:
             reference = make_reference()
             compared: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -119,37 +119,39 @@ class Quality(Speed):
                 logits = kept[row : row + len(expected)]
                 row += len(expected)
                 p, q = expected.double().log_softmax(-1), logits.to(expected.device).double().log_softmax(-1)
-                kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)  # p of no chance adds 0, not NaN
-                compared.append((likelihood(expected, tokens), kl.cpu(), (p.argmax(-1) == q.argmax(-1)).cpu()))
-            found.reference_nll = self.in_order([nll for nll, _, _ in compared])
-            found.kl = self.in_order([kl for _, kl, _ in compared])
-            found.same_top = [bool(same) for same in self.in_order([same for _, _, same in compared])]
-        return found
+                kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)  # probability 0 adds 0, not NaN
+                reference_nll = negative_log_likelihood(expected, tokens)
+                compared.append((reference_nll, kl.cpu(), (p.argmax(-1) == q.argmax(-1)).cpu()))
+            predictions.reference_nll = self.in_order([nll for nll, _, _ in compared])
+            predictions.kl = self.in_order([kl for _, kl, _ in compared])
+            predictions.same_top = [bool(same) for same in self.in_order([same for _, _, same in compared])]
+        return predictions
 
     @property
     def logit_bytes(self) -> int:
         """Bytes of the logits of every predicted token, as float32."""
         return 4 * self.windows.shape[0] * self.predicted * self.config.model.vocab_size
 
-    def room_for_logits(self) -> Tensor:
-        """float32 [W·n, V] on the host, for what the engine predicts until the reference has predicted the same: both
-        seldom fit on the device at once. What is larger than `MAX_LOGIT_BYTES_IN_MEMORY` lies in a file among the
-        outputs, which has no name and goes with the process.
+    def allocate_logits(self) -> Tensor:
+        """Allocate float32 [W·n, V] on the host for the engine's logits, as engine and reference seldom fit on the
+        device together. A tensor larger than `MAX_LOGIT_BYTES_IN_MEMORY` is mapped to an unlinked file in the outputs
+        folder, which disappears with the process.
 
         Raises:
-            ConfigError: the disk does not have room for it.
+            ConfigError: the disk has too little space.
         """
         shape = self.windows.shape[0] * self.predicted, self.config.model.vocab_size
         if self.logit_bytes <= MAX_LOGIT_BYTES_IN_MEMORY:
             return torch.empty(shape)
         with tempfile.NamedTemporaryFile(dir=self.config.outputs) as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, self.logit_bytes)  # else a full disk would end the process
+                os.posix_fallocate(file.fileno(), 0, self.logit_bytes)  # a full disk would otherwise kill the process
             except OSError as error:
                 raise self.disk_error(error.strerror or str(error)) from error
             return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
 
     def disk_error(self, why: str) -> ConfigError:
+        """Return the error for a disk with too little space."""
         return ConfigError(
             "task.tokens",
             self.task.tokens,
@@ -158,24 +160,25 @@ class Quality(Speed):
         )
 
     def predict(self, engine: Engine) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits [R, V] on the device before each predicted token of a batch of windows, and these tokens [R]; then
-        those of the next batch. R is the batch size, but for the last batch, which the engine gets filled up."""
+        """Iterate over the logits [R, V] on the device for each predicted position of a batch of windows, with the
+        tokens [R] of the text there, batch by batch. R is the batch size, except for the last batch, which may be
+        smaller and is padded for the engine."""
         for windows in self.windows.split(engine.batch):
             fillers = windows[-1:].expand(engine.batch - len(windows), -1)
             fed = torch.cat((windows, fillers)).to(engine.device.torch)
             engine.prefill(fed[:, : self.prefilled])
-            for place in range(self.prefilled, self.windows.shape[1]):
-                if place > self.prefilled:
-                    engine.state.token.copy_(fed[:, place - 1 : place])
+            for position in range(self.prefilled, self.windows.shape[1]):
+                if position > self.prefilled:
+                    engine.state.token.copy_(fed[:, position - 1 : position])
                     engine.decode()
-                yield engine.state.logits[: len(windows)], fed[: len(windows), place]
+                yield engine.state.logits[: len(windows)], fed[: len(windows), position]
 
     def in_order(self, values: list[Tensor]) -> list[float]:
-        """What there is for each that `predict` yields, [R], in the text's order."""
+        """Return values [R] of each item that `predict` yields in the order of the text."""
         batches = [values[start : start + self.predicted] for start in range(0, len(values), self.predicted)]
         return torch.cat([torch.stack(batch, dim=1).flatten() for batch in batches]).tolist()
 
 
-def likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Negative log-likelihood of tokens [R] under logits [R, V], in nats: float64 [R] on the host."""
+def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the negative log-likelihood of tokens [R] under logits [R, V], in nats: float64 [R] on the host."""
     return -logits.double().log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).cpu()

@@ -1,4 +1,4 @@
-"""Speed alone, and what every task is that measures a model."""
+"""The task that measures speed only, and the base class of all tasks that run an engine."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ from gptbench.text.tokenizer import Tokenizer
 
 
 class Speed:
-    """Nothing beside speed.
+    """The task that measures nothing besides speed. Subclasses evaluate the engine after the samples.
 
     Args:
-        task: the task's section.
-        config: the run's, with its prompt as tokens.
-        tokenizer: the model's, or None.
+        task: task section of the configuration.
+        config: configuration of the run, with the prompt as token ids.
+        tokenizer: tokenizer of the model, or None.
     """
 
     stage: str | None = None
-    """What the user is told while it is evaluated; None where there is nothing to do."""
+    """Description shown to the user during the evaluation; None if there is none."""
     needs_reference = False
-    """Whether `evaluate` makes the reference."""
+    """Whether `evaluate` needs the reference engine."""
 
     def __init__(self, task: TaskConfig, config: Config, tokenizer: Tokenizer | None) -> None:
         self.task, self.config = task, config
 
     def evaluate(self, engine: Engine, make_reference: Callable[[], Engine]) -> Predictions | None:
-        """What there is to say of the quality of an engine that was prepared."""
+        """Evaluate the quality of a prepared engine; None if the task does not."""
         return None

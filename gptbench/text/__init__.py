@@ -1,1 +1,1 @@
-"""Text: tokenizers, and prompts."""
+"""Tokenizers and prompts."""
