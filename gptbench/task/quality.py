@@ -35,8 +35,8 @@ class Quality(Speed):
     """The task that also predicts a held-out text.
 
     Attributes:
-        windows: int64 [W, T + n], T tokens that are prefilled and n that are predicted. The predicted tokens of a window
-            follow those of the window before. Each window begins with the begin-of-text token if there is one.
+        windows: int64 [W, T + n], T tokens that are prefilled and n that are predicted. The predicted tokens of a
+            window follow those of the window before. Each window begins with the begin-of-text token if there is one.
 
     Raises:
         ConfigError: the text is missing or too short, or the disk has too little space for the logits to compare.
