@@ -178,11 +178,11 @@ def measure_roof(device: Device, environment: Environment) -> Roof:
     Raises:
         DoesNotFitError: there is too little free memory for a buffer that exceeds the caches.
     """
-    nbytes, least = room(device), min_bytes(device)
-    if nbytes < least:
+    nbytes, minimum = available_bytes(device), min_bytes(device)
+    if nbytes < minimum:
         raise DoesNotFitError(
             f"too little free memory to measure the read roof of {device.name}: there is room for a buffer of "
-            f"{max(0, nbytes) / 1e9:.3g} GB, but caches hold too much of one under {least / 1e9:.3g} GB. Free some "
+            f"{max(0, nbytes) / 1e9:.3g} GB, but caches hold too much of one under {minimum / 1e9:.3g} GB. Free some "
             "memory for one run: the outputs folder keeps the roof for later runs"
         )
     return measured_roof(device, environment, nbytes, FULL)
@@ -190,11 +190,11 @@ def measure_roof(device: Device, environment: Environment) -> Roof:
 
 def measure_probe(device: Device, environment: Environment) -> Roof | None:
     """Measure for `PROBE_S`; None if there is too little free memory."""
-    nbytes = room(device)
+    nbytes = available_bytes(device)
     return measured_roof(device, environment, nbytes, PROBE) if nbytes >= min_bytes(device) else None
 
 
-def room(device: Device) -> int:
+def available_bytes(device: Device) -> int:
     """Return the size in bytes of the largest useful buffer that free memory allows."""
     free = device.free_memory()
     return min(buffer_bytes(device), free - SPARE_BYTES if device.is_cuda else free // 2)

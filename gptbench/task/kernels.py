@@ -66,9 +66,8 @@ class Kernels(Standalone):
         try:
             caches.inductor_folder()
         except OSError as error:
-            raise UserError(
-                f"task=kernels cannot create a folder in {caches.INDUCTOR_VARIABLE} ({error.strerror}: {error.filename})"
-            ) from error
+            reason = f"{error.strerror}: {error.filename}"
+            raise UserError(f"task=kernels cannot create a folder in {caches.INDUCTOR_VARIABLE} ({reason})") from error
         super().__init__(task, config, device)
         micro = micro_cases(task.sizes, config.workload.batch_size, gemv_kernel(config, device))
         cases = [*model_cases(config, device), *micro]
