@@ -20,11 +20,11 @@ from gptbench.commands.ab import composed
 from gptbench.commands.compare import tell_unread
 from gptbench.commands.parsers import PARSERS
 from gptbench.compare.baseline import read_baseline
-from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, shipped
+from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, run_folder, shipped
 from gptbench.config.commandline import COMMANDS, CommandLineError, prepared, split, typed
 from gptbench.config.mistakes import message_for
 from gptbench.execute import attempt
-from gptbench.execute.job import Attempt, Job, forget
+from gptbench.execute.job import Attempt, Job
 from gptbench.present import console, tables
 from gptbench.present.terminal import Terminal
 from gptbench.sweep import Product, Space
@@ -84,17 +84,18 @@ def test_a_run_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
             (run / ".hydra" / f"{name}.yaml").write_text("")
         (run / "gptbench.log").write_text("")
 
+    run_folder.before[run] = run_folder.existing(run, ".hydra")
     hydras_files()
-    forget(run, ".hydra")
+    run_folder.forget(run, ".hydra")
     assert list(tmp_path.iterdir()) == []
     for kept in ("result.json", ".hydra/mine.yaml", "other/file"):
         hydras_files()
         (run / kept).parent.mkdir(exist_ok=True)
         (run / kept).write_text("")
-        forget(run, ".hydra")
+        run_folder.forget(run, ".hydra")
         assert len([path for path in run.rglob("*") if path.is_file()]) == 5
         (run / kept).unlink()
-        forget(run, ".hydra")
+        run_folder.forget(run, ".hydra")
 
 
 def test_ctrl_c_says_what_became_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +255,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         "temperature=0.5": ["no such field", "did you mean sampling.temperature=0.5?"],
         "sampling.topk=5": ["no such field; the fields are", "did you mean sampling.top_k=5?"],
         "modle=demo": ["did you mean model=demo?"],
-        "quant=int9": ["no such option; the options are int8, none; did you mean int8?"],
+        "quant=int9": ["no such option; the options are int8, none; did you mean quant=int8?"],
         "--quite": ["no such option; did you mean --quiet?"],
         "--config-dir": ["expected one argument"],
         "sampling.top_k=1,2": ["several values need -m"],
@@ -270,7 +271,7 @@ def test_what_is_wrong_is_told_with_what_was_meant() -> None:
         ],
         "workload.samples=null": ["workload.samples=null: expected a whole number"],
         "sampling=3": ["sampling=3: no such option; the options are default, greedy, nucleus"],
-        "device=gpu": ["did you mean cuda?"],
+        "device=gpu": ["did you mean device=cuda?"],
         "help": ["gptbench --help"],
         "sampling.top_k=it's": ["a value that can be parsed", "sampling.top_k="],
         "workload.prompt_text=${": ["begins an interpolation"],

@@ -389,10 +389,13 @@ NAMES = (
     "elsewhere/file",
     "tiles/file",
     "inductor",
+    "inductor/locks/cabc.lock",
+    "inductor/ab/.1.2.tmp",
+    "triton/XYZ/tmp.pid_1_2/kernel.cubin",
 )
 
 
-def test_a_name_that_leaves_the_caches_is_refused(outputs: Path, tmp_path: Path) -> None:
+def test_a_name_that_leaves_the_caches_or_is_of_no_finished_file_is_refused(outputs: Path, tmp_path: Path) -> None:
     save(tmp_path / "cache.zip", outputs)
     for name in NAMES:
         refused(with_member(tmp_path / "cache.zip", name), outputs, tmp_path)
@@ -513,15 +516,28 @@ def test_the_commands_tell_what_they_did(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "cache.zip")
-    assert cache_command(["save", file, "--outputs", str(outputs)]) == 0
-    told = capsys.readouterr().out
-    assert f"{file}: 2 files, 0.0 MB" in told
-    assert torch.__version__ in told
-    two = move_to(tmp_path / "two", monkeypatch)
-    assert cache_command(["load", file, "--outputs", str(two)]) == 0
-    assert f"added 1 files to {tmp_path / 'two' / 'inductor'}\n" in capsys.readouterr().out
-    assert cache_command(["load", file, "--outputs", str(two)]) == 0
-    assert "all of it was there already" in capsys.readouterr().out
+
+    def told(*arguments: str) -> tuple[str, dict[str, Any]]:
+        """What people read, and the line for programs."""
+        assert cache_command(list(arguments)) == 0
+        printed = capsys.readouterr()
+        (line,) = printed.out.splitlines()
+        return printed.err, json.loads(line)
+
+    (tmp_path / "one" / LIBRARY).write_bytes(b"")
+    text, line = told("save", file, "--outputs", str(outputs))
+    assert f"{file}: 3 files, 0.0 MB" in text and torch.__version__ in text
+    assert (line["file"], line["files"], line["torch"]) == (file, 3, torch.__version__)
+    two = str(move_to(tmp_path / "two", monkeypatch))
+    text, line = told("load", file, "--outputs", two)
+    assert f"added 2 files to {tmp_path / 'two' / 'inductor'}\n" in text
+    assert (line["added"], line["kept"], line["skipped"]) == ({"inductor": 2, "triton": 1}, 0, 0)
+    text, line = told("load", file, "--outputs", two)
+    assert "3 files already present" in text and "skipped" not in text
+    (tmp_path / "two" / LIBRARY).unlink()
+    text, line = told("load", str(changed(Path(file), cpu="a newer one")), "--outputs", two)
+    assert "2 files already present\n1 file skipped: of no use on this machine\ncpu=a newer one there" in text
+    assert (line["added"], line["kept"], line["skipped"]) == ({}, 2, 1) and "C++ is compiled again" in line["notes"][0]
     with pytest.raises(SystemExit) as ended:
         cache_command(["mend", file])
     assert ended.value.code == 2

@@ -1,5 +1,6 @@
 """`--dry-run`: plan, memory and limit of a run or a sweep, of which nothing is measured and nothing is left."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from gptbench.execute.dry_run import forecast
 from gptbench.measure.roof import Roofs
 from tests.models import MOE, run_config
 from tests.results import made_result
-from tests.warm import Warm
+from tests.warm import ROOT, Warm
 
 QUICK = ["model=mixtral_tiny", "workload.prompt=[1,2,3]", "workload.new_tokens=8", "device=cpu", "engine=eager"]
 
@@ -30,6 +31,34 @@ def test_a_run_says_what_it_would_be_and_leaves_nothing(warm: Warm, tmp_path: Pa
     assert "mixtral_tiny, quant none, float32, engine eager, on" in call.err
     assert "needs 0.0" in call.err and "the limit is known once a run has measured the read roof" in call.err
     assert left(tmp_path) == []
+
+
+def test_a_runs_table_takes_the_place_of_its_line(warm: Warm, tmp_path: Path) -> None:
+    mixed = [*QUICK, "quant=int8", "+quant.weights={lm_head: none}", "--dry-run", "--format=csv"]
+    code, call = warm.run(tmp_path, *mixed)
+    assert code == 0, call.err
+    (row,) = csv.DictReader(call.out.splitlines())
+    assert row["quant"] == "int8 (lm_head=none)" and float(row["needs_bytes"]) > float(row["step_bytes"]) > 0
+    assert "nothing was measured" in call.err
+
+
+def test_a_task_of_a_plugin_without_an_engine_is_counted(warm: Warm, tmp_path: Path) -> None:
+    copying = ["--plugin", str(ROOT / "tests" / "plugins" / "copying.py"), "task=copying", "model=demo", "device=cpu"]
+    code, call = warm.run(tmp_path, *copying, "--dry-run")
+    assert code == 0, call.err
+    assert json.loads(call.out)["task"] == "copying" and "2 parts of task=copying on" in call.err
+    assert left(tmp_path) == []
+
+
+def test_what_was_there_before_stays(warm: Warm, tmp_path: Path) -> None:
+    """Empty folders and logs, too, whether it is a dry run or one that is refused."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "ex").mkdir()
+    (tmp_path / "ex" / "my.log").touch()
+    for folder, last, code in (("empty", "--dry-run", 0), ("ex", "--dry-run", 0), ("ex", "model=llama3_1_405b", 2)):
+        assert warm.run(tmp_path, *QUICK, last, f"hydra.run.dir={folder}")[0] == code
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert [path.name for path in (tmp_path / "ex").iterdir()] == ["my.log"]
 
 
 def test_what_a_run_is_refused_for_a_dry_run_is_refused_for(warm: Warm, tmp_path: Path) -> None:
@@ -52,6 +81,7 @@ def test_a_sweep_is_a_table_of_its_jobs(warm: Warm, tmp_path: Path) -> None:
     assert "sampling.temperature" in call.err and "needs (GB)" in call.err
     code, call = warm.run(tmp_path, *sweep, "--format=json")
     rows = json.loads(call.out)
+    assert "nothing was measured" in call.err
     assert [row["quant"] for row in rows] == ["none", "none", "int8", "int8"]
     assert rows[0]["needs_bytes"] > rows[2]["needs_bytes"]
     assert left(tmp_path) == []

@@ -108,6 +108,12 @@ def test_a_file_is_written_and_a_metric_that_no_run_has_is_refused(
         export_command([str(tmp_path / "runs"), "--metrics", "tokens"])
 
 
+def test_a_metric_is_found_by_its_former_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept(5).save(tmp_path)
+    assert export_command([str(tmp_path), "--format", "json", "--metrics", "seed_tokens_per_s"]) == 0
+    assert list(json.loads(capsys.readouterr().out)[0]["metrics"]) == ["gptfast_tokens_per_s"]
+
+
 def test_a_comparison_as_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [made_result().save(tmp_path / "a"), made_result(step_s=0.02).save(tmp_path / "b")]
     assert compare_command([*map(str, sides), "--format", "md"]) == 0

@@ -6,14 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from gptbench.base.errors import InputError, UserError
+from gptbench.commands.ab import composed
 from gptbench.config import BaselineConfig
 from gptbench.config.baseline import BaselineMetric, BaselineRow
 from gptbench.config.commandline import prepared
-from gptbench.config.renamed import FIELDS, METRICS, OPTIONS, RECORDED
+from gptbench.config.mistakes import message_for
+from gptbench.config.renamed import (
+    FIELDS,
+    METRICS,
+    OPTIONS,
+    RECORDED,
+    current_fields,
+    current_metrics,
+    current_override,
+)
 from gptbench.schema import Result
+from gptbench.schema.ab import AbResult
 from gptbench.schema.metrics import METRICS as REGISTERED
 from gptbench.schema.outcome import Outcome
 from tests.results import made_result
+from tests.test_ab import made_ab
 
 
 def test_on_the_command_line_they_are_taken_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +40,61 @@ def test_on_the_command_line_they_are_taken_with_a_warning(capsys: pytest.Captur
     assert (
         warned[0] == "gptbench: workload=seed: renamed to workload=gpt_fast; the next version accepts only the new name"
     )
+
+
+def test_wherever_they_stand_in_an_override() -> None:
+    for old, new in {
+        "workload=choice(seed,default)": "workload=choice(gpt_fast,default)",
+        "workload='seed'": "workload='gpt_fast'",
+        'engine="inductor_seed", eager': 'engine="gpt_fast", eager',
+        "sweep.paired=[engine.tune,sampling.top_k]": "sweep.paired=[engine.autotune,sampling.top_k]",
+        "workload=seedling": "workload=seedling",
+        "+engine@engine=inductor_seed": "+engine@engine=gpt_fast",
+        "model=seed": "model=seed",
+    }.items():
+        assert current_override(old) == new
+
+
+def test_in_yaml_of_ones_own_they_are_refused_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for text, hint in {
+        "defaults: [{override /workload: seed}]": "did you mean workload=gpt_fast?",
+        "engine: {tune: true}": "did you mean engine.autotune",
+    }.items():
+        (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+        arguments = ["experiment=own", "engine=fused"]
+        with pytest.raises(Exception) as refused:  # noqa: PT011
+            composed(arguments, str(tmp_path))
+        assert hint in message_for(refused.value, arguments)
+
+
+def test_a_value_under_both_names_is_refused(tmp_path: Path) -> None:
+    path = made_result().save(tmp_path)
+    raw = json.loads(path.read_text())
+    both = {
+        "kv_len": raw | {"traffic": raw["traffic"] | {"positions_filled": raw["traffic"]["kv_len"]}},
+        "pdl": raw | {"config": raw["config"] | {"engine": raw["config"]["engine"] | {"pdl": True, "overlap": False}}},
+    }
+    for name, content in both.items():
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"was renamed to {name}"):
+            Result.load(path)
+    for convert, values in (
+        (current_fields, {"engine.tune": 1, "engine.autotune": 2}),
+        (current_metrics, {"seed_gb_per_s": 1, "gptfast_gb_per_s": 2}),
+    ):
+        with pytest.raises(InputError, match="was renamed to"):
+            convert(values)
+
+
+def test_both_sides_of_an_interleaved_record(tmp_path: Path) -> None:
+    result = made_ab()
+    path = result.save(tmp_path)
+    raw = json.loads(path.read_text())
+    for side in raw["sides"].values():
+        side["config"]["workload"]["name"] = "seed"
+    path.write_text(json.dumps(raw))
+    assert {side.config["workload"]["name"] for side in AbResult.load(path).sides.values()} == {"gpt_fast"}
 
 
 def test_a_record_with_them_is_what_it_is_with_todays(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from gptbench.execute import measurement, preparation, reuse
 from gptbench.execute import run as run_module
 from gptbench.generate import Workload, generate
 from gptbench.measure.compilation import CompileWatch
-from gptbench.model import Transformer
+from gptbench.model import Memory, Transformer
 from gptbench.private.torch import CACHE_COUNTERS
 from gptbench.schema import Result
 from gptbench.schema.sample import Sample
@@ -307,7 +307,7 @@ def test_a_job_that_differs_otherwise_makes_its_own(tmp_path: Path, session: reu
     for what, change in DIFFERENT.items():
         other = change(of)
         assert not (reuse.may_store(other) and kept.serves(other)), what
-    assert session.acquire(with_other_weights(of)) is None
+    assert session.acquire(with_other_weights(of), kept.device) is None
     assert session.kept is None
     assert {parameter.device.type for parameter in kept.model.parameters()} == {"meta"}, "given back"
 
@@ -337,6 +337,52 @@ def test_a_job_that_fails_leaves_nothing(
         run(of, tmp_path / "1", session)
     assert session.kept is None
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_what_a_failed_job_holds_is_given_back_before_the_next_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
+) -> None:
+    held: list[weakref.ref[Engine]] = []
+
+    def fails(engine: Engine, *_: Any) -> None:
+        engine.itself = engine  # type: ignore[attr-defined]
+        held.append(weakref.ref(engine))
+        raise RuntimeError("no more of it")
+
+    def checks(*_: Any) -> None:
+        assert held[0]() is None
+        raise DoesNotFitError("planned")
+
+    monkeypatch.setattr(measurement, "take_samples", fails)
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="no more of it"):
+            run(config(tmp_path), tmp_path / "0", session)
+        monkeypatch.setattr(run_module, "plan", checks)
+        with pytest.raises(DoesNotFitError, match="planned"):
+            run(config(tmp_path), tmp_path / "1", session)
+    finally:
+        gc.enable()
+
+
+def test_an_engine_that_cannot_be_made_gives_its_cache_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Memory] = []
+    allocate = Transformer.allocate
+
+    def noted(*arguments: Any) -> Memory:
+        made.append(allocate(*arguments))
+        return made[-1]
+
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Transformer, "allocate", noted)
+    monkeypatch.setattr(Transformer, "count_experts", fails)
+    of = config(tmp_path)
+    devices = DeviceGroup.of(of.device)
+    with pytest.raises(torch.OutOfMemoryError):
+        preparation.make_engine(of, devices, preparation.plan(of, devices))
+    assert {tensor.device.type for tensor in made[0].tensors} == {"meta"}
 
 
 @pytest.mark.parametrize("part", ["prefill", "preparation", "sample"])
@@ -395,14 +441,26 @@ def test_what_is_kept_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run(of, tmp_path / "1", session).reused is not None
 
 
-def test_quality_with_a_reference_takes_but_leaves_nothing(tmp_path: Path, session: reuse.Session) -> None:
+def test_quality_with_a_reference_takes_but_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: reuse.Session
+) -> None:
     of = config(tmp_path)
+    released: list[Engine] = []
+    release = Engine.release
+
+    def noted(engine: Engine) -> None:
+        released.append(engine)
+        release(engine)
+
+    monkeypatch.setattr(Engine, "release", noted)
     first = run(of, tmp_path / "0", session)
+    released.clear()
     task = QualityConfig(_target_="gptbench.task.Quality", name="quality", tokens=8)
     result = run(replace(of, task=task), tmp_path / "1", session)
     assert result.reused == first.started
     assert result.quality is not None and result.quality.kl
     assert session.kept is None
+    assert len(set(map(id, released))) == 2, "the reference, too"
 
 
 def test_a_bad_result_is_recorded_and_the_next_job_is_none_the_worse(

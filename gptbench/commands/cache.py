@@ -1,7 +1,11 @@
 """`gptbench cache`: saves what was compiled, or loads it."""
 
+from dataclasses import asdict
+
+from gptbench.base.errors import counted
 from gptbench.commands import parsers
 from gptbench.engine.compile_cache import LocalCaches, load, save
+from gptbench.present.console import console, write_line
 
 
 def cache_command(arguments: list[str]) -> int:
@@ -11,18 +15,27 @@ def cache_command(arguments: list[str]) -> int:
         UserError: see `save` and `load`.
     """
     options = parsers.cache().parse_args(arguments)
+    line: dict[str, object] = {"file": str(options.file)}
     if options.action == "save":
         manifest = save(options.file, options.outputs)
         size = options.file.stat().st_size
-        print(f"{options.file}: {manifest.files} files, {manifest.bytes / 1e6:.1f} MB ({size / 1e6:.1f} MB compressed)")
-        print(f"for {manifest.device}, torch {manifest.torch}, triton {manifest.triton}, Python {manifest.python}")
-        return 0
-    place = LocalCaches(options.outputs)
-    loaded = load(options.file, place)
-    print(f"{options.file}: saved {loaded.manifest.saved} by gptbench {loaded.manifest.gptbench}")
-    for name, count in loaded.added.items():
-        print(f"added {count} files to {place.folders[name]}")
-    print(f"{loaded.kept} files were there already" if loaded.added else "all of it was there already")
-    for note in loaded.notes:
-        print(note)
+        megabytes = f"{manifest.bytes / 1e6:.1f} MB ({size / 1e6:.1f} MB compressed)"
+        lines = [
+            f"{options.file}: {counted(manifest.files, 'file')}, {megabytes}",
+            f"for {manifest.device}, torch {manifest.torch}, triton {manifest.triton}, Python {manifest.python}",
+        ]
+        line |= asdict(manifest) | {"compressed_bytes": size}
+    else:
+        local = LocalCaches(options.outputs)
+        loaded = load(options.file, local)
+        lines = [f"{options.file}: saved {loaded.manifest.saved} by gptbench {loaded.manifest.gptbench}"]
+        lines += [f"added {counted(count, 'file')} to {local.folders[name]}" for name, count in loaded.added.items()]
+        lines += [f"{counted(loaded.kept, 'file')} already present"] if loaded.kept else []
+        lines += [f"{counted(loaded.skipped, 'file')} skipped: of no use on this machine"] if loaded.skipped else []
+        lines += loaded.notes
+        counts = {"added": loaded.added, "kept": loaded.kept, "skipped": loaded.skipped}
+        line |= counts | {"notes": loaded.notes}
+    for text in lines:
+        console.print(text, markup=False)
+    write_line(line)
     return 0

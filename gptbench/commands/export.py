@@ -7,6 +7,7 @@ from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
 from gptbench.commands.compare import tell_unread
 from gptbench.compare.select import select
+from gptbench.config.renamed import METRICS
 from gptbench.present.console import console, write_line
 from gptbench.present.export import BEGINNINGS, Export
 from gptbench.present.formats import TEXT, rendered, write
@@ -25,7 +26,8 @@ def export_command(arguments: list[str]) -> int:
             raise UserError("--format=text: expected md, csv or json beside --output: text is for the terminal")
         check_output("--output", options.output, methodcaller("startswith", BEGINNINGS[options.format]))
     found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
-    asked = [name.strip() for name in (options.metrics or "").split(",") if name.strip()]
+    names = (name.strip() for name in (options.metrics or "").split(","))
+    asked = [METRICS.get(name, name) for name in names if name]
     for_people = options.format in ("md", TEXT)
     of_table = [one.name for one in shown_in(View.markdown)] if for_people else []
     export = Export.of(found, asked or of_table)

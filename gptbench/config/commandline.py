@@ -19,10 +19,10 @@ from gptbench.base.errors import UserError
 from gptbench.base.hub import expanded, is_hub_name
 from gptbench.base.paths import conf_folder
 from gptbench.base.streams import FORMATS
+from gptbench.config import renamed
 from gptbench.config.field_types import field_types, text_fields
 from gptbench.config.grammar import FUNCTION, as_text, plain_text, quoted, separated, unquoted
 from gptbench.config.plugins import OPTION
-from gptbench.config.renamed import current_override
 from gptbench.private import hydra as private
 
 COMMANDS = {
@@ -151,7 +151,7 @@ def prepared(overrides: Sequence[str], sweep: bool = False, config_dir: str | No
     """
     taken = []
     for typed_override in overrides:
-        override = current_override(typed_override)
+        override = renamed.current_override(typed_override)
         if override != typed_override:
             note = f"renamed to {override}; the next version accepts only the new name"
             print(f"gptbench: {typed_override}: {note}", file=sys.stderr)
@@ -226,5 +226,5 @@ def no_override(argument: str, config_dir: str | None) -> str:
     return f"{argument}: expected a command ({', '.join(COMMANDS)}), FIELD=VALUE, or the folder of a checkpoint{near}"
 
 
-ALIASES = {"gpu": "cuda", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
-"""Common other names of choices, mapped to the names used here."""
+ALIASES = renamed.ALIASES | {"gpu": "cuda", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""Common other names of choices, and former names of options and fields, mapped to the names used here."""

@@ -27,6 +27,7 @@ from gptbench.base.redaction import redacted, redacted_message
 from gptbench.config import Config
 from gptbench.config.plugins import Plugins
 from gptbench.config.refusal import check, environment_variable
+from gptbench.config.run_folder import remember
 from gptbench.private import hydra as private
 from gptbench.private import version
 
@@ -170,4 +171,6 @@ class GuardedLoader(private.ConfigLoaderImpl):
         # It can become the name of a folder.
         composed.hydra.job.override_dirname = redacted(job["override_dirname"])
         check(composed)
+        if config_name is not None and run_mode is RunMode.RUN:
+            remember(composed)
         return composed

@@ -34,7 +34,7 @@ def message_for(error: Exception, arguments: Sequence[str] = ()) -> str:
     if cause is not None and (group := re.match(r"(?:In '[^']*': )?Could not find '([^']*)/([^'/]*)'", str(cause))):
         key, name = group[1], group[2]
         options = sorted(cause.options or ())
-        near = did_you_mean(name, options)
+        near = did_you_mean(name, options).replace("you mean ", f"you mean {key}=")
         if key == "model" and (said := checkpoint_hint(name)) is not None:
             return f"{key}={name}: {said}"
         listed = f"; the options are {', '.join(options)}" if options else ""

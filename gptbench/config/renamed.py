@@ -1,8 +1,15 @@
-"""Former names of fields, options and metrics. The command line accepts them for one version, with a warning; records,
-baselines and MLflow runs that use them can always be read."""
+"""Former names of fields, options and metrics.
 
+The command line accepts those of fields and options for one version, with a warning; in YAML files they are refused,
+with a hint. Records and baselines that use them can always be read, and `--metrics` always accepts them. Runs in MLflow
+keep the names under which they were logged.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from gptbench.base.errors import InputError
 
 T = TypeVar("T")
 
@@ -10,6 +17,10 @@ OPTIONS = {"workload": {"seed": "gpt_fast"}, "engine": {"inductor_seed": "gpt_fa
 """Groups mapped to former and current names of their options."""
 FIELDS = {"engine": {"overlap": "pdl", "tune": "autotune", "tiles": "tile_cache"}}
 """Groups mapped to former and current names of their fields."""
+DOTTED = {f"{group}.{old}": f"{group}.{new}" for group, names in FIELDS.items() for old, new in names.items()}
+"""Former and current dotted names of the same fields."""
+ALIASES = {old: new for names in (*OPTIONS.values(), *FIELDS.values()) for old, new in names.items()}
+"""Former and current names of options and fields of all groups, for hints."""
 METRICS = {
     "seed_tokens_per_s": "gptfast_tokens_per_s",
     "seed_gb_per_s": "gptfast_gb_per_s",
@@ -26,40 +37,50 @@ RECORDED = {
 
 def current_override(override: str) -> str:
     """Return an override with current names: `engine.tune=true` becomes `engine.autotune=true`, and `workload=seed`
-    becomes `workload=gpt_fast`, also within a list of swept values."""
+    becomes `workload=gpt_fast`, also in a list, in quotes, within one of Hydra's functions and in `sweep.paired`."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
-    group, dot, field = name.partition(".")
-    if dot:
-        new_key = f"{group}.{FIELDS.get(group, {}).get(field, field)}"
-        return key.replace(name, new_key) + equals + value
-    options = OPTIONS.get(group.partition("@")[0], {})
-    return (
-        key + equals + ",".join(options.get(part.strip(), part) for part in value.split(",")) if options else override
-    )
+    names = DOTTED if name == "sweep.paired" else OPTIONS.get(name.partition("@")[0], {})
+    if names:
+        value = re.sub(r"[\w.$/-]+", lambda word: names.get(word[0], word[0]), value)
+    return key.replace(name, DOTTED.get(name, name)) + equals + value
+
+
+def renamed(values: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Return the values under current names.
+
+    Args:
+        names: former names mapped to current ones.
+
+    Raises:
+        InputError: there is a value under both names.
+    """
+    for old in values.keys() & names.keys():
+        if names[old] in values:
+            raise InputError(f"{old}: was renamed to {names[old]}, and there is a value under both names")
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def rename_in_config(config: Any) -> None:
-    """Replaces former names in a recorded configuration, in place."""
+    """Replaces former names in a recorded configuration, in place. Raises InputError as `renamed` does."""
     if not isinstance(config, dict):
         return
-    for group, names in FIELDS.items():
-        section = config.get(group)
+    for group, section in config.items():
         if isinstance(section, dict):
-            for old in names.keys() & section.keys():
-                section.setdefault(names[old], section.pop(old))
-    for group, options in OPTIONS.items():
-        section = config.get(group)
-        if isinstance(section, dict) and isinstance(name := section.get("name"), str):
-            section["name"] = options.get(name, name)
+            current = renamed(section, FIELDS.get(group, {}))
+            section.clear()
+            section.update(current)
+            name = section.get("name")
+            if isinstance(name, str) and name in (options := OPTIONS.get(group, {})):
+                section["name"] = options[name]
 
 
 def current_fields(values: Mapping[str, T]) -> dict[str, T]:
-    """Return values by dotted field, as in a baseline's rows, under the current names."""
-    renamed = {f"{group}.{old}": f"{group}.{new}" for group, names in FIELDS.items() for old, new in names.items()}
-    return {renamed.get(key, key): value for key, value in values.items()}
+    """Return values by dotted field, as in a baseline's rows, under the current names. Raises InputError as `renamed`
+    does."""
+    return renamed(values, DOTTED)
 
 
 def current_metrics(values: Mapping[str, T]) -> dict[str, T]:
-    """Return values by metric under the current names."""
-    return {METRICS.get(name, name): value for name, value in values.items()}
+    """Return values by metric under the current names. Raises InputError as `renamed` does."""
+    return renamed(values, METRICS)

@@ -76,6 +76,17 @@ class Engine(Runner):
         self.batch, self.prompt_length, self.length = shape.batch, shape.prompt, shape.length
         on = model.norm.weight.device if self.FILLS_MEMORY else "meta"
         self.memory = model.allocate(self.batch, self.length, on)
+        try:
+            self.allocate_state()
+        except BaseException:
+            self.memory.free()  # the traceback refers to this engine for as long as the error is handled
+            raise
+        self.filled = 0
+        self.capture_s = 0.0
+
+    def allocate_state(self) -> None:
+        """Allocate all tensors beside the KV cache, and the generator."""
+        model, device = self.model, self.device
         model.count_experts()
         self.state = State(
             tokens=torch.zeros(self.batch, self.length + 1, dtype=torch.int64, device=device.torch),
@@ -88,8 +99,6 @@ class Engine(Runner):
         self.prompt = torch.zeros(self.batch, self.prompt_length, dtype=torch.int64, device=device.torch)
         self.prompt_positions = torch.arange(self.prompt_length, device=device.torch).repeat(self.batch, 1)
         self.generator = torch.Generator(device.torch)
-        self.filled = 0
-        self.capture_s = 0.0
 
     BUILDS_MODEL: ClassVar[bool] = True
     FILLS_MEMORY: ClassVar[bool] = True

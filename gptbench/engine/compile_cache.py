@@ -230,6 +230,9 @@ class LoadResult:
     """Number of added files by folder; for `tiles`, number of added tiles."""
     kept: int
     """Number of files that existed here already, and were left alone."""
+    skipped: int
+    """Number of files that were not written because they are of no use here: libraries for another CPU, tiles for other
+    kernels, incomplete groups of Triton, and everything of Triton where it is not installed."""
     notes: list[str]
     """What will not be used although it was loaded, and why."""
 
@@ -248,6 +251,8 @@ def load(file: Path, local: LocalCaches) -> LoadResult:
             for name in archive.namelist():
                 if not COMPILED.fullmatch(name) and name not in (MANIFEST, TILES):
                     raise UserError(f"{file}: {name!r}: expected files in the caches' folders only")
+                if UNFINISHED.search(name):
+                    raise UserError(f"{file}: {name!r}: expected finished files, and no locks or temporary ones")
             if (bad := archive.testzip()) is not None:
                 raise UserError(f"{file} is damaged: {bad}")
             try:
@@ -278,24 +283,29 @@ def read_manifest(file: Path, content: bytes, here: Manifest) -> Manifest:
 def add(file: Path, archive: zipfile.ZipFile, manifest: Manifest, local: LocalCaches) -> LoadResult:
     """Write what is not here yet. Groups come last, so that none exists before its files."""
     names = [name for name in archive.namelist() if name not in (MANIFEST, TILES)]
-    here, loaded, cpp = local.manifest, LoadResult(manifest, {}, 0, []), any(map(LIBRARY.fullmatch, names))
+    here, loaded, cpp = local.manifest, LoadResult(manifest, {}, 0, 0, []), any(map(LIBRARY.fullmatch, names))
     for name, effect in MAY_DIFFER.items():
         if (then := getattr(manifest, name)) != (now := getattr(here, name)) and (cpp or name == "kernels"):
             loaded.notes.append(f"{name}={then} there, {now} here: {effect}")
-    if TILES in archive.namelist() and "tiles" in local.folders and manifest.kernels == here.kernels:
-        added = local.tiles().merge(file / TILES, archive.read(TILES))
-        loaded.added |= {"tiles": added} if added else {}
+    if TILES in archive.namelist():
+        if "tiles" in local.folders and manifest.kernels == here.kernels:
+            added = local.tiles().merge(file / TILES, archive.read(TILES))
+            loaded.added |= {"tiles": added} if added else {}
+        else:
+            loaded.skipped += 1
     for name in sorted(names, key=is_group):
         top, _, below = name.partition("/")
         if top not in local.folders or (LIBRARY.fullmatch(name) and manifest.cpu != here.cpu):
-            continue  # it may use instructions that this CPU lacks
+            loaded.skipped += 1  # it may use instructions that this CPU lacks
+            continue
         target = local.folders[top] / below
         if target.exists():
             loaded.kept += 1
             continue
         content = group_in(target.parent, archive.read(name)) if is_group(name) else archive.read(name)
         if content is None:
-            continue  # Triton would look for files that do not exist
+            loaded.skipped += 1  # Triton would look for files that do not exist
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:

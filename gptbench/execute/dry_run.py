@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from gptbench.base.errors import counted
 from gptbench.config import Config
-from gptbench.execute.job import RaisedError, forget, read_job
+from gptbench.config.run_folder import forget
+from gptbench.execute.job import RaisedError, read_job
 
 if TYPE_CHECKING:
     from gptbench.build import MemoryNeed
@@ -29,6 +31,7 @@ def dry_run(composed: DictConfig) -> None:
     try:
         config = read_job(composed, hydra_config, folder).config
         from gptbench.present.console import console, write_line
+        from gptbench.present.formats import TEXT, Column, Table, write
         from gptbench.present.terminal import Terminal
 
         observer = Terminal(config.quiet)
@@ -39,7 +42,11 @@ def dry_run(composed: DictConfig) -> None:
             observer.planned(forecasted.config, forecasted.device, forecasted.need)
             observer.limit(forecasted.traffic, forecasted.roof, forecasted.config)
         console.print("dry run: nothing was measured", style="dim")
-        write_line({"dry_run": True, **forecasted.line()})
+        line = forecasted.line()
+        if console.format == TEXT:
+            write_line({"dry_run": True, **line})
+        else:
+            write([Table("run", [Column(name, name) for name in line], [list(line.values())])], console.format)
     except Exception as error:
         raise RaisedError(error) from error
     finally:
@@ -66,6 +73,7 @@ class Forecast:
     def line(self) -> dict[str, Any]:
         """Return the fields of the JSON line."""
         names = {group: getattr(self.config, group).name for group in ("model", "quant", "engine", "workload", "task")}
+        names["quant"] = self.config.quant.full_name
         step_bytes, rate = None, None
         if self.traffic is not None:
             step_bytes = sum(self.traffic.needed()) / len(self.traffic.kv_len)
@@ -104,8 +112,10 @@ def forecast(config: Config) -> Forecast:
     remarks: list[str] = []
     if not config.task.RUNS_ENGINE:
         task = instantiate(config.task, config, device)
-        left_out = [] if task.left_out is None else [f"Without the kernels of {config.model.name}: {task.left_out}"]
-        return Forecast(config, device, [*left_out, f"{len(task.cases)} kernels on {device.name}"])
+        remarks += [] if task.remark is None else [task.remark]
+        return Forecast(
+            config, device, [*remarks, f"{counted(task.parts, 'part')} of task={config.task.name} on {device.name}"]
+        )
     config, _ = with_engine(config, devices, remarks.append)
     task = instantiate(config.task, config, make_tokenizer(config.model))
     model = plan(config, devices)

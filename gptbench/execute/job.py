@@ -1,6 +1,5 @@
 """One of Hydra's jobs: a single run, or a job of a sweep."""
 
-import contextlib
 import dataclasses
 import datetime
 import functools
@@ -16,6 +15,7 @@ from gptbench.base.errors import UserError
 from gptbench.base.outputs import check_folder
 from gptbench.base.streams import lasting
 from gptbench.config import Config, load, plugins
+from gptbench.config.run_folder import forget
 from gptbench.text.prompt import make_tokenizer, with_prompt
 
 if TYPE_CHECKING:
@@ -102,27 +102,6 @@ class RaisedError(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def forget(folder: Path, subfolder: str | None) -> None:
-    """Remove a run's folder if it holds only what Hydra put there before the run began, and the parent folders that are
-    empty then."""
-    known = {folder / subfolder / name for name in HYDRAS} if subfolder else set()
-    logs = {file for file in folder.glob("*.log") if not file.stat().st_size}
-    files = [file for file in folder.rglob("*") if not file.is_dir()]
-    if not set(files) <= known | logs:
-        return
-    for file in files:
-        file.unlink()
-    with contextlib.suppress(OSError):  # not empty
-        for empty in ([folder / subfolder] if subfolder else []) + [folder, *folder.parents[:MAX_EMPTY]]:
-            empty.rmdir()
-
-
-HYDRAS = ("config.yaml", "hydra.yaml", "overrides.yaml")
-"""Files that Hydra puts into a run's folder."""
-MAX_EMPTY = 2
-"""Number of folders above a run's that may have been made for it: the day's, and the outputs."""
 
 
 def job(composed: DictConfig) -> "Outcome | None":

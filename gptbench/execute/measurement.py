@@ -206,6 +206,7 @@ def measure_engine(
             reference_model = plan(of, on)
             leaving.callback(release, reference_model, on.local)
             reference_engine, _ = make_engine(of, on, reference_model, stages.reading)
+            leaving.callback(reference_engine.release)
             assert isinstance(reference_engine, Engine)
             return reference_engine
 

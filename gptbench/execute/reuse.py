@@ -61,19 +61,21 @@ class Session:
 
     Attributes:
         kept: model that the previous job left for the next one.
+        has_run: whether a job has begun.
         has_compiled: whether a job has compiled anything: modules and look-ups of the compiler stay in memory.
     """
 
     def __init__(self) -> None:
         self.kept: WarmModel | None = None
+        self.has_run = False
         self.has_compiled = False
 
-    def acquire(self, config: Config) -> WarmModel | None:
+    def acquire(self, config: Config, device: Device) -> WarmModel | None:
         """Return what the previous job left, if it serves this one; otherwise free it."""
         if self.kept is not None and may_store(config) and self.kept.serves(config):
             warm, self.kept = self.kept, None
             return warm
-        self.evict()
+        self.evict(device)
         return None
 
     def store(self, new: WarmModel) -> None:
@@ -82,11 +84,15 @@ class Session:
         gc.collect()  # the engine, whose graphs hold memory
         new.device.release_memory()
 
-    def evict(self) -> None:
+    def evict(self, device: Device) -> None:
         """Free what the previous job left, if anything."""
         warm, self.kept = self.kept, None
         if warm is not None:
             release(warm.model, warm.device)
+        elif self.has_run:
+            gc.collect()  # frees the engine of a failed job, which its error referred to until now
+            device.release_memory()
+        self.has_run = True
 
 
 def may_store(config: Config) -> bool:

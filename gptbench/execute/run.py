@@ -51,7 +51,7 @@ def run(attempt: Attempt, session: Session, observer: Observer) -> None:
         if config.task.RUNS_ENGINE:
             run_model(attempt, config, choice, devices, session, observer)
         else:
-            session.evict()
+            session.evict(devices.local)
             run_standalone(attempt, config, devices, observer)
 
 
@@ -67,7 +67,7 @@ def run_model(
     device = devices.local
     tokenizer = make_tokenizer(config.model)
     task: Speed = instantiate(config.task, config, tokenizer)
-    kept = session.acquire(config)
+    kept = session.acquire(config, device)
     model = None if kept is None else kept.model
     leaves = False
     try:

@@ -14,7 +14,7 @@ from gptbench.schema.compilation import Compilation
 from gptbench.schema.machine import Probe
 from gptbench.schema.metrics import HEADLINE, View, shown_in
 from gptbench.schema.publication import FAILED, FINISHED, KILLED, Publication
-from gptbench.schema.record import Measured
+from gptbench.schema.record import Measured, upgrade_config
 from gptbench.schema.restore import check_config, of_list, require
 from gptbench.schema.sample import Sample, Traffic
 from gptbench.schema.summary import interleaved_metrics, log_middles, log_ratios
@@ -99,7 +99,11 @@ class AbResult(Measured):
     @classmethod
     def upgrade(cls, raw: dict[str, Any]) -> None:
         """Remove a field of versions whose compile times could be shared: those in an interleaved measurement never
-        were."""
+        were. Upgrade the configurations of both sides."""
+        sides = raw.get("sides")
+        for side in sides.values() if isinstance(sides, dict) else ():
+            if isinstance(side, dict):
+                upgrade_config(side.get("config"))
         for entry in of_list(raw.get("rounds")):
             compilations = entry.get("compilations") if isinstance(entry, dict) else None
             for compilation in compilations.values() if isinstance(compilations, dict) else ():

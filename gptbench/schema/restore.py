@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from gptbench.base.errors import InputError
 from gptbench.base.inputs import is_finite_number
 from gptbench.config import Config, Section
-from gptbench.config.renamed import RECORDED
+from gptbench.config.renamed import RECORDED, renamed
 
 T = TypeVar("T")
 
@@ -68,8 +68,10 @@ def restored(kind: type[T], raw: Any, place: str = "") -> T:
     if not isinstance(raw, dict):
         raise wrong(place, raw, "an object")
     known = {entry.name: entry for entry in fields(kind) if entry.init}  # type: ignore[arg-type]
-    renamed = RECORDED.get(kind.__name__, {})
-    raw = {renamed.get(name, name): value for name, value in raw.items()}
+    try:
+        raw = renamed(raw, RECORDED.get(kind.__name__, {}))
+    except InputError as error:
+        raise InputError(dotted(place, str(error))) from None
     for name in raw:
         if name not in known:
             raise InputError(f"{dotted(place, name)}: no such field")

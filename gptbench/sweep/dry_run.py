@@ -48,9 +48,9 @@ def dry_sweep(jobs: Sequence["Planned"], folder: Path) -> None:
         Column("step_bytes", "bytes per step (GB)", True),
         Column("max_tokens_per_s", "limit (tokens/s)", True),
     ]
-    notes = ["dry run: nothing was measured"]
+    write([Table("jobs", columns, rows)], console.format)
+    console.print("dry run: nothing was measured", style="dim")
     if not all(line["read_roof_gb_per_s"] for line in lines):
-        notes.append("limit: known once a run has measured the read roof")
-    write([Table("jobs", columns, rows, notes=notes)], console.format)
+        console.print("limit: known once a run has measured the read roof", style="dim")
     if console.format == TEXT:
         write_line({"dry_run": True, "jobs": len(jobs), "needs_bytes": max(line["needs_bytes"] or 0 for line in lines)})
