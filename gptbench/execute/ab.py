@@ -4,11 +4,6 @@ A round makes both engines, one after the other, and alternates their samples fo
 round makes new engines, so that what distinguishes a pair of engines apart from their configurations, such as the
 addresses of their weights, varies between rounds. To that end, which one is made first, and how much memory is
 allocated before each, is random: allocators are deterministic, and return the same addresses in the same order.
-
-A round makes both engines, one after the other, and lets their samples alternate for as long as making them took. The
-next round makes them anew: what a pair of engines differs by that is not their configuration, such as where their
-weights lie, is then another. For that it is left to chance which one is made first, and how much memory is taken before
-each: allocators are deterministic, and give the same places in the same order again.
 """
 
 import gc

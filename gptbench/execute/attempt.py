@@ -3,10 +3,6 @@
 A job's folder gets, one after the other: a lock of the process that runs it, a mark that it began, the record of its
 measurement or its failure, and in a sweep its outcome. Each is written atomically, so that if a process is killed, any
 other one knows how far it had got.
-
-A job's folder holds, one after the other: a lock of the process that runs it, a mark that it began, the record of its
-measurement or its failure, and in a sweep what came of it. Each is written as a whole, so that a process that looks in
-after any other was killed knows how far that had got.
 """
 
 import contextlib

@@ -2,8 +2,6 @@
 one.
 
 The processes are forked from a server that has imported torch but used no GPU: they start within milliseconds.
-
-The processes are forked from a server that has imported torch, and touched no GPU: they start within milliseconds.
 """
 
 import contextlib

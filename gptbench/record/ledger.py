@@ -3,10 +3,6 @@
 `<identity>.jsonl` has a line for each attempt, written before it begins, with the folder of its record.
 `<identity>.lock` is locked by the process that runs the attempt; the lock ends with that process, however it ends. So
 whoever holds the lock sees all records that earlier attempts will ever produce.
-
-`<identity>.jsonl` has a line for each attempt, written before it begins, with the folder that its record goes to.
-`<identity>.lock` is locked by the process that runs the attempt, and by none once that process is gone, however it
-went. So whoever holds the lock sees all that will ever come of earlier attempts.
 """
 
 import contextlib

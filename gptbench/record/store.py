@@ -3,11 +3,6 @@
 MLflow creates a store in dozens of steps, and upgrades one of an older version in several; if a signal or a full disk
 interrupts that, nothing can open the store. So both are done in another file in the same folder, which is then renamed.
 A store that another process left half made, or that is damaged, is kept under another name and replaced.
-
-MLflow makes a store in dozens of steps, and brings one of an older version up to date in some more; cut off in between,
-by a signal or a full disk, it can be opened by nobody. So both are done to another file in the same folder, which is
-then renamed. A store that somebody else's process left half made, or that is damaged, is kept under another name, and
-made anew.
 """
 
 import contextlib

@@ -2,8 +2,6 @@
 
 Every record is a file before it is sent. Once it is logged, a mark beside it says where; `gptbench sync` sends records
 without a mark.
-
-Every record is a file before it is sent. A mark beside it, once it is logged, tells where; `sync` sends what has none.
 """
 
 import contextlib

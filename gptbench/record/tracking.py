@@ -3,10 +3,6 @@
 A result is logged after the measurement, from the content of `result.json` alone, so `gptbench log` can do the same at
 any later time. MLflow is imported only then, or before the first job of a sweep for its parent run: that takes seconds,
 and nothing of it runs while a run is timed.
-
-A result is logged as a whole and after the measurement, from nothing but what `result.json` holds; so `gptbench log`
-can do the same at any later time. MLflow is imported only then, or before the first job of a sweep, whose parent run
-that job belongs to: it takes seconds, and runs nothing while a run is timed.
 """
 
 import contextlib

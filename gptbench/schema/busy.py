@@ -4,10 +4,6 @@ what was recorded beside its samples.
 A number from a busy machine is recorded and shown like any other, with the reasons beside it; `compare` and `gate` give
 no verdict on it. Speeds are judged by the samples and by the probes around them, compile time and energy by the load on
 the machine while they were measured. Records of versions that did not read the load are not judged by it.
-
-A number from a busy machine is recorded and shown as any other, with the reasons beside it; `compare` and `gate` give
-no verdict on it. Speeds are judged by the samples and by the probes around them, compile time and energy by what the
-machine did while they were measured. A record of a version that did not look has nothing to be judged by.
 """
 
 from collections.abc import Iterable, Sequence

@@ -120,9 +120,6 @@ class KernelMetrics:
 
     gptfast_flops_utilisation is computed as gpt_fast does, which multiplies operations by time where it means to
     divide: the slower a kernel, the higher the figure. It is reported only for comparison with gpt_fast's target.
-
-    gptfast_flops_utilisation is the seed's figure, which multiplies operations with time where it means to divide them
-    by it: the longer it takes, the higher. It is there to stand beside the seed's target.
     """
 
     label: str

@@ -4,11 +4,6 @@ Records, JSON and MLflow's full list of metrics hold values in base units under 
 in seconds, `peak_memory_bytes` in bytes, `mbu` as a fraction). Tables, charts, the report and MLflow's `brief/` metrics
 show them with their label, unit and factor: TPOT p50 in ms, peak memory in GB, MBU in %. Everything that lists metrics
 reads the registry; a new metric is a row here, or a call of `register` in a plugin, and a formula.
-
-Records, JSON and MLflow's full list of metrics hold values in base units under names that end in them (`tpot_p50_s` in
-seconds, `peak_memory_bytes` in bytes, `mbu` as a fraction). Tables, charts, the report and MLflow's `brief/` metrics
-show them with their label, unit and factor: TPOT p50 in ms, peak memory in GB, MBU in %. Everything that lists metrics
-asks the registry; a further metric is a row here, or a call of `register` in a plugin, and a formula.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -8,15 +8,6 @@ same samples, because baselines store statistics only.
 
 Version 2: percentiles of decode steps are those of the pooled steps of all valid samples; before, they were the median
 of the percentiles of each sample. The files of both versions are alike.
-
-A kind of record is a subclass of `Recorded` or `Measured` in a file of its own, and a row in `KINDS` of
-`gptbench.schema.files`; what it does not say for itself is what these two say. A file is one JSON object with the
-fields of its kind, nested as the dataclasses are; names end in their unit (`_s` seconds, `_bytes`, `_w` watts, GB = 1e9
-bytes). A change that an older reader would misread raises `SCHEMA_VERSION`; one that computes other statistics of the
-same samples does, too, as baselines keep statistics alone.
-
-Version 2: percentiles of decode steps are of the pooled steps of all valid samples; before, they were the median of the
-samples' own. The files of both versions are alike.
 """
 
 import contextlib

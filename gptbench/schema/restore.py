@@ -3,10 +3,6 @@
 Every field is checked against its annotation, at any depth. Beyond that, every number is finite and of a size that
 statistics can be computed with: integers are not negative, and what is divided by, or whose logarithm is taken, is
 positive. Names of fields and their ends (`_s` seconds) are as in `gptbench.schema.result`.
-
-What the annotations of the dataclass say is checked for every field, however deep; beyond that, every number is finite,
-and of a size that statistics can be computed with: no whole number is negative, and what is divided by, or whose
-logarithm is taken, is positive. Names of fields and their ends (`_s` seconds) are as in `gptbench.schema.result`.
 """
 
 import contextlib

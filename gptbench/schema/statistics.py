@@ -3,9 +3,6 @@
 Percentiles of decode steps are those of the pooled steps of all valid samples. Steps of one sample resemble each other,
 so the steps of a run say less about its percentiles than as many independent ones would: see `steps_interval` and
 `steps_jackknife`.
-
-Percentiles of decode steps are of the pooled steps of all valid samples. Steps of one sample are alike, so a run's
-steps say less of its percentiles than so many independent ones would: see `steps_interval` and `steps_jackknife`.
 """
 
 from collections.abc import Sequence

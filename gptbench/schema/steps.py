@@ -1,8 +1,6 @@
 """The decode steps of a sample, from which all of its rates, times per output token and bytes follow.
 
 A step may emit a different number of tokens for each row: several if drafts are accepted, none if the row has ended.
-
-A step may give each row another number of tokens: several where drafts are accepted, none where the row has ended.
 """
 
 from collections.abc import Sequence

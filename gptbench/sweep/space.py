@@ -2,9 +2,6 @@
 
 A point has a coordinate from 0 to 1 for each dimension. For a list, each value has an equal share of that range; for an
 interval, the coordinate maps to a number between its ends, linearly or logarithmically.
-
-A point has a coordinate from 0 to 1 for each dimension. Of a list, each value has the same share of that; of an
-interval, a coordinate is a number between its ends, or the logarithm of one.
 """
 
 import itertools

@@ -2,9 +2,6 @@
 
 The launcher is any of Hydra's. What a job needs beyond its configuration is in a file (`Plan`), and its outcome in
 another (`Outcome`), so that nothing is lost if a process dies or a launcher gives up.
-
-The launcher is any of Hydra's. What a job needs beyond its configuration stands in a file (`Plan`), and what came of it
-in another (`Outcome`), so that neither a process that dies nor a launcher that loses its patience loses anything.
 """
 
 import contextlib
