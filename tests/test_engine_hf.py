@@ -199,7 +199,7 @@ def test_takes_next_to_no_memory() -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_takes_the_family_that_fits(name: str) -> None:
     for model in FAMILY[name]:
-        assert hf.family(model, LENGTH) == name
+        assert hf.model_family(model, LENGTH) == name
         peer = hf.peer(make_model(model, length=LENGTH), LENGTH, CPU)
         assert type(peer).__name__ == f"{name}ForCausalLM"
         assert peer.config._attn_implementation == "sdpa"
@@ -255,8 +255,8 @@ def test_full_cache_is_an_error(cache: str, uncompiled: None) -> None:
         ),
         (run_of(replace(MOE, qkv_bias=True)), "engine=hf: .* model.n_experts=8 and model.qkv_bias=True"),
         (run_of(replace(NORMED, sliding_window=4)), "engine=hf: .* model.qk_norm=True and model.sliding_window=4"),
-        (run_of(replace(MOE, ffn_dim=77)), r"engine=hf: .* model.ffn_dim that is a multiple of 4 .*\(it is 77\)"),
-        (run_of(replace(MOE, dim=50, head_dim=16)), r"engine=hf: .* model.dim that is a multiple of 4 .*\(it is 50\)"),
+        (run_of(replace(MOE, ffn_dim=77)), r"engine=hf: .* model.ffn_dim to be a multiple of 4 .*\(it is 77\)"),
+        (run_of(replace(MOE, dim=50, head_dim=16)), r"engine=hf: .* model.dim to be a multiple of 4 .*\(it is 50\)"),
         (run_of(replace(GQA, sliding_window=1)), "engine.cache=dynamic: expected static: .* model.sliding_window=1"),
     ],
     ids=["quantised", "bias and norm", "bias and experts", "norm and window", "odd experts", "odd", "window of 1"],

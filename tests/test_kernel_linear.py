@@ -72,7 +72,7 @@ def matrix(*shape: int, dtype: torch.dtype, kind: WeightFormat, seed: int) -> Ma
     return Matrix(kind, tuple(tensor.view(*shape[:-1], *tensor.shape[1:]) for tensor in packed), shape, dtype)
 
 
-def squares_of(x: Tensor, parts: int) -> Tensor:
+def sum_sq_partials_of(x: Tensor, parts: int) -> Tensor:
     """float32 [B, parts]: of unequal parts, which add up to the squares of x."""
     share = torch.rand(x.shape[0], parts, device=DEVICE)
     return (share / share.sum(-1, keepdim=True) * x.double().square().sum(-1, keepdim=True)).float()
@@ -82,7 +82,7 @@ def norm_of(x: Activation, parts: int) -> tuple[Norm, Tensor]:
     """A norm over x, and x normalised: float64."""
     values = x.read()
     factor = torch.rsqrt(values.double().square().mean(-1, keepdim=True) + EPS)
-    return Norm(squares_of(values, parts), x.width, EPS), values.double() * factor
+    return Norm(sum_sq_partials_of(values, parts), x.width, EPS), values.double() * factor
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -219,7 +219,7 @@ def test_swiglu(
 @BOTH
 def test_route(reference: bool, experts: int, active: int, batch: int, parts: int, pdl: bool) -> None:
     x, width = normal(batch, 96, seed=1), 96
-    norm = Norm(squares_of(x, parts), width, EPS)
+    norm = Norm(sum_sq_partials_of(x, parts), width, EPS)
     router_partials = RouterPartials(torch.empty(experts, width), normal(batch, parts, experts, seed=2) * parts**-0.5)
     routing, scratch = Routing.empty(batch, experts, active, DEVICE), RouteScratch.empty(batch, experts, DEVICE)
     for launch in (1, 2):  # the second time, what the first left behind must not matter
@@ -254,7 +254,7 @@ def test_route_takes_the_first_of_equals(reference: bool, experts: int) -> None:
 @for_each("experts", [8, 20])
 @for_each("value", [NAN, float("inf")])
 @BOTH
-def test_a_vote_that_is_no_number_is_not_lost(reference: bool, value: float, experts: int) -> None:
+def test_a_partial_logit_that_is_nan_is_propagated(reference: bool, value: float, experts: int) -> None:
     router_partials = RouterPartials(torch.empty(experts, 16), normal(1, 4, experts, seed=1))
     router_partials.partial_logits[0, 2, 5] = value
     routing, scratch = Routing.empty(1, experts, 2, DEVICE), RouteScratch.empty(1, experts, DEVICE)
@@ -332,7 +332,7 @@ def test_int8_matmul(function: Callable[..., None], tokens: int, rows: int, colu
 
 @for_each("value", [NAN, float("inf"), float("-inf")])
 @BOTH
-def test_what_is_not_finite_stays_so(reference: bool, value: float) -> None:
+def test_nan_and_infinity_are_propagated(reference: bool, value: float) -> None:
     x = activation(1, 16, torch.float32, Encoding.int16, seed=1)
     weight = matrix(8, 16, dtype=torch.float32, kind=Int8(), seed=2)
     residual = normal(1, 8, seed=3)

@@ -53,7 +53,7 @@ def check_tiles(tile_key: TileKey) -> None:
         assert tile.block < 2 * tile_key.columns or tile.block == at_once
 
 
-def test_use_of_a_weight() -> None:
+def test_tile_key_of_a_weight() -> None:
     def weight(own: WeightFormat, *shape: int) -> Matrix:
         tensors = own.tensors(*shape[-2:], torch.bfloat16).values()
         stored = tuple(torch.empty(*shape[:-2], *own, dtype=dtype, device="meta") for own, dtype in tensors)
@@ -77,7 +77,7 @@ def test_use_of_a_weight() -> None:
     assert str(Linear.tile_key_of(weight(Unquantised(), 64, 48), 3)) == "linear 64x48 bfloat16 batch 3"
 
 
-def test_found_tiles_are_kept_for_others(tmp_path: Path) -> None:
+def test_stored_tiles_are_read_by_other_processes(tmp_path: Path) -> None:
     tiles, others = TileCache(tmp_path / "new", "h200"), TileCache(tmp_path / "new", "h200")
     assert tiles[QKV] == default_tile(QKV)
     found = TileConfig(rows=4, block=512, warps=1, preload=2)
@@ -152,7 +152,7 @@ def test_tiles_of_other_kernels_are_left_alone(tmp_path: Path, monkeypatch: pyte
     assert TileCache(tmp_path, "h200")[QKV] != found
 
 
-def test_a_tile_that_does_not_suit_its_use_is_refused(tmp_path: Path) -> None:
+def test_a_tile_that_does_not_suit_its_key_is_refused(tmp_path: Path) -> None:
     tiles = TileCache(tmp_path, "h200")
     tiles.store(W13, TileConfig(rows=4, block=512, warps=1, preload=1))
     with pytest.raises(UserError, match=r"swiglu 22016x4096 int8 batch 1: rows=4: expected a multiple of 8"):

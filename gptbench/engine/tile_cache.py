@@ -157,10 +157,10 @@ class TileCache:
         with self.locked():
             before = dict(self.configs), dict(self.cards)
             self.add(path, entries)
-            more = len(self.configs) - len(before[0])
+            added = len(self.configs) - len(before[0])
             self.configs |= before[0]
             self.cards |= before[1]
-        return more
+        return added
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -126,10 +126,10 @@ def load_norm_weights(weight, columns, partners, mask):
 def apply_rope(
     x, partner, norm_weight, partner_norm_weight, eps, cosine, sine, columns, K: tl.constexpr, NORM: tl.constexpr
 ):
-    """Apply RMSNorm (if NORM) and RoPE (NeoX-style rotate-half) to heads x [..., PADDED]; return them in x's type, 0
-    beyond K.
+    """Apply RMSNorm (if NORM) and RoPE (NeoX-style rotate-half) to heads x [..., PADDED].
 
-    `partner` holds, for each component of x, the component it is rotated with. Operands broadcast.
+    The result is in x's type, and 0 beyond K. `partner` holds, for each component of x, the component it is rotated
+    with. Operands broadcast.
     """
     DTYPE: tl.constexpr = x.dtype
     x, partner = x.to(tl.float32), partner.to(tl.float32)
@@ -171,14 +171,13 @@ def kv_stream(keys, values, positions, end, PADDED: tl.constexpr, VECTOR: tl.con
 
 @triton.jit
 def load_kv_block(cache, start, stream, WORDS: tl.constexpr):
-    """Load the block of keys or values that begins at position `start`, WORDS words a row: [..., PADDED], 0 beyond the
-    end.
+    """Load a block of keys or values from position `start` on: [..., PADDED], 0 beyond the end.
 
-    Loads bypass L1 (.cg), which may still hold what an earlier step left at these addresses.
+    A row has WORDS words. Loads bypass L1 (.cg), which may still hold what an earlier step left at these addresses.
     """
-    at = start + stream.positions
-    mask = (at < stream.end) & (stream.words < WORDS)
-    return tl.load(cache + at * WORDS + stream.words, mask=mask, other=0.0, cache_modifier=".cg")
+    positions = start + stream.positions
+    mask = (positions < stream.end) & (stream.words < WORDS)
+    return tl.load(cache + positions * WORDS + stream.words, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit

@@ -78,8 +78,7 @@ def weight_argument(weight: Matrix) -> WeightArgument:
 
 @triton.jit
 def load_words(tensors, first, offsets, step, SHAPE: tl.constexpr):
-    """Load the weights of one step from the first tensor: rows first + offsets, [ROWS, WIDTH], 0 where masked
-    off.
+    """Load one step's weights of the first tensor, rows first + offsets: [ROWS, WIDTH], 0 where masked off.
 
     Offsets known at compile time are encoded in the instructions and take no registers. Weights are read once per
     token, so they are evicted first: L2 is to keep what is read again, activations and short contexts.

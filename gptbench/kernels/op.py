@@ -21,8 +21,10 @@ from gptbench.kernels.tile_config import TileKey
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes that one launch reads from memory, by what they depend on. Small reads, and those that hit caches, such as
-    activations, are left out."""
+    """Bytes that one launch reads from memory, by what they depend on.
+
+    Small reads, and those that hit caches, such as activations, are left out.
+    """
 
     weights: int = 0
     """Bytes of weights (or logits) that every step reads."""
