@@ -200,7 +200,7 @@ def test_takes_next_to_no_memory() -> None:
 def test_takes_the_family_that_fits(name: str) -> None:
     for model in FAMILY[name]:
         assert hf.model_family(model, LENGTH) == name
-        peer = hf.peer(make_model(model, length=LENGTH), LENGTH, CPU)
+        peer = hf.build_hf_model(make_model(model, length=LENGTH), LENGTH, CPU)
         assert type(peer).__name__ == f"{name}ForCausalLM"
         assert peer.config._attn_implementation == "sdpa"
 
