@@ -102,7 +102,7 @@ def test_digits_of_two_identities_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_there_is_an_error_that_names_the_ways(selector: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record there|no such file or folder") as error:
         select(selector, tmp_path)
-    assert "first digits of a run's or a sweep's identity, mlflow:FILTER" in str(error.value)
+    assert "first digits of the identity of a run or a sweep, mlflow:FILTER" in str(error.value)
     with pytest.raises(UserError):
         select(selector, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing was made"
