@@ -1,7 +1,7 @@
-"""gptbench: how fast a GPT decodes on this machine, against the physical limit of the same machine."""
+"""gptbench measures how fast a GPT decodes on this machine, compared with the machine's memory bandwidth limit."""
 
 import os
 
 __version__ = "0.1.0"
 STARTED_WITH = dict(os.environ)
-"""Environment variables that this process began with: libraries add some of their own when they are imported."""
+"""Environment variables with which this process started; libraries add more when they are imported."""

@@ -1,4 +1,4 @@
-"""The one way in: `python -m gptbench [overrides]`, and `python -m gptbench COMMAND` for what needs no run."""
+"""The entry point: `python -m gptbench [OVERRIDES]` for a run or sweep, `python -m gptbench COMMAND` for a command."""
 
 import contextlib
 import importlib
@@ -12,14 +12,16 @@ from types import TracebackType
 import gptbench
 
 REQUIRED = ("filelock", "hydra", "mlflow", "numpy", "omegaconf", "psutil", "rich", "safetensors", "torch")
-"""Packages that no part of it does without."""
+"""Packages without which nothing in gptbench works."""
 PYTHON = (3, 11)
-"""The oldest that runs gptbench."""
+"""Oldest supported version of Python."""
 
 
 def main() -> int:
-    """Runs what the command line asks for. The exit code is of that: what is measured is kept, wherever it is printed.
-    Only a command whose output is what it is for fails where that cannot be written."""
+    """Runs the command line and returns the exit code.
+
+    A run does not fail because its output cannot be printed, as its result is recorded; a command does.
+    """
     arguments = sys.argv[1:]
     if arguments[:1] in (["--version"], ["-V"]):
         print("gptbench", gptbench.__version__)
@@ -45,7 +47,7 @@ def main() -> int:
 
 
 def called(arguments: list[str]) -> int:
-    """Runs what the command line asks for; the exit code is 2 where the user can put it right."""
+    """Runs the command line and reports errors. Returns the exit code, 2 for a mistake that the user can correct."""
     from gptbench.base.errors import BadResultError, JobError, NotBegunError, UserError, is_unwritable
     from gptbench.config.mistakes import message_for
 
@@ -55,7 +57,7 @@ def called(arguments: list[str]) -> int:
     except (BadResultError, JobError) as error:
         print(f"gptbench: {error}", file=sys.stderr)
         return 1
-    except NotBegunError as not_begun:  # whatever it is, it is about what was asked for
+    except NotBegunError as not_begun:  # any error before the first job concerns the command line
         if tracebacks:
             raise not_begun.error from None
         print(f"gptbench: {message_for(not_begun.error, arguments)}", file=sys.stderr)
@@ -76,7 +78,7 @@ def called(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """A command, a run or a sweep. Raises what that raises."""
+    """Runs a command, a run or a sweep, and returns the exit code. Raises what that raises."""
     from gptbench.commands.parsers import PARSERS, parsed
     from gptbench.commands.shell_completion import is_query
     from gptbench.config.commandline import COMMANDS, without_quiet
@@ -91,21 +93,21 @@ def run(arguments: list[str]) -> int:
         if {"-h", "--help"} & set(arguments):
             PARSERS[arguments[0]]().print_help()
             return 0
-        given, quiet = without_quiet(arguments[1:])
-        parsed(arguments[0], given)  # what is wrong is said before anything large is imported
+        command_arguments, quiet = without_quiet(arguments[1:])
+        parsed(arguments[0], command_arguments)  # reports mistakes before anything large is imported
         module, _, function = COMMANDS[arguments[0]].partition(":")
         command = getattr(importlib.import_module(module), function)
         if quiet:
             from gptbench.present.console import console
 
             console.quiet = True
-        code: int = command(given)
+        code: int = command(command_arguments)
         return code
     return run_hydra(arguments)
 
 
 def complete(arguments: list[str]) -> int:
-    """Prints what a shell may complete. What is wrong with the line is not said: it is being typed."""
+    """Prints a shell's completions. Errors in the line are not reported, as it is still being typed."""
     from gptbench.commands.shell_completion import answer
 
     with (
@@ -121,7 +123,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def run_hydra(arguments: list[str]) -> int:
-    """A run, a sweep, or what else Hydra does. Raises what that raises."""
+    """Runs a run, a sweep or another function of Hydra, and returns the exit code. Raises what that raises."""
     import hydra
 
     from gptbench.base.errors import NotBegunError
@@ -133,14 +135,14 @@ def run_hydra(arguments: list[str]) -> int:
     from gptbench.sweep import sweeper
 
     arguments, is_dry = without_options(arguments, DRY_RUN)
-    arguments, to = without_format(arguments)
-    if to is not None:
+    arguments, table_format = without_format(arguments)
+    if table_format is not None:
         from gptbench.present.console import console
 
-        console.format = to
+        console.format = table_format
     task = dry_run if is_dry else job
 
-    # Hydra would end the process with exit code 1 and a traceback of its own; we tell its errors from ours.
+    # Hydra would print the error and end the process with exit code 1; with this variable it raises the error.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     guard.check_arguments(arguments)
     sys.argv[1:] = typed(arguments)
@@ -157,27 +159,29 @@ def run_hydra(arguments: list[str]) -> int:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
-    """Python's own, without secrets."""
+    """Prints a traceback as Python does, but without secrets."""
     from gptbench.base.redaction import redacted_message
 
     sys.stderr.write(redacted_message("".join(traceback.format_exception(kind, error, trace))))
 
 
 def wrong_python() -> "str | None":
-    """Why this Python cannot run gptbench, and what to do; None where it can. It may be an older one than this code is
-    for: nothing here is newer."""
+    """Return why this Python cannot run gptbench and what to do, or None if it can.
+
+    This function must run on older versions of Python, too.
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < PYTHON:
         wanted = ".".join(map(str, PYTHON))
-        return f"{sys.executable} is Python {version}, and gptbench needs {wanted} or newer; {ELSEWHERE}"
+        return f"{sys.executable} is Python {version}, but gptbench needs {wanted} or newer; {ELSEWHERE}"
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         return f"{sys.executable} has no {', '.join(missing)}, which gptbench needs; {ELSEWHERE}"
     return None
 
 
-ELSEWHERE = "scripts/bench uses an environment of its own (.venv), and `pip install .` installs it into another one"
-"""Where gptbench runs instead."""
+ELSEWHERE = "scripts/bench uses its own environment (.venv), and `pip install .` installs gptbench into another one"
+"""Hint on where gptbench runs instead."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -157,8 +157,8 @@ def test_the_time_that_can_suffice_does() -> None:
 @pytest.mark.parametrize(
     ("rounds", "told"),
     [
-        (1, "1 round is few: 7, which can be enough, would take about --budget-s 71"),
-        (6, "6 rounds are few: 7, which can be enough, would take about --budget-s 71"),
+        (1, "1 round is too few: 7, which can be enough, need about --budget-s 71"),
+        (6, "6 rounds are too few: 7, which can be enough, need about --budget-s 71"),
         (7, ""),
     ],
 )
@@ -451,7 +451,7 @@ def test_what_was_measured_before_a_failure_is_kept(
     with pytest.raises(RuntimeError, match="planted"):
         ab_command(["", "", *SMALL, f"outputs={outputs}", "--half-width", "0.0001%"])
     told = capsys.readouterr().err
-    path = Path(told.partition("what was measured until then: ")[2].split()[0])
+    path = Path(told.partition("measured so far: ")[2].split()[0])
     record = load_record(path)
     assert isinstance(record, AbResult)
     assert (len(record.rounds), record.ended, record.reason) == (2, "failed", "RuntimeError: a planted fault")

@@ -17,7 +17,7 @@ from gptbench.base.errors import CheckpointError, ConfigError, UserError
 from gptbench.base.paths import shipped_folder
 from gptbench.base.redaction import redacted_message
 from gptbench.commands.ab import composed
-from gptbench.commands.compare import tell_unread
+from gptbench.commands.compare import warn_unread
 from gptbench.commands.parsers import PARSERS
 from gptbench.compare.baseline import read_baseline
 from gptbench.config import Config, MLflowConfig, SweepConfig, guard, load, run_folder, shipped
@@ -120,7 +120,7 @@ def test_what_goes_wrong_is_printed_however_quiet_it_is(
     attempt.publish(Attempt(job, record=result, path=path), Terminal(quiet=True))
     monkeypatch.setattr(tables, "why_busy", lambda _: "measured on a busy machine: of [two] others")
     tables.show_busy(result)
-    tell_unread("x.json: cut off")
+    warn_unread("x.json: cut off")
     err = capsys.readouterr().err
     for text in ("Not tracked: tracking.uri=http://127.0.0.1:9: ", "of [two] others", "left out: x.json: cut off"):
         assert text in err

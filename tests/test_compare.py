@@ -274,8 +274,8 @@ def test_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert line["pairs"][0]["metrics"]["decode_tokens_per_s"]["verdict"] == "slower"
     assert line["pairs"][0]["a"] == paths[:1]
     assert "slower" in captured.err
-    assert "one start each" in captured.err
-    with pytest.raises(UserError, match="it is in A and in B"):
+    assert "one run per side" in captured.err
+    with pytest.raises(UserError, match="in both A and B"):
         compare_command([paths[0], str(tmp_path)])
     assert compare_command([*paths, "--margin", "60%"]) == 0
     assert json.loads(capsys.readouterr().out)["pairs"][0]["metrics"]["tpot_p50_s"]["verdict"] == "slower"

@@ -554,7 +554,7 @@ def test_command_on_recorded_runs(tmp_path: Path, save: Save, capsys: pytest.Cap
         "tpot_p50_s",
     ]
     assert told["failed"][1]["low"] > 1.1 and told["failed"][1]["row"] == "stories15m-bfloat16-inductor-b1"
-    with pytest.raises(UserError, match="it is there already; --force replaces it"):
+    with pytest.raises(UserError, match="this file already exists; --force replaces it"):
         gate_command(["--record", file, *runs])
     assert gate_command(["--record", file, "--force", runs[0]]) == 0
     with pytest.raises(UserError, match="never compared across devices"):

@@ -166,7 +166,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "".join(told.err.split()) == "".join(
         f"left out: {empty}: not a valid measurement: it has no samples".split()
     )
-    with pytest.raises(UserError, match="none of these records counts"):
+    with pytest.raises(UserError, match="none of these records is a valid measurement"):
         rows_command([str(empty)])
 
 

@@ -1,1 +1,1 @@
-"""Commands beside a run: each reads its arguments, and shows what came of it."""
+"""Commands other than a run: each parses its arguments and shows its result."""

@@ -1,4 +1,4 @@
-"""`gptbench ab`: two configurations, measured in turns."""
+"""`gptbench ab`: measures two configurations, interleaved."""
 
 import math
 import re
@@ -35,40 +35,40 @@ from gptbench.schema.labels import flat
 
 
 def ab_command(arguments: list[str]) -> int:
-    """`gptbench ab`: measures two configurations in turns. Returns the exit code: 130 after Ctrl-C.
+    """`gptbench ab`: measures two configurations, interleaved. Returns the exit code: 130 after Ctrl-C.
 
     Raises:
-        UserError: a side cannot be, or both together cannot.
-        BadResultError: what was measured, and recorded, means nothing.
+        UserError: one of the sides cannot run here, or the two cannot run together.
+        BadResultError: the results were recorded but are invalid.
     """
     options = parsers.ab().parse_intermixed_args(arguments)
     console.format = options.format
-    ending = ab.StoppingRule(options.half_width, options.budget_s, options.margin)
+    stopping_rule = ab.StoppingRule(options.half_width, options.budget_s, options.margin)
     sides = []
-    for own in (options.a, options.b):
-        overrides = prepared([*options.shared, *words(own)], config_dir=options.config_dir)
+    for side_overrides in (options.a, options.b):
+        overrides = prepared([*options.shared, *words(side_overrides)], config_dir=options.config_dir)
         sides.append(ab.read(overrides, composed(overrides, options.config_dir)))
     return measure_and_show(
-        (sides[0], sides[1]), ending, ["python", "-m", "gptbench", "ab", *plugins.options(), *arguments]
+        (sides[0], sides[1]), stopping_rule, ["python", "-m", "gptbench", "ab", *plugins.options(), *arguments]
     )
 
 
 def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
-    """What Hydra composes, checked as for a run.
+    """Return the configuration that Hydra composes from overrides, checked as for a run.
 
     Raises:
-        UserError: an override is none, or is one of Hydra's own options.
+        UserError: an override is invalid, or sets one of Hydra's settings.
     """
     for override in overrides:
         if not re.match(r"[\w+~]", override) or "=" not in override or override.lstrip("+~").startswith("hydra"):
-            raise UserError(f"{override}: expected an override such as engine=fused, none of Hydra's own")
+            raise UserError(f"{override}: expected an override such as engine=fused, none of Hydra's own settings")
     guard.check_arguments(overrides)
     register()
     guard.install()
     path = search_path(str(conf_folder()))
     if config_dir is not None:
         guard.require_folder(config_dir)
-        # As Hydra itself has it: its own schemas stay last.
+        # The order in which Hydra itself has it: its schemas stay last.
         folder = f"file://{Path(config_dir).absolute()}"
         path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
@@ -88,9 +88,13 @@ def composed(overrides: list[str], config_dir: str | None) -> DictConfig:
 
 
 def measure_and_show(
-    sides: tuple[ab.RequestedSide, ab.RequestedSide], ending: ab.StoppingRule, command: list[str]
+    sides: tuple[ab.RequestedSide, ab.RequestedSide], stopping_rule: ab.StoppingRule, command: list[str]
 ) -> int:
-    """Measures, records, shows and logs."""
+    """Measures two sides, records the result, shows and logs it. Returns the exit code.
+
+    Args:
+        command: the command line, for the record.
+    """
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}: {' '.join(redacted(side.overrides))}", markup=False)
     plain = [side.asked.as_dict() for side in sides]
@@ -104,7 +108,7 @@ def measure_and_show(
     shown = 0
     observer = Terminal(console.quiet)
 
-    def keep(result: AbResult) -> None:
+    def save_progress(result: AbResult) -> None:
         nonlocal path, shown
         if path is None:
             path = result.save(ab.folder_for(outputs, result.started))
@@ -114,33 +118,33 @@ def measure_and_show(
             return
         shown = len(result.rounds)
         row = headline(result)
-        known = "" if row is None else f": B / A = {row.ratio.value:.4f}"
-        known += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
-        told = f"{row.basis if row is not None else 'no whole round'}, {result.seconds:.0f} s{known}"
-        console.print(told, markup=False, style="dim")
+        ratio = "" if row is None else f": B / A = {row.ratio.value:.4f}"
+        ratio += "" if row is None or row.ratio.low is None else f" ±{row.ratio.half_width:.2%}"
+        progress = f"{row.basis if row is not None else 'no complete round'}, {result.seconds:.0f} s{ratio}"
+        console.print(progress, markup=False, style="dim")
 
     try:
-        result = ab.measure(sides, ending, command, observer, keep)
+        result = ab.measure(sides, stopping_rule, command, observer, save_progress)
     except Exception:
         if path is not None:
-            console.print(f"what was measured until then: {path}", markup=False)
+            console.print(f"measured so far: {path}", markup=False)
         raise
     assert path is not None
-    found = rows(result)
-    table = table_of(f"B beside A on {result.environment.device}", [(row.heading, row) for row in found])
+    result_rows = rows(result)
+    table = table_of(f"B beside A on {result.environment.device}", [(row.heading, row) for row in result_rows])
     show(table)
     for remark in remarks(result):
         console.warn(remark)
     if (row := headline(result)) is not None:
-        ended = {"narrow": "narrow enough", "budget": "the time is over", "interrupted": "interrupted"}[result.ended]
-        told = f"{sentence(row)}; {row.basis}, {result.seconds:.0f} s, {ended}"
-        console.print(told, markup=False, style="bold")
+        ended = {"narrow": "interval narrow enough", "budget": "time budget used up", "interrupted": "interrupted"}
+        summary = f"{sentence(row)}; {row.basis}, {result.seconds:.0f} s, {ended[result.ended]}"
+        console.print(summary, markup=False, style="bold")
     if few := too_few(result):
         console.warn(few)
     logged = log_recorded(result, path, sides[0].config.tracking, outputs, observer.warn)
     observer.recorded(result, path, logged)
     if console.format == TEXT:
-        write_line(line_of(result, found, path, logged))
+        write_line(line_of(result, result_rows, path, logged))
     else:
         write([replace(table, notes=remarks(result))], console.format)
     if result.ended == "interrupted":
@@ -150,11 +154,12 @@ def measure_and_show(
     return 0
 
 
-def line_of(result: AbResult, found: list[Row], path: Path, logged: str | None) -> dict[str, Any]:
+def line_of(result: AbResult, result_rows: list[Row], path: Path, logged: str | None) -> dict[str, Any]:
+    """Return the line of JSON for programs."""
     return {
         "a": result.sides["A"].overrides,
         "b": result.sides["B"].overrides,
-        "metrics": {row.name: row_line(row) for row in found},
+        "metrics": {row.name: row_line(row) for row in result_rows},
         "rounds": len(result.rounds),
         "seconds": result.seconds,
         "ended": result.ended,
@@ -168,10 +173,10 @@ def line_of(result: AbResult, found: list[Row], path: Path, logged: str | None) 
 
 
 def too_few(result: AbResult) -> str:
-    """How much time would let the interval end it, where there was too little; else nothing."""
+    """Return a note with the time budget that would suffice if this one was too short; otherwise an empty text."""
     rounds = len(result.rounds)
     if result.ended != "budget" or rounds >= ab.ENDING_ROUNDS:
         return ""
     counted = f"{rounds} rounds are" if rounds > 1 else "1 round is"
     needed = math.ceil(ab.budget_that_can_suffice(result))
-    return f"{counted} few: {ab.ENDING_ROUNDS}, which can be enough, would take about --budget-s {needed}"
+    return f"{counted} too few: {ab.ENDING_ROUNDS}, which can be enough, need about --budget-s {needed}"

@@ -1,4 +1,4 @@
-"""`gptbench cache`: saves what was compiled, or loads it."""
+"""`gptbench cache`: saves compiled and autotuned kernels to a file, or loads them."""
 
 from dataclasses import asdict
 
@@ -9,7 +9,7 @@ from gptbench.present.console import console, write_line
 
 
 def cache_command(arguments: list[str]) -> int:
-    """`gptbench cache`: saves what was compiled, or loads it. Returns the exit code.
+    """`gptbench cache`: saves compiled and autotuned kernels to a file, or loads them. Returns the exit code.
 
     Raises:
         UserError: see `save` and `load`.

@@ -1,4 +1,4 @@
-"""`gptbench compare`: are recorded runs faster than others, by how much, and is it noise. And how that is shown."""
+"""`gptbench compare`: whether recorded runs are faster than others, by how much, and whether that is noise."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,15 +29,15 @@ COLOUR = {
 
 
 def compare_command(arguments: list[str]) -> int:
-    """`gptbench compare`: recorded runs A beside recorded runs B. Returns the exit code.
+    """`gptbench compare`: compares recorded runs A with recorded runs B. Returns the exit code.
 
     Raises:
-        UserError: a side means no record, or nothing of A can be compared with anything of B.
+        UserError: a side selects no record, or no run of A can be compared with a run of B.
     """
     options = parsers.compare().parse_args(arguments)
-    sides = [select(side, options.outputs, options.uri, unread=tell_unread) for side in (options.a, options.b)]
-    if both := {each.path.resolve() for each in sides[0]} & {each.path.resolve() for each in sides[1]}:
-        raise UserError(f"{min(both)}: it is in A and in B, and nothing is to be learnt from comparing it with itself")
+    sides = [select(side, options.outputs, options.uri, unread=warn_unread) for side in (options.a, options.b)]
+    if both := {run.path.resolve() for run in sides[0]} & {run.path.resolve() for run in sides[1]}:
+        raise UserError(f"{min(both)}: this record is in both A and B; a run cannot be compared with itself")
     comparison = compare(sides[0], sides[1], options.margin, History(options.outputs), options.even_if_busy)
     if options.format != TEXT:
         write(tables_of(comparison), options.format)
@@ -47,13 +47,13 @@ def compare_command(arguments: list[str]) -> int:
     return 0
 
 
-def tell_unread(why: str) -> None:
-    """Of a file that should be a record."""
+def warn_unread(why: str) -> None:
+    """Warns of a file that was left out because it is not a readable record."""
     console.warn(f"left out: {why}")
 
 
 def words(text: str) -> list[str]:
-    """Overrides in one argument."""
+    """Return the overrides in one argument, split as a shell does."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -61,6 +61,7 @@ def words(text: str) -> list[str]:
 
 
 def line_of(comparison: Comparison) -> dict[str, Any]:
+    """Return the line of JSON for programs."""
     pairs = [
         {
             "key": pair.key,
@@ -81,6 +82,7 @@ def line_of(comparison: Comparison) -> dict[str, Any]:
 
 
 def row_line(row: Row) -> dict[str, Any]:
+    """Return one metric of the line of JSON."""
     return {
         "a": row.a,
         "b": row.b,
@@ -95,7 +97,7 @@ def row_line(row: Row) -> dict[str, Any]:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """A table for each pair; of many pairs one, with the metric that decides."""
+    """Prints a table for each pair; for many pairs, a single one with the headline metric."""
     for key, (a, b) in comparison.differences.items():
         console.print(f"{key}: A {shortened(a)}, B {shortened(b)}", markup=False, style="dim")
     if len(comparison.pairs) <= MAX_TABLES:
@@ -110,9 +112,9 @@ def show_comparison(comparison: Comparison) -> None:
             if row.name == HEADLINE
         ]
         show(table_of("decode tokens/s, B beside A", rows))
-    if told := starts_told((row.label, row.process_spread) for pair in comparison.pairs for row in pair.rows):
-        told = f"one start each: intervals are widened by what starts differ by: {told}; several runs a side tell more"
-        console.print(told, markup=False, style="dim")
+    if spread := spread_text((row.label, row.process_spread) for pair in comparison.pairs for row in pair.rows):
+        note = f"one run per side: intervals include process-to-process variance: {spread}; more runs narrow them"
+        console.print(note, markup=False, style="dim")
     if (row := comparison.overall) is not None:
         console.print(f"all {row.basis}: {sentence(row)}", markup=False, style="bold")
     for remark in comparison.remarks:
@@ -123,36 +125,42 @@ def show_comparison(comparison: Comparison) -> None:
         console.warn(f"left out: {found.path}: {why}")
 
 
-def starts_told(of: Iterable[tuple[str, ProcessSpread | None]]) -> str:
-    """What single starts differ by, of each metric, or of all where it is the same: `decode 0.21%, TTFT 1.2% (8
-    recorded starts …)`; empty where nothing was widened by it."""
+def spread_text(spreads: Iterable[tuple[str, ProcessSpread | None]]) -> str:
+    """Return the process-to-process variance by metric, or once if it is the same for all: `decode 0.21%, TTFT 1.2% (8
+    recorded starts …)`; empty if no interval was widened by it.
+
+    Args:
+        spreads: label and spread of each metric.
+    """
     by_source: dict[str, dict[str, str]] = {}
-    for label, starts in of:
-        if starts is not None:
-            by_source.setdefault(starts.source, {}).setdefault(label, f"{starts.value:.2%}")
-    told = []
+    for label, spread in spreads:
+        if spread is not None:
+            by_source.setdefault(spread.source, {}).setdefault(label, f"{spread.value:.2%}")
+    texts = []
     for source, values in by_source.items():
         same = set(values.values())
         shown = same.pop() if len(same) == 1 else ", ".join(f"{label} {value}" for label, value in values.items())
-        told.append(f"{shown} ({source})")
-    return "; ".join(told)
+        texts.append(f"{shown} ({source})")
+    return "; ".join(texts)
 
 
 MAX_TABLES = 4
-"""Of more pairs, one table with a line for each."""
-MAX_CHARACTERS = 80
+"""Largest number of pairs with a table each; more pairs share one table with a row for each."""
+MAX_VALUE_CHARACTERS = 80
+"""Number of characters of a configuration's value that are shown."""
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
+    """Return the text, cut to `MAX_VALUE_CHARACTERS`."""
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
 
 
 def table_of(title: str, rows: Sequence[tuple[str, Row]], key: Mapping[str, str] | None = None) -> Table:
-    """A table with a row for each of a comparison.
+    """Return a table of a comparison, with one row per metric.
 
     Args:
-        rows: each with what people read before it.
-        key: what tells the pair from others, for programs.
+        rows: heading and content of each row.
+        key: fields that distinguish the pair from others, as columns for programs.
     """
     key = key or {}
     columns = [
@@ -188,7 +196,7 @@ def table_of(title: str, rows: Sequence[tuple[str, Row]], key: Mapping[str, str]
 
 
 def tables_of(comparison: Comparison) -> list[Table]:
-    """A table for each pair; below the last what differs between the sides, and every remark."""
+    """Return a table for each pair; the last one has the differences between the sides and all remarks as notes."""
     keys = list(dict.fromkeys(name for pair in comparison.pairs for name in pair.key))
     tables = [
         table_of(
@@ -207,23 +215,25 @@ def tables_of(comparison: Comparison) -> list[Table]:
 
 
 def interval(row: Row) -> str:
+    """Return the confidence interval of a ratio as text; empty if there is none."""
     if row.ratio.low is None or row.ratio.high is None:
         return ""
     return f"{row.ratio.low:.4f} … {row.ratio.high:.4f}"
 
 
 def busy_lines(comparison: Comparison) -> list[str]:
-    """Which runs are from a busy machine, and what that means here."""
+    """Return a line for each run that was measured on a busy machine, and one for the verdicts withheld because of
+    it."""
     lines = [f"{found.path}: {why}" for found, why in comparison.busy]
     withheld = [row for pair in comparison.pairs for row in pair.rows if row.verdict is Verdict.busy]
     if withheld:
         kinds = " and ".join(dict.fromkeys(row.metric.kind.noun for row in withheld if row.metric.kind is not None))
-        lines.append(f"no verdict on {kinds}: measure again, or give --even-if-busy")
+        lines.append(f"no verdict on {kinds}: measure again, or use --even-if-busy")
     return lines
 
 
 def sentence(row: Row) -> str:
-    """B is 1.9% slower (1.7% to 2.1%), or within noise, or undecided."""
+    """Return the verdict in words: B is 1.9% slower (1.7% to 2.1%), or within noise, or undecided."""
     ratio = row.ratio
     if row.verdict is Verdict.busy:
         return f"no verdict, measured on a busy machine: B / A is {signed(ratio.value)}"
@@ -239,4 +249,5 @@ def sentence(row: Row) -> str:
 
 
 def signed(ratio: float) -> str:
+    """Return a ratio as a signed change in percent."""
     return f"{ratio - 1:+.2%}"

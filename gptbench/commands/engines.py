@@ -1,4 +1,4 @@
-"""Which engines run on this machine, and what the others lack. Imports torch."""
+"""Finds out which engines run on this machine, and what the others need. Imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,18 +11,18 @@ from gptbench.engine import Runner
 
 
 def lacking(sections: Mapping[str, type[EngineConfig]]) -> dict[str, str | None]:
-    """What each engine would need to do the default run on the default device; None where it needs nothing more."""
+    """Return what each engine lacks for the default run on the default device; None for an engine that runs."""
     config = load(composed(["engine=eager", "tracking=none"], None))
     devices = DeviceGroup.of(config.device)
-    found: dict[str, str | None] = {}
+    reasons: dict[str, str | None] = {}
     for name, section in sections.items():
         if issubclass(section, AutoConfig):
-            found[name] = None
+            reasons[name] = None
             continue
         engine_config = section.named(name)
-        # Its module may need what is not there, such as Triton: the configuration's own reasons come first.
+        # The engine's module may import what is missing, such as Triton, so that the section is asked first.
         if (needed := engine_config.unsupported_reason(config)) is None:
             engine: type[Runner] = target(engine_config)
             needed = engine.unsupported_reason(replace(config, engine=engine_config), devices)
-        found[name] = needed
-    return found
+        reasons[name] = needed
+    return reasons

@@ -5,7 +5,7 @@ from operator import methodcaller
 from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread
+from gptbench.commands.compare import warn_unread
 from gptbench.compare.select import select
 from gptbench.config.renamed import METRICS
 from gptbench.present.console import console, write_line
@@ -15,23 +15,25 @@ from gptbench.schema.metrics import View, shown_in
 
 
 def export_command(arguments: list[str]) -> int:
-    """`gptbench export`: one row for each run. Returns the exit code.
+    """`gptbench export`: writes a table with one row for each run. Returns the exit code.
 
     Raises:
-        UserError: there is no such record, or no record has a metric that was asked for, or the file cannot be written.
+        UserError: there is no such record, no record has a requested metric, or the file cannot be written.
     """
     options = parsers.export().parse_args(arguments)
     if options.output is not None:
         if options.format == TEXT:
-            raise UserError("--format=text: expected md, csv or json beside --output: text is for the terminal")
+            raise UserError("--format=text: expected md, csv or json with --output, as text is for the terminal")
         check_output("--output", options.output, methodcaller("startswith", BEGINNINGS[options.format]))
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
+    found = [
+        selected for run in options.runs for selected in select(run, options.outputs, options.uri, unread=warn_unread)
+    ]
     names = (name.strip() for name in (options.metrics or "").split(","))
-    asked = [METRICS.get(name, name) for name in names if name]
+    requested = [METRICS.get(name, name) for name in names if name]
     for_people = options.format in ("md", TEXT)
-    of_table = [one.name for one in shown_in(View.markdown)] if for_people else []
-    export = Export.of(found, asked or of_table)
-    if unknown := [name for name in asked if name not in export.known]:
+    default = [metric.name for metric in shown_in(View.markdown)] if for_people else []
+    export = Export.of(found, requested or default)
+    if unknown := [name for name in requested if name not in export.known]:
         raise UserError(f"--metrics={unknown[0]}: expected one of {', '.join(sorted(export.known))}")
     table = export.table()
     if options.output is None:

@@ -1,4 +1,4 @@
-"""`gptbench list`: what can be chosen, in tables, from the configuration's groups and the registries."""
+"""`gptbench list`: tables of what can be chosen, from the configuration's groups and the registries."""
 
 import itertools
 from collections.abc import Callable
@@ -22,16 +22,16 @@ from gptbench.schema.labels import flat
 from gptbench.schema.metrics import METRICS, View
 
 OF_PLUGIN = "from a plugin"
-"""What is noted of an option that a plugin brought."""
+"""Note of an option that a plugin registered."""
 PACKAGE = "# @package"
-"""Beginning of a line of Hydra's, which describes nothing."""
+"""Beginning of a comment that is meant for Hydra, not for people."""
 
 
 def list_command(arguments: list[str]) -> int:
-    """`gptbench list`: one table, or where none is named a table of all there are. Returns the exit code.
+    """`gptbench list`: prints a table, or an overview of all tables if none is named. Returns the exit code.
 
     Raises:
-        UserError: there is no such folder of configurations, or one of its files cannot be read.
+        UserError: the folder of configurations does not exist, or one of its files cannot be read.
     """
     options = parsers.listing().parse_args(arguments)
     if options.config_dir is not None:
@@ -42,20 +42,20 @@ def list_command(arguments: list[str]) -> int:
     write([table], options.format)
     if options.format == TEXT:
         if table.name == "list":
-            console.print("gptbench list NAME shows one of them", style="dim")
+            console.print("gptbench list NAME shows one of these lists in full", style="dim")
         first = table.keys[0]
         write_line({table.name: [row[first] for row in table.records()]})
     return 0
 
 
 class Option:
-    """One option of a group: what its YAML says, or of a plugin's what its section has.
+    """One option of a group, from its YAML file or from a plugin's section.
 
     Attributes:
-        name: by which `GROUP=NAME` selects it.
-        values: as the file has them, without `defaults`.
-        defaults: of the file.
-        note: the comment that the file begins with, in one line; empty where it has none.
+        name: name with which `GROUP=NAME` selects it.
+        values: values in the file, without `defaults`.
+        defaults: Hydra's `defaults` list of the file.
+        note: comment at the beginning of the file, in one line; empty if it has none.
     """
 
     def __init__(self, name: str, values: dict[str, Any], note: str = "") -> None:
@@ -65,22 +65,22 @@ class Option:
 
 
 def options_of(group: str, folder: Path | None) -> list[Option]:
-    """All options of a group by name: those that gptbench ships, a plugin's, and those in a folder of the user's."""
+    """Return all options of a group: shipped ones, those in the user's folder, and those of plugins."""
     files = [
         file
         for place in (conf_folder(), *([folder] if folder is not None else []))
         for file in sorted((place / group).glob("*.yaml"))
     ]
-    found = {file.stem: of_file(file) for file in files}
-    for name in sorted(name for of, name in ADDED if of == group):
+    found = {file.stem: option_of(file) for file in files}
+    for name in sorted(name for added_group, name in ADDED if added_group == group):
         node = ConfigStore.instance().load(f"{group}/{name}.yaml").node
-        made = node if OmegaConf.is_config(node) else OmegaConf.structured(node)
-        found[name] = Option(name, plain(made), OF_PLUGIN)
+        section = node if OmegaConf.is_config(node) else OmegaConf.structured(node)
+        found[name] = Option(name, plain(section), OF_PLUGIN)
     return list(found.values())
 
 
-def of_file(file: Path) -> Option:
-    """The option that a YAML file holds, and the comment with which it begins."""
+def option_of(file: Path) -> Option:
+    """Return the option in a YAML file, with the comment at its beginning."""
     text = read_yaml(file)
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     note = " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith(PACKAGE))
@@ -88,14 +88,14 @@ def of_file(file: Path) -> Option:
 
 
 def plain(node: Any) -> dict[str, Any]:
-    """A node's values, in which nothing is interpolated."""
+    """Return a node's values as plain data, with interpolations unresolved."""
     values = OmegaConf.to_container(node, enum_to_str=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def overview(folder: Path | None) -> Table:
-    """What there are tables of, and the names in each."""
+    """Return a table of all lists, with the names in each."""
     rows: list[list[Any]] = []
     for what, group in GROUPS.items():
         names = [option.name for option in options_of(group, folder)]
@@ -110,15 +110,16 @@ def overview(folder: Path | None) -> Table:
 
 
 MAX_NAMES = 100
-"""Characters of the names in one line of the overview."""
+"""Largest number of characters of the names in one row of the overview."""
 
 
 def shortened(text: str) -> str:
+    """Return a list of names, cut to `MAX_NAMES` characters between two names."""
     return text if len(text) <= MAX_NAMES else f"{text[:MAX_NAMES].rpartition(', ')[0]}, …"
 
 
 def models(folder: Path | None) -> Table:
-    """Every model with its size; what is left open until a checkpoint is read has none."""
+    """Return a table of all models with their sizes; a model whose shape comes from a checkpoint has none."""
     columns = [
         Column("model", "model"),
         Column("parameters", "parameters", True),
@@ -152,24 +153,24 @@ def models(folder: Path | None) -> Table:
                 option.note or None,
             ]
         )
-    notes = ["active: parameters that each token of a mixture of experts goes through, where these are not all"]
+    notes = ["active: parameters that each token uses in a mixture of experts"]
     return Table("models", columns, rows, "model=NAME", notes)
 
 
 def widths(model: ModelConfig) -> list[tuple[str, int]]:
-    """Columns of a model's matrices."""
+    """Return the widths that are the numbers of columns of a model's matrices, with their names."""
     attended = model.n_heads * model.head_dim
     return [("dim", model.dim), ("ffn_dim", model.ffn_dim), ("n_heads·head_dim", attended)]
 
 
 def millions(count: int) -> str:
-    """Parameters as people read them: 6.74 B, 15.2 M."""
+    """Return a number of parameters for people: 6.74 B, 15.2 M."""
     return f"{count / 1e9:.4g} B" if count >= 1e9 else f"{count / 1e6:.4g} M"
 
 
 def engines(folder: Path | None) -> Table:
-    """Every engine, and whether it runs here: with the default workload, on the default device."""
-    from gptbench.commands.engines import lacking  # imports torch, as some engines need to know what it sees
+    """Return a table of all engines, and whether each runs the default workload on the default device."""
+    from gptbench.commands.engines import lacking  # imports torch, as some engines ask it for devices
 
     found = options_of("engine", folder)
     sections = {option.name: section_of(option, found) for option in found}
@@ -183,14 +184,14 @@ def engines(folder: Path | None) -> Table:
     rows: list[list[Any]] = []
     for option in found:
         needs, section = missing.get(option.name), sections[option.name]
-        own = option.note if option.note != OF_PLUGIN or section is None else ""
-        told = own or first_sentence(section.__doc__ if section is not None else "")
-        rows.append([option.name, option.name in missing and needs is None, needs, told])
+        note = option.note if option.note != OF_PLUGIN or section is None else ""
+        description = note or first_sentence(section.__doc__ if section is not None else "")
+        rows.append([option.name, option.name in missing and needs is None, needs, description])
     return Table("engines", columns, rows, "engine=NAME")
 
 
 def section_of(option: Option, others: list[Option]) -> type[EngineConfig] | None:
-    """The class of an engine's section, by its target, or by that of the option which it begins with."""
+    """Return the class of an engine's section, by its target or by the option that its `defaults` begin with."""
     target = option.values.get("_target_")
     if target is None:
         first = next((default for default in option.defaults if isinstance(default, str) and "/" not in default), "")
@@ -200,12 +201,12 @@ def section_of(option: Option, others: list[Option]) -> type[EngineConfig] | Non
 
 
 def first_sentence(text: str | None) -> str:
-    """Of a docstring, in one line."""
+    """Return the first sentence of a docstring, in one line."""
     return " ".join((text or "").split()).partition(". ")[0].removesuffix(".")
 
 
 def quants(folder: Path | None) -> Table:
-    """Every way to store weights, and what it asks."""
+    """Return a table of all weight formats, and what each requires."""
     columns = [
         Column("quant", "quant"),
         Column("bits_per_weight", "bits per weight", True),
@@ -220,14 +221,14 @@ def quants(folder: Path | None) -> Table:
         if limits is None:
             rows.append([option.name, *[None] * 4, option.note or None])
             continue
-        asks = [limits.multiple, limits.float16 is None, limits.fused]
-        rows.append([option.name, limits.bits, *asks, option.note or None])
-    notes = ["bits per weight: scales included, of a matrix of 4096 columns in a model of 16-bit numbers"]
+        requirements = [limits.multiple, limits.float16 is None, limits.fused]
+        rows.append([option.name, limits.bits, *requirements, option.note or None])
+    notes = ["bits per weight: scales included, in a matrix of 4096 columns of a model with 16-bit activations"]
     return Table("quants", columns, rows, "quant=NAME", notes)
 
 
 def experiments(folder: Path | None) -> Table:
-    """Every experiment, and the overrides that it stands for."""
+    """Return a table of all experiments, and the overrides that each stands for."""
     rows: list[list[Any]] = []
     for option in options_of("experiment", folder):
         chosen = [
@@ -243,7 +244,7 @@ def experiments(folder: Path | None) -> Table:
 
 
 def metrics(_: Path | None) -> Table:
-    """Every metric, and what it means."""
+    """Return a table of all metrics and their meanings."""
     columns = [
         Column("metric", "metric"),
         Column("label", "shown as"),
@@ -254,26 +255,26 @@ def metrics(_: Path | None) -> Table:
     rows = [
         [
             name,
-            one.label if View.kernels not in one.views else f"{one.heading} (task=kernels)",
-            one.unit,
-            one.direction.name if one.direction.name != "neither" else None,
-            one.meaning,
+            metric.label if View.kernels not in metric.views else f"{metric.heading} (task=kernels)",
+            metric.unit,
+            metric.direction.name if metric.direction.name != "neither" else None,
+            metric.meaning,
         ]
-        for name, one in METRICS.items()
+        for name, metric in METRICS.items()
     ]
     notes = ["Records, CSV and JSON have the metric in the unit that its name ends in; tables show it in `unit`."]
     return Table("metrics", columns, rows, "", notes)
 
 
 def options_table(what: str, group: str) -> Callable[[Path | None], Table]:
-    """The function that gives the table of any other group: its options, and their values."""
+    """Return a function that returns the table of a group: its options and their values."""
 
     def table(folder: Path | None) -> Table:
         rows = []
         for option in options_of(group, folder):
             values = dict(flat({key: value for key, value in option.values.items() if key not in ("_target_", "name")}))
-            told = ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
-            rows.append([option.name, Cell(shortened(told), values), option.note or None])
+            text = ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+            rows.append([option.name, Cell(shortened(text), values), option.note or None])
         return Table(
             what,
             [Column(group, group), Column("values", "values", wraps=True), Column("note", "note", wraps=True)],
@@ -297,7 +298,7 @@ GROUPS = {
     "sweeps": "sweep",
     "trackings": "tracking",
 }
-"""The groups of the configuration, by what `gptbench list` calls their options."""
+"""Names of lists, mapped to the group of the configuration whose options they show."""
 TABLES: dict[str, Callable[[Path | None], Table]] = {
     **{what: options_table(what, group) for what, group in GROUPS.items()},
     "models": models,
@@ -306,3 +307,5 @@ TABLES: dict[str, Callable[[Path | None], Table]] = {
     "experiments": experiments,
     "metrics": metrics,
 }
+"""Names of lists, mapped to the function that returns the table; its argument is the user's folder of
+configurations."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptbench.base.outputs import check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread
+from gptbench.commands.compare import warn_unread
 from gptbench.compare import Baseline
 from gptbench.compare.baseline import read_baseline
 from gptbench.compare.select import select
@@ -15,18 +15,20 @@ from gptbench.present.report import html, is_report
 
 
 def report_command(arguments: list[str]) -> int:
-    """`gptbench report`: writes a page of recorded runs. Returns the exit code.
+    """`gptbench report`: writes an HTML page of recorded runs. Returns the exit code.
 
     Raises:
-        UserError: there is no such record or baseline, or the file is there and is no report, or it cannot be written.
+        UserError: there is no such record or baseline, or the file exists and is not a report, or cannot be written.
     """
     options = parsers.report().parse_args(arguments)
     path: Path = options.output or options.outputs / "report.html"
     check_output("--output", path, is_report)
     baselines = [Baseline(read_baseline(name)) for name in options.baseline]
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
+    found = [
+        selected for run in options.runs for selected in select(run, options.outputs, options.uri, unread=warn_unread)
+    ]
     now = datetime.datetime.now(datetime.UTC).astimezone().isoformat(" ", "minutes")
     write_output("--output", path, html(found, baselines, options.title, options.runs, now, History(options.outputs)))
     console.print(f"report: {path}", markup=False)
-    write_line({"report": str(path), "runs": len({each.path for each in found})})
+    write_line({"report": str(path), "runs": len({selected.path for selected in found})})
     return 0

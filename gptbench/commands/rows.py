@@ -6,7 +6,7 @@ from operator import methodcaller
 from gptbench.base.errors import UserError, counted
 from gptbench.base.outputs import as_json, check_output, write_output
 from gptbench.commands import parsers
-from gptbench.commands.compare import tell_unread
+from gptbench.commands.compare import warn_unread
 from gptbench.compare.baseline import Baseline, read_baseline
 from gptbench.compare.rows import COLUMNS, Experiment, as_csv, experiments
 from gptbench.compare.select import select
@@ -15,26 +15,26 @@ from gptbench.present.formats import TEXT, Column, Table, write
 
 
 def rows_command(arguments: list[str]) -> int:
-    """`gptbench rows`: writes CSV, or JSON, or both. Without a file, CSV is all that goes to stdout. Returns the exit
-    code.
+    """`gptbench rows`: writes CSV, JSON or both to files, or else only CSV to stdout. Returns the exit code.
 
     Raises:
-        UserError: a record measured nothing that the benchmark has, there is no such baseline, or a file cannot be
-            written.
+        UserError: a record has no metric of the benchmark, there is no such baseline, or a file cannot be written.
     """
     options = parsers.rows().parse_args(arguments)
     for option, file, beginning in (("--csv", options.csv, ",".join(COLUMNS)), ("--json", options.json, "[")):
         if file is not None:
             check_output(option, file, methodcaller("startswith", beginning))
-    found = [each for run in options.runs for each in select(run, options.outputs, options.uri, unread=tell_unread)]
-    for each in found:
-        if (wrong := each.record.problem()) is not None:
-            tell_unread(f"{each.path}: not a valid measurement: {wrong}")
-    if found and not (found := [each for each in found if each.record.problem() is None]):
-        raise UserError("none of these records counts")
+    found = [
+        selected for run in options.runs for selected in select(run, options.outputs, options.uri, unread=warn_unread)
+    ]
+    for selected in found:
+        if (wrong := selected.record.problem()) is not None:
+            warn_unread(f"{selected.path}: not a valid measurement: {wrong}")
+    if found and not (found := [selected for selected in found if selected.record.problem() is None]):
+        raise UserError("none of these records is a valid measurement")
     rows = experiments(found, Baseline(read_baseline(options.baseline)), options.by)
     if options.csv is None and options.json is None:
-        if options.format == "csv":  # the benchmark's own, with its digits
+        if options.format == "csv":  # with as many digits as the benchmark writes
             sys.stdout.write(as_csv(rows))
             sys.stdout.flush()
         else:
@@ -54,7 +54,7 @@ def rows_command(arguments: list[str]) -> int:
 
 
 def rows_table(rows: list[Experiment]) -> Table:
-    """The same as a table."""
+    """Return the rows as a table."""
     columns = [Column(name, name, right=name in ("target", "actual")) for name in COLUMNS]
     cells = [
         [row.name, row.metric, row.target, row.actual, row.dtype, row.device, row.arch, row.is_model] for row in rows

@@ -1,8 +1,8 @@
-"""Completion in a shell: what Hydra completes, with gptbench's commands, and options for which Hydra has no name.
+"""Shell completion: what Hydra completes, and gptbench's commands and options, which Hydra does not know.
 
-`eval "$(gptbench --shell-completion install=bash)"` has the shell ask `gptbench --shell-completion query=bash` with the
-line that is typed in COMP_LINE. Hydra answers for groups and fields alone, and refuses everything else; so what it does
-not know is answered here and taken out of the line.
+`eval "$(gptbench --shell-completion install=bash)"` makes the shell call `gptbench --shell-completion query=bash` with
+the typed line in COMP_LINE. Hydra completes only groups and fields, and rejects everything else; so everything else is
+completed here, and removed from the line before Hydra sees it.
 """
 
 import argparse
@@ -15,23 +15,24 @@ from gptbench.config.plugins import OPTION, without_plugins
 from gptbench.private import hydra as private
 
 LINE = "COMP_LINE"
-"""Variable in which a shell hands over the line."""
+"""Environment variable in which the shell passes the line."""
 QUERY = "query="
-"""Beginning of what is asked of `--shell-completion`."""
+"""Beginning of the argument with which a shell asks for completions."""
 WITH_VALUE = (OPTION, FORMAT)
-"""Options of ours that take a value."""
+"""gptbench's options that take a value."""
 
 
 def is_query(arguments: Sequence[str]) -> bool:
-    """Whether a shell asks what it may complete."""
-    return any(one in ("-sc", "--shell-completion") for one in arguments) and any(
-        one.startswith(QUERY) for one in arguments
-    )
+    """Whether the command line is a shell's request for completions."""
+    has_option = any(argument in ("-sc", "--shell-completion") for argument in arguments)
+    return has_option and any(argument.startswith(QUERY) for argument in arguments)
 
 
 def answer(environment: MutableMapping[str, str]) -> tuple[list[str], bool]:
-    """What may stand in the place of the last word of the line, and whether Hydra is to be asked as well: the line is
-    then without what Hydra does not know. Plugins that it names are imported, as what they bring can be completed.
+    """Return the completions of the last word of the line, and whether Hydra has to be asked as well.
+
+    For Hydra, everything that it does not know is removed from the line in `environment`. Plugins that the line names
+    are imported, so that their options can be completed.
 
     Raises:
         UserError: a plugin of the line cannot be imported.
@@ -47,16 +48,18 @@ def answer(environment: MutableMapping[str, str]) -> tuple[list[str], bool]:
     if before == OPTION:
         return [], False  # a file, which the shell itself completes
     if last.startswith("-"):
-        ours = (*QUIET, *DRY_RUN, *WITH_VALUE)
-        hydras = [name for action in private.options(private.arguments_parser()) for name in action.option_strings]
-        return matching(last, [*hydras, *ours]), False
+        own_options = (*QUIET, *DRY_RUN, *WITH_VALUE)
+        hydra_options = [
+            name for action in private.options(private.arguments_parser()) for name in action.option_strings
+        ]
+        return matching(last, [*hydra_options, *own_options]), False
     left = list(without_values(without_plugins(words)))
     environment[LINE] = " ".join([program, *left, last])
     return ([] if words else matching(last, COMMANDS)), True
 
 
 def without_values(words: Sequence[str]) -> Iterator[str]:
-    """Words without options of ours and their values, and without checkpoints."""
+    """Yield the words without gptbench's options and their values, and without checkpoints."""
     rest = iter(words)
     for word in rest:
         if word == FORMAT:
@@ -66,7 +69,7 @@ def without_values(words: Sequence[str]) -> Iterator[str]:
 
 
 def of_command(command: str, before: str) -> list[str]:
-    """Options of a command, and what its arguments can be.
+    """Return the options of a command and the values of its arguments.
 
     Args:
         before: the word before the one that is completed.
@@ -81,10 +84,10 @@ def of_command(command: str, before: str) -> list[str]:
 
 
 def positional(parser: argparse.ArgumentParser) -> list[str]:
-    """Values of a command's arguments, where these are known."""
+    """Return the values of a command's positional arguments, as far as they are known."""
     return [str(value) for action in private.arguments(parser) for value in action.choices or ()]
 
 
 def matching(word: str, choices: Sequence[str] | dict[str, str]) -> list[str]:
-    """Choices that begin with a word."""
+    """Return the choices that begin with a word."""
     return [choice for choice in choices if choice.startswith(word)]

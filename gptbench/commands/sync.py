@@ -1,4 +1,4 @@
-"""`gptbench log` and `gptbench sync`: logs what is recorded."""
+"""`gptbench log` and `gptbench sync`: log recorded results to MLflow."""
 
 import sys
 from dataclasses import replace
@@ -17,7 +17,7 @@ def log_command(arguments: list[str]) -> int:
     """`gptbench log`: logs recorded results. Returns the exit code.
 
     Raises:
-        UserError: a file is not a result (the others are logged), or the store refuses one.
+        UserError: a file is not a result (the others are logged), or the store rejects one.
     """
     options = parsers.log().parse_args(arguments)
     given = {"uri": options.uri, "experiment": options.experiment}
@@ -27,7 +27,7 @@ def log_command(arguments: list[str]) -> int:
         try:
             result = load_record(path)
             config = tracking_of(path, result, True, changes)
-        except UserError as error:  # the others are logged all the same
+        except UserError as error:  # the others are still logged
             unread.append(str(error))
             continue
         assert config is not None
@@ -39,18 +39,18 @@ def log_command(arguments: list[str]) -> int:
 
 
 def sync_command(arguments: list[str]) -> int:
-    """`gptbench sync`: logs all records that could not be logged before. Returns the exit code: 1 if some still cannot.
+    """`gptbench sync`: logs all records that could not be logged before. Returns the exit code: 1 if some still cannot
+    be logged.
 
     Raises:
-        UserError: there is no such folder.
-    """
+        UserError: the outputs folder does not exist."""
     options = parsers.sync().parse_args(arguments)
     outputs: Path = options.outputs.absolute()
     if not outputs.is_dir():
         raise UserError(f"{options.outputs}: expected an outputs folder (--outputs)")
     failed, unread = 0, 0
-    away: set[tuple[str | None, str]] = set()  # where nothing more is tried
-    lost: dict[Path | None, bool] = {}  # whether a store was, before it is made anew for the first record
+    away: set[tuple[str | None, str]] = set()  # servers that are unreachable and not tried again
+    lost: dict[Path | None, bool] = {}  # whether each store was lost, before its first record creates it anew
     for path in all_records(outputs):
         try:
             result = load_record(path)
