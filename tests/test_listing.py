@@ -66,6 +66,13 @@ def test_experiments_are_their_overrides_and_metrics_their_meanings(capsys: pyte
     assert rows["mbu"]["meaning"] == METRICS["mbu"].meaning
 
 
+def test_csv_has_json_where_a_cell_has_several_values(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, column in ("tasks", "values"), ("experiments", "overrides"):
+        assert list_command([what, "--format", "csv"]) == 0
+        table = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert [json.loads(row[column]) for row in table] == [row[column] for row in listed(capsys, what).values()]
+
+
 def test_every_experiment_can_be_composed_and_is_what_its_overrides_are(capsys: pytest.CaptureFixture[str]) -> None:
     for name, row in listed(capsys, "experiments").items():
         whole, same = composed([f"experiment={name}"], None), composed(row["overrides"], None)

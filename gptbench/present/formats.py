@@ -209,9 +209,11 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 
 def in_csv(value: Any) -> str:
-    """Return a value as CSV has it: a number with all digits, None as empty text."""
+    """Return a value as CSV has it: a number with all digits, None as empty text, lists and dicts as JSON."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict | list | tuple):
+        return as_json(finite(value), indent=None, allow_nan=False)
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
