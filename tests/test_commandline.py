@@ -69,7 +69,7 @@ def test_a_baseline_does_not_say_where_its_runs_write_to(tmp_path: Path) -> None
     file = tmp_path / "mine.yaml"
     for override in ("outputs=/elsewhere", "tracking.uri=http://x", "hydra.run.dir=/elsewhere", "+outputs=/elsewhere"):
         file.write_text(ROW.format(override=override))
-        with pytest.raises(UserError, match="expected nothing of tracking, outputs"):
+        with pytest.raises(UserError, match="expected none of tracking, outputs"):
             read_baseline(str(file))
     file.write_text(ROW.format(override="quant=int8"))
     assert read_baseline(str(file)).rows["one"].overrides == ["model=demo", "quant=int8"]
