@@ -383,7 +383,7 @@ def test_a_models_kernels_are_measured(
     """What Inductor gets is one graph. (It is compiled below, and on a GPU.)"""
     monkeypatch.setattr(
         kernels,
-        "compiled",
+        "compile_graph",
         lambda code, _: torch.compile(code, backend="eager", fullgraph=True, dynamic=False),
     )
     monkeypatch.setattr(kernels, "MAX_SETS", 2)

@@ -55,7 +55,7 @@ pytestmark = pytest.mark.slow
 
 CREATE, BATCH, ARTIFACT, END = "runs/create", "runs/log-batch", "mlflow-artifacts", "runs/update"
 """In the paths of requests."""
-PROCESSES = 12
+PROCESSES = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
