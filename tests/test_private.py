@@ -300,7 +300,8 @@ def test_what_compiles_unseen_is_not_measured(monkeypatch: pytest.MonkeyPatch) -
             CompileWatch()
     with monkeypatch.context() as patched:
         patched.setattr("triton.knobs.compilation", object())
-        with pytest.raises(UserError, match=r"^triton 3\.\d\S+ has no knobs\.compilation\.listener, without which gptbench cannot know whether"):
+        lacking = r"^triton 3\.\d\S+ has no knobs\.compilation\.listener, without which gptbench cannot know whether"
+        with pytest.raises(UserError, match=lacking):
             CompileWatch()
     CompileWatch().close()
 
