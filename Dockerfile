@@ -25,10 +25,10 @@ RUN pip install --no-cache-dir --constraint /opt/constraints.txt "$(ls /wheels/*
 ARG COMMIT=""
 ENV GPTBENCH_COMMIT=$COMMIT
 ARG UID=1000
-RUN useradd --create-home --uid "$UID" gptbench && install --directory --owner gptbench /work /work/outputs
+RUN useradd --create-home --uid "$UID" gptbench && install --directory --owner gptbench /data /data/outputs
 USER gptbench
-WORKDIR /work
-VOLUME /work/outputs
+WORKDIR /data
+VOLUME /data/outputs
 ENTRYPOINT ["gptbench"]
 
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04 AS cuda
@@ -46,8 +46,8 @@ ENV GPTBENCH_COMMIT=$COMMIT
 ARG UID=1000
 # This image comes with a user of that number.
 RUN userdel --remove ubuntu \
-    && useradd --create-home --uid "$UID" gptbench && install --directory --owner gptbench /work /work/outputs
+    && useradd --create-home --uid "$UID" gptbench && install --directory --owner gptbench /data /data/outputs
 USER gptbench
-WORKDIR /work
-VOLUME /work/outputs
+WORKDIR /data
+VOLUME /data/outputs
 ENTRYPOINT ["gptbench"]

@@ -46,8 +46,8 @@ def test_both_images_are_for_a_user_with_a_volume() -> None:
     for name in ("cpu", "cuda"):
         assert images[name][-4:] == [
             "USER gptbench",
-            "WORKDIR /work",
-            "VOLUME /work/outputs",
+            "WORKDIR /data",
+            "VOLUME /data/outputs",
             'ENTRYPOINT ["gptbench"]',
         ]
         installs = [line for line in images[name] if "pip install" in line]
@@ -89,7 +89,7 @@ def test_the_page_names_what_there_is() -> None:
     page = (ROOT / "docs" / "docker.md").read_text()
     assert set(re.findall(r"--target (\w+)", page)) == {"cpu", "cuda"}
     assert set(re.findall(r"--build-arg (\w+)=", page)) == set(re.findall(r"^ARG (\w+)", TEXT, re.MULTILINE))
-    assert set(re.findall(r':(/work/\w+)"', page)) == {"/work/outputs"}
+    assert set(re.findall(r':(/data/\w+)"', page)) == {"/data/outputs"}
 
 
 @pytest.mark.slow
