@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,11 @@ def test_what_can_be_done_next_can_be_typed(
 
 def test_one_is_one() -> None:
     assert [counted(number, "sample") for number in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
+
+
+def test_a_roof_that_rose_during_the_run_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shown, roof = Terminal(quiet=False), made_result().roof
+    shown.roof_raised(roof)
+    shown.roof = replace(roof, gb_per_s=roof.gb_per_s / 2)
+    shown.roof_raised(roof)
+    assert capsys.readouterr().err.count(f"to {roof.gb_per_s:.4g} GB/s during this run") == 1

@@ -61,7 +61,7 @@ def trust_vector_instructions() -> None:
     """Make Inductor trust the vector instructions that the processor reports, if the C++ compiler knows them.
 
     Otherwise it builds and loads a small library for each instruction set, of which it needs one: 8 of the 18 s of the
-    demo model's cold compile on two cores (see LOG.md).
+    demo model's cold compile on two cores (see docs/log).
     """
     try:
         settings, known, here = private.vector_instructions()

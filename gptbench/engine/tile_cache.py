@@ -1,6 +1,6 @@
 """Tiles of the linear kernels: the built-in ones, and autotuned ones, kept in a file for each kind of device.
 
-The built-in tiles were the fastest on Hopper GPUs (see LOG.md).
+The built-in tiles were the fastest on Hopper GPUs (see docs/log).
 """
 
 import contextlib

@@ -27,6 +27,8 @@ CTAS_PER_SM = 3
 """CTAs with a chunk per SM, in a long context."""
 DOT_CTAS_PER_SM = 2
 """CTAs with a chunk per SM where `tl.dot` is used: as many as fit into the register file."""
+MAX_BLOCK = 128
+"""Positions that a CTA loads at once at most, in a long context."""
 MIN_CHUNK = 128
 """Minimum positions of a chunk: below it, the merge costs more than further splitting saves."""
 
@@ -83,7 +85,7 @@ class SplitKVPlan:
         remainder = splits % chunks_per_merge(heads // kv_heads, width)
         if remainder <= splits // 8:  # a few more chunks would take another iteration of the merge
             splits -= remainder
-        block = min(max(TILE_BYTES // row_bytes, MIN_DOT), 128)
+        block = min(max(TILE_BYTES // row_bytes, MIN_DOT), MAX_BLOCK)
         # float32 dot products do not use tensor cores, and need more registers.
         return cls(splits, block, warps=8 if use_dot and itemsize == 4 else 4)
 

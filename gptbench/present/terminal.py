@@ -38,6 +38,8 @@ class Terminal:
 
     def __init__(self, quiet: bool) -> None:
         console.quiet = quiet
+        self.roof: Roof | None = None
+        """The read roof that the limit was printed for."""
 
     def planned(self, config: Config, device: Device, need: MemoryNeed) -> None:
         """Print what will be run."""
@@ -69,6 +71,7 @@ class Terminal:
         """Print the limit by memory bandwidth; for a mixture of experts, that if all rows choose the same experts."""
         batch, steps = config.workload.batch_size, len(traffic.kv_len)
         least, most = (sum(traffic.needed(experts)) / steps for experts in (None, max_experts(config) * steps))
+        self.roof = roof
         needs, what = f"{least / 1e9:.3f} GB", "that takes"
         if most > least:
             needs = f"{least / 1e9:.3f} GB, where all rows choose the same experts, to {most / 1e9:.3f} GB"
@@ -104,11 +107,21 @@ class Terminal:
             show_kernels(record, instantiate(config.baseline))
         elif isinstance(record, Result):
             show_result(record, instantiate(config.baseline))
+            self.roof_raised(record.roof)
             if path is not None:
                 draw_compilation(record, path.with_name(path.stem.replace("result", "compile") + ".png"))
         else:
             for name, value in record.summary.items():
                 console.print(f"  {name}: {number(value)}", markup=False)
+
+    def roof_raised(self, roof: Roof) -> None:
+        """Print that the read roof is higher now than when the limit was printed."""
+        if self.roof is not None and roof.gb_per_s > self.roof.gb_per_s:
+            before, now = self.roof.gb_per_s, roof.gb_per_s
+            console.print(
+                f"the read roof rose from {before:.4g} to {now:.4g} GB/s during this run; MBU and the limit above go by "
+                "the latter"
+            )
 
     def swept(self, record: SweepRecord) -> None:
         """Print the table of a sweep."""

@@ -151,7 +151,7 @@ def scaled(product: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return product times scale, if there is one, multiplied in float32.
 
     In the activations' type, TorchInductor would match the pattern and call `_weight_int8pack_mm`, whose CUDA kernel
-    took a hundred times as long as reading the weight does (see LOG.md).
+    took a hundred times as long as reading the weight does (see docs/log).
     """
     return product if scale is None else (product.float() * scale.float()).to(dtype)
 
@@ -160,7 +160,7 @@ def reduction(x: Tensor, weight: Tensor) -> Tensor:
     """Return x [..., D] times weight [..., N, D] in float32, [..., N]. Only for compiled code.
 
     x is materialised in memory first. Otherwise the compiler recomputes what x comes from, a norm or a SiLU, for every
-    one of the N outputs, which took longer than reading the weight from memory (see LOG.md).
+    one of the N outputs, which took longer than reading the weight from memory (see docs/log).
     """
     return (weight.float() * in_memory(x).float().unsqueeze(-2)).sum(-1)
 
