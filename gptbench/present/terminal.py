@@ -119,8 +119,8 @@ class Terminal:
         if self.roof is not None and roof.gb_per_s > self.roof.gb_per_s:
             before, now = self.roof.gb_per_s, roof.gb_per_s
             console.print(
-                f"the read roof rose from {before:.4g} to {now:.4g} GB/s during this run; MBU and the limit above go by "
-                "the latter"
+                f"the read roof rose from {before:.4g} to {now:.4g} GB/s during this run; MBU and the limit above go "
+                "by the latter"
             )
 
     def swept(self, record: SweepRecord) -> None:
